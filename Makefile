@@ -1,0 +1,33 @@
+# Each target sets up what it needs (.venv, once) and is one or two lines.
+SHELL := /bin/bash
+PYTHON ?= python3
+ENV := .venv/.ready
+RUN := .venv/bin/
+
+.PHONY: demo test lint bench ui clean
+
+demo: $(ENV)
+	$(RUN)biaswise demo
+
+test: $(ENV)
+	$(RUN)pytest -n 2 -q tests
+
+lint: $(ENV)
+	$(RUN)ruff check . && $(RUN)ruff format --check . && $(RUN)mypy && $(RUN)lint-imports
+
+bench: $(ENV)
+	$(RUN)biaswise bench
+
+ui: $(ENV)
+	$(RUN)biaswise ui
+
+clean:
+	rm -rf .venv
+
+# torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time.
+$(ENV): pyproject.toml constraints.txt requirements-nodeps.txt
+	$(PYTHON) -m venv .venv
+	$(RUN)pip install -q -c constraints.txt torch uv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q -c constraints.txt -e '.[dev]'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --no-deps -r requirements-nodeps.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""Many trials: which, how many, and what they prove."""

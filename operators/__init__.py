@@ -1,0 +1,1 @@
+"""Attention with a bias: one meaning, many implementations."""

@@ -1,0 +1,1 @@
+"""One trial: data in, detector trained under one plan, rows out."""

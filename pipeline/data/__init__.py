@@ -1,0 +1,1 @@
+"""Frames: written, read, corrupted, streamed."""

@@ -1,0 +1,62 @@
+"""Sample: one frame in memory, as every reader makes it and every transform takes it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+"""Camera order of mmdet3d's info files, hence of every tensor with a view axis."""
+
+
+class DataError(ValueError):
+    """A dataset, a file or a value in it that cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One key frame. V views; M boxes; N points; LiDAR frame of nuScenes (x right, y forward).
+
+    Attributes:
+        token: nuScenes sample token.
+        scene: scene name.
+        images: (V, h, w, 3) uint8, BGR, in the order of ``CAMERAS``.
+        points: (N, 5) float32: x, y, z in m, intensity, time lag in s.
+        lidar2img: (V, 4, 4) float64: LiDAR frame (m) -> pixels (u*d, v*d, d, 1).
+        boxes: (M, 9) float32: centre x, y, z (gravity), length, width, height in m, yaw in
+            rad about z from the x axis, velocity x, y in m/s (NaN if unknown).
+        labels: (M,) int64, index into ``pipeline.settings.CLASSES``.
+        lidar2ego, ego2global: (4, 4) float64.
+    """
+
+    token: str
+    scene: str
+    images: NDArray[np.uint8]
+    points: NDArray[np.float32]
+    lidar2img: NDArray[np.float64]
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    lidar2ego: NDArray[np.float64]
+    ego2global: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Boxes a detector found in one frame, best first; N boxes, LiDAR frame.
+
+    Attributes:
+        boxes: (N, 9) float32, columns as in ``Sample.boxes``.
+        scores: (N,) float32 in [0, 1].
+        labels: (N,) int64.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]

@@ -1,0 +1,119 @@
+"""Row: the one measurement record, and the append-only file that keeps it.
+
+Long format: one number per row, with everything needed to judge it. Rows are written as JSON
+lines, each in one write that is flushed to disk; a trial has one writer. A last line that a
+crash cut short is dropped on reading, and said so; a broken line elsewhere is an error.
+"""
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+class RowsError(ValueError):
+    """A rows file that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        study: name of the study.
+        trial: name of the trial.
+        plan: the resolved plan, as ``str(plan)``.
+        metric: what was measured (``mAP``, ``NDS``, ``latency_p50_ms``, ``bias_scale``, ...).
+        unit: unit of ``value`` (``fraction``, ``ms``, ``samples/s``, ``GiB``, ``logits``, ...).
+        value: the number; NaN is allowed and stored as null.
+        site: the attention site it belongs to; empty if it is about the whole model.
+        condition: sensor condition (``clean``, ``no_lidar``, ...); empty if it has none.
+        scene: scene name if the number is about one scene; empty otherwise.
+        seed: seed of the trial.
+        step: optimiser steps done when it was measured.
+        spread: half the distance between the 20th and 80th percentile, same unit; NaN if n is 1.
+        n: how many repetitions ``value`` summarises.
+        device: ``cpu`` or the GPU's name.
+        versions: ``torch=...;ray=...``.
+        commit: commit of the code, ``+`` appended if the tree was dirty.
+        recipe: digest of the study's recipe and rule, fixed before its first trial.
+        time: Unix time, seconds.
+    """
+
+    study: str
+    trial: str
+    plan: str
+    metric: str
+    unit: str
+    value: float
+    site: str = ""
+    condition: str = ""
+    scene: str = ""
+    seed: int = 0
+    step: int = 0
+    spread: float = math.nan
+    n: int = 1
+    device: str = "cpu"
+    versions: str = ""
+    commit: str = ""
+    recipe: str = ""
+    time: float = 0.0
+
+
+_COLUMNS = tuple(field.name for field in fields(Row))
+_FLOATS = ("value", "spread", "time")
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows to a JSON-lines file and flush it to disk."""
+    lines = "".join(_to_line(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a rows file; warn about a last line that was cut short, refuse any other bad line."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(_from_line(line))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            if number == len(lines) and not text.endswith("\n"):
+                warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)
+                break
+            raise RowsError(f"{path}, line {number}: not a row ({error})") from error
+    return rows
+
+
+def read_study(folder: Path) -> list[Row]:
+    """Read the rows of all trials of a study folder, in the order of the trials' names."""
+    return [row for path in sorted(folder.glob("trials/*/rows.jsonl")) for row in read_rows(path)]
+
+
+def _to_line(row: Row) -> str:
+    record = {k: None if _is_nan(v) else v for k, v in asdict(row).items()}
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _from_line(line: str) -> Row:
+    record = json.loads(line)
+    if not isinstance(record, dict) or set(record) != set(_COLUMNS):
+        raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
+    return Row(**{k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()})
+
+
+def select(rows: Iterable[Row], **where: object) -> Iterator[Row]:
+    """Yield the rows whose fields equal the given values, e.g. ``metric='mAP', condition='clean'``."""
+    return (row for row in rows if all(getattr(row, k) == v for k, v in where.items()))
