@@ -1,0 +1,118 @@
+"""Make mmengine, mmcv, mmdet and mmdet3d importable without a compiler, and say what is missing.
+
+mmdet3d imports compiled ``mmcv.ops`` that our detector never calls. With ``mmcv-lite`` a placeholder
+``mmcv._ext`` lets those imports pass; calling an op that is not there raises one sentence naming it.
+"""
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import NoReturn
+
+from packaging.version import Version
+
+# Lower bound inclusive, upper exclusive: what mmdet3d 1.4.0 and mmdet 3.3.0 assert, here with a sentence.
+VERSION_GATES = {
+    "mmengine": (("mmengine",), "0.8.0", "1.0.0"),
+    "mmcv": (("mmcv-lite", "mmcv"), "2.0.0rc4", "2.2.0"),
+    "mmdet": (("mmdet",), "3.0.0rc5", "3.4.0"),
+    "mmdet3d": (("mmdet3d",), "1.4.0", "1.5.0"),
+}
+EXTENSION = "mmcv._ext"
+MM_MODULES = ("mmcv.ops", "mmdet.models", "mmdet3d.structures", "mmdet3d.models")
+
+# (category, start of the message): what these libraries warn about while they are imported; not ours to mend.
+IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
+    (DeprecationWarning, "`torch.jit"),  # mmcv.ops decorates functions with torch.jit.script
+    (DeprecationWarning, "invalid escape sequence"),  # docstrings of mmdet, seen when they are first compiled
+    (SyntaxWarning, "invalid escape sequence"),  # the same under Python 3.12
+    (ImportWarning, "``MultiScaleDeformableAttention`` has been moved"),  # mmcv.cnn re-exports from mmcv.ops
+)
+
+
+class CompatError(ImportError):
+    """A library of the mm family is absent or of a version that does not fit the others."""
+
+
+class MissingOpError(RuntimeError):
+    """A compiled op of mmcv was called, and this mmcv has none."""
+
+
+class _MissingOp:
+    """Stands for one compiled op; calling it raises."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise MissingOpError(
+            f"the compiled op mmcv.ops.{self.name} was called, but the installed mmcv has no compiled ops; "
+            "use a config without the module that calls it, or install mmcv 2.1.0 built with its ops"
+        )
+
+
+class _PlaceholderExtension(ModuleType):
+    """``mmcv._ext`` in which every op exists and none runs."""
+
+    def __getattr__(self, name: str) -> _MissingOp:
+        if name.startswith("__"):  # the import system asks for __path__ and friends; those are truly absent
+            raise AttributeError(name)
+        return _MissingOp(name)
+
+
+def check_versions() -> None:
+    """Refuse absent or unfitting mm libraries.
+
+    Raises:
+        CompatError: names the library, the version found and the range that fits.
+    """
+    for module, (distributions, low, high) in VERSION_GATES.items():
+        found = _installed(distributions)
+        wanted = f"{module} >= {low}, < {high}"
+        if found is None:
+            raise CompatError(
+                f"{module} is not installed; {wanted} comes from requirements-nodeps.txt (pip --no-deps)"
+            )
+        if not Version(low) <= Version(found) < Version(high):
+            raise CompatError(
+                f"{module} {found} is installed, but mmdet3d 1.4.0 needs {wanted}; install one of those"
+            )
+
+
+def has_compiled_ops() -> bool:
+    """Tell whether the real ``mmcv._ext`` is there, rather than our placeholder or nothing."""
+    loaded = sys.modules.get(EXTENSION)
+    if loaded is not None:
+        return not isinstance(loaded, _PlaceholderExtension)
+    return importlib.util.find_spec(EXTENSION) is not None
+
+
+def prepare() -> None:
+    """Check versions, install the placeholder if needed, and import the mm libraries once, quietly.
+
+    Idempotent. The libraries are imported here so that their import-time warnings (and only those of
+    ``IMPORT_WARNINGS``) are silenced in one place.
+
+    Raises:
+        CompatError: see ``check_versions``.
+    """
+    check_versions()
+    with warnings.catch_warnings():
+        for category, start in IMPORT_WARNINGS:
+            warnings.filterwarnings("ignore", message=start.replace("(", r"\("), category=category)
+        if not has_compiled_ops():
+            sys.modules.setdefault(EXTENSION, _PlaceholderExtension(EXTENSION))
+        for name in MM_MODULES:
+            importlib.import_module(name)
+
+
+def _installed(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
