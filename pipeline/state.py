@@ -1,0 +1,143 @@
+"""State checkpoints: everything a trial needs to go on as if it had never stopped.
+
+A checkpoint is a folder ``step_00000120`` with ``tensors.safetensors`` (weights, buffers, optimiser
+state) and ``state.json`` (step, settings digest). It is written under another name, flushed, and
+renamed, so a folder with the right name is complete. Nothing else is needed: learning rate, data
+order, plan and random states of a step are functions of (settings, step), never of what ran before.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = 1
+"""Version of the layout; a reader refuses any other."""
+
+KEPT = 2
+"""Checkpoints kept per trial: the newest, and one before it in case a disk lost the newest."""
+
+
+class StateError(ValueError):
+    """A state checkpoint that cannot be read, or belongs to another trial."""
+
+
+def newest_state(folder: Path) -> Path | None:
+    """Return the complete checkpoint with the highest step under ``folder``, or None."""
+    return max(folder.glob("step_????????"), default=None)
+
+
+def save_state(
+    folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Write a checkpoint atomically and drop all but the newest ``KEPT``.
+
+    Args:
+        folder: parent of the checkpoints, made if missing.
+        step: optimiser steps done.
+        digest: digest of the trial's settings.
+        model: the bare model (not its DDP wrapper).
+        optimizer: its optimiser.
+
+    Returns:
+        The new checkpoint's folder.
+    """
+    final = folder / f"step_{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    for leftover in (partial, final):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    partial.mkdir(parents=True)
+    save_file(_tensors(model, optimizer), partial / "tensors.safetensors")
+    text = json.dumps({"format": FORMAT, "step": step, "settings": digest})
+    (partial / "state.json").write_text(text + "\n", encoding="utf-8")
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    partial.rename(final)
+    _flush(folder)
+    for old in sorted(folder.glob("step_????????"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_state(path: Path, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore model and optimiser in place; return the number of steps done.
+
+    Raises:
+        StateError: unreadable, of another format, of other settings, or of another architecture.
+    """
+    step = _read_header(path, digest)
+    try:
+        tensors = load_file(path / "tensors.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise StateError(f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint") from error
+    expected = set(_tensors(model, optimizer)) | {k for k in tensors if k.startswith("optim/")}
+    if expected != set(tensors):
+        odd = sorted(expected ^ set(tensors))
+        raise StateError(
+            f"{path}: belongs to another architecture; {len(odd)} tensors differ, first {odd[0]!r}; "
+            "start the trial in a new folder"
+        )
+    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model/")})
+    _restore_optimizer(optimizer, _names(model), tensors)
+    return step
+
+
+def _read_header(path: Path, digest: str) -> int:
+    try:
+        header = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StateError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
+    if header.get("format") != FORMAT:
+        raise StateError(f"{path}: state format {header.get('format')}, this code reads {FORMAT}")
+    if header["settings"] != digest:
+        raise StateError(
+            f"{path}: was written under settings {header['settings']}, the trial now has {digest}; "
+            "use a new folder or the old settings"
+        )
+    return int(header["step"])
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return copies on the CPU: safetensors refuses tensors that share memory."""
+    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
+    names = _names(model)
+    for parameter, values in optimizer.state.items():
+        tensors |= {f"optim/{names[id(parameter)]}/{key}": torch.as_tensor(v) for key, v in values.items()}
+    return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], tensors: dict[str, Tensor]
+) -> None:
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optim/"):
+            name, _, entry = key[6:].rpartition("/")
+            by_name.setdefault(name, {})[entry] = value
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for entry, value in by_name.pop(names[id(parameter)], {}).items():
+                # AdamW keeps its step count on the CPU unless fused; moments live with the parameter.
+                place = "cpu" if entry == "step" and not group.get("fused") else parameter.device
+                optimizer.state[parameter][entry] = value.to(place)
+    if by_name:
+        raise StateError(f"the optimiser has no parameter {sorted(by_name)[0]!r} that the checkpoint trained")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
