@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 
 class RowsError(ValueError):
@@ -111,7 +112,8 @@ def _from_line(line: str) -> Row:
     record = json.loads(line)
     if not isinstance(record, dict) or set(record) != set(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
-    return Row(**{k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()})
+    values: dict[str, Any] = {k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()}
+    return Row(**values)
 
 
 def select(rows: Iterable[Row], **where: object) -> Iterator[Row]:
