@@ -29,7 +29,7 @@ from operators.spec import FORMS_OF_KIND, GLOBAL_RANK, Form, Unsupported
 
 
 class GaussianField(NamedTuple):
-    """The fall-off of a gaussian bias: centers (B, Q, S, 2) float (row, column); sigma in cells; limit in logits."""
+    """The fall-off of a gaussian bias: centers (B, Q, S, 2) as (row, column); sigma in cells; limit in logits."""
 
     centers: Tensor
     sigma: float
@@ -160,7 +160,7 @@ class DenseBias(Bias):
 
 
 class _WeightedBias(Bias):
-    """A bias made of a grid and of one weight per query and part of the grid; its subclasses are dataclasses."""
+    """A bias made of one weight per query and part of a grid; its subclasses are dataclasses."""
 
     grid: TokenGrid
     weight: Tensor
@@ -186,6 +186,8 @@ class GlobalBias(_WeightedBias):
         weight: (B, Q, 2) or (B, H, Q, 2) float, in logits: LiDAR, camera.
     """
 
+    grid: TokenGrid
+    weight: Tensor
     kind: ClassVar[str] = "global"
 
     def __post_init__(self) -> None:
@@ -207,7 +209,7 @@ class GlobalBias(_WeightedBias):
         u = self.trainable
         camera = torch.cat(
             [u.new_full((s.num_keys,), s.modality) for s in self.grid.segments]
-        )  # LIDAR 0, CAMERA 1
+        )  # a modality is 0 or 1
         w = torch.stack((1 - camera, camera), dim=-1)
         return Factors(u, w.expand(*u.shape[:2], -1, -1), u.new_zeros(u.shape[:2]))
 

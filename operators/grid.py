@@ -140,7 +140,7 @@ class TokenGrid:
         expected = (*cells.shape[:2], self.num_segments)
         if cells.ndim != 4 or tuple(cells.shape) != (*expected, 2) or tuple(visible.shape) != expected:
             raise ValueError(
-                f"rects_around expects cells (B, Q, {self.num_segments}, 2) and visible (B, Q, {self.num_segments}), "
+                f"rects_around expects cells (B, Q, {self.num_segments}, 2) and visible of the same B, Q, S, "
                 f"got {tuple(cells.shape)} and {tuple(visible.shape)}"
             )
         if min(sizes) < 1:
