@@ -75,7 +75,9 @@ def load_state(path: Path, digest: str, model: nn.Module, optimizer: torch.optim
     try:
         tensors = load_file(path / "tensors.safetensors")
     except (OSError, SafetensorError) as error:
-        raise StateError(f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint") from error
+        raise StateError(
+            f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint"
+        ) from error
     expected = set(_tensors(model, optimizer)) | {k for k in tensors if k.startswith("optim/")}
     if expected != set(tensors):
         odd = sorted(expected ^ set(tensors))

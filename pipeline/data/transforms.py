@@ -1,0 +1,194 @@
+"""Transforms: pure functions from Sample to Sample; what a box projects to never changes its pixel.
+
+Pixel i of a row covers [i, i + 1) of the u axis, which is how OpenCV resizes. Hence a resize by f
+maps u to f*u and a mirrored image of width w maps u to w - u, exactly. Every transform updates
+``lidar2img`` (and ``lidar2ego``) so that the projection of points, boxes and pixels stay together.
+Values of CMT: junjie18/CMT, projects/configs/fusion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of ``augment``; the defaults are CMT's, light apart (CMT leaves it alone).
+
+    Attributes:
+        turn_rad: rotation about z is uniform in plus or minus this.
+        scale: global scale is uniform in this range.
+        shift_m: standard deviation of the translation along each axis.
+        flip: probability of mirroring the scene along x, and again along y.
+        zoom: resize factor relative to the smallest that fills the model's image.
+        mirror: probability of mirroring all images of a sample.
+        gain: factor on all pixels of a sample.
+    """
+
+    turn_rad: float = 0.785
+    scale: tuple[float, float] = (0.9, 1.1)
+    shift_m: float = 0.5
+    flip: float = 0.5
+    zoom: tuple[float, float] = (1.0, 1.25)
+    mirror: float = 0.5
+    gain: tuple[float, float] = (0.8, 1.2)
+
+
+def resize_crop(
+    sample: Sample, size: tuple[int, int], zoom: float = 1.0, place: float = 0.5, mirror: bool = False
+) -> Sample:
+    """Bring the images to the model's size: resize, crop at the top and the sides, perhaps mirror.
+
+    The resize factor is the smallest at which the image covers ``size``, times ``zoom``. What is too
+    high is cut off at the top (sky), what is too wide at the sides.
+
+    Args:
+        sample: images of any size.
+        size: (height, width) of the model's images, pixels.
+        zoom: at least 1.
+        place: share of the surplus width that is cut off at the left.
+        mirror: swap left and right of every image.
+    """
+    height, width = sample.images.shape[1:3]
+    factor = max(size[0] / height, size[1] / width) * zoom
+    # the factor may round to a size one pixel short of the model's
+    new = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    top, left = new[0] - size[0], round((new[1] - size[1]) * place)
+    matrix = np.eye(4)
+    matrix[0, 0], matrix[1, 1] = new[1] / width, new[0] / height
+    matrix[0, 2], matrix[1, 2] = -left, -top
+    window = np.s_[top : top + size[0], left : left + size[1]]
+    images = np.stack([_resized(image, new)[window] for image in sample.images])
+    if mirror:
+        images = np.ascontiguousarray(images[:, :, ::-1])
+        flip = np.eye(4)
+        flip[0, 0], flip[0, 2] = -1, size[1]
+        matrix = flip @ matrix
+    return replace(sample, images=images, lidar2img=matrix @ sample.lidar2img)
+
+
+def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize (h, w, 3) to (height, width); averaging below one half, where bilinear would alias."""
+    way = cv2.INTER_AREA if size[0] * 2 < image.shape[0] else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=way), np.uint8)
+
+
+def augment(
+    sample: Sample, rng: np.random.Generator, size: tuple[int, int], ranges: Augmentation | None = None
+) -> Sample:
+    """Vary a training sample: move and flip the scene; zoom, crop, mirror and light the images.
+
+    Args:
+        sample: images at native size.
+        rng: source of every draw.
+        size: (height, width) of the model's images, pixels; they are resized here.
+        ranges: how far; CMT's by default.
+    """
+    ranges = ranges or Augmentation()
+    matrix = _draw_motion(rng, ranges)
+    sample = transform_scene(sample, matrix)
+    zoom, place = rng.uniform(*ranges.zoom), rng.uniform()
+    sample = resize_crop(sample, size, zoom, place, mirror=bool(rng.uniform() < ranges.mirror))
+    return _light(sample, rng.uniform(*ranges.gain))
+
+
+def _draw_motion(rng: np.random.Generator, ranges: Augmentation) -> NDArray[np.float64]:
+    """Draw flips after shift after scale after rotation, CMT's order, as one (4, 4) matrix."""
+    turn = rng.uniform(-ranges.turn_rad, ranges.turn_rad)
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    matrix[:3, :3] *= rng.uniform(*ranges.scale)
+    matrix[:3, 3] = rng.normal(0, ranges.shift_m, 3)
+    signs = np.where(rng.uniform(size=2) < ranges.flip, -1.0, 1.0)
+    return np.diag([*signs, 1.0, 1.0]) @ matrix
+
+
+def transform_scene(sample: Sample, matrix: NDArray[np.float64]) -> Sample:
+    """Move points and boxes by a similarity about the vertical axis; images stay.
+
+    Args:
+        sample: a sample.
+        matrix: (4, 4), LiDAR frame -> new frame: rotation about z, mirroring, one scale, any shift.
+    """
+    linear, inverse = matrix[:3, :3], np.linalg.inv(matrix)
+    scale = float(np.linalg.norm(linear[:, 2]))
+    points, boxes = sample.points.copy(), sample.boxes.astype(np.float64)
+    points[:, :3] = sample.points[:, :3] @ linear.T + matrix[:3, 3]
+    boxes[:, :3] = boxes[:, :3] @ linear.T + matrix[:3, 3]
+    boxes[:, 3:6] *= scale
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], 1) @ linear[:2, :2].T
+    boxes[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    boxes[:, 7:9] = boxes[:, 7:9] @ linear[:2, :2].T
+    return replace(
+        sample,
+        points=points,
+        boxes=boxes.astype(np.float32),
+        lidar2img=sample.lidar2img @ inverse,
+        lidar2ego=sample.lidar2ego @ inverse,
+    )
+
+
+def _light(sample: Sample, gain: float) -> Sample:
+    lit = sample.images.astype(np.float32) * gain
+    return replace(sample, images=np.clip(np.rint(lit), 0, 255).astype(np.uint8))
+
+
+def filter_range(sample: Sample, limits: Sequence[float]) -> Sample:
+    """Drop points outside the box and boxes whose centre is outside it in the bird's-eye view.
+
+    Args:
+        sample: a sample.
+        limits: x, y, z minimum, then x, y, z maximum, in m. As in mmdet3d, height counts for points only.
+    """
+    low, high = np.array(limits[:3]), np.array(limits[3:])
+    points, centres = sample.points[:, :3], sample.boxes[:, :2]
+    inside = ((points > low) & (points < high)).all(1)
+    kept = ((centres > low[:2]) & (centres < high[:2])).all(1)
+    return replace(sample, points=sample.points[inside], boxes=sample.boxes[kept], labels=sample.labels[kept])
+
+
+def mask_modality(
+    sample: Sample, rng: np.random.Generator, cameras: float = 0.25, lidar: float = 0.25
+) -> Sample:
+    """Take away all images (black) or all points of some samples, so that a model learns to do without.
+
+    Args:
+        sample: a sample.
+        rng: source of the one draw.
+        cameras: probability of losing the images; CMT's ModalMask3D has 0.25.
+        lidar: probability of losing the points; CMT's 0.25. CMT moves them to the origin, where they
+            make one false pillar; here they are gone, as in the condition ``no_lidar``.
+    """
+    draw = rng.uniform()
+    if draw < cameras:
+        return replace(sample, images=np.zeros_like(sample.images))
+    if draw < cameras + lidar:
+        return replace(sample, points=sample.points[:0])
+    return sample
+
+
+def box_corners(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the eight corners (M, 8, 3) in m of boxes (M, 7 or more), columns as in ``Sample.boxes``."""
+    unit = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+    local = unit * boxes[:, None, 3:6].astype(np.float64)
+    cos, sin = np.cos(boxes[:, 6, None]), np.sin(boxes[:, 6, None])
+    x = cos * local[..., 0] - sin * local[..., 1]
+    y = sin * local[..., 0] + cos * local[..., 1]
+    return np.stack([x, y, local[..., 2]], -1) + boxes[:, None, :3]
+
+
+def project(points: NDArray[np.floating], lidar2img: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Project points (..., 3) in m; return (V, ..., 3): pixel u, pixel v, depth in m.
+
+    Args:
+        points: in the LiDAR frame.
+        lidar2img: (V, 4, 4) as in ``Sample``.
+    """
+    wide = np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
+    seen = np.einsum("vij,...j->v...i", lidar2img, wide)
+    return np.concatenate([seen[..., :2] / seen[..., 2:3], seen[..., 2:3]], -1)

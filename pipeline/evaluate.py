@@ -1,0 +1,204 @@
+"""Evaluate: detections -> nuScenes submission -> the official devkit's verdict, per sensor condition.
+
+The devkit's ``DetectionEval`` runs unmodified with its configuration ``detection_cvpr_2019``. Its
+tables are loaded once and serve all conditions.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from pipeline.data.sample import Detections, Sample
+from pipeline.data.tables import open_tables
+from pipeline.settings import CLASSES
+
+MAX_BOXES = 500
+"""Boxes per frame that the devkit accepts (``max_boxes_per_sample`` of detection_cvpr_2019)."""
+
+MOVING_M_PER_S = 0.2
+"""Above this speed an object gets the moving attribute; mmdet3d's NuScenesMetric."""
+
+ATTRIBUTES: Mapping[str, tuple[str, str]] = {
+    "car": ("vehicle.parked", "vehicle.moving"),
+    "truck": ("vehicle.parked", "vehicle.moving"),
+    "construction_vehicle": ("vehicle.parked", "vehicle.moving"),
+    "bus": ("vehicle.stopped", "vehicle.moving"),
+    "trailer": ("vehicle.parked", "vehicle.moving"),
+    "barrier": ("", ""),
+    "motorcycle": ("cycle.without_rider", "cycle.with_rider"),
+    "bicycle": ("cycle.without_rider", "cycle.with_rider"),
+    "pedestrian": ("pedestrian.standing", "pedestrian.moving"),
+    "traffic_cone": ("", ""),
+}
+"""Class -> attribute at rest and when moving, as mmdet3d's NuScenesMetric assigns them."""
+
+ERRORS = {
+    "trans_err": ("mATE", "m"),
+    "scale_err": ("mASE", "fraction"),
+    "orient_err": ("mAOE", "rad"),
+    "vel_err": ("mAVE", "m/s"),
+    "attr_err": ("mAAE", "fraction"),
+}
+"""The devkit's true-positive errors -> metric name and unit."""
+
+
+class EvaluationError(ValueError):
+    """Detections that the official metric cannot judge."""
+
+
+@dataclass(frozen=True)
+class FramePose:
+    """A frame's token and its way to the global frame, (4, 4) float64, LiDAR frame -> global."""
+
+    token: str
+    lidar2global: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, sample: Sample) -> "FramePose":
+        """Take the pose of a sample that has not been augmented."""
+        return cls(sample.token, sample.ego2global @ sample.lidar2ego)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of the official metric."""
+
+    metric: str
+    unit: str
+    value: float
+
+
+class Judge:
+    """The official metric on one split.
+
+    Args:
+        root: dataset root in nuScenes layout.
+        version: nuScenes version.
+        split: split of the devkit.
+    """
+
+    def __init__(self, root: Path, version: str, split: str) -> None:
+        self._tables = open_tables(root, version)
+        self._split = split
+
+    def score(
+        self, poses: Sequence[FramePose], detections: Sequence[Detections], folder: Path
+    ) -> list[Score]:
+        """Run the devkit on the detections of all frames of the split.
+
+        Args:
+            poses: all frames of the split, in any order.
+            detections: what was found in each.
+            folder: where the submission file goes.
+
+        Returns:
+            ``AP/<class>``, ``AP/<class>`` and so on, the five mean errors, ``mAP``, ``NDS``.
+
+        Raises:
+            EvaluationError: a detection is not finite, or frames are missing.
+        """
+        from nuscenes.eval.common.config import config_factory
+        from nuscenes.eval.detection.evaluate import DetectionEval
+
+        if not any(len(found.scores) for found in detections):
+            return _nothing_found()  # the devkit stops at a submission without any box
+        path = folder / "submission.json"
+        write_submission(path, poses, detections)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+            try:
+                config = config_factory("detection_cvpr_2019")
+                run = DetectionEval(self._tables, config, str(path), self._split, str(folder), verbose=False)
+            except AssertionError as error:
+                raise EvaluationError(f"{path}: the devkit refuses the submission: {error}") from error
+        metrics, _ = run.evaluate()
+        return _scores(metrics.serialize())
+
+
+def _scores(found: Mapping[str, Any]) -> list[Score]:
+    scores = [Score(f"AP/{name}", "fraction", found["mean_dist_aps"][name]) for name in CLASSES]
+    scores += [Score(name, unit, found["tp_errors"][key]) for key, (name, unit) in ERRORS.items()]
+    return [*scores, Score("mAP", "fraction", found["mean_ap"]), Score("NDS", "fraction", found["nd_score"])]
+
+
+def _nothing_found() -> list[Score]:
+    """What the metric's definition gives to no detection at all: no precision, every error 1."""
+    scores = [Score(f"AP/{name}", "fraction", 0.0) for name in CLASSES]
+    scores += [Score(name, unit, 1.0) for name, unit in ERRORS.values()]
+    return [*scores, Score("mAP", "fraction", 0.0), Score("NDS", "fraction", 0.0)]
+
+
+def write_submission(path: Path, poses: Sequence[FramePose], detections: Sequence[Detections]) -> None:
+    """Write the devkit's result file: boxes in the global frame, at most 500 a frame, best first."""
+    results = {
+        pose.token: submission_boxes(pose, found) for pose, found in zip(poses, detections, strict=True)
+    }
+    used = {"camera": True, "lidar": True, "radar": False, "map": False, "external": False}
+    sensors = {f"use_{sensor}": value for sensor, value in used.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"meta": sensors, "results": results}), encoding="utf-8")
+
+
+def submission_boxes(pose: FramePose, found: Detections) -> list[dict[str, Any]]:
+    """Turn one frame's detections into the devkit's records.
+
+    Raises:
+        EvaluationError: a box or score is not finite (a diverged model).
+    """
+    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+        raise EvaluationError(
+            f"frame {pose.token}: detections hold numbers that are not finite; the weights have diverged"
+        )
+    best = np.argsort(-found.scores, kind="stable")[:MAX_BOXES]
+    boxes, scores, labels = found.boxes[best].astype(np.float64), found.scores[best], found.labels[best]
+    turn, shift = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
+    centres = boxes[:, :3] @ turn.T + shift
+    sizes = boxes[:, [4, 3, 5]]  # the devkit wants width, length, height
+    rotations = Rotation.from_matrix(turn) * Rotation.from_euler("z", boxes[:, 6])
+    quaternions = np.roll(rotations.as_quat().reshape(-1, 4), 1, axis=1)  # scipy has w last, the devkit first
+    velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ turn.T)[:, :2]
+    moving = np.linalg.norm(velocities, axis=1) > MOVING_M_PER_S
+    return [
+        {
+            "sample_token": pose.token,
+            "translation": centres[i].tolist(),
+            "size": sizes[i].tolist(),
+            "rotation": quaternions[i].tolist(),
+            "velocity": velocities[i].tolist(),
+            "detection_name": CLASSES[labels[i]],
+            "detection_score": float(scores[i]),
+            "attribute_name": ATTRIBUTES[CLASSES[labels[i]]][int(moving[i])],
+        }
+        for i in range(len(boxes))
+    ]
+
+
+def save_detections(path: Path, poses: Sequence[FramePose], detections: Sequence[Detections]) -> None:
+    """Keep detections for later resampling, as one npz: arrays of all frames, and where each frame ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        tokens=np.array([pose.token for pose in poses]),
+        lidar2global=np.stack([pose.lidar2global for pose in poses]),
+        ends=np.cumsum([len(found.scores) for found in detections]),
+        boxes=np.concatenate([found.boxes for found in detections]),
+        scores=np.concatenate([found.scores for found in detections]),
+        labels=np.concatenate([found.labels for found in detections]).astype(np.int8),
+    )
+
+
+def load_detections(path: Path) -> tuple[list[FramePose], list[Detections]]:
+    """Read what ``save_detections`` wrote."""
+    with np.load(path, allow_pickle=False) as kept:
+        poses = [FramePose(str(t), m) for t, m in zip(kept["tokens"], kept["lidar2global"], strict=True)]
+        cuts = kept["ends"][:-1]
+        parts = [np.split(kept[name], cuts) for name in ("boxes", "scores", "labels")]
+    found = [Detections(b, s, c.astype(np.int64)) for b, s, c in zip(*parts, strict=True)]
+    return poses, found

@@ -1,0 +1,106 @@
+"""Record: the rows file of one trial, with what every row repeats filled in.
+
+A resumed trial measures some steps again. The file is append-only, so a row that is there already
+(same metric, site, condition, scene and step) is not written twice.
+"""
+
+import math
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.rows import Row, append_rows, read_rows
+
+PACKAGES = ("torch", "ray", "mmdet3d", "numpy", "biaswise")
+"""What a row's ``versions`` names, if installed."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number before it becomes a row; fields as in ``Row``."""
+
+    metric: str
+    unit: str
+    value: float
+    site: str = ""
+    condition: str = ""
+    spread: float = math.nan
+    n: int = 1
+
+
+class Record:
+    """Appends measures to a trial's rows file.
+
+    Args:
+        path: the rows file; it may exist.
+        common: a row whose study, trial, plan, seed, device, versions, commit and recipe all rows share.
+    """
+
+    def __init__(self, path: Path, common: Row) -> None:
+        self._path = path
+        self._common = common
+        self._known = set()
+        if path.exists():
+            _cut_partial_line(path)
+            self._known = {_key(row) for row in read_rows(path)}
+
+    def add(self, step: int, measures: Iterable[Measure]) -> None:
+        """Append measures taken after ``step`` optimiser steps, in one flushed write."""
+        rows = [self._row(step, measure) for measure in measures]
+        new = [row for row in rows if _key(row) not in self._known]
+        self._known |= {_key(row) for row in new}
+        if new:
+            append_rows(self._path, new)
+
+    def has(self, step: int, metric: str, condition: str) -> bool:
+        """Tell whether a whole-model number is recorded already."""
+        return (metric, "", condition, "", step) in self._known
+
+    def _row(self, step: int, measure: Measure) -> Row:
+        shared = {
+            name: getattr(self._common, name)
+            for name in ("study", "trial", "plan", "seed", "device", "versions", "commit", "recipe")
+        }
+        return Row(**shared, **vars(measure), step=step, time=time.time())
+
+
+def _key(row: Row) -> tuple[str, str, str, str, int]:
+    return row.metric, row.site, row.condition, row.scene, row.step
+
+
+def _cut_partial_line(path: Path) -> None:
+    """Remove a last line that a crash cut short; appending to it would spoil the next row too."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def versions() -> str:
+    """Return ``torch=...;ray=...`` of the packages that decide numbers."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name}={metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # an optional package
+            continue
+    return ";".join(found)
+
+
+def commit() -> str:
+    """Return the short commit of the code, ``+`` appended if the tree is dirty; empty outside git."""
+    root = Path(__file__).parents[1]
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
+        return ""
+    return head + ("+" if dirty else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
