@@ -29,7 +29,7 @@ from operators.spec import FORMS_OF_KIND, GLOBAL_RANK, Form, Unsupported
 
 
 class GaussianField(NamedTuple):
-    """The fall-off of a gaussian bias: centers (B, Q, S, 2) as (row, column); sigma in cells; limit in logits."""
+    """A gaussian fall-off: centers (B, Q, S, 2) as (row, column); sigma in cells; limit in logits."""
 
     centers: Tensor
     sigma: float

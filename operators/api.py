@@ -1,0 +1,119 @@
+"""Attention with a bias, defined once: softmax(scale * q @ k.mT + bias) @ v.
+
+The caller names the implementation; it computes exactly this, or the call fails with every reason.
+Shapes: B batch, H heads, Q queries, K keys, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from operators import registry
+from operators.bias import Bias
+from operators.spec import Form, Request, Unsupported
+from operators.validation import check_call, check_values
+
+objections = registry.objections
+
+
+def attention(  # three tensors, the bias, and how to compute it
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Bias | None = None,
+    *,
+    impl: str,
+    scale: float | None = None,
+    rank: int | None = None,
+    validate: bool = False,
+) -> Tensor:
+    """Attend to the keys, with something added to the scores.
+
+    Under autocast q, k and v are cast as PyTorch's own attention casts them.
+
+    Args:
+        q: (B, H, Q, D) float16, bfloat16, float32 or float64. It sets dtype and device of the result.
+        k: (B, H, K, D), dtype and device of ``q``.
+        v: (B, H, K, D), dtype and device of ``q``.
+        bias: what is added, in logits; None adds nothing. Its weights may have any float dtype.
+        impl: one of ``operators.spec.IMPLEMENTATIONS``, or ``auto``: the fastest measured one without an
+            objection (``operators.auto``; it is logged which).
+        scale: factor on q @ k.mT; None is D ** -0.5.
+        rank: for ``lowrank`` alone: where the bias is cut off. ``bias.factors(rank)`` tells the error.
+        validate: also look at the values: refuse NaN, infinity and rects beyond their segment. It makes the
+            host wait for the device, so it is off by default.
+
+    Returns:
+        (B, H, Q, D). A query with no key to attend to gets 0, and gives gradient 0.
+
+    Raises:
+        Unsupported: the implementation cannot serve this call; lists all objections.
+        ValueError, TypeError: inputs that do not fit together, or an unknown implementation.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    q, k, v = _autocast(q, k, v)
+    if bias is not None and bias.kind == "none":
+        bias = None
+    check_call(q, k, v, bias, scale)
+    if validate:
+        check_values(q, k, v, bias)
+    request = describe(q, k, v, bias, rank)
+    if impl == "auto":
+        from operators.auto import pick
+
+        impl = pick(request)
+    found = registry.objections(impl, request)
+    if found:
+        raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(found))
+    form = request.form_among(registry.entry(impl).forms)
+    assert form is not None  # else common_objections would have objected
+    with torch.autocast(
+        q.device.type, enabled=False
+    ):  # the casts are done; the reference's products keep theirs
+        fields = render(bias, form, rank, q.dtype)
+        return registry.load(impl).forward(q, k, v, scale=scale, **fields)
+
+
+def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
+    """Describe a call by what implementations may object to; arguments as for ``attention``."""
+    grads = torch.is_grad_enabled()
+    grid = None if bias is None else bias.key_grid
+    return Request(
+        kind="none" if bias is None else bias.kind,
+        dtype=str(q.dtype).removeprefix("torch."),
+        device=q.device.type,
+        batch=q.shape[0],
+        heads=q.shape[1],
+        queries=q.shape[2],
+        keys=k.shape[2],
+        head_size=q.shape[3],
+        segments=0 if grid is None else grid.num_segments,
+        bias_heads=0 if bias is None else bias.shape[1],
+        qkv_grad=grads and (q.requires_grad or k.requires_grad or v.requires_grad),
+        bias_grad=grads and bias is not None and bias.trainable is not None and bias.trainable.requires_grad,
+        rank=rank,
+    )
+
+
+def render(bias: Bias | None, form: Form, rank: int | None, dtype: torch.dtype) -> dict[str, Any]:
+    """Hand a bias over in a form: the keyword arguments of an implementation's ``forward``."""
+    if bias is None:
+        return {}
+    if form is Form.DENSE:
+        return {"bias": bias.dense(dtype)}
+    if form is Form.FACTORS:
+        factors = bias.factors(rank)
+        return {"u": factors.u, "w": factors.w}
+    if form is Form.RECTS:
+        return {"rects": bias.rects_form()}
+    return {"score_mod": bias.score_mod()}
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """Cast to autocast's dtype if it is on and the input is one it casts."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]

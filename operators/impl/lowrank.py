@@ -1,0 +1,69 @@
+"""Attention with a low-rank bias, by widening the dot product.
+
+    softmax(scale * q @ k.mT + u @ w.mT) @ v  ==  softmax(scale * [q, u / scale] @ [k, w].mT) @ v
+
+No (Q, K) tensor is formed: O((Q + K) R) memory, and a fused kernel that takes no bias serves unchanged.
+The kernel is PyTorch's flash, pinned, on the CPU as on a GPU. On a GPU it wants one head size for q, k
+and v, in steps of 8, so all three are padded with zeros and the padding is cut off the result.
+The global bias is exact (rank 2); any other is cut off at the rank the caller names.
+Source: FlashBias, arXiv:2505.12044.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from operators.spec import GLOBAL_RANK, Request
+
+_LANE = 8  # elements: the flash kernel's step of head sizes
+_WIDEST = 256  # elements: its largest head size
+_CUDA_DTYPES = ("float16", "bfloat16")  # what the flash kernel computes in on a GPU
+
+
+def objections(request: Request) -> list[str]:
+    """List why this implementation cannot serve ``request``."""
+    found = []
+    rank = request.rank if request.kind != "global" else GLOBAL_RANK
+    if request.kind == "global" and request.rank is not None and request.rank < GLOBAL_RANK:
+        found.append(f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}")
+    if request.rank is not None and not 1 <= request.rank <= request.queries:
+        found.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
+    if request.device == "cpu":
+        return found
+    if request.dtype not in _CUDA_DTYPES:
+        found.append(f"the flash kernel computes in {' or '.join(_CUDA_DTYPES)}, got {request.dtype}")
+    if request.head_size + (rank or 0) > _WIDEST:
+        found.append(
+            f"the flash kernel takes head sizes up to {_WIDEST}, got {request.head_size} + rank {rank}"
+        )
+    return found
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, u: Tensor, w: Tensor) -> Tensor:
+    """Attend with the bias ``u @ w.mT`` added to ``scale * q @ k.mT``.
+
+    Args:
+        q: (B, H, Q, D). It sets dtype and device of the result.
+        k: (B, H, K, D).
+        v: (B, H, K, D).
+        scale: factor on the content scores, positive.
+        u: (B, H or 1, Q, R), any float dtype; ``u @ w.mT`` is in logits.
+        w: (B, H or 1, K, R), any float dtype.
+
+    Returns:
+        (B, H, Q, D).
+    """
+    size = q.shape[-1]
+    # u takes the scale, not q: q is already rounded to its dtype and would be rounded twice.
+    wide_q = _joined(q, u / scale)
+    wide_k = _joined(k, w)
+    wide_v = F.pad(v, (0, wide_q.shape[-1] - size))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(wide_q, wide_k, wide_v, scale=scale)[..., :size]
+
+
+def _joined(content: Tensor, factor: Tensor) -> Tensor:
+    """Append the factor (B, H or 1, N, R) to (B, H, N, D), and zeros up to a whole lane."""
+    factor = factor.to(content.dtype).expand(*content.shape[:3], -1)
+    return F.pad(torch.cat((content, factor), dim=-1), (0, -(content.shape[-1] + factor.shape[-1]) % _LANE))

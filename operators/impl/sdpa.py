@@ -1,0 +1,82 @@
+"""PyTorch's scaled dot product attention, pinned to one kernel family at a time.
+
+Unpinned, PyTorch picks a family by rules that change with dtype, mask and gradient, so that what is timed
+or ablated is not what was asked. Pinned, a family that cannot serve a call fails. Of the four, the CPU
+has two (math and flash), and only there does flash take a bias. A row of all -inf gives 0 in all of them
+(PyTorch 2.5 and later; tested). Source: torch.nn.attention.sdpa_kernel; the limits were read from
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and probed.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from operators.spec import Request
+
+_HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One kernel family and its limits on a GPU.
+
+    Attributes:
+        backend: PyTorch's name of the family.
+        cpu: whether the CPU has it.
+        cuda_dtypes: dtypes it has kernels for on a GPU.
+        cuda_head_size: largest head size there, or None.
+        cuda_bias: whether it takes a dense bias there.
+        bias_grad: whether it gives a gradient to the bias, anywhere.
+    """
+
+    backend: SDPBackend
+    cpu: bool
+    cuda_dtypes: tuple[str, ...]
+    cuda_head_size: int | None
+    cuda_bias: bool
+    bias_grad: bool
+
+    def objections(self, request: Request) -> list[str]:
+        """List why this family cannot serve ``request``."""
+        name = self.backend.name.lower().removesuffix("_attention")
+        if request.device == "cpu" and not self.cpu:
+            return [f"PyTorch has no {name} kernel on the CPU, only math and flash"]
+        found = []
+        if request.kind != "none" and request.bias_grad and not self.bias_grad:
+            found.append(f"the {name} kernel gives no gradient to a bias")
+        if request.device == "cpu":
+            return found
+        if request.kind != "none" and not self.cuda_bias:
+            found.append(f"the {name} kernel takes no bias on a GPU")
+        if request.dtype not in self.cuda_dtypes:
+            found.append(
+                f"the {name} kernel computes in {' or '.join(self.cuda_dtypes)}, got {request.dtype}"
+            )
+        limit = self.cuda_head_size
+        if limit is not None and (request.head_size > limit or request.head_size % 8):
+            found.append(f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}")
+        return found
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+        """Attend by this family, or fail.
+
+        Args:
+            q: (B, H, Q, D).
+            k: (B, H, K, D).
+            v: (B, H, K, D).
+            scale: factor on the content scores.
+            bias: (B or 1, H or 1, Q, K), dtype of ``q``.
+
+        Returns:
+            (B, H, Q, D).
+        """
+        with sdpa_kernel(self.backend):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+MATH = Pinned(SDPBackend.MATH, True, (*_HALF, "float32", "float64"), None, True, True)
+EFFICIENT = Pinned(SDPBackend.EFFICIENT_ATTENTION, False, (*_HALF, "float32"), None, True, True)
+FLASH = Pinned(SDPBackend.FLASH_ATTENTION, True, _HALF, 256, False, False)
+CUDNN = Pinned(SDPBackend.CUDNN_ATTENTION, False, _HALF, 128, True, False)
