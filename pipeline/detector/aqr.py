@@ -1,0 +1,159 @@
+"""Adaptive query weights (AQR): how much each query should trust LiDAR and how much the cameras.
+
+A small cross-attention encoder looks, for every query, only at the memory around the query's projection
+(a local mask) and ends in two numbers in [-1, 1]. Geometry and sizes restated in the project's facts on AQR;
+mask and encoder come from MoME (repository konyul/MoME, ``multi_expert.py``).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from operators.bias import LocalMask
+from operators.grid import TokenGrid
+from pipeline.detector.attention import SiteAttention
+from pipeline.detector.decoder import DecoderLayer, read_layer
+from pipeline.detector.position import project
+
+AQR_KINDS = ("local", "none")  # its attention is masked or free; no bias reaches it
+INITIAL_LOGIT = 1.5  # both sensors start trusted: tanh(1.5) = 0.905 (published AQR)
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedQueries:
+    """Where the queries of a batch fall among the keys; made once per forward pass.
+
+    Attributes:
+        grid: the key axis: the BEV map, then V camera maps; S = 1 + V segments.
+        cells: (B, Q, S, 2) int64: row and column; 0, 0 where not visible.
+        visible: (B, Q, S) bool: BEV: the point lies in the range; camera: it is the first one that sees the
+            point. A query without a camera has none visible, and one outside the range has no BEV cell. (The
+            published code gives the former the top-left corner of the front camera, and the latter a cell at
+            the opposite edge of the map.)
+    """
+
+    grid: TokenGrid
+    cells: Tensor
+    visible: Tensor
+
+    @classmethod
+    def of(
+        cls, points: Tensor, lidar2img: Tensor, point_range: Tensor, pad_hw: tuple[int, int], grid: TokenGrid
+    ) -> "ProjectedQueries":
+        """Project reference points.
+
+        Args:
+            points: (B, Q, 3) normalised by the range; in it if 0 <= x, y < 1.
+            lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
+            point_range: (6,) x, y, z minima and maxima in m.
+            pad_hw: height and width in pixels of the padded images.
+            grid: BEV map and V equal camera maps.
+        """
+        points = points.detach()
+        low, high = point_range[:3].to(points), point_range[3:].to(points)
+        bev, camera = grid.segments[0], grid.segments[1]
+        pixels, seen = project(points * (high - low) + low, lidar2img, pad_hw)
+        first = seen & (seen.cumsum(dim=1) == 1)
+        # Row from y, column from x.
+        bev_cells = (points[..., [1, 0]] * points.new_tensor([bev.rows, bev.cols])).floor()
+        per_pixel = pixels.new_tensor([camera.rows / pad_hw[0], camera.cols / pad_hw[1]])
+        camera_cells = (pixels[..., [1, 0]] * per_pixel).floor()
+        in_range = ((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)
+        visible = torch.cat([in_range[:, None], first], dim=1).movedim(1, 2)
+        cells = torch.cat([bev_cells[:, None], camera_cells], dim=1).movedim(1, 2)
+        # Masked before the cast: an infinite or huge float has no defined integer.
+        return cls(grid, cells.masked_fill(~visible[..., None], 0).long(), visible)
+
+    def rects(self, windows: tuple[int, int]) -> Tensor:
+        """Windows of the given sizes in cells (LiDAR, camera) around the cells: (B, Q, S, 4) int32."""
+        return self.grid.rects_around(self.cells, self.visible, windows)
+
+
+class AqrEncoder(nn.Module):
+    """Cross-attention layers and a last norm; parameter names as in MoME's checkpoint."""
+
+    def __init__(self, transformerlayers: Mapping[str, Any], num_layers: int = 1) -> None:
+        """Build from ``encoder_config``: every layer gets the sites ``aqr.<i>.cross``."""
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                **read_layer(transformerlayers, f"aqr.{i}"),
+                path=f"aqr.{i}",
+                default_bias="local",
+                cross_kinds=AQR_KINDS,
+            )
+            for i in range(num_layers)
+        )
+        self.post_norm = nn.LayerNorm(self.layers[0].norms[0].normalized_shape)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, mask: LocalMask | None
+    ) -> Tensor:
+        """Attend from queries of zero content; shapes as in ``AqrWeightGenerator.forward``: (B, Q, C)."""
+        query, key = torch.zeros_like(query_pos), memory + memory_pos
+        for layer in self.layers:
+            query = layer(
+                query, key, memory, query_pos, bias=None if layer.cross.choice.bias == "none" else mask
+            )
+        return self.post_norm(query)
+
+
+@MODELS.register_module()
+class AqrWeightGenerator(BaseModule):
+    """Two weights per query, LiDAR and camera, from what lies around its projection.
+
+    Args:
+        embed_dims: C, of queries and memory.
+        encoder_config: ``dict(transformerlayers=..., num_layers=1)``; a layer in the syntax of PETR's
+            decoder, with ``operation_order=('cross_attn', 'norm', 'ffn', 'norm')``.
+        window_lidar, window_camera: sizes of the local mask in cells.
+        init_cfg: see mmengine.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        encoder_config: Mapping[str, Any],
+        window_lidar: int = 5,
+        window_camera: int = 15,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.windows = (window_lidar, window_camera)
+        self.encoder = AqrEncoder(**encoder_config)
+        self.weight_head = nn.Linear(embed_dims, 2)
+        nn.init.constant_(self.weight_head.bias, INITIAL_LOGIT)
+        # As in MoME, both are added to the query embedding, not to the keys.
+        self.bev_type_embed = nn.Parameter(torch.randn(embed_dims))
+        self.rv_type_embed = nn.Parameter(torch.randn(embed_dims))
+
+    @property
+    def attentions(self) -> list[SiteAttention]:
+        """The attention sites, first layer first."""
+        return [site for layer in self.encoder.layers for site in layer.attentions]
+
+    def forward(
+        self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, geometry: ProjectedQueries
+    ) -> Tensor:
+        """Weigh the sensors.
+
+        Args:
+            memory: (B, K, C) BEV tokens, then camera tokens.
+            memory_pos: (B or 1, K, C).
+            query_pos: (B, Q, C) the decoder's query embedding.
+            geometry: where the queries project to.
+
+        Returns:
+            (B, Q, 2) float32 in [-1, 1]: LiDAR, camera.
+        """
+        mask = LocalMask(geometry.grid, geometry.rects(self.windows))
+        position = query_pos + self.bev_type_embed + self.rv_type_embed
+        return torch.tanh(self.weight_head(self.encoder(memory, memory_pos, position, mask)).float())

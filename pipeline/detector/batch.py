@@ -1,0 +1,90 @@
+"""Samples to model inputs, predictions back to detections.
+
+``Sample`` and ``Detections`` are ours and know nothing of mm libraries; ``Det3DDataSample`` is theirs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet3d.structures import Box3DMode, Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+
+from pipeline.data.sample import DataError, Detections, Sample
+
+GRAVITY = (0.5, 0.5, 0.5)  # where in a box our z is; mmdet3d keeps the middle of its bottom
+BOX_COLUMNS = 9
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Put samples into the form that ``model.data_preprocessor`` takes.
+
+    Args:
+        samples: frames with images of one size; boxes and labels may be empty.
+
+    Returns:
+        ``inputs``: ``img``, a list of (V, 3, h, w) uint8 BGR tensors, and ``points``, a list of (N, 5)
+        float32; ``data_samples``: one ``Det3DDataSample`` each, with ``gt_instances_3d`` (a NaN velocity
+        stays NaN: the loss drops it) and ``lidar2img`` (V, 4, 4) float64 in its meta information.
+
+    Raises:
+        DataError: no sample, or images of different sizes.
+    """
+    shapes = {sample.images.shape for sample in samples}
+    if len(shapes) != 1:
+        raise DataError(
+            f"a batch needs images of one size (views, height, width, 3), got {sorted(shapes) or 'none'}"
+        )
+    images = [torch.from_numpy(np.ascontiguousarray(s.images.transpose(0, 3, 1, 2))) for s in samples]
+    points = [torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples]
+    return {
+        "inputs": {"img": images, "points": points},
+        "data_samples": [_data_sample(sample) for sample in samples],
+    }
+
+
+def _data_sample(sample: Sample) -> Det3DDataSample:
+    """Describe one frame in mmdet3d's terms."""
+    views, height, width, _ = sample.images.shape
+    made = Det3DDataSample(
+        metainfo={
+            "token": sample.token,
+            "num_views": views,
+            "img_shape": (height, width),
+            "lidar2img": np.asarray(sample.lidar2img, dtype=np.float64),
+            "box_type_3d": LiDARInstance3DBoxes,
+            "box_mode_3d": Box3DMode.LIDAR,
+        }
+    )
+    boxes = torch.from_numpy(np.ascontiguousarray(sample.boxes, dtype=np.float32)).reshape(-1, BOX_COLUMNS)
+    made.gt_instances_3d = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=BOX_COLUMNS, origin=GRAVITY),
+        labels_3d=torch.from_numpy(np.ascontiguousarray(sample.labels, dtype=np.int64)),
+    )
+    return made
+
+
+def to_detections(data_samples: Sequence[Det3DDataSample]) -> list[Detections]:
+    """Take the predicted boxes out of mmdet3d's structure.
+
+    Args:
+        data_samples: with ``pred_instances_3d``, as ``model(..., mode="predict")`` returns them.
+
+    Returns:
+        One ``Detections`` each, best first, z at the centre of the box.
+    """
+    return [_detections(sample.pred_instances_3d) for sample in data_samples]
+
+
+def _detections(found: InstanceData) -> Detections:
+    scores = found.scores_3d.detach().float().cpu()
+    # Stable, so that equal scores keep the model's order and results repeat bit for bit.
+    order = torch.argsort(scores, descending=True, stable=True)
+    boxes = found.bboxes_3d.tensor.detach().float().cpu().clone()
+    boxes[:, 2] += boxes[:, 5] / 2
+    return Detections(
+        boxes=boxes[order].numpy(),
+        scores=scores[order].numpy(),
+        labels=found.labels_3d.detach().cpu()[order].to(torch.int64).numpy(),
+    )
