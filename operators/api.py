@@ -68,9 +68,7 @@ def attention(  # three tensors, the bias, and how to compute it
         raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(found))
     form = request.form_among(registry.entry(impl).forms)
     assert form is not None  # else common_objections would have objected
-    with torch.autocast(
-        q.device.type, enabled=False
-    ):  # the casts are done; the reference's products keep theirs
+    with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
         fields = render(bias, form, rank, q.dtype)
         return registry.load(impl).forward(q, k, v, scale=scale, **fields)
 
