@@ -69,7 +69,9 @@ def _node_owners(events: list[Any], site_of: dict[int, str]) -> dict[tuple[int, 
     An operator that makes no node carries the number of the next node, so the last one to carry a
     number is the one that made it.
     """
-    forward = [event for event in events if event.scope == FORWARD and event.sequence_nr >= 0]
+    forward = [
+        e for e in events if e.scope == FORWARD and e.sequence_nr >= 0 and not e.name.startswith(BACKWARD)
+    ]
     forward.sort(key=lambda event: event.time_range.start)
     return {(event.thread, event.sequence_nr): site_of.get(id(event)) for event in forward}
 

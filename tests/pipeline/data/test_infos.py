@@ -1,0 +1,114 @@
+"""Info files: the real frame read, projected and checked against the converter's own 2-D boxes."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.infos import InfoSource, read_infos
+from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.transforms import box_corners, filter_range, project
+from pipeline.settings import CLASSES
+
+FRAME = Path(__file__).parents[4] / "shared/data/nuscenes_frame"
+INFO = FRAME / "n015-2018-07-24-11-22-45+0800.pkl"
+RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+TILT = 0.025
+"""rad: how far the LiDAR leans against the ground (its third axis in ``lidar2ego``). A box in the LiDAR
+frame keeps its yaw alone, so its corners are off by up to this times their distance from its centre."""
+real = pytest.mark.skipif(not INFO.exists(), reason=f"the real nuScenes frame is not at {FRAME}")
+
+
+@real
+def test_real_frame_has_the_known_counts() -> None:
+    sample = filter_range(InfoSource(INFO)[0], RANGE)
+    names = [CLASSES[label] for label in sample.labels]
+    expected = {"car": 4, "truck": 2, "bus": 1, "barrier": 22, "pedestrian": 20, "traffic_cone": 3}
+    assert {name: names.count(name) for name in set(names)} == expected
+    assert sample.images.shape == (6, 900, 1600, 3)
+    assert len(sample.points) == 32330
+    assert (sample.points[:, 4] == 0).all()
+
+
+@real
+def test_real_frame_keeps_unknown_velocities() -> None:
+    boxes = read_infos(INFO, FRAME)[0].boxes
+    assert len(boxes) == 68
+    assert np.isnan(boxes[:, 7:9]).any(axis=1).sum() == 2
+
+
+@real
+def test_real_boxes_project_onto_the_converters_rectangles() -> None:
+    """Oracle: the 2-D rectangles that mmdet3d's converter made with the devkit, per camera."""
+    with INFO.open("rb") as file:
+        info = pickle.load(file)["data_list"][0]
+    sample = InfoSource(INFO)[0]
+    record = read_infos(INFO, FRAME)[0]
+    seen = project(box_corners(record.boxes), sample.lidar2img)
+    within = (seen[..., :2] > 0) & (seen[..., :2] < (1600, 900)) & (seen[..., 2:] > 0)
+    wholly = within.all((2, 3))
+    compared = 0
+    for view, camera in enumerate(CAMERAS):
+        rectangles = np.array([i["bbox"] for i in info["cam_instances"][camera]]).reshape(-1, 4)
+        for box in np.flatnonzero(wholly[view]):
+            corners = seen[view, box, :, :2]
+            ours = np.concatenate([corners.min(0), corners.max(0)])
+            distance = np.abs(rectangles - ours).max(1)
+            reach = TILT * np.linalg.norm(record.boxes[box, 3:6]) / 2
+            bound = 1266 * reach / seen[view, box, :, 2].min()  # focal length in pixels
+            assert distance.min() < bound, f"{camera}: box {box} is {distance.min():.2f} pixels off"
+            compared += 1
+    assert compared > 40
+
+
+@real
+def test_boxes_hold_the_points_they_claim() -> None:
+    """Would fail by half a height if z were the bottom of the box."""
+    record = read_infos(INFO, FRAME)[0]
+    points = InfoSource(INFO)[0].points[:, :3].astype(np.float64)
+    for box, claimed in zip(record.boxes.astype(np.float64), record.num_points, strict=True):
+        local = points - box[:3]
+        cos, sin = np.cos(box[6]), np.sin(box[6])
+        along, across = cos * local[:, 0] + sin * local[:, 1], cos * local[:, 1] - sin * local[:, 0]
+        beyond = (np.abs(np.stack([along, across, local[:, 2]], 1)) - box[3:6] / 2).max(1)
+        reach = TILT * np.linalg.norm(box[3:6]) / 2
+        assert (beyond < -reach).sum() <= claimed <= (beyond < reach).sum()
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1 + 1",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"metainfo": _Harmful()}))
+    with pytest.raises(DataError, match=r"bad\.pkl.*builtins\.eval.*only numpy"):
+        InfoSource(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "refused"),
+        (b"no pickle at all", "refused"),
+        (pickle.dumps([1, 2]), "holds a list"),
+        (pickle.dumps({"infos": []}), "not an mmdet3d info file"),
+        (pickle.dumps({"metainfo": {"info_version": "1.0"}}), "info version '1.0'; expected 1.1"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "other.pkl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        InfoSource(path)
+
+
+def test_numpy_values_of_both_major_versions_are_admitted(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.pkl"
+    content = {"metainfo": {"info_version": "1.0", "a": np.arange(3), "b": np.float64(2)}}
+    old_names = pickle.dumps(content, protocol=2).replace(b"numpy._core", b"numpy.core")
+    path.write_bytes(old_names)
+    with pytest.raises(DataError, match="info version"):  # got past the unpickler
+        InfoSource(path)
