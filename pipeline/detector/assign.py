@@ -1,0 +1,139 @@
+"""Which query answers for which ground-truth box: Hungarian matching (DETR, arXiv 2005.12872)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from mmengine.config import ConfigDict
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+FOCAL_EPS = 1e-12  # added inside the logarithms of the focal cost, as in mmdet
+MATCHED_CODES = 8  # x, y, z, sizes and yaw; velocity takes no part in the matching (CMT)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Matched pairs of one sample.
+
+    Attributes:
+        query: (m,) int64, ascending.
+        gt: (m,) int64, index of the box that the query answers for.
+    """
+
+    query: Tensor
+    gt: Tensor
+
+
+def focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss (arXiv 1708.02002) for calling a query positive instead of negative.
+
+    Args:
+        logits: (..., Q, C).
+        labels: (M,).
+        alpha: weight of positives.
+        gamma: focusing exponent.
+
+    Returns:
+        (..., Q, M).
+    """
+    p = logits.sigmoid()
+    negative = -(1 - p + FOCAL_EPS).log() * (1 - alpha) * p.pow(gamma)
+    positive = -(p + FOCAL_EPS).log() * alpha * (1 - p).pow(gamma)
+    return (positive - negative)[..., labels]
+
+
+@TASK_UTILS.register_module()
+class HungarianAssigner3D:
+    """Match queries and boxes one to one at the least total cost.
+
+    Attributes:
+        cls_weight, reg_weight: factors of focal and L1 cost.
+        alpha, gamma: of the focal cost.
+        code_weights: factors on the codes of prediction and target before the L1 distance.
+    """
+
+    def __init__(
+        self, cls_cost: dict, reg_cost: dict, code_weights: Sequence[float], iou_cost: dict | None = None
+    ):
+        """Read the costs of CMT's config.
+
+        Args:
+            cls_cost: ``dict(type='FocalLossCost', weight, alpha=.25, gamma=2)``.
+            reg_cost: ``dict(type='BBox3DL1Cost', weight)``.
+            code_weights: ten factors, in the order of ``coder.CODES``.
+            iou_cost: published configs name one of weight 0; any other weight is refused.
+        """
+        if iou_cost is not None and iou_cost.get("weight", 1.0) != 0:
+            raise ValueError(
+                f"assigner.iou_cost: CMT matches without IoU; expected weight 0, got {dict(iou_cost)}"
+            )
+        focal = read_cost(
+            "assigner.cls_cost", cls_cost, "FocalLossCost", {"weight": 1.0, "alpha": 0.25, "gamma": 2.0}
+        )
+        self.cls_weight, self.alpha, self.gamma = focal["weight"], focal["alpha"], focal["gamma"]
+        self.reg_weight = read_cost("assigner.reg_cost", reg_cost, "BBox3DL1Cost", {"weight": 1.0})["weight"]
+        self.code_weights = tuple(float(w) for w in code_weights)
+
+    def costs(self, codes: Tensor, logits: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted classification and box cost of one sample.
+
+        Args:
+            codes: (L, Q, 10) predictions of L decoder layers.
+            logits: (L, Q, C).
+            target: (M, 10) codes of the boxes.
+            labels: (M,).
+
+        Returns:
+            Two (L, Q, M) tensors.
+        """
+        weights = codes.new_tensor(self.code_weights)[:MATCHED_CODES]
+        predicted, wanted = codes[..., :MATCHED_CODES] * weights, target[:, :MATCHED_CODES] * weights
+        distance = torch.cdist(predicted, wanted.expand(len(codes), -1, -1), p=1)
+        return focal_cost(
+            logits, labels, self.alpha, self.gamma
+        ) * self.cls_weight, distance * self.reg_weight
+
+    @torch.no_grad()
+    def assign(
+        self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> list[list[Matching]]:
+        """Match every layer of every sample; the costs leave the device once per sample.
+
+        Args:
+            codes: (L, B, Q, 10).
+            logits: (L, B, Q, C).
+            targets: per sample (M, 10).
+            labels: per sample (M,).
+
+        Returns:
+            ``[layer][sample]`` matchings on the CPU; all boxes are matched, as long as there are
+            as many queries.
+
+        Raises:
+            FloatingPointError: a cost is not finite.
+        """
+        out: list[list[Matching]] = [[] for _ in codes]
+        for b, (target, label) in enumerate(zip(targets, labels, strict=True)):
+            cls_cost, reg_cost = self.costs(codes[:, b].float(), logits[:, b].float(), target, label)
+            cost = (cls_cost + reg_cost).cpu()
+            if not cost.isfinite().all():
+                raise FloatingPointError(
+                    f"matching: the cost of sample {b} is not finite; its ground truth or the predictions hold NaN or inf"
+                )
+            for layer, matrix in enumerate(cost.numpy()):
+                query, gt = linear_sum_assignment(matrix)
+                out[layer].append(Matching(torch.from_numpy(query), torch.from_numpy(gt)))
+        return out
+
+
+def read_cost(where: str, cfg: dict | ConfigDict, kind: str, defaults: dict[str, float]) -> dict[str, float]:
+    """Read ``dict(type=kind, **numbers)`` of a config; refuse another type and unknown keys."""
+    given = dict(cfg)
+    if given.pop("type", kind) != kind:
+        raise ValueError(f"{where}: expected type {kind!r}, got {cfg['type']!r}")
+    unknown = sorted(set(given) - set(defaults))
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; {kind} reads {', '.join(defaults)}")
+    return {**defaults, **{key: float(value) for key, value in given.items()}}

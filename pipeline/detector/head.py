@@ -1,0 +1,353 @@
+"""Head of CMT-AQR: queries, position embeddings, biased decoder, boxes and losses.
+
+CMT (arXiv 2301.01283, repository junjie18/CMT) with AQR: a weight generator rates LiDAR and cameras
+per query, and a bias generator turns the ratings into the attention bias of the decoder's
+cross-attentions. All sizes come from the config or from the features; keys are those of CMT.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS, TASK_UTILS
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from operators import TokenGrid
+from operators.bias import Bias, DenseBias
+from pipeline.detector.aqr import ProjectedQueries
+from pipeline.detector.attention import SiteAttention
+from pipeline.detector.decoder import CmtTransformer
+from pipeline.detector.denoise import DenoisingQueries, DenoisingSettings, make_denoising_queries
+from pipeline.detector.loss import Predictions, SetCriterion
+from pipeline.detector.position import (
+    Rays,
+    embed_bev_cells,
+    inverse_sigmoid,
+    project,
+    sine_embedding_2d,
+)
+from pipeline.detector.task_head import SeparateTaskHead
+
+RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What queries look at; K keys = BEV cells row by row, then camera cells by view, row and column.
+
+    Attributes:
+        tokens: (B, K, C).
+        position: (B, K, C) float32.
+        grid: which key is where.
+        rays: viewing rays of the cameras.
+        lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
+        pad_hw: height and width in pixels of the padded images.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    grid: TokenGrid
+    rays: Rays
+    lidar2img: Tensor
+    pad_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a forward pass gives.
+
+    Attributes:
+        matching: predictions of the learned queries.
+        denoising: predictions of the denoising slots and their bookkeeping, or None.
+        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
+            layer asked for a bias.
+    """
+
+    matching: Predictions
+    denoising: tuple[Predictions, DenoisingQueries] | None
+    weights: Tensor | None
+
+
+@MODELS.register_module()
+class CmtAqrHead(nn.Module):
+    """CMT's head with an optional AQR weight generator and attention bias.
+
+    Attributes:
+        transformer: decoder; its sites hold their choice of bias and implementation.
+        aqr, bias_generator: None without AQR.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_dim: int,
+        num_query: int,
+        tasks: Sequence[Mapping[str, Any]],
+        transformer: Mapping[str, Any],
+        bbox_coder: Mapping[str, Any],
+        loss_cls: Mapping[str, Any],
+        loss_bbox: Mapping[str, Any],
+        common_heads: Mapping[str, Sequence[int]],
+        separate_head: Mapping[str, Any] | None = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        depth_num: int = 64,
+        denoising: Mapping[str, Any] | None = None,
+        aqr_config: Mapping[str, Any] | None = None,
+        bias_config: Mapping[str, Any] | None = None,
+        default_bias: str | None = None,
+    ):
+        """Build from a config; the keys are CMT's unless said otherwise.
+
+        Args:
+            in_channels: channels of the BEV features.
+            hidden_dim: C, channels of the image features and of everything after.
+            num_query: learned queries.
+            tasks: one group, ``[dict(num_class, class_names)]``.
+            transformer: ``dict(type='CmtTransformer', decoder=...)``.
+            bbox_coder: ``dict(type='MultiTaskBBoxCoder', ...)``; its ``pc_range`` is the head's.
+            loss_cls, loss_bbox: see ``SetCriterion``.
+            common_heads, separate_head: see ``SeparateTaskHead``.
+            train_cfg: ``dict(assigner, code_weights)``; None builds a head that cannot train.
+            depth_num: depth samples of a viewing ray.
+            denoising: ours: ``DenoisingSettings``; CMT passes them one by one.
+            aqr_config, bias_config: ours: configs of weight and bias generator, both or neither.
+            default_bias: ours: bias of cross-attentions whose config names none; None means
+                ``window`` with AQR, ``none`` without.
+        """
+        super().__init__()
+        if len(tasks) != 1:
+            raise ValueError(f"pts_bbox_head.tasks: expected one group with all classes, got {len(tasks)}")
+        if (aqr_config is None) != (bias_config is None):
+            raise ValueError("pts_bbox_head: aqr_config and bias_config go together; one of them is missing")
+        self.num_query, self.num_classes = num_query, int(tasks[0]["num_class"])
+        self.depth_num = depth_num
+        self.bbox_coder = TASK_UTILS.build(bbox_coder)
+        if self.bbox_coder.num_classes != self.num_classes:
+            raise ValueError(
+                f"pts_bbox_head: tasks have {self.num_classes} classes, bbox_coder {self.bbox_coder.num_classes}"
+            )
+        self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
+        self.dn = DenoisingSettings(**(denoising or {}))
+        self._build_layers(in_channels, hidden_dim)
+
+        kind = default_bias or ("none" if bias_config is None else "window")
+        settings = {key: value for key, value in transformer.items() if key != "type"}
+        self.transformer = CmtTransformer(**settings, default_bias=kind)
+        heads = {key: value for key, value in (separate_head or {}).items() if key != "type"}
+        num_layers = len(self.transformer.decoder.layers)
+        self.task_heads = nn.ModuleList(
+            [SeparateTaskHead(hidden_dim, self.num_classes, num_layers, common_heads, **heads)]
+        )
+        self.aqr = MODELS.build(aqr_config) if aqr_config is not None else None
+        self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
+        self.criterion = (
+            self._build_criterion(train_cfg, loss_cls, loss_bbox) if train_cfg is not None else None
+        )
+
+    def _build_layers(self, in_channels: int, dims: int) -> None:
+        self.shared_conv = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(in_channels, dims, 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(dims),
+                activate=nn.ReLU(),
+            )
+        )
+        self.reference_points = nn.Embedding(self.num_query, 3)
+        nn.init.uniform_(self.reference_points.weight)
+        self.bev_embedding = nn.Sequential(nn.Linear(2 * dims, dims), nn.ReLU(), nn.Linear(dims, dims))
+        hidden = RAY_WIDTH * dims
+        self.rv_embedding = nn.Sequential(
+            nn.Linear(3 * self.depth_num, hidden), nn.ReLU(), nn.Linear(hidden, dims)
+        )
+
+    def _build_criterion(
+        self, train_cfg: Mapping[str, Any], loss_cls: Mapping[str, Any], loss_bbox: Mapping[str, Any]
+    ) -> SetCriterion:
+        unknown = sorted(set(train_cfg) - {"assigner", "code_weights"})
+        if unknown:
+            raise ValueError(f"pts_bbox_head.train_cfg: nobody reads {', '.join(unknown)}")
+        return SetCriterion(
+            TASK_UTILS.build(train_cfg["assigner"]),
+            dict(loss_cls),
+            dict(loss_bbox),
+            train_cfg["code_weights"],
+            self.dn.dn_weight,
+            self.dn.positive_share,
+        )
+
+    @property
+    def sites(self) -> dict[str, SiteAttention]:
+        """Every attention site by its path, in the order of computation."""
+        found = [m for part in (self.aqr, self.transformer) if part is not None for m in part.modules()]
+        return {m.site: m for m in found if isinstance(m, SiteAttention)}
+
+    def loss(self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Compute the training losses.
+
+        Args:
+            bev_feats, img_feats: see ``forward``.
+            data_samples: ``Det3DDataSample`` with ``lidar2img`` and ``batch_input_shape`` in the meta
+                information and ``gt_instances_3d``.
+
+        Returns:
+            See ``SetCriterion``.
+        """
+        if self.criterion is None:
+            raise ValueError("this head was built without train_cfg and has no losses")
+        device = bev_feats.device
+        instances = [sample.gt_instances_3d for sample in data_samples]
+        gravity = [
+            torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances
+        ]
+        boxes = [b.to(device=device, dtype=torch.float32) for b in gravity]
+        labels = [g.labels_3d.to(device) for g in instances]
+        output = self(bev_feats, img_feats, *read_meta(data_samples), targets=(boxes, labels))
+        return self.criterion(output.matching, boxes, labels, output.denoising)
+
+    def predict(
+        self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]
+    ) -> list[InstanceData]:
+        """Detect.
+
+        Args:
+            bev_feats, img_feats: see ``forward``.
+            data_samples: as for ``loss``, without ground truth.
+
+        Returns:
+            Per sample ``bboxes_3d`` (``box_type_3d`` of the sample), ``scores_3d`` and ``labels_3d``, best first.
+        """
+        output = self(bev_feats, img_feats, *read_meta(data_samples), last_only=True)
+        found = self.bbox_coder.decode(output.matching.codes[-1], output.matching.logits[-1])
+        instances = []
+        for sample, decoded in zip(data_samples, found, strict=True):
+            boxes = sample.metainfo["box_type_3d"](decoded.boxes, box_dim=9, origin=(0.5, 0.5, 0.5))
+            instances.append(
+                InstanceData(bboxes_3d=boxes, scores_3d=decoded.scores, labels_3d=decoded.labels)
+            )
+        return instances
+
+    def forward(
+        self,
+        bev_feats: Tensor,
+        img_feats: Tensor,
+        lidar2img: Tensor,
+        pad_hw: tuple[int, int],
+        targets: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+        rand01: Tensor | None = None,
+        last_only: bool = False,
+    ) -> HeadOutput:
+        """Run the head.
+
+        Args:
+            bev_feats: (B, in_channels, H, W); rows run along y.
+            img_feats: (B * V, C, h, w), views of a sample in a row.
+            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
+            pad_hw: height and width in pixels of the padded images.
+            targets: boxes (M, 9) with z at the box centre, and labels, per sample; turns denoising on.
+            rand01: (n, 3) draws of the denoising noise, for tests.
+            last_only: read only the last decoder layer (inference).
+        """
+        memory = self.make_memory(bev_feats, img_feats, lidar2img, pad_hw)
+        points = self.reference_points.weight.expand(len(bev_feats), -1, -1)
+        queries = None
+        if targets is not None:
+            sizes = (self.num_query, self.num_classes)
+            queries = make_denoising_queries(*targets, *sizes, self.point_range, self.dn, rand01)
+        if queries is not None:
+            points = torch.cat([queries.points, points], dim=1)
+        query_pos = self.embed_queries(points, memory)
+        weights, biases = self._make_biases(points, query_pos, memory)
+        mask = None if queries is None else block(queries.blocked(self.num_query))
+        states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
+        found = self._read(states, points)
+        slots = 0 if queries is None else queries.num_slots
+        matching = Predictions(found.codes[:, :, slots:], found.logits[:, :, slots:])
+        if queries is None:
+            return HeadOutput(matching, None, weights)
+        noised = Predictions(found.codes[:, :, :slots], found.logits[:, :, :slots])
+        return HeadOutput(matching, (noised, queries), weights)
+
+    def make_memory(
+        self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]
+    ) -> Memory:
+        """Lay BEV and camera features out as keys, with their position embeddings; see ``forward``."""
+        batch, views = lidar2img.shape[:2]
+        if len(img_feats) != batch * views:
+            raise ValueError(
+                f"img_feats: expected {batch * views} maps ({batch} samples of {views} views), got {len(img_feats)}"
+            )
+        bev = self.shared_conv(bev_feats)
+        bev_hw, img_hw = bev.shape[-2:], img_feats.shape[-2:]
+        images = img_feats.flatten(2).mT.reshape(batch, views * img_hw.numel(), -1)
+        tokens = torch.cat([bev.flatten(2).mT, images.to(bev.dtype)], dim=1)
+        grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
+        with torch.autocast(bev.device.type, enabled=False):
+            rays = Rays(lidar2img, self.point_range, self.depth_num)
+            of_bev = embed_bev_cells(self.bev_embedding, *bev_hw).expand(batch, -1, -1)
+            of_img = rays.embed_cells(self.rv_embedding, *img_hw, pad_hw)
+        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, lidar2img, pad_hw)
+
+    def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
+        """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""
+        return sum(self.query_embeddings(points, memory))
+
+    def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """BEV and camera part of the query embedding, (B, Q, C) each."""
+        with torch.autocast(points.device.type, enabled=False):
+            points = inverse_sigmoid(points).sigmoid()
+            low, high = self.point_range[:3], self.point_range[3:]
+            dims = self.bev_embedding[0].in_features // 2
+            of_bev = self.bev_embedding(sine_embedding_2d(points[..., :2], dims))
+            pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
+            return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
+
+    def _make_biases(
+        self, points: Tensor, query_pos: Tensor, memory: Memory
+    ) -> tuple[Tensor | None, list[Bias | None]]:
+        """Rate the sensors, and make one bias per kind that a layer chose; layers of a kind share it."""
+        kinds = [layer.cross.choice.bias for layer in self.transformer.decoder.layers]
+        wanted = {kind for kind in kinds if kind != "none"}
+        if not wanted:  # a plain CMT: the weights would go nowhere
+            return None, [None] * len(kinds)
+        if self.aqr is None:
+            raise ValueError(
+                f"the plan wants the bias {', '.join(sorted(wanted))}, but the head has no aqr_config"
+            )
+        seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
+        geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
+        weights = self.aqr(memory.tokens, memory.position, query_pos, geometry)
+        made = {kind: self.bias_generator(kind, weights, geometry) for kind in sorted(wanted)}
+        return weights, [made.get(kind) for kind in kinds]
+
+    def _read(self, states: Tensor, points: Tensor) -> Predictions:
+        """Task heads on (n, B, Q, C) states; x and y, and log length, move away from the reference point."""
+        with torch.autocast(
+            states.device.type, enabled=False
+        ):  # half precision resolves 108 m to half a metre
+            raw, logits = self.task_heads[0](states.float())
+            low, high = self.point_range[:3], self.point_range[3:]
+            # The third channel is called height and anchored at the reference z, but means log length: see coder.
+            anchored = (raw[..., :3] + inverse_sigmoid(points)).sigmoid() * (high - low) + low
+            return Predictions(torch.cat([anchored, raw[..., 3:]], dim=-1), logits)
+
+
+def block(blocked: Tensor) -> DenseBias:
+    """Turn a (Q, K) mask, True = blocked, into a bias of minus infinity there."""
+    values = torch.zeros(blocked.shape, device=blocked.device).masked_fill_(blocked, float("-inf"))
+    return DenseBias(values[None, None])
+
+
+def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
+    """Take lidar2img (B, V, 4, 4) float64 and the padded image size out of the data samples."""
+    metas = [sample.metainfo for sample in data_samples]
+    for key in ("lidar2img", "batch_input_shape"):
+        if missing := [i for i, meta in enumerate(metas) if key not in meta]:
+            raise ValueError(
+                f"data_samples {missing}: the meta information has no {key!r}, which the head needs"
+            )
+    matrices = torch.stack([torch.as_tensor(meta["lidar2img"], dtype=torch.float64) for meta in metas])
+    height, width = metas[0]["batch_input_shape"]
+    return matrices, (int(height), int(width))

@@ -1,0 +1,204 @@
+"""Set-prediction and denoising losses of CMT: focal for classes, L1 for box codes.
+
+Every decoder layer is matched and charged on its own, with equal weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.detector.assign import HungarianAssigner3D, Matching, read_cost
+from pipeline.detector.coder import CODES, encode_boxes
+from pipeline.detector.denoise import DenoisingQueries
+
+NEGATIVE_SHARE = 0.1  # what a negative query counts in the divisor of the classification loss (CMT)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the task heads say; L decoder layers, B samples, Q queries.
+
+    Attributes:
+        codes: (L, B, Q, 10), see ``coder.CODES``.
+        logits: (L, B, Q, C), one sigmoid per class.
+    """
+
+    codes: Tensor
+    logits: Tensor
+
+    def check_finite(self, what: str) -> None:
+        """Raise FloatingPointError naming the first layer with a NaN or an infinity."""
+        finite = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)])
+        if not finite.all():
+            layer = int((~finite.all(dim=0)).nonzero()[0])
+            raise FloatingPointError(
+                f"{what}: decoder layer {layer} predicts NaN or inf; inputs or weights are not finite, "
+                "or the learning rate is too high"
+            )
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss (arXiv 1708.02002), not reduced.
+
+    Plain PyTorch on every device; mmdet's class needs a compiled kernel for integer labels on a GPU.
+
+    Args:
+        logits: (..., C).
+        labels: (...), a class or C for background.
+        alpha: weight of positives.
+        gamma: focusing exponent.
+
+    Returns:
+        (..., C).
+    """
+    classes = logits.shape[-1]
+    target = F.one_hot(labels, classes + 1)[..., :classes].to(logits)
+    p = logits.sigmoid()
+    miss = (1 - p) * target + p * (1 - target)
+    weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+
+
+def mean_over_ranks(counts: Tensor) -> Tensor:
+    """Average over the processes of a distributed training; the counts themselves in a single one.
+
+    DDP averages gradients, so a sum over all samples divided by the global count is a local sum
+    divided by the mean count. CMT averages only the divisor of the denoising box loss; averaging
+    all of them makes one worker and many workers train the same thing.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    counts = counts.clone()
+    dist.all_reduce(counts)
+    return counts / dist.get_world_size()
+
+
+class SetCriterion:
+    """Losses of a batch.
+
+    Attributes:
+        assigner: matches queries and boxes.
+        code_weights: ten factors on the box loss, in the order of ``coder.CODES``.
+        dn_weight: factor on both denoising losses.
+        positive_share: expected share of positive denoising queries, for their divisor.
+    """
+
+    def __init__(
+        self,
+        assigner: HungarianAssigner3D,
+        loss_cls: dict,
+        loss_bbox: dict,
+        code_weights: Sequence[float],
+        dn_weight: float,
+        positive_share: float,
+    ):
+        """Read the losses of CMT's config.
+
+        Args:
+            assigner: matches queries and boxes.
+            loss_cls: ``dict(type='FocalLoss', use_sigmoid=True, gamma=2, alpha=.25, loss_weight)``.
+            loss_bbox: ``dict(type='L1Loss', loss_weight)``.
+            code_weights: ten factors.
+            dn_weight: factor on the denoising losses.
+            positive_share: of the denoising queries.
+        """
+        if len(code_weights) != len(CODES):
+            raise ValueError(
+                f"code_weights: expected {len(CODES)} numbers ({', '.join(CODES)}), got {code_weights}"
+            )
+        cls_cfg = dict(loss_cls)
+        if not cls_cfg.pop("use_sigmoid", True):
+            raise ValueError("loss_cls: use_sigmoid=False is not CMT's loss; leave the key out or say True")
+        focal = read_cost("loss_cls", cls_cfg, "FocalLoss", {"loss_weight": 1.0, "alpha": 0.25, "gamma": 2.0})
+        self.cls_weight, self.alpha, self.gamma = focal["loss_weight"], focal["alpha"], focal["gamma"]
+        self.bbox_weight = read_cost("loss_bbox", loss_bbox, "L1Loss", {"loss_weight": 1.0})["loss_weight"]
+        self.assigner = assigner
+        self.code_weights = tuple(float(w) for w in code_weights)
+        self.dn_weight, self.positive_share = dn_weight, positive_share
+
+    def __call__(
+        self,
+        matching: Predictions,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute all losses.
+
+        Args:
+            matching: predictions of the matching queries.
+            boxes: per sample (M, 9), z at the box centre; a box with a NaN velocity is matched and
+                classified, and leaves the box loss.
+            labels: per sample (M,).
+            denoising: predictions for the denoising slots and their bookkeeping.
+
+        Returns:
+            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` ... of the others, and
+            ``dn_loss_cls``, ``d0.dn_loss_cls`` ... of the denoising queries (0 without any).
+
+        Raises:
+            FloatingPointError: a prediction is NaN or infinite.
+        """
+        matching.check_finite("matching queries")
+        targets = [encode_boxes(b) for b in boxes]
+        pairs = self.assigner.assign(matching.codes, matching.logits, targets, labels)
+        matched = sum(len(pair.query) for pair in pairs[0])
+        total = matching.logits.shape[1] * matching.logits.shape[2]
+        slots = len(denoising[1].slot) if denoising else 0
+        divisors = mean_over_ranks(matching.codes.new_tensor([matched, total - matched, slots]))
+
+        cls, bbox = self._matching_losses(matching, pairs, targets, labels, divisors)
+        dn_cls, dn_bbox = torch.zeros_like(cls.detach()), torch.zeros_like(bbox.detach())
+        if denoising:
+            denoising[0].check_finite("denoising queries")
+            dn_cls, dn_bbox = self._denoising_losses(*denoising, divisors[2])
+        last = len(cls) - 1
+        losses = {"loss_cls": cls, "loss_bbox": bbox, "dn_loss_cls": dn_cls, "dn_loss_bbox": dn_bbox}
+        return {
+            (name if layer == last else f"d{layer}.{name}"): value[layer]
+            for layer in (last, *range(last))
+            for name, value in losses.items()
+        }
+
+    def _matching_losses(
+        self,
+        predictions: Predictions,
+        pairs: list[list[Matching]],
+        targets: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        divisors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        logits, codes = predictions.logits.float(), predictions.codes.float()
+        background = logits.shape[-1]
+        wanted = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
+        target = torch.full_like(codes, torch.nan)  # a row without target is not finite and drops out
+        for layer, samples in enumerate(pairs):
+            for b, pair in enumerate(samples):
+                wanted[layer, b, pair.query] = labels[b][pair.gt]
+                target[layer, b, pair.query] = targets[b][pair.gt].to(codes)
+        cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
+        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
+        bbox = self._box_sum(codes, target) / divisors[0].clamp(min=1)
+        return cls * self.cls_weight, bbox * self.bbox_weight
+
+    def _denoising_losses(
+        self, predictions: Predictions, queries: DenoisingQueries, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = predictions.logits[:, queries.batch, queries.slot].float()
+        codes = predictions.codes[:, queries.batch, queries.slot].float()
+        wanted = queries.labels.expand(len(logits), -1)
+        target = encode_boxes(queries.boxes).to(codes).expand(len(codes), -1, -1)
+        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1)
+        cls = cls / (count * self.positive_share).clamp(min=1)
+        bbox = self._box_sum(codes, target) / count.clamp(min=1)
+        return cls * self.cls_weight * self.dn_weight, bbox * self.bbox_weight * self.dn_weight
+
+    def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
+        """Weighted L1 per layer over the rows whose target is finite: (L,)."""
+        usable = target.isfinite().all(dim=-1, keepdim=True)
+        distance = (codes - target.where(usable, codes.detach())).abs() * codes.new_tensor(self.code_weights)
+        return (distance * usable).flatten(1).sum(dim=1)
