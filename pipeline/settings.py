@@ -58,7 +58,10 @@ class TrainSettings:
         warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it.
         lr_scale: factor on every learning rate of the config.
         augment: geometric and photometric augmentation on or off.
+        mask_modalities: black out the images of a quarter of the samples and drop the points of
+            another quarter (CMT's masked-modal training), so that the model learns to do without.
         checkpoint_every: steps between checkpoints.
+        log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only).
     """
 
@@ -67,7 +70,9 @@ class TrainSettings:
     warmup_steps: int = 10
     lr_scale: float = 1.0
     augment: bool = True
+    mask_modalities: bool = False
     checkpoint_every: int = 1000
+    log_every: int = 10
     amp: bool = False
 
 

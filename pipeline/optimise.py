@@ -1,0 +1,138 @@
+"""Optimise: one training step, its learning rate and its random state, as functions of (settings, step).
+
+Nothing a step does depends on what ran before it except weights and optimiser moments. That is what
+makes a resumed run equal to an unbroken one, bit for bit, without storing generator states.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.sample import Sample
+from pipeline.plan import Plan
+from pipeline.session import TrialError
+
+LAST_LR = 1e-3
+"""What the cosine leaves of the learning rate at the end."""
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the factor on the learning rate at a step (from 0): linear warm-up, then cosine to 1e-3."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return LAST_LR + (1 - LAST_LR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, numpy and torch from a tuple of integers such as (seed, step, rank)."""
+    words = np.random.SeedSequence(parts).generate_state(2, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]) % 2**32)  # numpy's global generator takes 32 bits
+    torch.manual_seed(int(words[1]) % 2**63)  # torch takes a signed 64-bit number
+
+
+def plan_of_step(plans: Sequence[Plan], seed: int, step: int) -> Plan:
+    """Draw the plan a step trains, the same on every rank."""
+    if len(plans) == 1:
+        return plans[0]
+    return plans[int(np.random.default_rng((seed, step)).integers(len(plans)))]
+
+
+class Optimiser:
+    """A detector in training.
+
+    Args:
+        model: the bare detector, on its device.
+        optimizer: over its parameters; its learning rates are the peaks.
+        clip_norm: L2 norm to which all gradients together are cut.
+        amp: bfloat16 autocast.
+        distributed: wrap the model in DDP; the process group is initialised.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        amp: bool = False,
+        distributed: bool = False,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._amp = amp
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        # plans differ in what they use: a bias generator without any biased site has no gradient
+        self._wrapped: nn.Module = (
+            DistributedDataParallel(model, find_unused_parameters=True) if distributed else model
+        )
+
+    def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its parts for a collated batch."""
+        device = next(self.model.parameters()).device.type
+        prepared = self.model.data_preprocessor(batch, True)
+        with torch.autocast(device, torch.bfloat16, enabled=self._amp):
+            parts = self._wrapped(**prepared, mode="loss")
+        total, logs = self.model.parse_losses(parts)
+        return total, logs
+
+    def step(self, batch: Mapping[str, Any], factor: float) -> dict[str, float]:
+        """Train on one batch.
+
+        Args:
+            batch: what ``pipeline.detector.batch.collate`` made.
+            factor: on every peak learning rate.
+
+        Returns:
+            ``loss``, its parts, ``grad_norm`` (before clipping), and ``bias_scale`` and
+            ``bias_scale_grad`` where the step's plan uses them.
+
+        Raises:
+            TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
+                all of them raise, and none waits for another.
+        """
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        total, logs = self.losses(batch)
+        total.backward()
+        found = {name: float(value.detach()) for name, value in logs.items()} | bias_scale(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        found["grad_norm"] = float(norm)
+        if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
+            bad = [name for name, value in found.items() if not math.isfinite(value)]
+            raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+        self.optimizer.step()
+        return found
+
+
+def bias_scale(model: nn.Module) -> dict[str, float]:
+    """Return the learned scale of the attention bias, and its gradient if the last backward gave one."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] == "bias_scale":
+            found["bias_scale"] = float(parameter.detach())
+            if parameter.grad is not None:
+                found["bias_scale_grad"] = float(parameter.grad)
+    return found
+
+
+def deterministic(device: torch.device, threads: int) -> None:
+    """Make a CPU compute the same bits every time; a GPU is left at full speed."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads)  # the split of a sum over threads decides its last bits
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, guards against nothing here
+
+
+def batch_tokens(samples: Sequence[Sample]) -> str:
+    """Name the frames of a batch for an error message."""
+    return ", ".join(sample.token for sample in samples)

@@ -1,0 +1,85 @@
+"""Preflight: everything about a trial that can be refused before anything is loaded or trained."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pipeline.data.failures import CONDITIONS
+from pipeline.session import TrialError
+from pipeline.settings import TrainSettings, TrialSettings
+
+ROOT = Path(__file__).parents[1]
+"""Project root: relative paths in settings start here, wherever a worker runs."""
+
+
+def locate(path: str) -> Path:
+    """Return a path of the settings as an absolute one."""
+    return ROOT / path
+
+
+def check(settings: TrialSettings, folder: Path, device: torch.device) -> None:
+    """Refuse a trial that cannot run.
+
+    Args:
+        settings: the trial.
+        folder: where its rows and checkpoints will go; made if missing.
+        device: where it will run.
+
+    Raises:
+        TrialError: the first thing that is wrong, in one sentence.
+    """
+    _check_files(settings)
+    _check_conditions(settings)
+    _check_numbers(settings.train)
+    _check_device(settings, device)
+    _check_folder(folder)
+
+
+def _check_files(settings: TrialSettings) -> None:
+    for what, path in (("config", settings.config), ("init checkpoint", settings.init)):
+        if path and not locate(path).is_file():
+            raise TrialError(f"{what} {locate(path)}: no such file")
+    for root in (*settings.data.train, settings.data.val):
+        if not locate(root).exists():
+            raise TrialError(f"dataset {locate(root)}: no such folder; `biaswise data synth` makes one")
+    if settings.train.steps and not settings.data.train:
+        raise TrialError("settings.data.train is empty; name a dataset or train for 0 steps")
+
+
+def _check_conditions(settings: TrialSettings) -> None:
+    unknown = [name for name in settings.conditions if name not in CONDITIONS]
+    if unknown:
+        raise TrialError(f"unknown sensor condition {unknown[0]!r}; expected {', '.join(CONDITIONS)}")
+    if len(set(settings.conditions)) != len(settings.conditions):
+        raise TrialError(f"a sensor condition is named twice: {', '.join(settings.conditions)}")
+
+
+def _check_numbers(train: TrainSettings) -> None:
+    least = {"steps": 0, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    for name, minimum in least.items():
+        if getattr(train, name) < minimum:
+            raise TrialError(f"settings.train.{name} is {getattr(train, name)}; expected {minimum} or more")
+    if not train.lr_scale > 0:
+        raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
+
+
+def _check_device(settings: TrialSettings, device: torch.device) -> None:
+    if device.type != settings.device:
+        raise TrialError(f"the settings ask for {settings.device}, the session gives {device}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrialError("the settings ask for cuda, and torch sees no CUDA device; use device='cpu'")
+    if settings.train.amp and device.type != "cuda":
+        raise TrialError("settings.train.amp (bfloat16 autocast) is for cuda; set amp=False on a CPU")
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrialError(
+            f"{folder}: cannot write here ({os.strerror(error.errno or 0)}); choose another output folder"
+        ) from error
