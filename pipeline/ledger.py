@@ -1,0 +1,83 @@
+"""Ledger: which trials a study folder holds, and how many of their rows were sent to MLflow.
+
+The cursor only saves work. It is keyed by run id, so that a new database, or a deleted run, which get new
+ids, are sent everything again; a cursor that is lost or spoilt means the same.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.rows import Row, read_rows
+
+
+@dataclass
+class StoredTrial:
+    """A trial on disk, and how much of it MLflow has.
+
+    Attributes:
+        folder: ``<study>/trials/<trial>``.
+        rows: its rows, at least one.
+        settings: ``settings.json`` of the trial; empty if there is none.
+        sent: rows that MLflow has.
+    """
+
+    folder: Path
+    rows: list[Row]
+    settings: dict[str, Any]
+    sent: int = 0
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Name and birth: a study that is deleted and run again gets new runs."""
+        return self.folder.name, f"{self.rows[0].time:.6f}"
+
+    @property
+    def done(self) -> bool:
+        """Whether the trial ended as it should."""
+        return (self.folder / "DONE.json").exists()
+
+
+def stored_trials(study_folder: Path) -> list[StoredTrial]:
+    """Read all trials of a study that have rows.
+
+    Raises:
+        RowsError: a rows file is broken elsewhere than in its last line.
+    """
+    trials = []
+    for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
+        settings = path.parent / "settings.json"
+        plain = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        trials.append(StoredTrial(path.parent, read_rows(path), plain))
+    return [trial for trial in trials if trial.rows]
+
+
+@dataclass
+class Cursor:
+    """What was sent.
+
+    Attributes:
+        path: the cursor file.
+        rows: run id -> number of rows sent.
+        artifacts: ``run id/file name`` -> digest of the content sent.
+    """
+
+    path: Path
+    rows: dict[str, int] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "Cursor":
+        """Read the cursor file; a lost or spoilt one counts as empty, since sending again does no harm."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            return cls(path, dict(plain["rows"]), dict(plain["artifacts"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(path)
+
+    def save(self) -> None:
+        """Write the cursor file in one step."""
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text(json.dumps({"rows": self.rows, "artifacts": self.artifacts}), encoding="utf-8")
+        fresh.replace(self.path)

@@ -1,0 +1,308 @@
+"""MLflow from rows: a study is a parent run, each trial a child run; sent again, nothing doubles.
+
+Rows on disk are the truth and MLflow is a view of them. ``sync`` may be called at any time and as
+often as one likes: runs are found by their tags before they are made, and MLflow's SQL stores keep a
+point (key, step, time, value) once however often it is sent. The cursor file in the study folder only
+saves work; without it everything is sent again, to the same effect.
+"""
+
+import csv
+import fcntl
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from pipeline.labels import is_kernel, kernels_by_site, metric_key, trial_params
+from pipeline.ledger import Cursor, StoredTrial, stored_trials
+from pipeline.rows import Row
+
+EXPERIMENT = "biaswise"
+CURSOR = "mlflow.json"
+MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
+SHORT_RETRIES = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server then costs 5 s a request; MLflow's default of 7, 248 s
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
+}
+STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "*.csv")
+TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl")
+
+
+class TrackingError(RuntimeError):
+    """The MLflow UI cannot be started; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What a ``sync`` did.
+
+    Attributes:
+        uri: the tracking store or server.
+        trials: trials of the study that have rows.
+        sent: rows sent by this call.
+        unsent: rows that MLflow still lacks.
+        parent: run id of the study; empty if it could not be reached.
+        warning: one sentence on why rows stayed behind; empty if none did.
+    """
+
+    uri: str
+    trials: int
+    sent: int
+    unsent: int
+    parent: str = ""
+    warning: str = ""
+
+
+def default_uri() -> str:
+    """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
+    """Send what MLflow lacks of a study: runs, params, metrics, artifacts, states.
+
+    A store that cannot be reached is a warning in the report, never an exception: rows stay where they
+    are and the next ``sync`` sends them.
+
+    Args:
+        study_folder: ``runs/<study>``.
+        uri: tracking URI; None asks ``default_uri``.
+
+    Raises:
+        RowsError: a rows file is broken elsewhere than in its last line.
+    """
+    uri = uri or default_uri()
+    trials = stored_trials(study_folder)
+    total = sum(len(trial.rows) for trial in trials)
+    if not trials:
+        return SyncReport(uri, 0, 0, 0, warning=f"{study_folder} has no rows yet; nothing was sent")
+    cursor = Cursor.load(study_folder / CURSOR)
+    before, parent, warning = 0, "", ""
+    try:
+        with _store(uri) as client:
+            session = _Session(client, study_folder, cursor)
+            parent = session.open_runs(trials)
+            before = sum(trial.sent for trial in trials)
+            session.send(trials)
+    except (MlflowException, OSError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warning = (
+            f"MLflow at {uri} did not take everything ({first_line[:200]}); the rows are safe in "
+            f"{study_folder}, send them later with `biaswise sync`"
+        )
+    now = sum(trial.sent for trial in trials)
+    return SyncReport(uri, len(trials), now - before, total - now, parent, warning)
+
+
+def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> int:
+    """Serve the MLflow UI until interrupted; return the server's exit code.
+
+    One worker and no job runner: 2 processes and 350 MiB where MLflow's defaults take 15 and 2.2 GiB.
+
+    Raises:
+        TrackingError: there is nothing to show, or the URI is a server, which has its own UI.
+    """
+    uri = uri or default_uri()
+    if uri.startswith("http"):
+        raise TrackingError(f"the tracking server {uri} has its own UI; open that address in a browser")
+    database = _sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    except KeyboardInterrupt:  # the way to end it
+        return 0
+
+
+class _Session:
+    """One conversation with a store about one study."""
+
+    def __init__(self, client: MlflowClient, folder: Path, cursor: Cursor) -> None:
+        self._client = client
+        self._folder = folder.resolve()
+        self._cursor = cursor
+        self._experiment = _experiment(client)
+        self._runs: dict[tuple[str, str], str] = {}
+        self._parent = ""
+
+    def open_runs(self, trials: list[StoredTrial]) -> str:
+        """Find or make the parent and learn which children exist; return the parent's id."""
+        study = trials[0].rows[0].study
+        runs = list(self._search(f"tags.`biaswise.study` = '{study}'"))
+        tags = {run.info.run_id: run.data.tags for run in runs}
+        wanted = {trial.identity for trial in trials}
+        mine = {}
+        for run_id, tag in tags.items():
+            identity = (tag.get("biaswise.trial", ""), tag.get("biaswise.born", ""))
+            if identity in wanted and tag.get("mlflow.parentRunId") in tags:
+                mine[identity] = run_id
+        self._runs = mine
+        families = {tag.get("mlflow.parentRunId") for tag in tags.values()}
+        parents = [tags[run_id]["mlflow.parentRunId"] for run_id in mine.values()]
+        parents += [  # made by a sync that died before its first child
+            run_id
+            for run_id, tag in tags.items()
+            if tag.get("biaswise.folder") == str(self._folder) and run_id not in families
+        ]
+        self._parent = parents[0] if parents else self._make_parent(study, trials)
+        for trial in trials:
+            run_id = mine.get(trial.identity, "")
+            trial.sent = min(self._cursor.rows.get(run_id, 0), len(trial.rows))
+        return self._parent
+
+    def send(self, trials: list[StoredTrial]) -> None:
+        """Send rows, artifacts and states of all trials, then those of the study."""
+        for trial in trials:
+            run_id = self._runs.get(trial.identity) or self._make_child(trial)
+            self._send_rows(run_id, trial)
+            self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
+            self._set_state(run_id, trial.done, trial.rows[-1].time)
+        self._send_verdicts()
+        self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
+        self._set_state(
+            self._parent, all(trial.done for trial in trials), max(t.rows[-1].time for t in trials)
+        )
+
+    def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
+        first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]
+        tags = {
+            "biaswise.kind": "study",
+            "biaswise.study": study,
+            "biaswise.recipe": first.recipe,
+            "biaswise.folder": str(self._folder),
+        }
+        return self._create(study, tags, first)
+
+    def _make_child(self, trial: StoredTrial) -> str:
+        first = trial.rows[0]
+        name, born = trial.identity
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "biaswise.kind": "trial",
+            "biaswise.study": first.study,
+            "biaswise.recipe": first.recipe,
+            "biaswise.trial": name,
+            "biaswise.born": born,
+        }
+        return self._create(name, tags, first)
+
+    def _create(self, name: str, tags: dict[str, str], first: Row) -> str:
+        circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "commit", "versions")}
+        run = self._client.create_run(
+            self._experiment, _milliseconds(first.time), {**tags, **circumstances}, name
+        )
+        return str(run.info.run_id)
+
+    def _send_rows(self, run_id: str, trial: StoredTrial) -> None:
+        if trial.sent == 0:
+            params = [
+                Param(key, value[:6000]) for key, value in trial_params(trial.rows, trial.settings).items()
+            ]
+            for start in range(0, len(params), MOST_PARAMS):
+                self._client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
+        while trial.sent < len(trial.rows):
+            batch = trial.rows[trial.sent : trial.sent + MOST_POINTS]
+            points = [
+                Metric(metric_key(row), row.value, _milliseconds(row.time), row.step)
+                for row in batch
+                if not is_kernel(row)
+            ]
+            kernels = kernels_by_site(trial.rows).items()
+            tags = [
+                RunTag(f"kernels.{site}", names[:5000]) for site, names in kernels
+            ]  # refused over 8000 bytes
+            self._client.log_batch(run_id, metrics=points, tags=tags)
+            trial.sent += len(batch)
+            self._cursor.rows[run_id] = trial.sent
+            self._cursor.save()
+
+    def _send_artifacts(self, run_id: str, folder: Path, patterns: tuple[str, ...]) -> None:
+        for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            if self._cursor.artifacts.get(f"{run_id}/{path.name}") != digest:
+                self._client.log_artifact(run_id, str(path))
+                self._cursor.artifacts[f"{run_id}/{path.name}"] = digest
+                self._cursor.save()
+
+    def _send_verdicts(self) -> None:
+        """Copy the report's answer to the parent's description and the verdicts to its tags."""
+        report, verdicts = self._folder / "report.md", self._folder / "verdicts.csv"
+        tags = []
+        if report.exists():
+            text = report.read_text(encoding="utf-8")
+            tags.append(RunTag("mlflow.note.content", text[:5000]))  # MLflow refuses tags over 8000 bytes
+        if verdicts.exists():
+            with verdicts.open(encoding="utf-8", newline="") as file:
+                tags += [RunTag(f"verdict.{row['site']}", row["verdict"]) for row in csv.DictReader(file)]
+        if tags:
+            self._client.log_batch(self._parent, tags=tags)
+
+    def _set_state(self, run_id: str, done: bool, end: float) -> None:
+        if done:
+            self._client.set_terminated(run_id, "FINISHED", _milliseconds(end))
+        else:
+            self._client.update_run(run_id, "RUNNING")
+
+    def _search(self, wanted: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], wanted, ViewType.ACTIVE_ONLY, page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[MlflowClient]:
+    """Open a store with short retries, quietly; let one process at a time create a database's tables."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    changed = {key: value for key, value in SHORT_RETRIES.items() if key not in os.environ}
+    database = _sqlite_path(uri)
+    with ExitStack() as stack:
+        if database is not None:
+            _refuse_unwritable(database)
+            lock = stack.enter_context(database.with_name(database.name + ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent starts die on "table metrics already exists"
+        os.environ.update(changed)
+        stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
+        yield MlflowClient(uri)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _refuse_unwritable(database: Path) -> None:
+    """Fail at once where MLflow would try for minutes."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(database if database.exists() else database.parent, os.W_OK):
+        raise PermissionError(f"{database} is not writable")
+
+
+def _experiment(client: MlflowClient) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    database = _sqlite_path(client.tracking_uri)
+    location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
