@@ -30,7 +30,7 @@ EXPERIMENT = "biaswise"
 CURSOR = "mlflow.json"
 MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
 SHORT_RETRIES = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server then costs 5 s a request; MLflow's default of 7, 248 s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
 }
 STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "*.csv")
@@ -171,9 +171,8 @@ class _Session:
             self._set_state(run_id, trial.done, trial.rows[-1].time)
         self._send_verdicts()
         self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
-        self._set_state(
-            self._parent, all(trial.done for trial in trials), max(t.rows[-1].time for t in trials)
-        )
+        ended = all(trial.done for trial in trials) and (self._folder / "report.html").exists()
+        self._set_state(self._parent, ended, max(trial.rows[-1].time for trial in trials))
 
     def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
         first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]

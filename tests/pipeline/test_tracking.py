@@ -51,6 +51,7 @@ def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
         (place / "settings.json").write_text(json.dumps({"seed": 0, "train": {"steps": 100}, "init": "mini"}))
         (place / "DONE.json").write_text("{}")
     (folder / "study.json").write_text("{}")
+    (folder / "report.html").write_text("<p>The answer.</p>")
     return folder
 
 
@@ -99,7 +100,7 @@ def test_a_study_becomes_a_parent_and_its_children(uri, study):
     assert (run.data.params["seed"], run.data.params["train.steps"]) == ("1", "100")
     assert "aten::add" in run.data.tags["kernels.decoder.0.cross"]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"rows.jsonl", "settings.json"}
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"study.json"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"study.json", "report.html"}
 
 
 def test_the_ui_can_search_by_the_choice_at_a_site(uri, study):
