@@ -7,6 +7,7 @@ tables are loaded once and serve all conditions.
 import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,37 +90,42 @@ class Judge:
         self._tables = open_tables(root, version)
         self._split = split
 
-    def score(
-        self, poses: Sequence[FramePose], detections: Sequence[Detections], folder: Path
-    ) -> list[Score]:
+    def score(self, poses: Sequence[FramePose], detections: Sequence[Detections]) -> list[Score]:
         """Run the devkit on the detections of all frames of the split.
 
         Args:
             poses: all frames of the split, in any order.
             detections: what was found in each.
-            folder: where the submission file goes.
 
         Returns:
-            ``AP/<class>``, ``AP/<class>`` and so on, the five mean errors, ``mAP``, ``NDS``.
+            ``AP/<class>`` for every class, the five mean errors, ``mAP`` and ``NDS``.
 
         Raises:
             EvaluationError: a detection is not finite, or frames are missing.
         """
+        if not any(len(found.scores) for found in detections):
+            return _nothing_found()  # the devkit stops at a submission without any box
+        with tempfile.TemporaryDirectory() as folder:  # it reads a file, and makes folders for its plots
+            path = Path(folder) / "submission.json"
+            write_submission(path, poses, detections)
+            return _scores(self._run(path))
+
+    def _run(self, path: Path) -> Mapping[str, Any]:
+        """Let the devkit evaluate a submission; return its summary."""
         from nuscenes.eval.common.config import config_factory
         from nuscenes.eval.detection.evaluate import DetectionEval
 
-        if not any(len(found.scores) for found in detections):
-            return _nothing_found()  # the devkit stops at a submission without any box
-        path = folder / "submission.json"
-        write_submission(path, poses, detections)
+        config = config_factory("detection_cvpr_2019")
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
             try:
-                config = config_factory("detection_cvpr_2019")
-                run = DetectionEval(self._tables, config, str(path), self._split, str(folder), verbose=False)
+                run = DetectionEval(
+                    self._tables, config, str(path), self._split, str(path.parent), verbose=False
+                )
             except AssertionError as error:
-                raise EvaluationError(f"{path}: the devkit refuses the submission: {error}") from error
+                raise EvaluationError(f"the devkit refuses the submission: {error}") from error
         metrics, _ = run.evaluate()
-        return _scores(metrics.serialize())
+        summary: Mapping[str, Any] = metrics.serialize()
+        return summary
 
 
 def _scores(found: Mapping[str, Any]) -> list[Score]:
@@ -142,7 +148,6 @@ def write_submission(path: Path, poses: Sequence[FramePose], detections: Sequenc
     }
     used = {"camera": True, "lidar": True, "radar": False, "map": False, "external": False}
     sensors = {f"use_{sensor}": value for sensor, value in used.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"meta": sensors, "results": results}), encoding="utf-8")
 
 

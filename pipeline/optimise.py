@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.data.sample import Sample
 from pipeline.plan import Plan
 from pipeline.session import TrialError
 
@@ -130,9 +129,4 @@ def deterministic(device: torch.device, threads: int) -> None:
     if device.type == "cpu":
         torch.set_num_threads(threads)  # the split of a sum over threads decides its last bits
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, guards against nothing here
-
-
-def batch_tokens(samples: Sequence[Sample]) -> str:
-    """Name the frames of a batch for an error message."""
-    return ", ".join(sample.token for sample in samples)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor

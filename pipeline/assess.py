@@ -1,0 +1,82 @@
+"""Assess: everything measured on a detector after training - accuracy, speed, memory, kernels."""
+
+from collections.abc import Callable, Sequence
+
+from pipeline.data.loader import Source, open_source
+from pipeline.data.sample import Detections
+from pipeline.evaluate import FramePose, Judge, Score, save_detections
+from pipeline.kernels import kernels_per_site
+from pipeline.predict import Detector, predict
+from pipeline.preflight import locate
+from pipeline.record import Measure, Record
+from pipeline.session import Session
+from pipeline.settings import TrialSettings
+from pipeline.throughput import latency, peak_memory
+
+FRAMES_TIMED = 8
+"""Frames that the latency measurement goes round: several, because their numbers of points differ."""
+
+
+class Assessment:
+    """Measures a trained detector on the validation split of its settings.
+
+    Args:
+        settings: the trial.
+        session: its surroundings.
+        record: where rows go; None on ranks other than 0.
+    """
+
+    def __init__(self, settings: TrialSettings, session: Session, record: Record | None) -> None:
+        self._settings = settings
+        self._session = session
+        self._record = record
+        data = settings.data
+        self._source: Source = open_source(locate(data.val), data.version, data.val_split)
+
+    def accuracy(self, detector: Detector) -> dict[str, float]:
+        """Detect under every condition and let the official metric judge; all ranks call it.
+
+        Returns:
+            On rank 0 ``NDS/<condition>`` and ``mAP/<condition>``, else nothing.
+        """
+        settings, session = self._settings, self._session
+        frames = len(self._source)
+
+        def progress(done: int) -> None:
+            if session.rank == 0:
+                session.progress("evaluate", min(frames, done * session.world_size), frames, float("nan"))
+
+        found = predict(detector, self._source, settings.conditions, settings.seed, session, progress)
+        if self._record is None:
+            return {}
+        judge = Judge(locate(settings.data.val), settings.data.version, settings.data.val_split)
+        summary = {}
+        for condition, (poses, detections) in found.items():
+            scores = self._judge(judge, condition, poses, detections)
+            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in ("NDS", "mAP")}
+        return summary
+
+    def _judge(
+        self, judge: Judge, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
+    ) -> list[Score]:
+        folder = self._session.folder / "predictions"
+        save_detections(folder / f"{condition}.npz", poses, detections)
+        scores = judge.score(poses, detections)
+        self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
+        return scores
+
+    def speed(self, detector: Detector) -> None:
+        """Time inference at batch 1 and read the peak memory; rank 0 alone calls it."""
+        frames = [self._source[i] for i in range(min(FRAMES_TIMED, len(self._source)))]
+        batches = [detector.prepare([frame]) for frame in frames]
+        device = self._session.device
+        timed = latency(lambda i: detector.run(batches[i % len(batches)]), device)
+        self._add([*timed, peak_memory(device)])
+
+    def kernels(self, step: Callable[[], object]) -> None:
+        """Profile one training step; all ranks call it, because its losses are averaged over them."""
+        self._add(kernels_per_site(step, cuda=self._session.device.type == "cuda"))
+
+    def _add(self, measures: Sequence[Measure]) -> None:
+        if self._record is not None:
+            self._record.add(self._settings.train.steps, measures)

@@ -1,0 +1,253 @@
+"""Train: one trial from settings to rows - build, train or resume, evaluate, time, profile.
+
+``run_trial`` is the whole of it. It knows neither Ray nor MLflow: a ``Session`` says where it runs
+and takes its reports; numbers go to ``rows.jsonl`` in the trial's folder.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.assess import Assessment
+from pipeline.data.loader import BatchOrder, JoinedSource, Source, open_source, training_batches
+from pipeline.data.sample import Sample
+from pipeline.data.transforms import augment, filter_range, mask_modality, resize_crop
+from pipeline.detector.batch import collate
+from pipeline.detector.build import build_model, load_config
+from pipeline.detector.checkpoint import load_weights, save_weights
+from pipeline.detector.optim import build_optimizer, clip_norm
+from pipeline.optimise import Optimiser, deterministic, lr_factor, plan_of_step, seed_everything
+from pipeline.plan import Plan
+from pipeline.predict import Detector
+from pipeline.preflight import check, locate
+from pipeline.record import Measure, Record, commit, versions
+from pipeline.rows import Row
+from pipeline.session import Session, TrialError
+from pipeline.settings import TrialSettings
+from pipeline.state import load_state, save_state
+from pipeline.throughput import StepClock, device_name
+
+PROGRESS_EVERY_S = 1.0
+"""Seconds between two words about progress; a terminal is read no faster."""
+
+UNITS = {"bias_scale": "logits", "bias_scale_grad": "1/logits"}
+"""Units of what a step returns; losses and norms are plain numbers."""
+
+
+def run_trial(settings: TrialSettings, session: Session) -> None:
+    """Run a trial to its end, or go on where its newest checkpoint left it.
+
+    Rows go to ``session.folder / "rows.jsonl"``, detections to ``predictions``, the trained weights to
+    ``weights.safetensors``. The same settings give the same rows, bit for bit, on a CPU.
+
+    Args:
+        settings: all that decides what the trial does.
+        session: where it runs; every rank calls this with the same settings.
+
+    Raises:
+        TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
+        TrialError: in training, if the loss is not finite.
+    """
+    check(settings, session.folder, session.device)
+    deterministic(session.device, settings.threads)
+    _Trial(settings, session).run()
+
+
+class _Trial:
+    """The parts of one trial on one rank."""
+
+    def __init__(self, settings: TrialSettings, session: Session) -> None:
+        self.settings, self.session = settings, session
+        data = settings.data
+        self.source: Source = JoinedSource(
+            [open_source(locate(root), data.version, data.train_split) for root in data.train]
+        )
+        self.plans = (settings.plan, *settings.mix)
+        self.model, self.optimiser = _build(settings, session)
+        self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
+        self.assessment = Assessment(settings, session, self.record)
+        self.clock = StepClock(session.device)
+
+    def run(self) -> None:
+        """Train, assess, save."""
+        self._train()
+        settings, session = self.settings, self.session
+        self._use(settings.plan)
+        detector = Detector(self.model, self.model.image_size, settings.train.amp)
+        summary = self.assessment.accuracy(detector)
+        if session.rank == 0:
+            self.assessment.speed(detector)
+            save_weights(self.model, session.folder / "weights.safetensors")
+        self._profile()
+        session.report(summary, None)
+
+    def _train(self) -> None:
+        steps = self.settings.train.steps
+        checkpoint = self.session.latest_checkpoint()
+        first = 0
+        if checkpoint is not None:
+            first = load_state(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
+        batches = self._batches(first, steps)
+        spoken = 0.0
+        for step in range(first, steps):
+            self.clock.begin()
+            samples = next(batches)
+            self.clock.fed()
+            found = self._step(step, samples)
+            self.clock.end()
+            self._note(step + 1, found)
+            left = self.clock.seconds_left(steps - step - 1)
+            if self.session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or step + 1 == steps):
+                spoken = time.monotonic()
+                self.session.progress("train", step + 1, steps, left)
+            if (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
+                self._checkpoint(step + 1, found["loss"], left)
+        self._add(steps, self.clock.measures(self.settings.train.batch_size * self.session.world_size))
+
+    def _step(self, step: int, samples: list[Sample]) -> dict[str, float]:
+        train = self.settings.train
+        self._use(plan_of_step(self.plans, self.settings.seed, step))
+        seed_everything(self.settings.seed, step, self.session.rank)
+        self.model.train()
+        try:
+            return self.optimiser.step(collate(samples), lr_factor(step, train.steps, train.warmup_steps))
+        except (TrialError, FloatingPointError) as error:
+            self._add(step + 1, [Measure("loss", "1", float("nan"))])  # the verdict counts diverged trials
+            raise TrialError(
+                f"training stopped at step {step + 1} of {train.steps} under the plan {self.model.plan} "
+                f"(frames {', '.join(s.token for s in samples)}): {error}"
+            ) from error
+
+    def _use(self, plan: Plan) -> None:
+        if plan.resolve(self.model.sites) != self.model.plan:
+            self.model.apply_plan(plan, dtype=attention_dtype(self.settings))
+
+    def _note(self, step: int, found: Mapping[str, float]) -> None:
+        """Write a step's numbers down, every ``log_every`` steps; losses are averaged over the ranks."""
+        if step % self.settings.train.log_every and step != self.settings.train.steps:
+            return
+        found = _averaged(found, self.session)
+        self._add(step, [Measure(name, UNITS.get(name, "1"), value) for name, value in found.items()])
+
+    def _checkpoint(self, step: int, loss: float, seconds_left: float) -> None:
+        path = None
+        if self.session.rank == 0:
+            folder = self.session.folder / "checkpoints"
+            path = save_state(folder, step, self.settings.digest, self.model, self.optimiser.optimizer)
+        self.session.report({"step": step, "loss": loss, "seconds_left": seconds_left}, path)
+
+    def _profile(self) -> None:
+        """Record which kernels a training step runs; the weights stay as they are."""
+        if not self.settings.data.train:
+            return
+        samples = next(self._batches(0, 1))
+        seed_everything(self.settings.seed, 0, self.session.rank)
+        self.model.train()
+
+        def forward_and_backward() -> None:
+            self.optimiser.losses(collate(samples))[0].backward()
+
+        self.assessment.kernels(forward_and_backward)
+        self.optimiser.optimizer.zero_grad(set_to_none=True)
+
+    def _batches(self, first: int, last: int) -> Iterator[list[Sample]]:
+        settings, session = self.settings, self.session
+        order = BatchOrder(
+            len(self.source), settings.train.batch_size, session.rank, session.world_size, settings.seed
+        )
+        transform = partial(
+            prepare_training,
+            size=self.model.image_size,
+            limits=tuple(self.model.point_range),
+            vary=settings.train.augment,
+            mask=settings.train.mask_modalities,
+        )
+        return training_batches(self.source, order, transform, first, last, settings.data.loader_workers)
+
+    def _add(self, step: int, measures: list[Measure]) -> None:
+        if self.record is not None:
+            self.record.add(step, measures)
+
+
+def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
+    """Build model and optimiser; every plan of the trial is tried on the model before anything trains."""
+    seed_everything(settings.seed)
+    optim_wrapper = load_config(locate(settings.config), settings.overrides).optim_wrapper
+    dtype = attention_dtype(settings)
+    model = build_model(
+        locate(settings.config), settings.overrides, settings.plan, session.device.type, dtype
+    ).to(session.device)
+    if settings.init:
+        load_weights(model, locate(settings.init))
+    for plan in (*settings.mix, settings.plan):
+        model.apply_plan(plan, dtype=dtype)
+    optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)
+    limit = clip_norm(optim_wrapper)
+    return model, Optimiser(
+        model,
+        optimizer,
+        clip_norm=float("inf") if limit is None else limit,
+        amp=settings.train.amp,
+        distributed=session.world_size > 1,
+    )
+
+
+def attention_dtype(settings: TrialSettings) -> str:
+    """Return the dtype that attention sees under the trial's autocast."""
+    return "bfloat16" if settings.train.amp else "float32"
+
+
+def _open_record(settings: TrialSettings, session: Session, plan: str) -> Record:
+    common = Row(
+        study=settings.study,
+        trial=session.folder.name,
+        plan=plan,
+        metric="",
+        unit="",
+        value=0.0,
+        seed=settings.seed,
+        device=device_name(session.device),
+        versions=versions(),
+        commit=commit(),
+        recipe=session.recipe,
+    )
+    return Record(session.folder / "rows.jsonl", common)
+
+
+def _averaged(found: Mapping[str, float], session: Session) -> dict[str, float]:
+    """Average a step's numbers over the ranks; all of them have the same names."""
+    if session.world_size == 1:
+        return dict(found)
+    values = torch.tensor(list(found.values()), dtype=torch.float64, device=session.device)
+    dist.all_reduce(values)
+    return dict(zip(found, (values / session.world_size).tolist(), strict=True))
+
+
+def prepare_training(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    limits: tuple[float, ...],
+    vary: bool,
+    mask: bool,
+) -> Sample:
+    """Turn a frame of native size into a training sample.
+
+    Args:
+        sample: the frame.
+        rng: source of every draw.
+        size: (height, width) of the model's images, pixels.
+        limits: x, y, z minima and maxima of what the model detects, in m.
+        vary: augment.
+        mask: take away a modality of half the samples.
+    """
+    if mask:
+        sample = mask_modality(sample, rng)
+    sample = augment(sample, rng, size) if vary else resize_crop(sample, size)
+    return filter_range(sample, limits)
