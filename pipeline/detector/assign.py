@@ -120,7 +120,8 @@ class HungarianAssigner3D:
             cost = (cls_cost + reg_cost).cpu()
             if not cost.isfinite().all():
                 raise FloatingPointError(
-                    f"matching: the cost of sample {b} is not finite; its ground truth or the predictions hold NaN or inf"
+                    f"matching: the cost of sample {b} is not finite; "
+                    "its ground truth or the predictions hold NaN or inf"
                 )
             for layer, matrix in enumerate(cost.numpy()):
                 query, gt = linear_sum_assignment(matrix)

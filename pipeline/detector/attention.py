@@ -146,7 +146,7 @@ class SiteAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, H, N, D)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 def add(x: Tensor, position: Tensor | None) -> Tensor:

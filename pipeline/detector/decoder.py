@@ -75,7 +75,8 @@ class DecoderLayer(nn.Module):
         unknown = set(order) - {"self_attn", "cross_attn", "norm", "ffn"}
         if unknown or not order or order[0] == "norm":
             raise ValueError(
-                f"{path}.operation_order: expected self_attn, cross_attn, ffn, each followed by norm (post-norm), got {order}"
+                f"{path}.operation_order: expected self_attn, cross_attn, ffn, each followed by norm "
+                f"(post-norm), got {order}"
             )
         names = [op.removesuffix("_attn") for op in order if op.endswith("_attn")]
         if len(attn_cfgs) != len(names) or len(set(names)) != len(names):
@@ -99,7 +100,7 @@ class DecoderLayer(nn.Module):
     @property
     def cross(self) -> SiteAttention:
         """The cross-attention of this layer."""
-        return next(site for site in self.attentions if site.site.endswith(".cross"))
+        return next(s for s in self.attentions if isinstance(s, SiteAttention) and s.site.endswith(".cross"))
 
     def forward(
         self,
@@ -181,11 +182,16 @@ class Decoder(nn.Module):
             DecoderLayer(**read_layer(cfg, f"decoder.{i}"), path=f"decoder.{i}", default_bias=default_bias)
             for i, cfg in enumerate(per_layer)
         )
-        self.post_norm = nn.LayerNorm(self.layers[0].norms[0].normalized_shape)
+        self.post_norm = nn.LayerNorm(per_layer[0]["attn_cfgs"][0]["embed_dims"])
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+
+    @property
+    def crosses(self) -> list[SiteAttention]:
+        """The cross-attention of every layer."""
+        return [layer.cross for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def forward(
         self,
@@ -230,7 +236,7 @@ class CmtTransformer(nn.Module):
 
 
 def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Read an entry of ``transformerlayers``: drop ``type`` and the width that published configs say twice."""
+    """Read an entry of ``transformerlayers``; drop ``type`` and the width that configs say twice."""
     given = dict(cfg)
     kind = given.pop("type", "PETRTransformerDecoderLayer")
     if kind != "PETRTransformerDecoderLayer":

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from operators import DenseBias
+
 SLOT_RADIUS_VOLUME = 3.14159 / 6  # share of the noise cube that a ball of radius 1 fills; CMT's digits of pi
 
 
@@ -82,6 +84,12 @@ class DenoisingQueries:
         group[self.num_slots :] = self.groups
         looks, seen = group[:, None], group[None, :]
         return (seen != self.groups) & (looks != seen)
+
+    def mask(self, num_queries: int) -> DenseBias:
+        """Return ``blocked`` as what self-attention takes: minus infinity where blocked."""
+        blocked = self.blocked(num_queries)
+        values = torch.zeros(blocked.shape, device=blocked.device).masked_fill_(blocked, float("-inf"))
+        return DenseBias(values[None, None])
 
 
 def make_denoising_queries(

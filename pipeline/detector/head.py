@@ -15,14 +15,15 @@ from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from operators import TokenGrid
-from operators.bias import Bias, DenseBias
+from operators import Bias, TokenGrid
 from pipeline.detector.aqr import ProjectedQueries
 from pipeline.detector.attention import SiteAttention
 from pipeline.detector.decoder import CmtTransformer
 from pipeline.detector.denoise import DenoisingQueries, DenoisingSettings, make_denoising_queries
 from pipeline.detector.loss import Predictions, SetCriterion
 from pipeline.detector.position import (
+    Memory,
+    PositionMlp,
     Rays,
     embed_bev_cells,
     inverse_sigmoid,
@@ -32,27 +33,6 @@ from pipeline.detector.position import (
 from pipeline.detector.task_head import SeparateTaskHead
 
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What queries look at; K keys = BEV cells row by row, then camera cells by view, row and column.
-
-    Attributes:
-        tokens: (B, K, C).
-        position: (B, K, C) float32.
-        grid: which key is where.
-        rays: viewing rays of the cameras.
-        lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
-        pad_hw: height and width in pixels of the padded images.
-    """
-
-    tokens: Tensor
-    position: Tensor
-    grid: TokenGrid
-    rays: Rays
-    lidar2img: Tensor
-    pad_hw: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -108,12 +88,15 @@ class CmtAqrHead(nn.Module):
             tasks: one group, ``[dict(num_class, class_names)]``.
             transformer: ``dict(type='CmtTransformer', decoder=...)``.
             bbox_coder: ``dict(type='MultiTaskBBoxCoder', ...)``; its ``pc_range`` is the head's.
-            loss_cls, loss_bbox: see ``SetCriterion``.
-            common_heads, separate_head: see ``SeparateTaskHead``.
+            loss_cls: see ``SetCriterion``.
+            loss_bbox: see ``SetCriterion``.
+            common_heads: see ``SeparateTaskHead``.
+            separate_head: see ``SeparateTaskHead``.
             train_cfg: ``dict(assigner, code_weights)``; None builds a head that cannot train.
             depth_num: depth samples of a viewing ray.
             denoising: ours: ``DenoisingSettings``; CMT passes them one by one.
-            aqr_config, bias_config: ours: configs of weight and bias generator, both or neither.
+            aqr_config: ours: config of the weight generator.
+            bias_config: ours: config of the bias generator; both or neither.
             default_bias: ours: bias of cross-attentions whose config names none; None means
                 ``window`` with AQR, ``none`` without.
         """
@@ -127,8 +110,10 @@ class CmtAqrHead(nn.Module):
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         if self.bbox_coder.num_classes != self.num_classes:
             raise ValueError(
-                f"pts_bbox_head: tasks have {self.num_classes} classes, bbox_coder {self.bbox_coder.num_classes}"
+                f"pts_bbox_head: tasks have {self.num_classes} classes, "
+                f"bbox_coder.num_classes is {self.bbox_coder.num_classes}"
             )
+        self.point_range: Tensor
         self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
         self.dn = DenoisingSettings(**(denoising or {}))
         self._build_layers(in_channels, hidden_dim)
@@ -143,9 +128,9 @@ class CmtAqrHead(nn.Module):
         )
         self.aqr = MODELS.build(aqr_config) if aqr_config is not None else None
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
-        self.criterion = (
-            self._build_criterion(train_cfg, loss_cls, loss_bbox) if train_cfg is not None else None
-        )
+        self.criterion = None
+        if train_cfg is not None:
+            self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.dn)
 
     def _build_layers(self, in_channels: int, dims: int) -> None:
         self.shared_conv = nn.Sequential(
@@ -157,26 +142,8 @@ class CmtAqrHead(nn.Module):
         )
         self.reference_points = nn.Embedding(self.num_query, 3)
         nn.init.uniform_(self.reference_points.weight)
-        self.bev_embedding = nn.Sequential(nn.Linear(2 * dims, dims), nn.ReLU(), nn.Linear(dims, dims))
-        hidden = RAY_WIDTH * dims
-        self.rv_embedding = nn.Sequential(
-            nn.Linear(3 * self.depth_num, hidden), nn.ReLU(), nn.Linear(hidden, dims)
-        )
-
-    def _build_criterion(
-        self, train_cfg: Mapping[str, Any], loss_cls: Mapping[str, Any], loss_bbox: Mapping[str, Any]
-    ) -> SetCriterion:
-        unknown = sorted(set(train_cfg) - {"assigner", "code_weights"})
-        if unknown:
-            raise ValueError(f"pts_bbox_head.train_cfg: nobody reads {', '.join(unknown)}")
-        return SetCriterion(
-            TASK_UTILS.build(train_cfg["assigner"]),
-            dict(loss_cls),
-            dict(loss_bbox),
-            train_cfg["code_weights"],
-            self.dn.dn_weight,
-            self.dn.positive_share,
-        )
+        self.bev_embedding = PositionMlp(2 * dims, dims, dims)
+        self.rv_embedding = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims)
 
     @property
     def sites(self) -> dict[str, SiteAttention]:
@@ -188,7 +155,8 @@ class CmtAqrHead(nn.Module):
         """Compute the training losses.
 
         Args:
-            bev_feats, img_feats: see ``forward``.
+            bev_feats: see ``forward``.
+            img_feats: see ``forward``.
             data_samples: ``Det3DDataSample`` with ``lidar2img`` and ``batch_input_shape`` in the meta
                 information and ``gt_instances_3d``.
 
@@ -213,11 +181,12 @@ class CmtAqrHead(nn.Module):
         """Detect.
 
         Args:
-            bev_feats, img_feats: see ``forward``.
+            bev_feats: see ``forward``.
+            img_feats: see ``forward``.
             data_samples: as for ``loss``, without ground truth.
 
         Returns:
-            Per sample ``bboxes_3d`` (``box_type_3d`` of the sample), ``scores_3d`` and ``labels_3d``, best first.
+            Per sample ``bboxes_3d`` (of its ``box_type_3d``), ``scores_3d`` and ``labels_3d``, best first.
         """
         output = self(bev_feats, img_feats, *read_meta(data_samples), last_only=True)
         found = self.bbox_coder.decode(output.matching.codes[-1], output.matching.logits[-1])
@@ -260,7 +229,7 @@ class CmtAqrHead(nn.Module):
             points = torch.cat([queries.points, points], dim=1)
         query_pos = self.embed_queries(points, memory)
         weights, biases = self._make_biases(points, query_pos, memory)
-        mask = None if queries is None else block(queries.blocked(self.num_query))
+        mask = None if queries is None else queries.mask(self.num_query)
         states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
         found = self._read(states, points)
         slots = 0 if queries is None else queries.num_slots
@@ -277,7 +246,8 @@ class CmtAqrHead(nn.Module):
         batch, views = lidar2img.shape[:2]
         if len(img_feats) != batch * views:
             raise ValueError(
-                f"img_feats: expected {batch * views} maps ({batch} samples of {views} views), got {len(img_feats)}"
+                f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
+                f"got {len(img_feats)}"
             )
         bev = self.shared_conv(bev_feats)
         bev_hw, img_hw = bev.shape[-2:], img_feats.shape[-2:]
@@ -286,20 +256,21 @@ class CmtAqrHead(nn.Module):
         grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
         with torch.autocast(bev.device.type, enabled=False):
             rays = Rays(lidar2img, self.point_range, self.depth_num)
-            of_bev = embed_bev_cells(self.bev_embedding, *bev_hw).expand(batch, -1, -1)
-            of_img = rays.embed_cells(self.rv_embedding, *img_hw, pad_hw)
+            of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
+            of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
         return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, lidar2img, pad_hw)
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
         """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""
-        return sum(self.query_embeddings(points, memory))
+        of_bev, of_img = self.query_embeddings(points, memory)
+        return of_bev + of_img
 
     def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """BEV and camera part of the query embedding, (B, Q, C) each."""
         with torch.autocast(points.device.type, enabled=False):
             points = inverse_sigmoid(points).sigmoid()
             low, high = self.point_range[:3], self.point_range[3:]
-            dims = self.bev_embedding[0].in_features // 2
+            dims = self.bev_embedding.first.in_features // 2
             of_bev = self.bev_embedding(sine_embedding_2d(points[..., :2], dims))
             pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
             return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
@@ -308,11 +279,11 @@ class CmtAqrHead(nn.Module):
         self, points: Tensor, query_pos: Tensor, memory: Memory
     ) -> tuple[Tensor | None, list[Bias | None]]:
         """Rate the sensors, and make one bias per kind that a layer chose; layers of a kind share it."""
-        kinds = [layer.cross.choice.bias for layer in self.transformer.decoder.layers]
+        kinds = [site.choice.bias for site in self.transformer.decoder.crosses]
         wanted = {kind for kind in kinds if kind != "none"}
         if not wanted:  # a plain CMT: the weights would go nowhere
             return None, [None] * len(kinds)
-        if self.aqr is None:
+        if self.aqr is None or self.bias_generator is None:
             raise ValueError(
                 f"the plan wants the bias {', '.join(sorted(wanted))}, but the head has no aqr_config"
             )
@@ -329,15 +300,9 @@ class CmtAqrHead(nn.Module):
         ):  # half precision resolves 108 m to half a metre
             raw, logits = self.task_heads[0](states.float())
             low, high = self.point_range[:3], self.point_range[3:]
-            # The third channel is called height and anchored at the reference z, but means log length: see coder.
+            # The third channel is anchored at the reference z, yet means log length: see coder.
             anchored = (raw[..., :3] + inverse_sigmoid(points)).sigmoid() * (high - low) + low
             return Predictions(torch.cat([anchored, raw[..., 3:]], dim=-1), logits)
-
-
-def block(blocked: Tensor) -> DenseBias:
-    """Turn a (Q, K) mask, True = blocked, into a bias of minus infinity there."""
-    values = torch.zeros(blocked.shape, device=blocked.device).masked_fill_(blocked, float("-inf"))
-    return DenseBias(values[None, None])
 
 
 def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:

@@ -3,17 +3,19 @@
 Every decoder layer is matched and charged on its own, with equal weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.detector.assign import HungarianAssigner3D, Matching, read_cost
 from pipeline.detector.coder import CODES, encode_boxes
-from pipeline.detector.denoise import DenoisingQueries
+from pipeline.detector.denoise import DenoisingQueries, DenoisingSettings
 
 NEGATIVE_SHARE = 0.1  # what a negative query counts in the divisor of the classification loss (CMT)
 
@@ -119,6 +121,22 @@ class SetCriterion:
         self.assigner = assigner
         self.code_weights = tuple(float(w) for w in code_weights)
         self.dn_weight, self.positive_share = dn_weight, positive_share
+
+    @classmethod
+    def of(
+        cls,
+        train_cfg: Mapping[str, Any],
+        loss_cls: Mapping[str, Any],
+        loss_bbox: Mapping[str, Any],
+        denoising: DenoisingSettings,
+    ) -> "SetCriterion":
+        """Build from ``train_cfg`` (``dict(assigner, code_weights)``) and the losses of the head's config."""
+        unknown = sorted(set(train_cfg) - {"assigner", "code_weights"})
+        if unknown:
+            raise ValueError(f"pts_bbox_head.train_cfg: nobody reads {', '.join(unknown)}")
+        assigner = TASK_UTILS.build(train_cfg["assigner"])
+        share, factor = denoising.positive_share, denoising.dn_weight
+        return cls(assigner, dict(loss_cls), dict(loss_bbox), train_cfg["code_weights"], factor, share)
 
     def __call__(
         self,

@@ -5,9 +5,13 @@ says: a pixel coordinate of 1600 has no half-pixel left in half precision.
 """
 
 import math
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from operators import TokenGrid
 
 CLAMP = 1e-5  # distance from 0 and 1 at which inverse_sigmoid stops, as in mmdet
 DEPTH_GUARD = 1e-6  # metres added to a projected depth, so that nothing divides by zero (CMT)
@@ -48,7 +52,23 @@ def cell_centres(cells: int, device: torch.device | str | None = None) -> Tensor
     return (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells
 
 
-def embed_bev_cells(mlp: nn.Sequential, rows: int, cols: int) -> Tensor:
+class PositionMlp(nn.Sequential):
+    """Two linear layers over coordinates; keys ``0`` and ``2`` as in CMT's checkpoints."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int):
+        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+    @property
+    def first(self) -> nn.Linear:
+        """The layer that sees the coordinates."""
+        return cast(nn.Linear, self[0])
+
+    def rest(self, hidden: Tensor) -> Tensor:
+        """Everything after the first layer."""
+        return cast(Tensor, self[2](self[1](hidden)))
+
+
+def embed_bev_cells(mlp: PositionMlp, rows: int, cols: int) -> Tensor:
     """Position embedding of every BEV cell, row by row.
 
     The column is divided by the number of columns and the row by the number of rows. (CMT swaps the
@@ -56,19 +76,20 @@ def embed_bev_cells(mlp: nn.Sequential, rows: int, cols: int) -> Tensor:
     then added, because its input is the one embedding beside the other.
 
     Args:
-        mlp: Linear(2 * D, D), ReLU, Linear(D, D).
-        rows, cols: size of the BEV grid; rows run along y, columns along x.
+        mlp: with 2 * D inputs and D outputs.
+        rows: of the BEV grid, along y.
+        cols: of the BEV grid, along x.
 
     Returns:
         (rows * cols, D).
     """
-    first, activation, last = mlp
+    first = mlp.first
     dims = first.in_features // 2
-    of_y, of_x = first.weight.split(dims, dim=1)
+    of_y, of_x = first.weight[:, :dims], first.weight[:, dims:]
     device = first.weight.device
     y = sine_embedding(cell_centres(rows, device), dims) @ of_y.T
     x = sine_embedding(cell_centres(cols, device), dims) @ of_x.T + first.bias
-    return last(activation(y[:, None] + x)).flatten(0, 1)
+    return mlp.rest(y[:, None] + x).flatten(0, 1)
 
 
 class Rays:
@@ -103,20 +124,21 @@ class Rays:
         start = origin[..., None, :].expand(*origin.shape[:-1], depths, 3).flatten(-2)
         self.basis = torch.cat([along, start[..., None, :]], dim=-2).float()
 
-    def hidden(self, mlp: nn.Sequential, pixels: Tensor) -> Tensor:
-        """First linear layer of ``mlp`` on the rays through ``pixels`` (B or 1, V, N, 3): (B, V, N, hidden)."""
-        first = mlp[0]
+    def hidden(self, mlp: PositionMlp, pixels: Tensor) -> Tensor:
+        """First layer of ``mlp`` on the rays through ``pixels`` (B or 1, 1 or V, N, 3): (B, V, N, hidden)."""
+        first = mlp.first
         coefficients = self.basis @ first.weight.T  # (B, V, 4, hidden)
         return pixels @ coefficients[..., :3, :] + (coefficients[..., 3:, :] + first.bias)
 
-    def embed_cells(self, mlp: nn.Sequential, rows: int, cols: int, pad_hw: tuple[int, int]) -> Tensor:
+    def embed_cells(self, mlp: PositionMlp, rows: int, cols: int, pad_hw: tuple[int, int]) -> Tensor:
         """Position embedding of every camera cell.
 
         A cell stands for its top-left pixel, without half a pixel added, as in CMT.
 
         Args:
-            mlp: Linear(3 * depths, hidden), ReLU, Linear(hidden, D).
-            rows, cols: size of the feature maps.
+            mlp: with 3 * depths inputs and D outputs.
+            rows: of the feature maps.
+            cols: of the feature maps.
             pad_hw: height and width in pixels of the padded images.
 
         Returns:
@@ -127,9 +149,9 @@ class Rays:
         u = torch.arange(cols, device=device, dtype=torch.float32) * pad_hw[1] / cols
         v, u = torch.meshgrid(v, u, indexing="ij")
         pixels = torch.stack([u, v, torch.ones_like(u)], dim=-1).reshape(1, 1, rows * cols, 3)
-        return mlp[2](mlp[1](self.hidden(mlp, pixels))).flatten(1, 2)
+        return mlp.rest(self.hidden(mlp, pixels)).flatten(1, 2)
 
-    def embed_points(self, mlp: nn.Sequential, pixels: Tensor, visible: Tensor) -> Tensor:
+    def embed_points(self, mlp: PositionMlp, pixels: Tensor, visible: Tensor) -> Tensor:
         """Camera part of the query embedding: the sum over the views that see the query.
 
         A query that no camera sees gets zero. Only visible pairs pass through the second layer, about
@@ -143,10 +165,31 @@ class Rays:
         Returns:
             (B, Q, D).
         """
-        seen = mlp[2](mlp[1](self.hidden(mlp, pixels)[visible]))
+        seen = mlp.rest(self.hidden(mlp, pixels)[visible])
         out = seen.new_zeros(*visible.shape, seen.shape[-1])
         out[visible] = seen
         return out.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What queries look at; K keys = BEV cells row by row, then camera cells by view, row and column.
+
+    Attributes:
+        tokens: (B, K, C).
+        position: (B, K, C) float32.
+        grid: which key is where.
+        rays: viewing rays of the cameras.
+        lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
+        pad_hw: height and width in pixels of the padded images.
+    """
+
+    tokens: Tensor
+    position: Tensor
+    grid: TokenGrid
+    rays: Rays
+    lidar2img: Tensor
+    pad_hw: tuple[int, int]
 
 
 def project(points: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ class SeparateTaskHead(nn.Module):
                 parts += [GroupedNorm(num_layers, head_conv), nn.ReLU()]
                 inputs = head_conv
             last = GroupedLinear(num_layers, inputs, outputs, bias=True)
-            if name == "cls_logits":
+            if name == "cls_logits" and last.bias is not None:
                 nn.init.constant_(last.bias, init_bias)
             self.add_module(name, nn.Sequential(*parts, last))
 

@@ -67,7 +67,7 @@ def test_no_noise_gives_the_ground_truth_back():
 
 
 def test_noise_stays_in_the_box_and_far_draws_become_background():
-    boxes, labels, made = make([40, 30], num_queries=400)
+    _, labels, made = make([40, 30], num_queries=400)
     centre = RANGE[:3] + made.points[made.batch, made.slot] * (RANGE[3:] - RANGE[:3])
     shift = (centre - made.boxes[:, :3]) / (made.boxes[:, 3:6] / 2)
     assert shift.abs().max() <= 1 + 1e-4  # 108 m in single precision, over half a box of 0.25 m

@@ -84,7 +84,7 @@ def test_camera_rays(head, square):
 
 
 def test_decoder_layers(published, square):
-    data, output, layer0 = square
+    data, _, layer0 = square
     assert published.relative_error(layer0, data["layer0_state"]) <= DECODER
 
 
