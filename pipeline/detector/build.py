@@ -1,0 +1,162 @@
+"""From a config file to a model: overrides, unread keys, plan, all checked before anything trains."""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+# Imported for what they register in mmdet3d's registries.
+from pipeline.detector import aqr, assign, bias, coder, head, image, lidar  # noqa: F401
+from pipeline.detector.detector import CmtDetector
+from pipeline.detector.optim import freeze, read_wrapper
+from pipeline.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Project root: relative config paths start here."""
+
+OURS = {"model", "optim_wrapper", "default_scope"}
+"""Sections of a config that we read; what mmengine's Runner reads may stand there too."""
+
+VARIABLE = "_"
+"""Names that begin so are variables of the config file itself."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be read, or a key in it that nobody reads."""
+
+
+def build_model(
+    config: str | Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    plan: Plan | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> CmtDetector:
+    """Build the detector of a config, with fresh weights drawn from torch's global generator.
+
+    Args:
+        config: mmengine config file; a relative path starts at the project root.
+        overrides: see ``load_config``.
+        plan: what every attention site does; None: what the config says.
+        device: ``cpu`` or ``cuda``, where the model will run: some implementations run on one only. The
+            model itself is returned on the CPU.
+        dtype: of the attention inputs, ``bfloat16`` under autocast.
+
+    Returns:
+        The model in evaluation mode, with parameters frozen as ``optim_wrapper`` says.
+
+    Raises:
+        ConfigError: no such file, or a key nobody reads.
+        pipeline.plan.PlanError: a plan that does not fit, or an implementation that cannot serve a bias.
+        pipeline.detector.optim.OptimError: see there.
+    """
+    cfg = load_config(config, overrides)
+    # mmengine's logger would print every initialisation; what matters here raises instead.
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    init_default_scope("mmdet3d")  # where unprefixed type names of configs are looked up
+    try:
+        model = MODELS.build(cfg.model)
+    except TypeError as error:
+        raise _unread_key(error, cfg) from error
+    model.init_weights()
+    model.eval()
+    model.apply_plan(plan or model.plan, device, dtype)
+    freeze(model, cfg.optim_wrapper)
+    return model
+
+
+def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Read a config file and replace values in it.
+
+    Args:
+        config: mmengine config file; a relative path starts at the project root.
+        overrides: (dotted key, JSON text of the value); list entries by number. The value at the key is
+            replaced as a whole, not merged. All but the last part of the key must exist.
+
+    Raises:
+        ConfigError: no such file, a section nobody reads, or an override that leads nowhere.
+    """
+    path = Path(config) if Path(config).is_absolute() else ROOT / config
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}")
+    cfg = Config.fromfile(path)
+    for key, text in overrides:
+        _override(cfg, key, text)
+    known = OURS | set(inspect.signature(Runner.__init__).parameters)
+    unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
+    if unread:
+        raise ConfigError(
+            f"{path.name}: nobody reads {', '.join(unread)}; remove it, correct the name, "
+            f"or begin the name of a variable with {VARIABLE!r}"
+        )
+    for section in ("model", "optim_wrapper"):
+        if section not in cfg:
+            raise ConfigError(f"{path.name}: the section {section!r} is missing")
+    read_wrapper(cfg.optim_wrapper)
+    return cfg
+
+
+def _override(cfg: Config, key: str, text: str) -> None:
+    """Replace one value of ``cfg``."""
+    if key.startswith(VARIABLE):
+        raise ConfigError(
+            f"override {key}: it is a variable of the config file; override the keys that were made from it"
+        )
+    *parents, last = key.split(".")
+    node: Any = cfg
+    for i, part in enumerate(parents):
+        node = _child(node, part, ".".join(parents[: i + 1]), key)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"override {key}: expected JSON, got {text!r} ({error})") from error
+    if isinstance(node, list | tuple):
+        _child(node, last, key, key)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, at: str, key: str) -> Any:
+    """Step into a dict or list of a config."""
+    if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+        return node[int(part)]
+    if isinstance(node, Mapping | Config) and part in node:
+        return node[part]
+    raise ConfigError(f"override {key}: the config has no {at}")
+
+
+def _unread_key(error: TypeError, cfg: Config) -> ConfigError:
+    """Turn a constructor's TypeError into a sentence about the config."""
+    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return ConfigError(f"the model cannot be built: {error}")
+    owner, key = found.groups()
+    places = sorted(_places(cfg.model, key, "model"))
+    return ConfigError(
+        f"{owner} does not read the key {key!r} ({', '.join(places) or 'set by its builder'}); remove it"
+    )
+
+
+def _places(node: Any, key: str, at: str) -> Iterator[str]:
+    """Yield the dotted paths that end in ``key``."""
+    items = (
+        node.items()
+        if isinstance(node, Mapping)
+        else enumerate(node)
+        if isinstance(node, list | tuple)
+        else ()
+    )
+    for name, child in items:
+        if name == key:
+            yield f"{at}.{name}"
+        yield from _places(child, key, f"{at}.{name}")

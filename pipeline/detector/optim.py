@@ -1,0 +1,147 @@
+"""Optimiser from a config's ``optim_wrapper``, with mmengine's ``custom_keys`` multipliers.
+
+mmengine's own constructor makes one group per parameter (slow) and logs each; ours makes one group per
+pair of multipliers, with the same learning rates and decays. A multiplier of 0 freezes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class OptimError(ValueError):
+    """An optimiser config that cannot be read, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What a parameter's learning rate and weight decay are multiplied by."""
+
+    lr: float = 1.0
+    decay: float = 1.0
+
+
+WRAPPER_KEYS = {"type", "optimizer", "paramwise_cfg", "clip_grad"}
+MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
+
+
+def build_optimizer(
+    model: nn.Module, optim_wrapper: Mapping[str, Any], lr_scale: float = 1.0
+) -> torch.optim.Optimizer:
+    """Build the optimiser of a model that ``freeze`` has seen.
+
+    Args:
+        model: the detector, or DDP around it.
+        optim_wrapper: ``dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=...), paramwise_cfg=
+            dict(custom_keys={part of a name: dict(lr_mult=, decay_mult=)}), clip_grad=...)``; the longest
+            custom key that a parameter's name contains counts, as in mmengine.
+        lr_scale: factor on every learning rate.
+
+    Returns:
+        The optimiser; its groups carry ``name``, the multipliers they stand for.
+
+    Raises:
+        OptimError: an unknown key, an unknown optimiser, a custom key that matches no parameter, or
+            nothing left to train.
+    """
+    settings = dict(read_wrapper(optim_wrapper)["optimizer"])
+    kind = settings.pop("type", None)
+    cls = getattr(torch.optim, str(kind), None)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise OptimError(
+            f"optim_wrapper.optimizer.type: expected a class of torch.optim such as 'AdamW', got {kind!r}"
+        )
+    model = getattr(model, "module", model)
+    base_lr, base_decay = settings.pop("lr") * lr_scale, settings.get("weight_decay", 0.0)
+    groups: dict[Multipliers, list[nn.Parameter]] = {}
+    for name, found in multipliers(model, optim_wrapper).items():
+        parameter = model.get_parameter(name)
+        if parameter.requires_grad:
+            groups.setdefault(found, []).append(parameter)
+    if not groups:
+        raise OptimError("optim_wrapper.paramwise_cfg freezes every parameter; nothing is left to train")
+    made = [
+        {
+            "params": parameters,
+            "lr": base_lr * m.lr,
+            "weight_decay": base_decay * m.decay,
+            "name": f"lr x {m.lr:g}",
+        }
+        for m, parameters in groups.items()
+    ]
+    try:
+        return cls(made, lr=base_lr, **settings)
+    except TypeError as error:
+        raise OptimError(f"optim_wrapper.optimizer: {error}") from error
+
+
+def freeze(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> list[str]:
+    """Switch gradients off where the learning rate is multiplied by 0, and on elsewhere.
+
+    Returns:
+        The names of the frozen parameters. ``model.train()`` keeps the statistics of their batch norms.
+    """
+    frozen = []
+    for name, found in multipliers(model, optim_wrapper).items():
+        model.get_parameter(name).requires_grad_(found.lr != 0)
+        if found.lr == 0:
+            frozen.append(name)
+    model.train(model.training)
+    return frozen
+
+
+def multipliers(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> dict[str, Multipliers]:
+    """Look up the multipliers of every parameter, by name.
+
+    Raises:
+        OptimError: an unknown key, or a custom key that matches no parameter.
+    """
+    custom = read_wrapper(optim_wrapper).get("paramwise_cfg", {}).get("custom_keys", {})
+    keys = sorted(sorted(custom), key=len, reverse=True)  # mmengine: longest first, then by alphabet
+    names = [name for name, _ in model.named_parameters()]
+    for key in keys:
+        if not any(key in name for name in names):
+            raise OptimError(f"optim_wrapper.paramwise_cfg.custom_keys: no parameter's name contains {key!r}")
+    chosen = {name: next((key for key in keys if key in name), None) for name in names}
+    return {name: _multipliers_of(custom[key]) if key else Multipliers() for name, key in chosen.items()}
+
+
+def _multipliers_of(custom: Mapping[str, float]) -> Multipliers:
+    return Multipliers(float(custom.get("lr_mult", 1.0)), float(custom.get("decay_mult", 1.0)))
+
+
+def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the keys of ``optim_wrapper`` and return it as a dict; OptimError names a key nobody reads."""
+    wrapper = dict(optim_wrapper)
+    paramwise = wrapper.get("paramwise_cfg") or {}
+    custom = paramwise.get("custom_keys") or {}
+    unread = [key for key in wrapper if key not in WRAPPER_KEYS]
+    unread += [f"paramwise_cfg.{key}" for key in paramwise if key != "custom_keys"]
+    unread += [
+        f"paramwise_cfg.custom_keys.{name}.{key}"
+        for name, keys in custom.items()
+        for key in keys
+        if key not in MULTIPLIER_KEYS
+    ]
+    if unread:
+        raise OptimError(f"optim_wrapper: nobody reads {', '.join(unread)}; remove or correct the name")
+    if wrapper.get("type", "OptimWrapper") != "OptimWrapper":
+        raise OptimError(f"optim_wrapper.type: expected 'OptimWrapper', got {wrapper['type']!r}")
+    if "lr" not in wrapper.get("optimizer", {}):
+        raise OptimError("optim_wrapper.optimizer: expected a learning rate 'lr', got none")
+    return wrapper
+
+
+def clip_norm(optim_wrapper: Mapping[str, Any]) -> float | None:
+    """Return the gradient norm in ``clip_grad=dict(max_norm=...)``, None if gradients are not clipped."""
+    clip = read_wrapper(optim_wrapper).get("clip_grad")
+    if not clip:
+        return None
+    if set(clip) - {"max_norm", "norm_type"} or clip.get("norm_type", 2) != 2:
+        raise OptimError(
+            f"optim_wrapper.clip_grad: expected dict(max_norm=...) and the L2 norm, got {dict(clip)}"
+        )
+    return float(clip["max_norm"])
