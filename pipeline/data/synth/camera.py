@@ -18,7 +18,7 @@ NEAR_M = 0.2
 SHADE = 0.1
 """Brightness in the deep shadow, relative to outside: five to twenty of 255 grey levels are left."""
 
-AMBIENT, SUNLIGHT = 0.62, 0.45
+AMBIENT, SUNLIGHT = 0.75, 0.35
 """Share of light on every face, and on one that looks at the sun."""
 
 HEADLIGHT_M = 32.0
@@ -36,12 +36,23 @@ LAMP = (235, 255, 255)
 
 @dataclass(frozen=True)
 class View:
-    """A camera with what never changes about it: rays (H, W, 3) of depth 1 and the ground's depth (H, W)."""
+    """A camera with what never changes about it.
+
+    Attributes:
+        camera: where it is and how it looks.
+        origin: (3,) float32 in the ego frame.
+        directions: (H, W, 3) float32, rays of depth 1 in the ego frame.
+        ground: (H, W) float32, the ground's depth along each ray, inf above the horizon.
+        floor: (H * W, 2) float32, x and y where each ray meets the ground, ego frame.
+        sky: (H * W, 3) float32, BGR of the sky by day.
+    """
 
     camera: Camera
     origin: Floats
     directions: Floats
     ground: Floats
+    floor: Floats
+    sky: Floats
 
 
 @lru_cache(maxsize=1)
@@ -52,10 +63,21 @@ def views() -> tuple[View, ...]:
         u, v = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
         rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(camera.intrinsic).T
         directions = rays @ camera.rotation.T
-        with np.errstate(divide="ignore"):
-            ground = np.where(directions[..., 2] < 0, -camera.mount[2] / directions[..., 2], np.inf)
-        origin = np.array(camera.mount, np.float32)
-        made.append(View(camera, origin, directions.astype(np.float32), ground.astype(np.float32)))
+        below = directions[..., 2] < 0
+        ground = np.full(below.shape, np.inf)
+        ground[below] = -camera.mount[2] / directions[below][:, 2]
+        floor = np.zeros((*below.shape, 2))
+        floor[below] = np.array(camera.mount[:2]) + directions[below][:, :2] * ground[below][:, None]
+        made.append(
+            View(
+                camera,
+                np.array(camera.mount, np.float32),
+                directions.astype(np.float32),
+                ground.astype(np.float32),
+                floor.reshape(-1, 2).astype(np.float32),
+                _sky(directions).reshape(-1, 3),
+            )
+        )
     return tuple(made)
 
 
@@ -69,21 +91,21 @@ def shoot(
         hits: what each pixel shows.
     """
     hits = cast(view.origin, view.directions, view.ground, solids, _windows(view.camera, solids))
-    image = _sky(view, world)
-    met = np.isfinite(hits.depth)
-    spots = view.origin + view.directions[met] * hits.depth[met][:, None]
-    actor = hits.actor[met]
-    on_object = actor >= 0
-    colour = _ground_colour(world.ego_at(time_s), spots)
-    sun = _to_ego(world.sun, world.ego_at(time_s)[2])
-    colour[on_object] = _paint(
-        world, solids, spots[on_object], actor[on_object], hits.axis[met][on_object], sun
-    )
-    image[met] = colour * _light(world, world.ego_at(time_s), spots)[:, None]
+    ego = world.ego_at(time_s)
+    actor, depth = hits.actor.ravel(), hits.depth.ravel()
+    # At night the sky darkens more than the street.
+    image = view.sky * np.float32(world.light**2)
+    bare = np.flatnonzero((actor < 0) & np.isfinite(depth))
+    spots = view.floor[bare]
+    image[bare] = _ground_colour(ego, spots) * _light(world, ego, spots)[:, None]
+    met = np.flatnonzero(actor >= 0)
+    if len(met):
+        spots = view.origin + view.directions.reshape(-1, 3)[met] * depth[met, None]
+        colour = _paint(world, solids, spots, actor[met], hits.axis.ravel()[met], _to_ego(world.sun, ego[2]))
+        image[met] = colour * _light(world, ego, spots)[:, None]
     image += rng.integers(-NOISE, NOISE + 1, image.shape, np.int8)
-    done, jpeg = cv2.imencode(
-        ".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    )
+    picture = np.clip(image, 0, 255).astype(np.uint8).reshape(HEIGHT, WIDTH, 3)
+    done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise RuntimeError("OpenCV could not encode a JPEG; its build lacks the codec")
     return jpeg.tobytes(), hits
@@ -122,23 +144,23 @@ def _to_ego(vector: NDArray[np.float64], ego_yaw: float) -> NDArray[np.float64]:
     return np.array([cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0], vector[2]])
 
 
-def _sky(view: View, world: World) -> Floats:
-    """Return a sky (H, W, 3) that is paler towards the horizon."""
-    rise = np.clip(view.directions[..., 2:] * 1.6, 0, 1)
-    zenith, horizon = np.array([205, 160, 120], np.float32), np.array([225, 215, 205], np.float32)
-    sky = (
-        zenith * rise + horizon * (1 - rise)
-    ) * world.light**2  # at night the sky darkens more than the street
+def _sky(directions: NDArray[np.float64]) -> Floats:
+    """Return a sky, BGR, for directions (..., 3); paler towards the horizon."""
+    rise = np.clip(directions[..., 2:] * 1.6, 0, 1)
+    sky = np.array([205, 160, 120]) * rise + np.array([225, 215, 205]) * (1 - rise)
     return sky.astype(np.float32)
 
 
+def _on_road(ego: tuple[float, float, float], spots: Floats) -> tuple[Floats, Floats]:
+    """Return s and d (N,) of spots (N, 2 or 3) of the ego frame."""
+    cos, sin = np.float32(np.cos(ego[2])), np.float32(np.sin(ego[2]))
+    x, y = spots[:, 0], spots[:, 1]
+    return np.float32(ego[0]) + cos * x - sin * y, np.float32(ego[1]) + sin * x + cos * y
+
+
 def _light(world: World, ego: tuple[float, float, float], spots: Floats) -> Floats:
-    """Return brightness (N,) at spots (N, 3) of the ego frame: scene, deep shadow, headlights."""
-    along = (
-        np.float32(ego[0])
-        + np.float32(np.cos(ego[2])) * spots[:, 0]
-        - np.float32(np.sin(ego[2])) * spots[:, 1]
-    )
+    """Return brightness (N,) at spots (N, 2 or 3) of the ego frame: scene, deep shadow, headlights."""
+    along, _ = _on_road(ego, spots)
     light = np.full(len(spots), world.light, np.float32)
     light[(along > world.shade[0]) & (along < world.shade[1])] *= SHADE
     if world.light < 0.5:  # night
@@ -149,8 +171,8 @@ def _light(world: World, ego: tuple[float, float, float], spots: Floats) -> Floa
 
 
 @lru_cache(maxsize=1)
-def _ground_table() -> tuple[Floats, Floats]:
-    """Return ground colours (1024, 3) by d, eight to a metre from -64 m, with and without dashes of lanes."""
+def _ground_table() -> Floats:
+    """Return ground colours (2048, 3) by d, eight to a metre from -64 m; then again with lane dashes."""
     d = np.abs((np.arange(1024) + 0.5) / 8 - 64)
     table = np.full((1024, 3), (88, 92, 92), np.float32)  # asphalt
     table[d > CYCLE_LANE_M - 0.9] = (70, 78, 110)  # reddish cycle lane
@@ -161,7 +183,7 @@ def _ground_table() -> tuple[Floats, Floats]:
     table[(d < 0.2) | (np.abs(d - 2 * LANE_M) < 0.13)] = (225, 230, 230)  # middle and edges of the road
     dashed = table.copy()
     dashed[np.abs(d - LANE_M) < 0.13] = (225, 230, 230)
-    return table, dashed
+    return np.concatenate([table, dashed])
 
 
 @lru_cache(maxsize=1)
@@ -172,20 +194,12 @@ def _grain() -> Floats:
 
 
 def _ground_colour(ego: tuple[float, float, float], spots: Floats) -> Floats:
-    """Return BGR (N, 3) of the ground at spots (N, 3) of the ego frame."""
-    cos, sin = np.float32(np.cos(ego[2])), np.float32(np.sin(ego[2]))
-    s = np.float32(ego[0]) + cos * spots[:, 0] - sin * spots[:, 1]
-    d = np.float32(ego[1]) + sin * spots[:, 0] + cos * spots[:, 1]
+    """Return BGR (N, 3) of the ground at spots (N, 2) of the ego frame."""
+    s, d = _on_road(ego, np.clip(spots, -1e4, 1e4))  # near the horizon there is no end to the ground
     row = np.clip((d + 64) * 8, 0, 1023).astype(np.int32)
-    plain, dashed = _ground_table()
-    colour = np.where(
-        (np.mod(s, 9.0) < 3.0)[:, None], dashed[row], plain[row]
-    )  # 3 m of every 9 m are painted
-    cell = (
-        (np.clip(s, -1e4, 1e4) * 6).astype(np.int32) & 255,
-        (np.clip(d, -1e4, 1e4) * 6).astype(np.int32) & 255,
-    )
-    return (colour * _grain()[cell][:, None]).astype(np.float32)
+    row += 1024 * (np.mod(s, np.float32(9)) < 3)  # lanes are painted on 3 m of every 9 m
+    cell = ((s * 6).astype(np.int32) & 255) * 256 + ((d * 6).astype(np.int32) & 255)
+    return _ground_table()[row] * _grain().ravel()[cell][:, None]
 
 
 def _paint(

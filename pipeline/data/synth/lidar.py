@@ -44,10 +44,13 @@ def points_in_boxes(points: Floats, solids: Solids) -> NDArray[np.int64]:
     """Count the points (N, 5), LiDAR frame, inside each bounding box; (A,)."""
     turn = lidar2ego()
     spots = points[:, :3].astype(np.float64) @ turn[:3, :3].T + turn[:3, 3]
+    spots = spots[np.argsort(spots[:, 0], kind="stable")]
+    reach = np.hypot(solids.half[:, 0], solids.half[:, 1])
+    first = np.searchsorted(spots[:, 0], solids.centre[:, 0] - reach)
+    last = np.searchsorted(spots[:, 0], solids.centre[:, 0] + reach, side="right")
     counts = np.zeros(len(solids.yaw), np.int64)
     for index in range(len(counts)):
-        away = spots - solids.centre[index]
-        away = away[(away[:, 0] ** 2 + away[:, 1] ** 2) <= (solids.half[index, :2] ** 2).sum()]
+        away = spots[first[index] : last[index]] - solids.centre[index]
         cos, sin = np.cos(solids.yaw[index]), np.sin(solids.yaw[index])
         local = np.stack(
             [cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0], away[:, 2]]

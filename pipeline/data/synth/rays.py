@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.synth.kinds import Part
 from pipeline.data.synth.world import World
 
 ROOM_M = 0.03
@@ -82,25 +81,26 @@ def solids_at(world: World, time_s: float) -> Solids:
     ahead, left = poses[:, 0] - ego_s, poses[:, 1] - ego_d
     cos, sin = np.cos(ego_yaw), np.sin(ego_yaw)
     centre = np.stack([cos * ahead + sin * left, cos * left - sin * ahead, sizes[:, 2] / 2], axis=1)
-    parts = [_part(part, actor.size) for actor in world.actors for part in actor.parts]
+    shapes = np.array([part for actor in world.actors for part in actor.parts])
     counts = [len(actor.parts) for actor in world.actors]
+    part_centre, part_half = _place_parts(shapes, np.repeat(sizes, counts, axis=0))
     return Solids(
         centre=centre,
         half=sizes / 2,
         yaw=poses[:, 2] - ego_yaw,
-        part_centre=np.array([part[0] for part in parts], np.float32),
-        part_half=np.array([part[1] for part in parts], np.float32),
+        part_centre=part_centre,
+        part_half=part_half,
         first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
 
 
-def _part(part: Part, size: tuple[float, float, float]) -> tuple[list[float], list[float]]:
-    """Return centre and half size in m of a part in the frame of its object."""
-    back, front, side, bottom, top = part
-    length, width, height = size
-    centre = [(back + front) / 2 * length, 0.0, ((bottom + top) / 2 - 0.5) * height]
-    half = [(front - back) / 2 * length - ROOM_M, side * width - ROOM_M, (top - bottom) / 2 * height]
-    return centre, half
+def _place_parts(shapes: NDArray[np.float64], sizes: NDArray[np.float64]) -> tuple[Floats, Floats]:
+    """Return centre and half size (P, 3) of parts in m, from fractions (P, 5) of an object of size (P, 3)."""
+    back, front, side, bottom, top = shapes.T
+    fractions = np.stack([(back + front) / 2, 0 * side, (bottom + top) / 2 - 0.5], axis=1)
+    half = np.stack([(front - back) / 2, side, (top - bottom) / 2], axis=1) * sizes
+    half[:, :2] -= ROOM_M
+    return (fractions * sizes).astype(np.float32), half.astype(np.float32)
 
 
 def cast(
@@ -138,7 +138,7 @@ def _enter(origin: Floats, directions: Floats, solids: Solids, index: int) -> tu
     start = np.array([cos * x + sin * y, cos * y - sin * x, z], np.float32)
     dx, dy, dz = directions[..., 0], directions[..., 1], directions[..., 2]
     way = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, dz])
-    way[np.abs(way) < 1e-9] = 1e-9  # a ray along a face: no division by zero, and 1e-9 of 100 m is nothing
+    way[way == 0] = 1e-9  # a ray along a face: no division by zero, and 1e-9 of 100 m is nothing
     per_way = 1 / way
     best = np.full(dx.shape, np.inf, np.float32)
     face = np.zeros(dx.shape, np.int8)
@@ -149,5 +149,5 @@ def _enter(origin: Floats, directions: Floats, solids: Solids, index: int) -> tu
         enter, leave = entry.max(axis=0), (middle + reach).min(axis=0)
         closer = (enter < leave) & (enter > 0) & (enter < best)
         best[closer] = enter[closer]
-        face[closer] = entry.argmax(axis=0)[closer]
+        face[closer] = entry[:, closer].argmax(axis=0)
     return best, face

@@ -182,7 +182,7 @@ def _traffic(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor
     for lane in LANES:
         way = -1.0 if lane > 0 else 1.0
         speed = ego_speed if lane == EGO_LANE_M else float(draw.rng.uniform(2.0, 8.0))
-        for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=(24.0, 46.0)):
+        for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=(28.0, 50.0)):
             if lane == EGO_LANE_M and abs(s) < 16.0:  # clear of the ego by more than half a bus and a car
                 continue
             yaw = 0.0 if way > 0 else np.pi
@@ -200,7 +200,7 @@ def _cycles(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor]
 def _pavement(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
     """People, walking or standing, each on a line of its own so that they do not collide."""
     for side in (-1.0, 1.0):
-        for place, s in enumerate(draw.along(*street, gap=(8.0, 30.0))):
+        for place, s in enumerate(draw.along(*street, gap=(14.0, 40.0))):
             walks = draw.rng.uniform() < 0.6  # most walk
             yaw = draw.rng.choice([0.0, np.pi]) if walks else draw.rng.uniform(-np.pi, np.pi)
             speed = draw.rng.uniform(0.8, 1.6) if walks else 0.0
@@ -210,9 +210,9 @@ def _pavement(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
 def _roadworks(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
     """Rows of barriers and cones along the curb."""
     for side in (-1.0, 1.0):
-        for start in draw.along(*street, gap=(36.0, 60.0)):
+        for start in draw.along(*street, gap=(40.0, 66.0)):
             s = start
-            for kind in draw.rng.permutation(["barrier"] * 3 + ["traffic_cone"] * 3):
+            for kind in draw.rng.permutation(["barrier"] * 2 + ["traffic_cone"] * 2):
                 yaw = np.pi / 2 if kind == "barrier" else draw.rng.uniform(-np.pi, np.pi)
                 yield draw.actor(str(kind), s, side * CURB_M, yaw + draw.rng.normal(0, 0.08))
                 s += draw.rng.uniform(3.2, 4.2)
@@ -222,7 +222,7 @@ def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list
     """Parked things on both sides; nothing overlaps what stands there already."""
     length = street[1] - street[0]
     wanted = (
-        [("vehicle", LOT_M)] * round(length / 9)
+        [("vehicle", LOT_M)] * round(length / 12)
         + [("cycle", (LOT_M[0], 27.0))] * round(length / 26)
         + [("traffic_cone", (LOT_M[0], 24.0))] * round(length / 50)
         + [("barrier", (LOT_M[0], 24.0))] * round(length / 50)
@@ -250,7 +250,7 @@ def _apart(one: Actor, other: Actor) -> bool:
 
 
 def _scenery(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
-    """Buildings behind the lots and trees between lot and pavement: props without annotation."""
+    """Buildings behind the lots: props without annotation."""
     for side in (-1.0, 1.0):
         for s in draw.along(street[0] - 20, street[1] + 20, gap=(30.0, 44.0)):
             made = draw.actor("building", s, side * BUILDINGS_M, 0.0 if side < 0 else np.pi)
