@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
@@ -313,6 +314,6 @@ def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
             raise ValueError(
                 f"data_samples {missing}: the meta information has no {key!r}, which the head needs"
             )
-    matrices = torch.stack([torch.as_tensor(meta["lidar2img"], dtype=torch.float64) for meta in metas])
+    matrices = torch.from_numpy(np.stack([np.asarray(meta["lidar2img"], dtype=np.float64) for meta in metas]))
     height, width = metas[0]["batch_input_shape"]
     return matrices, (int(height), int(width))
