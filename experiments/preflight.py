@@ -1,0 +1,78 @@
+"""Preflight of a study: refuse what cannot run before anything starts that costs time.
+
+Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from experiments.folder import StudyFolder, digest_of
+from experiments.recipes import Recipe, World
+from pipeline.preflight import check, locate
+from pipeline.settings import TrialSettings
+
+
+def make_worlds(worlds: tuple[World, ...], say: Callable[[str], None]) -> None:
+    """Generate the datasets of a recipe that are absent; one that is there is left alone."""
+    from pipeline.data.synth import generate
+
+    for world in worlds:
+        if not locate(world.root).exists():
+            say(f"generating {world.root}")
+        generate(
+            locate(world.root),
+            world.seed,
+            frames_per_scene=world.frames_per_scene,
+            scenes_per_split=dict(world.scenes),
+        )
+
+
+def check_files(recipe: Recipe, folder: StudyFolder) -> dict[str, str]:
+    """Refuse trials whose files are missing or whose folder cannot be written.
+
+    Returns:
+        Path -> digest of every config and checkpoint that the trials read.
+    """
+    inputs = {}
+    for name, settings in recipe.named_trials().items():
+        check(settings, folder.trial(name), torch.device(settings.device))
+        for path in filter(None, (settings.config, settings.init)):
+            inputs[path] = digest_of(locate(path))
+    return inputs
+
+
+def check_models(recipe: Recipe) -> None:
+    """Build each model once, load its initial weights, and put every plan of every trial on it."""
+    from pipeline.detector.build import build_model  # costs seconds: skipped when nothing is to run
+    from pipeline.detector.checkpoint import load_weights
+    from pipeline.train import attention_dtype
+
+    kinds: dict[tuple[object, ...], list[TrialSettings]] = {}
+    for settings in recipe.trials:
+        key = (settings.config, settings.overrides, settings.init, settings.device, settings.train.amp)
+        kinds.setdefault(key, []).append(settings)
+    for alike in kinds.values():
+        first, dtype = alike[0], attention_dtype(alike[0])
+        model = build_model(locate(first.config), first.overrides, first.plan, first.device, dtype)
+        if first.init:
+            load_weights(model, locate(first.init))
+        for plan in {plan for settings in alike for plan in (settings.plan, *settings.mix)}:
+            model.apply_plan(plan, first.device, dtype)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Open every dataset of the recipe and see that the files of its frames are there."""
+    from pipeline.data.loader import open_source
+
+    wanted = {
+        (root, settings.data.version, split)
+        for settings in recipe.trials
+        for root, split in (
+            *((root, settings.data.train_split) for root in settings.data.train),
+            (settings.data.val, settings.data.val_split),
+        )
+    }
+    for root, version, split in sorted(wanted):
+        open_source(Path(locate(root)), version, split)

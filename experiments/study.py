@@ -1,0 +1,214 @@
+"""Study: run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
+
+Tune starts a driver function per trial, which runs Ray Train: the only nesting Ray supports. Drivers
+take a resource of the head node and no CPU. What is done is told by files, not by Tune: a study that
+was killed at any moment is started again and goes on.
+"""
+
+import logging
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from experiments.folder import DONE, FAILED, StudyFolder, settings_of
+from experiments.progress import StudyProgress
+from experiments.recipes import Recipe
+from pipeline.launch import ray_session, run_under_ray
+
+DRIVER_FAILURES = 1
+"""Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a study's trials ended.
+
+    Attributes:
+        done: names of the trials that are done, in recipe order.
+        failed: name -> why, one sentence.
+        unfinished: names of trials that were interrupted or never started.
+        ran: trials that this call ran; the others were done before.
+    """
+
+    done: tuple[str, ...]
+    failed: dict[str, str]
+    unfinished: tuple[str, ...]
+    ran: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial is done."""
+        return not self.failed and not self.unfinished
+
+
+def run_trials(
+    recipe: Recipe,
+    folder: StudyFolder,
+    console: Console,
+    concurrent: int | None = None,
+    tracking: bool = True,
+) -> Outcome:
+    """Run what is not done of a study that ``preflight`` has accepted.
+
+    Args:
+        recipe: the study.
+        folder: its folder, claimed by this recipe.
+        console: where progress is shown.
+        concurrent: trials at once; None leaves it to the recipe.
+        tracking: send rows to MLflow after each trial.
+
+    Returns:
+        The state of every trial afterwards.
+    """
+    trials = recipe.named_trials()
+    todo = [name for name in trials if folder.state(name) != DONE]
+    if todo:
+        for name in todo:
+            (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
+        with (
+            StudyProgress(console, len(trials), len(trials) - len(todo)) as progress,
+            _Tracker(folder, progress, tracking) as tracker,
+        ):
+            _tune(
+                recipe,
+                folder,
+                todo,
+                concurrent or recipe.concurrent_trials,
+                _Watcher(folder, progress, tracker),
+            )
+    states = {name: folder.state(name) for name in trials}
+    return Outcome(
+        done=tuple(name for name, state in states.items() if state == DONE),
+        failed={name: folder.failure(name) for name, state in states.items() if state == FAILED},
+        unfinished=tuple(name for name, state in states.items() if state not in (DONE, FAILED)),
+        ran=len(todo),
+    )
+
+
+def drive(config: dict[str, Any]) -> None:
+    """Run one trial and mark its end; runs in a Tune trial.
+
+    A trial that fails is no failure of the driver: the study goes on and reports it.
+
+    Args:
+        config: ``trial``, ``folder`` of the study, and ``recipe``, its digest.
+    """
+    folder, name = StudyFolder(Path(config["folder"])), config["trial"]
+    if folder.state(name) != DONE:
+        begun = time.monotonic()
+        finished = run_under_ray(settings_of(folder.trial(name)), folder.trial(name), config["recipe"])
+        folder.finish(name, time.monotonic() - begun, finished.error, finished.details)
+    tune.report({"done": folder.state(name) == DONE})
+
+
+def _tune(
+    recipe: Recipe, folder: StudyFolder, todo: Sequence[str], concurrent: int, watcher: "_Watcher"
+) -> None:
+    """Start Ray, run the drivers under Tune, stop Ray."""
+    settings = recipe.named_trials()[todo[0]]
+    width = settings.workers * settings.threads
+    concurrent = min(concurrent, len(todo))
+    gpus = settings.workers * concurrent if settings.device == "cuda" else 0
+    scratch = tempfile.mkdtemp(prefix="biaswise-tune-")  # Tune's own state; ours is in the study's folder
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    try:
+        with ray_session(cpus=max(width * concurrent, 1), gpus=gpus, drivers=concurrent) as resources:
+            tuner = tune.Tuner(
+                tune.with_resources(drive, resources),
+                param_space={
+                    "trial": tune.grid_search(list(todo)),
+                    "folder": str(folder.path.resolve()),
+                    "recipe": recipe.digest,
+                },
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,  # a new driver process costs 5 s of CPU per trial
+                    trial_name_creator=lambda trial: str(trial.config["trial"]),
+                    trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                ),
+                run_config=tune.RunConfig(
+                    name=recipe.name,
+                    storage_path=scratch,
+                    verbose=0,
+                    callbacks=[watcher],
+                    failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
+                ),
+            )
+            tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Watcher(tune.Callback):
+    """Tells progress and tracking what Tune sees."""
+
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, tracker: "_Tracker") -> None:
+        self._folder, self._progress, self._tracker = folder, progress, tracker
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show a trial that starts."""
+        name = trial.config["trial"]
+        self._progress.started(
+            name, self._folder.trial(name), len(settings_of(self._folder.trial(name)).conditions)
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show how a trial ended, and send its rows."""
+        name = trial.config["trial"]
+        failed = self._folder.state(name) == FAILED
+        self._progress.ended(name, self._folder.failure(name) if failed else "")
+        self._tracker.wake()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Mark a trial whose driver died more often than is forgiven."""
+        name = trial.config["trial"]
+        details = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
+        self._folder.finish(name, 0.0, "the trial's driver died", str(details or ""))
+        self._progress.ended(name, "the trial's driver died")
+
+
+class _Tracker:
+    """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
+
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, enabled: bool) -> None:
+        self._folder, self._progress, self._enabled = folder, progress, enabled
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
+        self._warned = ""
+
+    def __enter__(self) -> "_Tracker":
+        """Begin to wait for wishes."""
+        if self._enabled:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *info: object) -> None:
+        """Finish what is being sent."""
+        self._wishes.put(False)
+        if self._enabled:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Ask for the rows to be sent; returns at once."""
+        self._wishes.put(True)
+
+    def _serve(self) -> None:
+        if hasattr(os, "setpriority"):  # trials measure time: sending waits for an idle core
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        while self._wishes.get():
+            from pipeline.tracking import sync  # costs seconds, which only a study with an end should pay
+
+            report = sync(self._folder.path)
+            if report.warning and report.warning != self._warned:
+                self._warned = report.warning
+                self._progress.say(f"warning: {report.warning}")

@@ -1,0 +1,215 @@
+"""Starts Ray on this machine or joins a cluster, and runs one trial under Ray Train.
+
+Nothing is left behind: a local Ray listens on 127.0.0.1 alone, guarded by a token that exists only
+in the environment of its processes, and keeps its files in a directory of its own.
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+from pipeline.session import TrialError
+from pipeline.settings import TrialSettings
+from pipeline.worker import train_loop
+
+DRIVER = "tune_driver"
+"""Custom resource of the head node: one per trial driver, which thus takes no CPU from the workers."""
+
+HEAD = "node:__internal_head__"
+"""Resource every head node has (amount 1); stands in for ``DRIVER`` on a cluster started without it."""
+
+OBJECT_STORE_BYTES = 150 * 2**20
+"""Trials exchange file names, not tensors; Ray's default would reserve 30 % of the memory."""
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new engine prints boxes even when told to be silent
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # no Prometheus here
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hiding GPUs
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative MLflow or cache path would scatter over the trials
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are the record, not Tune's CSV and TensorBoard files
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+"""Settings of Ray that differ from its defaults everywhere; what the user has set stays."""
+
+LOCAL = {
+    # Ray Train looks for reports, ends and deaths this often; its default of 2 s costs 5 s per trial.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # On one machine a worker that cannot start will not start later either.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine; saves an actor per trial
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: on Linux it makes Ray bind to 127.0.0.1 alone
+    "RAY_AUTH_MODE": "token",
+}
+"""Further settings of a Ray that we start ourselves."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of a trial under Ray Train.
+
+    Attributes:
+        error: empty if it is done, otherwise one sentence.
+        details: traceback of the error.
+    """
+
+    error: str = ""
+    details: str = ""
+
+
+@contextmanager
+def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str, float]]:
+    """Start Ray on this machine, or join the cluster that ``RAY_ADDRESS`` names.
+
+    Args:
+        cpus: logical CPUs of a local Ray; workers reserve one per torch thread.
+        gpus: GPUs of a local Ray.
+        drivers: trial drivers that may run at once.
+
+    Yields:
+        The resources a trial driver asks for.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        with _environment(QUIET):
+            ray.init(log_to_driver=False, logging_level="WARNING")
+            try:
+                yield {DRIVER: 1} if DRIVER in ray.cluster_resources() else {HEAD: 1e-3}
+            finally:
+                ray.shutdown()
+        return
+    scratch = tempfile.mkdtemp(prefix="biaswise-ray-")
+    # A private directory keeps away from the stale /tmp/ray of a Ray that was killed; a token in the
+    # environment keeps away from ~/.ray/auth_token.
+    private = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                num_gpus=gpus,
+                resources={DRIVER: drivers},
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+            yield {DRIVER: 1}
+        finally:
+            ray.shutdown()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _environment(values: dict[str, str], force: bool = False) -> Iterator[None]:
+    """Set environment variables that are not set yet (or all of them), and put things back afterwards."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update({k: v for k, v in values.items() if force or before[k] is None})
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer without the actor that would hand out Ray Data sets.
+
+    We load data ourselves; the idle actor costs the import of Ray Data, 3 s of CPU per trial. The
+    hook is private to Ray, whose version is pinned; a test fails if it moves.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+
+
+def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_failures: int = 2) -> Finished:
+    """Run one trial to its end under Ray Train; Ray is up already.
+
+    A folder with checkpoints is resumed. Workers that die are replaced and resume likewise.
+
+    Args:
+        settings: the trial.
+        folder: its folder ``.../trials/<trial name>``, on storage that all workers see.
+        recipe: digest of the study's recipe.
+        max_failures: restarts after a worker's death or error.
+
+    Returns:
+        Whether it finished, and if not, why.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    cuda = settings.device == "cuda"
+    trainer = _Trainer(
+        train_loop,
+        train_loop_config={
+            "settings": settings.to_dict(),
+            "folder": str(folder),
+            "recipe": recipe,
+        },
+        torch_config=TorchConfig(backend="nccl" if cuda else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers, use_gpu=cuda, resources_per_worker=_worker_resources(settings)
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
+        ),
+    )
+    try:
+        refused = trainer.fit().return_value
+    except TrainingFailedError as error:
+        return Finished(*_explain(error))
+    return Finished(**refused) if refused else Finished()
+
+
+def _worker_resources(settings: TrialSettings) -> dict[str, float]:
+    resources: dict[str, float] = {"CPU": settings.threads}
+    if settings.device == "cuda":
+        resources["GPU"] = 1
+    return resources
+
+
+def _explain(error: TrainingFailedError) -> tuple[str, str]:
+    """Return one sentence and the traceback of the first worker that failed."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, cause = next(iter(sorted(error.worker_failures.items())))
+        details = "".join(traceback.format_exception(cause))
+        return f"worker {rank}: {_last_line(cause)}", details
+    return _last_line(error), "".join(traceback.format_exception(error))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the message itself where the error quotes a remote traceback."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def train_one(settings: TrialSettings, folder: Path) -> None:
+    """Start Ray, run one trial, stop Ray.
+
+    Raises:
+        TrialError: the trial failed; the message says why.
+    """
+    gpus = settings.workers if settings.device == "cuda" else 0
+    with ray_session(cpus=settings.workers * settings.threads, gpus=gpus):
+        finished = run_under_ray(settings, folder)
+    if finished.error:
+        raise TrialError(finished.error)

@@ -1,0 +1,83 @@
+"""What runs inside a Ray Train worker: one trial, its session backed by Ray Train.
+
+Ray Train owns the process group and the list of checkpoints; rank 0 writes a checkpoint straight
+to its place in the trial's folder, and every rank reports it, which is a barrier.
+"""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2._internal.execution import context as ray_train_context
+
+from pipeline.beacon import Beacon
+from pipeline.refusal import is_refusal
+from pipeline.settings import TrialSettings
+from pipeline.state import newest_state
+
+
+class RaySession:
+    """``pipeline.session.Session`` of a Ray Train worker.
+
+    Args:
+        folder: the trial's folder, on storage that every worker sees.
+        recipe: digest of the study's recipe.
+    """
+
+    def __init__(self, folder: Path, recipe: str) -> None:
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        self.folder = folder
+        self.recipe = recipe
+        self._beacon = Beacon(folder)
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest complete checkpoint on disk.
+
+        Not Ray's own list: a checkpoint whose report a crash cut off is complete all the same.
+        """
+        return newest_state(self.folder / "checkpoints")
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
+        made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
+        mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+        ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
+
+    def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
+        """Leave word for whoever shows progress."""
+        self._beacon.say(stage, done, total, seconds_left)
+
+
+def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
+    """Run one trial in this worker.
+
+    A refusal of a trial with one worker is returned, not raised: Ray would restart the worker only to
+    be refused again. With several workers it is raised, so that Ray ends those that wait for each other.
+
+    Args:
+        config: ``settings`` (``TrialSettings.to_dict``), ``folder`` and ``recipe``.
+
+    Returns:
+        None if the trial is done; ``error`` and ``details`` if it was refused.
+    """
+    # Drivers import this module only to name this function; they need not pay for the model's libraries.
+    from pipeline.train import run_trial
+
+    # Ray Train logs two lines per rank and report; this logger is named by its file's path.
+    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
+    session = RaySession(Path(config["folder"]), config["recipe"])
+    try:
+        run_trial(TrialSettings.from_dict(config["settings"]), session)
+    except (ValueError, RuntimeError) as error:
+        if session.world_size > 1 or not is_refusal(error):
+            raise
+        return {"error": str(error), "details": traceback.format_exc()}
+    return None
