@@ -129,9 +129,13 @@ class Judge:
 
 
 def _scores(found: Mapping[str, Any]) -> list[Score]:
-    scores = [Score(f"AP/{name}", "fraction", found["mean_dist_aps"][name]) for name in CLASSES]
-    scores += [Score(name, unit, found["tp_errors"][key]) for key, (name, unit) in ERRORS.items()]
-    return [*scores, Score("mAP", "fraction", found["mean_ap"]), Score("NDS", "fraction", found["nd_score"])]
+    scores = [Score(f"AP/{name}", "fraction", float(found["mean_dist_aps"][name])) for name in CLASSES]
+    scores += [Score(name, unit, float(found["tp_errors"][key])) for key, (name, unit) in ERRORS.items()]
+    return [
+        *scores,
+        Score("mAP", "fraction", float(found["mean_ap"])),
+        Score("NDS", "fraction", float(found["nd_score"])),
+    ]
 
 
 def _nothing_found() -> list[Score]:
@@ -166,7 +170,7 @@ def submission_boxes(pose: FramePose, found: Detections) -> list[dict[str, Any]]
     turn, shift = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
     centres = boxes[:, :3] @ turn.T + shift
     sizes = boxes[:, [4, 3, 5]]  # the devkit wants width, length, height
-    rotations = Rotation.from_matrix(turn) * Rotation.from_euler("z", boxes[:, 6])
+    rotations = Rotation.from_matrix(turn) * Rotation.from_euler("z", boxes[:, 6:7])
     quaternions = np.roll(rotations.as_quat().reshape(-1, 4), 1, axis=1)  # scipy has w last, the devkit first
     velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ turn.T)[:, :2]
     moving = np.linalg.norm(velocities, axis=1) > MOVING_M_PER_S
