@@ -1,6 +1,6 @@
 """Tables: the key frames of a nuScenes split, read through the official devkit."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,13 @@ class FrameRecord:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     num_points: NDArray[np.int64]
+
+    def with_points(self, minimum: int) -> "FrameRecord":
+        """Return the record without the boxes that hold fewer LiDAR points than ``minimum``."""
+        keep = self.num_points >= minimum
+        return replace(
+            self, boxes=self.boxes[keep], labels=self.labels[keep], num_points=self.num_points[keep]
+        )
 
 
 def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEEPS) -> list[FrameRecord]:

@@ -31,7 +31,7 @@ def scan(world: World, solids: Solids, rng: np.random.Generator) -> tuple[Floats
         hits: what each shot met, rows are beams from the lowest up, columns are azimuths.
     """
     azimuth = -np.linspace(0, 2 * np.pi, COLUMNS, endpoint=False)  # clockwise, as the real scanner turns
-    elevation = np.deg2rad(np.linspace(*ELEVATIONS_DEG, BEAMS))
+    elevation = np.linspace(*ELEVATIONS_DEG, BEAMS) * (np.pi / 180)
     directions = _directions(azimuth, elevation)
     with np.errstate(divide="ignore"):
         ground = np.where(directions[..., 2] < 0, -LIDAR_MOUNT[2] / directions[..., 2], np.inf)
@@ -59,7 +59,7 @@ def points_in_boxes(points: Floats, solids: Solids) -> NDArray[np.int64]:
     return counts
 
 
-def _directions(azimuth: NDArray[np.float64], elevation: NDArray[np.float64]) -> Floats:
+def _directions(azimuth: NDArray[np.floating], elevation: NDArray[np.floating]) -> Floats:
     """Return unit vectors (beams, columns, 3) in the ego frame."""
     level, up = np.cos(elevation)[:, None], np.sin(elevation)[:, None]
     return np.stack(

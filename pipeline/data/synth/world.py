@@ -181,7 +181,13 @@ def _covered(ego_speed: float, speed_s: float, duration_s: float) -> tuple[float
 def _traffic(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor]:
     for lane in LANES:
         way = -1.0 if lane > 0 else 1.0
-        speed = ego_speed if lane == EGO_LANE_M else float(draw.rng.uniform(2.0, 8.0))
+        speed = float(draw.rng.uniform(2.0, 8.0))
+        if lane == EGO_LANE_M:
+            speed = ego_speed
+        elif (
+            way > 0
+        ):  # faster or slower than the ego: nobody drives beside it all the time and hides the rest
+            speed = ego_speed + float(draw.rng.choice([-1.0, 1.0]) * draw.rng.uniform(1.5, 3.0))
         for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=(28.0, 50.0)):
             if lane == EGO_LANE_M and abs(s) < 16.0:  # clear of the ego by more than half a bus and a car
                 continue
