@@ -83,9 +83,10 @@ class Rule:
 
     def __str__(self) -> str:
         """Say the rule in words."""
+        percent = "\N{NO-BREAK SPACE}%"
         return (
             f"A layer pays off if {self.treatment} instead of {self.baseline} there gains more {self.metric} "
-            f"({self.condition}) than its price of {self.price_points_per_percent:g} points per 1 % of step "
-            f"time, and costs if it gains less, at {100 * self.confidence:g} % confidence for all layers "
-            f"together."
+            f"({self.condition}) than its price of {self.price_points_per_percent:g} points per 1{percent} of step "
+            f"time, and costs if it gains less, at {100 * self.confidence:g}{percent} confidence for all "
+            f"layers together."
         )
