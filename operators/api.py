@@ -52,7 +52,7 @@ def attention(  # three tensors, the bias, and how to compute it
         ValueError, TypeError: inputs that do not fit together, or an unknown implementation.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = _prepared(q, k, v)
     if bias is not None and bias.kind == "none":
         bias = None
     check_call(q, k, v, bias, scale)
@@ -108,10 +108,10 @@ def render(bias: Bias | None, form: Form, rank: int | None, dtype: torch.dtype) 
     return {"score_mod": bias.score_mod()}
 
 
-def _autocast(*tensors: Tensor) -> list[Tensor]:
-    """Cast to autocast's dtype if it is on and the input is one it casts."""
+def _prepared(*tensors: Tensor) -> list[Tensor]:
+    """Cast to autocast's dtype where it is on, and make the last axis contiguous: fused kernels insist."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        tensors = tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]

@@ -13,7 +13,8 @@ from torch import Tensor
 from operators.api import attention
 from operators.bias import Bias, DenseBias, GlobalBias, LocalMask, WindowBias
 from operators.grid import CAMERA, LIDAR, TokenGrid
-from operators.testing import Case, make_oracle, poisoned_memory
+from operators.oracle import make_oracle
+from operators.testing import Case, poisoned_memory
 
 
 def zero_weight_is_no_bias(impl: str, case: Case) -> None:

@@ -7,6 +7,7 @@ An implementation is a module (or an object in one) with
 
 where the field is absent for ``NONE``, ``bias`` (B, H or 1, Q, K) in q's dtype for ``DENSE``, ``u`` and ``w``
 for ``FACTORS``, ``rects`` (``operators.bias.RectsForm``) for ``RECTS``, ``score_mod`` for ``SCORE_MOD``.
+The last axis of q, k and v is contiguous; their other axes may have any stride.
 It is imported on its first use; none knows another.
 """
 

@@ -1,13 +1,11 @@
-"""Seeded cases, gradients by name, and the error budget: what the conformance suite and the benchmark share.
+"""Seeded cases and their gradients by name: what the conformance suite and the benchmark share.
 
-No tolerance is written by hand. A result is compared with the reference in fp64, and may be off by twice
-what the reference itself is off when it computes in the dtype under test, plus one rounding step. Source
-of the rule: Dao-AILab/flash-attention's tests.
+Hostile cases are made by ``Sizes``: windows cut at borders, all around one cell, or nowhere; one query; keys
+that are no multiple of anything. Memory can be poisoned with NaN, so that what nobody writes is seen.
 """
 
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,15 +17,13 @@ from torch.utils import deterministic
 from operators.api import attention
 from operators.bias import Bias, DenseBias, GaussianBias, GlobalBias, LocalMask, WindowBias
 from operators.grid import TokenGrid
-from operators.impl import reference
+from operators.oracle import make_oracle, results
 from operators.registry import objections
 from operators.spec import Request
 
 Placement = Literal["spread", "one_cell", "borders", "nowhere"]
 """Where the windows of a case lie: anywhere (some invisible), all around one cell, at the maps' corners,
 or at no place at all."""
-
-_ORDERS = 4  # draws of the reference's own rounding; the largest error of one draw varies by a factor of two
 
 SATURATION = 5.0  # logits: the largest absolute bias of AQR; a softmax moves no further beyond it
 
@@ -195,108 +191,11 @@ def outputs_and_grads(
 
 
 def gradients_served(impl: str, case: Case) -> str | None:
-    """Return the most an implementation gives for a case: ``all``, ``inputs``, ``none``; None: not even that."""
+    """Return the most an implementation gives for a case: ``all``, ``inputs``, ``none``; None: nothing."""
     for name, qkv, bias in (("all", True, True), ("inputs", True, False), ("none", False, False)):
         if not objections(impl, case.request(qkv, bias)):
             return name
     return None
-
-
-@dataclass(frozen=True, eq=False)
-class Oracle:
-    """What a result should be, and how far off it may be.
-
-    Attributes:
-        exact: the reference in float64, by name.
-        allowed: largest absolute error, by name.
-    """
-
-    exact: dict[str, Tensor]
-    allowed: dict[str, float]
-
-    def used(self, actual: dict[str, Tensor]) -> dict[str, float]:
-        """Return by name how much of its budget a result uses up: at most 1 passes, NaN uses up infinity."""
-        found = {}
-        for name, value in actual.items():
-            error = (value.double() - self.exact[name]).abs().max().item()
-            budget = self.allowed[name]
-            found[name] = (
-                0.0 if error == 0 else error / budget if budget > 0 and math.isfinite(error) else math.inf
-            )
-        return found
-
-    def check(self, actual: dict[str, Tensor]) -> None:
-        """Refuse results that are over their budget.
-
-        Raises:
-            AssertionError: naming them.
-        """
-        over = {name: ratio for name, ratio in self.used(actual).items() if not ratio <= 1}
-        assert not over, "error over budget: " + ", ".join(
-            f"{name} {ratio:.3g} times" for name, ratio in over.items()
-        )
-
-
-def make_oracle(
-    leaves: dict[str, Tensor], bias_of: Callable[[Tensor | None], Bias | None], upstream: Tensor | None = None
-) -> Oracle:
-    """Compute the reference in float64, and its own error in the dtype under test.
-
-    That error is one draw of rounding; the largest of a few, with the keys in other orders, is steadier.
-
-    Args:
-        leaves: ``q``, ``k``, ``v`` and perhaps ``weight``.
-        bias_of: builds the bias from the weight.
-        upstream: gradient of the result; None: the output alone.
-    """
-    exact = _reference(leaves, bias_of, upstream, torch.float64, order=None)
-    worst = dict.fromkeys(exact, 0.0)
-    rng = torch.Generator().manual_seed(0)
-    for draw in range(_ORDERS):
-        order = torch.randperm(leaves["k"].shape[2], generator=rng).to(leaves["k"].device) if draw else None
-        for name, value in _reference(leaves, bias_of, upstream, None, order).items():
-            worst[name] = max(worst[name], (value.double() - exact[name]).abs().max().item())
-    # Plus one step of the largest value, for a reference that happens to be exact.
-    allowed = {
-        name: 2
-        * (
-            error
-            + torch.finfo(leaves[name.removeprefix("d") if name != "out" else "q"].dtype).eps
-            * exact[name].abs().max().item()
-        )
-        for name, error in worst.items()
-    }
-    return Oracle(exact, allowed)
-
-
-def _reference(
-    leaves: dict[str, Tensor],
-    bias_of: Callable[[Tensor | None], Bias | None],
-    upstream: Tensor | None,
-    dtype: torch.dtype | None,
-    order: Tensor | None,
-) -> dict[str, Tensor]:
-    """Run the reference on leaves cast to ``dtype``, with the keys taken in ``order``."""
-    own = {
-        n: leaf.detach().to(dtype or leaf.dtype).requires_grad_(upstream is not None)
-        for n, leaf in leaves.items()
-    }
-    bias = bias_of(own.get("weight"))
-    dense = None if bias is None else bias.dense(own["q"].dtype)
-    k, v = own["k"], own["v"]
-    if order is not None:
-        k, v, dense = k[:, :, order], v[:, :, order], None if dense is None else dense[..., order]
-    out = reference.forward(own["q"], k, v, scale=k.shape[-1] ** -0.5, bias=dense)
-    return results(out, own, upstream)
-
-
-def results(out: Tensor, leaves: dict[str, Tensor], upstream: Tensor | None) -> dict[str, Tensor]:
-    """Return ``out`` and, given its gradient, those of the leaves: ``dq``, ``dk``, ``dv``, ``dweight``."""
-    found = {"out": out.detach()}
-    if upstream is not None:
-        torch.autograd.backward(out, upstream.to(out.dtype))
-        found |= {f"d{name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    return found
 
 
 def check_case(case: Case, impl: str, grads: str = "all") -> None:
