@@ -50,7 +50,7 @@ class Assessment:
         if self._record is None:
             return {}
         judge = Judge(locate(settings.data.val), settings.data.version, settings.data.val_split)
-        summary = {}
+        summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
             scores = self._judge(judge, condition, poses, detections)
             summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in ("NDS", "mAP")}

@@ -102,7 +102,7 @@ class Optimiser:
             group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
-        total.backward()
+        torch.autograd.backward(total)
         found = {name: float(value.detach()) for name, value in logs.items()} | bias_scale(self.model)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         found["grad_norm"] = float(norm)
@@ -129,4 +129,5 @@ def deterministic(device: torch.device, threads: int) -> None:
     if device.type == "cpu":
         torch.set_num_threads(threads)  # the split of a sum over threads decides its last bits
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor
+        # filling every new tensor with NaN is for finding bugs, and costs a pass over it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

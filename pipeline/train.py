@@ -150,7 +150,7 @@ class _Trial:
         self.model.train()
 
         def forward_and_backward() -> None:
-            self.optimiser.losses(collate(samples))[0].backward()
+            torch.autograd.backward(self.optimiser.losses(collate(samples))[0])
 
         self.assessment.kernels(forward_and_backward)
         self.optimiser.optimizer.zero_grad(set_to_none=True)
