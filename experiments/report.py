@@ -22,7 +22,7 @@ from rich.text import Text
 from experiments.decide import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Evidence, Verdict
 from experiments.figures import accuracy_speed, forest, learned_scale
 from experiments.rule import Rule
-from experiments.sheets import MINUS, Sheet, condition_table, settling, signed
+from experiments.sheets import MINUS, Sheet, condition_table, kernel_table, settling, signed
 from experiments.summary import Summary, summarize
 
 MARKS = {PAYS: "▲", COSTS: "▼", UNDECIDED: "?"}
@@ -56,7 +56,9 @@ def write_report(study_folder: Path) -> Report:
         OSError: the folder cannot be written.
     """
     summary = summarize(study_folder)
-    tables = []
+    tables: list[Path] = []
+    for stale in ("verdicts", "effects"):  # of an earlier report, when there was evidence
+        (study_folder / f"{stale}.csv").unlink(missing_ok=True)
     for sheet in summary.sheets:
         tables.append(study_folder / f"{sheet.name}.csv")
         tables[-1].write_text(to_csv(sheet), encoding="utf-8", newline="")
@@ -154,13 +156,15 @@ def to_html(summary: Summary) -> str:
 
 
 def shown_sheets(summary: Summary) -> list[Sheet]:
-    """Return the sheets as printed: effects a line per condition; the verdicts have their own table."""
+    """Return the sheets as printed, effects and kernels folded; the verdicts have their own table."""
     shown = []
     for sheet in summary.sheets:
         lines = tuple(tuple(map(spell, line)) for line in sheet.lines)
         columns = sheet.columns
         if sheet.name == "effects" and summary.evidence is not None:
             columns, lines = condition_table(summary.evidence)
+        if sheet.name == "kernels":
+            columns, lines = kernel_table(sheet)
         if sheet.name != "verdicts" and lines:
             shown.append(replace(sheet, columns=columns, lines=lines))
     return shown

@@ -86,7 +86,7 @@ class Rule:
         percent = "\N{NO-BREAK SPACE}%"
         return (
             f"A layer pays off if {self.treatment} instead of {self.baseline} there gains more {self.metric} "
-            f"({self.condition}) than its price of {self.price_points_per_percent:g} points per 1{percent} of step "
-            f"time, and costs if it gains less, at {100 * self.confidence:g}{percent} confidence for all "
-            f"layers together."
+            f"({self.condition}) than its price of {self.price_points_per_percent:g} points per "
+            f"1{percent} of step time, and costs if it gains less, at {100 * self.confidence:g}{percent} "
+            f"confidence for all layers together."
         )

@@ -23,6 +23,8 @@ TIMES = {
     "peak_gib": "peak memory, GiB",
 }
 """Metrics of speed and memory that the table of trials shows, and how its head calls them."""
+SLOWEST = 4
+"""Kernels that a page names per site; the CSV file has them all."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,19 @@ def kernel_sheet(rows: Sequence[Row]) -> Sheet:
     return Sheet(
         "kernels", "Kernels that really ran", ("site", "choice", "kernel", "ms in one step"), tuple(lines)
     )
+
+
+def kernel_table(sheet: Sheet) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the kernels as heads and lines to print: a line per site and choice, the slowest named."""
+    groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for site, choice, kernel, ms in sheet.lines:
+        groups[str(site), str(choice)].append((str(kernel), float(ms or 0)))
+    lines = []
+    for (site, choice), kernels in groups.items():
+        named = ", ".join(f"{kernel} {ms:.2f}" for kernel, ms in kernels[:SLOWEST])
+        rest = f", {len(kernels) - SLOWEST} more" if len(kernels) > SLOWEST else ""
+        lines.append((site, choice, named + rest, f"{sum(ms for _, ms in kernels):.2f}"))
+    return ("site", "choice", "slowest kernels, ms in one step", "together, ms"), tuple(lines)
 
 
 def _age(row: Row) -> tuple[int, float]:

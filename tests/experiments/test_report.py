@@ -1,0 +1,266 @@
+"""Reports from fixed rows: the Markdown to the letter, the page as a browser and a reader need it."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.decide import decide
+from experiments.planted import Truth, decorate, plant
+from experiments.report import print_report, to_html, to_markdown, write_report
+from experiments.rule import Rule
+from experiments.sheets import arm_label, settling, short_names, signed
+from experiments.summary import ReportError, read_record, summarize
+from pipeline.rows import Row, append_rows, read_study
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "report"
+
+
+@pytest.fixture
+def golden(tmp_path):
+    return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
+
+
+@pytest.fixture(scope="module")
+def page_text():
+    return to_html(summarize(GOLDEN))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Apply ``change`` (rows -> rows) to all rows of a study."""
+    rows = change(read_study(folder))
+    shutil.rmtree(folder / "trials")
+    for row in rows:
+        append_rows(folder / "trials" / row.trial / "rows.jsonl", [row])
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_markdown_to_the_letter(golden):
+    """After a wanted change: read the difference, then copy the new report.md into tests/golden/report."""
+    assert to_markdown(summarize(golden)) == (GOLDEN / "report.md").read_text(encoding="utf-8")
+
+
+def test_tables_hold_the_verdicts_in_full(golden):
+    report = write_report(golden)
+    with (golden / "verdicts.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    verdicts = decide(read_study(golden), report.summary.record.rule)
+    assert [(line["site"], line["verdict"]) for line in lines] == [(v.site, v.verdict) for v in verdicts]
+    assert [float(line["net_low"]) for line in lines] == [v.net_low for v in verdicts]
+    assert {path.name for path in report.tables} == {
+        "verdicts.csv",
+        "effects.csv",
+        "trials.csv",
+        "kernels.csv",
+        "environment.csv",
+    }
+
+
+def test_page_is_self_contained(page_text):
+    page = Page(page_text)
+    assert "://" not in page_text
+    assert not page.named("script")
+    loads = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "xlink:href") if key in attrs]
+    assert all(target.startswith(("#", "data:,")) for target in loads)
+    assert "@import" not in page_text
+    (policy,) = [a["content"] for a in page.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_page_is_sound_html(page_text):
+    page = Page(page_text)
+    ids = Counter(attrs["id"] for _, attrs in page.tags if "id" in attrs)
+    assert [name for name, count in ids.items() if count > 1] == []
+    assert {a["href"][1:] for _, a in page.tags if a.get("href", "").startswith("#")} <= set(ids)
+    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
+    assert page.named("html") == [{"lang": "en"}]
+    assert len(page.named("svg")) == 3
+    assert all(a.get("aria-label") for _, a in page.tags if a.get("role") == "img")
+    assert len(page.named("h1")) == 1
+    assert all("scope" in attrs for attrs in page.named("th"))
+
+
+def test_figures_take_their_colours_from_the_page(page_text):
+    figures = page_text[page_text.index("<svg") : page_text.rindex("</svg>")]
+    assert "#00000" not in figures  # a stand-in colour that was not replaced
+    assert "var(--ink)" in figures
+    assert "DejaVu" not in figures
+
+
+def test_same_rows_same_page(page_text):
+    assert to_html(summarize(GOLDEN)) == page_text
+
+
+def test_names_of_people_do_not_become_markup(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    plain["question"] = "<script>alert(1)</script>"
+    (golden / "study.json").write_text(json.dumps(plain))
+    assert not Page(write_report(golden).html.read_text(encoding="utf-8")).named("script")
+
+
+def test_terminal_fits_80_columns(golden):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_report(write_report(golden), console)
+    text = console.export_text()
+    for verdict in decide(read_study(golden), Rule()):
+        assert f"{verdict.site}" in text
+        assert f"{verdict.verdict}" in text
+    assert "…" not in text
+
+
+def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
+    shutil.rmtree(golden / "trials/w11-s0")
+    report = write_report(golden)
+    assert report.summary.evidence is None
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "**No verdicts: 1 of 8 trials have no NDS (clean)" in text
+    assert "| w10-s0 |" in text
+    assert not (golden / "verdicts.csv").exists()
+    print_report(report, Console(quiet=True))
+
+
+def test_old_verdicts_do_not_survive_rows_that_support_none(golden):
+    write_report(golden)
+    assert (golden / "verdicts.csv").exists()
+    shutil.rmtree(golden / "trials/w11-s0")
+    write_report(golden)
+    assert not (golden / "verdicts.csv").exists()
+    assert not (golden / "effects.csv").exists()
+
+
+def test_contradicting_rows_are_refused_and_shown(golden):
+    rows = read_study(golden)
+    double = next(row for row in rows if row.metric == "NDS")
+    append_rows(golden / "trials" / double.trial / "rows.jsonl", [replace(double, value=0.9)])
+    summary = summarize(golden)
+    assert "two values of NDS" in summary.answer
+    assert double.trial in to_markdown(summary)
+
+
+def test_a_rule_that_was_changed_after_the_fact_is_refused(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    (golden / "study.json").write_text(json.dumps({**plain, "digest": "ddddeeeeffff"}))
+    assert "changed after the study began" in summarize(golden).answer
+
+
+def test_code_outside_any_commit_is_said(golden):
+    rewrite(golden, lambda rows: [replace(row, commit="0123+") for row in rows])
+    assert any("0123+" in note for note in summarize(golden).notes)
+
+
+def test_a_study_without_a_rule_lists_its_trials(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    (golden / "study.json").write_text(json.dumps({**plain, "rule": None}))
+    report = write_report(golden)
+    assert "no rule" in report.summary.answer
+    assert "w10-s0" in report.html.read_text(encoding="utf-8")
+
+
+def test_a_last_line_cut_short_is_left_out(golden):
+    with (golden / "trials/w00-s0/rows.jsonl").open("a") as file:
+        file.write('{"study": "gol')
+    with pytest.warns(UserWarning, match="cut short"):
+        assert summarize(golden).evidence is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "it has no study.json"),
+        ('{"rule"', "is not JSON"),
+        ('{"name": "x"}', "has no rule"),
+        ('{"rule": {"speed": 3}}', "cannot be read"),
+    ],
+)
+def test_folders_that_are_no_study(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ReportError, match=sentence):
+        read_record(tmp_path)
+
+
+def test_a_study_without_rows(golden):
+    shutil.rmtree(golden / "trials")
+    with pytest.raises(ReportError, match="no rows yet"):
+        write_report(golden)
+
+
+def test_a_report_of_two_rows_of_one_trial(tmp_path):
+    plan = "decoder.0.cross=none/sdpa_math"
+    rows = [Row("s", "t", plan, metric, "ms", 3.0) for metric in ("step_ms", "train_samples_per_s")]
+    append_rows(tmp_path / "trials/t/rows.jsonl", rows)
+    (tmp_path / "study.json").write_text(json.dumps({"rule": Rule().to_dict()}))
+    assert "No verdicts" in write_report(tmp_path).summary.answer
+
+
+@pytest.mark.parametrize(
+    ("gains", "sentence"),
+    [
+        ((9.0, 9.0), "The window bias pays off at decoder.0.cross and decoder.1.cross."),
+        ((-9.0, 9.0), "pays off at decoder.1.cross and costs more than it gains at decoder.0.cross."),
+        ((0.0, 0.0), "Undecided: after 8 trials the window bias neither pays off nor costs beyond doubt at"),
+    ],
+)
+def test_the_answer_in_one_sentence(tmp_path, gains, sentence):
+    truth = Truth({"decoder.0.cross": gains[0], "decoder.1.cross": gains[1]})
+    append_rows(tmp_path / "trials/all/rows.jsonl", decorate(plant(truth, draw=2)))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": Rule().to_dict()}))
+    assert sentence in summarize(tmp_path).answer
+
+
+def test_wording():
+    assert short_names(["decoder.0.cross", "decoder.2.cross"]) == {
+        "decoder.0.cross": "0",
+        "decoder.2.cross": "2",
+    }
+    assert short_names(["aqr.0.cross"]) == {"aqr.0.cross": "aqr.0.cross"}
+    assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], Rule()) == "0"
+    assert settling(1, 8) == "1 more seed (8 trials)"
+    assert settling(0, 8) == "settled"
+    assert [signed(-0.001), signed(1), signed(-1)] == ["0.00", "+1.00", "\N{MINUS SIGN}1.00"]
+
+
+CHROMIUM = (
+    *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-logging=stderr", "--dump-dom"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_browser_shows_the_page_without_a_complaint(golden, tmp_path, spoilt):
+    """Its content security policy forbids requests and scripts; the browser says so if one is tried."""
+    report = write_report(golden)
+    if spoilt:  # the test must be able to fail
+        text = report.html.read_text(encoding="utf-8")
+        report.html.write_text(
+            text.replace("<main>", '<main><img src="logo.png"><script>1</script>'), "utf-8"
+        )
+    place = (f"--user-data-dir={tmp_path / 'profile'}", report.html.as_uri())
+    done = subprocess.run([*CHROMIUM, *place], capture_output=True, text=True, timeout=120, check=True)
+    assert report.summary.answer in done.stdout
+    assert (":CONSOLE" in done.stderr) == spoilt
