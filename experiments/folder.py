@@ -76,9 +76,9 @@ class StudyFolder:
             StudyError: the folder cannot be written, or holds another study.
         """
         wanted = {
-            "study": recipe.name,
+            "name": recipe.name,
             "question": recipe.question,
-            "recipe": recipe.digest,
+            "digest": recipe.digest,
             "rule": recipe.rule.to_dict() if recipe.rule else None,
             "factors": list(recipe.factors),
             "worlds": [asdict(world) for world in recipe.worlds],

@@ -3,30 +3,37 @@
 Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
 """
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from experiments.folder import StudyFolder, digest_of
+from experiments.progress import task_bar
 from experiments.recipes import Recipe, World
 from pipeline.preflight import check, locate
 from pipeline.settings import TrialSettings
 
 
-def make_worlds(worlds: tuple[World, ...], say: Callable[[str], None]) -> None:
-    """Generate the datasets of a recipe that are absent; one that is there is left alone."""
+def make_worlds(worlds: tuple[World, ...], console: Console) -> None:
+    """Generate the datasets of a recipe that are absent; those that are there are left alone.
+
+    Raises:
+        DataError: a folder holds something else.
+    """
     from pipeline.data.synth import generate
 
     for world in worlds:
-        if not locate(world.root).exists():
-            say(f"generating {world.root}")
-        generate(
-            locate(world.root),
-            world.seed,
-            frames_per_scene=world.frames_per_scene,
-            scenes_per_split=dict(world.scenes),
-        )
+        with task_bar(console, f"dataset {world.root}") as advance:
+            generate(
+                locate(world.root),
+                world.seed,
+                frames_per_scene=world.frames_per_scene,
+                scenes_per_split=dict(world.scenes),
+                workers=os.cpu_count() or 1,
+                progress=advance,
+            )
 
 
 def check_files(recipe: Recipe, folder: StudyFolder) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.beacon import last_word, silence
 
@@ -157,3 +159,24 @@ class StudyProgress:
 def _spell(seconds: float) -> str:
     """Say a duration as people do."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def task_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left on a terminal, and one line elsewhere.
+
+    Args:
+        console: where.
+        what: what is being done.
+
+    Yields:
+        A function to call with what is done and the total.
+    """
+    if not console.is_terminal:
+        console.print(what, markup=False, highlight=False)
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

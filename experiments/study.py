@@ -155,6 +155,10 @@ class _Watcher(tune.Callback):
     def __init__(self, folder: StudyFolder, progress: StudyProgress, tracker: "_Tracker") -> None:
         self._folder, self._progress, self._tracker = folder, progress, tracker
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show a trial that starts."""
         name = trial.config["trial"]

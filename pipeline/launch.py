@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
@@ -32,6 +34,9 @@ HEAD = "node:__internal_head__"
 
 OBJECT_STORE_BYTES = 150 * 2**20
 """Trials exchange file names, not tensors; Ray's default would reserve 30 % of the memory."""
+
+OURS = "BIASWISE_LOCAL_RAY"
+"""Set in all processes of a Ray that we started ourselves."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,6 +57,7 @@ LOCAL = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine; saves an actor per trial
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: on Linux it makes Ray bind to 127.0.0.1 alone
     "RAY_AUTH_MODE": "token",
+    OURS: "1",
 }
 """Further settings of a Ray that we start ourselves."""
 
@@ -94,6 +100,9 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
     # environment keeps away from ~/.ray/auth_token.
     private = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
+        # Ray read the environment when it was imported; this is how Ray itself makes it look again.
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
         try:
             ray.init(
                 address="local",
@@ -127,15 +136,20 @@ def _environment(values: dict[str, str], force: bool = False) -> Iterator[None]:
 
 
 class _Trainer(TorchTrainer):
-    """TorchTrainer without the actor that would hand out Ray Data sets.
+    """TorchTrainer without actors that would only stand by: each costs 3 s of CPU per trial to import Ray.
 
-    We load data ourselves; the idle actor costs the import of Ray Data, 3 s of CPU per trial. The
-    hook is private to Ray, whose version is pinned; a test fails if it moves.
+    The one that hands out Ray Data sets: we load data ourselves. On a local Ray also the one that clears
+    up after a dead controller: it asks the dashboard who is alive, and there is none. The hook is private
+    to Ray, whose version is pinned; a test fails if it moves.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        idle: tuple[type, ...] = (DatasetsCallback,)
+        if os.environ.get(OURS):
+            idle += (PlacementGroupCleanerCallback,)
+        return [
+            callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)
+        ]
 
 
 def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_failures: int = 2) -> Finished:

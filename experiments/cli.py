@@ -1,0 +1,209 @@
+"""The command line: ``biaswise ...`` or ``python -m experiments.cli ...``.
+
+Here are only the words; what a command does is in ``experiments.commands`` and is imported when it
+runs, so that help is instant. Exit codes: 0 done, 1 findings or failed trials, 2 wrong usage or input.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import FrameType
+from typing import TypeAlias
+
+from pipeline.refusal import is_refusal
+
+DONE, FINDINGS, WRONG = 0, 1, 2
+INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``biaswise``; None takes them from the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = build_parser().parse_args(argv)
+    module, _, function = arguments.run.partition(":")
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        return int(getattr(import_module(f"experiments.commands.{module}"), function)(arguments))
+    except (ValueError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
+        print(f"biaswise: error: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("biaswise: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C, so that Ray and scratch folders are cleared away."""
+    raise KeyboardInterrupt
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="biaswise",
+        description="In which layers of a camera-LiDAR detector does bias-aware attention pay off, "
+        "and which implementation should compute it there?",
+        epilog="example: biaswise demo",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_data(commands)
+    _add_operators(commands)
+    _add_trial(commands)
+    _add_study(commands)
+    _add_view(commands)
+    return parser
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add(commands: Commands, name: str, run: str, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a command whose handler is ``module:function`` in ``experiments.commands``."""
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"example: biaswise {example}"
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _group(commands: Commands, name: str, text: str) -> Commands:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def _add_demo(commands: Commands) -> None:
+    text = "generate data, ablate the layers on this machine, print verdicts, write report.html"
+    demo = _add(commands, "demo", "study:demo", text, "demo")
+    _running(demo)
+
+
+def _add_data(commands: Commands) -> None:
+    data = _group(commands, "data", "make, convert and verify datasets")
+    synth = _add(
+        data,
+        "synth",
+        "data:synth",
+        "generate a dataset in nuScenes layout",
+        "data synth --root data/mini --seed 7",
+    )
+    synth.add_argument("--root", default="data/mini", help="folder to write to (%(default)s)")
+    synth.add_argument("--seed", type=int, default=7, help="decides everything in it (%(default)s)")
+    synth.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
+    synth.add_argument("--frames", type=int, default=20, help="key frames per scene (%(default)s)")
+    synth.add_argument(
+        "--scenes",
+        default="mini_train=8,mini_val=2",
+        metavar="SPLIT=N,...",
+        help="scenes per split (%(default)s)",
+    )
+    synth.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+    shard = _add(
+        data,
+        "shard",
+        "data:shard",
+        "convert a dataset to Parquet shards",
+        "data shard data/mini --split mini_train --out data/mini_shards",
+    )
+    shard.add_argument("root", help="dataset in nuScenes layout")
+    shard.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
+    shard.add_argument("--split", action="append", required=True, help="devkit split; may be repeated")
+    shard.add_argument("--out", required=True, help="folder or URI (s3://...) of the shards")
+    check = _add(
+        data, "check", "data:check", "verify a dataset or shards, file by file", "data check data/mini"
+    )
+    check.add_argument("path", help="dataset in nuScenes layout, or a folder of shards")
+    check.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
+
+
+def _add_operators(commands: Commands) -> None:
+    text = "show which implementation takes which bias, and why not"
+    table = _add(commands, "operators", "operators:table", text, "operators --device cpu")
+    table.add_argument("--device", choices=("cpu", "cuda"), help="one device alone (both)")
+    text = "time the attention implementations at the decoder's shapes"
+    bench = _add(commands, "bench", "operators:bench", text, "bench --out bench.csv")
+    bench.add_argument("--out", help="write the measurements here as CSV, too")
+
+
+def _add_trial(commands: Commands) -> None:
+    text = "run one trial of a recipe under Ray Train"
+    train = _add(commands, "train", "trial:train", text, "train pretrain --out runs/pretrain")
+    train.add_argument("recipe", help="a name that `biaswise study list` shows")
+    train.add_argument("--trial", help="name of the trial, or how it begins (the first one)")
+    train.add_argument("--plan", help="another plan: 'pattern=bias/impl;...'")
+    train.add_argument("--seed", type=int, help="another seed")
+    train.add_argument("--steps", type=int, help="another number of optimiser steps")
+    train.add_argument("--device", choices=("cpu", "cuda"), help="another device")
+    train.add_argument("--workers", type=int, help="DDP workers")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=JSON",
+        help="override a config key; may be repeated",
+    )
+    train.add_argument("--out", default="runs", help="folder for <study>/trials/<trial> (%(default)s)")
+    train.add_argument("--local", action="store_true", help="in this process, without Ray")
+    text = "score a checkpoint under each sensor condition"
+    example = "evaluate experiments/checkpoints/cmt_aqr_pillar_mini.safetensors --data data/mini"
+    evaluate = _add(commands, "evaluate", "trial:evaluate", text, example)
+    evaluate.add_argument("checkpoint", help="weights (*.safetensors)")
+    evaluate.add_argument("--config", help="mmengine config (that of the demo)")
+    evaluate.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
+    evaluate.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
+    evaluate.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
+    evaluate.add_argument("--split", default="mini_val", help="devkit split (%(default)s)")
+    evaluate.add_argument("--conditions", default="", help="names, comma-separated (all)")
+    evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    evaluate.add_argument("--out", default="runs", help="folder for evaluate/trials/<name> (%(default)s)")
+
+
+def _add_study(commands: Commands) -> None:
+    study = _group(commands, "study", "run a recipe's trials under Ray Tune and judge them")
+    text = "run a study; what is done is skipped"
+    run = _add(study, "run", "study:run", text, "study run demo --concurrent 1")
+    resume = _add(study, "resume", "study:resume", "go on with a study after any crash", "study resume demo")
+    for parser in (run, resume):
+        parser.add_argument("recipe", help="a name that `biaswise study list` shows")
+        _running(parser)
+    text = "show which trials are done, failed, partial or pending"
+    status = _add(study, "status", "study:status", text, "study status demo")
+    status.add_argument("recipe", help="a name that `biaswise study list` shows")
+    status.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    _add(study, "list", "study:listing", "list the recipes, their questions and their costs", "study list")
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
+    parser.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
+
+
+def _add_view(commands: Commands) -> None:
+    text = "print a study's verdicts and write its report, from its rows alone"
+    report = _add(commands, "report", "view:report", text, "report demo")
+    report.add_argument("study", help="name of a study, or its folder")
+    report.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    sync = _add(commands, "sync", "view:sync", "send rows to MLflow that it lacks", "sync demo")
+    sync.add_argument("study", nargs="*", help="names or folders of studies (all)")
+    sync.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    ui = _add(commands, "ui", "view:ui", "start the MLflow UI on 127.0.0.1", "ui --port 5000")
+    ui.add_argument("--port", type=int, default=5000, help="(%(default)s)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

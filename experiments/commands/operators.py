@@ -1,0 +1,11 @@
+"""``biaswise operators`` and ``biaswise bench``: what the attention implementations can do, and how fast."""
+
+from argparse import Namespace
+
+
+def table(arguments: Namespace) -> int:
+    """Print the table implementation x bias kind."""
+    from operators.matrix import main
+
+    print(main(arguments.device))
+    return 0
