@@ -1,5 +1,6 @@
 """Assess: everything measured on a detector after training - accuracy, speed, memory, kernels."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from pipeline.data.loader import Source, open_source
@@ -12,6 +13,9 @@ from pipeline.record import Measure, Record
 from pipeline.session import Session
 from pipeline.settings import TrialSettings
 from pipeline.throughput import latency, peak_memory
+
+FAILURE_SEED = 0
+"""Seeds the sensor failures: the same for every trial, so that trials differ in nothing but themselves."""
 
 FRAMES_TIMED = 8
 """Frames that the latency measurement goes round: several, because their numbers of points differ."""
@@ -42,11 +46,15 @@ class Assessment:
         settings, session = self._settings, self._session
         frames = len(self._source)
 
-        def progress(done: int) -> None:
-            if session.rank == 0:
-                session.progress("evaluate", min(frames, done * session.world_size), frames, float("nan"))
+        begun = time.monotonic()
 
-        found = predict(detector, self._source, settings.conditions, settings.seed, session, progress)
+        def progress(mine: int) -> None:
+            if session.rank == 0:
+                done = min(frames, mine * session.world_size)
+                left = (time.monotonic() - begun) * (frames - done) / done
+                session.progress("evaluate", done, frames, left)
+
+        found = predict(detector, self._source, settings.conditions, FAILURE_SEED, session, progress)
         if self._record is None:
             return {}
         judge = Judge(locate(settings.data.val), settings.data.version, settings.data.val_split)

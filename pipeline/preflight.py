@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from pipeline.data.failures import CONDITIONS
+from pipeline.data.loader import is_remote
 from pipeline.session import TrialError
 from pipeline.settings import TrainSettings, TrialSettings
 
@@ -40,11 +41,14 @@ def _check_files(settings: TrialSettings) -> None:
     for what, path in (("config", settings.config), ("init checkpoint", settings.init)):
         if path and not locate(path).is_file():
             raise TrialError(f"{what} {locate(path)}: no such file")
-    for root in (*settings.data.train, settings.data.val):
+    roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
+    for root in roots:
         if not locate(root).exists():
             raise TrialError(f"dataset {locate(root)}: no such folder; `biaswise data synth` makes one")
-    if settings.train.steps and not settings.data.train:
-        raise TrialError("settings.data.train is empty; name a dataset or train for 0 steps")
+    if not settings.data.train:
+        raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
+    if is_remote(settings.data.val):
+        raise TrialError(f"dataset {settings.data.val}: the official metric needs nuScenes tables on disk")
 
 
 def _check_conditions(settings: TrialSettings) -> None:

@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.assess import Assessment
-from pipeline.data.loader import BatchOrder, JoinedSource, Source, open_source, training_batches
+from pipeline.data.loader import (
+    BatchOrder,
+    JoinedSource,
+    Source,
+    is_remote,
+    open_source,
+    training_batches,
+)
 from pipeline.data.sample import Sample
 from pipeline.data.transforms import augment, filter_range, mask_modality, resize_crop
 from pipeline.detector.batch import collate
@@ -28,7 +35,7 @@ from pipeline.preflight import check, locate
 from pipeline.record import Measure, Record, commit, versions
 from pipeline.rows import Row
 from pipeline.session import Session, TrialError
-from pipeline.settings import TrialSettings
+from pipeline.settings import DataSettings, TrialSettings
 from pipeline.state import load_state, save_state
 from pipeline.throughput import StepClock, device_name
 
@@ -64,9 +71,7 @@ class _Trial:
     def __init__(self, settings: TrialSettings, session: Session) -> None:
         self.settings, self.session = settings, session
         data = settings.data
-        self.source: Source = JoinedSource(
-            [open_source(locate(root), data.version, data.train_split) for root in data.train]
-        )
+        self.source: Source = JoinedSource([_open(root, data) for root in data.train])
         self.plans = (settings.plan, *settings.mix)
         self.model, self.optimiser = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
@@ -143,8 +148,6 @@ class _Trial:
 
     def _profile(self) -> None:
         """Record which kernels a training step runs; the weights stay as they are."""
-        if not self.settings.data.train:
-            return
         samples = next(self._batches(0, 1))
         seed_everything(self.settings.seed, 0, self.session.rank)
         self.model.train()
@@ -195,6 +198,11 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
         amp=settings.train.amp,
         distributed=session.world_size > 1,
     )
+
+
+def _open(root: str, data: DataSettings) -> Source:
+    place = root if is_remote(root) else locate(root)
+    return open_source(place, data.version, data.train_split)
 
 
 def attention_dtype(settings: TrialSettings) -> str:

@@ -7,7 +7,7 @@ holds. Augmentation draws from a generator seeded by (seed, epoch, frame).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -54,7 +54,7 @@ class FileSource:
     """
 
     def __init__(self, records: Sequence[FrameRecord], min_points: int = 1) -> None:
-        self._records = [_with_points(record, min_points) for record in records]
+        self._records = [record.with_points(min_points) for record in records]
         self.tokens = [record.token for record in records]
         self.scenes = [record.scene for record in records]
 
@@ -63,13 +63,6 @@ class FileSource:
 
     def __getitem__(self, index: int) -> Sample:
         return load_sample(self._records[index])
-
-
-def _with_points(record: FrameRecord, min_points: int) -> FrameRecord:
-    keep = record.num_points >= min_points
-    return replace(
-        record, boxes=record.boxes[keep], labels=record.labels[keep], num_points=record.num_points[keep]
-    )
 
 
 class JoinedSource:
@@ -89,21 +82,21 @@ class JoinedSource:
 
 
 def open_source(root: str | Path, version: str, split: str) -> Source:
-    """Open a dataset: an info file (``.pkl``), a folder of shards, or a root in nuScenes layout.
+    """Open a dataset: an info file (``.pkl``), a folder or URI of shards, or a root in nuScenes layout.
 
     Raises:
         DataError: nothing of the kind is there, or it holds no frame.
     """
-    root = Path(root)
-    if not root.exists():
+    place = Path(root)
+    if not is_remote(root) and not place.exists():
         raise DataError(f"{root}: no such dataset; `biaswise data synth` makes one")
     source: Source
-    if root.suffix == ".pkl":
+    if place.suffix == ".pkl":
         from pipeline.data.infos import InfoSource  # it builds on this module
 
-        source = InfoSource(root)
-    elif (root / version).is_dir():
-        source = FileSource(read_frames(root, version, split))
+        source = InfoSource(place)
+    elif (place / version).is_dir():
+        source = FileSource(read_frames(place, version, split))
     else:
         from pipeline.data.shards import ShardSource  # pyarrow only for those who shard
 
@@ -111,6 +104,11 @@ def open_source(root: str | Path, version: str, split: str) -> Source:
     if len(source) == 0:
         raise DataError(f"{root}: no frame of split {split!r}")
     return source
+
+
+def is_remote(root: str | Path) -> bool:
+    """Tell whether a dataset is named by a URI (shards in an object store), not by a path."""
+    return "://" in str(root)
 
 
 @dataclass(frozen=True)
