@@ -78,14 +78,9 @@ def load_state(path: Path, digest: str, model: nn.Module, optimizer: torch.optim
         raise StateError(
             f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint"
         ) from error
-    expected = set(_tensors(model, optimizer)) | {k for k in tensors if k.startswith("optim/")}
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))
-        raise StateError(
-            f"{path}: belongs to another architecture; {len(odd)} tensors differ, first {odd[0]!r}; "
-            "start the trial in a new folder"
-        )
-    model.load_state_dict({key[6:]: value for key, value in tensors.items() if key.startswith("model/")})
+    weights = {key[6:]: value for key, value in tensors.items() if key.startswith("model/")}
+    _check_shapes(path, weights, model.state_dict())
+    model.load_state_dict(weights)
     _restore_optimizer(optimizer, _names(model), tensors)
     return step
 
@@ -103,6 +98,16 @@ def _read_header(path: Path, digest: str) -> int:
             "use a new folder or the old settings"
         )
     return int(header["step"])
+
+
+def _check_shapes(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    odd = [key for key in {**weights, **own} if key not in own or key not in weights]
+    odd += [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if odd:
+        raise StateError(
+            f"{path}: belongs to another architecture; {len(odd)} tensors differ, first {odd[0]!r}; "
+            "start the trial in a new folder"
+        )
 
 
 def _names(model: nn.Module) -> dict[int, str]:

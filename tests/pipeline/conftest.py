@@ -1,0 +1,57 @@
+"""A tiny generated dataset, and settings of a trial on it that takes seconds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.synth import generate
+from pipeline.settings import DataSettings, Plan, TrainSettings, TrialSettings
+
+CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
+SMALL = {
+    "model.image_size": [48, 112],
+    "model.pts_branch.grid_shape": [64, 64],
+    "model.pts_bbox_head.num_query": 24,
+    "model.pts_bbox_head.depth_num": 8,
+    "model.pts_bbox_head.denoising.scalar": 1,
+    "optim_wrapper.optimizer.lr": 1e-3,
+}
+OVERRIDES = tuple((key, json.dumps(value)) for key, value in SMALL.items())
+PLAN = Plan.of(
+    {
+        "aqr.0.cross": "local/sdpa_math",
+        "decoder.*.self": "none/sdpa_math",
+        "decoder.0.cross": "window/sdpa_math",
+        "decoder.[12].cross": "none/sdpa_math",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    generate(root, seed=5, frames_per_scene=2, scenes_per_split={"mini_train": 2, "mini_val": 1}, workers=1)
+    return root
+
+
+@pytest.fixture
+def trial(small_dataset: Path) -> Callable[..., TrialSettings]:
+    """Make settings; keywords go to ``TrainSettings`` or, if it has none such, to ``TrialSettings``."""
+
+    def make(**given: object) -> TrialSettings:
+        train = {"steps": 4, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "log_every": 1}
+        train |= {key: given.pop(key) for key in list(given) if key in TrainSettings.__dataclass_fields__}
+        root = str(small_dataset)
+        whole = {
+            "study": "test",
+            "config": CONFIG,
+            "plan": PLAN,
+            "data": DataSettings(train=(root,), val=root),
+            "overrides": OVERRIDES,
+            "threads": 1,
+        }
+        return TrialSettings(**{**whole, **given}, train=TrainSettings(**train))
+
+    return make
