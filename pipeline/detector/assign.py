@@ -99,7 +99,7 @@ class HungarianAssigner3D:
     def assign(
         self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> list[list[Matching]]:
-        """Match every layer of every sample; the costs leave the device once per sample.
+        """Match every layer of every sample; all costs leave the device together.
 
         Args:
             codes: (L, B, Q, 10).
@@ -114,19 +114,22 @@ class HungarianAssigner3D:
         Raises:
             FloatingPointError: a cost is not finite.
         """
-        out: list[list[Matching]] = [[] for _ in codes]
-        for b, (target, label) in enumerate(zip(targets, labels, strict=True)):
-            cls_cost, reg_cost = self.costs(codes[:, b].float(), logits[:, b].float(), target, label)
-            cost = (cls_cost + reg_cost).cpu()
-            if not cost.isfinite().all():
+        samples = zip(codes.float().unbind(1), logits.float().unbind(1), targets, labels, strict=True)
+        cost = torch.cat([torch.add(*self.costs(*sample)) for sample in samples], dim=-1).cpu()
+        per_sample = torch.split(cost, [len(label) for label in labels], dim=-1)
+        for b, part in enumerate(per_sample):
+            if not part.isfinite().all():
                 raise FloatingPointError(
                     f"matching: the cost of sample {b} is not finite; "
                     "its ground truth or the predictions hold NaN or inf"
                 )
-            for layer, matrix in enumerate(cost.numpy()):
-                query, gt = linear_sum_assignment(matrix)
-                out[layer].append(Matching(torch.from_numpy(query), torch.from_numpy(gt)))
-        return out
+        return [
+            [
+                Matching(*map(torch.from_numpy, linear_sum_assignment(part[layer].numpy())))
+                for part in per_sample
+            ]
+            for layer in range(len(codes))
+        ]
 
 
 def read_cost(where: str, cfg: dict | ConfigDict, kind: str, defaults: dict[str, float]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Every decoder layer is matched and charged on its own, with equal weight.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,27 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
     miss = (1 - p) * target + p * (1 - target)
     weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+
+
+def index_pairs(pairs: Sequence[Sequence[Matching]], counts: Sequence[int]) -> Tensor:
+    """Gather matchings in one tensor, so that they reach the device in one copy.
+
+    Args:
+        pairs: ``[layer][sample]``.
+        counts: boxes of each sample.
+
+    Returns:
+        (4, n) int64: layer, sample, query, and the box in the concatenation of all samples.
+    """
+    first = [0, *itertools.accumulate(counts)]
+    columns = [
+        torch.stack(
+            [torch.full_like(pair.gt, layer), torch.full_like(pair.gt, b), pair.query, pair.gt + first[b]]
+        )
+        for layer, samples in enumerate(pairs)
+        for b, pair in enumerate(samples)
+    ]
+    return torch.cat(columns, dim=1)
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:
@@ -194,10 +216,9 @@ class SetCriterion:
         background = logits.shape[-1]
         wanted = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
         target = torch.full_like(codes, torch.nan)  # a row without target is not finite and drops out
-        for layer, samples in enumerate(pairs):
-            for b, pair in enumerate(samples):
-                wanted[layer, b, pair.query] = labels[b][pair.gt]
-                target[layer, b, pair.query] = targets[b][pair.gt].to(codes)
+        layer, sample, query, gt = index_pairs(pairs, [len(label) for label in labels]).to(logits.device)
+        wanted[layer, sample, query] = torch.cat(list(labels))[gt]
+        target[layer, sample, query] = torch.cat(list(targets)).to(codes)[gt]
         cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
         cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
         bbox = self._box_sum(codes, target) / divisors[0].clamp(min=1)

@@ -207,8 +207,9 @@ def project(points: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]) -> tuple
         (B, V, Q, 3) u, v in pixels and the depth over its detached self, and (B, V, Q) bool: in front
         of the camera and inside its image.
     """
-    matrix = lidar2img.to(points)
-    projected = points[:, None] @ matrix[..., :3, :3].mT + matrix[..., None, :3, 3]
+    with torch.autocast(points.device.type, enabled=False):
+        matrix = lidar2img.to(points)
+        projected = points[:, None] @ matrix[..., :3, :3].mT + matrix[..., None, :3, 3]
     depth = projected[..., 2:].detach()
     ahead = depth > 0
     pixels = projected / torch.where(ahead, depth + DEPTH_GUARD, depth - DEPTH_GUARD)

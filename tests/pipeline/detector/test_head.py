@@ -225,6 +225,29 @@ def test_same_seed_same_losses(head):
     assert torch.equal(seen[0], seen[1])
 
 
+def test_autocast_leaves_positions_and_task_heads_in_single_precision(head):
+    points = torch.rand(2, QUERIES, 3)
+    inputs = (*features(2), lidar2img().expand(2, -1, -1, -1), PAD)
+    exact = head.make_memory(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = head.make_memory(*inputs)
+        embedded = head.embed_queries(points, rough)
+        states = torch.rand(LAYERS, 2, QUERIES, DIMS)
+        codes = head._read(states, points).codes
+    assert not torch.equal(
+        rough.tokens, exact.tokens
+    )  # the convolution is in half precision: autocast was on
+    assert torch.equal(rough.position, exact.position)
+    assert torch.equal(embedded, head.embed_queries(points, exact))
+    assert torch.equal(codes, head._read(states, points).codes)
+
+
+def test_the_whole_head_runs_under_autocast(head):
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = head.train().loss(*features(2), samples([3, 2]))
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
+
+
 def test_predict_gives_mmdet3d_instances(head):
     found = head.predict(*features(2), samples([0, 0]))
     assert len(found) == 2

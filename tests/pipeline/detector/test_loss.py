@@ -1,5 +1,11 @@
 """Losses: against published numbers, and the laws they obey."""
 
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -119,3 +125,17 @@ def test_configs_nobody_reads_are_refused():
         )
     with pytest.raises(ValueError, match="expected 10 numbers"):
         SetCriterion(criterion().assigner, {"type": "FocalLoss"}, {"type": "L1Loss"}, WEIGHTS[:8], 1.0, 0.2)
+
+
+def test_two_ranks_charge_what_one_does(tmp_path):
+    script = Path(__file__).with_name("two_ranks.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[3]), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen([sys.executable, script, str(rank), tmp_path], env=environment) for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=100) for process in ranks] == [0, 0]
+    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    whole = runpy.run_path(str(script))["gradients"](slice(0, 4))
+    for first, second, both in zip(*halves, whole, strict=True):
+        averaged = torch.cat([first, second], dim=1) / 2  # what DDP does with the gradients of its ranks
+        torch.testing.assert_close(averaged, both)
