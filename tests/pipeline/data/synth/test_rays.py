@@ -115,10 +115,10 @@ def test_most_points_stay_inside_the_annotated_box(solids, scanned):
     """The room between surface and box is 1.5 times the noise, so 93 % of head-on returns stay inside."""
     points, hits = scanned
     inside, met = points_in_boxes(points, solids), hits.seen
-    many = met > 200
-    assert many.sum() > 5
+    near = (met > 100) & (np.hypot(*solids.centre[:, :2].T) < 20)
+    assert near.sum() > 3
     assert ROOM_M > NOISE_M
-    assert (inside[many] / met[many]).mean() > 0.75  # dropout takes a few per cent, grazing faces some more
+    assert (inside[near] / met[near]).mean() > 0.85  # dropout takes up to one in ten more
 
 
 def test_far_returns_are_rarer(scanned):
