@@ -34,9 +34,10 @@ class StoredTrial:
         return self.folder.name, f"{self.rows[0].time:.6f}"
 
     @property
-    def done(self) -> bool:
-        """Whether the trial ended as it should."""
-        return (self.folder / "DONE.json").exists()
+    def state(self) -> str:
+        """How the trial ended, in MLflow's words: ``FINISHED``, ``FAILED`` or ``RUNNING``."""
+        ends = (("DONE.json", "FINISHED"), ("FAILED.json", "FAILED"))
+        return next((state for file, state in ends if (self.folder / file).exists()), "RUNNING")
 
 
 def stored_trials(study_folder: Path) -> list[StoredTrial]:
@@ -51,6 +52,14 @@ def stored_trials(study_folder: Path) -> list[StoredTrial]:
         plain = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
         trials.append(StoredTrial(path.parent, read_rows(path), plain))
     return [trial for trial in trials if trial.rows]
+
+
+def study_state(study_folder: Path, trials: list[StoredTrial]) -> str:
+    """Say how the study stands: ``FINISHED`` when all trials that ``study.json`` names are."""
+    path = study_folder / "study.json"
+    named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
+    finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
+    return "FINISHED" if finished.issuperset(named or [trial.folder.name for trial in trials]) else "RUNNING"
 
 
 @dataclass

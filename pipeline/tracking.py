@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, trial_params
-from pipeline.ledger import Cursor, StoredTrial, stored_trials
+from pipeline.ledger import Cursor, StoredTrial, stored_trials, study_state
 from pipeline.rows import Row
 
 EXPERIMENT = "biaswise"
@@ -168,11 +168,11 @@ class _Session:
             run_id = self._runs.get(trial.identity) or self._make_child(trial)
             self._send_rows(run_id, trial)
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
-            self._set_state(run_id, trial.done, trial.rows[-1].time)
+            self._set_state(run_id, trial.state, trial.rows[-1].time)
         self._send_verdicts()
         self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
-        ended = all(trial.done for trial in trials) and (self._folder / "report.html").exists()
-        self._set_state(self._parent, ended, max(trial.rows[-1].time for trial in trials))
+        latest = max(trial.rows[-1].time for trial in trials)
+        self._set_state(self._parent, study_state(self._folder, trials), latest)
 
     def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
         first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]
@@ -248,11 +248,11 @@ class _Session:
         if tags:
             self._client.log_batch(self._parent, tags=tags)
 
-    def _set_state(self, run_id: str, done: bool, end: float) -> None:
-        if done:
-            self._client.set_terminated(run_id, "FINISHED", _milliseconds(end))
+    def _set_state(self, run_id: str, state: str, end: float) -> None:
+        if state == "RUNNING":
+            self._client.update_run(run_id, state)
         else:
-            self._client.update_run(run_id, "RUNNING")
+            self._client.set_terminated(run_id, state, _milliseconds(end))
 
     def _search(self, wanted: str) -> Iterator[Run]:
         token = None

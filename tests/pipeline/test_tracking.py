@@ -51,7 +51,6 @@ def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
         (place / "settings.json").write_text(json.dumps({"seed": 0, "train": {"steps": 100}, "init": "mini"}))
         (place / "DONE.json").write_text("{}")
     (folder / "study.json").write_text("{}")
-    (folder / "report.html").write_text("<p>The answer.</p>")
     return folder
 
 
@@ -100,7 +99,7 @@ def test_a_study_becomes_a_parent_and_its_children(uri, study):
     assert (run.data.params["seed"], run.data.params["train.steps"]) == ("1", "100")
     assert "aten::add" in run.data.tags["kernels.decoder.0.cross"]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"rows.jsonl", "settings.json"}
-    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"study.json", "report.html"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"study.json"}
 
 
 def test_the_ui_can_search_by_the_choice_at_a_site(uri, study):
@@ -133,6 +132,18 @@ def test_new_rows_are_sent_and_only_those(uri, study):
     assert_complete(uri, study)
     _, (parent,), children = runs_of(uri, study)
     assert {children["w00-s1"].info.status, parent.info.status} == {"FINISHED"}
+
+
+def test_failed_trials_and_missing_ones_are_states(uri, study):
+    (study / "trials/w01-s1/DONE.json").rename(study / "trials/w01-s1/FAILED.json")
+    sync(study, uri)
+    _, (parent,), children = runs_of(uri, study)
+    assert (children["w01-s1"].info.status, parent.info.status) == ("FAILED", "RUNNING")
+    (study / "trials/w01-s1/FAILED.json").rename(study / "trials/w01-s1/DONE.json")
+    (study / "study.json").write_text('{"trials": ["w00-s1", "to-come"]}')
+    sync(study, uri)
+    _, (parent,), children = runs_of(uri, study)
+    assert (children["w01-s1"].info.status, parent.info.status) == ("FINISHED", "RUNNING")
 
 
 def test_a_spoilt_cursor_is_as_good_as_none(uri, study):
