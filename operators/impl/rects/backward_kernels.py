@@ -1,0 +1,408 @@
+"""The backward kernels: one pass over blocks of queries, one over tiles of keys; no atomics.
+
+Notation of FlashAttention-2 (arXiv 2307.08691): P the probabilities, dP = dO V^T, D = rowsum(dO * O),
+dS = P * (dP - D). dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO; the gradient of a rect's weight is the sum
+of dS times the bias's slope over the rect. Both passes recompute P from the saved log-sum-exp, and every sum
+has a fixed order, so gradients are the same bits each time.
+"""
+
+import triton
+import triton.language as tl
+
+from operators.impl.rects.scores import MASK, NONE, held_and_bias, tile_place
+
+
+@triton.jit
+def prepare_kernel(
+    Q,
+    Out,
+    dOut,
+    Lse,
+    order,
+    SortedQ,
+    SorteddO,
+    SortedLse,
+    SortedDelta,
+    q_b,
+    q_h,
+    q_n,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    g_b,
+    g_h,
+    g_n,
+    heads,
+    num_queries,
+    padded,
+    KIND: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Bring queries and gradients into sorted order, and compute D = rowsum(dO * O).
+
+    Args:
+        SortedQ, SorteddO: (B * H, padded, D); padding is 0.
+        SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0: probabilities of 0.
+    """
+    pair = tl.program_id(1)
+    batch = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
+    places = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = places < padded
+    d = tl.arange(0, BLOCK_D)
+    if KIND == NONE:
+        rows = places
+    else:
+        rows = tl.load(order + batch * padded + places, mask=here, other=num_queries)
+    present = here & (rows < num_queries)
+    rows = rows.to(tl.int64)
+    kept = present[:, None] & (d < HEAD)[None, :]
+    q = tl.load((Q + batch * q_b + head * q_h + rows * q_n)[:, None] + d[None, :], mask=kept, other=0.0)
+    o = tl.load(
+        (Out + batch * o_b + head * o_h + rows * o_n)[:, None] + d[None, :] * o_d, mask=kept, other=0.0
+    )
+    g = tl.load((dOut + batch * g_b + head * g_h + rows * g_n)[:, None] + d[None, :], mask=kept, other=0.0)
+    lse = tl.load(Lse + pair.to(tl.int64) * num_queries + rows, mask=present, other=float("inf"))
+    delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
+    flat = pair.to(tl.int64) * padded + places
+    stored = here[:, None] & (d < HEAD)[None, :]
+    tl.store(SortedQ + flat[:, None] * HEAD + d[None, :], q, mask=stored)
+    tl.store(SorteddO + flat[:, None] * HEAD + d[None, :], g, mask=stored)
+    tl.store(SortedLse + flat, lse, mask=here)
+    tl.store(SortedDelta + flat, delta, mask=here)
+
+
+@triton.jit
+def query_step(q, g, k_rows, v_rows, lse, delta, bias, dq, scale_log2, PRECISION: tl.constexpr):
+    """Add one tile to dQ (before its scale); keys come as rows (N, D). Returns dS too."""
+    scores = tl.dot(q, tl.trans(k_rows), input_precision=PRECISION) * scale_log2 + bias
+    p = tl.exp2(scores - lse[:, None])
+    dp = tl.dot(g, tl.trans(v_rows), input_precision=PRECISION)
+    ds = p * (dp - delta[:, None])
+    return ds, tl.dot(ds.to(q.dtype), k_rows, dq, input_precision=PRECISION)
+
+
+@triton.jit
+def query_grad_kernel(
+    SortedQ,
+    SorteddO,
+    SortedLse,
+    SortedDelta,
+    K,
+    V,
+    dQ,
+    dWeight,
+    order,
+    sorted_rects,
+    weight,
+    centers,
+    segments,
+    tiles,
+    lists,
+    counts,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    o_split,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    w_b,
+    w_h,
+    w_n,
+    w_s,
+    c_b,
+    c_n,
+    c_s,
+    c_d,
+    batches,
+    heads,
+    num_queries,
+    padded,
+    num_keys,
+    num_tiles,
+    num_segments,
+    scale,
+    scale_log2,
+    decay,
+    limit,
+    KIND: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TILE_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    NEED_WEIGHT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Compute dQ, and the gradient of the weights, of one block of queries over a share of its tiles.
+
+    Args:
+        dQ: (splits, B, H, Q, D) by the ``o_*`` strides.
+        dWeight: (splits, B, H, Q, S) float32, zeros before.
+    """
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    pair = tl.program_id(2)
+    batch = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
+    places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    n = tl.arange(0, TILE_K)
+    in_head = d < HEAD
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles
+    if KIND == NONE:
+        rows = places
+        touched = (num_keys % TILE_K != 0).to(tl.int32)
+        plain0 = 0
+    else:
+        rows = tl.load(order + batch * padded + places)
+        touched = tl.load(counts + batch * tl.num_programs(0) + block)
+        plain0 = touched
+    plain = num_tiles - touched
+    present = rows < num_queries
+    rows = rows.to(tl.int64)
+    flat = pair.to(tl.int64) * padded + places
+    q = tl.load(SortedQ + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
+    g = tl.load(SorteddO + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
+    lse = tl.load(SortedLse + flat)
+    delta = tl.load(SortedDelta + flat)
+    k_tile = K + batch * k_b + head * k_h + n[:, None] * k_n + d[None, :]
+    v_tile = V + batch * v_b + head * v_h + n[:, None] * v_n + d[None, :]
+    sorted_rects += batch * num_segments * 4 * padded
+    weights = weight + batch * w_b + head * w_h + rows * w_n
+    middles = centers + batch * c_b + rows * c_n
+    flat_rows = (split * batches * heads + pair).to(tl.int64) * num_queries + rows
+    dw_rows = dWeight + flat_rows * num_segments
+    dq = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    if KIND != MASK:
+        plain_from = plain0 + plain * split // SPLITS
+        plain_to = plain0 + plain * (split + 1) // SPLITS
+        for i in tl.range(plain_from, plain_to, num_stages=STAGES):
+            if KIND == NONE:
+                key0 = tl.cast(i, tl.int64) * TILE_K
+            else:
+                key0 = tl.load(listing + i).to(tl.int64)
+            if HEAD == BLOCK_D:
+                k = tl.load(k_tile + key0 * k_n)
+                v = tl.load(v_tile + key0 * v_n)
+            else:
+                k = tl.load(k_tile + key0 * k_n, mask=in_head[None, :], other=0.0)
+                v = tl.load(v_tile + key0 * v_n, mask=in_head[None, :], other=0.0)
+            _, dq = query_step(q, g, k, v, lse, delta, 0.0, dq, scale_log2, PRECISION)
+    dw = tl.zeros([BLOCK_Q], tl.float32)
+    before = -1
+    touched_from = touched * split // SPLITS
+    touched_to = touched * (split + 1) // SPLITS
+    for i in tl.range(touched_from, touched_to, num_stages=STAGES):
+        if KIND == NONE:
+            tile = num_tiles - 1
+        else:
+            tile = tl.load(listing + i)
+        key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
+        local = local0 + n
+        real = local < count
+        start = key0.to(tl.int64)
+        kept = real[:, None] & in_head[None, :]
+        k = tl.load(k_tile + start * k_n, mask=kept, other=0.0)
+        v = tl.load(v_tile + start * v_n, mask=kept, other=0.0)
+        beyond = tl.where(real, 0.0, float("-inf"))[None, :]
+        if KIND == NONE:
+            _, dq = query_step(q, g, k, v, lse, delta, beyond, dq, scale_log2, PRECISION)
+        else:
+            row = local // cols
+            held, bias, slope = held_and_bias(
+                row[None, :],
+                (local - row * cols)[None, :],
+                sorted_rects,
+                padded,
+                segment,
+                places[:, None],
+                weights[:, None],
+                w_s,
+                middles[:, None],
+                c_s,
+                c_d,
+                present[:, None],
+                decay,
+                limit,
+                KIND,
+            )
+            if KIND == MASK:
+                bias = tl.where(held, 0.0, float("-inf"))
+            ds, dq = query_step(q, g, k, v, lse, delta, bias + beyond, dq, scale_log2, PRECISION)
+            if NEED_WEIGHT:
+                # Tiles come in order of segments: the last sum stored of a segment is the whole of it.
+                dw = tl.where(segment == before, dw, 0.0) + tl.sum(ds * slope, axis=1)
+                tl.store(dw_rows + segment, dw, mask=present)
+                before = segment
+    o_rows = dQ + split * o_split + batch * o_b + head * o_h + rows * o_n
+    tl.store(
+        o_rows[:, None] + d[None, :] * o_d,
+        (dq * scale).to(dQ.dtype.element_ty),
+        mask=present[:, None] & in_head[None, :],
+    )
+
+
+@triton.jit
+def key_step(k, v, q, g, lse, delta, bias, dk, dv, scale_log2, PRECISION: tl.constexpr):
+    """Add one block of queries (rows (M, D)) to dK (before its scale) and dV; scores are transposed."""
+    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + bias
+    p = tl.exp2(scores - lse[None, :])
+    dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
+    dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
+    ds = p * (dp - delta[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
+
+
+@triton.jit
+def key_grad_kernel(
+    SortedQ,
+    SorteddO,
+    SortedLse,
+    SortedDelta,
+    K,
+    V,
+    dK,
+    dV,
+    order,
+    sorted_rects,
+    weight,
+    centers,
+    segments,
+    tiles,
+    lists,
+    counts,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    dk_b,
+    dk_h,
+    dk_n,
+    dk_d,
+    dv_b,
+    dv_h,
+    dv_n,
+    dv_d,
+    w_b,
+    w_h,
+    w_n,
+    w_s,
+    c_b,
+    c_n,
+    c_s,
+    c_d,
+    heads,
+    num_queries,
+    padded,
+    num_tiles,
+    num_blocks,
+    num_segments,
+    scale,
+    scale_log2,
+    decay,
+    limit,
+    KIND: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TILE_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Compute dK and dV of one tile of keys over all blocks of queries.
+
+    Args:
+        lists: (B, tiles, blocks): blocks that touch the tile from the front, others from the back.
+        counts: (B, tiles).
+    """
+    tile = tl.program_id(0)
+    pair = tl.program_id(1)
+    batch = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    m = tl.arange(0, BLOCK_Q)
+    in_head = d < HEAD
+    key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
+    local = local0 + tl.arange(0, TILE_K)
+    real = local < count
+    keys = key0.to(tl.int64) + tl.arange(0, TILE_K)
+    kept = real[:, None] & in_head[None, :]
+    k = tl.load((K + batch * k_b + head * k_h + keys * k_n)[:, None] + d[None, :], mask=kept, other=0.0)
+    v = tl.load((V + batch * v_b + head * v_h + keys * v_n)[:, None] + d[None, :], mask=kept, other=0.0)
+    q_rows = SortedQ + pair.to(tl.int64) * padded * HEAD
+    g_rows = SorteddO + pair.to(tl.int64) * padded * HEAD
+    lse_rows = SortedLse + pair.to(tl.int64) * padded
+    delta_rows = SortedDelta + pair.to(tl.int64) * padded
+    dk = tl.zeros([TILE_K, BLOCK_D], tl.float32)
+    dv = tl.zeros([TILE_K, BLOCK_D], tl.float32)
+    listing = lists + (batch * num_tiles + tile) * num_blocks
+    touched = 0
+    if KIND != NONE:
+        touched = tl.load(counts + batch * num_tiles + tile)
+    # A tail needs no mask here: the rows of keys beyond the segment are summed and not stored.
+    if KIND != MASK:
+        for i in tl.range(touched, num_blocks, num_stages=STAGES):
+            if KIND == NONE:
+                places = i * BLOCK_Q + m
+            else:
+                places = tl.load(listing + i) * BLOCK_Q + m
+            spots = places[:, None] * HEAD + d[None, :]
+            if HEAD == BLOCK_D:
+                q = tl.load(q_rows + spots)
+                g = tl.load(g_rows + spots)
+            else:
+                q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
+                g = tl.load(g_rows + spots, mask=in_head[None, :], other=0.0)
+            lse = tl.load(lse_rows + places)
+            delta = tl.load(delta_rows + places)
+            dk, dv = key_step(k, v, q, g, lse, delta, 0.0, dk, dv, scale_log2, PRECISION)
+    if KIND != NONE:
+        row = local // cols
+        col = local - row * cols
+        rects_here = sorted_rects + batch * num_segments * 4 * padded
+        for i in tl.range(0, touched, num_stages=STAGES):
+            places = tl.load(listing + i) * BLOCK_Q + m
+            spots = places[:, None] * HEAD + d[None, :]
+            q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
+            g = tl.load(g_rows + spots, mask=in_head[None, :], other=0.0)
+            lse = tl.load(lse_rows + places)
+            delta = tl.load(delta_rows + places)
+            rows = tl.load(order + batch * padded + places)
+            present = rows < num_queries
+            rows = rows.to(tl.int64)
+            held, bias, _ = held_and_bias(
+                row[:, None],
+                col[:, None],
+                rects_here,
+                padded,
+                segment,
+                places[None, :],
+                (weight + batch * w_b + head * w_h + rows * w_n)[None, :],
+                w_s,
+                (centers + batch * c_b + rows * c_n)[None, :],
+                c_s,
+                c_d,
+                present[None, :],
+                decay,
+                limit,
+                KIND,
+            )
+            if KIND == MASK:
+                bias = tl.where(held, 0.0, float("-inf"))
+            dk, dv = key_step(k, v, q, g, lse, delta, bias, dk, dv, scale_log2, PRECISION)
+    dk_rows = dK + batch * dk_b + head * dk_h + keys * dk_n
+    dv_rows = dV + batch * dv_b + head * dv_h + keys * dv_n
+    tl.store(dk_rows[:, None] + d[None, :] * dk_d, (dk * scale).to(dK.dtype.element_ty), mask=kept)
+    tl.store(dv_rows[:, None] + d[None, :] * dv_d, dv.to(dV.dtype.element_ty), mask=kept)

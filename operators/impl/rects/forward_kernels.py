@@ -1,0 +1,323 @@
+"""The forward kernels: attention over a share of a block's tiles, and the merge of the shares.
+
+One program takes BLOCK_Q queries of one head and a share of that block's tile list. It runs a plain loop
+over tiles no rect touches, then a loop that adds the bias (or masks) over the others. A softmax needs its
+scores shifted by some number near their maximum, and any number does that keeps the exponentials within
+range: so the shift is taken from the first tile and kept, which leaves one multiply-add and one exponential
+per score. If the sum then leaves the safe range (scores that differ by 80 powers of two from the first
+tile's), the program starts again with the running maximum of FlashAttention (arXiv 2205.14135).
+"""
+
+import triton
+import triton.language as tl
+
+from operators.impl.rects.scores import MASK, NONE, held_and_bias, tile_place
+
+SAFE = tl.constexpr(2.0**80)  # bounds the sum: terms of 2^-30 of it stay normal, and so do values up to 2^47
+
+
+@triton.jit
+def accumulate(scores, v, shift, total, acc, ONLINE: tl.constexpr, PRECISION: tl.constexpr):
+    """Add one tile to the softmax's running sums; scores are scaled, in powers of two."""
+    if ONLINE:
+        new = tl.maximum(shift, tl.max(scores, axis=1))
+        safe = tl.where(new == float("-inf"), 0.0, new)  # no key so far: -inf - -inf would be NaN
+        old = tl.exp2(shift - safe)
+        p = tl.exp2(scores - safe[:, None])
+        total = total * old + tl.sum(p, axis=1)
+        acc = acc * old[:, None]
+        shift = new
+    else:
+        p = tl.exp2(scores - shift[:, None])
+        total += tl.sum(p, axis=1)
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return shift, total, acc
+
+
+@triton.jit
+def sweep(
+    q,
+    shift,
+    k_tile,
+    v_tile,
+    k_n,
+    v_n,
+    listing,
+    plain_from,
+    plain_to,
+    touched_from,
+    touched_to,
+    tiles,
+    segments,
+    sorted_rects,
+    padded,
+    places,
+    present,
+    weights,
+    w_s,
+    centers,
+    c_s,
+    c_d,
+    scale_log2,
+    decay,
+    limit,
+    num_tiles,
+    KIND: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TILE_K: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Run both loops over a share of the list.
+
+    Returns:
+        shift (M,), sum of exponentials (M,), values weighted by exponentials (M, D).
+    """
+    n = tl.arange(0, TILE_K)
+    in_head = tl.arange(0, BLOCK_D) < HEAD
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    if KIND != MASK:
+        for i in tl.range(plain_from, plain_to, num_stages=STAGES):
+            if KIND == NONE:
+                key0 = tl.cast(i, tl.int64) * TILE_K
+            else:
+                key0 = tl.load(listing + i).to(tl.int64)
+            if HEAD == BLOCK_D:
+                k = tl.load(k_tile + key0 * k_n)
+                v = tl.load(v_tile + key0 * v_n)
+            else:
+                k = tl.load(k_tile + key0 * k_n, mask=in_head[:, None], other=0.0)
+                v = tl.load(v_tile + key0 * v_n, mask=in_head[None, :], other=0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+            shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
+    for i in tl.range(touched_from, touched_to, num_stages=STAGES):
+        if KIND == NONE:
+            tile = num_tiles - 1
+        else:
+            tile = tl.load(listing + i)
+        key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
+        local = local0 + n
+        real = local < count
+        start = key0.to(tl.int64)
+        k = tl.load(k_tile + start * k_n, mask=real[None, :] & in_head[:, None], other=0.0)
+        v = tl.load(v_tile + start * v_n, mask=real[:, None] & in_head[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+        if KIND != NONE:
+            row = local // cols
+            held, bias, _ = held_and_bias(
+                row[None, :],
+                (local - row * cols)[None, :],
+                sorted_rects,
+                padded,
+                segment,
+                places[:, None],
+                weights[:, None],
+                w_s,
+                centers[:, None],
+                c_s,
+                c_d,
+                present[:, None],
+                decay,
+                limit,
+                KIND,
+            )
+            scores += bias
+            if KIND == MASK:
+                scores = tl.where(held, scores, float("-inf"))
+        scores = tl.where(real[None, :], scores, float("-inf"))
+        shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
+    return shift, total, acc
+
+
+@triton.jit
+def forward_kernel(
+    Q,
+    K,
+    V,
+    Out,
+    Lse,
+    order,
+    sorted_rects,
+    weight,
+    centers,
+    segments,
+    tiles,
+    lists,
+    counts,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    o_split,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    w_b,
+    w_h,
+    w_n,
+    w_s,
+    c_b,
+    c_n,
+    c_s,
+    c_d,
+    batches,
+    heads,
+    num_queries,
+    padded,
+    num_keys,
+    num_tiles,
+    num_segments,
+    scale_log2,
+    decay,
+    limit,
+    KIND: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    TILE_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Attend with one block of queries to one share of its tiles.
+
+    Args:
+        Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
+        Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
+            or, if there is one share only, +inf: the backward then finds probabilities of 0.
+    """
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    pair = tl.program_id(2)
+    batch = (pair // heads).to(tl.int64)
+    head = (pair % heads).to(tl.int64)
+    places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    d = tl.arange(0, BLOCK_D)
+    n = tl.arange(0, TILE_K)
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles
+    if KIND == NONE:
+        rows = places
+        touched = (num_keys % TILE_K != 0).to(tl.int32)
+        plain0 = 0
+    else:
+        rows = tl.load(order + batch * padded + places)
+        touched = tl.load(counts + batch * tl.num_programs(0) + block)
+        plain0 = touched
+    plain = num_tiles - touched
+    present = rows < num_queries
+    in_head = d < HEAD
+    rows = rows.to(tl.int64)
+    q_rows = Q + batch * q_b + head * q_h + rows * q_n
+    q = tl.load(q_rows[:, None] + d[None, :], mask=present[:, None] & in_head[None, :], other=0.0)
+    k_tile = K + batch * k_b + head * k_h + n[None, :] * k_n + d[:, None]
+    v_tile = V + batch * v_b + head * v_h + n[:, None] * v_n + d[None, :]
+    sorted_rects += batch * num_segments * 4 * padded
+    weights = weight + batch * w_b + head * w_h + rows * w_n
+    middles = centers + batch * c_b + rows * c_n
+    plain_from = plain0 + plain * split // SPLITS
+    plain_to = plain0 + plain * (split + 1) // SPLITS
+    touched_from = touched * split // SPLITS
+    touched_to = touched * (split + 1) // SPLITS
+
+    if ONLINE:
+        shift = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    else:
+        if KIND == NONE:
+            key0 = tl.minimum(plain_from, num_tiles - 1) * TILE_K
+        else:
+            key0 = tl.load(listing + plain_from, mask=plain_from < plain_to, other=0)
+            tile = tl.load(listing + touched_from, mask=touched_from < touched_to, other=0)
+            key0 = tl.where(plain_from < plain_to, key0, tl.load(tiles + tile * 2))
+        first_keys = (key0 + n < num_keys)[None, :] & in_head[:, None]
+        k = tl.load(k_tile + key0.to(tl.int64) * k_n, mask=first_keys, other=0.0)
+        shift = tl.max(tl.dot(q, k, input_precision=PRECISION), axis=1) * scale_log2
+    shift, total, acc = sweep(
+        q, shift, k_tile, v_tile, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
+        tiles, segments, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+        scale_log2, decay, limit, num_tiles,
+        KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, ONLINE, PRECISION, STAGES,
+    )  # fmt: skip
+    if not ONLINE:
+        unsafe = (total > 1 / SAFE) & (total < SAFE) == 0
+        some = plain_from + touched_from < plain_to + touched_to
+        if (tl.max(unsafe.to(tl.int32), 0) > 0) & some:
+            shift, total, acc = sweep(
+                q, shift, k_tile, v_tile, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
+                tiles, segments, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+                scale_log2, decay, limit, num_tiles,
+                KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, True, PRECISION, STAGES,
+            )  # fmt: skip
+    empty = total == 0
+    acc /= tl.where(empty, 1.0, total)[:, None]
+    nothing = float("inf") if SPLITS == 1 else float("-inf")
+    lse = tl.where(empty, nothing, shift + tl.log2(total))
+    o_rows = Out + split * o_split + batch * o_b + head * o_h + rows * o_n
+    tl.store(
+        o_rows[:, None] + d[None, :] * o_d,
+        acc.to(Out.dtype.element_ty),
+        mask=present[:, None] & in_head[None, :],
+    )
+    pairs = batches * heads
+    tl.store(Lse + (split * pairs + pair).to(tl.int64) * num_queries + rows, lse, mask=present)
+
+
+@triton.jit
+def merge_kernel(
+    Parts,
+    PartLse,
+    Out,
+    Lse,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
+    heads,
+    num_queries,
+    HEAD: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merge the shares of every query by their log-sum-exps, always in the same order.
+
+    Args:
+        Parts: (splits, B * H, Q, D) float32, contiguous.
+        PartLse: (splits, B * H, Q) float32, in powers of two.
+        Out: (B, H, Q, D) by its strides.
+        Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
+    """
+    pair = tl.program_id(1)
+    pairs = tl.num_programs(1)
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    present = rows < num_queries
+    kept = present[:, None] & (d < HEAD)[None, :]
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        flat = (split * pairs + pair) * num_queries + rows
+        best = tl.maximum(best, tl.load(PartLse + flat, mask=present, other=float("-inf")))
+    empty = best == float("-inf")
+    best = tl.where(empty, 0.0, best)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    for split in tl.static_range(SPLITS):
+        flat = (split * pairs + pair) * num_queries + rows
+        part = tl.exp2(tl.load(PartLse + flat, mask=present, other=float("-inf")) - best)
+        total += part
+        acc += part[:, None] * tl.load(Parts + flat[:, None] * HEAD + d[None, :], mask=kept, other=0.0)
+    acc /= tl.where(empty, 1.0, total)[:, None]
+    o_rows = Out + (pair // heads).to(tl.int64) * o_b + (pair % heads).to(tl.int64) * o_h + rows * o_n
+    tl.store(o_rows[:, None] + d[None, :] * o_d, acc.to(Out.dtype.element_ty), mask=kept)
+    lse = tl.where(empty, float("inf"), best + tl.log2(total))
+    tl.store(Lse + pair.to(tl.int64) * num_queries + rows, lse, mask=present)
