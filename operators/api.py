@@ -58,7 +58,45 @@ def attention(  # three tensors, the bias, and how to compute it
     check_call(q, k, v, bias, scale)
     if validate:
         check_values(q, k, v, bias)
-    request = describe(q, k, v, bias, rank)
+    impl, form = _admitted(impl, _fields(q, k, v, bias, rank))
+    with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
+        fields = render(bias, Form[form], rank, q.dtype)
+        return registry.load(impl).forward(q, k, v, scale=scale, **fields)
+
+
+def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
+    """Describe a call by what implementations may object to; arguments as for ``attention``."""
+    return Request(*_fields(q, k, v, bias, rank))
+
+
+_Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, int | None]
+
+
+def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None) -> _Fields:
+    """Return the fields of a ``Request``, in its order, as plain values: those a compiler can trace."""
+    grads = torch.is_grad_enabled()
+    grid = None if bias is None else bias.key_grid
+    trainable = None if bias is None else bias.trainable
+    return (
+        "none" if bias is None else bias.kind,
+        str(q.dtype).removeprefix("torch."),
+        q.device.type,
+        int(q.shape[0]),
+        int(q.shape[1]),
+        int(q.shape[2]),
+        int(k.shape[2]),
+        int(q.shape[3]),
+        0 if grid is None else grid.num_segments,
+        0 if bias is None else int(bias.shape[1]),
+        grads and (q.requires_grad or k.requires_grad or v.requires_grad),
+        grads and trainable is not None and trainable.requires_grad,
+        rank,
+    )
+
+
+def _admitted(impl: str, fields: _Fields) -> tuple[str, str]:
+    """Return the implementation (``auto`` resolved) and the form to hand over, or raise all objections."""
+    request = Request(*fields)
     if impl == "auto":
         from operators.auto import pick
 
@@ -68,30 +106,12 @@ def attention(  # three tensors, the bias, and how to compute it
         raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(found))
     form = request.form_among(registry.entry(impl).forms)
     assert form is not None  # else common_objections would have objected
-    with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
-        fields = render(bias, form, rank, q.dtype)
-        return registry.load(impl).forward(q, k, v, scale=scale, **fields)
+    return impl, form.name
 
 
-def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
-    """Describe a call by what implementations may object to; arguments as for ``attention``."""
-    grads = torch.is_grad_enabled()
-    grid = None if bias is None else bias.key_grid
-    return Request(
-        kind="none" if bias is None else bias.kind,
-        dtype=str(q.dtype).removeprefix("torch."),
-        device=q.device.type,
-        batch=q.shape[0],
-        heads=q.shape[1],
-        queries=q.shape[2],
-        keys=k.shape[2],
-        head_size=q.shape[3],
-        segments=0 if grid is None else grid.num_segments,
-        bias_heads=0 if bias is None else bias.shape[1],
-        qkv_grad=grads and (q.requires_grad or k.requires_grad or v.requires_grad),
-        bias_grad=grads and bias is not None and bias.trainable is not None and bias.trainable.requires_grad,
-        rank=rank,
-    )
+# What torch.compiler.assume_constant_result sets, without its import of the whole compiler: the answer
+# depends on the arguments alone, and finding it imports modules, which is no part of a graph.
+_admitted._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def render(bias: Bias | None, form: Form, rank: int | None, dtype: torch.dtype) -> dict[str, Any]:

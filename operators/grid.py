@@ -7,8 +7,7 @@ rows and columns within one segment. Nothing here knows of attention.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import groupby
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -99,15 +98,17 @@ class TokenGrid:
         """S."""
         return len(self.segments)
 
-    @cached_property
+    @property
     def groups(self) -> tuple[tuple[slice, Segment], ...]:
         """Runs of neighbouring segments of one size and modality: (which segments, the first of them)."""
-        found, start = [], 0
-        for _, run in groupby(self.segments, key=lambda s: (s.rows, s.cols, s.modality)):
-            members = list(run)
-            found.append((slice(start, start + len(members)), members[0]))
-            start += len(members)
-        return tuple(found)
+        starts = [i for i in range(self.num_segments) if i == 0 or not self._alike(i - 1, i)]
+        stops = [*starts[1:], self.num_segments]
+        return tuple((slice(i, j), self.segments[i]) for i, j in zip(starts, stops, strict=True))
+
+    def _alike(self, i: int, j: int) -> bool:
+        """Say whether two segments have one size and modality."""
+        a, b = self.segments[i], self.segments[j]
+        return (a.rows, a.cols, a.modality) == (b.rows, b.cols, b.modality)
 
     def per_segment(self, weight: Tensor) -> Tensor:
         """Spread one number per modality over the segments.

@@ -60,11 +60,16 @@ def entry(impl: str) -> Entry:
     return ENTRIES[impl]
 
 
+_LOADED: dict[str, Implementation] = {}
+
+
 def load(impl: str) -> Implementation:
-    """Import an implementation by name."""
-    module, _, attribute = entry(impl).path.partition(":")
-    loaded = import_module(module)
-    return cast(Implementation, getattr(loaded, attribute) if attribute else loaded)
+    """Return an implementation by name, imported."""
+    if impl not in _LOADED:
+        module, _, attribute = entry(impl).path.partition(":")
+        loaded = import_module(module)
+        _LOADED[impl] = cast(Implementation, getattr(loaded, attribute) if attribute else loaded)
+    return _LOADED[impl]
 
 
 def objections(impl: str, request: Request) -> list[str]:

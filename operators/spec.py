@@ -131,9 +131,7 @@ def common_objections(request: Request, served: tuple[Form, ...]) -> list[str]:
     """
     found = []
     if request.dropout:
-        found.append(
-            f"no implementation drops attention weights (CMT trains without), got dropout={request.dropout}"
-        )
+        found.append(f"has no attention dropout (CMT trains without), got dropout={request.dropout}")
     if request.form_among(served) is None:
         found.append(_missing_form(request, served))
     if request.rank is not None and Form.FACTORS not in served:

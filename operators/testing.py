@@ -222,8 +222,10 @@ def poisoned_memory(device: torch.device) -> Iterator[None]:
         yield
         return
     settings: Any = deterministic  # its switch is a property of the module, which type checkers do not see
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    torch.set_deterministic_debug_mode(
+        "warn"
+    )  # use_deterministic_algorithms would import the compiler: ten seconds
     settings.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
@@ -231,5 +233,5 @@ def poisoned_memory(device: torch.device) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         settings.fill_uninitialized_memory = before[1]

@@ -2,8 +2,8 @@
 
 It is compiled for every kind of bias and every shape it meets. Uncompiled, FlexAttention forms all scores
 (95 GB were seen), and PyTorch falls back to that form unseen, for one after eight compilations. Here the
-call fails instead. The CPU is refused: with PyTorch 2.13 its kernel gave wrong results for a global bias after
-a change of shape (error 0.9), did not compile the local mask, and has no backward.
+call fails instead. The CPU is refused: with PyTorch 2.13 its kernel gave wrong results for a global bias
+after a change of shape (error 0.9), did not compile the local mask, and has no backward.
 Source: torch.nn.attention.flex_attention.
 """
 

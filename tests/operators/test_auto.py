@@ -1,0 +1,39 @@
+"""``auto`` takes the first of its table without an objection, and says which."""
+
+import logging
+
+import pytest
+import torch
+
+from operators import Request, Unsupported, attention
+from operators.auto import ORDER, pick
+from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
+from operators.testing import Sizes, make_case
+
+
+def test_table_names_every_kind_and_known_implementations_alone():
+    for by_kind in ORDER.values():
+        assert set(by_kind) == set(BIAS_KINDS)
+        assert all(impl in IMPLEMENTATIONS for order in by_kind.values() for impl in order)
+
+
+def test_says_which_it_picked(caplog):
+    with caplog.at_level(logging.INFO, logger="operators.auto"):
+        assert pick(Request(kind="window", bias_grad=True)) == "sdpa_math"
+    assert "auto picks sdpa_math for window bias on cpu" in caplog.text
+
+
+def test_an_objection_takes_one_out():
+    assert pick(Request(kind="window")) == "sdpa_flash"
+
+
+def test_lists_all_reasons_where_nothing_serves():
+    with pytest.raises(Unsupported, match=r"auto finds nothing for .*; sdpa_math: has no attention dropout"):
+        pick(Request(kind="window", dropout=0.5))
+
+
+def test_attention_takes_auto():
+    case = make_case("global", Sizes(1, 2, 5, 16, bev=(3, 3), cameras=(1, 2, 2)), torch.float32)
+    q, k, v = (case.leaves[n] for n in "qkv")
+    bias = case.bias(case.leaves["weight"])
+    assert torch.equal(attention(q, k, v, bias, impl="auto"), attention(q, k, v, bias, impl="lowrank"))

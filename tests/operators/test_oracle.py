@@ -1,0 +1,53 @@
+"""The error budget passes what is right and catches what is subtly wrong."""
+
+import pytest
+import torch
+
+from operators.impl import reference
+from operators.oracle import make_oracle, results
+from operators.testing import Sizes, make_case
+
+SIZES = Sizes(1, 2, 33, 32, bev=(7, 9), cameras=(2, 3, 5), window=(4, 3))
+SCALE = 32**-0.5
+
+
+def run(case, change=lambda q, k, v, bias: (q, k, v, bias), scale=SCALE):
+    leaves = {n: leaf.clone().requires_grad_() for n, leaf in case.leaves.items()}
+    bias = case.bias(leaves["weight"]).dense(case.leaves["q"].dtype)
+    q, k, v, bias = change(leaves["q"], leaves["k"], leaves["v"], bias)
+    return results(reference.forward(q, k, v, scale=scale, bias=bias), leaves, case.upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("kind", ["global", "window", "gaussian", "dense"])
+def test_passes_the_reference_itself(kind, dtype):
+    case = make_case(kind, SIZES, dtype)
+    make_oracle(case.leaves, case.bias, case.upstream).check(run(case))
+
+
+BREAKAGES = {
+    "scale dropped": {"scale": 1.0},
+    "scale off by a thousandth": {"scale": SCALE * 1.001},
+    "bias dropped": {"change": lambda q, k, v, bias: (q, k, v, bias * 0)},
+    "bias negated": {"change": lambda q, k, v, bias: (q, k, v, -bias)},
+    "bias off by a thousandth": {"change": lambda q, k, v, bias: (q, k, v, bias * 1.001)},
+    "window moved by one key": {"change": lambda q, k, v, bias: (q, k, v, bias.roll(1, -1))},
+    "last key lost": {"change": lambda q, k, v, bias: (q, k[:, :, :-1], v[:, :, :-1], bias[..., :-1])},
+    "no gradient to the bias": {"change": lambda q, k, v, bias: (q, k, v, bias.detach() + 0 * bias)},
+    "rounded through bfloat16": {"change": lambda q, k, v, bias: (q.bfloat16().float(), k, v, bias)},
+}
+
+
+@pytest.mark.parametrize("broken", BREAKAGES.values(), ids=BREAKAGES.keys())
+def test_catches_breakage(broken):
+    case = make_case("window", SIZES, torch.float32)
+    with pytest.raises(AssertionError, match="error over its budget"):
+        make_oracle(case.leaves, case.bias, case.upstream).check(run(case, **broken))
+
+
+def test_nan_is_over_any_budget():
+    case = make_case("window", SIZES, torch.float32)
+    actual = run(case)
+    actual["dq"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(AssertionError, match="dq inf times"):
+        make_oracle(case.leaves, case.bias, case.upstream).check(actual)
