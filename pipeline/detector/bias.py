@@ -6,6 +6,7 @@ weight is high more to the pixels around it. What is added to the score of query
     clamp(scale * weight[q, modality(k)] * g, -limit, limit)    inside the window of q, else 0
 
 with g = 1 (``window``), exp(-d^2 / (2 sigma^2)) (``gaussian``, d in cells), or no window at all (``global``).
+``local`` is the limit of an infinite weight: nothing outside the windows is seen, whatever the weights.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from operators.bias import Bias, GaussianBias, GlobalBias, WindowBias
+from operators.bias import Bias, GaussianBias, GlobalBias, LocalMask, WindowBias
 from pipeline.detector.aqr import ProjectedQueries
 
 SATURATION = 5.0  # logits: softmax hardly changes beyond a shift of 5 (original code clamps the product here)
@@ -64,7 +65,7 @@ class AttentionBiasGenerator(BaseModule):
         BiasConfigError: a size, sigma or limit is not positive, or the scale lies outside its range.
     """
 
-    KINDS = ("global", "window", "gaussian")
+    KINDS = ("global", "window", "gaussian", "local")
     """What ``forward`` makes."""
 
     def __init__(
@@ -111,6 +112,7 @@ class AttentionBiasGenerator(BaseModule):
             "global": self._global,
             "window": self._window,
             "gaussian": self._gaussian,
+            "local": self._local,
         }
         if kind not in makers:
             raise BiasConfigError(f"the bias generator makes none, {', '.join(self.KINDS)}; got {kind!r}")
@@ -133,3 +135,6 @@ class AttentionBiasGenerator(BaseModule):
             self.sigma,
             self.limit,
         )
+
+    def _local(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
+        return LocalMask(geometry.grid, geometry.rects(self.windows))

@@ -98,7 +98,7 @@ class CmtDetector(Base3DDetector):
         head, module = self.pts_bbox_head, self.pts_bbox_head.sites[site]
         if choice.bias not in module.kinds:
             return [f"the site takes {', '.join(module.kinds)}"]
-        if choice.bias != "none" and head.bias_generator is None:
+        if choice.bias != "none" and head.bias_generator is None:  # then there is no aqr either
             return [
                 "the model has no bias generator; give the head aqr_config and bias_config, or choose 'none'"
             ]
