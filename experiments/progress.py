@@ -119,9 +119,9 @@ class StudyProgress:
     def ended(self, name: str, error: str = "") -> None:
         """Note that a trial ended, well or not."""
         with self._lock:
-            trial = self._running.pop(name)
+            trial = self._running.pop(name, None)
             self._done += 1
-        took = time.monotonic() - trial.started
+        took = time.monotonic() - trial.started if trial else 0.0  # it may die before it starts
         outcome = f"failed after {took:.0f} s: {error}" if error else f"done in {took:.0f} s"
         left = self._seconds_left()
         rest = f", about {_spell(left)} left" if left else ""

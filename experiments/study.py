@@ -120,7 +120,7 @@ def _tune(
     concurrent = min(concurrent, len(todo))
     gpus = settings.workers * concurrent if settings.device == "cuda" else 0
     scratch = tempfile.mkdtemp(prefix="biaswise-tune-")  # Tune's own state; ours is in the study's folder
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     try:
         with ray_session(cpus=max(width * concurrent, 1), gpus=gpus, drivers=concurrent) as resources:
             tuner = tune.Tuner(
@@ -176,9 +176,9 @@ class _Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark a trial whose driver died more often than is forgiven."""
         name = trial.config["trial"]
-        details = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        self._folder.finish(name, 0.0, "the trial's driver died", str(details or ""))
-        self._progress.ended(name, "the trial's driver died")
+        reason = "the process that drove the trial died"
+        self._folder.finish(name, 0.0, reason, str(trial.get_pickled_error()))
+        self._progress.ended(name, reason)
 
 
 class _Tracker:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -34,6 +33,9 @@ HEAD = "node:__internal_head__"
 
 OBJECT_STORE_BYTES = 150 * 2**20
 """Trials exchange file names, not tensors; Ray's default would reserve 30 % of the memory."""
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Odd name: set to 0 it makes Ray bind to 127.0.0.1 alone, on Linux too."""
 
 OURS = "BIASWISE_LOCAL_RAY"
 """Set in all processes of a Ray that we started ourselves."""
@@ -55,7 +57,7 @@ LOCAL = {
     # On one machine a worker that cannot start will not start later either.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine; saves an actor per trial
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: on Linux it makes Ray bind to 127.0.0.1 alone
+    _LOOPBACK: "0",
     "RAY_AUTH_MODE": "token",
     OURS: "1",
 }
@@ -100,9 +102,7 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
     # environment keeps away from ~/.ray/auth_token.
     private = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
-        # Ray read the environment when it was imported; this is how Ray itself makes it look again.
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        _reread_environment()
         try:
             ray.init(
                 address="local",
@@ -118,6 +118,13 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
         finally:
             ray.shutdown()
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _reread_environment() -> None:
+    """Make Ray, which read the environment when it was imported, look again (private to Ray; pinned)."""
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = os.environ[_LOOPBACK] != "0"
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
