@@ -139,7 +139,7 @@ class _Draw:
             queue += [pair[index] for index in self.rng.permutation(2)]
         return queue.pop()
 
-    def vehicle(self, car: float = 0.36) -> str:
+    def vehicle(self, car: float = 0.25) -> str:
         """Return a class of vehicle; ``car`` is the share of cars."""
         chance = self.rng.uniform()
         if chance < car:
@@ -181,18 +181,18 @@ def _covered(ego_speed: float, speed_s: float, duration_s: float) -> tuple[float
 def _traffic(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor]:
     for lane in LANES:
         way = -1.0 if lane > 0 else 1.0
-        speed = float(draw.rng.uniform(2.0, 8.0))
+        speed, gap, cars = float(draw.rng.uniform(2.0, 8.0)), (28.0, 50.0), 0.3
         if lane == EGO_LANE_M:
             speed = ego_speed
-        elif (
-            way > 0
-        ):  # faster or slower than the ego: nobody drives beside it all the time and hides the rest
+        elif way > 0:
+            # Beside the ego few vehicles, most of them low, none for long: a bus there hides half the scene.
             speed = ego_speed + float(draw.rng.choice([-1.0, 1.0]) * draw.rng.uniform(1.5, 3.0))
-        for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=(28.0, 50.0)):
+            gap, cars = (36.0, 64.0), 0.85
+        for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=gap):
             if lane == EGO_LANE_M and abs(s) < 16.0:  # clear of the ego by more than half a bus and a car
                 continue
             yaw = 0.0 if way > 0 else np.pi
-            yield draw.actor(draw.vehicle(), s, lane + draw.rng.uniform(-0.2, 0.2), yaw, speed)
+            yield draw.actor(draw.vehicle(cars), s, lane + draw.rng.uniform(-0.2, 0.2), yaw, speed)
 
 
 def _cycles(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor]:
@@ -228,7 +228,7 @@ def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list
     """Parked things on both sides; nothing overlaps what stands there already."""
     length = street[1] - street[0]
     wanted = (
-        [("vehicle", LOT_M)] * round(length / 12)
+        [("vehicle", LOT_M)] * round(length / 10)
         + [("cycle", (LOT_M[0], 27.0))] * round(length / 26)
         + [("traffic_cone", (LOT_M[0], 24.0))] * round(length / 50)
         + [("barrier", (LOT_M[0], 24.0))] * round(length / 50)
