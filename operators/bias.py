@@ -250,9 +250,8 @@ class WindowBias(_WeightedBias):
         parts = []
         for which, rows, cols in self.grid.inside(self.rects):
             tall = weight[..., which, None] * rows.unsqueeze(1)  # (B, H or 1, Q, n, rows)
-            wide = cols.unsqueeze(1).to(weight.dtype).expand(*tall.shape[:-1], -1)
-            # A batched product of matrices, so that its backward needs no second (Q, K) tensor.
-            parts.append((tall.unsqueeze(-1) @ wide.unsqueeze(-2)).flatten(3))
+            wide = cols.unsqueeze(1).to(weight.dtype)  # (B, 1, Q, n, cols)
+            parts.append((tall.unsqueeze(-1) * wide.unsqueeze(-2)).flatten(3))
         return torch.cat(parts, dim=-1)
 
     def rects_form(self) -> RectsForm:

@@ -4,6 +4,7 @@ Hostile cases are made by ``Sizes``: windows cut at borders, all around one cell
 that are no multiple of anything. Memory can be poisoned with NaN, so that what nobody writes is seen.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from operators.oracle import make_oracle, results
 from operators.registry import objections
 from operators.spec import Request
 
-Placement = Literal["spread", "one_cell", "borders", "nowhere"]
+Placement = Literal["spread", "one_cell", "borders", "nowhere", "around"]
 """Where the windows of a case lie: anywhere (some invisible), all around one cell, at the maps' corners,
-or at no place at all."""
+at no place at all, or as a decoder's queries lie around a car (each in one or two cameras)."""
 
 SATURATION = 5.0  # logits: the largest absolute bias of AQR; a softmax moves no further beyond it
 
@@ -157,6 +158,8 @@ def _cells(sizes: Sizes, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw the windows' middle cells (B, Q, S, 2) and whether they are seen (B, Q, S)."""
     shape = (sizes.batch, sizes.queries, sizes.grid.num_segments)
     limits = torch.tensor([[s.rows, s.cols] for s in sizes.grid.segments])
+    if sizes.placement == "around":
+        return _around(limits, torch.rand(*shape[:2], 3, generator=rng))
     if sizes.placement == "borders":
         corner = torch.randint(0, 2, (*shape, 2), generator=rng)
         return corner * (limits - 1), torch.ones(shape, dtype=torch.bool)
@@ -165,6 +168,30 @@ def _cells(sizes: Sizes, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     cells = (torch.rand(*shape, 2, generator=rng) * limits).long()
     seen = torch.rand(shape, generator=rng) > 0.4  # four in ten have no window in a segment
     return cells, seen if sizes.placement == "spread" else torch.zeros(shape, dtype=torch.bool)
+
+
+def _around(limits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Lay queries out evenly over the BEV map, and see each in the cameras that look its way.
+
+    Args:
+        limits: (S, 2) rows and columns of the segments: the BEV map, then cameras in a ring.
+        draws: (B, Q, 3) in [0, 1): row and column on the BEV map, height in the image.
+    """
+    cells = torch.zeros(*draws.shape[:2], len(limits), 2, dtype=torch.long)
+    seen = torch.ones(cells.shape[:3], dtype=torch.bool)
+    cells[:, :, 0] = (draws[..., :2] * limits[0]).long()
+    bearing = torch.atan2(draws[..., 0] - 0.5, draws[..., 1] - 0.5)
+    count = max(len(limits) - 1, 1)
+    width = math.radians(70)  # field of view of the cameras of nuScenes, six of them 60 degrees apart
+    for i in range(1, len(limits)):
+        off = torch.remainder(bearing - (i - 1) * 2 * math.pi / count + math.pi, 2 * math.pi) - math.pi
+        across = 0.5 + torch.tan(off.clamp(-1.5, 1.5)) / (
+            2 * math.tan(width / 2)
+        )  # 1.5 rad: short of the pole
+        seen[:, :, i] = off.abs() < width / 2
+        cells[:, :, i, 0] = ((0.3 + 0.5 * draws[..., 2]) * limits[i, 0]).long()  # the middle of the image
+        cells[:, :, i, 1] = (across.clamp(0, 0.999) * limits[i, 1]).long()
+    return cells, seen
 
 
 def outputs_and_grads(

@@ -29,6 +29,13 @@ REAL = [
     Sizes(1, 4, 900, 32, bev=(128, 128), cameras=(6, 20, 50), window=(8, 8)),  # r50
     Sizes(1, 2, 1730, 32, bev=(180, 180), cameras=(6, 40, 100), window=(15, 15)),  # vov, denoising queries
 ]
+# Triton's interpreter takes seconds for what a GPU does in microseconds: small cases there (the kernel
+# has tests of its own).
+INTERPRETED = [
+    SMALL,
+    replace(SMALL, placement="borders", bias_per_head=True, batch=2, heads=1),
+    replace(SMALL, placement="nowhere", queries=1),
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WEIGHTED = ("global", "window", "gaussian", "dense")
 
@@ -54,10 +61,20 @@ def case_of(impl, kind, sizes, seed=0):
     return make_case(kind, sizes, dtype, DEVICE, seed)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize(("impl", "kind"), pairs(BIAS_KINDS))
+def interpreted(impl):
+    return impl == "rects" and DEVICE == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("impl", "kind", "sizes"),
+    [
+        pytest.param(*pair.values, sizes, id=f"{pair.id}-{sizes}")
+        for pair in pairs(BIAS_KINDS)
+        for sizes in (INTERPRETED if interpreted(pair.values[0]) else SIZES)
+    ],
+)
 def test_equals_the_reference(impl, kind, sizes):
-    for dtype in DTYPES:
+    for dtype in DTYPES[:1] if interpreted(impl) else DTYPES:
         case = make_case(kind, sizes, dtype, DEVICE)
         grads = gradients_served(impl, case)
         if grads is not None:
@@ -130,5 +147,5 @@ def test_takes_tensors_that_are_not_contiguous(impl, kind):
     case = case_of(impl, kind, SMALL)
     turned = {n: leaf.mT.contiguous().mT if n in "qkv" else leaf for n, leaf in case.leaves.items()}
     heads_last = {n: leaf.transpose(1, 2).contiguous().transpose(1, 2) for n, leaf in case.leaves.items()}
-    for leaves in (turned, heads_last):
+    for leaves in (turned,) if interpreted(impl) else (turned, heads_last):
         check_case(replace(case, leaves=leaves), impl, gradients_served(impl, case))

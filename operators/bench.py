@@ -1,0 +1,279 @@
+"""``biaswise bench``: every implementation that can serve a bias, at the decoder's real shapes.
+
+Correctness first: what is over its error budget (``operators.oracle``) gets no time. Then the time of a
+forward pass, and of a forward and backward pass with gradients to q, k, v and the bias's weights; the peak
+memory beyond the inputs; and how both grow with the number of keys and queries. Writes ``rows.parquet``,
+``table.md`` and plots. Run it on a GPU; ``--shapes mini`` is a smoke test for a CPU.
+"""
+
+import argparse
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from operators.bench_report import write_report
+from operators.bench_rows import BenchRow, write_rows
+from operators.oracle import Oracle, make_oracle
+from operators.registry import objections
+from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
+from operators.testing import Case, Sizes, gradients_served, make_case, outputs_and_grads
+from operators.timing import peak_extra_mib, time_call
+
+_R50 = Sizes(1, 8, 900, 32, bev=(128, 128), cameras=(6, 20, 50), window=(8, 8), placement="around")
+_VOV = Sizes(1, 8, 900, 32, bev=(180, 180), cameras=(6, 40, 100), window=(15, 15), placement="around")
+
+REAL = {
+    f"{name} B{batch} Q{queries}": replace(sizes, batch=batch, queries=queries)
+    for name, sizes in (("r50", _R50), ("vov", _VOV))
+    for batch, queries in ((1, 900), (2, 1500), (1, 1730))  # inference; training; one sample with denoising
+}
+"""The cross-attention of the decoder in the two published configs of CMT-AQR."""
+
+MINI = {
+    "mini B1 Q40": Sizes(1, 2, 40, 16, bev=(12, 12), cameras=(2, 4, 6), window=(3, 3), placement="around")
+}
+"""For a machine without a GPU: shows that everything runs, and says nothing of speed."""
+
+MODES = {"forward": "none", "forward_backward": "all"}
+_GROWTH = (("window", "rects"), ("none", "rects"), ("none", "sdpa_flash"), ("none", "flash"))
+_DENSE = ("window", "sdpa_efficient")  # the only dense path with a gradient to the bias on a GPU
+_BEV_SIDES = (60, 100, 150, 220, 310, 440, 630)  # cells; with cameras 5k to 400k keys
+_QUERIES = (100, 250, 500, 1000, 2000, 3000, 4000)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over a benchmark: the device, the dtype and where the rows come from."""
+
+    device: torch.device
+    dtype: torch.dtype
+    budget_ms: float
+    device_name: str
+    versions: str
+    commit: str
+
+    def row(self, case: Case, place: tuple[str, str], what: tuple[str, str, str], note: str = "") -> BenchRow:
+        """Start a row without a value: place is (suite, shape), what is (implementation, mode, metric)."""
+        (suite, shape), (impl, mode, metric) = place, what
+        sizes, unit = case.sizes, {"latency": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}[metric]
+        return BenchRow(
+            suite=suite,
+            shape=shape,
+            impl=impl,
+            bias=case.kind,
+            mode=mode,
+            metric=metric,
+            unit=unit,
+            batch=sizes.batch,
+            heads=sizes.heads,
+            queries=sizes.queries,
+            keys=sizes.grid.num_keys,
+            head_size=sizes.head_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.device_name,
+            versions=self.versions,
+            commit=self.commit,
+            time=time.time(),
+            note=note,
+        )
+
+
+def measure(run: Run, case: Case, impl: str, place: tuple[str, str], mode: str) -> Iterator[BenchRow]:
+    """Time one implementation on one case, and its memory."""
+    call = _caller(case, impl, mode)
+    found = time_call(call, run.device, run.budget_ms)
+    row = run.row(case, place, (impl, mode, "latency"))
+    yield replace(row, value=found.median_ms, low=found.low_ms, high=found.high_ms, n=found.n)
+    extra = peak_extra_mib(call, run.device)
+    if extra is not None:
+        yield replace(run.row(case, place, (impl, mode, "peak_extra")), value=extra, n=1)
+
+
+def _caller(case: Case, impl: str, mode: str) -> Callable[[], object]:
+    """Return a call that runs the case once, its leaves made beforehand."""
+    from operators.api import attention
+
+    wanted = mode != "forward"
+    leaves = {name: leaf.detach().clone().requires_grad_(wanted) for name, leaf in case.leaves.items()}
+
+    def call() -> object:
+        for leaf in leaves.values():
+            leaf.grad = None
+        with torch.set_grad_enabled(wanted):
+            out = attention(leaves["q"], leaves["k"], leaves["v"], case.bias(leaves.get("weight")), impl=impl)
+        if wanted:
+            torch.autograd.backward(out, case.upstream)
+        return out
+
+    return call
+
+
+def _refusal(case: Case, impl: str, mode: str) -> str:
+    """Return why an implementation cannot do a mode of a case, or nothing."""
+    wanted = mode != "forward"
+    return "; ".join(objections(impl, case.request(wanted, wanted)))
+
+
+class _Gate:
+    """The correctness check: an implementation on a smaller batch of the same keys, once per mode."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.known: dict[tuple[str, Sizes], tuple[Case, Oracle]] = {}
+
+    def error(self, kind: str, sizes: Sizes, impl: str, mode: str) -> float:
+        """Return the largest part of its error budget that a result uses up; over 1 fails."""
+        # Two heads of one sample: the fp64 reference of all would not fit. Keys and queries are real.
+        few = replace(sizes, batch=1, heads=min(2, sizes.heads))
+        if (kind, few) not in self.known:
+            case = make_case(kind, few, self.run.dtype, self.run.device)
+            self.known = {(kind, few): (case, make_oracle(case.leaves, case.bias, case.upstream))}
+        case, oracle = self.known[kind, few]
+        return max(oracle.used(outputs_and_grads(case, impl, grads=MODES[mode])).values())
+
+
+def bench_shapes(
+    run: Run, shapes: dict[str, Sizes], kinds: list[str], impls: list[str]
+) -> Iterator[BenchRow]:
+    """Check and time every implementation on every bias kind and shape."""
+    gate = _Gate(run)
+    for shape, sizes in shapes.items():
+        for kind in kinds:
+            case = make_case(kind, sizes, run.dtype, run.device)
+            for impl in impls:
+                if gradients_served(impl, case) is None:
+                    continue  # the table of ``biaswise operators`` says why
+                for mode in MODES:
+                    yield from _checked(run, gate, case, impl, (("shapes", shape), mode))
+
+
+def _checked(
+    run: Run, gate: _Gate, case: Case, impl: str, where: tuple[tuple[str, str], str]
+) -> Iterator[BenchRow]:
+    """Time what is not refused and right; write a row with the reason for what is not."""
+    place, mode = where
+    refusal = _refusal(case, impl, mode)
+    if refusal:
+        yield run.row(case, place, (impl, mode, "latency"), refusal)
+        return
+    error = gate.error(case.kind, case.sizes, impl, mode)
+    yield replace(run.row(case, place, (impl, mode, "error_over_budget")), value=error, n=1)
+    if not error <= 1:
+        note = f"wrong: error {error:.3g} times its budget, so it gets no time"
+        yield run.row(case, place, (impl, mode, "latency"), note)
+        return
+    try:
+        yield from measure(run, case, impl, place, mode)
+    except torch.OutOfMemoryError:
+        yield run.row(case, place, (impl, mode, "latency"), "out of memory")
+
+
+def bench_growth(run: Run) -> Iterator[BenchRow]:
+    """Time how cost grows with the keys (5k to 400k) and the queries (100 to 4000), and memory with both."""
+    for side in _BEV_SIDES:
+        sizes = replace(_VOV, bev=(side, side), cameras=(6, side // 5, side // 2), window=(15, 15))
+        yield from _grow(run, sizes, "keys", _GROWTH)
+    for queries in _QUERIES:
+        yield from _grow(run, replace(_R50, queries=queries), "queries", _GROWTH)
+    for factor in (1, 2, 4):
+        sizes = replace(_R50, queries=450 * factor, bev=(128, 64 * factor), cameras=(6, 20, 25 * factor))
+        yield from _grow(run, sizes, "memory", (_DENSE, *_GROWTH[:2]))
+
+
+def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]) -> Iterator[BenchRow]:
+    """Time some implementations at one size, where they have no objection."""
+    for kind, impl in pairs:
+        case = make_case(kind, sizes, run.dtype, run.device)
+        for mode in MODES:
+            if not _refusal(case, impl, mode):
+                yield from measure(run, case, impl, (suite, str(sizes)), mode)
+
+
+def run_bench(arguments: argparse.Namespace) -> list[BenchRow]:
+    """Measure what the command line asks for, and print a line per time as it comes."""
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    if not gpu and arguments.shapes != "mini":
+        raise ValueError(
+            "no GPU here: the decoder's shapes take one; `--shapes mini` runs a smoke test on the CPU"
+        )
+    run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
+    known = REAL | MINI
+    shapes = {"real": REAL, "mini": MINI}.get(arguments.shapes)
+    if shapes is None:
+        unknown = [name for name in arguments.shapes.split(",") if name not in known]
+        if unknown:
+            raise ValueError(
+                f"unknown shapes {', '.join(unknown)}; expected real, mini or some of {', '.join(known)}"
+            )
+        shapes = {name: known[name] for name in arguments.shapes.split(",")}
+    rows = []
+    for row in bench_shapes(run, shapes, arguments.kinds.split(","), arguments.impls.split(",")):
+        rows.append(row)
+        _say(row)
+    if arguments.growth:
+        for row in bench_growth(run):
+            rows.append(row)
+            _say(row)
+    return rows
+
+
+def _say(row: BenchRow) -> None:
+    """Print a time as it is measured."""
+    if row.metric == "latency":
+        text = row.note or f"{row.value:.3f} ms"
+        print(f"{row.shape:<14} {row.bias:<9} {row.impl:<15} {row.mode:<17} {text}", flush=True)
+
+
+def _origin(device: torch.device) -> tuple[str, str, str]:
+    """Return device, versions and commit: what a number is worth nothing without."""
+    from operators.impl.flash import installed
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    packages = {"torch": torch.__version__, **installed()}
+    versions = ";".join(f"{package}={version}" for package, version in packages.items())
+    here = Path(__file__).parent
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return name, versions, asked.stdout.strip() or "unknown"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``biaswise bench``."""
+    parser.add_argument(
+        "--out", default="runs/bench", help="folder of rows.parquet, table.md and plots (%(default)s)"
+    )
+    parser.add_argument("--shapes", default="real", help="real, mini, or names with commas (%(default)s)")
+    parser.add_argument("--kinds", default=",".join(BIAS_KINDS), help="bias kinds, with commas (all)")
+    parser.add_argument(
+        "--impls", default=",".join(IMPLEMENTATIONS), help="implementations, with commas (all)"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="also measure how cost grows with keys and queries"
+    )
+    parser.add_argument(
+        "--budget-ms", type=float, default=200.0, help="time per measurement, ms (%(default)s)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmark, write its folder and print the table."""
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = run_bench(arguments)
+    write_rows(rows, folder / "rows.parquet")
+    print(write_report(rows, folder))
+    return 0
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(_parser)
+    raise SystemExit(main(_parser.parse_args()))
