@@ -4,6 +4,7 @@ The cursor only saves work. It is keyed by run id, so that a new database, or a 
 ids, are sent everything again; a cursor that is lost or spoilt means the same.
 """
 
+import csv
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,15 @@ def study_state(study_folder: Path, trials: list[StoredTrial]) -> str:
     named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
     finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
     return "FINISHED" if finished.issuperset(named or [trial.folder.name for trial in trials]) else "RUNNING"
+
+
+def read_verdicts(study_folder: Path) -> list[dict[str, str]]:
+    """Read ``verdicts.csv``, a line per site; empty if the report has none."""
+    path = study_folder / "verdicts.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass

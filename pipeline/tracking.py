@@ -6,24 +6,23 @@ point (key, step, time, value) once however often it is sent. The cursor file in
 saves work; without it everything is sent again, to the same effect.
 """
 
-import csv
 import fcntl
 import hashlib
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, trial_params
-from pipeline.ledger import Cursor, StoredTrial, stored_trials, study_state
+from pipeline.ledger import Cursor, StoredTrial, read_verdicts, stored_trials, study_state
 from pipeline.rows import Row
 
 EXPERIMENT = "biaswise"
@@ -103,8 +102,8 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
     return SyncReport(uri, len(trials), now - before, total - now, parent, warning)
 
 
-def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> int:
-    """Serve the MLflow UI until interrupted; return the server's exit code.
+def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:
+    """Become the MLflow UI: this process is replaced by the server, which gets its signals.
 
     One worker and no job runner: 2 processes and 350 MiB where MLflow's defaults take 15 and 2.2 GiB.
 
@@ -119,11 +118,9 @@ def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) 
         raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
+    sys.stdout.flush()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    try:
-        return subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:  # the way to end it
-        return 0
+    os.execve(sys.executable, command, environment)
 
 
 class _Session:
@@ -169,9 +166,9 @@ class _Session:
             self._send_rows(run_id, trial)
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
             self._set_state(run_id, trial.state, trial.rows[-1].time)
-        self._send_verdicts()
-        self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
         latest = max(trial.rows[-1].time for trial in trials)
+        self._send_verdicts(latest)
+        self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
         self._set_state(self._parent, study_state(self._folder, trials), latest)
 
     def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
@@ -198,7 +195,8 @@ class _Session:
         return self._create(name, tags, first)
 
     def _create(self, name: str, tags: dict[str, str], first: Row) -> str:
-        circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "commit", "versions")}
+        circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "versions")}
+        circumstances["mlflow.source.git.commit"] = first.commit
         run = self._client.create_run(
             self._experiment, _milliseconds(first.time), {**tags, **circumstances}, name
         )
@@ -235,18 +233,20 @@ class _Session:
                 self._cursor.artifacts[f"{run_id}/{path.name}"] = digest
                 self._cursor.save()
 
-    def _send_verdicts(self) -> None:
-        """Copy the report's answer to the parent's description and the verdicts to its tags."""
-        report, verdicts = self._folder / "report.md", self._folder / "verdicts.csv"
-        tags = []
-        if report.exists():
+    def _send_verdicts(self, latest: float) -> None:
+        """Copy the report's answer to the parent's description, the verdicts to its tags and metrics."""
+        tags, points = {}, []
+        if (report := self._folder / "report.md").exists():
             text = report.read_text(encoding="utf-8")
-            tags.append(RunTag("mlflow.note.content", text[:5000]))  # MLflow refuses tags over 8000 bytes
-        if verdicts.exists():
-            with verdicts.open(encoding="utf-8", newline="") as file:
-                tags += [RunTag(f"verdict.{row['site']}", row["verdict"]) for row in csv.DictReader(file)]
-        if tags:
-            self._client.log_batch(self._parent, tags=tags)
+            tags["mlflow.note.content"] = text[:5000]  # MLflow refuses tags over 8000 bytes
+        for line in read_verdicts(self._folder):
+            tags[f"verdict.{line['site']}"] = line["verdict"]
+            for name in ("gain", "net", "slowdown_percent"):
+                points.append(Metric(f"{name}/{line['site']}", float(line[name]), _milliseconds(latest), 0))
+        self._client.log_batch(self._parent, points, tags=[RunTag(key, text) for key, text in tags.items()])
+        for key in self._client.get_run(self._parent).data.tags:
+            if key.startswith("verdict.") and key not in tags:  # of rows that have since changed
+                self._client.delete_tag(self._parent, key)
 
     def _set_state(self, run_id: str, state: str, end: float) -> None:
         if state == "RUNNING":
@@ -304,4 +304,5 @@ def _experiment(client: MlflowClient) -> str:
         return str(found.experiment_id)
     database = _sqlite_path(client.tracking_uri)
     location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs, not on chats
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))

@@ -1,10 +1,15 @@
 """MLflow gets every row once: first, second and resumed syncs, lost cursors, dead servers."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,15 +175,27 @@ def test_another_store_gets_everything_although_the_cursor_is_full(uri, study, e
 
 def test_verdicts_and_report_reach_the_parent(uri, study):
     (study / "report.md").write_text("The window pays off.\n")
-    (study / "verdicts.csv").write_text("site,verdict\ndecoder.0.cross,PAYS\n")
+    head = "site,verdict,gain,net,slowdown_percent\n"
+    (study / "verdicts.csv").write_text(head + "decoder.0.cross,PAYS,2.5,2.25,1.0\n")
     sync(study, uri)
     (study / "report.md").write_text("The window costs.\n")
     sync(study, uri)
     client, (parent,), _ = runs_of(uri, study)
     assert parent.data.tags["verdict.decoder.0.cross"] == "PAYS"
+    assert parent.data.metrics["net/decoder.0.cross"] == 2.25
+    assert len(client.get_metric_history(parent.info.run_id, "gain/decoder.0.cross")) == 1
     assert parent.data.tags["mlflow.note.content"] == "The window costs.\n"
     path = client.download_artifacts(parent.info.run_id, "report.md")
     assert Path(path).read_text() == "The window costs.\n"
+
+
+def test_a_verdict_that_was_withdrawn_leaves_the_parent(uri, study):
+    (study / "verdicts.csv").write_text("site,verdict,gain,net,slowdown_percent\na.0.cross,PAYS,1,1,1\n")
+    sync(study, uri)
+    (study / "verdicts.csv").unlink()
+    sync(study, uri)
+    _, (parent,), _ = runs_of(uri, study)
+    assert not [key for key in parent.data.tags if key.startswith("verdict.")]
 
 
 def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
@@ -235,6 +252,36 @@ def test_the_ui_needs_a_database_of_its_own(tmp_path):
         start_ui(uri=f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match="its own UI"):
         start_ui(uri="http://tracking:5000")
+
+
+@pytest.mark.slow
+def test_the_ui_answers_and_ends_when_interrupted(uri):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys; from pipeline.tracking import start_ui; start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(port), uri], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        assert "<title>MLflow" in page_of(f"http://127.0.0.1:{port}/", patience_s=90)
+    finally:
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+        server.wait(timeout=30)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1)
+
+
+def page_of(address, patience_s):
+    for _ in range(4 * patience_s):
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            time.sleep(0.25)
+    raise TimeoutError(address)
 
 
 def test_keys_group_by_condition_and_params_name_the_rank():
