@@ -47,7 +47,8 @@ class SiteAttention(nn.Module):
     """Multi-head attention at a named site, with residual and residual dropout.
 
     There is no dropout on the attention weights. CMT's cross-attention has none either (its config's
-    0.1 lands in another argument), and a fused kernel of ours could not follow torch's mask.
+    0.1 lands in another argument); its self-attention drops one weight in ten while training, ours
+    none, so that every implementation computes the same there too.
 
     Attributes:
         site: path of the site, such as ``decoder.3.cross``.

@@ -155,6 +155,7 @@ def test_a_list_of_layers_must_have_one_for_each():
 
 def test_returned_states_are_normed_once_and_passed_on_without():
     decoder = Decoder(2, layer()).eval()
+    nn.init.normal_(decoder.post_norm.weight)  # fresh norms would hide a second application
     memory, query_pos, memory_pos = inputs()
     states = decoder(memory, query_pos, memory_pos)
     state = torch.zeros_like(query_pos)
