@@ -228,7 +228,7 @@ def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list
     """Parked things on both sides; nothing overlaps what stands there already."""
     length = street[1] - street[0]
     wanted = (
-        [("vehicle", LOT_M)] * round(length / 10)
+        [("vehicle", LOT_M)] * round(length / 13)
         + [("cycle", (LOT_M[0], 27.0))] * round(length / 26)
         + [("traffic_cone", (LOT_M[0], 24.0))] * round(length / 50)
         + [("barrier", (LOT_M[0], 24.0))] * round(length / 50)
