@@ -12,7 +12,7 @@ from pipeline.preflight import locate
 from pipeline.record import Measure, Record
 from pipeline.session import Session
 from pipeline.settings import TrialSettings
-from pipeline.throughput import latency, peak_memory
+from pipeline.throughput import CALLS, latency, peak_memory
 
 FAILURE_SEED = 0
 """Seeds the sensor failures: the same for every trial, so that trials differ in nothing but themselves."""
@@ -78,7 +78,7 @@ class Assessment:
         frames = [self._source[i] for i in range(min(FRAMES_TIMED, len(self._source)))]
         batches = [detector.prepare([frame]) for frame in frames]
         device = self._session.device
-        timed = latency(lambda i: detector.run(batches[i % len(batches)]), device)
+        timed = latency(lambda i: detector.run(batches[i % len(batches)]), device, CALLS)
         self._add([*timed, peak_memory(device)])
 
     def kernels(self, step: Callable[[], object]) -> None:

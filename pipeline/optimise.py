@@ -53,6 +53,8 @@ class Optimiser:
         clip_norm: L2 norm to which all gradients together are cut.
         amp: bfloat16 autocast.
         distributed: wrap the model in DDP; the process group is initialised.
+        idle: a plan of the trial leaves parameters without gradient (no bias anywhere, say); DDP then
+            looks for them in every step.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Optimiser:
         clip_norm: float,
         amp: bool = False,
         distributed: bool = False,
+        idle: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -69,10 +72,9 @@ class Optimiser:
         self._amp = amp
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
-        # plans differ in what they use: a bias generator without any biased site has no gradient
-        self._wrapped: nn.Module = (
-            DistributedDataParallel(model, find_unused_parameters=True) if distributed else model
-        )
+        self._wrapped: nn.Module = model
+        if distributed:
+            self._wrapped = DistributedDataParallel(model, find_unused_parameters=idle)
 
     def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its parts for a collated batch."""

@@ -75,7 +75,7 @@ class StepClock:
         ]
 
 
-def latency(call: Callable[[int], object], device: torch.device, calls: int = CALLS) -> list[Measure]:
+def latency(call: Callable[[int], object], device: torch.device, calls: int) -> list[Measure]:
     """Time inference at batch 1.
 
     Args:

@@ -62,11 +62,16 @@ def run_trial(settings: TrialSettings, session: Session) -> None:
     """
     check(settings, session.folder, session.device)
     deterministic(session.device, settings.threads)
-    _Trial(settings, session).run()
+    Trial(settings, session).run()
 
 
-class _Trial:
-    """The parts of one trial on one rank."""
+class Trial:
+    """The parts of one trial on one rank; ``run_trial`` is the way to use it.
+
+    Attributes:
+        model: the bare detector.
+        optimiser: trains it, through DDP if there are several workers.
+    """
 
     def __init__(self, settings: TrialSettings, session: Session) -> None:
         self.settings, self.session = settings, session
@@ -80,7 +85,7 @@ class _Trial:
 
     def run(self) -> None:
         """Train, assess, save."""
-        self._train()
+        self.train()
         settings, session = self.settings, self.session
         self._use(settings.plan)
         detector = Detector(self.model, self.model.image_size, settings.train.amp)
@@ -91,7 +96,8 @@ class _Trial:
         self._profile()
         session.report(summary, None)
 
-    def _train(self) -> None:
+    def train(self) -> None:
+        """Train to the last step, from the newest checkpoint if there is one."""
         steps = self.settings.train.steps
         checkpoint = self.session.latest_checkpoint()
         first = 0
@@ -197,7 +203,13 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
         clip_norm=float("inf") if limit is None else limit,
         amp=settings.train.amp,
         distributed=session.world_size > 1,
+        idle=not all(_is_biased(plan.resolve(model.sites)) for plan in (settings.plan, *settings.mix)),
     )
+
+
+def _is_biased(plan: Plan) -> bool:
+    """Tell whether a resolved plan uses the bias generator, and with it the query weights."""
+    return any(choice.bias not in ("none", "local") for _, choice in plan.choices)
 
 
 def _open(root: str, data: DataSettings) -> Source:

@@ -1,0 +1,75 @@
+"""Bad input is refused in one sentence, before anything is loaded."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.preflight import check
+from pipeline.session import TrialError
+from pipeline.settings import DataSettings, TrialSettings
+
+CPU = torch.device("cpu")
+Trial = Callable[..., TrialSettings]
+
+
+def test_good_settings_pass_and_leave_nothing_behind(trial: Trial, tmp_path: Path) -> None:
+    check(trial(), tmp_path / "new", CPU)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"config": "experiments/configs/none.py"}, r"config .*experiments/configs/none\.py: no such file"),
+        ({"init": "none.safetensors"}, r"init checkpoint .*none\.safetensors: no such file"),
+        ({"conditions": ("clean", "fog")}, "unknown sensor condition 'fog'; expected clean, lidar_sector"),
+        ({"conditions": ("clean", "clean")}, "named twice"),
+        ({"steps": -1}, "steps is -1; expected 0 or more"),
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"lr_scale": 0.0}, "lr_scale is 0.0; expected a positive"),
+        ({"lr_scale": float("nan")}, "lr_scale is nan"),
+        ({"amp": True}, "bfloat16 autocast.*set amp=False"),
+        ({"device": "cuda"}, "the settings ask for cuda, the session gives cpu"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    trial: Trial, tmp_path: Path, given: dict[str, object], message: str
+) -> None:
+    with pytest.raises(TrialError, match=message):
+        check(trial(**given), tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            DataSettings(train=("/nowhere",), val="/tmp"),
+            r"dataset /nowhere: no such folder; `biaswise data synth`",
+        ),
+        (DataSettings(train=("/tmp",), val="/nowhere"), "dataset /nowhere"),
+        (DataSettings(train=(), val="/tmp"), r"settings\.data\.train is empty"),
+        (DataSettings(train=("/tmp",), val="s3://bucket/val"), "needs nuScenes tables on disk"),
+    ],
+)
+def test_datasets_that_cannot_serve_are_refused(
+    trial: Trial, tmp_path: Path, data: DataSettings, message: str
+) -> None:
+    with pytest.raises(TrialError, match=message):
+        check(replace(trial(), data=data), tmp_path, CPU)
+
+
+def test_a_folder_that_is_a_file_is_refused(trial: Trial, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(TrialError, match=r"taken: cannot write here .*choose another output folder"):
+        check(trial(), tmp_path / "taken", CPU)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_refused(trial: Trial, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(TrialError, match="Permission denied"):
+        check(trial(), tmp_path / "trial", CPU)
