@@ -7,7 +7,7 @@ mask and encoder come from MoME (repository konyul/MoME, ``multi_expert.py``).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmdet3d.registry import MODELS
@@ -77,8 +77,8 @@ class ProjectedQueries:
 class AqrEncoder(nn.Module):
     """Cross-attention layers and a last norm; parameter names as in MoME's checkpoint."""
 
-    def __init__(self, transformerlayers: Mapping[str, Any], num_layers: int = 1) -> None:
-        """Build from ``encoder_config``: every layer gets the sites ``aqr.<i>.cross``."""
+    def __init__(self, embed_dims: int, transformerlayers: Mapping[str, Any], num_layers: int = 1) -> None:
+        """Build from ``encoder_config``: every layer gets the site ``aqr.<i>.cross``."""
         super().__init__()
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -89,21 +89,18 @@ class AqrEncoder(nn.Module):
             )
             for i in range(num_layers)
         )
-        self.post_norm = nn.LayerNorm(self.layers[0].norms[0].normalized_shape)
+        self.post_norm = nn.LayerNorm(embed_dims)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(
-        self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, mask: LocalMask | None
-    ) -> Tensor:
+    def forward(self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:
         """Attend from queries of zero content; shapes as in ``AqrWeightGenerator.forward``: (B, Q, C)."""
         query, key = torch.zeros_like(query_pos), memory + memory_pos
         for layer in self.layers:
-            query = layer(
-                query, key, memory, query_pos, bias=None if layer.cross.choice.bias == "none" else mask
-            )
-        return self.post_norm(query)
+            masked = cast(DecoderLayer, layer).cross.choice.bias == "local"
+            query = layer(query, key, memory, query_pos, bias=mask if masked else None)
+        return cast(Tensor, self.post_norm(query))
 
 
 @MODELS.register_module()
@@ -128,7 +125,7 @@ class AqrWeightGenerator(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         self.windows = (window_lidar, window_camera)
-        self.encoder = AqrEncoder(**encoder_config)
+        self.encoder = AqrEncoder(embed_dims, **encoder_config)
         self.weight_head = nn.Linear(embed_dims, 2)
         nn.init.constant_(self.weight_head.bias, INITIAL_LOGIT)
         # As in MoME, both are added to the query embedding, not to the keys.
@@ -138,7 +135,7 @@ class AqrWeightGenerator(BaseModule):
     @property
     def attentions(self) -> list[SiteAttention]:
         """The attention sites, first layer first."""
-        return [site for layer in self.encoder.layers for site in layer.attentions]
+        return [module for module in self.encoder.modules() if isinstance(module, SiteAttention)]
 
     def forward(
         self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, geometry: ProjectedQueries

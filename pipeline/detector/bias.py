@@ -6,7 +6,6 @@ weight is high more to the pixels around it. What is added to the score of query
     clamp(scale * weight[q, modality(k)] * g, -limit, limit)    inside the window of q, else 0
 
 with g = 1 (``window``), exp(-d^2 / (2 sigma^2)) (``gaussian``, d in cells), or no window at all (``global``).
-``local`` is the limit of an infinite weight: nothing outside the windows is seen, whatever the weights.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from operators.bias import Bias, GaussianBias, GlobalBias, LocalMask, WindowBias
+from operators.bias import Bias, GaussianBias, GlobalBias, WindowBias
 from pipeline.detector.aqr import ProjectedQueries
 
 SATURATION = 5.0  # logits: softmax hardly changes beyond a shift of 5 (original code clamps the product here)
@@ -65,7 +64,7 @@ class AttentionBiasGenerator(BaseModule):
         BiasConfigError: a size, sigma or limit is not positive, or the scale lies outside its range.
     """
 
-    KINDS = ("global", "window", "gaussian", "local")
+    KINDS = ("global", "window", "gaussian")
     """What ``forward`` makes."""
 
     def __init__(
@@ -112,11 +111,10 @@ class AttentionBiasGenerator(BaseModule):
             "global": self._global,
             "window": self._window,
             "gaussian": self._gaussian,
-            "local": self._local,
         }
         if kind not in makers:
             raise BiasConfigError(f"the bias generator makes none, {', '.join(self.KINDS)}; got {kind!r}")
-        scale = _InwardClamp.apply(self.bias_scale, *self.scale_range)
+        scale: Tensor = _InwardClamp.apply(self.bias_scale, *self.scale_range)  # type: ignore[no-untyped-call]
         return makers[kind](weights * scale.to(weights.dtype), geometry)
 
     def _global(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
@@ -135,6 +133,3 @@ class AttentionBiasGenerator(BaseModule):
             self.sigma,
             self.limit,
         )
-
-    def _local(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
-        return LocalMask(geometry.grid, geometry.rects(self.windows))

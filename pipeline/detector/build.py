@@ -119,11 +119,11 @@ def _override(cfg: Config, key: str, text: str) -> None:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"override {key}: expected JSON, got {text!r} ({error})") from error
-    if isinstance(node, list | tuple):
+    if isinstance(node, dict | Config):
+        node[last] = value
+    else:
         _child(node, last, key, key)
         node[int(last)] = value
-    else:
-        node[last] = value
 
 
 def _child(node: Any, part: str, at: str, key: str) -> Any:

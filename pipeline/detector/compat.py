@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import NoReturn
@@ -56,6 +57,11 @@ class _MissingOp:
 
 class _PlaceholderExtension(ModuleType):
     """``mmcv._ext`` in which every op exists and none runs."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        # Without a loader mmengine takes mmcv for the one without ops, which is true.
+        self.__spec__ = ModuleSpec(name, loader=None)
 
     def __getattr__(self, name: str) -> _MissingOp:
         if name.startswith("__"):  # the import system asks for __path__ and friends; those are truly absent

@@ -49,8 +49,9 @@ def build_optimizer(
     """
     settings = dict(read_wrapper(optim_wrapper)["optimizer"])
     kind = settings.pop("type", None)
-    cls = getattr(torch.optim, str(kind), None)
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+    cls: Any = getattr(torch.optim, str(kind), None)
+    known = isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+    if not known:
         raise OptimError(
             f"optim_wrapper.optimizer.type: expected a class of torch.optim such as 'AdamW', got {kind!r}"
         )
@@ -73,9 +74,10 @@ def build_optimizer(
         for m, parameters in groups.items()
     ]
     try:
-        return cls(made, lr=base_lr, **settings)
+        optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
     except TypeError as error:
         raise OptimError(f"optim_wrapper.optimizer: {error}") from error
+    return optimizer
 
 
 def freeze(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> list[str]:

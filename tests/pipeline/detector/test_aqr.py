@@ -26,7 +26,7 @@ def encoder_config(dims: int, heads: int, **attn: Any) -> dict[str, Any]:
 
 
 def draw(name: str) -> Tensor:
-    """Router memory of the golden data (section 9 of its README), of the first of two samples: enough, and faster."""
+    """Router memory of the golden data (section 9 of its README), first of two samples: faster."""
     values = np.random.RandomState(zlib.crc32(f"A/lam/{name}".encode())).standard_normal((56400, 2, 256))
     return torch.from_numpy(values[:, :1].astype(np.float32)).transpose(0, 1)
 

@@ -60,13 +60,6 @@ def test_the_bias_is_the_formula(kind: str, max_bias: float) -> None:
     )
 
 
-def test_local_masks_everything_outside_the_windows() -> None:
-    bias = AttentionBiasGenerator(3, 2)("local", torch.zeros(1, 2, 2), geometry())
-    assert bias is not None
-    seen = bias.dense() == 0
-    assert torch.equal(seen, expected("window", torch.ones(1, 2, 2), 1.0, 1.0, 5.0) != 0)
-
-
 @pytest.mark.parametrize("impl", ["sdpa_math", "reference"])
 @pytest.mark.parametrize("kind", ["global", "window", "gaussian"])
 def test_the_scale_gets_a_gradient_through_attention(impl: str, kind: str) -> None:
@@ -124,13 +117,11 @@ def test_the_clamp_lets_gradients_through_that_lead_inside(
 def test_a_scale_beyond_its_end_returns() -> None:
     generator = AttentionBiasGenerator(3, 2)
     generator.bias_scale.data.fill_(8.0)
-    optimiser = torch.optim.SGD(generator.parameters(), lr=0.1)
     for _ in range(50):
-        optimiser.zero_grad()
         bias = generator("global", torch.ones(1, 1, 2), geometry())
         assert bias is not None
-        (bias.dense().mean() - 1.0).square().backward()
-        optimiser.step()
+        (slope,) = torch.autograd.grad((bias.dense().mean() - 1.0).square(), generator.bias_scale)
+        generator.bias_scale.data -= 0.1 * slope
     assert generator.bias_scale < 5.0
 
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.utils.dl_utils.misc import mmcv_full_available
 
 import pipeline.detector  # noqa: F401  prepares the mm libraries
 from pipeline.detector import compat
@@ -25,6 +26,11 @@ def test_a_missing_op_names_itself_when_called() -> None:
 @pytest.mark.skipif(compat.has_compiled_ops(), reason="mmcv is installed with its compiled ops")
 def test_the_placeholder_has_no_magic_attributes() -> None:
     assert not hasattr(sys.modules[compat.EXTENSION], "__path__")
+
+
+@pytest.mark.skipif(compat.has_compiled_ops(), reason="mmcv is installed with its compiled ops")
+def test_mmengine_knows_that_there_are_no_compiled_ops() -> None:
+    assert not mmcv_full_available()
 
 
 def test_prepare_twice_keeps_the_modules() -> None:
