@@ -148,6 +148,18 @@ def test_each_layer_gets_the_kind_of_bias_it_chose(head):
     assert handed["aqr.0.cross"].kind == "local"
 
 
+def test_windows_lie_where_the_queries_are(head):
+    made = []
+    head.bias_generator.register_forward_hook(lambda *a: made.append(a[-1]))
+    points = torch.tensor([[0.5, 0.2, 0.5], [0.9, 0.99, 0.5], [-0.02, 1.02, 0.5]])  # the last lies outside
+    head.reference_points.weight.data[:3] = points
+    run(head)
+    row_first, row_last, col_first, col_last = made[0].rects[0, :3, 0].T.tolist()
+    # cells of 6 x 8 maps: (1, 4), (5, 7), and the corner (5, 0) for the point outside; windows of 3, cut
+    assert (row_first, row_last) == ([0, 4, 4], [2, 5, 5])
+    assert (col_first, col_last) == ([3, 6, 0], [5, 7, 1])
+
+
 def test_layers_of_one_kind_share_one_bias(head):
     made = []
     head.bias_generator.register_forward_hook(lambda *a: made.append(a[-1].kind))
