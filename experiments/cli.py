@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = build_parser(bench=words[:1] == ["bench"]).parse_args(words)
     module, _, function = arguments.run.partition(":")
     signal.signal(signal.SIGTERM, _leave)
     try:
@@ -51,8 +52,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def build_parser(bench: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of all commands.
+
+    Args:
+        bench: with the options of ``bench``, which are declared beside the benchmark and load torch.
+    """
     parser = argparse.ArgumentParser(
         prog="biaswise",
         description="In which layers of a camera-LiDAR detector does bias-aware attention pay off, "
@@ -62,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_data(commands)
-    _add_operators(commands)
+    _add_operators(commands, bench)
     _add_trial(commands)
     _add_study(commands)
     _add_view(commands)
@@ -130,13 +135,14 @@ def _add_data(commands: Commands) -> None:
     check.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
 
 
-def _add_operators(commands: Commands) -> None:
+def _add_operators(commands: Commands, bench: bool) -> None:
     text = "show which implementation takes which bias, and why not"
     table = _add(commands, "operators", "operators:table", text, "operators --device cpu")
     table.add_argument("--device", choices=("cpu", "cuda"), help="one device alone (both)")
     text = "time the attention implementations at the decoder's shapes"
-    bench = _add(commands, "bench", "operators:bench", text, "bench --out bench.csv")
-    bench.add_argument("--out", help="write the measurements here as CSV, too")
+    timing = _add(commands, "bench", "operators:bench", text, "bench --shapes mini")
+    if bench:
+        import_module("operators.bench").add_arguments(timing)
 
 
 def _add_trial(commands: Commands) -> None:

@@ -115,11 +115,11 @@ class StudyFolder:
             return
         found = read_json(path)
         plain = json.loads(json.dumps(wanted))
-        odd = sorted(key for key in set(found) | set(plain) if found.get(key) != plain.get(key))
+        odd = sorted(_differences(found, plain))
         if odd:
             raise StudyError(
-                f"{path}: was made with another {', '.join(odd)}; "
-                f"move {self.path} away or choose another --runs, results of two recipes do not mix"
+                f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
+                f"move {self.path} away or choose another --runs, their results do not mix"
             )
 
     @contextmanager
@@ -135,6 +135,16 @@ class StudyFolder:
             except BlockingIOError:
                 raise StudyError(f"{self.path}: another process runs this study; wait for it") from None
             yield
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values differ."""
+    for key in found.keys() | wanted.keys():
+        old, new = found.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{at}{key}: ")
+        elif old != new:
+            yield f"{at}{key}"
 
 
 def settings_of(trial: Path) -> TrialSettings:

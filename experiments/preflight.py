@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from experiments.folder import StudyFolder, digest_of
+from experiments.folder import StudyError, StudyFolder, digest_of
 from experiments.progress import task_bar
 from experiments.recipes import Recipe, World
 from pipeline.preflight import check, locate
@@ -36,18 +36,24 @@ def make_worlds(worlds: tuple[World, ...], console: Console) -> None:
             )
 
 
-def check_files(recipe: Recipe, folder: StudyFolder) -> dict[str, str]:
-    """Refuse trials whose files are missing or whose folder cannot be written.
+def digest_inputs(recipe: Recipe) -> dict[str, str]:
+    """Return path -> digest of every config and checkpoint that the trials read.
 
-    Returns:
-        Path -> digest of every config and checkpoint that the trials read.
+    Raises:
+        StudyError: one is missing.
     """
     inputs = {}
+    for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
+        if not locate(path).is_file():
+            raise StudyError(f"recipe {recipe.name}: there is no {locate(path)}")
+        inputs[path] = digest_of(locate(path))
+    return dict(sorted(inputs.items()))
+
+
+def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
+    """Refuse trials whose settings make no sense here, or whose folder cannot be written."""
     for name, settings in recipe.named_trials().items():
         check(settings, folder.trial(name), torch.device(settings.device))
-        for path in filter(None, (settings.config, settings.init)):
-            inputs[path] = digest_of(locate(path))
-    return inputs
 
 
 def check_models(recipe: Recipe) -> None:

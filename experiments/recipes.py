@@ -7,7 +7,7 @@ the first trial runs, and is copied into every row.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 
 from experiments.rule import Rule
@@ -75,9 +75,10 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name all trials and the rule."""
+        """Twelve hex digits that name all trials, their data and the rule."""
         plain = {
             "trials": [settings.digest for settings in self.trials],
+            "worlds": [asdict(world) for world in self.worlds],
             "rule": self.rule.to_dict() if self.rule else None,
         }
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -115,14 +115,14 @@ def _tune(
     recipe: Recipe, folder: StudyFolder, todo: Sequence[str], concurrent: int, watcher: "_Watcher"
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
-    settings = recipe.named_trials()[todo[0]]
-    width = settings.workers * settings.threads
+    settings = [recipe.named_trials()[name] for name in todo]
     concurrent = min(concurrent, len(todo))
-    gpus = settings.workers * concurrent if settings.device == "cuda" else 0
+    cpus = concurrent * max(s.workers * s.threads for s in settings)
+    gpus = concurrent * max(s.workers if s.device == "cuda" else 0 for s in settings)
     scratch = tempfile.mkdtemp(prefix="biaswise-tune-")  # Tune's own state; ours is in the study's folder
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     try:
-        with ray_session(cpus=max(width * concurrent, 1), gpus=gpus, drivers=concurrent) as resources:
+        with ray_session(cpus, gpus, drivers=concurrent) as resources:
             tuner = tune.Tuner(
                 tune.with_resources(drive, resources),
                 param_space={

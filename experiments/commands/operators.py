@@ -9,3 +9,10 @@ def table(arguments: Namespace) -> int:
 
     print(main(arguments.device))
     return 0
+
+
+def bench(arguments: Namespace) -> int:
+    """Run the benchmark."""
+    from operators.bench import main
+
+    return main(arguments)

@@ -70,15 +70,16 @@ def listing(arguments: Namespace) -> int:
 
 def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
     """Check, run, judge, report, send; return the exit code."""
-    from experiments.preflight import check_data, check_files, check_models, make_worlds
+    from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
     from experiments.study import run_trials
 
     if arguments.concurrent is not None and arguments.concurrent < 1:
         raise StudyError(f"--concurrent {arguments.concurrent}: expected 1 or more")
     folder = StudyFolder(Path(arguments.runs).resolve() / chosen.name)
     console.print(f"{chosen.question}\n{chosen.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
+    folder.claim(chosen, digest_inputs(chosen))
     make_worlds(chosen.worlds, console)
-    folder.claim(chosen, check_files(chosen, folder))
+    check_trials(chosen, folder)
     with folder.lock():
         if any(folder.state(name) != DONE for name in chosen.named_trials()):
             with console.status("checking data, plans and weights"):

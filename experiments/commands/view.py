@@ -10,20 +10,21 @@ from experiments.folder import StudyError
 
 def report(arguments: Namespace) -> int:
     """Print the verdicts and write the report."""
+    folder = _folder(arguments.study, arguments.runs)
     from experiments.report import print_report, write_report
 
-    print_report(write_report(_folder(arguments.study, arguments.runs)))
+    print_report(write_report(folder))
     return 0
 
 
 def sync(arguments: Namespace) -> int:
     """Send unsent rows; 1 if some stay behind."""
-    from pipeline.tracking import sync as send
-
     runs = Path(arguments.runs)
     names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
     if not names:
         raise StudyError(f"{runs}: no study here; run one, or name --runs")
+    from pipeline.tracking import sync as send
+
     console, behind = Console(), 0
     for name in names:
         found = send(_folder(name, arguments.runs))

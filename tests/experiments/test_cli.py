@@ -1,0 +1,150 @@
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import build_parser, main
+from experiments.folder import StudyFolder
+from experiments.recipes import smoke
+
+ROOT = Path(__file__).parents[2]
+
+
+def parsers(parser=None, words=()):
+    """Yield (words, parser) of all commands that do something."""
+    parser = parser or build_parser()
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for name, child in (item for group in groups for item in group.choices.items()):
+        yield from parsers(child, (*words, name))
+
+
+def test_the_commands_of_the_design_are_there():
+    assert {" ".join(words) for words, _ in parsers()} == {
+        "demo", "data synth", "data shard", "data check", "operators", "bench", "train", "evaluate",
+        "study run", "study resume", "study status", "study list", "report", "sync", "ui",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "parser"), list(parsers()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_command_has_an_example_that_parses(words, parser):
+    example = parser.epilog.removeprefix("example: biaswise ").split()
+    assert tuple(example[: len(words)]) == words
+    assert build_parser(bench=True).parse_args(example).run == parser.get_default("run")
+
+
+@pytest.mark.parametrize(
+    ("words", "parser"), list(parsers()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_command_leads_to_a_function(words, parser):
+    module, _, function = parser.get_default("run").partition(":")
+    found = __import__(f"experiments.commands.{module}", fromlist=[function])
+    assert callable(getattr(found, function))
+
+
+def test_help_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, experiments.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'ray', 'mlflow', 'numpy', 'mmengine'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_listing_recipes_loads_neither_ray_nor_models():
+    code = (
+        "import sys, experiments.cli as cli\n"
+        "assert cli.main(['study', 'list']) == 0\n"
+        "print({'ray', 'mlflow', 'mmengine'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert "In which decoder layers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nope"], ["study"], ["study", "run"], ["train", "demo", "--seed", "x"]]
+)
+def test_wrong_words_are_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert "usage: biaswise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study", "run", "nope"], "no recipe 'nope'; there are demo, pretrain, smoke"),
+        (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
+        (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
+        (["demo"], "into the project; cd"),
+        (["report", "nope"], "no study 'nope'"),
+        (["sync"], "no study here"),
+        (["data", "synth", "--scenes", "all"], "--scenes all: cannot read 'all'"),
+        (["train", "demo", "--trial", "w"], "--trial 'w' fits 8 trials of demo; they are none-none-none_s0"),
+        (["train", "smoke", "--set", "x"], "--set x: expected KEY=JSON"),
+        (["train", "smoke", "--plan", "a=b"], "cannot read the choice 'b'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_refusals_are_one_line_and_exit_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("biaswise: error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("experiments.commands.study.listing", lambda arguments: int("bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["study", "list"])
+
+
+def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.commands.study.listing", interrupted)
+    assert main(["study", "list"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = StudyFolder(tmp_path / "smoke")
+    folder.claim(smoke(), {})
+    first, second = smoke().named_trials()
+    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 0
+    folder.finish(first, 1.0)
+    folder.finish(second, 1.0, "it broke")
+    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"{first}" in out
+    assert "failed: it broke" in out
+
+
+def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("experiments.commands.trial.make_worlds", lambda worlds, console: None)
+    monkeypatch.setattr(
+        "experiments.commands.trial._run_here", lambda settings, folder: seen.append((settings, folder))
+    )
+    monkeypatch.setattr("experiments.commands.trial._print_scores", lambda folder, console: None)
+    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9", "--set", "a.b=[1]"]
+    assert main([*words, "--local", "--out", str(tmp_path)]) == 0
+    ((settings, folder),) = seen
+    assert (settings.seed, settings.train.steps, settings.overrides) == (4, 9, (("a.b", "[1]"),))
+    assert settings.plan == smoke().trials[1].plan
+    assert folder.parent == tmp_path / "smoke" / "trials"
+    assert json.loads((folder / "settings.json").read_text()) == json.loads(json.dumps(settings.to_dict()))

@@ -1,0 +1,61 @@
+import os
+
+import pytest
+from ray.train import WorkerGroupError
+from ray.train.torch import TorchTrainer
+
+from pipeline.data.sample import DataError
+from pipeline.launch import LOCAL, OURS, _environment, _explain, _Trainer, _worker_resources
+from pipeline.plan import PlanError
+from pipeline.refusal import is_refusal
+
+
+def names(callbacks):
+    return {type(callback).__name__ for callback in callbacks}
+
+
+@pytest.fixture(scope="module")
+def settings():
+    from experiments.recipes import smoke
+
+    return smoke().trials[0]
+
+
+def test_idle_actors_are_left_out_and_nothing_else(monkeypatch):
+    """Fails if a new version of Ray moves the private hook, or renames what we leave out."""
+    all_of_them = names(TorchTrainer(print)._create_default_callbacks())
+    monkeypatch.setenv(OURS, "1")
+    assert all_of_them - names(_Trainer(print)._create_default_callbacks()) == {
+        "DatasetsCallback",
+        "PlacementGroupCleanerCallback",
+    }
+    monkeypatch.delenv(OURS)
+    assert all_of_them - names(_Trainer(print)._create_default_callbacks()) == {"DatasetsCallback"}
+
+
+def test_environment_is_put_back_and_users_settings_win(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv(OURS, raising=False)
+    before = dict(os.environ)
+    with _environment(LOCAL):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+        assert os.environ[OURS] == "1"
+    assert dict(os.environ) == before
+
+
+def test_a_failed_worker_is_explained_by_its_last_words():
+    error = WorkerGroupError("two workers failed", {1: ValueError("later"), 0: DataError("no such file x")})
+    sentence, details = _explain(error)
+    assert sentence == "worker 0: no such file x"
+    assert "DataError" in details
+
+
+def test_a_worker_reserves_a_cpu_per_thread(settings):
+    assert _worker_resources(settings) == {"CPU": 1}
+
+
+def test_our_errors_are_refusals_and_others_are_bugs():
+    assert is_refusal(PlanError("x"))
+    assert is_refusal(DataError("x"))
+    assert not is_refusal(ValueError("x"))
+    assert not is_refusal(RuntimeError("x"))
