@@ -217,7 +217,7 @@ def _refuse_gaps(trials: Sequence[Trial], sites: tuple[str, ...], rule: Rule) ->
     if missing:
         listed = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
         raise DecideError(
-            f"{len(missing)} of {len(cells)} trials have no {rule.metric} ({rule.condition}): "
+            f"{len(missing)} of {len(cells)} trials lack {rule.metric} ({rule.condition}): "
             f"{listed}; finish the study with `biaswise study resume`"
         )
 

@@ -160,11 +160,11 @@ def trial_sheet(rows: Sequence[Row], rule: Rule) -> Sheet:
     times = {head: typical_values(rows, metric) for metric, head in TIMES.items()}
     columns = {**first, **{head: values for head, values in times.items() if values}, **further}
     lines = [
-        (name, arm_label(row.plan, sites, rule), row.seed, *(values.get(name) for values in columns.values()))
+        (arm_label(row.plan, sites, rule), row.seed, *(values.get(name) for values in columns.values()), name)
         for name, row in trials.items()
     ]
-    lines.sort(key=lambda line: (line[1] != rule.baseline, str(line[1]), line[2], line[0]))
-    heads = ("trial", f"{rule.treatment} at", "seed", *columns)
+    lines.sort(key=lambda line: (line[0] != rule.baseline, str(line[0]), line[1], line[-1]))
+    heads = (f"{rule.treatment} at", "seed", *columns, "trial")
     return Sheet("trials", "All trials (accuracy in points)", heads, tuple(lines))
 
 

@@ -21,11 +21,11 @@ def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
         settings: ``TrialSettings.to_dict`` of it; may be empty.
 
     Returns:
-        Per site ``<site>`` (bias kind), ``<site>.impl`` and, if cut off, ``<site>.rank``; the seed, the plan,
-        its digest; the settings, nested ones dotted.
+        Per site ``<site>`` (bias kind), ``<site>.impl`` and, if cut off, ``<site>.rank``; the seed; the
+        settings, nested ones dotted. The whole plan is a tag: it would fill every axis of a comparison.
     """
     plan = Plan.parse(rows[0].plan)
-    params = {"seed": str(rows[0].seed), "plan": str(plan), "plan_digest": plan.digest}
+    params = {"seed": str(rows[0].seed)}
     for site, choice in plan.choices:
         params[site] = choice.bias
         params[f"{site}.impl"] = choice.impl

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, trial_params
 from pipeline.ledger import Cursor, StoredTrial, read_verdicts, stored_trials, study_state
+from pipeline.plan import Plan
 from pipeline.rows import Row
 
 EXPERIMENT = "biaswise"
@@ -191,6 +192,8 @@ class _Session:
             "biaswise.recipe": first.recipe,
             "biaswise.trial": name,
             "biaswise.born": born,
+            "biaswise.plan": first.plan,
+            "biaswise.plan_digest": Plan.parse(first.plan).digest,
         }
         return self._create(name, tags, first)
 

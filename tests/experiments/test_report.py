@@ -135,7 +135,7 @@ def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
     report = write_report(golden)
     assert report.summary.evidence is None
     text = report.markdown.read_text(encoding="utf-8")
-    assert "**No verdicts: 1 of 8 trials have no NDS (clean)" in text
+    assert "**No verdicts: 1 of 8 trials lack NDS (clean)" in text
     assert "| w10-s0 |" in text
     assert not (golden / "verdicts.csv").exists()
     print_report(report, Console(quiet=True))
