@@ -194,32 +194,46 @@ def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]
 
 
 def run_bench(arguments: argparse.Namespace) -> list[BenchRow]:
-    """Measure what the command line asks for, and print a line per time as it comes."""
+    """Measure what the command line asks for, and print a line per time as it comes.
+
+    Raises:
+        ValueError: unknown shapes, kinds or implementations, or no GPU for the decoder's shapes.
+    """
+    shapes = _chosen_shapes(arguments.shapes)
+    kinds = _chosen(arguments.kinds, BIAS_KINDS, "bias kinds")
+    impls = _chosen(arguments.impls, IMPLEMENTATIONS, "implementations")
     gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
-    if not gpu and arguments.shapes != "mini":
+    if not gpu and (arguments.growth or not set(shapes) <= set(MINI)):
         raise ValueError(
-            "no GPU here: the decoder's shapes take one; `--shapes mini` runs a smoke test on the CPU"
+            "no GPU here: the decoder's shapes and --growth take one; `--shapes mini` runs a smoke test on the CPU"
         )
+    device = torch.device("cuda" if gpu else "cpu")
     run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
-    known = REAL | MINI
-    shapes = {"real": REAL, "mini": MINI}.get(arguments.shapes)
-    if shapes is None:
-        unknown = [name for name in arguments.shapes.split(",") if name not in known]
-        if unknown:
-            raise ValueError(
-                f"unknown shapes {', '.join(unknown)}; expected real, mini or some of {', '.join(known)}"
-            )
-        shapes = {name: known[name] for name in arguments.shapes.split(",")}
     rows = []
-    for row in bench_shapes(run, shapes, arguments.kinds.split(","), arguments.impls.split(",")):
+    for row in bench_shapes(run, shapes, kinds, impls):
         rows.append(row)
         _say(row)
-    if arguments.growth:
-        for row in bench_growth(run):
-            rows.append(row)
-            _say(row)
+    for row in bench_growth(run) if arguments.growth else ():
+        rows.append(row)
+        _say(row)
     return rows
+
+
+def _chosen_shapes(text: str) -> dict[str, Sizes]:
+    """Read ``real``, ``mini`` or names of shapes with commas."""
+    if text in ("real", "mini"):
+        return REAL if text == "real" else MINI
+    known = REAL | MINI
+    return {name: known[name] for name in _chosen(text, ("real", "mini", *known), "shapes")}
+
+
+def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    """Read names with commas; refuse one nobody knows."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return names
 
 
 def _say(row: BenchRow) -> None:

@@ -57,8 +57,9 @@ def _heading(rows: Sequence[BenchRow]) -> str:
     """Say what was measured on what."""
     first = rows[0]
     return (
-        f"Device {first.device}; {first.versions}; commit {first.commit}; {first.dtype}. Times in ms: medians "
-        "with the 20th and 80th percentile; memory beyond the inputs in MiB. A dense bias counts its making."
+        f"Device {first.device}; {first.versions}; commit {first.commit}; {first.dtype}. Times in ms: "
+        "medians with the 20th and 80th percentile; memory beyond the inputs in MiB. "
+        "The making of a dense bias counts."
     )
 
 

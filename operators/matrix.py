@@ -9,6 +9,7 @@ from dataclasses import replace
 from operators import registry
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, Request
 
+_RANK = 32  # any rank that fits beside a head; only lowrank takes one
 _DTYPES = {"cpu": "float32", "cuda": "bfloat16"}  # what each device trains in
 
 
@@ -22,7 +23,8 @@ def cell(impl: str, kind: str, device: str) -> tuple[str, list[str]]:
 
     Returns:
         The form, with ``(forward)`` where no gradient or ``(no bias gradient)`` where none reaches the
-        bias, or ``-``; and the objections to what is missing.
+        bias; ``FACTORS at a rank`` where only an approximation is served; or ``-``. And the objections
+        to what is missing.
     """
     trained = kind not in ("none", "local")  # those two have no weights
     request = Request(kind=kind, device=device, dtype=_DTYPES[device], qkv_grad=True, bias_grad=trained)
@@ -37,6 +39,8 @@ def cell(impl: str, kind: str, device: str) -> tuple[str, list[str]]:
     ):
         if form is not None and not registry.objections(impl, less):
             return f"{form.name} ({note})", found
+    if not registry.objections(impl, replace(request, rank=_RANK)):
+        return "FACTORS at a rank", found
     return "-", found
 
 

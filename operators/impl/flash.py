@@ -41,9 +41,9 @@ def chosen() -> str:
 
 def objections(request: Request) -> list[str]:
     """List why this implementation cannot serve ``request``."""
-    found = []
     if request.device != "cuda":
-        found.append(f"flash-attn runs on a GPU, got {request.device}")
+        return [f"flash-attn runs on a GPU, got {request.device}"]
+    found = []
     if not installed():
         found.append("neither flash-attn-4 nor flash-attn is installed; pip install 'biaswise[flash]'")
     if request.dtype not in _DTYPES:

@@ -26,11 +26,9 @@ _SHAPES = (
 
 def objections(request: Request) -> list[str]:
     """List why this implementation cannot serve ``request``."""
-    found = []
     if request.device != "cuda":
-        found.append(
-            f"FlexAttention is trusted on a GPU alone (a CPU gave wrong results), got {request.device}"
-        )
+        return [f"FlexAttention is trusted on a GPU alone (a CPU gave wrong results), got {request.device}"]
+    found = []
     if request.dtype not in _DTYPES:
         found.append(f"FlexAttention computes in {', '.join(_DTYPES)}, got {request.dtype}")
     if request.head_size < _NARROWEST:

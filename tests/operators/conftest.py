@@ -2,23 +2,24 @@
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 
-def pytest_generate_tests(metafunc):
-    """Run what asks for a ``device`` on the GPU if there is one, else on the CPU."""
-    if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", ["cuda" if torch.cuda.is_available() else "cpu"])
+@pytest.fixture
+def device():
+    """Give the GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pytest_configure(config):
     """Let Triton's interpreter say what NumPy says and a GPU does not."""
     for harmless in (
         "ignore:Conversion of an array with ndim:DeprecationWarning",  # the interpreter's own code
-        "ignore:divide by zero encountered in log2:RuntimeWarning",  # of a row without keys: -inf, as on a GPU
+        "ignore:divide by zero encountered in log2:RuntimeWarning",  # a row without keys: -inf
         "ignore:invalid value encountered:RuntimeWarning",  # in lanes that a select throws away
     ):
         config.addinivalue_line("filterwarnings", harmless)
