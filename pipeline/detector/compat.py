@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -24,6 +26,10 @@ VERSION_GATES = {
 }
 EXTENSION = "mmcv._ext"
 MM_MODULES = ("mmcv.ops", "mmdet.models", "mmdet3d.structures", "mmdet3d.models")
+
+# mmdet tries to import it for two classes that are not ours, and does without if it cannot: saves a quarter
+# of the start-up time (it draws in pandas and scipy.stats), once per process of a study.
+SPARED = ("sklearn",)
 
 # (category, start of the message): what these libraries warn about while they are imported; not ours to mend.
 IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
@@ -106,13 +112,26 @@ def prepare() -> None:
         CompatError: see ``check_versions``.
     """
     check_versions()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _hidden(SPARED):
         for category, start in IMPORT_WARNINGS:
             warnings.filterwarnings("ignore", message=start.replace("(", r"\("), category=category)
         if not has_compiled_ops():
             sys.modules.setdefault(EXTENSION, _PlaceholderExtension(EXTENSION))
         for name in MM_MODULES:
             importlib.import_module(name)
+
+
+@contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    """Let imports of ``names`` fail meanwhile, unless they are imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    # None in sys.modules is Python's own way to say that a module cannot be imported.
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _installed(distributions: tuple[str, ...]) -> str | None:

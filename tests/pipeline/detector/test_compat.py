@@ -33,6 +33,10 @@ def test_mmengine_knows_that_there_are_no_compiled_ops() -> None:
     assert not mmcv_full_available()
 
 
+def test_what_is_spared_can_be_imported_afterwards() -> None:
+    assert all(sys.modules.get(name, True) is not None for name in compat.SPARED)
+
+
 def test_prepare_twice_keeps_the_modules() -> None:
     before = sys.modules[compat.EXTENSION]
     compat.prepare()
