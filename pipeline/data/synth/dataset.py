@@ -12,7 +12,7 @@ from pipeline.data.synth.scene import SceneTask, make_scene
 from pipeline.data.synth.tables import LIDAR, SceneLog, build_tables, write_tables
 from pipeline.data.tables import split_scenes
 
-EDITION = 3
+EDITION = 4
 """Edition of the generator: raised whenever the same seed gives other data than before."""
 
 NIGHT_EVERY = 5

@@ -227,9 +227,11 @@ def _roadworks(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
 def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list[Actor]:
     """Parked things on both sides; nothing overlaps what stands there already."""
     length = street[1] - street[0]
+    # One of each twin is always near, so that every class occurs in every scene.
     wanted = (
-        [("vehicle", LOT_M)] * round(length / 13)
-        + [("cycle", (LOT_M[0], 27.0))] * round(length / 26)
+        [(twin, (LOT_M[0], 26.0)) for pair in TWINS for twin in pair]
+        + [("vehicle", LOT_M)] * (round(length / 13) - 4)
+        + [("cycle", (LOT_M[0], 27.0))] * (round(length / 26) - 2)
         + [("traffic_cone", (LOT_M[0], 24.0))] * round(length / 50)
         + [("barrier", (LOT_M[0], 24.0))] * round(length / 50)
         + [("pedestrian", (LOT_M[0], 30.0))] * round(length / 50)
@@ -237,9 +239,7 @@ def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list
     )
     placed: list[Actor] = []
     for what, (near, far) in wanted:
-        kind = {"vehicle": draw.vehicle, "cycle": lambda: draw.twin(TWINS[2])}.get(
-            what, lambda name=what: name
-        )()
+        kind = draw.vehicle() if what == "vehicle" else draw.twin(TWINS[2]) if what == "cycle" else what
         for _ in range(20):  # tries; a crowded lot simply gets fewer
             d = draw.rng.choice([-1.0, 1.0]) * draw.rng.uniform(near, far)
             yaw = draw.rng.integers(4) * np.pi / 2 + draw.rng.normal(0, 0.15)
