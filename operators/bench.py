@@ -205,7 +205,7 @@ def run_bench(arguments: argparse.Namespace) -> list[BenchRow]:
     gpu = torch.cuda.is_available()
     if not gpu and (arguments.growth or not set(shapes) <= set(MINI)):
         raise ValueError(
-            "no GPU here: the decoder's shapes and --growth take one; `--shapes mini` is a smoke test on the CPU"
+            "no GPU here: the decoder's shapes and --growth take one; `--shapes mini` runs without"
         )
     device = torch.device("cuda" if gpu else "cpu")
     run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
