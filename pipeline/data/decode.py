@@ -66,7 +66,7 @@ def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
     """Decode a JPEG to (h, w, 3) uint8, BGR.
 
     Raises:
-        DataError: if it is no JPEG, or cut short (the decoder itself would fill the rest with grey).
+        DataError: if it is no JPEG, or cut short (some versions of OpenCV would fill the rest with grey).
     """
     whole = data.startswith(b"\xff\xd8") and data.rstrip(b"\x00").endswith(b"\xff\xd9")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if whole else None
