@@ -193,8 +193,8 @@ def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]
                 yield from measure(run, case, impl, (suite, str(sizes)), mode)
 
 
-def run_bench(arguments: argparse.Namespace) -> list[BenchRow]:
-    """Measure what the command line asks for, and print a line per time as it comes.
+def run_bench(arguments: argparse.Namespace) -> Iterator[BenchRow]:
+    """Measure what the command line asks for, row by row.
 
     Raises:
         ValueError: unknown shapes, kinds or implementations, or no GPU for the decoder's shapes.
@@ -209,14 +209,9 @@ def run_bench(arguments: argparse.Namespace) -> list[BenchRow]:
         )
     device = torch.device("cuda" if gpu else "cpu")
     run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
-    rows = []
-    for row in bench_shapes(run, shapes, kinds, impls):
-        rows.append(row)
-        _say(row)
-    for row in bench_growth(run) if arguments.growth else ():
-        rows.append(row)
-        _say(row)
-    return rows
+    yield from bench_shapes(run, shapes, kinds, impls)
+    if arguments.growth:
+        yield from bench_growth(run)
 
 
 def _chosen_shapes(text: str) -> dict[str, Sizes]:
@@ -279,9 +274,15 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark, write its folder and print the table."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = run_bench(arguments)
-    write_rows(rows, folder / "rows.parquet")
-    print(write_report(rows, folder))
+    rows: list[BenchRow] = []
+    try:
+        for row in run_bench(arguments):
+            rows.append(row)
+            _say(row)
+    finally:  # an interrupted run keeps what it has measured
+        if rows:
+            write_rows(rows, folder / "rows.parquet")
+            print(write_report(rows, folder))
     return 0
 
 

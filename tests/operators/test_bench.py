@@ -65,12 +65,12 @@ def test_what_is_wrong_gets_no_time(tmp_path, monkeypatch):
 
 def test_refuses_unknown_shapes_and_a_cpu_for_real_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown shapes r51; expected some of real, mini, r50 B1 Q900"):
-        bench.run_bench(arguments(tmp_path, "--shapes", "mini B1 Q40,r51"))
+        next(bench.run_bench(arguments(tmp_path, "--shapes", "mini B1 Q40,r51")))
     with pytest.raises(ValueError, match="unknown bias kinds windows; expected some of none, global"):
-        bench.run_bench(arguments(tmp_path, "--kinds", "windows"))
+        next(bench.run_bench(arguments(tmp_path, "--kinds", "windows")))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU here: the decoder's shapes and --growth take one"):
-            bench.run_bench(arguments(tmp_path, "--shapes", "real"))
+            next(bench.run_bench(arguments(tmp_path, "--shapes", "real")))
 
 
 def test_rows_survive_the_disk(tmp_path):
@@ -104,3 +104,17 @@ def test_growth_becomes_a_table_and_a_plot(tmp_path):
     text = write_report([row(), *rows], tmp_path)
     assert "| 900 | 5000 | 0.050 |" in text
     assert (tmp_path / "growth_keys.png").stat().st_size > 0
+
+
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
+    measured = bench.measure
+
+    def stops(run, case, impl, place, mode):
+        if case.kind == "window":
+            raise KeyboardInterrupt
+        yield from measured(run, case, impl, place, mode)
+
+    monkeypatch.setattr(bench, "measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(few(tmp_path))
+    assert {r.bias for r in read_rows(tmp_path / "bench" / "rows.parquet")} == {"none", "window"}
