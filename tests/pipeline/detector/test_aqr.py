@@ -90,12 +90,13 @@ def test_only_tokens_in_the_windows_matter(small: Any) -> None:
     assert torch.equal(after[:, 2], before[:, 2])
 
 
-def test_every_parameter_gets_a_finite_gradient(small: Any) -> None:
+def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(small: Any) -> None:
     generator, inputs = small
     generator(*inputs).square().sum().backward()
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
 
 
 def test_sites_are_named_by_layer() -> None:

@@ -98,3 +98,13 @@ def test_bev_rows_run_along_y_and_columns_along_x() -> None:
         torch.tensor([[[0.9, 0.3, 0.5]]]), torch.eye(4).expand(1, 1, 4, 4), RANGE, (100, 100), grid
     )
     assert found.cells[0, 0, 0].tolist() == [1, 7]
+
+
+def test_of_two_cameras_that_see_a_point_the_first_gets_the_window() -> None:
+    camera = torch.tensor([[100.0, 50, 0, 0], [0, 50, -100, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # looks along +y
+    away = camera @ torch.diag(torch.tensor([-1.0, -1, 1, 1]))  # along -y
+    grid = TokenGrid.bev_and_cameras((4, 4), (3, 5, 5))
+    point = (torch.tensor([[[0.0, 10, 0]]]) - RANGE[:3]) / (RANGE[3:] - RANGE[:3])
+    lidar2img = torch.stack([away, camera, camera])[None]
+    found = ProjectedQueries.of(point, lidar2img, RANGE, (100, 100), grid)
+    assert found.visible[0, 0].tolist() == [True, False, True, False]

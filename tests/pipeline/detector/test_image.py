@@ -29,3 +29,19 @@ def test_cpfpn_has_the_published_keys(parity: Any) -> None:
 def test_another_number_of_levels_is_refused() -> None:
     with pytest.raises(ChannelError, match="built for 2 levels, got 1"):
         CPFPN([4, 8], 4)((torch.zeros(1, 4, 2, 2),))
+
+
+def test_the_coarse_level_is_added_by_nearest_neighbour_also_at_odd_sizes() -> None:
+    neck = CPFPN([1, 1], 1)
+    with torch.no_grad():
+        for conv in (*neck.lateral_convs, *neck.fpn_convs):
+            conv.conv.bias.zero_()
+            conv.conv.weight.zero_()
+            conv.conv.weight[0, 0, conv.conv.weight.shape[2] // 2, conv.conv.weight.shape[3] // 2] = (
+                1.0  # identity
+            )
+    fine, coarse = torch.zeros(1, 1, 3, 5), torch.arange(6.0).reshape(1, 1, 2, 3)
+    merged, raw = neck((fine, coarse))
+    expected = coarse[:, :, [0, 0, 1]][..., [0, 0, 1, 1, 2]]  # floor(i * 2 / 3) and floor(j * 3 / 5)
+    assert torch.equal(merged, expected)
+    assert torch.equal(raw, coarse)
