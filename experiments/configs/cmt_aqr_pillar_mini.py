@@ -178,9 +178,9 @@ model = dict(
     ),
 )
 
-# Fine-tuning of a trained detector, with AQR's multipliers. Both branches are frozen (multiplier 0: no gradient,
-# batch norm keeps its statistics), the necks too (AQR: 0.05), which saves time at every step. To train
-# everything, override optim_wrapper.paramwise_cfg.custom_keys with {}.
+# Fine-tuning of a trained detector, with AQR's multipliers. Both branches are frozen (multiplier 0: no
+# gradient, batch norm keeps its statistics), the necks too (AQR: 0.05), which saves time at every step. To
+# train everything, override optim_wrapper.paramwise_cfg.custom_keys with {}.
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=4e-4, weight_decay=0.01),
