@@ -7,7 +7,7 @@ from pipeline.data.loader import Source, open_source
 from pipeline.data.sample import Detections
 from pipeline.evaluate import FramePose, Judge, Score, save_detections
 from pipeline.kernels import kernels_per_site
-from pipeline.predict import Detector, predict
+from pipeline.predict import Detector, Found, predict
 from pipeline.preflight import locate
 from pipeline.record import Measure, Record
 from pipeline.session import Session
@@ -37,15 +37,10 @@ class Assessment:
         data = settings.data
         self._source: Source = open_source(locate(data.val), data.version, data.val_split)
 
-    def accuracy(self, detector: Detector) -> dict[str, float]:
-        """Detect under every condition and let the official metric judge; all ranks call it.
-
-        Returns:
-            On rank 0 ``NDS/<condition>`` and ``mAP/<condition>``, else nothing.
-        """
-        settings, session = self._settings, self._session
+    def detect(self, detector: Detector) -> Found:
+        """Detect under every condition; all ranks call it, rank 0 gets the detections of all frames."""
+        session = self._session
         frames = len(self._source)
-
         begun = time.monotonic()
 
         def progress(mine: int) -> None:
@@ -54,10 +49,17 @@ class Assessment:
                 left = (time.monotonic() - begun) * (frames - done) / done
                 session.progress("evaluate", done, frames, left)
 
-        found = predict(detector, self._source, settings.conditions, FAILURE_SEED, session, progress)
-        if self._record is None:
-            return {}
-        judge = Judge(locate(settings.data.val), settings.data.version, settings.data.val_split)
+        conditions = self._settings.conditions
+        return predict(detector, self._source, conditions, FAILURE_SEED, session, progress)
+
+    def accuracy(self, found: Found) -> dict[str, float]:
+        """Let the official metric judge; rank 0 alone calls it.
+
+        Returns:
+            ``NDS/<condition>`` and ``mAP/<condition>``.
+        """
+        data = self._settings.data
+        judge = Judge(locate(data.val), data.version, data.val_split)
         summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
             scores = self._judge(judge, condition, poses, detections)

@@ -105,9 +105,10 @@ class Optimiser:
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
         torch.autograd.backward(total)
-        found = {name: float(value.detach()) for name, value in logs.items()} | bias_scale(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        found["grad_norm"] = float(norm)
+        seen = {name: value.detach() for name, value in logs.items()} | bias_scale(self.model)
+        seen["grad_norm"] = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        # one transfer for all numbers: each would make the host wait for the GPU
+        found = dict(zip(seen, torch.stack(list(seen.values())).tolist(), strict=True))
         if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
             bad = [name for name, value in found.items() if not math.isfinite(value)]
             raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
@@ -115,14 +116,14 @@ class Optimiser:
         return found
 
 
-def bias_scale(model: nn.Module) -> dict[str, float]:
-    """Return the learned scale of the attention bias, and its gradient if the last backward gave one."""
+def bias_scale(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the bias' learned scale, and of its gradient if the last backward gave one."""
     found = {}
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] == "bias_scale":
-            found["bias_scale"] = float(parameter.detach())
+            found["bias_scale"] = parameter.detach().clone().reshape(())
             if parameter.grad is not None:
-                found["bias_scale_grad"] = float(parameter.grad)
+                found["bias_scale_grad"] = parameter.grad.clone().reshape(())  # before clipping changes it
     return found
 
 

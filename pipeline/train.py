@@ -89,16 +89,19 @@ class Trial:
         settings, session = self.settings, self.session
         self._use(settings.plan)
         detector = Detector(self.model, self.model.image_size, settings.train.amp)
-        summary = self.assessment.accuracy(detector)
         if session.rank == 0:
-            self.assessment.speed(detector)
             save_weights(self.model, session.folder / "weights.safetensors")
+        found = self.assessment.detect(detector)
         self._profile()
+        summary = {}
+        if session.rank == 0:  # last, because the others would wait for it in the next all-reduce
+            self.assessment.speed(detector)
+            summary = self.assessment.accuracy(found)
         session.report(summary, None)
 
     def train(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one."""
-        steps = self.settings.train.steps
+        steps, together = self.settings.train.steps, self.settings.train.batch_size * self.session.world_size
         checkpoint = self.session.latest_checkpoint()
         first = 0
         if checkpoint is not None:
@@ -116,9 +119,10 @@ class Trial:
             if self.session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or step + 1 == steps):
                 spoken = time.monotonic()
                 self.session.progress("train", step + 1, steps, left)
+            if step + 1 == steps:  # before the checkpoint, after which no resumed run would time a step
+                self._add(steps, self.clock.measures(together))
             if (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
                 self._checkpoint(step + 1, found["loss"], left)
-        self._add(steps, self.clock.measures(self.settings.train.batch_size * self.session.world_size))
 
     def _step(self, step: int, samples: list[Sample]) -> dict[str, float]:
         train = self.settings.train
@@ -174,7 +178,7 @@ class Trial:
             size=self.model.image_size,
             limits=tuple(self.model.point_range),
             vary=settings.train.augment,
-            mask=settings.train.mask_modalities,
+            mask=(settings.train.mask_cameras, settings.train.mask_lidar),
         )
         return training_batches(self.source, order, transform, first, last, settings.data.loader_workers)
 
@@ -255,7 +259,7 @@ def prepare_training(
     size: tuple[int, int],
     limits: tuple[float, ...],
     vary: bool,
-    mask: bool,
+    mask: tuple[float, float],
 ) -> Sample:
     """Turn a frame of native size into a training sample.
 
@@ -265,9 +269,8 @@ def prepare_training(
         size: (height, width) of the model's images, pixels.
         limits: x, y, z minima and maxima of what the model detects, in m.
         vary: augment.
-        mask: take away a modality of half the samples.
+        mask: probabilities of losing all images, and all points.
     """
-    if mask:
-        sample = mask_modality(sample, rng)
+    sample = mask_modality(sample, rng, *mask)
     sample = augment(sample, rng, size) if vary else resize_crop(sample, size)
     return filter_range(sample, limits)
