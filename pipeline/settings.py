@@ -58,8 +58,8 @@ class TrainSettings:
         warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it.
         lr_scale: factor on every learning rate of the config.
         augment: geometric and photometric augmentation on or off.
-        mask_modalities: black out the images of a quarter of the samples and drop the points of
-            another quarter (CMT's masked-modal training), so that the model learns to do without.
+        mask_cameras: share of the samples whose images are all black (CMT's masked-modal training: 0.25).
+        mask_lidar: share of the samples without points (CMT: 0.25).
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only).
@@ -70,7 +70,8 @@ class TrainSettings:
     warmup_steps: int = 10
     lr_scale: float = 1.0
     augment: bool = True
-    mask_modalities: bool = False
+    mask_cameras: float = 0.0
+    mask_lidar: float = 0.0
     checkpoint_every: int = 1000
     log_every: int = 10
     amp: bool = False

@@ -152,9 +152,7 @@ def filter_range(sample: Sample, limits: Sequence[float]) -> Sample:
     return replace(sample, points=sample.points[inside], boxes=sample.boxes[kept], labels=sample.labels[kept])
 
 
-def mask_modality(
-    sample: Sample, rng: np.random.Generator, cameras: float = 0.25, lidar: float = 0.25
-) -> Sample:
+def mask_modality(sample: Sample, rng: np.random.Generator, cameras: float, lidar: float) -> Sample:
     """Take away all images (black) or all points of some samples, so that a model learns to do without.
 
     Args:

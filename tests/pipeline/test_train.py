@@ -217,7 +217,7 @@ def test_a_split_that_is_not_there_is_refused(trial: Trial, tmp_path: Path, smal
 
 
 def test_settings_survive_json(trial: Trial) -> None:
-    settings = trial(mask_modalities=True, conditions=("clean", "no_lidar"))
+    settings = trial(mask_lidar=0.5, conditions=("clean", "no_lidar"))
     back = TrialSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert back == settings
     assert back.digest == settings.digest

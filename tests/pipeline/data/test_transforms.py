@@ -172,7 +172,7 @@ def test_filter_range_cuts_points_in_three_axes_and_boxes_in_two(sample: Sample)
 def test_mask_modality_takes_its_shares(sample: Sample) -> None:
     rng = np.random.default_rng(0)
     small = replace(sample, images=sample.images[:, :2, :2])
-    made = [mask_modality(small, rng) for _ in range(2000)]
+    made = [mask_modality(small, rng, 0.25, 0.25) for _ in range(2000)]
     black = sum(not s.images.any() for s in made)
     bare = sum(len(s.points) == 0 for s in made)
     both = sum(not s.images.any() and len(s.points) == 0 for s in made)
