@@ -8,7 +8,7 @@ import pytest
 
 from experiments.cli import build_parser, main
 from experiments.folder import StudyFolder
-from experiments.recipes import smoke
+from experiments.recipes import RECIPES, smoke
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +83,7 @@ def test_wrong_words_are_wrong_usage(words, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["study", "run", "nope"], "no recipe 'nope'; there are demo, pretrain, smoke"),
+        (["study", "run", "nope"], f"no recipe 'nope'; there are {', '.join(RECIPES)}"),
         (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
         (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
         (["demo"], "into the project; cd"),
