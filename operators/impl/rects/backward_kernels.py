@@ -9,7 +9,17 @@ has a fixed order, so gradients are the same bits each time.
 import triton
 import triton.language as tl
 
-from operators.impl.rects.scores import MASK, NONE, held_and_bias, tile_place
+from operators.impl.rects.scores import (
+    GAUSSIAN,
+    LOG2E,
+    MASK,
+    NONE,
+    gaussian_and_slope,
+    held_by_cell,
+    shape_offsets,
+    tile_bias,
+    tile_cells,
+)
 
 
 @triton.jit
@@ -26,10 +36,6 @@ def prepare_kernel(
     q_b,
     q_h,
     q_n,
-    o_b,
-    o_h,
-    o_n,
-    o_d,
     g_b,
     g_h,
     g_n,
@@ -44,6 +50,7 @@ def prepare_kernel(
     """Bring queries and gradients into sorted order, and compute D = rowsum(dO * O).
 
     Args:
+        Out: (B * H, Q, D) float32: rounded to half, it would make the largest error of the weights' gradient.
         SortedQ, SorteddO: (B * H, padded, D); padding is 0.
         SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0: probabilities of 0.
     """
@@ -62,7 +69,7 @@ def prepare_kernel(
     kept = present[:, None] & (d < HEAD)[None, :]
     q = tl.load((Q + batch * q_b + head * q_h + rows * q_n)[:, None] + d[None, :], mask=kept, other=0.0)
     o = tl.load(
-        (Out + batch * o_b + head * o_h + rows * o_n)[:, None] + d[None, :] * o_d, mask=kept, other=0.0
+        Out + (pair.to(tl.int64) * num_queries + rows)[:, None] * HEAD + d[None, :], mask=kept, other=0.0
     )
     g = tl.load((dOut + batch * g_b + head * g_h + rows * g_n)[:, None] + d[None, :], mask=kept, other=0.0)
     lse = tl.load(Lse + pair.to(tl.int64) * num_queries + rows, mask=present, other=float("inf"))
@@ -99,7 +106,6 @@ def query_grad_kernel(
     sorted_rects,
     weight,
     centers,
-    segments,
     tiles,
     lists,
     counts,
@@ -142,6 +148,7 @@ def query_grad_kernel(
     NEED_WEIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    TOUCHED_STAGES: tl.constexpr,
 ):
     """Compute dQ, and the gradient of the weights, of one block of queries over a share of its tiles.
 
@@ -158,7 +165,7 @@ def query_grad_kernel(
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, TILE_K)
     in_head = d < HEAD
-    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 2
     if KIND == NONE:
         rows = places
         touched = (num_keys % TILE_K != 0).to(tl.int32)
@@ -175,9 +182,9 @@ def query_grad_kernel(
     g = tl.load(SorteddO + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
     lse = tl.load(SortedLse + flat)
     delta = tl.load(SortedDelta + flat)
-    k_tile = K + batch * k_b + head * k_h + n[:, None] * k_n + d[None, :]
-    v_tile = V + batch * v_b + head * v_h + n[:, None] * v_n + d[None, :]
-    sorted_rects += batch * num_segments * 4 * padded
+    k_cols = K + batch * k_b + head * k_h + d[None, :]
+    v_cols = V + batch * v_b + head * v_h + d[None, :]
+    sorted_rects += batch * num_segments * 2 * padded
     weights = weight + batch * w_b + head * w_h + rows * w_n
     middles = centers + batch * c_b + rows * c_n
     flat_rows = (split * batches * heads + pair).to(tl.int64) * num_queries + rows
@@ -188,56 +195,41 @@ def query_grad_kernel(
         plain_to = plain0 + plain * (split + 1) // SPLITS
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                key0 = tl.cast(i, tl.int64) * TILE_K
+                keys = tl.cast(i, tl.int64) * TILE_K + n
             else:
-                key0 = tl.load(listing + i).to(tl.int64)
+                keys = tl.load(listing + i * 2).to(tl.int64) + shape_offsets(
+                    tl.load(listing + i * 2 + 1), TILE_K
+                )
             if HEAD == BLOCK_D:
-                k = tl.load(k_tile + key0 * k_n)
-                v = tl.load(v_tile + key0 * v_n)
+                k = tl.load(k_cols + (keys * k_n)[:, None])
+                v = tl.load(v_cols + (keys * v_n)[:, None])
             else:
-                k = tl.load(k_tile + key0 * k_n, mask=in_head[None, :], other=0.0)
-                v = tl.load(v_tile + key0 * v_n, mask=in_head[None, :], other=0.0)
+                k = tl.load(k_cols + (keys * k_n)[:, None], mask=in_head[None, :], other=0.0)
+                v = tl.load(v_cols + (keys * v_n)[:, None], mask=in_head[None, :], other=0.0)
             _, dq = query_step(q, g, k, v, lse, delta, 0.0, dq, scale_log2, PRECISION)
     dw = tl.zeros([BLOCK_Q], tl.float32)
     before = -1
     touched_from = touched * split // SPLITS
     touched_to = touched * (split + 1) // SPLITS
-    for i in tl.range(touched_from, touched_to, num_stages=STAGES):
+    for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
         if KIND == NONE:
-            tile = num_tiles - 1
+            keys = (num_tiles - 1) * TILE_K + n
+            real = keys < num_keys
         else:
-            tile = tl.load(listing + i)
-        key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
-        local = local0 + n
-        real = local < count
-        start = key0.to(tl.int64)
+            tile = tl.load(listing + i * 2)
+            keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
+        keys = keys.to(tl.int64)
         kept = real[:, None] & in_head[None, :]
-        k = tl.load(k_tile + start * k_n, mask=kept, other=0.0)
-        v = tl.load(v_tile + start * v_n, mask=kept, other=0.0)
+        k = tl.load(k_cols + (keys * k_n)[:, None], mask=kept, other=0.0)
+        v = tl.load(v_cols + (keys * v_n)[:, None], mask=kept, other=0.0)
         beyond = tl.where(real, 0.0, float("-inf"))[None, :]
         if KIND == NONE:
             _, dq = query_step(q, g, k, v, lse, delta, beyond, dq, scale_log2, PRECISION)
         else:
-            row = local // cols
-            held, bias, slope = held_and_bias(
-                row[None, :],
-                (local - row * cols)[None, :],
-                sorted_rects,
-                padded,
-                segment,
-                places[:, None],
-                weights[:, None],
-                w_s,
-                middles[:, None],
-                c_s,
-                c_d,
-                present[:, None],
-                decay,
-                limit,
-                KIND,
-            )
-            if KIND == MASK:
-                bias = tl.where(held, 0.0, float("-inf"))
+            bias, slope = tile_bias(
+                row, col, row0, col0, width, sorted_rects, padded, segment, places, present, weights, w_s,
+                middles, c_s, c_d, decay, limit, KIND, TILE_K,
+            )  # fmt: skip
             ds, dq = query_step(q, g, k, v, lse, delta, bias + beyond, dq, scale_log2, PRECISION)
             if NEED_WEIGHT:
                 # Tiles come in order of segments: the last sum stored of a segment is the whole of it.
@@ -277,7 +269,6 @@ def key_grad_kernel(
     sorted_rects,
     weight,
     centers,
-    segments,
     tiles,
     lists,
     counts,
@@ -306,6 +297,7 @@ def key_grad_kernel(
     heads,
     num_queries,
     padded,
+    num_keys,
     num_tiles,
     num_blocks,
     num_segments,
@@ -320,6 +312,7 @@ def key_grad_kernel(
     TILE_K: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    TOUCHED_STAGES: tl.constexpr,
 ):
     """Compute dK and dV of one tile of keys over all blocks of queries.
 
@@ -334,10 +327,12 @@ def key_grad_kernel(
     d = tl.arange(0, BLOCK_D)
     m = tl.arange(0, BLOCK_Q)
     in_head = d < HEAD
-    key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
-    local = local0 + tl.arange(0, TILE_K)
-    real = local < count
-    keys = key0.to(tl.int64) + tl.arange(0, TILE_K)
+    if KIND == NONE:
+        keys = tile * TILE_K + tl.arange(0, TILE_K)
+        real = keys < num_keys
+    else:
+        keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
+    keys = keys.to(tl.int64)
     kept = real[:, None] & in_head[None, :]
     k = tl.load((K + batch * k_b + head * k_h + keys * k_n)[:, None] + d[None, :], mask=kept, other=0.0)
     v = tl.load((V + batch * v_b + head * v_h + keys * v_n)[:, None] + d[None, :], mask=kept, other=0.0)
@@ -369,10 +364,9 @@ def key_grad_kernel(
             delta = tl.load(delta_rows + places)
             dk, dv = key_step(k, v, q, g, lse, delta, 0.0, dk, dv, scale_log2, PRECISION)
     if KIND != NONE:
-        row = local // cols
-        col = local - row * cols
-        rects_here = sorted_rects + batch * num_segments * 4 * padded
-        for i in tl.range(0, touched, num_stages=STAGES):
+        cell = ((row << 16) | col)[:, None]
+        rects_here = sorted_rects + (batch * num_segments + segment) * 2 * padded
+        for i in tl.range(0, touched, num_stages=TOUCHED_STAGES):
             places = tl.load(listing + i) * BLOCK_Q + m
             spots = places[:, None] * HEAD + d[None, :]
             q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
@@ -382,25 +376,22 @@ def key_grad_kernel(
             rows = tl.load(order + batch * padded + places)
             present = rows < num_queries
             rows = rows.to(tl.int64)
-            held, bias, _ = held_and_bias(
-                row[:, None],
-                col[:, None],
-                rects_here,
-                padded,
-                segment,
-                places[None, :],
-                (weight + batch * w_b + head * w_h + rows * w_n)[None, :],
-                w_s,
-                (centers + batch * c_b + rows * c_n)[None, :],
-                c_s,
-                c_d,
-                present[None, :],
-                decay,
-                limit,
-                KIND,
-            )
+            first = tl.load(rects_here + places)[None, :]
+            last = tl.load(rects_here + padded + places)[None, :]
+            held = held_by_cell(cell, first, last)
             if KIND == MASK:
                 bias = tl.where(held, 0.0, float("-inf"))
+            else:
+                weights = weight + batch * w_b + head * w_h + rows * w_n + segment * w_s
+                added = tl.load(weights, mask=present, other=0.0).to(tl.float32)[None, :]
+                bias = tl.where(held, added * LOG2E, 0.0)
+                if KIND == GAUSSIAN:
+                    middles = centers + batch * c_b + rows * c_n + segment * c_s
+                    center_row = tl.load(middles, mask=present, other=0.0).to(tl.float32)[None, :]
+                    center_col = tl.load(middles + c_d, mask=present, other=0.0).to(tl.float32)[None, :]
+                    bias, _ = gaussian_and_slope(
+                        held, added, row[:, None], col[:, None], center_row, center_col, decay, limit
+                    )
             dk, dv = key_step(k, v, q, g, lse, delta, bias, dk, dv, scale_log2, PRECISION)
     dk_rows = dK + batch * dk_b + head * dk_h + keys * dk_n
     dv_rows = dV + batch * dv_b + head * dv_h + keys * dv_n

@@ -11,7 +11,7 @@ tile's), the program starts again with the running maximum of FlashAttention (ar
 import triton
 import triton.language as tl
 
-from operators.impl.rects.scores import MASK, NONE, held_and_bias, tile_place
+from operators.impl.rects.scores import MASK, NONE, shape_offsets, tile_bias, tile_cells
 
 SAFE = tl.constexpr(2.0**80)  # bounds the sum: terms of 2^-30 of it stay normal, and so do values up to 2^47
 
@@ -38,8 +38,8 @@ def accumulate(scores, v, shift, total, acc, ONLINE: tl.constexpr, PRECISION: tl
 def sweep(
     q,
     shift,
-    k_tile,
-    v_tile,
+    k_rows,
+    v_cols,
     k_n,
     v_n,
     listing,
@@ -48,7 +48,6 @@ def sweep(
     touched_from,
     touched_to,
     tiles,
-    segments,
     sorted_rects,
     padded,
     places,
@@ -61,6 +60,7 @@ def sweep(
     scale_log2,
     decay,
     limit,
+    num_keys,
     num_tiles,
     KIND: tl.constexpr,
     HEAD: tl.constexpr,
@@ -70,6 +70,7 @@ def sweep(
     ONLINE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    TOUCHED_STAGES: tl.constexpr,
 ):
     """Run both loops over a share of the list.
 
@@ -83,51 +84,36 @@ def sweep(
     if KIND != MASK:
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                key0 = tl.cast(i, tl.int64) * TILE_K
+                keys = tl.cast(i, tl.int64) * TILE_K + n
             else:
-                key0 = tl.load(listing + i).to(tl.int64)
+                keys = tl.load(listing + i * 2).to(tl.int64) + shape_offsets(
+                    tl.load(listing + i * 2 + 1), TILE_K
+                )
             if HEAD == BLOCK_D:
-                k = tl.load(k_tile + key0 * k_n)
-                v = tl.load(v_tile + key0 * v_n)
+                k = tl.load(k_rows + (keys * k_n)[None, :])
+                v = tl.load(v_cols + (keys * v_n)[:, None])
             else:
-                k = tl.load(k_tile + key0 * k_n, mask=in_head[:, None], other=0.0)
-                v = tl.load(v_tile + key0 * v_n, mask=in_head[None, :], other=0.0)
+                k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
+                v = tl.load(v_cols + (keys * v_n)[:, None], mask=in_head[None, :], other=0.0)
             scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
             shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
-    for i in tl.range(touched_from, touched_to, num_stages=STAGES):
+    for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
         if KIND == NONE:
-            tile = num_tiles - 1
+            keys = (num_tiles - 1) * TILE_K + n
+            real = keys < num_keys
         else:
-            tile = tl.load(listing + i)
-        key0, segment, local0, count, cols = tile_place(tiles, segments, tile)
-        local = local0 + n
-        real = local < count
-        start = key0.to(tl.int64)
-        k = tl.load(k_tile + start * k_n, mask=real[None, :] & in_head[:, None], other=0.0)
-        v = tl.load(v_tile + start * v_n, mask=real[:, None] & in_head[None, :], other=0.0)
+            tile = tl.load(listing + i * 2)
+            keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
+        keys = keys.to(tl.int64)
+        k = tl.load(k_rows + (keys * k_n)[None, :], mask=real[None, :] & in_head[:, None], other=0.0)
+        v = tl.load(v_cols + (keys * v_n)[:, None], mask=real[:, None] & in_head[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
         if KIND != NONE:
-            row = local // cols
-            held, bias, _ = held_and_bias(
-                row[None, :],
-                (local - row * cols)[None, :],
-                sorted_rects,
-                padded,
-                segment,
-                places[:, None],
-                weights[:, None],
-                w_s,
-                centers[:, None],
-                c_s,
-                c_d,
-                present[:, None],
-                decay,
-                limit,
-                KIND,
-            )
+            bias, _ = tile_bias(
+                row, col, row0, col0, width, sorted_rects, padded, segment, places, present, weights, w_s,
+                centers, c_s, c_d, decay, limit, KIND, TILE_K,
+            )  # fmt: skip
             scores += bias
-            if KIND == MASK:
-                scores = tl.where(held, scores, float("-inf"))
         scores = tl.where(real[None, :], scores, float("-inf"))
         shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
     return shift, total, acc
@@ -139,12 +125,12 @@ def forward_kernel(
     K,
     V,
     Out,
+    Exact,
     Lse,
     order,
     sorted_rects,
     weight,
     centers,
-    segments,
     tiles,
     lists,
     counts,
@@ -186,9 +172,11 @@ def forward_kernel(
     BLOCK_Q: tl.constexpr,
     TILE_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    KEEP: tl.constexpr,
     ONLINE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
+    TOUCHED_STAGES: tl.constexpr,
 ):
     """Attend with one block of queries to one share of its tiles.
 
@@ -196,6 +184,7 @@ def forward_kernel(
         Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
         Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
+        Exact: (B, H, Q, D) float32: the result before it is rounded, if KEEP and there is one share.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -205,7 +194,7 @@ def forward_kernel(
     places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, TILE_K)
-    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 2
     if KIND == NONE:
         rows = places
         touched = (num_keys % TILE_K != 0).to(tl.int32)
@@ -220,9 +209,9 @@ def forward_kernel(
     rows = rows.to(tl.int64)
     q_rows = Q + batch * q_b + head * q_h + rows * q_n
     q = tl.load(q_rows[:, None] + d[None, :], mask=present[:, None] & in_head[None, :], other=0.0)
-    k_tile = K + batch * k_b + head * k_h + n[None, :] * k_n + d[:, None]
-    v_tile = V + batch * v_b + head * v_h + n[:, None] * v_n + d[None, :]
-    sorted_rects += batch * num_segments * 4 * padded
+    k_rows = K + batch * k_b + head * k_h + d[:, None]
+    v_cols = V + batch * v_b + head * v_h + d[None, :]
+    sorted_rects += batch * num_segments * 2 * padded
     weights = weight + batch * w_b + head * w_h + rows * w_n
     middles = centers + batch * c_b + rows * c_n
     plain_from = plain0 + plain * split // SPLITS
@@ -233,30 +222,31 @@ def forward_kernel(
     if ONLINE:
         shift = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     else:
+        # Any keys do for the shift: those that follow the first of the first tile, as far as there are.
         if KIND == NONE:
             key0 = tl.minimum(plain_from, num_tiles - 1) * TILE_K
         else:
-            key0 = tl.load(listing + plain_from, mask=plain_from < plain_to, other=0)
-            tile = tl.load(listing + touched_from, mask=touched_from < touched_to, other=0)
-            key0 = tl.where(plain_from < plain_to, key0, tl.load(tiles + tile * 2))
-        first_keys = (key0 + n < num_keys)[None, :] & in_head[:, None]
-        k = tl.load(k_tile + key0.to(tl.int64) * k_n, mask=first_keys, other=0.0)
+            key0 = tl.load(listing + plain_from * 2, mask=plain_from < plain_to, other=0)
+            tile = tl.load(listing + touched_from * 2, mask=touched_from < touched_to, other=0)
+            key0 = tl.where(plain_from < plain_to, key0, tl.load(tiles + tile * 8))
+        keys = tl.minimum(key0 + n, num_keys - 1).to(tl.int64)
+        k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
         shift = tl.max(tl.dot(q, k, input_precision=PRECISION), axis=1) * scale_log2
     shift, total, acc = sweep(
-        q, shift, k_tile, v_tile, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
-        tiles, segments, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
-        scale_log2, decay, limit, num_tiles,
-        KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, ONLINE, PRECISION, STAGES,
+        q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
+        tiles, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+        scale_log2, decay, limit, num_keys, num_tiles,
+        KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, ONLINE, PRECISION, STAGES, TOUCHED_STAGES,
     )  # fmt: skip
     if not ONLINE:
         unsafe = (total > 1 / SAFE) & (total < SAFE) == 0
         some = plain_from + touched_from < plain_to + touched_to
         if (tl.max(unsafe.to(tl.int32), 0) > 0) & some:
             shift, total, acc = sweep(
-                q, shift, k_tile, v_tile, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
-                tiles, segments, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
-                scale_log2, decay, limit, num_tiles,
-                KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, True, PRECISION, STAGES,
+                q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
+                tiles, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+                scale_log2, decay, limit, num_keys, num_tiles,
+                KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, True, PRECISION, STAGES, TOUCHED_STAGES,
             )  # fmt: skip
     empty = total == 0
     acc /= tl.where(empty, 1.0, total)[:, None]
@@ -268,8 +258,10 @@ def forward_kernel(
         acc.to(Out.dtype.element_ty),
         mask=present[:, None] & in_head[None, :],
     )
-    pairs = batches * heads
-    tl.store(Lse + (split * pairs + pair).to(tl.int64) * num_queries + rows, lse, mask=present)
+    flat = (split * batches * heads + pair).to(tl.int64) * num_queries + rows
+    tl.store(Lse + flat, lse, mask=present)
+    if KEEP and SPLITS == 1:
+        tl.store(Exact + flat[:, None] * HEAD + d[None, :], acc, mask=present[:, None] & in_head[None, :])
 
 
 @triton.jit
@@ -277,6 +269,7 @@ def merge_kernel(
     Parts,
     PartLse,
     Out,
+    Exact,
     Lse,
     o_b,
     o_h,
@@ -287,6 +280,7 @@ def merge_kernel(
     HEAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPLITS: tl.constexpr,
+    KEEP: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Merge the shares of every query by their log-sum-exps, always in the same order.
@@ -295,6 +289,7 @@ def merge_kernel(
         Parts: (splits, B * H, Q, D) float32, contiguous.
         PartLse: (splits, B * H, Q) float32, in powers of two.
         Out: (B, H, Q, D) by its strides.
+        Exact: (B * H, Q, D) float32: the same before it is rounded, if KEEP.
         Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
     """
     pair = tl.program_id(1)
@@ -319,5 +314,7 @@ def merge_kernel(
     acc /= tl.where(empty, 1.0, total)[:, None]
     o_rows = Out + (pair // heads).to(tl.int64) * o_b + (pair % heads).to(tl.int64) * o_h + rows * o_n
     tl.store(o_rows[:, None] + d[None, :] * o_d, acc.to(Out.dtype.element_ty), mask=kept)
-    lse = tl.where(empty, float("inf"), best + tl.log2(total))
-    tl.store(Lse + pair.to(tl.int64) * num_queries + rows, lse, mask=present)
+    flat = pair.to(tl.int64) * num_queries + rows
+    if KEEP:
+        tl.store(Exact + flat[:, None] * HEAD + d[None, :], acc, mask=kept)
+    tl.store(Lse + flat, tl.where(empty, float("inf"), best + tl.log2(total)), mask=present)

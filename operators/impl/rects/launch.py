@@ -18,6 +18,7 @@ from torch import Tensor
 from operators.impl.rects import backward_kernels, forward_kernels, tiles
 
 _LOG2E = log2(2.718281828459045)
+_MAX_SIDE = 0x7FFF  # rows and columns share an int32, and a bit of each half guards a comparison
 
 
 class Kind(IntEnum):
@@ -51,46 +52,91 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Compile:
+    """How Triton compiles one kernel.
+
+    Attributes:
+        stages: depth of the software pipeline of the plain loop.
+        touched_stages: of the loop over touched tiles, whose loads are many and small.
+        registers: limit per thread, so that more programs share a multiprocessor; None: no limit.
+    """
+
+    stages: int
+    touched_stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """As keyword arguments of a launch."""
+        return {"STAGES": self.stages, "TOUCHED_STAGES": self.touched_stages, "maxnreg": self.registers}
+
+
+@dataclass(frozen=True)
 class Blocks:
-    """Sizes of the tiles of scores, and how Triton compiles the kernels over them."""
+    """Sizes of the tiles of scores, and how the kernels over them are compiled.
+
+    Attributes:
+        queries, keys: of a tile of scores.
+        warps: per program.
+        resident: programs that one multiprocessor holds: registers allow so many.
+        forward, query_grad, key_grad: of the three large kernels.
+    """
 
     queries: int
     keys: int
     warps: int
-    stages: int
-    resident: int  # programs of the forward that one multiprocessor holds: registers allow so many
+    resident: int
+    forward: Compile
+    query_grad: Compile
+    key_grad: Compile
+
+
+_PLAIN = Compile(1, 1)
+_INTERPRETED = Blocks(64, 32, 1, 1, _PLAIN, _PLAIN, _PLAIN)  # its cost is per operation, whatever its size
+_LARGE = Blocks(32, 32, 4, 2, Compile(2, 1), Compile(2, 1), Compile(2, 1))
+_MASK = Blocks(16, 32, 2, 8, Compile(3, 3), Compile(3, 3), Compile(3, 3))
+_TUNED = Blocks(64, 64, 4, 4, Compile(3, 1, 128), Compile(3, 1, 168), Compile(3, 1, 168))
 
 
 def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Blocks:
     """Choose block sizes. Measured for bfloat16 and D = 32 on an H200 (docs/log.md); safe elsewhere."""
     if device == "cpu":
-        return Blocks(64, 32, 1, 1, 1)  # the interpreter's cost is per operation, whatever its size
+        return _INTERPRETED
     if dtype == torch.float32 or head_size > 64:
-        return Blocks(32, 32, 4, 2, 2)  # 4-byte operands and long rows: shared memory sets the limit
-    if kind == Kind.MASK:
-        return Blocks(16, 32, 2, 3, 8)  # few keys matter: small tiles fit the windows closer
-    return Blocks(64, 64, 4, 3, 4)
+        return _LARGE  # 4-byte operands and long rows: shared memory sets the limit
+    return _MASK if kind == Kind.MASK else _TUNED  # few keys matter to a mask: small tiles fit closer
 
 
 @lru_cache(maxsize=64)
-def tables(
-    segments: tuple[tuple[int, int, int], ...], tile_keys: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Copy the geometry of the keys to the device, once per grid.
+def cut_grid(segments: tuple[tuple[int, int, int], ...], tile_keys: int) -> tuple[tuple[int, ...], ...]:
+    """Cut all segments, (first key, rows, columns) each, into tiles.
 
     Returns:
-        (S, 4) int32: first key, keys, columns and first tile of every segment;
-        (tiles, 2) int32: first key and segment of every tile.
+        per tile: first key, segment, first row, first column, end of rows, end of columns, log2 of its width,
+        and its shape (columns of the segment << 3 | log2 width).
     """
-    segment_rows, tile_rows = [], []
-    for i, (offset, rows, cols) in enumerate(segments):
-        segment_rows.append((offset, rows * cols, cols, len(tile_rows)))
-        tile_rows += [(offset + start, i) for start in range(0, rows * cols, tile_keys)]
+    found = []
+    for segment, (offset, rows, cols) in enumerate(segments):
+        if max(rows, cols) > _MAX_SIDE:
+            raise ValueError(
+                f"segment {segment}: rects takes maps of at most {_MAX_SIDE} cells a side, got {rows} x {cols}"
+            )
+        for row, col, row_end, col_end, width in tiles.cut_segment(rows, cols, tile_keys):
+            key = offset + row * cols + col
+            found.append((key, segment, row, col, row_end, col_end, width, cols << 3 | width))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def tile_table(segments: tuple[tuple[int, int, int], ...], tile_keys: int, device: torch.device) -> Tensor:
+    """Copy ``cut_grid`` to the device as (tiles, 8) int32, once per grid."""
     with torch.inference_mode(False):  # cached for calls outside of it too
-        return (
-            torch.tensor(segment_rows, dtype=torch.int32, device=device),
-            torch.tensor(tile_rows, dtype=torch.int32, device=device),
-        )
+        return torch.tensor(cut_grid(segments, tile_keys), dtype=torch.int32, device=device)
+
+
+def count_tiles(kind: int, segments: tuple[tuple[int, int, int], ...], num_keys: int, tile_keys: int) -> int:
+    """Count the tiles; without a bias they are runs of keys."""
+    return len(cut_grid(segments, tile_keys)) if kind else (num_keys + tile_keys - 1) // tile_keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +144,8 @@ class Lists:
     """Which queries go together and which tiles they touch; see ``tiles``. Empty without a bias."""
 
     order: Tensor  # (B, padded) int32
-    rects: Tensor  # (B, S, 4, padded) int32
-    tiles: Tensor  # (B, blocks, tiles) int32
+    rects: Tensor  # (B, S, 2, padded) int32
+    tiles: Tensor  # (B, blocks, tiles, 2) int32
     counts: Tensor  # (B, blocks) int32
     flags: Tensor  # (B, blocks, tiles) int8
 
@@ -110,8 +156,8 @@ class Lists:
         padded = blocks * block_queries
         return cls(
             rects.new_empty((batch, padded)),
-            rects.new_empty((batch, num_segments, 4, padded)),
-            rects.new_empty((batch, blocks, num_tiles)),
+            rects.new_empty((batch, num_segments, 2, padded)),
+            rects.new_empty((batch, blocks, num_tiles, 2)),
             rects.new_empty((batch, blocks)),
             rects.new_empty((batch, blocks, num_tiles), dtype=torch.int8),
         )
@@ -129,26 +175,31 @@ class Lists:
         return self.order, self.rects, self.tiles, self.counts, self.flags
 
 
-def list_tiles(rects: Tensor, segments: Tensor, num_tiles: int, blocks: Blocks) -> Lists:
+def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks) -> Lists:
     """Order the queries and list every block's tiles. rects: (B, Q, S, 4) int32, any strides."""
     batch, num_queries, num_segments, _ = rects.shape
     rects = rects if rects.stride(-1) == 1 else rects.contiguous()
+    num_tiles = len(table)
     num_blocks = triton.cdiv(num_queries, blocks.queries)
     padded = num_blocks * blocks.queries
     lists = Lists.empty(rects, num_blocks, num_tiles, blocks.queries)
     codes = torch.empty_like(lists.order)
     strides = rects.stride()[:3]
-    tiles.code_kernel[(triton.cdiv(padded, 128), batch)](
-        rects, codes, *strides, num_queries, padded, S=num_segments, N=128, num_warps=4
+    rows = 16 if rects.is_cuda else 128  # many small programs; few in the interpreter
+    tiles.code_kernel[(triton.cdiv(padded, 2 * rows), batch)](
+        rects, codes, *strides, num_queries, padded, S=num_segments, N=2 * rows, num_warps=1
     )
-    tiles.rank_kernel[(triton.cdiv(padded, 32), batch)](
+    tiles.rank_kernel[(triton.cdiv(padded, rows), batch)](
         codes, rects, lists.order, lists.rects, *strides, num_queries, padded,
-        S=num_segments, N=32, CHUNK=256, num_warps=4,
+        S=num_segments, N=rows, CHUNK=512, num_warps=4,
+    )  # fmt: skip
+    tiles.flag_kernel[(triton.cdiv(num_tiles, 32), num_blocks, batch)](
+        lists.rects, table, lists.flags, padded, num_tiles, num_segments,
+        BLOCK_Q=blocks.queries, TILE_K=blocks.keys, CHUNK=32, num_warps=4,
     )  # fmt: skip
     tiles.list_kernel[(num_blocks, batch)](
-        lists.rects, segments, lists.tiles, lists.counts, lists.flags, padded, num_tiles,
-        S=num_segments, BLOCK_Q=blocks.queries, TILE_K=blocks.keys, CHUNK=128, num_warps=8,
-    )  # fmt: skip
+        lists.flags, table, lists.tiles, lists.counts, num_tiles, CHUNK=1024, num_warps=4
+    )
     return lists
 
 
@@ -208,6 +259,11 @@ def _segments(flat: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
 
 
+def _empty_outputs(q: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Allocate the output and its unrounded twin."""
+    return like(q), q.new_empty(q.shape if keep else (0,), dtype=torch.float32)
+
+
 @torch.library.custom_op("biaswise::rects_forward", mutates_args=())
 def rects_forward(
     q: Tensor,
@@ -221,49 +277,55 @@ def rects_forward(
     scale: float,
     sigma: float,
     limit: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Attend. Returns the output, the log2-sum-exp (B, H, Q), and the lists for the backward."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Attend.
+
+    Returns:
+        the output; the same as float32 and contiguous, for the backward, if ``keep``; the log2-sum-exp (B, H, Q);
+        and the lists.
+    """
     batch, heads, num_queries, head_size = q.shape
-    out = like(q)
+    out, exact = _empty_outputs(q, keep)
     q, k, v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
     blocks = blocks_for(kind, q.dtype, head_size, q.device.type)
-    segment_table, tile_table = tables(_segments(segments), blocks.keys, q.device)
-    num_tiles = len(tile_table)
+    num_tiles = count_tiles(kind, _segments(segments), k.shape[2], blocks.keys)
+    table = tile_table(_segments(segments), blocks.keys, q.device) if kind else q
     num_blocks = triton.cdiv(num_queries, blocks.queries)
     lse = q.new_empty((batch, heads, num_queries), dtype=torch.float32)
     splits = choose_splits(num_blocks * batch * heads, num_tiles, q.device, blocks.resident)
     with torch.cuda.device_of(q):
-        lists = Lists.none(q) if rects is None else list_tiles(rects, segment_table, num_tiles, blocks)
+        lists = Lists.none(q) if rects is None else list_tiles(rects, table, blocks)
         part, part_lse = out, lse
         if splits > 1:
             part = q.new_empty((splits, *q.shape), dtype=torch.float32)
             part_lse = q.new_empty((splits, *lse.shape), dtype=torch.float32)
         pointers, strides = _field_arguments(weight, centers, q)
         forward_kernels.forward_kernel[(num_blocks, splits, batch * heads)](
-            q, k, v, part, part_lse, lists.order, lists.rects, *pointers, segment_table, tile_table,
+            q, k, v, part, exact, part_lse, lists.order, lists.rects, *pointers, table,
             lists.tiles, lists.counts, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             part.stride(0) if splits > 1 else 0, *part.stride()[-4:], *strides,
-            batch, heads, num_queries, num_blocks * blocks.queries, k.shape[2], num_tiles, len(segment_table),
+            batch, heads, num_queries, num_blocks * blocks.queries, k.shape[2], num_tiles, len(segments) // 3,
             scale * _LOG2E, _decay(sigma), limit,
             KIND=kind, HEAD=head_size, BLOCK_D=triton.next_power_of_2(head_size), BLOCK_Q=blocks.queries,
-            TILE_K=blocks.keys, SPLITS=splits, ONLINE=kind == Kind.MASK or q.dtype == torch.float16,
-            PRECISION=_precision(q.dtype), STAGES=blocks.stages, num_warps=blocks.warps,
+            TILE_K=blocks.keys, SPLITS=splits, KEEP=keep, ONLINE=kind == Kind.MASK or q.dtype == torch.float16,
+            PRECISION=_precision(q.dtype), num_warps=blocks.warps, **blocks.forward.options,
         )  # fmt: skip
         if splits > 1:
             forward_kernels.merge_kernel[(triton.cdiv(num_queries, 16), batch * heads)](
-                part, part_lse, out, lse, *out.stride(), heads, num_queries,
-                HEAD=head_size, BLOCK_D=triton.next_power_of_2(head_size), SPLITS=splits, ROWS=16, num_warps=2,
+                part, part_lse, out, exact, lse, *out.stride(), heads, num_queries,
+                HEAD=head_size, BLOCK_D=triton.next_power_of_2(head_size), SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2,
             )  # fmt: skip
-    return out, lse, *lists.tensors
+    return out, exact, lse, *lists.tensors
 
 
 @rects_forward.register_fake
-def _(q, k, v, rects, weight, centers, segments, kind, scale, sigma, limit):  # type: ignore[no-untyped-def]
+def _(q, k, v, rects, weight, centers, segments, kind, scale, sigma, limit, keep):  # type: ignore[no-untyped-def]
     blocks = blocks_for(kind, q.dtype, q.shape[-1], q.device.type)
-    num_tiles = sum(-(-rows * cols // blocks.keys) for _, rows, cols in _segments(segments))
+    num_tiles = count_tiles(kind, _segments(segments), k.shape[2], blocks.keys)
     num_blocks = (q.shape[2] + blocks.queries - 1) // blocks.queries
     lists = Lists.none(q) if rects is None else Lists.empty(rects, num_blocks, num_tiles, blocks.queries)
-    return like(q), q.new_empty(q.shape[:3], dtype=torch.float32), *lists.tensors
+    return *_empty_outputs(q, keep), q.new_empty(q.shape[:3], dtype=torch.float32), *lists.tensors
 
 
 @torch.library.custom_op("biaswise::rects_backward", mutates_args=())
@@ -292,8 +354,8 @@ def rects_backward(
     q, k, v, grad = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v), rows_contiguous(grad)
     order, sorted_rects, tile_lists, counts, flags = lists
     blocks = blocks_for(kind, q.dtype, head_size, q.device.type)
-    segment_table, tile_table = tables(_segments(segments), blocks.keys, q.device)
-    num_tiles = len(tile_table)
+    num_tiles = count_tiles(kind, _segments(segments), k.shape[2], blocks.keys)
+    table = tile_table(_segments(segments), blocks.keys, q.device) if kind else q
     num_blocks = triton.cdiv(num_queries, blocks.queries)
     padded = num_blocks * blocks.queries
     block_d = triton.next_power_of_2(head_size)
@@ -303,26 +365,26 @@ def rects_backward(
     pointers, strides = _field_arguments(weight, centers, q)
     options = {
         "KIND": kind, "HEAD": head_size, "BLOCK_D": block_d, "BLOCK_Q": blocks.queries, "TILE_K": blocks.keys,
-        "PRECISION": _precision(q.dtype), "STAGES": blocks.stages, "num_warps": blocks.warps,
+        "PRECISION": _precision(q.dtype), "num_warps": blocks.warps,
     }  # fmt: skip
     with torch.cuda.device_of(q):
         backward_kernels.prepare_kernel[(triton.cdiv(padded, 32), pairs)](
             q, out, grad, lse, order, sorted_q, sorted_g, sorted_lse, sorted_delta,
-            *q.stride()[:3], *out.stride(), *grad.stride()[:3], heads, num_queries, padded,
+            *q.stride()[:3], *grad.stride()[:3], heads, num_queries, padded,
             KIND=kind, HEAD=head_size, BLOCK_D=block_d, ROWS=32, num_warps=4,
         )  # fmt: skip
         if need_query or need_weight:
             splits = choose_splits(num_blocks * pairs, num_tiles, q.device, blocks.resident)
             part = q.new_empty((splits, *q.shape), dtype=torch.float32)
             part_weight = q.new_zeros(
-                (splits, *q.shape[:3], len(segment_table)) if need_weight else (1,), dtype=torch.float32
+                (splits, *q.shape[:3], len(segments) // 3) if need_weight else (1,), dtype=torch.float32
             )
             backward_kernels.query_grad_kernel[(num_blocks, splits, pairs)](
                 sorted_q, sorted_g, sorted_lse, sorted_delta, k, v, part, part_weight, order, sorted_rects,
-                *pointers, segment_table, tile_table, tile_lists, counts, *k.stride()[:3], *v.stride()[:3],
+                *pointers, table, tile_lists, counts, *k.stride()[:3], *v.stride()[:3],
                 *part.stride(), *strides, batch, heads, num_queries, padded, k.shape[2], num_tiles,
-                len(segment_table), scale, scale * _LOG2E, _decay(sigma), limit,
-                SPLITS=splits, NEED_WEIGHT=need_weight, **options,
+                len(segments) // 3, scale, scale * _LOG2E, _decay(sigma), limit,
+                SPLITS=splits, NEED_WEIGHT=need_weight, **options, **blocks.query_grad.options,
             )  # fmt: skip
             if need_query:
                 dq.copy_(part.sum(0) if splits > 1 else part[0])
@@ -338,9 +400,9 @@ def rects_backward(
                 )
             backward_kernels.key_grad_kernel[(num_tiles, pairs)](
                 sorted_q, sorted_g, sorted_lse, sorted_delta, k, v, dk, dv, order, sorted_rects, *pointers,
-                segment_table, tile_table, by_tile, by_tile_counts, *k.stride()[:3], *v.stride()[:3],
-                *dk.stride(), *dv.stride(), *strides, heads, num_queries, padded, num_tiles, num_blocks,
-                len(segment_table), scale, scale * _LOG2E, _decay(sigma), limit, **options,
+                table, by_tile, by_tile_counts, *k.stride()[:3], *v.stride()[:3],
+                *dk.stride(), *dv.stride(), *strides, heads, num_queries, padded, k.shape[2], num_tiles, num_blocks,
+                len(segments) // 3, scale, scale * _LOG2E, _decay(sigma), limit, **options, **blocks.key_grad.options,
             )  # fmt: skip
     return dq, dk, dv, dw
 
@@ -366,8 +428,8 @@ def _(  # type: ignore[no-untyped-def]
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     """Keep what the backward reads."""
-    q, k, v, _, weight, centers, *ctx.numbers = inputs
-    out, lse, *lists = output
+    q, k, v, _, weight, centers, *ctx.numbers, _ = inputs
+    _, out, lse, *lists = output
     ctx.save_for_backward(q, k, v, weight, centers, out, lse, *lists)
     ctx.set_materialize_grads(False)
 
@@ -375,7 +437,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
     """Return the gradients in the order of the inputs."""
     if grad is None:
-        return (None,) * 11
+        return (None,) * 12
     q, k, v, weight, centers, out, lse, *lists = ctx.saved_tensors
     need_q, need_k, need_v, _, need_w, *_ = ctx.needs_input_grad
     dq, dk, dv, dw = rects_backward(
@@ -387,7 +449,7 @@ def _backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
         dv if need_v else None,
         None,
         dw if need_w else None,
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 
@@ -400,6 +462,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, field: Field) -> Tenso
         # Triton 3.6's interpreter multiplies the bits of bfloat16 as integers, and truncates when it casts.
         return attend(q.float(), k.float(), v.float(), scale, field).to(q.dtype)
     flat = [number for segment in field.segments for number in segment]
+    weighed = field.weight is not None and field.weight.requires_grad
+    keep = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or weighed)
     out: Tensor = rects_forward(
         q,
         k,
@@ -412,5 +476,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, field: Field) -> Tenso
         scale,
         field.sigma,
         field.limit,
+        keep,
     )[0]
     return out
