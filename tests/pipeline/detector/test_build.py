@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.detector.build import ConfigError, build_model, load_config
+from pipeline.detector.build import ROOT, ConfigError, build_model, load_config
+from pipeline.detector.checkpoint import load_weights
 from pipeline.detector.detector import CmtDetector
 from pipeline.detector.optim import OptimError
 from pipeline.plan import Plan, PlanError
@@ -38,6 +39,11 @@ def test_the_mini_config_builds_with_its_sites_and_plan(model: CmtDetector) -> N
 def test_its_weights_fit_into_eight_megabytes(model: CmtDetector) -> None:
     size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     assert size < 8e6  # the checkpoint that ships with the project
+
+
+def test_the_shipped_checkpoint_fits_the_mini_config() -> None:
+    path = ROOT / "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
+    assert load_weights(build_model(MINI), path).fresh == ()
 
 
 def test_branches_are_frozen_as_the_config_says(model: CmtDetector) -> None:
@@ -182,5 +188,5 @@ def test_a_config_that_is_not_there_or_lacks_a_section_is_refused(tmp_path: Path
 
 def test_sections_of_mmengine_s_runner_may_stand_in_a_config(tmp_path: Path) -> None:
     path = tmp_path / "runner.py"
-    path.write_text((Path(MINI)).read_text() + "\ntrain_cfg = dict(by_epoch=True, max_epochs=1)\n")
+    path.write_text((ROOT / MINI).read_text() + "\ntrain_cfg = dict(by_epoch=True, max_epochs=1)\n")
     assert load_config(path).train_cfg.max_epochs == 1
