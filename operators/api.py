@@ -4,6 +4,7 @@ The caller names the implementation; it computes exactly this, or the call fails
 Shapes: B batch, H heads, Q queries, K keys, D head size.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,9 +60,10 @@ def attention(  # three tensors, the bias, and how to compute it
     if validate:
         check_values(q, k, v, bias)
     impl, form = _admitted(impl, _fields(q, k, v, bias, rank))
+    if not torch.is_autocast_enabled(q.device.type):
+        return registry.load(impl).forward(q, k, v, scale=scale, **render(bias, Form[form], rank, q.dtype))
     with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
-        fields = render(bias, Form[form], rank, q.dtype)
-        return registry.load(impl).forward(q, k, v, scale=scale, **fields)
+        return registry.load(impl).forward(q, k, v, scale=scale, **render(bias, Form[form], rank, q.dtype))
 
 
 def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
@@ -96,6 +98,12 @@ def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None
 
 def _admitted(impl: str, fields: _Fields) -> tuple[str, str]:
     """Return the implementation (``auto`` resolved) and the form to hand over, or raise all objections."""
+    return _remembered(impl, fields)
+
+
+@lru_cache(maxsize=1024)  # calls of different sizes: a model has tens; asking all over again costs 0.1 ms
+def _remembered(impl: str, fields: _Fields) -> tuple[str, str]:
+    """Ask the implementation once for every kind of call."""
     request = Request(*fields)
     if impl == "auto":
         from operators.auto import pick

@@ -38,6 +38,7 @@ MINI = {
 }
 """For a machine without a GPU: shows that everything runs, and says nothing of speed."""
 
+_UNITS = {"latency": "ms", "host": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}
 MODES = {"forward": "none", "forward_backward": "all"}
 _GROWTH = (("window", "rects"), ("none", "rects"), ("none", "sdpa_flash"), ("none", "flash"))
 _DENSE = ("window", "sdpa_efficient")  # the only dense path with a gradient to the bias on a GPU
@@ -59,7 +60,7 @@ class Run:
     def row(self, case: Case, place: tuple[str, str], what: tuple[str, str, str], note: str = "") -> BenchRow:
         """Start a row without a value: place is (suite, shape), what is (implementation, mode, metric)."""
         (suite, shape), (impl, mode, metric) = place, what
-        sizes, unit = case.sizes, {"latency": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}[metric]
+        sizes, unit = case.sizes, _UNITS[metric]
         return BenchRow(
             suite=suite,
             shape=shape,
@@ -88,6 +89,7 @@ def measure(run: Run, case: Case, impl: str, place: tuple[str, str], mode: str) 
     found = time_call(call, run.device, run.budget_ms)
     row = run.row(case, place, (impl, mode, "latency"))
     yield replace(row, value=found.median_ms, low=found.low_ms, high=found.high_ms, n=found.n)
+    yield replace(run.row(case, place, (impl, mode, "host")), value=found.host_ms, n=found.n)
     extra = peak_extra_mib(call, run.device)
     if extra is not None:
         yield replace(run.row(case, place, (impl, mode, "peak_extra")), value=extra, n=1)

@@ -84,12 +84,12 @@ def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:
     lines = [
         f"### {shape}, {mode.replace('_', ' + ')}",
         "",
-        "| bias | implementation | ms | 20 % .. 80 % | / unbiased | / floor | extra MiB | error / budget |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| bias | impl | ms | 20 % .. 80 % | / unbiased | / floor | host ms | extra MiB | error / budget |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in (r for r in mine if r.metric == "latency"):
         if row.value != row.value:
-            lines.append(f"| {row.bias} | {row.impl} | {row.note} | | | | | |")
+            lines.append(f"| {row.bias} | {row.impl} | {row.note} | | | | | | |")
             continue
         same = {r.metric: r.value for r in mine if (r.impl, r.bias) == (row.impl, row.bias)}
         cells = [
@@ -97,6 +97,7 @@ def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:
             f"{row.low:.3f} .. {row.high:.3f}",
             f"{row.value / best.value:.2f}" if best else "",
             f"{row.value / floor:.1f}" if floor else "",
+            f"{same['host']:.3f}" if "host" in same else "",
             f"{same['peak_extra']:.0f}" if "peak_extra" in same else "",
             f"{same['error_over_budget']:.2f}" if "error_over_budget" in same else "",
         ]

@@ -15,7 +15,8 @@ class BenchRow:
         shape: name of the shape.
         impl: the implementation. bias: the bias kind.
         mode: ``forward``, or ``forward_backward`` with gradients to q, k, v and the bias's weights.
-        metric: ``latency``, ``peak_extra`` or ``error_over_budget``.
+        metric: ``latency`` (the device's time), ``host`` (to launch it), ``peak_extra`` or
+            ``error_over_budget``.
         unit: ``ms``, ``MiB`` or ``ratio``.
         value: median; NaN where there is none, and ``note`` says why.
         low: 20th percentile. high: 80th percentile. n: repetitions.

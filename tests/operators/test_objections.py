@@ -100,6 +100,11 @@ SENTENCES = [
     ("flash", replace(CUDA, dtype="float32"), "flash-attn computes in float16 or bfloat16, got float32"),
     ("flash", replace(CUDA, head_size=12), "flash-attn takes head sizes 8, 16, ... 256, got 12"),
     ("flex", CPU, "FlexAttention is trusted on a GPU alone (a CPU gave wrong results), got cpu"),
+    (
+        "flex",
+        replace(CUDA, kind="gaussian"),
+        "FlexAttention's backward of the gaussian bias does not fit a GPU's shared memory",
+    ),
     ("flex", replace(CUDA, head_size=8), "FlexAttention takes head sizes from 16 on, got 8"),
     (
         "flex",
