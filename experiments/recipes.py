@@ -116,7 +116,7 @@ def demo() -> Recipe:
         config=MINI_CONFIG,
         plan=cross_plan(("none",) * 3),
         data=DataSettings(train=(mini.root,), val=mini.root),
-        train=TrainSettings(steps=60, batch_size=4, warmup_steps=5, lr_scale=0.5),
+        train=TrainSettings(steps=40, batch_size=4, warmup_steps=5, lr_scale=0.5),  # one pass over the frames
         init=MINI_CHECKPOINT,
         conditions=CONDITIONS,
         threads=1,  # two trials at once on two cores: start-up overlaps, and no thread waits for another
