@@ -134,10 +134,6 @@ def demo() -> Recipe:
     )
 
 
-PRETRAIN_FIRST = "runs/pretrain/first.safetensors"
-"""Weights of the first stage: copy the trial's ``weights.safetensors`` there before the second."""
-
-
 def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
     """Train everything on worlds that ``demo`` never sees.
 
@@ -202,7 +198,8 @@ def pretrain_cameras() -> Recipe:
         checkpoint_every=1000,
         log_every=25,
     )
-    return _pretraining("pretrain_cameras", train, PRETRAIN_FIRST)
+    (first,) = pretrain().named_trials()
+    return _pretraining("pretrain_cameras", train, init=f"runs/pretrain/trials/{first}/weights.safetensors")
 
 
 def smoke() -> Recipe:
