@@ -64,6 +64,12 @@ def _check_numbers(train: TrainSettings) -> None:
     for name, minimum in least.items():
         if getattr(train, name) < minimum:
             raise TrialError(f"settings.train.{name} is {getattr(train, name)}; expected {minimum} or more")
+    shares = train.mask_cameras, train.mask_lidar
+    if min(shares) < 0 or not sum(shares) <= 1:
+        raise TrialError(
+            f"settings.train.mask_cameras and mask_lidar are {shares[0]} and {shares[1]}; expected shares of "
+            "the samples, together 1 at most"
+        )
     if not train.lr_scale > 0:
         raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
 

@@ -32,6 +32,8 @@ def test_good_settings_pass_and_leave_nothing_behind(trial: Trial, tmp_path: Pat
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
         ({"lr_scale": 0.0}, "lr_scale is 0.0; expected a positive"),
         ({"lr_scale": float("nan")}, "lr_scale is nan"),
+        ({"mask_cameras": 0.6, "mask_lidar": 0.5}, "mask_lidar are 0.6 and 0.5; expected shares"),
+        ({"mask_lidar": -0.1}, "expected shares"),
         ({"amp": True}, "bfloat16 autocast.*set amp=False"),
         ({"device": "cuda"}, "the settings ask for cuda, the session gives cpu"),
     ],

@@ -139,7 +139,7 @@ def test_a_finished_trial_run_again_adds_no_training_row(done: Path, trial: Tria
 def test_loader_processes_change_no_bit(small_dataset: Path) -> None:
     source = open_source(small_dataset, "v1.0-mini", "mini_train")
     transform = partial(
-        prepare_training, size=(48, 112), limits=(-54, -54, -5, 54, 54, 3), vary=True, mask=True
+        prepare_training, size=(48, 112), limits=(-54, -54, -5, 54, 54, 3), vary=True, mask=(0.25, 0.25)
     )
     order = BatchOrder(len(source), 2, 0, 1, seed=0)
     alone, helped = (list(training_batches(source, order, transform, 0, 3, workers)) for workers in (0, 1))
