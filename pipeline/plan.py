@@ -40,7 +40,9 @@ class Choice:
                 f"unknown implementation {self.impl!r}; expected one of {', '.join(IMPLEMENTATIONS)}"
             )
         if self.rank is not None and (self.impl != "lowrank" or self.rank < 1):
-            raise PlanError(f"rank={self.rank} with impl={self.impl!r}: a positive rank goes with lowrank alone")
+            raise PlanError(
+                f"rank={self.rank} with impl={self.impl!r}: a positive rank goes with lowrank alone"
+            )
 
     def __str__(self) -> str:
         """Spell the choice as ``bias/impl`` or ``bias/lowrank@rank``."""
@@ -111,9 +113,13 @@ class Plan:
                 raise PlanError(f"pattern {pattern!r} matches no site; the model has {', '.join(sites)}")
         for site, patterns in matched.items():
             if len(patterns) > 1:
-                raise PlanError(f"site {site} is matched by {' and '.join(map(repr, patterns))}; name it once")
+                raise PlanError(
+                    f"site {site} is matched by {' and '.join(map(repr, patterns))}; name it once"
+                )
             if not patterns:
-                raise PlanError(f"site {site} has no choice; add a pattern for it (the baseline too is written out)")
+                raise PlanError(
+                    f"site {site} has no choice; add a pattern for it (the baseline too is written out)"
+                )
         choices = dict(self.choices)
         return Plan(tuple((site, choices[patterns[0]]) for site, patterns in matched.items()))
 
