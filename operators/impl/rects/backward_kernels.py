@@ -83,12 +83,11 @@ def prepare_kernel(
 
 
 @triton.jit
-def query_step(q, g, k_rows, v_rows, lse, delta, bias, dq, scale_log2, PRECISION: tl.constexpr):
-    """Add one tile to dQ (before its scale); keys come as rows (N, D). Returns dS too."""
-    scores = tl.dot(q, tl.trans(k_rows), input_precision=PRECISION) * scale_log2 + bias
-    p = tl.exp2(scores - lse[:, None])
+def query_step(q, g, k_rows, v_rows, base, delta, dq, scale_log2, PRECISION: tl.constexpr):
+    """Add one tile to dQ (before its scale); keys come as rows (N, D), ``base`` is bias - LSE. Returns dS too."""
+    p = tl.exp2(tl.dot(q, tl.trans(k_rows), input_precision=PRECISION) * scale_log2 + base)
     dp = tl.dot(g, tl.trans(v_rows), input_precision=PRECISION)
-    ds = p * (dp - delta[:, None])
+    ds = p * (dp - delta)
     return ds, tl.dot(ds.to(q.dtype), k_rows, dq, input_precision=PRECISION)
 
 
@@ -180,8 +179,8 @@ def query_grad_kernel(
     flat = pair.to(tl.int64) * padded + places
     q = tl.load(SortedQ + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
     g = tl.load(SorteddO + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
-    lse = tl.load(SortedLse + flat)
-    delta = tl.load(SortedDelta + flat)
+    base = -tl.load(SortedLse + flat)[:, None]
+    delta = tl.load(SortedDelta + flat)[:, None]
     k_cols = K + batch * k_b + head * k_h + d[None, :]
     v_cols = V + batch * v_b + head * v_h + d[None, :]
     sorted_rects += batch * num_segments * 2 * padded
@@ -195,47 +194,49 @@ def query_grad_kernel(
         plain_to = plain0 + plain * (split + 1) // SPLITS
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                keys = tl.cast(i, tl.int64) * TILE_K + n
+                key0 = tl.cast(i, tl.int64) * TILE_K
+                offsets = n
             else:
-                keys = tl.load(listing + i * 2).to(tl.int64) + shape_offsets(
-                    tl.load(listing + i * 2 + 1), TILE_K
-                )
+                key0 = tl.load(listing + i * 2).to(tl.int64)
+                offsets = shape_offsets(tl.load(listing + i * 2 + 1), TILE_K)
+            k_tile = k_cols + key0 * k_n + (offsets * k_n)[:, None]
+            v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
             if HEAD == BLOCK_D:
-                k = tl.load(k_cols + (keys * k_n)[:, None])
-                v = tl.load(v_cols + (keys * v_n)[:, None])
+                k = tl.load(k_tile)
+                v = tl.load(v_tile)
             else:
-                k = tl.load(k_cols + (keys * k_n)[:, None], mask=in_head[None, :], other=0.0)
-                v = tl.load(v_cols + (keys * v_n)[:, None], mask=in_head[None, :], other=0.0)
-            _, dq = query_step(q, g, k, v, lse, delta, 0.0, dq, scale_log2, PRECISION)
+                k = tl.load(k_tile, mask=in_head[None, :], other=0.0)
+                v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
+            _, dq = query_step(q, g, k, v, base, delta, dq, scale_log2, PRECISION)
     dw = tl.zeros([BLOCK_Q], tl.float32)
     before = -1
     touched_from = touched * split // SPLITS
     touched_to = touched * (split + 1) // SPLITS
     for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
         if KIND == NONE:
-            keys = (num_tiles - 1) * TILE_K + n
-            real = keys < num_keys
+            key0 = (num_tiles - 1) * TILE_K
+            offsets = n
+            real = key0 + n < num_keys
         else:
             tile = tl.load(listing + i * 2)
-            keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
-        keys = keys.to(tl.int64)
+            key0, offsets, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
         kept = real[:, None] & in_head[None, :]
-        k = tl.load(k_cols + (keys * k_n)[:, None], mask=kept, other=0.0)
-        v = tl.load(v_cols + (keys * v_n)[:, None], mask=kept, other=0.0)
-        beyond = tl.where(real, 0.0, float("-inf"))[None, :]
-        if KIND == NONE:
-            _, dq = query_step(q, g, k, v, lse, delta, beyond, dq, scale_log2, PRECISION)
-        else:
-            bias, slope = tile_bias(
-                row, col, row0, col0, width, sorted_rects, padded, segment, places, present, weights, w_s,
-                middles, c_s, c_d, decay, limit, KIND, TILE_K,
+        k = tl.load(k_cols + key0.to(tl.int64) * k_n + (offsets * k_n)[:, None], mask=kept, other=0.0)
+        v = tl.load(v_cols + key0.to(tl.int64) * v_n + (offsets * v_n)[:, None], mask=kept, other=0.0)
+        bias = base
+        if KIND != NONE:
+            bias, held, slope = tile_bias(
+                row, col, row0, col0, width, base, sorted_rects, padded, segment, places, present, weights,
+                w_s, middles, c_s, c_d, decay, limit, KIND, TILE_K,
             )  # fmt: skip
-            ds, dq = query_step(q, g, k, v, lse, delta, bias + beyond, dq, scale_log2, PRECISION)
-            if NEED_WEIGHT:
-                # Tiles come in order of segments: the last sum stored of a segment is the whole of it.
-                dw = tl.where(segment == before, dw, 0.0) + tl.sum(ds * slope, axis=1)
-                tl.store(dw_rows + segment, dw, mask=present)
-                before = segment
+        bias = tl.where(real[None, :], bias, float("-inf"))
+        ds, dq = query_step(q, g, k, v, bias, delta, dq, scale_log2, PRECISION)
+        if NEED_WEIGHT:
+            # Tiles come in order of segments: the last sum stored of a segment is the whole of it.
+            share = ds * slope if KIND == GAUSSIAN else tl.where(held, ds, 0.0)
+            dw = tl.where(segment == before, dw, 0.0) + tl.sum(share, axis=1)
+            tl.store(dw_rows + segment, dw, mask=present)
+            before = segment
     o_rows = dQ + split * o_split + batch * o_b + head * o_h + rows * o_n
     tl.store(
         o_rows[:, None] + d[None, :] * o_d,
@@ -245,13 +246,12 @@ def query_grad_kernel(
 
 
 @triton.jit
-def key_step(k, v, q, g, lse, delta, bias, dk, dv, scale_log2, PRECISION: tl.constexpr):
-    """Add one block of queries (rows (M, D)) to dK (before its scale) and dV; scores are transposed."""
-    scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + bias
-    p = tl.exp2(scores - lse[None, :])
+def key_step(k, v, q, g, base, delta, dk, dv, scale_log2, PRECISION: tl.constexpr):
+    """Add one block of queries, rows (M, D), to dK (before its scale) and dV; scores are transposed."""
+    p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + base)
     dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
     dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
+    ds = p * (dp - delta)
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
@@ -331,7 +331,8 @@ def key_grad_kernel(
         keys = tile * TILE_K + tl.arange(0, TILE_K)
         real = keys < num_keys
     else:
-        keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
+        key0, offsets, row, col, real, segment, _, _, _ = tile_cells(tiles, tile, TILE_K)
+        keys = key0 + offsets
     keys = keys.to(tl.int64)
     kept = real[:, None] & in_head[None, :]
     k = tl.load((K + batch * k_b + head * k_h + keys * k_n)[:, None] + d[None, :], mask=kept, other=0.0)
@@ -360,9 +361,9 @@ def key_grad_kernel(
             else:
                 q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
                 g = tl.load(g_rows + spots, mask=in_head[None, :], other=0.0)
-            lse = tl.load(lse_rows + places)
-            delta = tl.load(delta_rows + places)
-            dk, dv = key_step(k, v, q, g, lse, delta, 0.0, dk, dv, scale_log2, PRECISION)
+            base = -tl.load(lse_rows + places)[None, :]
+            delta = tl.load(delta_rows + places)[None, :]
+            dk, dv = key_step(k, v, q, g, base, delta, dk, dv, scale_log2, PRECISION)
     if KIND != NONE:
         cell = ((row << 16) | col)[:, None]
         rects_here = sorted_rects + (batch * num_segments + segment) * 2 * padded
@@ -371,8 +372,8 @@ def key_grad_kernel(
             spots = places[:, None] * HEAD + d[None, :]
             q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
             g = tl.load(g_rows + spots, mask=in_head[None, :], other=0.0)
-            lse = tl.load(lse_rows + places)
-            delta = tl.load(delta_rows + places)
+            base = -tl.load(lse_rows + places)[None, :]
+            delta = tl.load(delta_rows + places)[None, :]
             rows = tl.load(order + batch * padded + places)
             present = rows < num_queries
             rows = rows.to(tl.int64)
@@ -380,11 +381,10 @@ def key_grad_kernel(
             last = tl.load(rects_here + padded + places)[None, :]
             held = held_by_cell(cell, first, last)
             if KIND == MASK:
-                bias = tl.where(held, 0.0, float("-inf"))
+                bias = tl.where(held, base, float("-inf"))
             else:
                 weights = weight + batch * w_b + head * w_h + rows * w_n + segment * w_s
                 added = tl.load(weights, mask=present, other=0.0).to(tl.float32)[None, :]
-                bias = tl.where(held, added * LOG2E, 0.0)
                 if KIND == GAUSSIAN:
                     middles = centers + batch * c_b + rows * c_n + segment * c_s
                     center_row = tl.load(middles, mask=present, other=0.0).to(tl.float32)[None, :]
@@ -392,7 +392,10 @@ def key_grad_kernel(
                     bias, _ = gaussian_and_slope(
                         held, added, row[:, None], col[:, None], center_row, center_col, decay, limit
                     )
-            dk, dv = key_step(k, v, q, g, lse, delta, bias, dk, dv, scale_log2, PRECISION)
+                    bias += base
+                else:
+                    bias = tl.where(held, added * LOG2E + base, base)
+            dk, dv = key_step(k, v, q, g, bias, delta, dk, dv, scale_log2, PRECISION)
     dk_rows = dK + batch * dk_b + head * dk_h + keys * dk_n
     dv_rows = dV + batch * dv_b + head * dv_h + keys * dv_n
     tl.store(dk_rows[:, None] + d[None, :] * dk_d, (dk * scale).to(dK.dtype.element_ty), mask=kept)

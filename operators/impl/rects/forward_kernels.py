@@ -18,7 +18,7 @@ SAFE = tl.constexpr(2.0**80)  # bounds the sum: terms of 2^-30 of it stay normal
 
 @triton.jit
 def accumulate(scores, v, shift, total, acc, ONLINE: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one tile to the softmax's running sums; scores are scaled, in powers of two."""
+    """Add one tile to the softmax's running sums; scores are in powers of two, and shifted unless ONLINE."""
     if ONLINE:
         new = tl.maximum(shift, tl.max(scores, axis=1))
         safe = tl.where(new == float("-inf"), 0.0, new)  # no key so far: -inf - -inf would be NaN
@@ -28,7 +28,7 @@ def accumulate(scores, v, shift, total, acc, ONLINE: tl.constexpr, PRECISION: tl
         acc = acc * old[:, None]
         shift = new
     else:
-        p = tl.exp2(scores - shift[:, None])
+        p = tl.exp2(scores)
         total += tl.sum(p, axis=1)
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return shift, total, acc
@@ -79,41 +79,46 @@ def sweep(
     """
     n = tl.arange(0, TILE_K)
     in_head = tl.arange(0, BLOCK_D) < HEAD
+    base = (tl.zeros([BLOCK_Q], tl.float32) if ONLINE else -shift)[:, None]
     total = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     if KIND != MASK:
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                keys = tl.cast(i, tl.int64) * TILE_K + n
+                key0 = tl.cast(i, tl.int64) * TILE_K
+                offsets = n
             else:
-                keys = tl.load(listing + i * 2).to(tl.int64) + shape_offsets(
-                    tl.load(listing + i * 2 + 1), TILE_K
-                )
+                key0 = tl.load(listing + i * 2).to(tl.int64)
+                offsets = shape_offsets(tl.load(listing + i * 2 + 1), TILE_K)
+            k_tile = k_rows + key0 * k_n + (offsets * k_n)[None, :]
+            v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
             if HEAD == BLOCK_D:
-                k = tl.load(k_rows + (keys * k_n)[None, :])
-                v = tl.load(v_cols + (keys * v_n)[:, None])
+                k = tl.load(k_tile)
+                v = tl.load(v_tile)
             else:
-                k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
-                v = tl.load(v_cols + (keys * v_n)[:, None], mask=in_head[None, :], other=0.0)
-            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+                k = tl.load(k_tile, mask=in_head[:, None], other=0.0)
+                v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + base
             shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
     for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
         if KIND == NONE:
-            keys = (num_tiles - 1) * TILE_K + n
-            real = keys < num_keys
+            key0 = (num_tiles - 1) * TILE_K
+            offsets = n
+            real = key0 + n < num_keys
         else:
             tile = tl.load(listing + i * 2)
-            keys, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
-        keys = keys.to(tl.int64)
-        k = tl.load(k_rows + (keys * k_n)[None, :], mask=real[None, :] & in_head[:, None], other=0.0)
-        v = tl.load(v_cols + (keys * v_n)[:, None], mask=real[:, None] & in_head[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+            key0, offsets, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
+        k_tile = k_rows + key0.to(tl.int64) * k_n + (offsets * k_n)[None, :]
+        v_tile = v_cols + key0.to(tl.int64) * v_n + (offsets * v_n)[:, None]
+        k = tl.load(k_tile, mask=real[None, :] & in_head[:, None], other=0.0)
+        v = tl.load(v_tile, mask=real[:, None] & in_head[None, :], other=0.0)
+        bias = base
         if KIND != NONE:
-            bias, _ = tile_bias(
-                row, col, row0, col0, width, sorted_rects, padded, segment, places, present, weights, w_s,
-                centers, c_s, c_d, decay, limit, KIND, TILE_K,
+            bias, _, _ = tile_bias(
+                row, col, row0, col0, width, base, sorted_rects, padded, segment, places, present, weights,
+                w_s, centers, c_s, c_d, decay, limit, KIND, TILE_K,
             )  # fmt: skip
-            scores += bias
+        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + bias
         scores = tl.where(real[None, :], scores, float("-inf"))
         shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
     return shift, total, acc

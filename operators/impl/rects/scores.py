@@ -32,8 +32,8 @@ def tile_cells(tiles, tile, TILE_K: tl.constexpr):
     """Unpack a tile.
 
     Returns:
-        keys (TILE_K,), their rows, their columns, which of them are its own; segment, first row, first column and
-        log2 width of the tile.
+        first key; of its keys: (TILE_K,) distance from the first, row, column, and whether they are its own;
+        its segment, first row, first column and log2 width.
     """
     n = tl.arange(0, TILE_K)
     entry = tiles + tile * 8
@@ -44,8 +44,17 @@ def tile_cells(tiles, tile, TILE_K: tl.constexpr):
     row = row0 + (n >> width)
     col = col0 + (n & ((1 << width) - 1))
     real = (row < tl.load(entry + 4)) & (col < tl.load(entry + 5))
-    keys = tl.load(entry) + shape_offsets(tl.load(entry + 7), TILE_K)
-    return keys, row, col, real, segment, row0, col0, width
+    return (
+        tl.load(entry),
+        shape_offsets(tl.load(entry + 7), TILE_K),
+        row,
+        col,
+        real,
+        segment,
+        row0,
+        col0,
+        width,
+    )
 
 
 @triton.jit
@@ -128,6 +137,7 @@ def tile_bias(
     row0,
     col0,
     width,
+    base,
     sorted_rects,
     padded,
     segment,
@@ -143,24 +153,27 @@ def tile_bias(
     KIND: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
-    """Return what is added to the scores (M, TILE_K) of a tile, in powers of two, and its slope.
+    """Return what is added to the scores of a tile, which keys the rects hold, and a gaussian's slope.
 
     Args:
         row, col: cells of the keys. row0, col0, width: of the tile.
+        base: (M, 1) added everywhere, so that bias and shift together cost one select a score.
         sorted_rects: (S, 2, padded) of the batch item.
         places: (M,) of the queries in sorted order. present: which of them exist.
         weights, centers: (M,) pointers to the queries' values in segment 0.
+
+    Returns:
+        (M, TILE_K) in powers of two; (M, TILE_K) bool; derivative of the bias by the weight, 0 if not gaussian.
     """
     rects = sorted_rects + segment * 2 * padded + places
     first = tl.load(rects)
     last = tl.load(rects + padded)
     held = held_by_bits(row0, col0, width, first, last, TILE_K)
-    slope = tl.where(held, 1.0, 0.0)
+    slope = 0.0
     if KIND == MASK:
-        bias = tl.where(held, 0.0, float("-inf"))
+        bias = tl.where(held, base, float("-inf"))
     else:
         weight = tl.load(weights + segment * w_s, mask=present, other=0.0).to(tl.float32)[:, None]
-        bias = tl.where(held, weight * LOG2E, 0.0)
         if KIND == GAUSSIAN:
             center_row = tl.load(centers + segment * c_s, mask=present, other=0.0).to(tl.float32)[:, None]
             center_col = tl.load(centers + segment * c_s + c_d, mask=present, other=0.0).to(tl.float32)[
@@ -169,4 +182,7 @@ def tile_bias(
             bias, slope = gaussian_and_slope(
                 held, weight, row[None, :], col[None, :], center_row, center_col, decay, limit
             )
-    return bias, slope
+            bias += base
+        else:
+            bias = tl.where(held, weight * LOG2E + base, base)
+    return bias, held, slope
