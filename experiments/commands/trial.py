@@ -11,6 +11,7 @@ from rich.table import Table
 
 from experiments.folder import StudyError, StudyFolder
 from experiments.preflight import make_worlds
+from experiments.progress import StudyProgress
 from experiments.recipes import CONDITIONS, MINI_CONFIG, Recipe, cross_plan, recipe
 from pipeline.plan import Plan
 from pipeline.rows import read_rows, select
@@ -33,8 +34,10 @@ def train(arguments: Namespace) -> int:
     else:
         from pipeline.launch import train_one
 
-        with console.status("training; rows.jsonl in that folder grows"):
+        with StudyProgress(console, total=1, done=0) as progress:
+            progress.started(folder.name, folder, len(settings.conditions))
             train_one(settings, folder)
+            progress.ended(folder.name)
     _print_scores(folder, console)
     return 0
 
