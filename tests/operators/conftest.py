@@ -20,6 +20,7 @@ def pytest_configure(config):
     for harmless in (
         "ignore:Conversion of an array with ndim:DeprecationWarning",  # the interpreter's own code
         "ignore:divide by zero encountered in log2:RuntimeWarning",  # a row without keys: -inf
+        "ignore:overflow encountered in (exp2|multiply|matmul):RuntimeWarning",  # rects repeats such a block
         "ignore:invalid value encountered:RuntimeWarning",  # in lanes that a select throws away
     ):
         config.addinivalue_line("filterwarnings", harmless)

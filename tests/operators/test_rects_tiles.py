@@ -6,11 +6,12 @@ import torch
 
 pytest.importorskip("triton", reason="the kernel is written in Triton")
 
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
+import triton
+import triton.language as tl
 
-from operators.impl.rects import launch, scores, tiles  # noqa: E402
-from operators.testing import Sizes, make_case  # noqa: E402
+from operators.impl.rects import lists, scores, tiles
+from operators.impl.rects.sizes import Blocks, Compile
+from operators.testing import Sizes, make_case
 
 
 @triton.jit
@@ -53,19 +54,25 @@ def test_tiles_cover_every_cell_once(size):
             assert (seen == 1).all(), (rows, cols)
 
 
-@pytest.mark.parametrize(("shape", "most"), [((128, 128), 256), ((180, 180), 507), ((40, 100), 63), ((20, 50), 16)])
+@pytest.mark.parametrize(
+    ("shape", "most"), [((128, 128), 256), ((180, 180), 507), ((40, 100), 63), ((20, 50), 16)]
+)
 def test_the_decoders_maps_need_no_more_tiles_than_rows_of_keys_do(shape, most):
     assert len(tiles.cut_segment(*shape, 64)) == most == -(-shape[0] * shape[1] // 64)
 
 
-@pytest.mark.parametrize(("size", "width"), [(32, 1), (32, 3), (32, 4), (64, 1), (64, 2), (64, 3), (64, 4), (64, 5)])
+@pytest.mark.parametrize(
+    ("size", "width"), [(32, 1), (32, 3), (32, 4), (64, 1), (64, 2), (64, 3), (64, 4), (64, 5)]
+)
 def test_both_tests_of_membership_agree_with_the_definition(size, width, device):
     first, last, low, high = random_rects(64)
     n = torch.arange(size)
     row, col = 9 + (n >> width), 11 + (n & ((1 << width) - 1))
     expected = (
-        (row >= low[:, :1]) & (row <= high[:, :1]) & (col >= low[:, 1:]) & (col <= high[:, 1:])
-    ).int().to(device)
+        ((row >= low[:, :1]) & (row <= high[:, :1]) & (col >= low[:, 1:]) & (col <= high[:, 1:]))
+        .int()
+        .to(device)
+    )
     first, last, cells = (x.int().to(device) for x in (first, last, row << 16 | col))
     by_bits, by_cell = torch.empty_like(expected), torch.empty_like(expected)
     bits_kernel[(1,)](first, last, by_bits, 9, 11, width, TILE_K=size, M=64)
@@ -80,18 +87,18 @@ def test_lists_name_the_tiles_that_rects_touch(placement, device):
     sizes = Sizes(2, 1, 50, 16, bev=(17, 12), cameras=(2, 5, 9), window=(4, 3), placement=placement)
     case = make_case("window", sizes, torch.float32, device)
     segments = tuple((s.offset, s.rows, s.cols) for s in sizes.grid.segments)
-    blocks = launch.Blocks(16, 32, 4, 1, *[launch.Compile(1, 1)] * 3)
-    table = launch.tile_table(segments, blocks.keys, torch.device(device))
-    lists = launch.list_tiles(case.rects, table, blocks)
+    blocks = Blocks(16, 32, 4, 1, *[Compile(1, 1)] * 3)
+    table = lists.tile_table(segments, blocks.keys, torch.device(device))
+    found = lists.list_tiles(case.rects, table, blocks)
     for batch in range(2):
-        order = lists.order[batch].tolist()
+        order = found.order[batch].tolist()
         assert sorted(order) == list(range(64))
         assert order[50:] == list(range(50, 64))  # padding stands last
         for block in range(4):
             members = [q for q in order[block * 16 : block * 16 + 16] if q < 50]
             expected = touched(table.tolist(), case.rects[batch, members].tolist(), blocks.keys)
-            count = int(lists.counts[batch, block])
-            entries = lists.tiles[batch, block].tolist()
+            count = int(found.counts[batch, block])
+            entries = found.tiles[batch, block].tolist()
             assert [tile for tile, _ in entries[:count]] == expected
             plain = {(entry[0], entry[7]) for i, entry in enumerate(table.tolist()) if i not in expected}
             assert {tuple(entry) for entry in entries[count:]} == plain
@@ -104,7 +111,10 @@ def touched(table, rects, size):
         bottom, right = row + (size >> width), col + (1 << width)
         cells = {(r, c) for r in range(row, min(bottom, row_end)) for c in range(col, min(right, col_end))}
         hit = any(
-            r0 <= r <= r1 and c0 <= c <= c1 for query in rects for r0, r1, c0, c1 in [query[segment]] for r, c in cells
+            r0 <= r <= r1 and c0 <= c <= c1
+            for query in rects
+            for r0, r1, c0, c1 in [query[segment]]
+            for r, c in cells
         )
         if hit or bottom > row_end or right > col_end:
             found.append(i)
@@ -115,10 +125,12 @@ def test_neighbouring_windows_share_a_block(device):
     # One camera, windows along its columns in shuffled order: sorted, a block of 8 sees 1/8 of the columns.
     rng = torch.Generator().manual_seed(0)
     col = torch.randperm(64, generator=rng).int()
-    rects = torch.stack((torch.zeros_like(col), torch.zeros_like(col) + 7, col, col), dim=-1).view(1, 64, 1, 4)
+    rects = torch.stack((torch.zeros_like(col), torch.zeros_like(col) + 7, col, col), dim=-1).view(
+        1, 64, 1, 4
+    )
     empty = torch.tensor([0, -1, 0, -1], dtype=torch.int32).expand(1, 64, 1, 4)
     rects = torch.cat((empty, rects), dim=2).to(device)
-    blocks = launch.Blocks(16, 64, 4, 1, *[launch.Compile(1, 1)] * 3)
-    table = launch.tile_table(((0, 8, 8), (64, 8, 64)), 64, torch.device(device))
-    lists = launch.list_tiles(rects, table, blocks)
-    assert lists.counts.tolist() == [[2, 2, 2, 2]]
+    blocks = Blocks(16, 64, 4, 1, *[Compile(1, 1)] * 3)
+    table = lists.tile_table(((0, 8, 8), (64, 8, 64)), 64, torch.device(device))
+    found = lists.list_tiles(rects, table, blocks)
+    assert found.counts.tolist() == [[2, 2, 2, 2]]

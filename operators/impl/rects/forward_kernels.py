@@ -1,3 +1,4 @@
+# mypy: disallow-incomplete-defs=False
 """The forward kernels: attention over a share of a block's tiles, and the merge of the shares.
 
 One program takes BLOCK_Q queries of one head and a share of that block's tile list. It runs a plain loop
@@ -185,7 +186,7 @@ def forward_kernel(
 ):
     """Attend with one block of queries to one share of its tiles.
 
-    Args:
+    Operands:
         Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
         Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
@@ -290,7 +291,7 @@ def merge_kernel(
 ):
     """Merge the shares of every query by their log-sum-exps, always in the same order.
 
-    Args:
+    Operands:
         Parts: (splits, B * H, Q, D) float32, contiguous.
         PartLse: (splits, B * H, Q) float32, in powers of two.
         Out: (B, H, Q, D) by its strides.

@@ -1,3 +1,4 @@
+# mypy: disallow-incomplete-defs=False
 """What is added to the scores of one tile: shared by the forward and both backward kernels.
 
 All exponentials are to the base 2: scores, biases and log-sum-exps within the kernels are logits times
@@ -59,7 +60,9 @@ def tile_cells(tiles, tile, TILE_K: tl.constexpr):
 
 @triton.jit
 def held_by_cell(cell, first, last):
-    """Say which cells lie in which rects, all packed as row << 16 | column below 2^15: two subtractions a score.
+    """Say which cells lie in which rects: two subtractions a score.
+
+    Cells are packed as row << 16 | column, either below 2^15.
 
     The guard bit of each half survives a subtraction exactly where the half does not borrow.
     """
@@ -73,10 +76,10 @@ def held_by_cell(cell, first, last):
 def held_by_bits(row0, col0, width, first, last, TILE_K: tl.constexpr):
     """Say which keys of a tile lie in which rects, (M, TILE_K): one bit test a score.
 
-    Within a tile a rect is a run of columns, repeated over a run of rows: one number of TILE_K bits per query, of
-    which a thread of the matrix unit's layout holds those of its two rows only.
+    Within a tile a rect is a run of columns, repeated over a run of rows: TILE_K bits per query, of which a
+    thread of the matrix unit's layout holds those of its two rows only.
 
-    Args:
+    Operands:
         row0, col0, width: first cell and log2 width of the tile.
         first, last: (M,) packed rects.
     """
@@ -113,7 +116,7 @@ def held_by_bits(row0, col0, width, first, last, TILE_K: tl.constexpr):
 def gaussian_and_slope(held, weight, row, col, center_row, center_col, decay, limit):
     """Return the bias (in powers of two) and its derivative by the weight (both in logits).
 
-    Args:
+    Operands:
         held: whether a key lies in a query's rect.
         weight: in logits.
         row, col: cells of the keys.
@@ -155,7 +158,7 @@ def tile_bias(
 ):
     """Return what is added to the scores of a tile, which keys the rects hold, and a gaussian's slope.
 
-    Args:
+    Operands:
         row, col: cells of the keys. row0, col0, width: of the tile.
         base: (M, 1) added everywhere, so that bias and shift together cost one select a score.
         sorted_rects: (S, 2, padded) of the batch item.
@@ -163,7 +166,7 @@ def tile_bias(
         weights, centers: (M,) pointers to the queries' values in segment 0.
 
     Returns:
-        (M, TILE_K) in powers of two; (M, TILE_K) bool; derivative of the bias by the weight, 0 if not gaussian.
+        (M, TILE_K) in powers of two; (M, TILE_K) bool; derivative of a gaussian bias by the weight.
     """
     rects = sorted_rects + segment * 2 * padded + places
     first = tl.load(rects)

@@ -1,3 +1,4 @@
+# mypy: disallow-incomplete-defs=False
 """Which queries go together, and which tiles of keys their rects touch.
 
 A *tile* is a small rectangle of up to ``TILE_K`` cells of one segment, 8 x 8 where it fits; a *block* is
@@ -24,8 +25,8 @@ def cut_segment(rows: int, cols: int, size: int) -> list[tuple[int, int, int, in
     """Cut a map into tiles of ``size`` cells: 8 cells wide where they fit, other shapes along two borders.
 
     Returns:
-        (first row, first column, end of its rows, end of its columns, log2 of its width) of every tile. A tile
-        is ``size >> log2 width`` rows tall; what of it lies beyond an end belongs to others or to nobody.
+        (first row, first column, end of its rows, end of its columns, log2 of its width) of every tile. It is
+        ``size >> log2 width`` rows tall; what of it lies beyond an end belongs to others or to nobody.
     """
     tall, wide = size // 8, 8
     main_rows, main_cols = rows - rows % tall, cols - cols % wide
@@ -62,7 +63,7 @@ def code_kernel(
 ):
     """Write the number by which the queries are ordered.
 
-    Args:
+    Operands:
         rects: (B, Q, S, 4) int32, last axis contiguous.
         codes: (B, padded) int32.
     """
@@ -104,10 +105,10 @@ def rank_kernel(
 ):
     """Sort by counting, for every query, how many come before it; ties keep the caller's order.
 
-    Args:
+    Operands:
         order: (B, padded) int32: which query stands at a place; padding is at the end.
-        sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column) in that order; the first
-            beyond the last if the rect is empty or the query is padding.
+        sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column) in that order; of an
+            empty rect, and of padding, the first lies beyond the last.
     """
     mine = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
@@ -153,7 +154,7 @@ def flag_kernel(
 ):
     """Say which tiles a block of queries touches. One program takes CHUNK tiles.
 
-    Args:
+    Operands:
         tiles: (tiles, 8) int32, see ``launch.tables``.
         flags: (B, blocks, tiles) int8: 1 if touched, or if the tile reaches beyond its end.
     """
@@ -186,7 +187,7 @@ def flag_kernel(
 def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr):
     """List the tiles of one block of queries: touched ones from the front, plain ones from the back.
 
-    Args:
+    Operands:
         flags: (B, blocks, tiles) int8.
         tiles: (tiles, 8) int32, see ``launch.tables``.
         lists: (B, blocks, tiles, 2) int32: touched tiles by number; plain ones by first key and shape.
@@ -217,7 +218,7 @@ def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr):
 def transpose_kernel(flags, lists, counts, num_blocks, num_tiles, CHUNK: tl.constexpr):
     """List the blocks of queries of every tile: those that touch it from the front, others from the back.
 
-    Args:
+    Operands:
         flags: (B, blocks, tiles) int8.
         lists: (B, tiles, blocks) int32.
         counts: (B, tiles) int32: how many blocks touch.

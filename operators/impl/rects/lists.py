@@ -1,0 +1,116 @@
+"""The host's side of ``tiles``: the table of tiles of a grid, and the lists of every block of queries."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from operators.impl.rects import tiles
+from operators.impl.rects.sizes import Blocks
+
+Segments = tuple[tuple[int, int, int], ...]
+"""First key, rows and columns of every segment."""
+
+_MAX_SIDE = 0x7FFF  # rows and columns share an int32, and a bit of each half guards a comparison
+
+
+@lru_cache(maxsize=64)
+def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
+    """Cut all segments into tiles.
+
+    Returns:
+        per tile: first key, segment, first row, first column, end of rows, end of columns, log2 of its width,
+        and its shape (columns of the segment << 3 | log2 width).
+    """
+    found = []
+    for segment, (offset, rows, cols) in enumerate(segments):
+        if max(rows, cols) > _MAX_SIDE:
+            raise ValueError(
+                f"segment {segment}: rects takes maps of up to {_MAX_SIDE} cells a side, got {rows} x {cols}"
+            )
+        for row, col, row_end, col_end, width in tiles.cut_segment(rows, cols, tile_keys):
+            key = offset + row * cols + col
+            found.append((key, segment, row, col, row_end, col_end, width, cols << 3 | width))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def tile_table(segments: Segments, tile_keys: int, device: torch.device) -> Tensor:
+    """Copy ``cut_grid`` to the device as (tiles, 8) int32, once per grid."""
+    with torch.inference_mode(False):  # cached for calls outside of it too
+        return torch.tensor(cut_grid(segments, tile_keys), dtype=torch.int32, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """Which queries go together and which tiles they touch; see ``tiles``. Without elements if no bias."""
+
+    order: Tensor  # (B, padded) int32
+    rects: Tensor  # (B, S, 2, padded) int32
+    tiles: Tensor  # (B, blocks, tiles, 2) int32
+    counts: Tensor  # (B, blocks) int32
+    flags: Tensor  # (B, blocks, tiles) int8
+
+    @classmethod
+    def empty(cls, rects: Tensor, num_blocks: int, num_tiles: int, padded: int) -> "Lists":
+        """Allocate for rects (B, Q, S, 4)."""
+        batch, _, num_segments, _ = rects.shape
+        return cls(
+            rects.new_empty((batch, padded)),
+            rects.new_empty((batch, num_segments, 2, padded)),
+            rects.new_empty((batch, num_blocks, num_tiles, 2)),
+            rects.new_empty((batch, num_blocks)),
+            rects.new_empty((batch, num_blocks, num_tiles), dtype=torch.int8),
+        )
+
+    @classmethod
+    def none(cls, like: Tensor) -> "Lists":
+        """Allocate nothing."""
+        order, rects, found, counts = (like.new_empty(0, dtype=torch.int32) for _ in range(4))
+        return cls(order, rects, found, counts, like.new_empty(0, dtype=torch.int8))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in order."""
+        return self.order, self.rects, self.tiles, self.counts, self.flags
+
+
+def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks) -> Lists:
+    """Order the queries and list every block's tiles. rects: (B, Q, S, 4) int32, any strides."""
+    batch, num_queries, num_segments, _ = rects.shape
+    rects = rects if rects.stride(-1) == 1 else rects.contiguous()
+    num_tiles = len(table)
+    num_blocks = triton.cdiv(num_queries, blocks.queries)
+    padded = num_blocks * blocks.queries
+    lists = Lists.empty(rects, num_blocks, num_tiles, padded)
+    codes = torch.empty_like(lists.order)
+    strides = rects.stride()[:3]
+    rows = 16 if rects.is_cuda else 128  # many small programs; few in the interpreter
+    tiles.code_kernel[(triton.cdiv(padded, 2 * rows), batch)](
+        rects, codes, *strides, num_queries, padded, S=num_segments, N=2 * rows, num_warps=1
+    )
+    tiles.rank_kernel[(triton.cdiv(padded, rows), batch)](
+        codes, rects, lists.order, lists.rects, *strides, num_queries, padded,
+        S=num_segments, N=rows, CHUNK=512, num_warps=4,
+    )  # fmt: skip
+    tiles.flag_kernel[(triton.cdiv(num_tiles, 32), num_blocks, batch)](
+        lists.rects, table, lists.flags, padded, num_tiles, num_segments,
+        BLOCK_Q=blocks.queries, TILE_K=blocks.keys, CHUNK=32, num_warps=4,
+    )  # fmt: skip
+    tiles.list_kernel[(num_blocks, batch)](
+        lists.flags, table, lists.tiles, lists.counts, num_tiles, CHUNK=1024, num_warps=4
+    )
+    return lists
+
+
+def list_blocks(flags: Tensor) -> tuple[Tensor, Tensor]:
+    """List the blocks of queries that touch every tile: (B, tiles, blocks) int32 and how many, (B, tiles)."""
+    batch, num_blocks, num_tiles = flags.shape
+    lists = flags.new_empty((batch, num_tiles, num_blocks), dtype=torch.int32)
+    counts = flags.new_empty((batch, num_tiles), dtype=torch.int32)
+    tiles.transpose_kernel[(triton.cdiv(num_tiles, 32), batch)](
+        flags, lists, counts, num_blocks, num_tiles, CHUNK=32, num_warps=1
+    )
+    return lists, counts

@@ -1,0 +1,85 @@
+"""Sizes of blocks and tiles, how Triton compiles over them, and into how many shares the keys are split."""
+
+from dataclasses import dataclass
+
+import torch
+
+MASK_KIND = 3  # ``launch.Kind.MASK``
+
+
+@dataclass(frozen=True)
+class Compile:
+    """How Triton compiles one kernel.
+
+    Attributes:
+        stages: depth of the software pipeline of the plain loop.
+        touched_stages: of the loop over touched tiles, whose loads are many and small.
+        registers: limit per thread, so that more programs share a multiprocessor; None: no limit.
+    """
+
+    stages: int
+    touched_stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """As keyword arguments of a launch."""
+        return {"STAGES": self.stages, "TOUCHED_STAGES": self.touched_stages, "maxnreg": self.registers}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes of the tiles of scores, and how the kernels over them are compiled.
+
+    Attributes:
+        queries, keys: of a tile of scores.
+        warps: per program.
+        resident: programs that one multiprocessor holds: registers allow so many.
+        forward, query_grad, key_grad: of the three large kernels.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    resident: int
+    forward: Compile
+    query_grad: Compile
+    key_grad: Compile
+
+
+INTERPRETED = Blocks(64, 32, 1, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
+"""For the interpreter, whose cost is per operation, whatever its size."""
+
+_LARGE = Blocks(32, 32, 4, 2, Compile(2, 1), Compile(2, 1), Compile(2, 1))
+_MASK = Blocks(16, 32, 2, 8, Compile(3, 3), Compile(3, 3), Compile(3, 3))
+_TUNED = Blocks(64, 64, 4, 4, Compile(3, 1, 128), Compile(3, 1, 168), Compile(3, 1, 168))
+
+
+def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Blocks:
+    """Choose block sizes. Measured for bfloat16 and D = 32 on an H200 (docs/log.md); safe elsewhere."""
+    if device == "cpu":
+        return INTERPRETED
+    if dtype == torch.float32 or head_size > 64:
+        return _LARGE  # 4-byte operands and long rows: shared memory and registers set the limit
+    return _MASK if kind == MASK_KIND else _TUNED  # few keys matter to a mask: small tiles fit closer
+
+
+def choose_splits(programs: int, num_tiles: int, device: torch.device, resident: int) -> int:
+    """Cut every block's tiles so that the programs fill the GPU: the fewest splits within 5 % of the best.
+
+    Args:
+        programs: blocks of queries times heads times batch.
+        num_tiles: tiles of keys; a share should hold a few.
+        device: where they run.
+        resident: programs that one multiprocessor holds.
+    """
+    if device.type == "cpu":
+        return min(2, max(1, num_tiles // 2))  # the interpreter: as few as let the tests see a split
+    slots = torch.cuda.get_device_properties(device).multi_processor_count * resident
+    most = max(1, min(16, num_tiles // 4))  # 16 x D x 4 bytes of partial results a query is what we spend
+
+    def waste(splits: int) -> float:
+        return -(-programs * splits // slots) * slots / (programs * splits)
+
+    best = min(waste(s) for s in range(1, most + 1))
+    return next(s for s in range(1, most + 1) if waste(s) <= 1.05 * best)
