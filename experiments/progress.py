@@ -130,6 +130,8 @@ class StudyProgress:
     def _fraction(self) -> float:
         """Part of the trials of this run that is over."""
         with self._lock:
+            for trial in self._running.values():
+                trial.look()
             over = self._done - self._before + sum(trial.fraction for trial in self._running.values())
         return over / max(self._total - self._before, 1)
 
@@ -142,8 +144,6 @@ class StudyProgress:
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
             with self._lock:
-                for trial in self._running.values():
-                    trial.look()
                 words = ", ".join(f"{name.partition('_')[0]} {t}" for name, t in self._running.items())
             left = self._seconds_left()
             assert self._live is not None  # this thread runs on a terminal only

@@ -207,8 +207,10 @@ class _Tracker:
         self._wishes.put(True)
 
     def _serve(self) -> None:
-        if hasattr(os, "setpriority"):  # trials measure time: sending waits for an idle core
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        if hasattr(
+            os, "setpriority"
+        ):  # trials measure time: sending waits for an idle core (Ray's workers have 15)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while self._wishes.get():
             from pipeline.tracking import sync  # costs seconds, which only a study with an end should pay
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
-from pipeline.worker import train_loop
+from pipeline.worker import Alone, train_loop
 
 DRIVER = "tune_driver"
 """Custom resource of the head node: one per trial driver, which thus takes no CPU from the workers."""
@@ -155,15 +154,6 @@ def _environment(values: dict[str, str], force: bool = False) -> Iterator[None]:
                 os.environ[key] = value
 
 
-class _Alone(TorchConfig):
-    """For one worker: no process group, hence no store of torch's that listens on every interface."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """Return the backend that sets nothing up."""
-        return Backend
-
-
 class _Trainer(TorchTrainer):
     """TorchTrainer without actors that would only stand by: each costs 3 s of CPU per trial to import Ray.
 
@@ -205,7 +195,7 @@ def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_f
             "folder": str(folder),
             "recipe": recipe,
         },
-        torch_config=_Alone() if settings.workers == 1 else TorchConfig(backend="nccl" if cuda else "gloo"),
+        torch_config=Alone() if settings.workers == 1 else TorchConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.workers, use_gpu=cuda, resources_per_worker=_worker_resources(settings)
         ),

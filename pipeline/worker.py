@@ -2,23 +2,32 @@
 
 Ray Train owns the process group and the list of checkpoints; rank 0 writes a checkpoint straight
 to its place in the trial's folder, and every rank reports it, which is a barrier.
+
+Drivers and controllers import this module as well, for names alone; so it imports torch and the model's
+libraries on use, which spares each of those processes seconds.
 """
 
 import logging
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
-import ray.train.torch
-import torch
+from ray.train.backend import BackendConfig
 from ray.train.v2._internal.execution import context as ray_train_context
 
 from pipeline.beacon import Beacon
 from pipeline.refusal import is_refusal
-from pipeline.settings import TrialSettings
-from pipeline.state import newest_state
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Alone(BackendConfig):
+    """For one worker: no process group, hence no store of torch's that listens on every interface."""
+
+    backend = "none"
 
 
 class RaySession:
@@ -30,10 +39,12 @@ class RaySession:
     """
 
     def __init__(self, folder: Path, recipe: str) -> None:
+        from ray.train.torch import get_device
+
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
-        self.device: torch.device = ray.train.torch.get_device()
+        self.device: torch.device = get_device()
         self.folder = folder
         self.recipe = recipe
         self._beacon = Beacon(folder)
@@ -43,6 +54,8 @@ class RaySession:
 
         Not Ray's own list: a checkpoint whose report a crash cut off is complete all the same.
         """
+        from pipeline.state import newest_state
+
         return newest_state(self.folder / "checkpoints")
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
@@ -68,7 +81,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
     """
-    # Drivers import this module only to name this function; they need not pay for the model's libraries.
+    from pipeline.settings import TrialSettings
     from pipeline.train import run_trial
 
     # Ray Train logs two lines per rank and report; this logger is named by its file's path.

@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from ray.train import WorkerGroupError
@@ -8,6 +11,8 @@ from pipeline.data.sample import DataError
 from pipeline.launch import LOCAL, OURS, _environment, _explain, _Trainer, _worker_resources
 from pipeline.plan import PlanError
 from pipeline.refusal import is_refusal
+
+ROOT = Path(__file__).parents[2]
 
 
 def names(callbacks):
@@ -59,3 +64,10 @@ def test_our_errors_are_refusals_and_others_are_bugs():
     assert is_refusal(DataError("x"))
     assert not is_refusal(ValueError("x"))
     assert not is_refusal(RuntimeError("x"))
+
+
+def test_controllers_need_not_import_torch():
+    """A controller imports the worker's module for the class of its backend."""
+    code = "import sys, pipeline.worker; print({'torch', 'mmengine'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
