@@ -115,7 +115,7 @@ def sweep(
         v = tl.load(v_tile, mask=real[:, None] & in_head[None, :], other=0.0)
         bias = base
         if KIND != NONE:
-            bias, _, _ = tile_bias(
+            bias, _held, _slope = tile_bias(
                 row, col, row0, col0, width, base, sorted_rects, padded, segment, places, present, weights,
                 w_s, centers, c_s, c_d, decay, limit, KIND, TILE_K,
             )  # fmt: skip

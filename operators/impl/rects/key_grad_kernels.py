@@ -105,7 +105,7 @@ def key_grad_kernel(
         keys = tile * TILE_K + tl.arange(0, TILE_K)
         real = keys < num_keys
     else:
-        key0, offsets, row, col, real, segment, _, _, _ = tile_cells(tiles, tile, TILE_K)
+        key0, offsets, row, col, real, segment, _row0, _col0, _width = tile_cells(tiles, tile, TILE_K)
         keys = key0 + offsets
     keys = keys.to(tl.int64)
     kept = real[:, None] & in_head[None, :]
@@ -163,7 +163,7 @@ def key_grad_kernel(
                     middles = centers + batch * c_b + rows * c_n + segment * c_s
                     center_row = tl.load(middles, mask=present, other=0.0).to(tl.float32)[None, :]
                     center_col = tl.load(middles + c_d, mask=present, other=0.0).to(tl.float32)[None, :]
-                    bias, _ = gaussian_and_slope(
+                    bias, _slope = gaussian_and_slope(
                         held, added, row[:, None], col[:, None], center_row, center_col, decay, limit
                     )
                     bias += base

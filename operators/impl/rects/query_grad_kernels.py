@@ -199,7 +199,7 @@ def query_grad_kernel(
             else:
                 k = tl.load(k_tile, mask=in_head[None, :], other=0.0)
                 v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
-            _, dq = query_step(q, g, k, v, base, delta, dq, scale_log2, PRECISION)
+            _ds, dq = query_step(q, g, k, v, base, delta, dq, scale_log2, PRECISION)
     dw = tl.zeros([BLOCK_Q], tl.float32)
     before = -1
     touched_from = touched * split // SPLITS
