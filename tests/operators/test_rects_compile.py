@@ -27,7 +27,8 @@ VALUES = {"HEAD": 24, "BLOCK_D": 32, "TILE_K": 64, "BLOCK_Q": 64, "PRECISION": "
 def check(kernel, kind, online):
     values = VALUES | {"KIND": kind, "ONLINE": online, "NEED_WEIGHT": kind in (1, 2)}
     constants = {n: values[n] for n in kernel.arg_names if n in values}
-    types = dict.fromkeys(kernel.arg_names, "i32") | POINTERS | NUMBERS | dict.fromkeys(constants, "constexpr")
+    types = dict.fromkeys(kernel.arg_names, "i32") | POINTERS | NUMBERS
+    types |= dict.fromkeys(constants, "constexpr")
     types = {n: types[n] for n in kernel.arg_names}
     backend = make_backend(GPUTarget("cuda", 90, 32))
     context = ir.context()

@@ -65,7 +65,7 @@ def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Bl
 
 
 def choose_splits(programs: int, num_tiles: int, device: torch.device, resident: int) -> int:
-    """Cut every block's tiles so that the programs fill the GPU: the fewest splits within 5 % of the best.
+    """Cut every block's tiles so that the programs fill the GPU: the fewest splits within 15 % of the best.
 
     Args:
         programs: blocks of queries times heads times batch.
@@ -82,4 +82,5 @@ def choose_splits(programs: int, num_tiles: int, device: torch.device, resident:
         return -(-programs * splits // slots) * slots / (programs * splits)
 
     best = min(waste(s) for s in range(1, most + 1))
-    return next(s for s in range(1, most + 1) if waste(s) <= 1.05 * best)
+    # 15 %: more shares would cost as much in merging, and memory (4 against 13 of them at B1 Q900, 8 heads).
+    return next(s for s in range(1, most + 1) if waste(s) <= 1.15 * best)
