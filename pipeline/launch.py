@@ -99,7 +99,8 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             finally:
                 ray.shutdown()
         return
-    scratch = tempfile.mkdtemp(prefix="biaswise-ray-")
+    # Under /tmp whatever TMPDIR says: Ray's sockets lie in there, and a socket's path is at most 107 bytes.
+    scratch = tempfile.mkdtemp(prefix="biaswise-ray-", dir="/tmp")
     # A private directory keeps away from the stale /tmp/ray of a Ray that was killed; a token in the
     # environment keeps away from ~/.ray/auth_token.
     private = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN": secrets.token_hex(32)} | _bytecode(scratch)
