@@ -8,8 +8,6 @@ was killed at any moment is started again and goes on.
 import logging
 import os
 import queue
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from experiments.folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.progress import StudyProgress
 from experiments.recipes import Recipe
 from pipeline.launch import ray_session, run_under_ray
+from pipeline.scratch import scratch_folder
 
 DRIVER_FAILURES = 1
 """Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
@@ -119,34 +118,30 @@ def _tune(
     concurrent = min(concurrent, len(todo))
     cpus = concurrent * max(s.workers * s.threads for s in settings)
     gpus = concurrent * max(s.workers if s.device == "cuda" else 0 for s in settings)
-    scratch = tempfile.mkdtemp(prefix="biaswise-tune-")  # Tune's own state; ours is in the study's folder
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
-    try:
-        with ray_session(cpus, gpus, drivers=concurrent) as resources:
-            tuner = tune.Tuner(
-                tune.with_resources(drive, resources),
-                param_space={
-                    "trial": tune.grid_search(list(todo)),
-                    "folder": str(folder.path.resolve()),
-                    "recipe": recipe.digest,
-                },
-                tune_config=tune.TuneConfig(
-                    max_concurrent_trials=concurrent,
-                    reuse_actors=True,  # a new driver process costs 5 s of CPU per trial
-                    trial_name_creator=lambda trial: str(trial.config["trial"]),
-                    trial_dirname_creator=lambda trial: str(trial.config["trial"]),
-                ),
-                run_config=tune.RunConfig(
-                    name=recipe.name,
-                    storage_path=scratch,
-                    verbose=0,
-                    callbacks=[watcher],
-                    failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
-                ),
-            )
-            tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    # Tune keeps its own state in the scratch folder; ours is in the study's.
+    with scratch_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
+        tune.Tuner(
+            tune.with_resources(drive, resources),
+            param_space={
+                "trial": tune.grid_search(list(todo)),
+                "folder": str(folder.path.resolve()),
+                "recipe": recipe.digest,
+            },
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,  # a new driver process costs 5 s of CPU per trial
+                trial_name_creator=lambda trial: str(trial.config["trial"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            ),
+            run_config=tune.RunConfig(
+                name=recipe.name,
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[watcher],
+                failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
+            ),
+        ).fit()
 
 
 class _Watcher(tune.Callback):

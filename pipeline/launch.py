@@ -6,9 +6,7 @@ in the environment of its processes, and keeps its files in a directory of its o
 
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from pipeline.scratch import scratch_folder
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
 from pipeline.worker import Alone, train_loop
@@ -99,13 +98,7 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             finally:
                 ray.shutdown()
         return
-    # Under /tmp whatever TMPDIR says: Ray's sockets lie in there, and a socket's path is at most 107 bytes.
-    scratch = tempfile.mkdtemp(prefix="biaswise-ray-", dir="/tmp")
-    # A private directory keeps away from the stale /tmp/ray of a Ray that was killed; a token in the
-    # environment keeps away from ~/.ray/auth_token.
-    private = {"RAY_TMPDIR": scratch, "RAY_AUTH_TOKEN": secrets.token_hex(32)} | _bytecode(scratch)
-    with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
-        _reread_environment()
+    with scratch_folder("ray") as scratch, _private_environment(scratch):
         try:
             ray.init(
                 address="local",
@@ -120,17 +113,29 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             yield {DRIVER: 1}
         finally:
             ray.shutdown()
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _bytecode(scratch: str) -> dict[str, str]:
+@contextmanager
+def _private_environment(scratch: Path) -> Iterator[None]:
+    """Set up what a local Ray reads.
+
+    A directory of its own keeps away from the stale /tmp/ray of a Ray that was killed; a token in the
+    environment keeps away from ~/.ray/auth_token.
+    """
+    private = {"RAY_TMPDIR": str(scratch), "RAY_AUTH_TOKEN": secrets.token_hex(32)} | _bytecode(scratch)
+    with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
+        _reread_environment()
+        yield
+
+
+def _bytecode(scratch: Path) -> dict[str, str]:
     """Let Ray's processes keep compiled modules where the environment forbids it and nobody has compiled.
 
     A trial starts three Python processes; each would compile torch and Ray anew, which costs 7 s of CPU.
     """
     if not sys.dont_write_bytecode or Path(ray.__cached__).exists():
         return {}
-    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(Path(scratch) / "pycache")}
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
 
 
 def _reread_environment() -> None:
