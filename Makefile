@@ -24,10 +24,11 @@ ui: $(ENV)
 clean:
 	rm -rf .venv
 
-# torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time.
+# torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time, and compiles
+# it, torch too: a study starts many Python processes, and each would do it anew where PYTHONDONTWRITEBYTECODE is set.
 $(ENV): pyproject.toml constraints.txt requirements-nodeps.txt
 	$(PYTHON) -m venv .venv
 	$(RUN)pip install -q -c constraints.txt torch uv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q -c constraints.txt -e '.[dev]'
-	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --no-deps -r requirements-nodeps.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode -c constraints.txt -e '.[dev]'
+	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode --no-deps -r requirements-nodeps.txt
 	touch $@
