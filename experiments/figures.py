@@ -228,6 +228,10 @@ def _within(box: tuple[float, ...], frame: Sequence[float]) -> bool:
     return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
 
 
+def _two_decimals(tag: re.Match[str]) -> str:
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag.group())
+
+
 def _svg(figure: Figure, name: str) -> str:
     """Render as an ``<svg>`` element for a page: its colours, its font, ids of its own, two decimals."""
     buffer = io.StringIO()
@@ -242,5 +246,5 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r' id="', f' id="{name}-', text)
     text = re.sub(r"(?:xlink:)?href=\"#", f'href="#{name}-', text)
     text = text.replace("url(#", f"url(#{name}-")
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", _two_decimals, text)  # in tags, not between them: there stand the labels
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
