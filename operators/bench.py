@@ -46,6 +46,10 @@ _BEV_SIDES = (60, 100, 150, 220, 310, 440, 630)  # cells; with cameras 5k to 400
 _QUERIES = (100, 250, 500, 1000, 2000, 3000, 4000)
 
 
+class BenchError(ValueError):
+    """A benchmark that cannot run as asked."""
+
+
 @dataclass(frozen=True)
 class Run:
     """What stays the same over a benchmark: the device, the dtype and where the rows come from."""
@@ -199,14 +203,14 @@ def run_bench(arguments: argparse.Namespace) -> Iterator[BenchRow]:
     """Measure what the command line asks for, row by row.
 
     Raises:
-        ValueError: unknown shapes, kinds or implementations, or no GPU for the decoder's shapes.
+        BenchError: unknown shapes, kinds or implementations, or no GPU for the decoder's shapes.
     """
     shapes = _chosen_shapes(arguments.shapes)
     kinds = _chosen(arguments.kinds, BIAS_KINDS, "bias kinds")
     impls = _chosen(arguments.impls, IMPLEMENTATIONS, "implementations")
     gpu = torch.cuda.is_available()
     if not gpu and (arguments.growth or not set(shapes) <= set(MINI)):
-        raise ValueError(
+        raise BenchError(
             "no GPU here: the decoder's shapes and --growth take one; `--shapes mini` runs without"
         )
     device = torch.device("cuda" if gpu else "cpu")
@@ -229,7 +233,7 @@ def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:
     names = text.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"unknown {what} {', '.join(unknown)}; expected some of {', '.join(known)}")
+        raise BenchError(f"unknown {what} {', '.join(unknown)}; expected some of {', '.join(known)}")
     return names
 
 
