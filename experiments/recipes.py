@@ -126,7 +126,7 @@ def demo() -> Recipe:
     return Recipe(
         name="demo",
         question="In which decoder layers does the window bias of the cross-attention pay off?",
-        cost="16 fine-tunings of the mini model, about 10 minutes on 2 CPU cores",
+        cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
         trials=trials,
         factors=CROSS_SITES,
         rule=Rule(sites=CROSS_SITES, seeds=(0, 1)),
