@@ -11,6 +11,11 @@ from typing import Any
 
 from operators.spec import BIAS_KINDS
 
+SPENDINGS = ("obrien_fleming", "pocock")
+"""How the error probability is spent over the looks; ``experiments.spending`` has the formulas."""
+PRICED_BY = ("trials", "bench")
+"""Where the slow-down comes from: the trials' own step times, or the operator benchmark."""
+
 
 class DecideError(ValueError):
     """Rows or a rule from which no verdict can be drawn; the message is one sentence."""
@@ -27,14 +32,26 @@ class Rule:
     Attributes:
         metric: a metric in the unit ``fraction`` (``NDS``, ``mAP``).
         condition: sensor condition the verdict is about.
-        treatment: bias kind whose worth is asked.
-        baseline: bias kind it is compared with.
+        treatment: level whose worth is asked: a bias kind (``window``), or a bias kind with an
+            approximate implementation (``window/lowrank@16``).
+        baseline: level it is compared with.
         sites: the factors; empty reads them from the plans (every site whose bias varies).
         seeds: the blocks; empty reads them from the rows. A study that names its sites and
             seeds notices when all trials of one of them are missing.
         price_metric: time per training step, in any unit (a ratio is taken).
         price_points_per_percent: points of ``metric`` that one per cent of slow-down must earn.
-        confidence: that all intervals of one condition cover the truth together.
+        confidence: that all verdicts, over all sites and all looks, are right together.
+        more_treatments: further levels, each compared with the baseline.
+        arms: what the design runs, a tuple of levels (one per site) each; empty: all combinations.
+        margin: smallest gain worth having, points. A net gain that is certainly between minus and plus
+            this is reported as equivalent: nothing worth looking for.
+        looks: numbers of complete seeds after which the study is judged, increasing; empty: once, at
+            the end. Rows of seeds beyond the last look that was reached wait for the next one.
+        spending: one of ``SPENDINGS``.
+        order: sites in the order in which an earlier, independent look (a screening) ranks them, most
+            promising first. They are then tested in that order at the full level until one is not
+            settled; empty: Holm's procedure.
+        priced_by: one of ``PRICED_BY``.
     """
 
     metric: str = "NDS"
@@ -46,26 +63,63 @@ class Rule:
     price_metric: str = "step_ms"
     price_points_per_percent: float = 0.1
     confidence: float = 0.95
+    more_treatments: tuple[str, ...] = ()
+    arms: tuple[tuple[str, ...], ...] = ()
+    margin: float = 0.5
+    looks: tuple[int, ...] = ()
+    spending: str = "obrien_fleming"
+    order: tuple[str, ...] = ()
+    priced_by: str = "trials"
 
     def __post_init__(self) -> None:
         """Refuse a rule that can decide nothing."""
-        for kind in (self.treatment, self.baseline):
-            if kind not in BIAS_KINDS:
+        for level in (*self.treatments, self.baseline):
+            if level.partition("/")[0].partition(":")[0] not in BIAS_KINDS:
                 raise DecideError(
-                    f"the rule names the bias {kind!r}; expected one of {', '.join(BIAS_KINDS)}"
+                    f"the rule names the bias {level!r}; expected one of {', '.join(BIAS_KINDS)}"
                 )
-        if self.treatment == self.baseline:
-            raise DecideError(f"the rule compares {self.treatment!r} with itself; name two bias kinds")
+        levels = (self.baseline, *self.treatments)
+        if twice := sorted({level for level in levels if levels.count(level) > 1}):
+            raise DecideError(f"the rule compares {twice[0]!r} with itself; name two bias kinds")
         if not 0.5 <= self.confidence < 1:
             raise DecideError(f"the rule's confidence is {self.confidence}; expected 0.5 <= it < 1")
-        if self.price_points_per_percent < 0:
+        if not self.price_points_per_percent >= 0:
             raise DecideError(
                 f"the rule's price is {self.price_points_per_percent} points; expected 0 or more"
             )
+        if not self.margin > 0:
+            raise DecideError(
+                f"the rule's margin is {self.margin} points; expected the smallest gain worth having, above 0"
+            )
+        self._refuse_bad_plan()
+
+    def _refuse_bad_plan(self) -> None:
+        if any(len(arm) != len(self.sites) for arm in self.arms):
+            raise DecideError(
+                f"the rule has arms that do not fit its {len(self.sites)} sites; an arm is a level per site"
+            )
+        if self.looks and (self.looks[0] < 1 or list(self.looks) != sorted(set(self.looks))):
+            raise DecideError(f"the rule's looks are {self.looks}; expected increasing numbers of seeds")
+        if self.looks and self.seeds and self.looks[-1] > len(self.seeds):
+            raise DecideError(
+                f"the rule's last look comes after {self.looks[-1]} seeds, but it names {len(self.seeds)}"
+            )
+        if self.spending not in SPENDINGS:
+            raise DecideError(f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}")
+        if self.priced_by not in PRICED_BY:
+            raise DecideError(f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}")
+        if self.order and set(self.order) != set(self.sites):
+            raise DecideError("the rule's order does not hold its sites, each once; rank all of them")
+
+    @property
+    def treatments(self) -> tuple[str, ...]:
+        """All levels that are compared with the baseline."""
+        return (self.treatment, *self.more_treatments)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``from_dict`` reads them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Rule":
@@ -73,8 +127,7 @@ class Rule:
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(plain) - set(known)):
             raise DecideError(f"a rule has no {', '.join(unknown)}; it has {', '.join(known)}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return cls(**values)
+        return cls(**{key: _frozen(value) for key, value in plain.items()})
 
     @property
     def digest(self) -> str:
@@ -84,9 +137,16 @@ class Rule:
     def __str__(self) -> str:
         """Say the rule in words."""
         percent = "\N{NO-BREAK SPACE}%"
+        together = "all layers" + (f" and {len(self.looks)} looks" if len(self.looks) > 1 else "")
         return (
-            f"A layer pays off if {self.treatment} instead of {self.baseline} there gains more {self.metric} "
-            f"({self.condition}) than its price of {self.price_points_per_percent:g} points per "
+            f"A layer pays off if {' or '.join(self.treatments)} instead of {self.baseline} there gains "
+            f"more {self.metric} ({self.condition}) than its price of "
+            f"{self.price_points_per_percent:g} points per "
             f"1{percent} of step time, and costs if it gains less, at {100 * self.confidence:g}{percent} "
-            f"confidence for all layers together."
+            f"confidence for {together} together. A net gain within {self.margin:g} points of zero is "
+            f"not worth having."
         )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
