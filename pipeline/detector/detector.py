@@ -145,8 +145,12 @@ class CmtDetector(Base3DDetector):
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w') with views of a sample in a row.
         """
-        images = self.img_neck(self.img_backbone(batch_inputs["imgs"].flatten(0, 1)))[0]
+        images = self.image_features(batch_inputs["imgs"])
         return self.pts_branch(batch_inputs["points"]), images
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Run the image branch on (B, V, 3, H, W) normalised images; see ``extract_feat``."""
+        return self.img_neck(self.img_backbone(images.flatten(0, 1)))[0]
 
     def loss(
         self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
