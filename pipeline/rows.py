@@ -3,8 +3,13 @@
 Long format: one number per row, with everything needed to judge it. Rows are written as JSON
 lines, each in one write that is flushed to disk; a trial has one writer. A last line that a
 crash cut short is dropped on reading, and said so; a broken line elsewhere is an error.
+
+Each line ends with a seal, a digest of the line and of the seal before it, so that a row which is changed,
+removed, added or moved afterwards shows. That guards against the hand and the merge, not against somebody
+who seals anew: nothing in a folder of one's own can.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -68,12 +73,20 @@ _COLUMNS = tuple(field.name for field in fields(Row))
 _FLOATS = ("value", "spread", "time")
 
 
+_TAIL = 4096
+"""Bytes read from a file's end to find its last seal: a line has about a thousand."""
+
+
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a JSON-lines file and flush it to disk."""
-    lines = "".join(_to_line(row) for row in rows)
+    """Append rows to a JSON-lines file, sealed, and flush it to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    seal, lines = last_seal(path), []
+    for row in rows:
+        record = {k: None if _is_nan(v) else v for k, v in asdict(row).items()}
+        seal = _seal(seal, record)
+        lines.append(json.dumps({**record, "seal": seal}, allow_nan=False) + "\n")
     with path.open("a", encoding="utf-8") as file:
-        file.write(lines)
+        file.write("".join(lines))
         file.flush()
         os.fsync(file.fileno())
 
@@ -94,14 +107,50 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def last_seal(path: Path) -> str:
+    """Return the seal of a rows file's last line; empty if there is no such line or it has none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-min(size, _TAIL), os.SEEK_END)
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    try:
+        return str(json.loads(lines[-1])["seal"])
+    except (IndexError, ValueError, KeyError, TypeError):  # empty, cut short, or from before there were seals
+        return ""
+
+
+def seal_fault(path: Path, end: str = "") -> str:
+    """Say how a rows file differs from what was written to it; empty if it does not.
+
+    Args:
+        path: a file that ``read_rows`` reads.
+        end: a seal that must be among its seals, so that a missing end shows too; empty asks for none.
+    """
+    seal, seals = "", set()
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):  # cut short by a crash; not counted as a row either
+            break
+        record = json.loads(line)
+        found = record.pop("seal", "")
+        if not found:
+            return f"line {number} has no seal"
+        seal = _seal(seal, record)
+        if found != seal:
+            return f"line {number} does not match its seal: a row was changed, removed or added"
+        seals.add(seal)
+    return f"rows are missing at its end (no line has the seal {end})" if end and end not in seals else ""
+
+
+def _seal(before: str, record: dict[str, Any]) -> str:
+    """Return twelve hex digits for a line's content after the line sealed ``before``."""
+    return hashlib.sha256((before + json.dumps(record, sort_keys=True)).encode()).hexdigest()[:12]
+
+
 def read_study(folder: Path) -> list[Row]:
     """Read the rows of all trials of a study folder, in the order of the trials' names."""
     return [row for path in sorted(folder.glob("trials/*/rows.jsonl")) for row in read_rows(path)]
-
-
-def _to_line(row: Row) -> str:
-    record = {k: None if _is_nan(v) else v for k, v in asdict(row).items()}
-    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _is_nan(value: object) -> bool:
@@ -110,9 +159,10 @@ def _is_nan(value: object) -> bool:
 
 def _from_line(line: str) -> Row:
     record = json.loads(line)
-    if not isinstance(record, dict) or set(record) != set(_COLUMNS):
+    if not isinstance(record, dict) or set(record) - {"seal"} != set(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
     values: dict[str, Any] = {k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()}
+    values.pop("seal", None)
     return Row(**values)
 
 

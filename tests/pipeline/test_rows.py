@@ -2,11 +2,11 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 
 import pytest
 
-from pipeline.rows import Row, RowsError, append_rows, read_rows, read_study, select
+from pipeline.rows import Row, RowsError, append_rows, last_seal, read_rows, read_study, seal_fault, select
 
 ROW = Row(
     "study", "trial", "a.0.cross=none/flex", "NDS", "fraction", 0.1 + 0.2, condition="clean", seed=3, time=1.5
@@ -72,3 +72,45 @@ def test_select_matches_every_field_given():
 
 def test_every_column_is_a_plain_value():
     assert {field.type for field in fields(Row)} <= {str, int, float}
+
+
+def sealed(path, count=4):
+    for step in range(count):  # in several writes, as a trial does it
+        append_rows(path, [replace(ROW, step=step)])
+    return path
+
+
+def test_what_was_written_matches_its_seals(tmp_path):
+    path = sealed(tmp_path / "rows.jsonl")
+    assert seal_fault(path, last_seal(path)) == ""
+    path.write_text(path.read_text() + path.read_text().splitlines()[0][:50])  # a crash in the next write
+    assert seal_fault(path) == ""
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda x: [x[0], x[1].replace('"seed": 3', '"seed": 4'), *x[2:]], "line 2 does not match its seal"),
+        (lambda x: [x[0].replace("0.30000000000000004", "0.31"), *x[1:]], "line 1 does not match its seal"),
+        (lambda x: [x[0], *x[2:]], "line 2 does not match its seal"),
+        (lambda x: [x[1], x[0], *x[2:]], "line 1 does not match its seal"),
+        (lambda x: [*x, x[-1]], "line 5 does not match its seal"),
+        (lambda x: [*x[:2], x[2].partition(', "seal"')[0] + "}", x[3]], "line 3 has no seal"),
+        (lambda x: x[:-1], "rows are missing at its end"),
+    ],
+    ids=["seed", "value", "removed", "moved", "doubled", "unsealed", "end"],
+)
+def test_an_edit_shows(tmp_path, edit, fault):
+    path = sealed(tmp_path / "rows.jsonl")
+    end = last_seal(path)
+    lines = edit(path.read_text().splitlines())
+    path.write_text("".join(f"{line}\n" for line in lines))
+    assert fault in seal_fault(path, end)
+
+
+def test_rows_from_before_there_were_seals_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(broken() + "\n")
+    assert [repr(row) for row in read_rows(path)] == [repr(ROW)]
+    assert "has no seal" in seal_fault(path)
+    assert last_seal(path) == ""
