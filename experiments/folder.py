@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.recipes import Recipe
+from pipeline.rows import last_seal
 from pipeline.settings import TrialSettings
 
 DONE, FAILED, PARTIAL, PENDING = "done", "failed", "partial", "pending"
@@ -60,9 +61,10 @@ class StudyFolder:
             error: why it failed, one sentence; empty if it is done.
             details: traceback.
         """
-        ended = {"ended": time.time(), "seconds": round(seconds, 1)}
+        ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1)}
+        ended["seal"] = last_seal(self.trial(name) / "rows.jsonl")  # without it, a missing end would not show
         if error:
-            ended |= {"error": error, "details": details}  # type: ignore[dict-item]
+            ended |= {"error": error, "details": details}
         write_json(self.trial(name) / ("FAILED.json" if error else "DONE.json"), ended)
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:

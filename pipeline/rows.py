@@ -43,7 +43,7 @@ class Row:
         spread: half the distance between the 20th and 80th percentile, same unit; NaN if n is 1.
         n: how many repetitions ``value`` summarises.
         device: ``cpu`` or the GPU's name.
-        versions: ``torch=...;ray=...``.
+        versions: ``torch=...;ray=...;data=...``: what decides numbers; ``data`` is a ``fingerprint``.
         commit: commit of the code, ``+`` appended if the tree was dirty.
         recipe: digest of the study's recipe and rule, fixed before its first trial.
         time: Unix time, seconds.

@@ -28,6 +28,7 @@ from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
 from pipeline.detector.optim import build_optimizer, clip_norm
+from pipeline.fingerprint import fingerprint
 from pipeline.optimise import Optimiser, deterministic, lr_factor, plan_of_step, seed_everything
 from pipeline.plan import Plan
 from pipeline.predict import Detector
@@ -147,7 +148,7 @@ class Trial:
         if step % self.settings.train.log_every and step != self.settings.train.steps:
             return
         found = _averaged(found, self.session)
-        self._add(step, [Measure(name, UNITS.get(name, "1"), value) for name, value in found.items()])
+        self._add(step, [_measure(name, value) for name, value in found.items()])
 
     def _checkpoint(self, step: int, loss: float, seconds_left: float) -> None:
         path = None
@@ -236,11 +237,17 @@ def _open_record(settings: TrialSettings, session: Session, plan: str) -> Record
         value=0.0,
         seed=settings.seed,
         device=device_name(session.device),
-        versions=versions(),
+        versions=f"{versions()};data={fingerprint(settings.data)}",
         commit=commit(),
         recipe=session.recipe,
     )
     return Record(session.folder / "rows.jsonl", common)
+
+
+def _measure(name: str, value: float) -> Measure:
+    """Read a number of a step: ``metric``, or ``metric@site`` if it is about one site."""
+    metric, _, site = name.partition("@")
+    return Measure(metric, UNITS.get(metric, "1"), value, site=site)
 
 
 def _averaged(found: Mapping[str, float], session: Session) -> dict[str, float]:
