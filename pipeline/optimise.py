@@ -93,8 +93,8 @@ class Optimiser:
             factor: on every peak learning rate.
 
         Returns:
-            ``loss``, its parts, ``grad_norm`` (before clipping), and ``bias_scale`` and
-            ``bias_scale_grad`` where the step's plan uses them.
+            ``loss``, its parts, ``grad_norm`` (before clipping), and how the scale of the bias learns
+            (``CmtDetector.bias_numbers``; ``name@site`` is about one site).
 
         Raises:
             TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
@@ -105,7 +105,7 @@ class Optimiser:
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
         torch.autograd.backward(total)
-        seen = {name: value.detach() for name, value in logs.items()} | bias_scale(self.model)
+        seen = {name: value.detach() for name, value in logs.items()} | self.model.bias_numbers()
         seen["grad_norm"] = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         # one transfer for all numbers: each would make the host wait for the GPU
         found = dict(zip(seen, torch.stack(list(seen.values())).tolist(), strict=True))
@@ -114,17 +114,6 @@ class Optimiser:
             raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
         self.optimizer.step()
         return found
-
-
-def bias_scale(model: nn.Module) -> dict[str, Tensor]:
-    """Return copies of the bias' learned scale, and of its gradient if the last backward gave one."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == "bias_scale":
-            found["bias_scale"] = parameter.detach().clone().reshape(())
-            if parameter.grad is not None:
-                found["bias_scale_grad"] = parameter.grad.clone().reshape(())  # before clipping changes it
-    return found
 
 
 def deterministic(device: torch.device, threads: int) -> None:

@@ -5,7 +5,7 @@ A small cross-attention encoder looks, for every query, only at the memory aroun
 mask and encoder come from MoME (repository konyul/MoME, ``multi_expert.py``).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from operators.bias import LocalMask
 from operators.grid import TokenGrid
 from pipeline.detector.attention import SiteAttention
-from pipeline.detector.decoder import DecoderLayer, read_layer
+from pipeline.detector.decoder import DecoderLayer, layer_configs
 from pipeline.detector.position import project
 
 AQR_KINDS = ("local", "none")  # its attention is masked or free; no bias reaches it
@@ -69,6 +69,10 @@ class ProjectedQueries:
         # Masked before the cast: an infinite or huge float has no defined integer.
         return cls(grid, cells.masked_fill(~visible[..., None], 0).long(), visible)
 
+    def last(self, queries: int) -> "ProjectedQueries":
+        """Keep the last queries alone."""
+        return ProjectedQueries(self.grid, self.cells[:, -queries:], self.visible[:, -queries:])
+
     def rects(self, windows: tuple[int, int]) -> Tensor:
         """Windows of the given sizes in cells (LiDAR, camera) around the cells: (B, Q, S, 4) int32."""
         return self.grid.rects_around(self.cells, self.visible, windows)
@@ -77,17 +81,17 @@ class ProjectedQueries:
 class AqrEncoder(nn.Module):
     """Cross-attention layers and a last norm; parameter names as in MoME's checkpoint."""
 
-    def __init__(self, embed_dims: int, transformerlayers: Mapping[str, Any], num_layers: int = 1) -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        transformerlayers: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        num_layers: int = 1,
+    ) -> None:
         """Build from ``encoder_config``: every layer gets the site ``aqr.<i>.cross``."""
         super().__init__()
         self.layers = nn.ModuleList(
-            DecoderLayer(
-                **read_layer(transformerlayers, f"aqr.{i}"),
-                path=f"aqr.{i}",
-                default_bias="local",
-                cross_kinds=AQR_KINDS,
-            )
-            for i in range(num_layers)
+            DecoderLayer(**cfg, path=path, default_bias="local", cross_kinds=AQR_KINDS)
+            for path, cfg in layer_configs(transformerlayers, num_layers, "aqr")
         )
         self.post_norm = nn.LayerNorm(embed_dims)
         for parameter in self.parameters():
@@ -109,8 +113,8 @@ class AqrWeightGenerator(BaseModule):
 
     Args:
         embed_dims: C, of queries and memory.
-        encoder_config: ``dict(transformerlayers=..., num_layers=1)``; a layer in the syntax of PETR's
-            decoder, with ``operation_order=('cross_attn', 'norm', 'ffn', 'norm')``.
+        encoder_config: ``dict(transformerlayers=..., num_layers=1)``; one layer, or a list of them, in the
+            syntax of PETR's decoder, with ``operation_order=('cross_attn', 'norm', 'ffn', 'norm')``.
         window_lidar, window_camera: sizes of the local mask in cells.
         init_cfg: see mmengine.
     """

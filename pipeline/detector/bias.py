@@ -6,9 +6,10 @@ weight is high more to the pixels around it. What is added to the score of query
     clamp(scale * weight[q, modality(k)] * g, -limit, limit)    inside the window of q, else 0
 
 with g = 1 (``window``), exp(-d^2 / (2 sigma^2)) (``gaussian``, d in cells), or no window at all (``global``).
+Which of them a layer gets is its site's choice; the generator says what a layer gets whose config is silent.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from operators.bias import Bias, GaussianBias, GlobalBias, WindowBias
 from pipeline.detector.aqr import ProjectedQueries
 
 SATURATION = 5.0  # logits: softmax hardly changes beyond a shift of 5 (original code clamps the product here)
+
+_KIND_OF = {"uniform": "window", "gaussian": "gaussian"}  # of a local bias, by its fall-off
 
 
 class BiasConfigError(ValueError):
@@ -50,29 +53,42 @@ class _InwardClamp(torch.autograd.Function):
 
 @MODELS.register_module()
 class AttentionBiasGenerator(BaseModule):
-    """Make the bias of a decoder cross-attention; one generator serves all layers.
+    """Make the biases of the decoder's cross-attentions; one generator serves all layers.
 
     Args:
         window_lidar, window_camera: window sizes in cells (odd: centred; even: one more cell after).
-        sigma: of the gaussian kind, in cells.
-        scale: initial value of the learned ``bias_scale``.
+        use_local_bias: False: no windows, one number for all LiDAR keys and one for all camera keys.
+        fall_off: ``uniform`` or ``gaussian``: how the bias falls off within a window.
+        sigma: of the gaussian fall-off, in cells.
+        scale: initial value of ``bias_scale``.
+        learnable_scale: False keeps ``bias_scale`` where it starts.
+        num_scales: 1: one scale for all layers, as published; or as many as the decoder has layers.
         scale_range: ends between which ``bias_scale`` acts.
         max_bias: limit of the bias in logits; the smaller of it and 5 holds.
         init_cfg: see mmengine.
 
+    Attributes:
+        slopes: (L,) gradient that the last backward pass gave the scale in each layer, before they are
+            summed where layers share one; None before. Of this rank's samples alone.
+
     Raises:
-        BiasConfigError: a size, sigma or limit is not positive, or the scale lies outside its range.
+        BiasConfigError: a size, sigma or limit is not positive, the scale lies outside its range, or an
+            unknown fall-off.
     """
 
     KINDS = ("global", "window", "gaussian")
-    """What ``forward`` makes."""
+    """What it makes."""
 
     def __init__(
         self,
         window_lidar: int,
         window_camera: int,
+        use_local_bias: bool = True,
+        fall_off: str = "uniform",
         sigma: float = 1.0,
         scale: float = 2.5,
+        learnable_scale: bool = True,
+        num_scales: int = 1,
         scale_range: tuple[float, float] = (0.5, 5.0),
         max_bias: float = SATURATION,
         init_cfg: dict[str, Any] | None = None,
@@ -85,51 +101,75 @@ class AttentionBiasGenerator(BaseModule):
                 f"windows {window_lidar} and {window_camera}, sigma={sigma}, max_bias={max_bias}, "
                 f"scale={scale} in {scale_range}"
             )
+        if fall_off not in ("uniform", "gaussian") or num_scales < 1:
+            raise BiasConfigError(
+                "expected fall_off 'uniform' or 'gaussian' and num_scales >= 1, got "
+                f"fall_off={fall_off!r}, num_scales={num_scales}"
+            )
         self.windows = (window_lidar, window_camera)
+        self.default_kind = "global" if not use_local_bias else _KIND_OF[fall_off]
         self.sigma = sigma
         self.scale_range = (float(low), float(high))
         self.limit = min(SATURATION, max_bias)
-        self.bias_scale = nn.Parameter(torch.tensor(float(scale)))
+        self.slopes: Tensor | None = None
+        start = torch.full((num_scales,) if num_scales > 1 else (), float(scale))
+        if learnable_scale:
+            self.bias_scale = nn.Parameter(start)
+        else:
+            self.register_buffer("bias_scale", start)
 
-    def forward(self, kind: str, weights: Tensor, geometry: ProjectedQueries) -> Bias | None:
-        """Make one bias.
+    def forward(self, kinds: Sequence[str], weights: Tensor, geometry: ProjectedQueries) -> list[Bias | None]:
+        """Make the bias of every layer.
 
         Args:
-            kind: ``none`` or one of ``KINDS``.
+            kinds: of each layer, ``none`` or one of ``KINDS``.
             weights: (B, Q, 2) in [-1, 1]: LiDAR, camera.
             geometry: where the queries project to.
 
         Returns:
-            A bias in the dtype of ``weights``, with gradients to them and ``bias_scale``; None for ``none``.
+            Per layer a bias in the dtype of ``weights``, with gradients to them and ``bias_scale``; None for
+            ``none``. Layers share the windows.
 
         Raises:
-            BiasConfigError: another kind.
+            BiasConfigError: another kind, or neither one scale nor one a layer.
         """
+        unknown = sorted(set(kinds) - {"none", *self.KINDS})
+        if unknown:
+            raise BiasConfigError(
+                f"the bias generator makes none, {', '.join(self.KINDS)}; got {', '.join(map(repr, unknown))}"
+            )
+        scales = self.layer_scales(len(kinds))
+        self.slopes = None
+        if scales.requires_grad:
+            scales.register_hook(self._keep_slopes)  # type: ignore[no-untyped-call]
+        rects = geometry.rects(self.windows) if {"window", "gaussian"} & set(kinds) else None
+        scaled = weights * scales.to(weights.dtype).view(-1, 1, 1, 1)
+        return [self._make(kind, x, geometry, rects) for kind, x in zip(kinds, scaled, strict=True)]
+
+    def layer_scales(self, layers: int) -> Tensor:
+        """Return the scale that acts in each of the layers, (L,): ``bias_scale`` within its range."""
+        if self.bias_scale.numel() not in (1, layers):
+            raise BiasConfigError(
+                f"bias_config.num_scales={self.bias_scale.numel()}, but the decoder has {layers} layers; "
+                f"expected 1 (one for all) or {layers} (one a layer)"
+            )
+        scale: Tensor = _InwardClamp.apply(self.bias_scale, *self.scale_range)  # type: ignore[no-untyped-call]
+        return scale.expand(layers)
+
+    def _keep_slopes(self, grad: Tensor) -> None:
+        self.slopes = grad.detach()
+
+    def _make(
+        self, kind: str, scaled: Tensor, geometry: ProjectedQueries, rects: Tensor | None
+    ) -> Bias | None:
+        """Make one bias from the scaled weights (B, Q, 2)."""
         if kind == "none":
             return None
-        makers: dict[str, Callable[[Tensor, ProjectedQueries], Bias]] = {
-            "global": self._global,
-            "window": self._window,
-            "gaussian": self._gaussian,
-        }
-        if kind not in makers:
-            raise BiasConfigError(f"the bias generator makes none, {', '.join(self.KINDS)}; got {kind!r}")
-        scale: Tensor = _InwardClamp.apply(self.bias_scale, *self.scale_range)  # type: ignore[no-untyped-call]
-        return makers[kind](weights * scale.to(weights.dtype), geometry)
-
-    def _global(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
-        return GlobalBias(geometry.grid, scaled.clamp(-self.limit, self.limit))
-
-    def _window(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
-        weight = geometry.grid.per_segment(scaled.clamp(-self.limit, self.limit))
-        return WindowBias(geometry.grid, geometry.rects(self.windows), weight)
-
-    def _gaussian(self, scaled: Tensor, geometry: ProjectedQueries) -> Bias:
-        return GaussianBias(
-            geometry.grid,
-            geometry.rects(self.windows),
-            geometry.grid.per_segment(scaled),
-            geometry.cells.to(scaled.dtype),
-            self.sigma,
-            self.limit,
-        )
+        grid, limit = geometry.grid, self.limit
+        if kind == "global":
+            return GlobalBias(grid, scaled.clamp(-limit, limit))
+        assert rects is not None  # made for every kind with windows
+        if kind == "window":
+            return WindowBias(grid, rects, grid.per_segment(scaled.clamp(-limit, limit)))
+        centers = geometry.cells.to(scaled.dtype)
+        return GaussianBias(grid, rects, grid.per_segment(scaled), centers, self.sigma, limit)

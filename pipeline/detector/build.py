@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 # Imported for what they register in mmdet3d's registries.
-from pipeline.detector import aqr, assign, bias, coder, head, image, lidar  # noqa: F401
+from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, weight_map  # noqa: F401
 from pipeline.detector.detector import CmtDetector
 from pipeline.detector.optim import freeze, read_wrapper
 from pipeline.plan import Plan

@@ -171,18 +171,11 @@ class Decoder(nn.Module):
         super().__init__()
         if not return_intermediate:
             raise ValueError("decoder.return_intermediate=False: every layer has a loss; leave it at True")
-        per_layer = (
-            [transformerlayers] * num_layers if isinstance(transformerlayers, Mapping) else transformerlayers
-        )
-        if len(per_layer) != num_layers:
-            raise ValueError(
-                f"decoder: num_layers={num_layers}, but transformerlayers lists {len(per_layer)}"
-            )
+        per_layer = layer_configs(transformerlayers, num_layers, "decoder")
         self.layers = nn.ModuleList(
-            DecoderLayer(**read_layer(cfg, f"decoder.{i}"), path=f"decoder.{i}", default_bias=default_bias)
-            for i, cfg in enumerate(per_layer)
+            DecoderLayer(**cfg, path=path, default_bias=default_bias) for path, cfg in per_layer
         )
-        self.post_norm = nn.LayerNorm(per_layer[0]["attn_cfgs"][0]["embed_dims"])
+        self.post_norm = nn.LayerNorm(per_layer[0][1]["attn_cfgs"][0]["embed_dims"])
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -233,6 +226,28 @@ class CmtTransformer(nn.Module):
         if kind != "PETRTransformerDecoder":
             raise ValueError(f"transformer.decoder: expected type 'PETRTransformerDecoder', got {kind!r}")
         self.decoder = Decoder(**cfg, default_bias=default_bias)
+
+
+def layer_configs(
+    transformerlayers: Mapping[str, Any] | Sequence[Mapping[str, Any]], num_layers: int, part: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """Spread ``transformerlayers`` over the layers: one config for all, or a list with one for each.
+
+    Args:
+        transformerlayers: as in the config.
+        num_layers: L.
+        part: ``decoder`` or ``aqr``.
+
+    Returns:
+        (path such as ``decoder.3``, arguments of ``DecoderLayer``) per layer.
+    """
+    if isinstance(transformerlayers, Mapping):
+        per_layer: list[Mapping[str, Any]] = [transformerlayers] * num_layers
+    else:
+        per_layer = list(transformerlayers)
+    if len(per_layer) != num_layers:
+        raise ValueError(f"{part}: num_layers={num_layers}, but transformerlayers lists {len(per_layer)}")
+    return [(f"{part}.{i}", read_layer(cfg, f"{part}.{i}")) for i, cfg in enumerate(per_layer)]
 
 
 def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -64,6 +64,29 @@ class CmtDetector(Base3DDetector):
         generator = self.pts_bbox_head.bias_generator
         return None if generator is None else generator.bias_scale
 
+    def bias_numbers(self) -> dict[str, Tensor]:
+        """Return how the bias' scale learns: copies, on the device, by ``metric`` or ``metric@site``.
+
+        ``bias_scale`` and ``bias_scale_grad`` of the model (the mean over the layers if each has its own),
+        and after a backward pass that reached it ``bias_scale_grad`` of every biased site: what that layer
+        alone would do to the scale. ``bias_scale`` of a site only where layers have their own.
+        """
+        generator = self.pts_bbox_head.bias_generator
+        if generator is None:
+            return {}
+        scale, grad = generator.bias_scale, generator.bias_scale.grad
+        found = {"bias_scale": scale.detach().mean()}
+        if grad is not None:
+            found["bias_scale_grad"] = grad.mean()
+        for i, site in enumerate(self.pts_bbox_head.transformer.decoder.crosses):
+            if site.choice.bias == "none":
+                continue
+            if scale.numel() > 1:
+                found[f"bias_scale@{site.site}"] = scale.detach()[i].clone()
+            if grad is not None and generator.slopes is not None:
+                found[f"bias_scale_grad@{site.site}"] = generator.slopes[i]
+        return found
+
     @property
     def point_range(self) -> list[float]:
         """x, y, z minima and maxima in m of what is detected."""

@@ -78,6 +78,7 @@ class CmtAqrHead(nn.Module):
         denoising: Mapping[str, Any] | None = None,
         aqr_config: Mapping[str, Any] | None = None,
         bias_config: Mapping[str, Any] | None = None,
+        weight_map_config: Mapping[str, Any] | None = None,
         default_bias: str | None = None,
     ):
         """Build from a config; the keys are CMT's unless said otherwise.
@@ -98,8 +99,10 @@ class CmtAqrHead(nn.Module):
             denoising: ours: ``DenoisingSettings``; CMT passes them one by one.
             aqr_config: ours: config of the weight generator.
             bias_config: ours: config of the bias generator; both or neither.
-            default_bias: ours: bias of cross-attentions whose config names none; None means
-                ``window`` with AQR, ``none`` without.
+            weight_map_config: ours: config of the weight maps that AQR used before it had a bias, and that
+                multiply the decoder's memory; deprecated, None for none.
+            default_bias: ours: bias of cross-attentions whose config names none; None means what
+                ``bias_config`` says (``window`` if nothing else), ``none`` without AQR.
         """
         super().__init__()
         if len(tasks) != 1:
@@ -119,7 +122,11 @@ class CmtAqrHead(nn.Module):
         self.dn = DenoisingSettings(**(denoising or {}))
         self._build_layers(in_channels, hidden_dim)
 
-        kind = default_bias or ("none" if bias_config is None else "window")
+        if aqr_config is None and weight_map_config is not None:
+            raise ValueError("pts_bbox_head: weight_map_config without aqr_config has no weights to paint")
+        self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
+        self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
+        kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
         settings = {key: value for key, value in transformer.items() if key != "type"}
         self.transformer = CmtTransformer(**settings, default_bias=kind)
         heads = {key: value for key, value in (separate_head or {}).items() if key != "type"}
@@ -128,7 +135,6 @@ class CmtAqrHead(nn.Module):
             [SeparateTaskHead(hidden_dim, self.num_classes, num_layers, common_heads, **heads)]
         )
         self.aqr = MODELS.build(aqr_config) if aqr_config is not None else None
-        self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.criterion = None
         if train_cfg is not None:
             self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.dn)
@@ -229,7 +235,7 @@ class CmtAqrHead(nn.Module):
         if queries is not None:
             points = torch.cat([queries.points, points], dim=1)
         query_pos = self.embed_queries(points, memory)
-        weights, biases = self._make_biases(points, query_pos, memory)
+        weights, biases, memory = self._weigh(points, query_pos, memory)
         mask = None if queries is None else queries.mask(self.num_query)
         states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
         found = self._read(states, points)
@@ -276,14 +282,14 @@ class CmtAqrHead(nn.Module):
             pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
             return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
 
-    def _make_biases(
+    def _weigh(
         self, points: Tensor, query_pos: Tensor, memory: Memory
-    ) -> tuple[Tensor | None, list[Bias | None]]:
-        """Rate the sensors, and make one bias per kind that a layer chose; layers of a kind share it."""
+    ) -> tuple[Tensor | None, list[Bias | None], Memory]:
+        """Rate the sensors; make the bias of every layer, and the memory that the decoder reads."""
         kinds = [site.choice.bias for site in self.transformer.decoder.crosses]
         wanted = {kind for kind in kinds if kind != "none"}
-        if not wanted:  # a plain CMT: the weights would go nowhere
-            return None, [None] * len(kinds)
+        if not wanted and self.weight_map is None:  # a plain CMT: the weights would go nowhere
+            return None, [None] * len(kinds), memory
         if self.aqr is None or self.bias_generator is None:
             raise ValueError(
                 f"the plan wants the bias {', '.join(sorted(wanted))}, but the head has no aqr_config"
@@ -291,8 +297,11 @@ class CmtAqrHead(nn.Module):
         seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
         geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
         weights = self.aqr(memory.tokens, memory.position, query_pos, geometry)
-        made = {kind: self.bias_generator(kind, weights, geometry) for kind in sorted(wanted)}
-        return weights, [made.get(kind) for kind in kinds]
+        biases = self.bias_generator(kinds, weights, geometry)
+        if self.weight_map is not None:
+            matching = self.num_query  # without the denoising queries, which know where the objects are
+            memory = self.weight_map(memory, weights[:, -matching:], geometry.last(matching))
+        return weights, biases, memory
 
     def _read(self, states: Tensor, points: Tensor) -> Predictions:
         """Task heads on (n, B, Q, C) states; x and y, and log length, move away from the reference point."""

@@ -104,6 +104,15 @@ def test_the_bias_scale_learns(done: Path) -> None:
     scales = numbers(done, "bias_scale")
     assert any(value != 0 for value in gradients.values())
     assert len(set(scales.values())) > 1
+    rows = read_rows(done / "rows.jsonl")
+    # The plan biases layer 0 alone: what its site would do to the scale is what happens to it.
+    for step in (1, 2, 3, 4):
+        whole, of_site = (
+            next(select(rows, metric="bias_scale_grad", site=site, step=step))
+            for site in ("", "decoder.0.cross")
+        )
+        assert (whole.unit, of_site.unit) == ("1/logits", "1/logits")
+        assert of_site.value == pytest.approx(whole.value, rel=1e-6)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(

@@ -150,7 +150,7 @@ def test_each_layer_gets_the_kind_of_bias_it_chose(head):
 
 def test_windows_lie_where_the_queries_are(head):
     made = []
-    head.bias_generator.register_forward_hook(lambda *a: made.append(a[-1]))
+    head.bias_generator.register_forward_hook(lambda *a: made.extend(a[-1]))
     points = torch.tensor([[0.5, 0.2, 0.5], [0.9, 0.99, 0.5], [-0.02, 1.02, 0.5]])  # the last lies outside
     head.reference_points.weight.data[:3] = points
     run(head)
@@ -160,11 +160,10 @@ def test_windows_lie_where_the_queries_are(head):
     assert (col_first, col_last) == ([3, 6, 0], [5, 7, 1])
 
 
-def test_layers_of_one_kind_share_one_bias(head):
-    made = []
-    head.bias_generator.register_forward_hook(lambda *a: made.append(a[-1].kind))
-    run(head)
-    assert made == ["window"]
+def test_the_bias_of_layers_whose_config_names_none_is_that_of_the_generator(published):
+    given = config(published)
+    head = CmtAqrHead(**{**given, "bias_config": {**given["bias_config"], "use_local_bias": False}})
+    assert {head.sites[f"decoder.{i}.cross"].choice.bias for i in range(LAYERS)} == {"global"}
 
 
 def test_a_plan_without_bias_runs_as_plain_cmt(published, head):
