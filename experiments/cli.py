@@ -117,6 +117,12 @@ def _add_data(commands: Commands) -> None:
         help="scenes per split (%(default)s)",
     )
     synth.add_argument("--workers", type=int, default=2, help="processes (%(default)s)")
+    synth.add_argument(
+        "--rig",
+        choices=("mini", "full"),
+        default="mini",
+        help="full: 1600 x 900 pixels and LiDAR at 20 Hz; mini: a quarter of it, key frames only (%(default)s)",
+    )
     shard = _add(
         data,
         "shard",

@@ -12,6 +12,7 @@ from experiments.progress import task_bar
 def synth(arguments: Namespace) -> int:
     """Generate a dataset."""
     from pipeline.data.synth import generate
+    from pipeline.data.synth.rig import RIGS
 
     console = Console()
     with task_bar(console, f"generating {arguments.root}") as advance:
@@ -23,6 +24,7 @@ def synth(arguments: Namespace) -> int:
             _scenes(arguments.scenes),
             arguments.workers,
             advance,
+            RIGS[arguments.rig],
         )
     console.print(f"{arguments.root} is there; `biaswise data check {arguments.root}` verifies it")
     return 0

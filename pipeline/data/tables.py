@@ -27,8 +27,8 @@ TABLES = (
 )
 """The thirteen tables of a nuScenes version, each a file ``<table>.json``."""
 
-MAX_SWEEPS = 9
-"""Earlier LiDAR sweeps joined to a key frame: with it the ten of CMT's configs (junjie18/CMT)."""
+MAX_SWEEPS = 10
+"""Earlier LiDAR scans joined to a key frame (``sweeps_num`` of CMT's configs, junjie18/CMT)."""
 
 
 @dataclass(frozen=True)
@@ -250,12 +250,16 @@ def _annotations(
 def _sweeps(
     nusc: Any, scan: dict[str, Any], lidar2global: NDArray[np.float64], limit: int
 ) -> tuple[Sweep, ...]:
+    """List earlier scans, nearest first; as in mmdet3d's converter, earlier key frames are among them.
+
+    In a dataset that keeps key frames alone the scan before is half a second old: no sweep of this one.
+    """
     global2lidar = np.linalg.inv(lidar2global)
     sweeps: list[Sweep] = []
     earlier = scan
     while earlier["prev"] and len(sweeps) < limit:
         earlier = nusc.get("sample_data", earlier["prev"])
-        if earlier["is_key_frame"]:  # its scan is 0.5 s old: another frame, not a sweep of this one
+        if earlier["is_key_frame"] and not sweeps:
             break
         sweeps.append(
             Sweep(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.synth.kinds import BANDS, CHECKS, DIAGONALS, KINDS, STRIPES
 from pipeline.data.synth.rays import Floats, Hits, Solids, Window, cast
-from pipeline.data.synth.rig import HEIGHT, WIDTH, Camera, cameras
+from pipeline.data.synth.rig import MINI, Camera, Rig, cameras
 from pipeline.data.synth.world import BUILDINGS_M, CURB_M, CYCLE_LANE_M, LANE_M, SIDEWALK_M, World
 
 NEAR_M = 0.2
@@ -28,7 +28,7 @@ NOISE = 4
 """Sensor noise, uniform within plus and minus this many grey levels."""
 
 QUALITY = 88
-"""JPEG quality; a picture takes about 15 kB."""
+"""JPEG quality; a picture of the mini rig takes about 15 kB."""
 
 GLASS = (70, 50, 40)
 LAMP = (235, 255, 255)
@@ -56,11 +56,11 @@ class View:
 
 
 @lru_cache(maxsize=1)
-def views() -> tuple[View, ...]:
+def views(rig: Rig = MINI) -> tuple[View, ...]:
     """Return the six views in the order of ``CAMERAS``."""
     made = []
-    for camera in cameras():
-        u, v = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    for camera in cameras(rig):
+        u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
         rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(camera.intrinsic).T
         directions = rays @ camera.rotation.T
         below = directions[..., 2] < 0
@@ -87,7 +87,7 @@ def shoot(
     """Take one picture.
 
     Returns:
-        jpeg: the encoded picture, ``HEIGHT`` x ``WIDTH``.
+        jpeg: the encoded picture.
         hits: what each pixel shows.
     """
     hits = cast(view.origin, view.directions, view.ground, solids, _windows(view.camera, solids))
@@ -104,7 +104,7 @@ def shoot(
         colour = _paint(world, solids, spots, actor[met], hits.axis.ravel()[met], _to_ego(world.sun, ego[2]))
         image[met] = colour * _light(world, ego, spots)[:, None]
     image += rng.integers(-NOISE, NOISE + 1, image.shape, np.int8)
-    picture = np.clip(image, 0, 255).astype(np.uint8).reshape(HEIGHT, WIDTH, 3)
+    picture = np.clip(image, 0, 255).astype(np.uint8).reshape(view.camera.height, view.camera.width, 3)
     done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise RuntimeError("OpenCV could not encode a JPEG; its build lacks the codec")
@@ -122,7 +122,7 @@ def _windows(camera: Camera, solids: Solids) -> list[Window]:
         pixels = ends @ camera.intrinsic.T
         pixels = pixels[:, :2] / pixels[:, 2:]
         low = np.maximum(np.floor(pixels.min(axis=0)), 0).astype(int)
-        high = np.minimum(np.ceil(pixels.max(axis=0)) + 1, (WIDTH, HEIGHT)).astype(int)
+        high = np.minimum(np.ceil(pixels.max(axis=0)) + 1, (camera.width, camera.height)).astype(int)
         if (low < high).all():
             windows.append((int(index), slice(low[1], high[1]), slice(low[0], high[0])))
     return windows

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.synth.rig import MINI, Rig
 from pipeline.data.synth.scene import SceneTask, make_scene
 from pipeline.data.synth.tables import LIDAR, SceneLog, build_tables, write_tables
 from pipeline.data.tables import split_scenes
@@ -30,11 +31,12 @@ def generate(
     scenes_per_split: Mapping[str, int] | None = None,
     workers: int = 2,
     progress: Progress | None = None,
+    rig: Rig = MINI,
 ) -> None:
     """Write a dataset; does nothing if ``root`` holds exactly this one already.
 
     The tables are written last, so a folder with tables is complete. Data depend on nothing but
-    the arguments before ``workers``.
+    the arguments before ``workers``, and the rig.
 
     Args:
         root: dataset root, made if it does not exist.
@@ -45,6 +47,7 @@ def generate(
             is the default; the first so many of the split's names are used.
         workers: processes.
         progress: called as frames get done.
+        rig: image size and sweeps.
 
     Raises:
         DataError: if an argument makes no sense, or ``root`` holds something else or cannot be written.
@@ -57,6 +60,7 @@ def generate(
         "version": version,
         "frames_per_scene": frames_per_scene,
         "scenes_per_split": wanted,
+        **({} if rig == MINI else {"rig": rig.name}),  # marks of older datasets have none: they are mini
     }
     if frames_per_scene < 1 or workers < 1 or seed < 0:
         raise DataError(
@@ -68,7 +72,7 @@ def generate(
         return
     _make_folders(root)
     tasks = [
-        SceneTask(root, seed, name, frames_per_scene, place % NIGHT_EVERY == NIGHT_EVERY - 1)
+        SceneTask(root, seed, name, frames_per_scene, place % NIGHT_EVERY == NIGHT_EVERY - 1, rig)
         for place, name in enumerate(names)
     ]
     logs: dict[str, SceneLog] = {}

@@ -7,11 +7,30 @@ from numpy.typing import NDArray
 
 from pipeline.data.sample import CAMERAS
 
-WIDTH, HEIGHT = 400, 225
-"""Image size in pixels: a quarter of nuScenes' 1600 x 900."""
 
-NATIVE_WIDTH = 1600
-"""Image width the focal lengths below are given for."""
+@dataclass(frozen=True)
+class Rig:
+    """What the sensors of a dataset give.
+
+    Attributes:
+        name: how the command line calls it.
+        width, height: of an image, pixels.
+        sweeps: LiDAR scans between two key frames, and as many before the first.
+    """
+
+    name: str
+    width: int
+    height: int
+    sweeps: int
+
+
+MINI = Rig("mini", 400, 225, 0)
+"""A quarter of nuScenes' image size and no sweeps: quick to make and to train on."""
+
+FULL = Rig("full", 1600, 900, 9)
+"""What nuScenes has: 1600 x 900 pixels, and scans at 20 Hz where key frames are at 2 Hz."""
+
+RIGS = {rig.name: rig for rig in (MINI, FULL)}
 
 LIDAR_MOUNT = (0.94, 0.0, 1.84)
 """LiDAR on the roof: x, y, z in m in the ego frame (x forward, y left, z up)."""
@@ -28,12 +47,15 @@ class Camera:
         name: channel.
         mount: x, y, z in m in the ego frame.
         yaw: direction of view in the ego frame, in rad.
+        width, height: of its images, pixels.
         intrinsic: (3, 3) float64, camera frame (x right, y down, z forward) -> pixels.
     """
 
     name: str
     mount: tuple[float, float, float]
     yaw: float
+    width: int
+    height: int
     intrinsic: NDArray[np.float64]
 
     @property
@@ -51,6 +73,9 @@ class Camera:
         return made
 
 
+PRINCIPAL_POINT = (203.0, 122.0)
+"""Where the optical axis meets the image of the ``MINI`` rig, pixels; a little off its middle, as in nuScenes."""
+
 # Mounts, directions (degrees) and focal lengths of one car of nuScenes (log n015-2018-07-24), rounded.
 _MOUNTS = {
     "CAM_FRONT": ((1.70, 0.02, 1.51), 0.3, 1266.0),
@@ -62,14 +87,15 @@ _MOUNTS = {
 }
 
 
-def cameras() -> tuple[Camera, ...]:
+def cameras(rig: Rig = MINI) -> tuple[Camera, ...]:
     """Return the six cameras in the order of ``CAMERAS``."""
-    scale = WIDTH / NATIVE_WIDTH
+    scale = rig.width / FULL.width  # the focal lengths above are nuScenes'
+    u, v = (centre * rig.width / MINI.width for centre in PRINCIPAL_POINT)
     made = []
     for name in CAMERAS:
         mount, degrees, focal = _MOUNTS[name]
-        intrinsic = np.array([[focal * scale, 0, 203.0], [0, focal * scale, 122.0], [0, 0, 1.0]])
-        made.append(Camera(name, mount, float(np.deg2rad(degrees)), intrinsic))
+        intrinsic = np.array([[focal * scale, 0, u], [0, focal * scale, v], [0, 0, 1.0]])
+        made.append(Camera(name, mount, float(np.deg2rad(degrees)), rig.width, rig.height, intrinsic))
     return tuple(made)
 
 

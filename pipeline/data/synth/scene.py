@@ -11,7 +11,16 @@ from pipeline.data.synth.camera import shoot, views
 from pipeline.data.synth.kinds import KINDS
 from pipeline.data.synth.lidar import points_in_boxes, scan
 from pipeline.data.synth.rays import solids_at
-from pipeline.data.synth.tables import LIDAR, Annotation, Frame, SceneLog, map_file, sensor_file
+from pipeline.data.synth.rig import Rig
+from pipeline.data.synth.tables import (
+    LIDAR,
+    Annotation,
+    Frame,
+    SceneLog,
+    Scan,
+    map_file,
+    sensor_file,
+)
 from pipeline.data.synth.world import BUILDINGS_M, Actor, World, build_world
 
 PERIOD_S = 0.5
@@ -32,13 +41,14 @@ STREET_MIDDLE_M = 30.0
 
 @dataclass(frozen=True)
 class SceneTask:
-    """Which scene to make: dataset root and seed, scene name, number of key frames, by night or by day."""
+    """Which scene to make: root and seed, scene name, number of key frames, by night or by day, sensors."""
 
     root: Path
     seed: int
     name: str
     frames: int
     night: bool
+    rig: Rig
 
 
 def make_scene(task: SceneTask) -> SceneLog:
@@ -53,10 +63,13 @@ def make_scene(task: SceneTask) -> SceneLog:
         time_s = index * PERIOD_S
         stamp = first_us + round(time_s * 1e6)
         annotations = _make_frame(task, world, logfile, (number, index, time_s, stamp))
-        frames.append(Frame(stamp, _to_global(world, world.ego_at(time_s)), annotations))
+        sweeps = _make_sweeps(task, world, logfile, (number, index, time_s, stamp))
+        frames.append(Frame(stamp, _to_global(world, world.ego_at(time_s)), annotations, sweeps))
     _draw_map(world, task.root / map_file(task.seed, task.name))
     kind = "night" if task.night else "day"
-    return SceneLog(task.name, logfile, f"Generated street, {kind}, seed {task.seed}", tuple(frames))
+    return SceneLog(
+        task.name, logfile, f"Generated street, {kind}, seed {task.seed}", tuple(frames), task.rig
+    )
 
 
 def _make_frame(
@@ -68,7 +81,7 @@ def _make_frame(
     points, _ = scan(world, solids, np.random.default_rng([task.seed, number, index, len(CAMERAS)]))
     (task.root / sensor_file(logfile, LIDAR, stamp)).write_bytes(points.astype("<f4").tobytes())
     seen, covered = np.zeros(len(world.actors), np.int64), np.zeros(len(world.actors), np.int64)
-    for place, view in enumerate(views()):
+    for place, view in enumerate(views(task.rig)):
         rng = np.random.default_rng([task.seed, number, index, place])
         jpeg, hits = shoot(view, world, solids, time_s, rng)
         (task.root / sensor_file(logfile, view.camera.name, stamp)).write_bytes(jpeg)
@@ -83,6 +96,24 @@ def _make_frame(
         for place, actor in enumerate(world.actors)
         if counts[place] and KINDS[actor.kind].category
     )
+
+
+def _make_sweeps(
+    task: SceneTask, world: World, logfile: str, when: tuple[int, int, float, int]
+) -> tuple[Scan, ...]:
+    """Write the scans between the key frame before and this one; earliest first."""
+    number, index, time_s, stamp = when
+    step_us = round(PERIOD_S * 1e6) // (task.rig.sweeps + 1)
+    made = []
+    for back in range(task.rig.sweeps, 0, -1):
+        lag_us = back * step_us
+        earlier = time_s - lag_us * 1e-6
+        seed = [task.seed, number, index, len(CAMERAS) + back]
+        points, _ = scan(world, solids_at(world, earlier), np.random.default_rng(seed))
+        path = task.root / sensor_file(logfile, LIDAR, stamp - lag_us, key=False)
+        path.write_bytes(points.astype("<f4").tobytes())
+        made.append(Scan(stamp - lag_us, _to_global(world, world.ego_at(earlier))))
+    return tuple(made)
 
 
 def _annotation(

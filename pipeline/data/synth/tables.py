@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.synth.rig import HEIGHT, WIDTH, cameras, lidar2ego
+from pipeline.data.synth.rig import MINI, Rig, cameras, lidar2ego
 
 Record = dict[str, Any]
 
@@ -79,12 +79,21 @@ class Annotation:
 
 
 @dataclass(frozen=True)
+class Scan:
+    """One LiDAR scan, and where the ego is meanwhile (x, y in m and yaw in rad, global frame)."""
+
+    timestamp_us: int
+    ego: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Frame:
-    """One key frame: where the ego is (x, y in m and yaw in rad, global frame) and what stands around it."""
+    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, and the scans before it."""
 
     timestamp_us: int
     ego: tuple[float, float, float]
     annotations: tuple[Annotation, ...]
+    sweeps: tuple[Scan, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,19 @@ class SceneLog:
     logfile: str
     description: str
     frames: tuple[Frame, ...]
+    rig: Rig = MINI
 
 
-def sensor_file(logfile: str, channel: str, timestamp_us: int) -> str:
-    """Return a key frame's file of one sensor, relative to the dataset root, named as nuScenes does."""
+def sensor_file(logfile: str, channel: str, timestamp_us: int, key: bool = True) -> str:
+    """Return one file of a sensor, relative to the dataset root, named as nuScenes does.
+
+    Args:
+        logfile, channel, timestamp_us: of the log, the sensor, the moment.
+        key: of a key frame; sweeps lie elsewhere.
+    """
     ending = "pcd.bin" if channel == LIDAR else "jpg"
-    return f"samples/{channel}/{logfile}__{channel}__{timestamp_us}.{ending}"
+    folder = "samples" if key else "sweeps"
+    return f"{folder}/{channel}/{logfile}__{channel}__{timestamp_us}.{ending}"
 
 
 def map_file(seed: int, name: str) -> str:
@@ -216,8 +232,9 @@ def _add_data(tables: dict[str, list[Record]], seed: int, scene: SceneLog) -> No
     """Add calibrations, files and ego poses; a pose has the token of its file, as in nuScenes."""
     from pyquaternion import Quaternion
 
-    intrinsics = {camera.name: camera.intrinsic.tolist() for camera in cameras()}
+    made = {camera.name: camera for camera in cameras(scene.rig)}
     for channel, pose in _mounts():
+        camera = made.get(channel)
         calibration = _token(seed, "calibrated_sensor", scene.name, channel)
         tables["calibrated_sensor"].append(
             {
@@ -225,34 +242,46 @@ def _add_data(tables: dict[str, list[Record]], seed: int, scene: SceneLog) -> No
                 "sensor_token": _token(seed, "sensor", channel),
                 "translation": pose[:3, 3].tolist(),
                 "rotation": Quaternion(matrix=pose).elements.tolist(),
-                "camera_intrinsic": intrinsics.get(channel, []),
+                "camera_intrinsic": camera.intrinsic.tolist() if camera else [],
             }
         )
-        tokens = [_token(seed, "data", scene.name, channel, index) for index in range(len(scene.frames))]
-        for index, frame in enumerate(scene.frames):
+        shots = _shots(seed, scene, channel)
+        for place, (token, index, scan, key) in enumerate(shots):
             tables["sample_data"].append(
                 {
-                    "token": tokens[index],
+                    "token": token,
                     "sample_token": _token(seed, "sample", scene.name, index),
-                    "ego_pose_token": tokens[index],
+                    "ego_pose_token": token,
                     "calibrated_sensor_token": calibration,
-                    "timestamp": frame.timestamp_us,
-                    "fileformat": "pcd" if channel == LIDAR else "jpg",
-                    "is_key_frame": True,
-                    "height": 0 if channel == LIDAR else HEIGHT,
-                    "width": 0 if channel == LIDAR else WIDTH,
-                    "filename": sensor_file(scene.logfile, channel, frame.timestamp_us),
-                    **_linked(tokens, index),
+                    "timestamp": scan.timestamp_us,
+                    "fileformat": "jpg" if camera else "pcd",
+                    "is_key_frame": key,
+                    "height": camera.height if camera else 0,
+                    "width": camera.width if camera else 0,
+                    "filename": sensor_file(scene.logfile, channel, scan.timestamp_us, key),
+                    **_linked([shot[0] for shot in shots], place),
                 }
             )
             tables["ego_pose"].append(
                 {
-                    "token": tokens[index],
-                    "timestamp": frame.timestamp_us,
-                    "rotation": _quaternion(frame.ego[2]),
-                    "translation": [frame.ego[0], frame.ego[1], 0.0],
+                    "token": token,
+                    "timestamp": scan.timestamp_us,
+                    "rotation": _quaternion(scan.ego[2]),
+                    "translation": [scan.ego[0], scan.ego[1], 0.0],
                 }
             )
+
+
+def _shots(seed: int, scene: SceneLog, channel: str) -> list[tuple[str, int, Scan, bool]]:
+    """Return token, key frame, moment and whether it is the key frame's own, of each file of a sensor."""
+    shots = []
+    for index, frame in enumerate(scene.frames):
+        for scan in frame.sweeps if channel == LIDAR else ():
+            token = _token(seed, "sweep", scene.name, channel, scan.timestamp_us)
+            shots.append((token, index, scan, False))
+        token = _token(seed, "data", scene.name, channel, index)
+        shots.append((token, index, Scan(frame.timestamp_us, frame.ego), True))
+    return shots
 
 
 def _add_annotations(tables: dict[str, list[Record]], seed: int, scene: SceneLog) -> None:

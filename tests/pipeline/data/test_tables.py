@@ -131,8 +131,9 @@ def test_sweeps_join_the_key_frame(copied, edit, frames):
 
     edit("sample_data", insert)
     frame = read_frames(copied, VERSION, "mini_val")[1]
-    assert [sweep.path.name for sweep in frame.sweeps] == [first.lidar_path.name]
-    assert frame.sweeps[0].lag_s == pytest.approx(0.5)
+    # the sweep, and the key frame before it, which is the same scan here
+    assert [sweep.path.name for sweep in frame.sweeps] == [first.lidar_path.name] * 2
+    assert [sweep.lag_s for sweep in frame.sweeps] == pytest.approx([0.5, 0.5])
     to_global = [f.ego2global @ f.lidar2ego for f in (first, second)]
     np.testing.assert_allclose(frame.sweeps[0].to_key, np.linalg.inv(to_global[1]) @ to_global[0], atol=1e-9)
     points, key = load_points(frame), load_points(second)

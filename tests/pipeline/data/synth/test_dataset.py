@@ -9,10 +9,13 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.nuscenes import NuScenes
 
+from pipeline.data.check import points_in_boxes
+from pipeline.data.decode import load_points
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.synth import generate
 from pipeline.data.synth.kinds import KINDS
-from pipeline.data.tables import TABLES
+from pipeline.data.synth.rig import FULL, MINI, Rig, cameras
+from pipeline.data.tables import TABLES, read_frames
 
 VERSION = "v1.0-mini"
 
@@ -190,3 +193,51 @@ def test_progress_is_told(tmp_path):
         progress=lambda done, total: calls.append((done, total)),
     )
     assert calls == [(1, 2), (2, 2)]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Two frames of a scene as a full rig's LiDAR gives them; small images, which are not looked at."""
+    root = tmp_path_factory.mktemp("full")
+    rig = Rig("small", 160, 90, FULL.sweeps)
+    generate(root, 3, frames_per_scene=2, scenes_per_split={"mini_train": 1}, workers=1, rig=rig)
+    return root
+
+
+def test_the_full_rig_has_the_image_size_and_the_scan_rate_of_nuscenes():
+    assert (FULL.width, FULL.height) == (1600, 900)
+    assert (FULL.sweeps + 1) / 0.5 == 20  # scans a second
+    intrinsic = cameras(FULL)[0].intrinsic
+    assert intrinsic[0, 0] == 1266.0
+    np.testing.assert_allclose(intrinsic[:2] / 4, cameras(MINI)[0].intrinsic[:2])
+
+
+def test_sweeps_are_a_chain_of_twenty_a_second(full):
+    tables = NuScenes(VERSION, str(full), verbose=False)
+    scans = [r for r in tables.sample_data if r["channel"] == "LIDAR_TOP"]
+    token, times, keys = next(r["token"] for r in scans if not r["prev"]), [], []
+    while token:
+        record = tables.get("sample_data", token)
+        assert (full / record["filename"]).is_file()
+        assert record["filename"].startswith("samples" if record["is_key_frame"] else "sweeps")
+        times.append(record["timestamp"])
+        keys.append(record["is_key_frame"])
+        token = record["next"]
+    assert len(times) == len(scans) == 20
+    assert set(np.diff(times)) == {50_000}
+    assert [i for i, key in enumerate(keys) if key] == [9, 19]
+
+
+def test_sweeps_of_standing_things_lie_on_top_of_one_another(full):
+    """Points of earlier scans, moved by the ego's motion, fill the boxes of what stands still."""
+    frame = read_frames(full, VERSION, "mini_train")[1]
+    assert len(frame.sweeps) == 10  # nine between, and the key frame before, as mmdet3d's converter lists
+    points = load_points(frame)
+    assert np.allclose(np.unique(points[:, 4]), np.arange(11) * 0.05)
+    still = (np.hypot(frame.boxes[:, 7], frame.boxes[:, 8]) < 0.1) & (frame.num_points > 20)
+    assert still.sum() > 5
+    for lag in (0.05, 0.45):
+        scan = points[np.isclose(points[:, 4], lag)]
+        found = points_in_boxes(scan, frame.boxes[still])
+        # another scan of the same thing from a little elsewhere: as many points, within a third
+        assert abs(found.sum() / frame.num_points[still].sum() - 1) < 0.33
