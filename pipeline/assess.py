@@ -7,7 +7,7 @@ from pipeline.data.loader import Source, open_source
 from pipeline.data.sample import Detections
 from pipeline.evaluate import FramePose, Judge, Score, save_detections
 from pipeline.kernels import kernels_per_site
-from pipeline.predict import Detector, Found, predict
+from pipeline.predict import Detector, Found, Views, predict
 from pipeline.preflight import locate
 from pipeline.record import Measure, Record
 from pipeline.session import Session
@@ -49,8 +49,8 @@ class Assessment:
                 left = (time.monotonic() - begun) * (frames - done) / done
                 session.progress("evaluate", done, frames, left)
 
-        conditions = self._settings.conditions
-        return predict(detector, self._source, conditions, FAILURE_SEED, session, progress)
+        views = Views(self._source, self._settings.conditions, FAILURE_SEED)
+        return predict(detector, views, session, progress)
 
     def accuracy(self, found: Found) -> dict[str, float]:
         """Let the official metric judge; rank 0 alone calls it.

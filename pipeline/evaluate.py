@@ -1,14 +1,14 @@
 """Evaluate: detections -> nuScenes submission -> the official devkit's verdict, per sensor condition.
 
 The devkit's ``DetectionEval`` runs unmodified with its configuration ``detection_cvpr_2019``. Its
-tables are loaded once and serve all conditions.
+tables and the true boxes are loaded once and serve all conditions.
 """
 
 import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Judge:
     def __init__(self, root: Path, version: str, split: str) -> None:
         self._tables = open_tables(root, version)
         self._split = split
+        self._truth: Mapping[str, list[Any]] | None = None
 
     def score(self, poses: Sequence[FramePose], detections: Sequence[Detections]) -> list[Score]:
         """Run the devkit on the detections of all frames of the split.
@@ -113,12 +114,13 @@ class Judge:
     def _run(self, path: Path) -> Mapping[str, Any]:
         """Let the devkit evaluate a submission; return its summary."""
         from nuscenes.eval.common.config import config_factory
-        from nuscenes.eval.detection.evaluate import DetectionEval
+        from nuscenes.eval.detection import evaluate
 
         config = config_factory("detection_cvpr_2019")
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
+        # its progress bar cannot be turned off
+        with contextlib.redirect_stderr(io.StringIO()), self._truth_once(evaluate):
             try:
-                run = DetectionEval(
+                run = evaluate.DetectionEval(
                     self._tables, config, str(path), self._split, str(path.parent), verbose=False
                 )
             except AssertionError as error:
@@ -126,6 +128,30 @@ class Judge:
         metrics, _ = run.evaluate()
         summary: Mapping[str, Any] = metrics.serialize()
         return summary
+
+    @contextlib.contextmanager
+    def _truth_once(self, devkit: Any) -> Iterator[None]:
+        """Let the devkit's module load the true boxes of the split once, not for every submission.
+
+        The devkit drops boxes beyond their class' range from the lists it is given, so each run gets
+        lists of its own; the boxes in them it marks with a distance, each time the same.
+        """
+        load = devkit.load_gt
+
+        def load_once(*args: Any, **options: Any) -> Any:
+            if self._truth is None:
+                self._truth = {token: list(boxes) for token, boxes in load(*args, **options).boxes.items()}
+            truth = EvalBoxes()
+            truth.boxes.update({token: list(boxes) for token, boxes in self._truth.items()})
+            return truth
+
+        from nuscenes.eval.common.data_classes import EvalBoxes
+
+        devkit.load_gt = load_once
+        try:
+            yield
+        finally:
+            devkit.load_gt = load
 
 
 def _scores(found: Mapping[str, Any]) -> list[Score]:

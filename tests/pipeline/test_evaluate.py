@@ -152,3 +152,12 @@ def test_kept_detections_come_back_exactly(tmp_path: Path, frames: list[FrameRec
         np.testing.assert_array_equal(one.labels, two.labels)
     for one, two in zip(poses, back_poses, strict=True):
         np.testing.assert_array_equal(one.lidar2global, two.lidar2global)
+
+
+def test_scores_do_not_depend_on_what_was_scored_before(
+    judge: Judge, frames: list[FrameRecord], small_dataset: Path
+) -> None:
+    poses, found = truth(frames)
+    moved = [replace(f, boxes=f.boxes + np.array([0.4, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in found]
+    judge.score(poses, moved)
+    assert judge.score(poses, found) == Judge(small_dataset, "v1.0-mini", "mini_val").score(poses, found)
