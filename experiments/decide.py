@@ -1,27 +1,36 @@
 """Rows in, verdicts out: which sites' bias pays off, by a rule fixed before the first trial.
 
-A pure function: no files, no clock, no GPU. The effect of each site is a coefficient of one
-linear model over all trials, with a block per seed; interactions between sites, which the model
-leaves out, are part of its noise.
+A pure function: no files, no clock, no GPU. ``arms`` reads the design off the rows, ``estimate`` fits what
+each site gains, ``price`` what it costs, ``verdicts`` weighs both; here they are put together.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
-from statsmodels.regression.linear_model import OLS
 
-from experiments.arms import Table, enumerate_few, final_values, last_steps, tabulate, typical_values
+from experiments.arms import Table, tabulate
+from experiments.checks import enumerate_few
+from experiments.estimate import FEWEST_SCENES, Fit, Interaction, aliases, fit_sites
+from experiments.price import price_of
+from experiments.responses import respond
 from experiments.rule import DecideError, Rule
+from experiments.verdicts import (
+    COSTS,
+    MOST_FURTHER_SEEDS,
+    PAYS,
+    UNDECIDED,
+    Verdict,
+    joint_quantile,
+    judge,
+    share_spent,
+    single_quantile,
+)
+from operators.bench_rows import BenchRow
 from pipeline.rows import Row, select
 
-PAYS, COSTS, UNDECIDED = "PAYS", "COSTS", "UNDECIDED"
-MOST_FURTHER_SEEDS = 100
-"""Beyond a hundred trainings of every arm nobody runs them: the effect is then called too small to settle."""
+BESIDE = ("NDS", "mAP")
+"""Metrics whose effects are estimated beside the rule's, where all trials have them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Effect:
         site, metric, condition: which.
         effect: treatment minus baseline, points (100 times the fraction).
         low, high: its interval, points; together with the other sites' at the rule's confidence.
+        level: the treatment.
     """
 
     site: str
@@ -40,38 +50,7 @@ class Effect:
     effect: float
     low: float
     high: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer for one site.
-
-    Attributes:
-        site: the attention site.
-        verdict: ``PAYS``, ``COSTS`` or ``UNDECIDED``.
-        effect, low, high: gain in the rule's metric with its interval, points.
-        slowdown_percent: growth of the step time.
-        price, price_low, price_high: what that slow-down must earn, with its interval, points.
-        net, net_low, net_high: gain minus price; its interval counts the noise of both.
-            PAYS is ``net_low > 0``, COSTS is ``net_high < 0``.
-        further_trials: for UNDECIDED: further trials of every arm (further seeds) that would settle
-            it if gain, price and noise stay as estimated; None if over ``MOST_FURTHER_SEEDS``.
-            0 if it is settled.
-    """
-
-    site: str
-    verdict: str
-    effect: float
-    low: float
-    high: float
-    slowdown_percent: float
-    price: float
-    price_low: float
-    price_high: float
-    net: float
-    net_low: float
-    net_high: float
-    further_trials: int | None
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,11 +60,18 @@ class Evidence:
     Attributes:
         rule: the rule that was applied.
         table: the design as it ran.
-        verdicts: one per site.
-        effects: one per site and condition; only those of the rule's condition are judged.
+        verdicts: one per site and treatment.
+        effects: on the rule's metric, one per site, treatment and condition; only those of the rule's
+            condition are judged.
         residual_df: degrees of freedom left to estimate the noise.
         noise: standard deviation of one trial's metric, points.
         notes: what a reader must know: trials left out, conditions without an estimate.
+        other_effects: the same for NDS and mAP, whichever is not the rule's metric.
+        interactions: pairs of sites, where the design supports them; each interval holds alone.
+        aliases: groups of effects the design cannot tell apart; ``a:b`` is the interaction of a and b.
+        num_scenes: scenes that were resampled; 0 if the verdict is about the validation scenes as they are.
+        scene_share: per verdict, the share of the squared error of its gain that is due to the scenes.
+        spent: share of the error probability that the looks so far have spent, 0 to 1.
     """
 
     rule: Rule
@@ -95,172 +81,127 @@ class Evidence:
     residual_df: int
     noise: float
     notes: tuple[str, ...]
+    other_effects: tuple[Effect, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
+    num_scenes: int = 0
+    scene_share: tuple[float, ...] = ()
+    spent: float = 1.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether every verdict is settled."""
+        return all(verdict.settled for verdict in self.verdicts)
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Coefficients of the sites in the linear model.
-
-    Attributes:
-        effect: (sites,) in the unit of the response.
-        error: (sites,) standard errors.
-        residual_df: degrees of freedom of the noise.
-        noise: standard deviation of one trial.
-        num_trials: how many trials were fitted.
-    """
-
-    effect: NDArray[np.float64]
-    error: NDArray[np.float64]
-    residual_df: int
-    noise: float
-    num_trials: int
-
-
-def decide(rows: Sequence[Row], rule: Rule) -> list[Verdict]:
+def decide(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
     """Return the verdict of every site; see ``weigh`` for what they rest on.
 
     Raises:
         DecideError: the rows do not support a verdict; says why and what to do.
     """
-    return list(weigh(rows, rule).verdicts)
+    return list(weigh(rows, rule, bench).verdicts)
 
 
-def weigh(rows: Sequence[Row], rule: Rule) -> Evidence:
+def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Evidence:
     """Estimate every site's effect and price and judge them by the rule.
 
-    Intervals are Student's, widened by Bonferroni over the sites: at level ``1 - (1 - confidence) / sites``
-    each. Holm's procedure would reject a little more, but has no intervals that agree with it; here a
-    verdict can be read off the interval that is printed, and with orthogonal arms the loss is small.
-    """
-    table = tabulate(rows, rule)
-    gain = _fit_condition(rows, table, rule, rule.condition)
-    slowdown = _fit_price(rows, table, rule)
-    verdicts = tuple(_judge(index, table, gain, slowdown, rule) for index in range(len(table.sites)))
-    effects, notes = _effects(rows, table, rule)
-    if table.diverged:
-        notes = [f"Left out because it diverged: {name}." for name in table.diverged] + notes
-    return Evidence(rule, table, verdicts, tuple(effects), gain.residual_df, gain.noise, tuple(notes))
-
-
-def fit_sites(values: dict[str, float], table: Table) -> Fit:
-    """Fit ``value ~ seed block + sites`` by least squares.
-
     Args:
-        values: trial -> response; trials of the table that it lacks are left out.
-        table: the design.
+        rows: the rows of one study.
+        rule: its rule.
+        bench: operator benchmark; needed if the rule is priced by it.
 
     Raises:
-        DecideError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
+        DecideError: the rows do not support a verdict; says why and what to do.
     """
-    trials = [trial for trial in table.trials if trial.name in values]
-    treated = np.array([trial.treated for trial in trials], dtype=float).reshape(-1, len(table.sites))
-    blocks = np.array([[trial.seed == seed for seed in table.seeds] for trial in trials], dtype=float)
-    blocks = blocks[:, blocks.any(axis=0)] if trials else blocks.reshape(0, 0)
-    matrix = np.hstack([treated, blocks])
-    residual_df = len(trials) - matrix.shape[1]
-    if not trials or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
-        raise DecideError(
-            f"the {len(trials)} usable trials of {len(table.trials)} cannot tell the effects of "
-            f"{', '.join(table.sites)} apart; run the missing or diverged trials again"
-        )
-    if residual_df < 1:
-        raise DecideError(
-            f"{len(trials)} trials for {len(table.sites)} sites and {blocks.shape[1]} seeds leave no degree "
-            f"of freedom to estimate the noise; add a seed"
-        )
-    result = OLS([values[trial.name] for trial in trials], matrix).fit()
-    sites = slice(0, len(table.sites))
-    return Fit(result.params[sites], result.bse[sites], residual_df, math.sqrt(result.scale), len(trials))
-
-
-def _fit_condition(rows: Sequence[Row], table: Table, rule: Rule, condition: str) -> Fit:
-    values = final_values(rows, rule.metric, condition)
-    steps = last_steps(rows, rule.metric, condition)
-    names = [trial.name for trial in table.trials if trial.name not in table.diverged]
-    if absent := [name for name in names if name not in values]:
-        raise DecideError(f"{rule.metric} is missing in {len(absent)} trials ({enumerate_few(absent)})")
-    usable = {name: 100 * values[name] for name in names if math.isfinite(values[name])}
-    if not usable:
-        raise DecideError(f"no trial has a finite {rule.metric} ({condition}); look at the trials' losses")
-    lengths = sorted({steps[name] for name in usable})
-    if len(lengths) > 1:
-        raise DecideError(
-            f"{rule.metric} ({condition}) was measured after {enumerate_few(map(str, lengths))} steps in "
-            f"different trials; they are compared after equally many: finish with `biaswise study resume`"
-        )
-    return fit_sites(usable, table)
-
-
-def _fit_price(rows: Sequence[Row], table: Table, rule: Rule) -> Fit:
-    if rule.price_points_per_percent == 0:
-        zeros = np.zeros(len(table.sites))
-        return Fit(zeros, zeros, len(table.trials), 0.0, len(table.trials))
-    times = typical_values(rows, rule.price_metric)
-    usable = [trial.name for trial in table.trials if trial.name not in table.diverged]
-    if lacking := [name for name in usable if times.get(name, 0.0) <= 0]:
-        raise DecideError(
-            f"{rule.price_metric} is missing or not positive in {enumerate_few(lacking)}; without it the "
-            f"bias has no price (a rule with price_points_per_percent 0 asks for none)"
-        )
-    return fit_sites({name: math.log(times[name]) for name in usable}, table)
-
-
-def _judge(index: int, table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> Verdict:
-    wide = float(_quantile(rule, len(table.sites), gain.residual_df))
-    wide_price = float(_quantile(rule, len(table.sites), slowdown.residual_df))
-    effect, error = float(gain.effect[index]), float(gain.error[index])
-    growth, growth_error = float(slowdown.effect[index]), float(slowdown.error[index])
-    rate = 100 * rule.price_points_per_percent
-    price, price_low, price_high = (
-        rate * math.expm1(growth + side * wide_price * growth_error) for side in (0, -1, 1)
-    )
-    price_error = rate * math.exp(growth) * growth_error  # first order: d(exp g) = exp(g) dg
-    net, net_error = effect - price, math.hypot(error, price_error)
-    net_low, net_high = net - wide * net_error, net + wide * net_error
-    verdict = PAYS if net_low > 0 else COSTS if net_high < 0 else UNDECIDED
-    return Verdict(
-        site=table.sites[index],
-        verdict=verdict,
-        effect=effect,
-        low=effect - wide * error,
-        high=effect + wide * error,
-        slowdown_percent=100 * math.expm1(growth),
-        price=price,
-        price_low=price_low,
-        price_high=price_high,
-        net=net,
-        net_low=net_low,
-        net_high=net_high,
-        further_trials=_further(net, net_error, gain.num_trials, table, rule) if verdict == UNDECIDED else 0,
+    table = tabulate(rows, rule)
+    gain = fit_sites(respond(rows, table, rule, rule.metric, rule.condition), table)
+    slowdown, said = price_of(rows, table, rule, bench)
+    effects, silent = _effects(rows, table, rule, rule.metric)
+    others = [_effects(rows, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
+    return Evidence(
+        rule=rule,
+        table=table,
+        verdicts=judge(table, gain, slowdown, rule),
+        effects=tuple(effects),
+        residual_df=gain.residual_df,
+        noise=gain.noise,
+        notes=(*_left_out(table), *silent, *said, *_about_scenes(gain)),
+        other_effects=tuple(effect for found in others for effect in found),
+        interactions=_interactions(gain, table, rule),
+        aliases=aliases(table),
+        num_scenes=gain.num_scenes,
+        scene_share=tuple(map(float, gain.scene_share)),
+        spent=share_spent(table, rule),
     )
 
 
-def _quantile(rule: Rule, num_sites: int, df: ArrayLike) -> Any:
-    """Return Student's two-sided quantile at the rule's confidence, shared by Bonferroni among the sites."""
-    return stdtrit(df, 1 - (1 - rule.confidence) / (2 * num_sites))
-
-
-def _further(net: float, error: float, num_trials: int, table: Table, rule: Rule) -> int | None:
-    """Return the fewest further seeds, each run on every arm, whose interval would leave zero out."""
-    further = np.arange(1, MOST_FURTHER_SEEDS + 1)
-    trials = num_trials + table.num_arms * further
-    residual_df = trials - (len(table.seeds) + further) - len(table.sites)
-    wide = _quantile(rule, len(table.sites), residual_df)
-    enough = abs(net) > wide * error * np.sqrt(num_trials / trials)
-    return int(further[enough.argmax()]) if enough.any() else None
-
-
-def _effects(rows: Sequence[Row], table: Table, rule: Rule) -> tuple[list[Effect], list[str]]:
+def _effects(rows: Sequence[Row], table: Table, rule: Rule, metric: str) -> tuple[list[Effect], list[str]]:
+    """Return the effects on a metric under every condition, and why some are missing."""
     effects, notes = [], []
-    others = {row.condition for row in select(rows, metric=rule.metric, site="", scene="") if row.condition}
-    for condition in [rule.condition, *sorted(others - {rule.condition})]:
+    measured = {row.condition for row in select(rows, metric=metric, unit="fraction", site="", scene="")}
+    others = measured - {rule.condition, ""}
+    for condition in [*sorted(measured & {rule.condition}), *sorted(others)]:
         try:
-            fit = _fit_condition(rows, table, rule, condition)
+            fit = fit_sites(respond(rows, table, rule, metric, condition), table)
         except DecideError as error:
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
-        margin = _quantile(rule, len(table.sites), fit.residual_df) * fit.error
-        for site, value, half in zip(table.sites, fit.effect, margin, strict=True):
+        margin = joint_quantile(fit.df, table, rule) * fit.error
+        for (site, level), value, half in zip(table.terms, fit.effect, margin, strict=True):
             low, high = float(value - half), float(value + half)
-            effects.append(Effect(site, rule.metric, condition, float(value), low, high))
+            effects.append(Effect(site, metric, condition, float(value), low, high, level))
     return effects, notes
+
+
+def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...]:
+    wide = float(single_quantile(np.array(float(gain.residual_df)), table, rule))
+    return tuple(
+        replace(pair, low=pair.effect - wide * pair.error, high=pair.effect + wide * pair.error)
+        for pair in gain.interactions
+    )
+
+
+def _left_out(table: Table) -> list[str]:
+    notes = [f"Left out because it diverged: {name}." for name in table.diverged]
+    if table.diverged:
+        notes += filter(None, (_imbalance(site, table) for site in table.sites))
+    if table.stopped:
+        notes.append(
+            f"Stopped early and counted as censored: {len(table.stopped)} of {len(table.trials)} trials "
+            f"({enumerate_few(sorted(table.stopped))})."
+        )
+    if table.waiting:
+        seeds = ", ".join(map(str, table.waiting))
+        notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")
+    return notes
+
+
+def _imbalance(site: str, table: Table) -> str:
+    """Say if trials diverged with a treatment alone: what is left out then is no accident."""
+    index = table.sites.index(site)
+    lost = [t.levels[index] != table.baseline for t in table.trials if t.name in table.diverged]
+    if len(lost) > 1 and all(lost):
+        return f"All {len(lost)} trials that diverged have the bias at {site}: that may be its doing."
+    return ""
+
+
+def _about_scenes(gain: Fit) -> list[str]:
+    if gain.num_scenes >= FEWEST_SCENES:
+        return []
+    if gain.num_scenes:
+        return [f"The verdicts are about the {gain.num_scenes} validation scenes: too few to resample."]
+    return ["The verdicts are about the validation scenes as they are: no resamples were recorded."]
+
+
+__all__ = [
+    "COSTS",
+    "MOST_FURTHER_SEEDS",
+    "PAYS",
+    "UNDECIDED",
+    "Effect",
+    "Evidence",
+    "Verdict",
+    "decide",
+    "weigh",
+]

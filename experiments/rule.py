@@ -52,6 +52,7 @@ class Rule:
             promising first. They are then tested in that order at the full level until one is not
             settled; empty: Holm's procedure.
         priced_by: one of ``PRICED_BY``.
+        bench_shape: shape of the benchmark that is the model's; empty if the benchmark has one alone.
     """
 
     metric: str = "NDS"
@@ -70,6 +71,7 @@ class Rule:
     spending: str = "obrien_fleming"
     order: tuple[str, ...] = ()
     priced_by: str = "trials"
+    bench_shape: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a rule that can decide nothing."""

@@ -1,0 +1,88 @@
+"""Spending: how the error probability of a study is shared among its looks.
+
+A study that is judged again and again until a verdict comes out would get false ones too often. So every
+look gets a part of the error probability (Lan and DeMets, Biometrika 70, 1983): the part that a spending
+function allows by then, given what was spent before. Early looks of the O'Brien-Fleming kind ask for much.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+GRID = 401
+"""Points of the integration grid; 401 reproduce published boundaries to the fourth digit."""
+
+
+def spent(level: float, information: float, spending: str) -> float:
+    """Return how much of a two-sided error probability may be spent by then.
+
+    Args:
+        level: the whole error probability.
+        information: share of the planned trials that has been seen, 0 to 1.
+        spending: ``obrien_fleming`` or ``pocock``; formulas of Lan and DeMets, half for each side.
+    """
+    if information >= 1:
+        return level
+    if spending == "pocock":
+        return level * math.log(1 + (math.e - 1) * information)
+    return float(4 * norm.sf(norm.isf(level / 4) / math.sqrt(information)))
+
+
+@lru_cache(maxsize=4096)
+def nominal_level(level: float, looks: tuple[int, ...], look: int, spending: str) -> float:
+    """Return the two-sided p-value below which a look rejects.
+
+    Args:
+        level: error probability over all looks.
+        looks: seeds seen at each look, planned to the last.
+        look: which look, from 1.
+        spending: see ``spent``.
+
+    Returns:
+        The level of that look: ``level`` itself if there is one look alone.
+    """
+    shares = [seeds / looks[-1] for seeds in looks[:look]]
+    walk = _Walk()
+    before, bound = 0.0, math.inf
+    for share in shares:
+        now = spent(level, share, spending)
+        bound = walk.bound(share, now - before)
+        before = now
+    return float(2 * norm.sf(bound))
+
+
+class _Walk:
+    """The Brownian path of the score under no effect, as long as it has crossed no bound.
+
+    Numerical integration as of Armitage, McPherson and Rowe (JRSS A 132, 1969).
+    """
+
+    def __init__(self) -> None:
+        self._at = np.zeros(1)
+        self._mass = np.ones(1)
+        self._share = 0.0
+
+    def bound(self, share: float, crossing: float) -> float:
+        """Return the bound on |z| that is crossed now, and not before, with the given probability."""
+        spread = math.sqrt(share - self._share)
+        outside = self._outside(spread)
+        root = math.sqrt(share)
+        bound = float(brentq(lambda z: outside(z * root) - crossing, 0.0, 40.0, xtol=1e-10))
+        edge = bound * root
+        grid = np.linspace(-edge, edge, GRID)
+        density = norm.pdf((grid[:, None] - self._at) / spread) @ self._mass / spread
+        weights = np.full(GRID, grid[1] - grid[0])
+        weights[[0, -1]] /= 2  # the trapezoidal rule
+        self._at, self._mass, self._share = grid, density * weights, share
+        return bound
+
+    def _outside(self, spread: float) -> Callable[[float], float]:
+        def probability(edge: float) -> float:
+            beyond = norm.sf((edge - self._at) / spread) + norm.cdf((-edge - self._at) / spread)
+            return float(beyond @ self._mass)
+
+        return probability
