@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from pipeline.data.loader import Source, open_source
 from pipeline.data.sample import Detections
@@ -58,20 +59,41 @@ class Assessment:
         Returns:
             ``NDS/<condition>`` and ``mAP/<condition>``.
         """
-        data = self._settings.data
-        judge = Judge(locate(data.val), data.version, data.val_split)
         summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
-            scores = self._judge(judge, condition, poses, detections)
+            scores = self._judge(condition, poses, detections)
             summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in ("NDS", "mAP")}
         return summary
 
+    def glance(self, detector: Detector, step: int, metric: str, condition: str) -> float:
+        """Measure the detector in mid-training under one condition; all ranks call it.
+
+        Returns:
+            On rank 0 the metric (``NDS`` or ``mAP``); NaN on the others.
+        """
+        views = Views(self._source, (condition,), FAILURE_SEED)
+        found = predict(detector, views, self._session)
+        if self._record is None:
+            return float("nan")
+        poses, detections = found[condition]
+        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in ("NDS", "mAP")}
+        self._record.add(
+            step,
+            [Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores.values()],
+        )
+        return scores[metric].value
+
+    @cached_property
+    def _official(self) -> Judge:
+        data = self._settings.data
+        return Judge(locate(data.val), data.version, data.val_split)
+
     def _judge(
-        self, judge: Judge, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
+        self, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
     ) -> list[Score]:
         folder = self._session.folder / "predictions"
         save_detections(folder / f"{condition}.npz", poses, detections)
-        scores = judge.score(poses, detections)
+        scores = self._official.score(poses, detections)
         self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
         return scores
 

@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
@@ -177,7 +178,14 @@ class _Trainer(TorchTrainer):
         ]
 
 
-def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_failures: int = 2) -> Finished:
+def run_under_ray(
+    settings: TrialSettings,
+    folder: Path,
+    recipe: str = "",
+    rungs: Rungs | None = None,
+    gpu_share: float = 1.0,
+    max_failures: int = 2,
+) -> Finished:
     """Run one trial to its end under Ray Train; Ray is up already.
 
     A folder with checkpoints is resumed. Workers that die are replaced and resume likewise.
@@ -186,6 +194,8 @@ def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_f
         settings: the trial.
         folder: its folder ``.../trials/<trial name>``, on storage that all workers see.
         recipe: digest of the study's recipe.
+        rungs: where it is measured before its end, and may be stopped.
+        gpu_share: part of a GPU that a worker gets; below 1 it has no more than this part of the memory.
         max_failures: restarts after a worker's death or error.
 
     Returns:
@@ -200,10 +210,14 @@ def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_f
             "settings": settings.to_dict(),
             "folder": str(folder),
             "recipe": recipe,
+            "rungs": (rungs or Rungs()).to_dict(),
+            "gpu_share": gpu_share,
         },
         torch_config=Alone() if settings.workers == 1 else TorchConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=cuda, resources_per_worker=_worker_resources(settings)
+            num_workers=settings.workers,
+            use_gpu=cuda,
+            resources_per_worker=_worker_resources(settings, gpu_share),
         ),
         run_config=RunConfig(
             name=folder.name,
@@ -219,10 +233,10 @@ def run_under_ray(settings: TrialSettings, folder: Path, recipe: str = "", max_f
     return Finished(**refused) if refused else Finished()
 
 
-def _worker_resources(settings: TrialSettings) -> dict[str, float]:
+def _worker_resources(settings: TrialSettings, gpu_share: float) -> dict[str, float]:
     resources: dict[str, float] = {"CPU": settings.threads}
     if settings.device == "cuda":
-        resources["GPU"] = 1
+        resources["GPU"] = gpu_share
     return resources
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipeline.assess import Assessment
 from pipeline.data.loader import (
@@ -33,8 +32,10 @@ from pipeline.optimise import Optimiser, deterministic, lr_factor, plan_of_step,
 from pipeline.plan import Plan
 from pipeline.predict import Detector
 from pipeline.preflight import check, locate
+from pipeline.ranks import averaged, from_first
 from pipeline.record import Measure, Record, commit, versions
 from pipeline.rows import Row
+from pipeline.rungs import STOPPED, Rungs
 from pipeline.session import Session, TrialError
 from pipeline.settings import DataSettings, TrialSettings
 from pipeline.state import load_state, save_state
@@ -47,7 +48,7 @@ UNITS = {"bias_scale": "logits", "bias_scale_grad": "1/logits"}
 """Units of what a step returns; losses and norms are plain numbers."""
 
 
-def run_trial(settings: TrialSettings, session: Session) -> None:
+def run_trial(settings: TrialSettings, session: Session, rungs: Rungs | None = None) -> None:
     """Run a trial to its end, or go on where its newest checkpoint left it.
 
     Rows go to ``session.folder / "rows.jsonl"``, detections to ``predictions``, the trained weights to
@@ -56,6 +57,7 @@ def run_trial(settings: TrialSettings, session: Session) -> None:
     Args:
         settings: all that decides what the trial does.
         session: where it runs; every rank calls this with the same settings.
+        rungs: where it is measured before its end, and may be stopped; None: nowhere.
 
     Raises:
         TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
@@ -63,7 +65,7 @@ def run_trial(settings: TrialSettings, session: Session) -> None:
     """
     check(settings, session.folder, session.device)
     deterministic(session.device, settings.threads)
-    Trial(settings, session).run()
+    Trial(settings, session, rungs or Rungs()).run()
 
 
 class Trial:
@@ -74,58 +76,73 @@ class Trial:
         optimiser: trains it, through DDP if there are several workers.
     """
 
-    def __init__(self, settings: TrialSettings, session: Session) -> None:
-        self.settings, self.session = settings, session
+    def __init__(self, settings: TrialSettings, session: Session, rungs: Rungs) -> None:
+        self.settings, self.session, self.rungs = settings, session, rungs
         data = settings.data
         self.source: Source = JoinedSource([_open(root, data) for root in data.train])
         self.plans = (settings.plan, *settings.mix)
         self.model, self.optimiser = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
         self.assessment = Assessment(settings, session, self.record)
+        self.detector = Detector(self.model, self.model.image_size, settings.train.amp)
         self.clock = StepClock(session.device)
 
     def run(self) -> None:
-        """Train, assess, save."""
-        self.train()
-        settings, session = self.settings, self.session
-        self._use(settings.plan)
-        detector = Detector(self.model, self.model.image_size, settings.train.amp)
+        """Train, assess, save; a trial that was stopped early has nothing more to tell."""
+        if not self.train():
+            return
+        session = self.session
+        self._use(self.settings.plan)
         if session.rank == 0:
             save_weights(self.model, session.folder / "weights.safetensors")
-        found = self.assessment.detect(detector)
+        found = self.assessment.detect(self.detector)
         self._profile()
         summary = {}
         if session.rank == 0:  # last, because the others would wait for it in the next all-reduce
-            self.assessment.speed(detector)
+            self.assessment.speed(self.detector)
             summary = self.assessment.accuracy(found)
         session.report(summary, None)
 
-    def train(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one."""
+    def train(self) -> bool:
+        """Train from the newest checkpoint if there is one; tell whether the last step was reached."""
         steps, together = self.settings.train.steps, self.settings.train.batch_size * self.session.world_size
         checkpoint = self.session.latest_checkpoint()
         first = 0
         if checkpoint is not None:
             first = load_state(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
-        batches = self._batches(first, steps)
+        batches = self.batches(first, steps)
         spoken = 0.0
         for step in range(first, steps):
             self.clock.begin()
             samples = next(batches)
             self.clock.fed()
-            found = self._step(step, samples)
+            found = self.step(step, samples)
             self.clock.end()
             self._note(step + 1, found)
             left = self.clock.seconds_left(steps - step - 1)
             if self.session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or step + 1 == steps):
                 spoken = time.monotonic()
                 self.session.progress("train", step + 1, steps, left)
-            if step + 1 == steps:  # before the checkpoint, after which no resumed run would time a step
-                self._add(steps, self.clock.measures(together))
+            stopped = self.rungs.has(step + 1) and self._falls(step + 1)
+            if stopped or step + 1 == steps:  # before the checkpoint: no run resumed there would time a step
+                self._add(step + 1, self.clock.measures(together))
+            if stopped:
+                return False
             if (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
                 self._checkpoint(step + 1, found["loss"], left)
+        return True
 
-    def _step(self, step: int, samples: list[Sample]) -> dict[str, float]:
+    def _falls(self, step: int) -> bool:
+        """Measure the trial at a rung; tell, alike on all ranks, whether it is stopped there."""
+        self._use(self.settings.plan)
+        value = self.assessment.glance(self.detector, step, self.rungs.metric, self.rungs.condition)
+        stopped = self.rungs.stops(step, from_first(value, self.session))
+        if stopped:
+            self._add(step, [Measure(STOPPED, "steps", step)])
+        return stopped
+
+    def step(self, step: int, samples: list[Sample]) -> dict[str, float]:
+        """Train on the batch of one step; return its losses and norms."""
         train = self.settings.train
         self._use(plan_of_step(self.plans, self.settings.seed, step))
         seed_everything(self.settings.seed, step, self.session.rank)
@@ -147,7 +164,7 @@ class Trial:
         """Write a step's numbers down, every ``log_every`` steps; losses are averaged over the ranks."""
         if step % self.settings.train.log_every and step != self.settings.train.steps:
             return
-        found = _averaged(found, self.session)
+        found = averaged(found, self.session)
         self._add(step, [_measure(name, value) for name, value in found.items()])
 
     def _checkpoint(self, step: int, loss: float, seconds_left: float) -> None:
@@ -159,7 +176,7 @@ class Trial:
 
     def _profile(self) -> None:
         """Record which kernels a training step runs; the weights stay as they are."""
-        samples = next(self._batches(0, 1))
+        samples = next(self.batches(0, 1))
         seed_everything(self.settings.seed, 0, self.session.rank)
         self.model.train()
 
@@ -169,7 +186,8 @@ class Trial:
         self.assessment.kernels(forward_and_backward)
         self.optimiser.optimizer.zero_grad(set_to_none=True)
 
-    def _batches(self, first: int, last: int) -> Iterator[list[Sample]]:
+    def batches(self, first: int, last: int) -> Iterator[list[Sample]]:
+        """Yield this rank's batches of the steps from ``first`` up to, not including, ``last``."""
         settings, session = self.settings, self.session
         order = BatchOrder(
             len(self.source), settings.train.batch_size, session.rank, session.world_size, settings.seed
@@ -248,15 +266,6 @@ def _measure(name: str, value: float) -> Measure:
     """Read a number of a step: ``metric``, or ``metric@site`` if it is about one site."""
     metric, _, site = name.partition("@")
     return Measure(metric, UNITS.get(metric, "1"), value, site=site)
-
-
-def _averaged(found: Mapping[str, float], session: Session) -> dict[str, float]:
-    """Average a step's numbers over the ranks; all of them have the same names."""
-    if session.world_size == 1:
-        return dict(found)
-    values = torch.tensor(list(found.values()), dtype=torch.float64, device=session.device)
-    dist.all_reduce(values)
-    return dict(zip(found, (values / session.world_size).tolist(), strict=True))
 
 
 def prepare_training(

@@ -76,11 +76,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     be refused again. With several workers it is raised, so that Ray ends those that wait for each other.
 
     Args:
-        config: ``settings`` (``TrialSettings.to_dict``), ``folder`` and ``recipe``.
+        config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``rungs``
+            (``Rungs.to_dict``) and ``gpu_share``, the part of a GPU's memory that is this worker's.
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
     """
+    from pipeline.rungs import Rungs
     from pipeline.settings import TrialSettings
     from pipeline.train import run_trial
 
@@ -88,9 +90,18 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
     session = RaySession(Path(config["folder"]), config["recipe"])
     try:
-        run_trial(TrialSettings.from_dict(config["settings"]), session)
+        _cap_memory(session.device, config["gpu_share"])
+        run_trial(TrialSettings.from_dict(config["settings"]), session, Rungs.from_dict(config["rungs"]))
     except (ValueError, RuntimeError) as error:
         if session.world_size > 1 or not is_refusal(error):
             raise
         return {"error": str(error), "details": traceback.format_exc()}
     return None
+
+
+def _cap_memory(device: "torch.device", share: float) -> None:
+    """Let a worker that shares a GPU run out of memory before its neighbours do."""
+    import torch
+
+    if device.type == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, device)

@@ -1,0 +1,47 @@
+"""Rungs: steps at which a trial is measured before its end, and stopped if it is clearly worse.
+
+The rungs are those of ASHA (Li et al., arXiv 1810.05934). What stops a trial there is fixed before it
+starts: a floor, taken from trials that had ended before it began. So its rows do not depend on which of
+its neighbours happened to be faster, and a study that was killed gives the rows of an unbroken one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+STOPPED = "stopped"
+"""Metric of the row of a trial that was stopped early: its value is the step, its unit ``steps``."""
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Where a trial is measured, and below what it stops.
+
+    Attributes:
+        metric: ``NDS`` or ``mAP``.
+        condition: sensor condition it is measured under.
+        floors: (step, floor) with increasing steps; a value below the floor, a fraction, stops the trial;
+            None stops none.
+    """
+
+    metric: str = "NDS"
+    condition: str = "clean"
+    floors: tuple[tuple[int, float | None], ...] = ()
+
+    def has(self, step: int) -> bool:
+        """Tell whether a trial is measured after this many steps."""
+        return any(at == step for at, _ in self.floors)
+
+    def stops(self, step: int, value: float) -> bool:
+        """Tell whether a trial with this value goes no further than this rung."""
+        floor = dict(self.floors).get(step)
+        return floor is not None and value < floor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; ``from_dict`` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Rungs":
+        """Rebuild rungs from ``to_dict``."""
+        return cls(plain["metric"], plain["condition"], tuple((at, floor) for at, floor in plain["floors"]))
