@@ -117,20 +117,8 @@ def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
         DecideError: no rows, mixed circumstances, an unknown metric, a plan that varies in
             something the rule does not ask about, missing or doubled arms or seeds.
     """
-    if not rows:
-        raise DecideError("there are no rows; run the study before asking for its verdicts")
-    refuse_mixtures(rows)
-    refuse_unknown_metric(rows, rule)
-    plans = one_plan_each(rows)
-    sites = _factors([plan for plan, _ in plans.values()], rule)
-    trials = [Trial(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
-    order = (rule.baseline, *rule.treatments)
-    trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
+    sites, present, diverged = ended_trials(rows, rule)
     stopped = {row.trial: int(row.value) for row in select(rows, metric=STOPPED, site="")}
-    values = final_values(rows, rule.metric, rule.condition)
-    diverged = {trial.name for trial in trials if _has_diverged(trial.name, values, rows)}
-    present = [trial for trial in trials if trial.name in values or trial.name in diverged]
-    _refuse_strangers(present, rule)
     look, seeds = _reached(present, sites, rule)
     judged = tuple(trial for trial in present if trial.seed in seeds)
     names = {trial.name for trial in judged}
@@ -145,6 +133,28 @@ def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
         rule.looks or (len(seeds),),
         tuple(sorted({trial.seed for trial in present} - set(seeds))),
     )
+
+
+def ended_trials(rows: Sequence[Row], rule: Rule) -> tuple[tuple[str, ...], list[Trial], set[str]]:
+    """Return the sites, the trials that have the rule's metric or diverged, and the names of the latter.
+
+    Raises:
+        DecideError: see ``tabulate``; missing arms and seeds are no reason yet.
+    """
+    if not rows:
+        raise DecideError("there are no rows; run the study before asking for its verdicts")
+    refuse_mixtures(rows)
+    refuse_unknown_metric(rows, rule)
+    plans = one_plan_each(rows)
+    sites = _factors([plan for plan, _ in plans.values()], rule)
+    trials = [Trial(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
+    order = (rule.baseline, *rule.treatments)
+    trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
+    values = final_values(rows, rule.metric, rule.condition)
+    diverged = {trial.name for trial in trials if _has_diverged(trial.name, values, rows)}
+    present = [trial for trial in trials if trial.name in values or trial.name in diverged]
+    _refuse_strangers(present, rule)
+    return sites, present, diverged
 
 
 def expected_arms(sites: Sequence[str], rule: Rule) -> tuple[Arm, ...]:

@@ -52,8 +52,8 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
     """
     columns = matrix.shape[1]
     found: list[Array] = []  # coefficients per stage
-    joint = np.empty((0, 0))  # their covariance, stages one after another
-    noise = np.empty((0, 0))  # covariance of a trial's stages
+    joint: Array = np.empty((0, 0))  # their covariance, stages one after another
+    noise: Array = np.empty((0, 0))  # covariance of a trial's stages
     df = 0
     for index, values in enumerate(stages):
         reached = np.isfinite(values)

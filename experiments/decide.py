@@ -23,7 +23,7 @@ from experiments.verdicts import (
     Verdict,
     joint_quantile,
     judge,
-    share_spent,
+    shares_spent,
     single_quantile,
 )
 from operators.bench_rows import BenchRow
@@ -132,7 +132,7 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
         aliases=aliases(table),
         num_scenes=gain.num_scenes,
         scene_share=tuple(map(float, gain.scene_share)),
-        spent=share_spent(table, rule),
+        spent=shares_spent(table.looks, table.look, rule),
     )
 
 

@@ -215,7 +215,7 @@ def _scene_variance(
     plain = np.full(num_terms, float(runs.df))
     if response.num_scenes < FEWEST_SCENES or not len(response.draws):
         return np.zeros(num_terms), plain
-    kept = np.isfinite(response.draws).all(axis=0)[usable]
+    kept = np.asarray(np.isfinite(response.draws).all(axis=0))[usable]
     rows = matrix[kept]
     if np.linalg.matrix_rank(rows) < rows.shape[1] or len(rows) <= rows.shape[1]:
         return np.zeros(num_terms), plain

@@ -8,9 +8,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.decide import UNDECIDED, weigh
+from experiments.arms import ended_trials
+from experiments.decide import weigh
 from experiments.designs import Arm, Design
 from experiments.rule import DecideError, Rule
+from experiments.verdicts import shares_spent
+from operators.bench_rows import BenchRow
 from pipeline.rows import Row
 
 SETTLED, SPENT, CONTINUE = "settled", "budget spent", "continue"
@@ -61,37 +64,70 @@ class Wave:
 
 
 def next_wave(
-    rows: Sequence[Row], rule: Rule, design: Design, budget: Budget, gpu_hours: float = 0.0
+    rows: Sequence[Row],
+    rule: Rule,
+    design: Design,
+    budget: Budget,
+    gpu_hours: float = 0.0,
+    bench: Sequence[BenchRow] = (),
 ) -> Wave:
     """Say which trials to run next.
 
     Args:
         rows: all rows of the study so far; none before the first wave. Trials of a wave must have
-            ended (done, stopped early, diverged or failed) before this is called.
+            ended (done, stopped early, diverged or failed) before this is called. One that failed without
+            a value is asked for again; a caller who cannot run it has to stop.
         rule: with ``sites``, ``seeds`` (the most that may run, in their order), ``looks`` and ``arms``.
         design: the arms.
         budget: the limits.
-        gpu_hours: GPU hours used so far.
+        gpu_hours: GPU hours used so far; the next wave is expected to cost as much per trial.
+        bench: operator benchmark, if the rule is priced by it.
 
     Returns:
-        The next wave: complete blocks (every arm with the next seeds) up to the next look; or an empty
-        one: ``settled`` or ``budget spent``.
+        The next wave: what complete blocks (every arm with the next seeds) still lack up to the next
+        look; or an empty one: ``settled`` or ``budget spent``.
 
     Raises:
-        DecideError: the rows support no verdict although their look has come; says why.
+        DecideError: the rule has no seeds, the budget does not reach the first look, or the rows
+            support no verdict although a look has come; says why.
     """
+    if not rule.seeds:
+        raise DecideError("the rule names no seeds, so nothing says which blocks may run; name the most")
     looks = rule.looks or (len(rule.seeds),)
-    ran = {row.trial for row in rows}
-    begun = sum(seed in {row.seed for row in rows} for seed in rule.seeds)
-    taken = sum(look <= begun for look in looks)
-    if taken:
-        evidence = weigh(rows, rule)
-        if all(verdict.verdict != UNDECIDED for verdict in evidence.verdicts):
-            return Wave(taken, (), SETTLED, "Every verdict is settled.")
+    ended = {(t.levels, t.seed) for t in ended_trials(rows, rule)[1]} if rows else set()
+    lacking = {seed: tuple(arm for arm in design.arms if (arm, seed) not in ended) for seed in rule.seeds}
+    complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))
+    taken = sum(look <= complete for look in looks)
+    share = shares_spent(looks, taken, rule)
+    if taken and weigh(rows, rule, bench).settled:
+        reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
+        return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):
-        return Wave(taken, (), SPENT, f"All {len(rule.seeds)} seeds have run.")
-    seeds = rule.seeds[begun : looks[taken]]
-    wave = Wave(taken + 1, tuple((seed, design.arms) for seed in seeds), CONTINUE, "")
-    if len(ran) + wave.num_trials > budget.trials:
-        return Wave(taken, (), SPENT, f"The next look needs {wave.num_trials} trials more than {len(ran)}.")
-    return wave
+        return Wave(taken, (), SPENT, f"All {looks[-1]} seeds that the rule allows have run.", share)
+    todo = tuple((seed, lacking[seed]) for seed in rule.seeds[: looks[taken]] if lacking[seed])
+    wave = Wave(taken + 1, todo, CONTINUE, _why(taken, looks), share)
+    num_trials = len({row.trial for row in rows})
+    refusal = _over(budget, num_trials, len(ended), wave, gpu_hours)
+    if refusal and not taken:
+        raise DecideError(f"{refusal}; without a first look there is no verdict, so raise the budget")
+    return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
+
+
+def _why(taken: int, looks: Sequence[int]) -> str:
+    if not taken:
+        return f"The first look comes after {looks[0]} seed{'s' if looks[0] > 1 else ''}."
+    return f"Not all is settled after {looks[taken - 1]} seeds; the next look comes after {looks[taken]}."
+
+
+def _over(budget: Budget, begun: int, ended: int, wave: Wave, gpu_hours: float) -> str:
+    """Say why a wave is beyond the budget; empty if it is not."""
+    again = begun - ended  # began before, and are asked for again
+    trials = begun + wave.num_trials - again
+    if trials > budget.trials:
+        return f"look {wave.look} needs {trials} trials in all, and the budget is {budget.trials}"
+    hours = gpu_hours * (1 + wave.num_trials / max(begun, 1))
+    if hours > budget.gpu_hours:
+        return (
+            f"look {wave.look} needs about {hours:.1f} GPU hours in all, the budget is {budget.gpu_hours:g}"
+        )
+    return ""

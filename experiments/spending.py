@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -62,8 +63,8 @@ class _Walk:
     """
 
     def __init__(self) -> None:
-        self._at = np.zeros(1)
-        self._mass = np.ones(1)
+        self._at: NDArray[np.float64] = np.zeros(1)
+        self._mass: NDArray[np.float64] = np.ones(1)
         self._share = 0.0
 
     def bound(self, share: float, crossing: float) -> float:
@@ -74,7 +75,7 @@ class _Walk:
         bound = float(brentq(lambda z: outside(z * root) - crossing, 0.0, 40.0, xtol=1e-10))
         edge = bound * root
         grid = np.linspace(-edge, edge, GRID)
-        density = norm.pdf((grid[:, None] - self._at) / spread) @ self._mass / spread
+        density: NDArray[np.float64] = norm.pdf((grid[:, None] - self._at) / spread) @ self._mass / spread
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2  # the trapezoidal rule
         self._at, self._mass, self._share = grid, density * weights, share

@@ -7,6 +7,7 @@ no intervals of a bounded length agree with it, so that each claim has its own p
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,10 +146,16 @@ def single_quantile(df: Array, table: Table, rule: Rule) -> Array:
     return np.asarray(-stdtrit(df, _at_look(1 - rule.confidence, table, rule) / 2))
 
 
-def share_spent(table: Table, rule: Rule) -> float:
-    """Return the share of the error probability that the looks so far have spent, 0 to 1."""
+def shares_spent(looks: Sequence[int], taken: int, rule: Rule) -> float:
+    """Return the share of the error probability that the looks taken have spent, 0 to 1.
+
+    Args:
+        looks: numbers of seeds of all planned looks.
+        taken: how many of them were taken.
+        rule: its confidence and spending.
+    """
     level = 1 - rule.confidence
-    return spent(level, table.looks[table.look - 1] / table.looks[-1], rule.spending) / level
+    return spent(level, looks[taken - 1] / looks[-1], rule.spending) / level if taken else 0.0
 
 
 def holm(p_values: Array, weights: Array, level: float, table: Table, rule: Rule) -> Array:
