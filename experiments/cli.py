@@ -68,6 +68,7 @@ def build_parser(bench: bool = False) -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_data(commands)
     _add_operators(commands, bench)
+    _add_config(commands)
     _add_trial(commands)
     _add_study(commands)
     _add_view(commands)
@@ -121,7 +122,7 @@ def _add_data(commands: Commands) -> None:
         "--rig",
         choices=("mini", "full"),
         default="mini",
-        help="full: 1600 x 900 pixels and LiDAR at 20 Hz; mini: a quarter of it, key frames only (%(default)s)",
+        help="full: 1600 x 900 pixels, LiDAR at 20 Hz; mini: a quarter of it, key frames only (%(default)s)",
     )
     shard = _add(
         data,
@@ -149,6 +150,21 @@ def _add_operators(commands: Commands, bench: bool) -> None:
     timing = _add(commands, "bench", "operators:bench", text, "bench --shapes mini")
     if bench:
         import_module("operators.bench").add_arguments(timing)
+
+
+def _add_config(commands: Commands) -> None:
+    text = "print what every attention site of a config does, changed as asked, as a config"
+    example = "plan experiments/configs/cmt_aqr_pillar_mini.py --set decoder.1.cross=none/sdpa_math"
+    plan = _add(commands, "plan", "plan:plan", text, example)
+    plan.add_argument("config", help="mmengine config file")
+    plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SITE=BIAS/IMPL",
+        help="what the sites that a pattern names do instead; may be repeated, the last one counts",
+    )
+    plan.add_argument("--out", help="file to write (the terminal)")
 
 
 def _add_trial(commands: Commands) -> None:

@@ -106,11 +106,7 @@ class Plan:
         Raises:
             PlanError: a pattern matches nothing, a site is matched twice, or not at all.
         """
-        sites = list(sites)
-        matched = {site: [p for p, _ in self.choices if fnmatchcase(site, p)] for site in sites}
-        for pattern, _ in self.choices:
-            if not any(pattern in patterns for patterns in matched.values()):
-                raise PlanError(f"pattern {pattern!r} matches no site; the model has {', '.join(sites)}")
+        matched = self.matching(sites)
         for site, patterns in matched.items():
             if len(patterns) > 1:
                 raise PlanError(
@@ -122,6 +118,27 @@ class Plan:
                 )
         choices = dict(self.choices)
         return Plan(tuple((site, choices[patterns[0]]) for site, patterns in matched.items()))
+
+    def overlaid(self, sites: Iterable[str]) -> dict[str, Choice]:
+        """Choose for the sites that a pattern names, a later pattern before an earlier one.
+
+        Args:
+            sites: all site paths of the model.
+
+        Raises:
+            PlanError: a pattern matches nothing.
+        """
+        choices = dict(self.choices)
+        return {site: choices[found[-1]] for site, found in self.matching(sites).items() if found}
+
+    def matching(self, sites: Iterable[str]) -> dict[str, list[str]]:
+        """List the patterns that match each site, in the order written; PlanError if one matches none."""
+        sites = list(sites)
+        matched = {site: [p for p, _ in self.choices if fnmatchcase(site, p)] for site in sites}
+        for pattern, _ in self.choices:
+            if not any(pattern in patterns for patterns in matched.values()):
+                raise PlanError(f"pattern {pattern!r} matches no site; the model has {', '.join(sites)}")
+        return matched
 
     def __getitem__(self, site: str) -> Choice:
         """Return the choice of one site of a resolved plan."""

@@ -5,15 +5,16 @@ which bias is the caller's; which implementation computes it is ``SiteAttention.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from operators import attention
+from operators import attention, objections
 from operators.bias import Bias
-from operators.spec import BIAS_KINDS
+from operators.spec import BIAS_KINDS, Request
 from pipeline.plan import Choice, PlanError
 
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
@@ -22,6 +23,69 @@ ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultihea
 DEFAULT_IMPL = (
     "sdpa_math"  # runs on every machine, with every bias and every gradient; GPU configs name a faster one
 )
+
+
+@dataclass(frozen=True)
+class SiteSizes:
+    """Sizes of the attention call at a site.
+
+    Attributes:
+        heads: H. head_size: D. queries: Q. keys: K.
+        masked: a mask arrives in training (denoising queries, at a self-attention).
+    """
+
+    heads: int
+    head_size: int
+    queries: int
+    keys: int = 22_384
+    masked: bool = False
+
+
+def training_requests(choice: Choice, sizes: SiteSizes, device: str, dtype: str) -> list[Request]:
+    """List what training asks of ``choice.impl`` at a site.
+
+    Args:
+        choice: what the site does.
+        sizes: of its call.
+        device: ``cpu`` or ``cuda``.
+        dtype: of the attention inputs, such as ``bfloat16`` under autocast.
+    """
+    return [
+        Request(
+            kind=kind,
+            dtype=dtype,
+            device=device,
+            heads=sizes.heads,
+            queries=sizes.queries,
+            keys=sizes.keys,
+            head_size=sizes.head_size,
+            bias_heads=0 if kind == "none" else 1,
+            qkv_grad=True,
+            bias_grad=kind in ("global", "window", "gaussian"),
+            rank=choice.rank,
+        )
+        for kind in sorted({choice.bias} | ({"dense"} if sizes.masked else set()))
+    ]
+
+
+def standing_objections(choice: Choice, sizes: SiteSizes, device: str) -> list[str]:
+    """List why training at a site could not run as chosen on any machine of a kind.
+
+    Args:
+        choice: what the site does.
+        sizes: of its call.
+        device: ``cuda`` (bfloat16, as under autocast) or ``cpu`` (float32).
+
+    Returns:
+        The objections, less those to a package that this machine has not installed.
+    """
+    dtype = {"cuda": "bfloat16", "cpu": "float32"}[device]
+    found = [
+        objection
+        for request in training_requests(choice, sizes, device, dtype)
+        for objection in objections(choice.impl, request)
+    ]
+    return [objection for objection in dict.fromkeys(found) if "installed" not in objection]
 
 
 class PackedProjections(nn.Module):
@@ -95,6 +159,12 @@ class SiteAttention(nn.Module):
                 f"site {self.site} cannot have the bias {choice.bias!r}; it takes {', '.join(self.kinds)}"
             )
         self._choice = choice
+
+    def sizes(self, queries: int, denoising: bool) -> SiteSizes:
+        """Sizes of a call here with so many queries; denoising queries bring a mask to a self-attention."""
+        width = self.attn.out_proj.in_features
+        masked = denoising and self.site.endswith(".self")
+        return SiteSizes(self.num_heads, width // self.num_heads, queries, masked=masked)
 
     def forward(
         self,

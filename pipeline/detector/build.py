@@ -85,9 +85,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
     Raises:
         ConfigError: no such file, a section nobody reads, or an override that leads nowhere.
     """
-    path = Path(config) if Path(config).is_absolute() else ROOT / config
-    if not path.is_file():
-        raise ConfigError(f"there is no config file {path}")
+    path = config_path(config)
     cfg = Config.fromfile(path)
     for key, text in overrides:
         _override(cfg, key, text)
@@ -103,6 +101,14 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
             raise ConfigError(f"{path.name}: the section {section!r} is missing")
     read_wrapper(cfg.optim_wrapper)
     return cfg
+
+
+def config_path(config: str | Path) -> Path:
+    """Find a config file; a relative path starts at the project root. ConfigError if there is none."""
+    path = Path(config) if Path(config).is_absolute() else ROOT / config
+    if not path.is_file():
+        raise ConfigError(f"there is no config file {path}")
+    return path
 
 
 def _override(cfg: Config, key: str, text: str) -> None:

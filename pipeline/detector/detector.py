@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from operators import objections
-from operators.spec import Request
+from pipeline.detector.attention import training_requests
 from pipeline.detector.head import HeadOutput, read_meta
 from pipeline.plan import Choice, Plan, PlanError
 
@@ -125,28 +125,10 @@ class CmtDetector(Base3DDetector):
             return [
                 "the model has no bias generator; give the head aqr_config and bias_config, or choose 'none'"
             ]
-        kinds = {choice.bias}
-        if site.endswith(".self") and head.dn.scalar > 0:
-            kinds.add("dense")  # in training, denoising queries put a mask there
-        width = module.attn.out_proj.in_features
-        requests = [
-            Request(
-                kind=kind,
-                dtype=dtype,
-                device=device,
-                heads=module.num_heads,
-                queries=head.num_query,
-                head_size=width // module.num_heads,
-                bias_heads=0 if kind == "none" else 1,
-                qkv_grad=True,
-                bias_grad=kind in ("global", "window", "gaussian"),
-                rank=choice.rank,
-            )
-            for kind in sorted(kinds)
-        ]
+        sizes = module.sizes(head.num_query, head.dn.scalar > 0)
         return [
             f"{objection} (asked for {request})"
-            for request in requests
+            for request in training_requests(choice, sizes, device, dtype)
             for objection in objections(choice.impl, request)
         ]
 
