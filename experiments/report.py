@@ -4,10 +4,11 @@ Everything is made from the rows and ``study.json``. Rows that support no verdic
 it says why at the top, and shows the trials.
 """
 
+import base64
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,30 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from experiments.decide import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Evidence, Verdict
-from experiments.figures import accuracy_speed, forest, learned_scale
+from experiments.decide import Evidence
+from experiments.figures import Drawing, to_png, to_svg
+from experiments.figures_effects import forest, heat_map
+from experiments.figures_plans import accuracy_speed, learned_scale
 from experiments.rule import Rule
-from experiments.sheets import MINUS, Sheet, condition_table, kernel_table, settling, signed
+from experiments.sheets import (
+    MINUS,
+    Sheet,
+    condition_table,
+    settling,
+    signed,
+    spell,
+    spell_levels,
+    term_label,
+)
+from experiments.sheets_design import shown_plans
+from experiments.sheets_kernels import kernel_table
 from experiments.summary import Summary, summarize
+from experiments.summary_words import advise
+from experiments.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
+from pipeline.plan import Plan
 
+CONFIG = "recommended.py"
+"""The recommended plan as an mmengine config."""
 MARKS = {PAYS: "▲", COSTS: "▼", UNDECIDED: "?"}
 """A verdict's sign, so that colour alone never carries it."""
 RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", UNDECIDED: "yellow"}
@@ -47,8 +66,15 @@ class Report:
     tables: tuple[Path, ...]
 
 
-def write_report(study_folder: Path) -> Report:
-    """Judge a study and write ``report.html``, ``report.md`` and a CSV file per table into its folder.
+def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = None) -> Report:
+    """Judge a study and write it down in its folder.
+
+    Writes ``report.html``, ``report.md``, a CSV file per table, a PNG file per figure into ``figures``, and
+    the recommended plan as a config, ``recommended.py``.
+
+    Args:
+        study_folder: the study.
+        config_of: prints a whole plan as an mmengine config; None prints none.
 
     Raises:
         ReportError: the folder is no study, or has no rows.
@@ -56,12 +82,21 @@ def write_report(study_folder: Path) -> Report:
         OSError: the folder cannot be written.
     """
     summary = summarize(study_folder)
+    if summary.advice is not None and config_of is not None:
+        summary = replace(summary, config=config_of(summary.advice.plan))
+    for stale in (*study_folder.glob("*.csv"), *study_folder.glob("figures/*.png"), study_folder / CONFIG):
+        stale.unlink(missing_ok=True)  # of an earlier report, when there was evidence
     tables: list[Path] = []
-    for stale in ("verdicts", "effects"):  # of an earlier report, when there was evidence
-        (study_folder / f"{stale}.csv").unlink(missing_ok=True)
     for sheet in summary.sheets:
         tables.append(study_folder / f"{sheet.name}.csv")
         tables[-1].write_text(to_csv(sheet), encoding="utf-8", newline="")
+    (study_folder / "figures").mkdir(exist_ok=True)
+    for drawing in drawings(summary):
+        (study_folder / "figures" / f"{drawing.name}.png").write_bytes(to_png(drawing))
+    if summary.scene:
+        (study_folder / "figures" / "scene.png").write_bytes(summary.scene)
+    if summary.config:
+        (study_folder / CONFIG).write_text(summary.config, encoding="utf-8")
     html, markdown = study_folder / "report.html", study_folder / "report.md"
     html.write_text(to_html(summary), encoding="utf-8")
     markdown.write_text(to_markdown(summary), encoding="utf-8")
@@ -75,6 +110,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if summary.evidence is not None:
         console.print(_terminal_table(summary.evidence))
     console.print(summary.answer, style="bold", markup=False)
+    if summary.evidence is not None and summary.advice is not None:
+        console.print(advise(summary.advice, summary.evidence), markup=False)
     for note in summary.notes:
         console.print(f"! {note}", markup=False)
     console.print(f"Report: {report.html}", markup=False, soft_wrap=True)
@@ -88,14 +125,20 @@ def _terminal_table(evidence: Evidence) -> RichTable:
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
-            v.site,
+            term_label(v, evidence),
             Text(f"{MARKS[v.verdict]} {v.verdict}", style=RICH_STYLES[v.verdict]),
             f"{signed(v.effect)} ± {v.high - v.effect:.2f}",
             signed(v.price),
             f"{signed(v.net)} ± {v.net_high - v.net:.2f}",
-            f"over {MOST_FURTHER_SEEDS}" if v.further_trials is None else str(v.further_trials or ""),
+            _more_seeds(v),
         )
     return table
+
+
+def _more_seeds(verdict: Verdict) -> str:
+    if verdict.further_trials is None:
+        return f"over {MOST_FURTHER_SEEDS}"
+    return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
 
 
 VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net", "to settle it")
@@ -104,13 +147,13 @@ VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net", "to se
 def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
     """Return the texts of one line of the verdict table, under ``VERDICT_HEADS``."""
     return (
-        verdict.site,
+        term_label(verdict, evidence),
         f"{MARKS[verdict.verdict]} {verdict.verdict}",
         f"{signed(verdict.effect)} [{signed(verdict.low)}, {signed(verdict.high)}]",
         f"{signed(verdict.slowdown_percent, 1)} %",
         signed(verdict.price),
         f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]",
-        settling(verdict.further_trials, evidence.table.num_arms),
+        settling(verdict, evidence.table.num_arms, evidence.rule.margin),
     )
 
 
@@ -126,13 +169,17 @@ def to_csv(sheet: Sheet) -> str:
 def to_markdown(summary: Summary) -> str:
     """Write the report as Markdown: the answer first, the figures left to the HTML page."""
     parts = [f"# Study {summary.record.name}", f"**{summary.answer}**"]
+    parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
     parts += [summary.record.question] if summary.record.question else []
     parts += [str(summary.record.rule)] if summary.record.rule else []
-    parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
-    if summary.evidence is not None:
+    if summary.evidence is not None and summary.advice is not None:
         evidence = summary.evidence
         lines = [verdict_cells(verdict, evidence) for verdict in evidence.verdicts]
-        parts += ["## Verdict per layer", _markdown_table(VERDICT_HEADS, lines), _reading(evidence)]
+        parts += ["## Verdict per layer", _markdown_table(VERDICT_HEADS, lines), reading(evidence)]
+        parts += ["## The plan to use", advise(summary.advice, evidence), f"Plan: `{summary.advice.plan}`"]
+    parts += (
+        ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
+    )
     for sheet in shown_sheets(summary):
         parts += [f"## {sheet.title}", _markdown_table(sheet.columns, sheet.lines)]
     parts += ["## Reproduce it", f"```\n{commands(summary)}\n```"]
@@ -146,7 +193,11 @@ def to_html(summary: Summary) -> str:
     return environment.get_template("report.html.j2").render(
         summary=summary,
         evidence=summary.evidence,
-        figures=_figures(summary),
+        figures=[(drawing, Markup(to_svg(drawing))) for drawing in drawings(summary)],
+        scene=base64.b64encode(summary.scene).decode(),
+        advice=advise(summary.advice, summary.evidence) if summary.advice and summary.evidence else "",
+        reading=reading,
+        label=term_label,
         tables=[_page_table(sheet) for sheet in shown_sheets(summary)],
         commands=commands(summary),
         marks=MARKS,
@@ -165,6 +216,9 @@ def shown_sheets(summary: Summary) -> list[Sheet]:
             columns, lines = condition_table(summary.evidence)
         if sheet.name == "kernels":
             columns, lines = kernel_table(sheet)
+        if sheet.name == "plans" and summary.evidence is not None:
+            kept = shown_plans(sheet, summary.evidence.rule.baseline)
+            lines = tuple(tuple(map(spell, line)) for line in kept)
         if sheet.name != "verdicts" and lines:
             shown.append(replace(sheet, columns=columns, lines=lines))
     return shown
@@ -178,21 +232,23 @@ def commands(summary: Summary) -> str:
     return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise report {name}"])
 
 
-def spell(cell: str | float | int | None) -> str:
-    """Write a cell for people: floats with two decimals, a missing value as a dash."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, float):
-        return f"{cell:.2f}".replace("-", MINUS)
-    return str(cell)
-
-
-def _reading(evidence: Evidence) -> str:
-    return (
-        f"Points of {evidence.rule.metric} ({evidence.rule.condition}); net is gain minus price, with the "
-        f"noise of both. One trial's noise is {evidence.noise:.2f} points, estimated with "
-        f"{evidence.residual_df} degrees of freedom."
+def reading(evidence: Evidence) -> str:
+    """Say how the table of verdicts is to be read."""
+    table, rule = evidence.table, evidence.rule
+    said = (
+        f"Points of {rule.metric} ({rule.condition}); net is gain minus price, with the noise of both. "
+        f"Together the verdicts are right with {100 * rule.confidence:g} % confidence (Holm), and so are the "
+        f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
+        f"with {evidence.residual_df} degrees of freedom."
     )
+    if len(table.looks) > 1:
+        said += (
+            f" Look {table.look} of at most {len(table.looks)}; "
+            f"{100 * evidence.spent:.0f} % of the error probability is spent."
+        )
+    if table.waiting:
+        said += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
+    return said
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
@@ -210,33 +266,15 @@ def _page_table(sheet: Sheet) -> dict[str, Any]:
 _NUMBER = re.compile(rf"[+{MINUS}]?[\d.]+( .*)?|-")
 
 
-def _figures(summary: Summary) -> list[dict[str, Any]]:
-    rule = summary.record.rule or Rule()
-    drawn = {
-        "speed": accuracy_speed(summary.rows, rule),
-        "forest": forest(summary.evidence) if summary.evidence else "",
-        "scale": learned_scale(summary.rows, rule),
-    }
-    return [{"name": name, "svg": Markup(svg), **_LEGENDS[name]} for name, svg in drawn.items() if svg]
-
-
-_LEGENDS = {
-    "speed": {
-        "title": "Accuracy and speed of every plan",
-        "alt": "Accuracy against training throughput, a point per plan; the table of trials has the numbers",
-        "caption": "A disc is the mean of a plan, named by the layers that have the bias; its dots are the "
-        "seeds. Plans above the dashed line are worth their price.",
-    },
-    "forest": {
-        "title": "Gain per layer",
-        "alt": "Gain per layer and sensor condition with intervals; the table below has the numbers",
-        "caption": "Thick: the condition that decides; the upright mark is the price. Thin: the other sensor "
-        "conditions, to look at; no verdict is drawn from them.",
-    },
-    "scale": {
-        "title": "The learned bias scale",
-        "alt": "bias_scale over the steps of training, a line per trial",
-        "caption": "One factor is shared by all layers that have the bias. Thin: a trial. Bold: the mean of "
-        "the trials with equally many such layers.",
-    },
-}
+def drawings(summary: Summary) -> list[Drawing]:
+    """Return the figures that the rows support."""
+    rule, evidence, best = summary.record.rule or Rule(), summary.evidence, ""
+    if evidence is not None and summary.advice is not None:
+        best = spell_levels(summary.advice.best.levels, evidence.table.sites, evidence.rule)
+    found = (
+        accuracy_speed(summary.rows, rule, best),
+        forest(evidence) if evidence else None,
+        heat_map(evidence) if evidence else None,
+        learned_scale(summary.rows, rule),
+    )
+    return [drawing for drawing in found if drawing is not None]

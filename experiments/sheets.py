@@ -5,12 +5,14 @@ Terminal, Markdown, CSV and HTML print the same sheets, so they cannot disagree.
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.arms import final_values, typical_values
-from experiments.decide import Evidence
+from experiments.checks import final_values, typical_values
+from experiments.decide import Effect, Evidence
+from experiments.designs import level_of
 from experiments.rule import DecideError, Rule
+from experiments.verdicts import MOST_FURTHER_SEEDS, UNDECIDED, Verdict
 from pipeline.plan import Plan
 from pipeline.rows import Row, select
 
@@ -23,8 +25,6 @@ TIMES = {
     "peak_gib": "peak memory, GiB",
 }
 """Metrics of speed and memory that the table of trials shows, and how its head calls them."""
-SLOWEST = 4
-"""Kernels that a page names per site; the CSV file has them all."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,15 @@ def listing(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def settling(further: int | None, num_arms: int) -> str:
+def settling(verdict: Verdict, num_arms: int, margin: float) -> str:
     """Say what would settle a verdict."""
+    further = verdict.further_trials
+    if verdict.verdict == UNDECIDED and verdict.equivalent:
+        return f"settled: no difference of {margin:g} points or more"
     if further == 0:
         return "settled"
     if further is None:
-        return "too small to settle within 100 more seeds"
+        return f"too small to settle within {MOST_FURTHER_SEEDS} more seeds"
     return f"{further} more seed{'s' if further > 1 else ''} ({further * num_arms} trials)"
 
 
@@ -68,73 +71,67 @@ def short_names(sites: Sequence[str]) -> dict[str, str]:
 
 
 def varied_sites(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the sites whose bias kind differs between the trials."""
-    kinds: dict[str, set[str]] = defaultdict(set)
+    """Return the sites whose level differs between the trials."""
+    levels: dict[str, set[str]] = defaultdict(set)
     for text in {row.plan for row in rows}:
         for site, choice in Plan.parse(text).choices:
-            kinds[site].add(choice.bias)
-    return tuple(sorted(site for site, found in kinds.items() if len(found) > 1))
+            levels[site].add(level_of(choice))
+    return tuple(sorted(site for site, found in levels.items() if len(found) > 1))
 
 
 def arm_label(plan: str, sites: Sequence[str], rule: Rule) -> str:
-    """Name an arm by its treated sites, shortly: ``0 + 2``, or the baseline's name."""
-    short = short_names(sites)
+    """Name a trial's plan as ``spell_levels`` does."""
     choices = dict(Plan.parse(plan).choices)
-    treated = [short[site] for site in sites if site in choices and choices[site].bias == rule.treatment]
-    return " + ".join(treated) or rule.baseline
+    return spell_levels([level_of(choices[site]) if site in choices else "" for site in sites], sites, rule)
+
+
+def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: Rule) -> str:
+    """Name a plan by its treated sites, shortly: ``0 + 2``; the level too where the rule knows several."""
+    short, many = short_names(sites), len(rule.treatments) > 1
+    treated = [(short[s], level) for s, level in zip(sites, levels, strict=True) if level in rule.treatments]
+    return " + ".join(f"{name} {level}" if many else name for name, level in treated) or rule.baseline
+
+
+def term_label(term: Verdict | Effect, evidence: Evidence, names: Mapping[str, str] | None = None) -> str:
+    """Name a site; its level too where the rule knows several."""
+    name = (names or {}).get(term.site, term.site)
+    return f"{name} {term.level}" if len(evidence.rule.treatments) > 1 else name
+
+
+VERDICT_COLUMNS = (
+    *("site", "level", "verdict", "gain", "gain_low", "gain_high", "slowdown_percent", "price", "price_low"),
+    *("price_high", "net", "net_low", "net_high", "equivalent", "p_value", "tested_at"),
+    "further_trials_per_arm",
+)
 
 
 def verdict_sheet(evidence: Evidence) -> Sheet:
-    """Return one line per site, with everything its verdict rests on."""
-    columns = (
-        *(
-            "site",
-            "verdict",
-            "gain",
-            "gain_low",
-            "gain_high",
-            "slowdown_percent",
-            "price",
-            "price_low",
-            "price_high",
-        ),
-        *("net", "net_low", "net_high", "further_trials_per_arm"),
-    )
+    """Return one line per site and level, with everything its verdict rests on."""
+    own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
+    own["further_trials_per_arm"] = "further_trials"
     lines = tuple(
-        (
-            *(
-                v.site,
-                v.verdict,
-                v.effect,
-                v.low,
-                v.high,
-                v.slowdown_percent,
-                v.price,
-                v.price_low,
-                v.price_high,
-            ),
-            *(v.net, v.net_low, v.net_high, v.further_trials),
-        )
-        for v in evidence.verdicts
+        tuple(getattr(v, own.get(column, column)) for column in VERDICT_COLUMNS) for v in evidence.verdicts
     )
-    return Sheet("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", columns, lines)
+    return Sheet("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
 
 
 def effect_sheet(evidence: Evidence) -> Sheet:
-    """Return one line per site and sensor condition."""
-    lines = tuple((e.site, e.condition, e.effect, e.low, e.high) for e in evidence.effects)
-    title = f"Gain per layer and sensor condition, points of {evidence.rule.metric}"
-    return Sheet("effects", title, ("site", "condition", "gain", "low", "high"), lines)
+    """Return one line per site, level, metric and sensor condition."""
+    effects = (*evidence.effects, *evidence.other_effects)
+    lines = tuple((e.site, e.level, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
+    heads = ("site", "level", "metric", "condition", "gain", "low", "high")
+    return Sheet("effects", "Gain per layer and sensor condition, points", heads, lines)
 
 
 def condition_table(evidence: Evidence) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Return the effects as heads and lines to print: a line per condition, a column per site."""
+    """Return the effects as heads and lines to print: a line per metric and condition, a column per term."""
     cells: dict[str, dict[str, str]] = defaultdict(dict)
-    for e in evidence.effects:
-        cells[e.condition][e.site] = f"{signed(e.effect)} [{signed(e.low)}, {signed(e.high)}]"
-    sites = evidence.table.sites
-    lines = tuple((name, *(line[site] for site in sites)) for name, line in cells.items())
-    return ("condition", *sites), lines
+    columns = [term_label(verdict, evidence) for verdict in evidence.verdicts]
+    for e in (*evidence.effects, *evidence.other_effects):
+        text = f"{signed(e.effect)} [{signed(e.low)}, {signed(e.high)}]"
+        cells[f"{e.metric} {e.condition}"][term_label(e, evidence)] = text
+    lines = tuple((name, *(line.get(column, "-") for column in columns)) for name, line in cells.items())
+    return ("condition", *columns), lines
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -164,8 +161,17 @@ def trial_sheet(rows: Sequence[Row], rule: Rule) -> Sheet:
         for name, row in trials.items()
     ]
     lines.sort(key=lambda line: (line[0] != rule.baseline, str(line[0]), line[1], line[-1]))
-    heads = (f"{rule.treatment} at", "seed", *columns, "trial")
+    heads = (f"{' or '.join(rule.treatments)} at", "seed", *columns, "trial")
     return Sheet("trials", "All trials (accuracy in points)", heads, tuple(lines))
+
+
+def spell(cell: str | float | int | None) -> str:
+    """Write a cell for people: floats with two decimals, a missing value as a dash."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.2f}".replace("-", MINUS)
+    return str(cell)
 
 
 def lenient_values(rows: Sequence[Row], metric: str, condition: str) -> dict[str, float]:
@@ -175,36 +181,6 @@ def lenient_values(rows: Sequence[Row], metric: str, condition: str) -> dict[str
     except DecideError:
         newest = sorted(select(rows, metric=metric, condition=condition, site="", scene=""), key=_age)
         return {row.trial: row.value for row in newest}
-
-
-def kernel_sheet(rows: Sequence[Row]) -> Sheet:
-    """Return, per site and choice, the kernels that really ran, slowest first."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    choices = {text: dict(Plan.parse(text).choices) for text in {row.plan for row in rows}}
-    for row in rows:
-        if row.metric.startswith("kernel:"):
-            choice = str(choices[row.plan].get(row.site, ""))
-            found[row.site, choice][row.metric.removeprefix("kernel:")].append(row.value)
-    lines = []
-    for (site, choice), kernels in sorted(found.items()):
-        slowest = sorted(((sum(v) / len(v), name) for name, v in kernels.items()), reverse=True)
-        lines += [(site, choice, name, ms) for ms, name in slowest]
-    return Sheet(
-        "kernels", "Kernels that really ran", ("site", "choice", "kernel", "ms in one step"), tuple(lines)
-    )
-
-
-def kernel_table(sheet: Sheet) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Return the kernels as heads and lines to print: a line per site and choice, the slowest named."""
-    groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    for site, choice, kernel, ms in sheet.lines:
-        groups[str(site), str(choice)].append((str(kernel), float(ms or 0)))
-    lines = []
-    for (site, choice), kernels in groups.items():
-        named = ", ".join(f"{kernel} {ms:.2f}" for kernel, ms in kernels[:SLOWEST])
-        rest = f", {len(kernels) - SLOWEST} more" if len(kernels) > SLOWEST else ""
-        lines.append((site, choice, named + rest, f"{sum(ms for _, ms in kernels):.2f}"))
-    return ("site", "choice", "slowest kernels, ms in one step", "together, ms"), tuple(lines)
 
 
 def _age(row: Row) -> tuple[int, float]:

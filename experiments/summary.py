@@ -1,5 +1,6 @@
 """Summary: a study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +8,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.decide import COSTS, PAYS, UNDECIDED, Evidence, weigh
+from experiments.checks import enumerate_few
+from experiments.decide import Evidence, weigh
+from experiments.recommend import Recommendation, recommend
 from experiments.rule import DecideError, Rule
-from experiments.sheets import Sheet, effect_sheet, kernel_sheet, listing, trial_sheet, verdict_sheet
-from pipeline.rows import Row, read_study
+from experiments.sheets import Sheet, effect_sheet, listing, trial_sheet, verdict_sheet
+from experiments.sheets_design import alias_sheet, cost_sheet, interaction_sheet, plan_sheet
+from experiments.sheets_kernels import kernel_sheet
+from experiments.summary_words import answer
+from operators.bench_rows import BenchRow
+from operators.bench_rows import read_rows as read_bench_rows
+from pipeline.rows import Row, read_study, seal_fault
+
+SCENE = "scene.png"
+"""The picture of one scene that a trial keeps in its folder."""
+UNSEALED = "line 1 has no seal"
+"""What ``seal_fault`` says of a file from before there were seals."""
 
 
 class ReportError(ValueError):
@@ -22,7 +35,7 @@ class Record:
     """What ``study.json`` says.
 
     Attributes:
-        name: name of the study.
+        name: name of the study; may be empty.
         question: the question it answers, in a sentence; may be empty.
         rule: how it is answered; None if the study compares nothing.
         digest: digest of recipe and rule, which every row carries.
@@ -42,24 +55,37 @@ class Summary:
         record: the study.
         rows: its rows.
         evidence: verdicts and effects; None if the rows support none.
+        advice: the plan to use; None without evidence.
         answer: the answer in a sentence, or why there is none.
         notes: what must be said beside the answer.
+        config: the recommended plan as an mmengine config; empty if nobody printed it.
+        scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
     """
 
     record: Record
     rows: tuple[Row, ...]
     evidence: Evidence | None
+    advice: Recommendation | None
     answer: str
     notes: tuple[str, ...]
+    config: str = ""
+    scene: bytes = b""
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
-        """The tables: verdicts and effects if there are any, trials, kernels, environment."""
+        """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or Rule()
-        plain = (trial_sheet(self.rows, rule), kernel_sheet(self.rows), environment_sheet(self))
-        if self.evidence is None:
-            return plain
-        return (verdict_sheet(self.evidence), effect_sheet(self.evidence), *plain)
+        plain = (trial_sheet(self.rows, rule), kernel_sheet(self.rows), cost_sheet(self.rows, self.evidence))
+        if self.evidence is None or self.advice is None:
+            return (*plain, environment_sheet(self))
+        evidence = self.evidence
+        judged = (
+            verdict_sheet(evidence),
+            effect_sheet(evidence),
+            plan_sheet(self.rows, evidence, self.advice),
+        )
+        design = (interaction_sheet(evidence), alias_sheet(evidence))
+        return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_sheet(self))
 
 
 def summarize(study_folder: Path) -> Summary:
@@ -72,15 +98,41 @@ def summarize(study_folder: Path) -> Summary:
     record = read_record(study_folder)
     rows = tuple(read_study(study_folder))
     if not rows:
-        raise ReportError(f"{study_folder} has no rows yet; a report needs at least one trial")
-    if record.rule is None:
-        return Summary(record, rows, None, "This study has no rule, so it has no verdicts.", _notes(rows))
+        raise ReportError(f"{study_folder} has no rows yet; a report needs one trial{_blame(study_folder)}")
+    notes = (*_failures(study_folder), *_about_code(rows), *_about_seals(study_folder))
     try:
+        refuse_edits(study_folder)
+        if record.rule is None:
+            return Summary(record, rows, None, None, "This study has no rule, so it has no verdicts.", notes)
         _refuse_other_recipe(rows, record)
-        evidence = weigh(rows, record.rule)
+        evidence = weigh(rows, record.rule, read_bench(study_folder))
+        advice = recommend(rows, evidence)
     except DecideError as error:
-        return Summary(record, rows, None, f"No verdicts: {error}.", _notes(rows))
-    return Summary(record, rows, evidence, answer(evidence), (*evidence.notes, *_notes(rows)))
+        return Summary(record, rows, None, None, f"No verdicts: {error}.", notes)
+    scene = _scene(study_folder, rows, advice)
+    said = (*evidence.notes, *notes)
+    return Summary(record, rows, evidence, advice, answer(evidence), said, scene=scene)
+
+
+def refuse_edits(study_folder: Path) -> None:
+    """Refuse rows that are not those that the trials wrote.
+
+    Raises:
+        DecideError: a row was changed, removed or added, or the end of a file is missing.
+    """
+    for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
+        fault = seal_fault(path, _end_seal(path.parent))
+        if fault and fault != UNSEALED:
+            raise DecideError(
+                f"the rows of trial {path.parent.name} are not those that it wrote: {fault}; restore "
+                f"{path.name}, or remove the trial's folder and run it again"
+            )
+
+
+def read_bench(study_folder: Path) -> list[BenchRow]:
+    """Read the operator benchmark kept with the study, ``bench.parquet``; empty if there is none."""
+    path = study_folder / "bench.parquet"
+    return read_bench_rows(path) if path.exists() else []
 
 
 def read_record(study_folder: Path) -> Record:
@@ -98,26 +150,7 @@ def read_record(study_folder: Path) -> Record:
         rule = None if plain["rule"] is None else Rule.from_dict(plain["rule"])
     except (DecideError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
-    return Record(
-        plain.get("name", study_folder.name), plain.get("question", ""), rule, plain.get("digest", "")
-    )
-
-
-def answer(evidence: Evidence) -> str:
-    """Say the verdicts in one sentence."""
-    groups = {
-        kind: [v.site for v in evidence.verdicts if v.verdict == kind] for kind in (PAYS, COSTS, UNDECIDED)
-    }
-    trials = len(evidence.table.trials) - len(evidence.table.diverged)
-    bias = f"the {evidence.rule.treatment} bias"
-    if not groups[PAYS] and not groups[COSTS]:
-        where = listing(groups[UNDECIDED])
-        return f"Undecided: after {trials} trials {bias} neither pays off nor costs beyond doubt at {where}."
-    parts = [f"pays off at {listing(groups[PAYS])}"] if groups[PAYS] else []
-    parts += [f"costs more than it gains at {listing(groups[COSTS])}"] if groups[COSTS] else []
-    parts += [f"is undecided at {listing(groups[UNDECIDED])}"] if groups[UNDECIDED] else []
-    sentence = f"{bias} {listing(parts)}."
-    return sentence[0].upper() + sentence[1:]
+    return Record(plain.get("name", ""), plain.get("question", ""), rule, plain.get("digest", ""))
 
 
 def environment_sheet(summary: Summary) -> Sheet:
@@ -143,12 +176,63 @@ def environment_sheet(summary: Summary) -> Sheet:
     return Sheet("environment", "Environment", ("what", "value"), tuple(facts.items()))
 
 
-def _notes(rows: Sequence[Row]) -> tuple[str, ...]:
+def _about_code(rows: Sequence[Row]) -> tuple[str, ...]:
     dirty = sorted({row.commit for row in rows if row.commit.endswith("+")})
     return tuple(f"The code had changes that are in no commit ({commit})." for commit in dirty)
 
 
+def _about_seals(study_folder: Path) -> tuple[str, ...]:
+    paths = sorted(study_folder.glob("trials/*/rows.jsonl"))
+    bare = [path.parent.name for path in paths if seal_fault(path) == UNSEALED]
+    if not bare:
+        return ()
+    return (f"Rows without seals, in which an edit does not show: {enumerate_few(bare)}.",)
+
+
+def _end_seal(trial: Path) -> str:
+    """Return the seal of the trial's last row when it ended; empty if it has not, or did before seals."""
+    for name in ("DONE.json", "FAILED.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return str(json.loads((trial / name).read_text(encoding="utf-8")).get("seal", ""))
+    return ""
+
+
+def _failures(study_folder: Path) -> tuple[str, ...]:
+    """Say which trials failed, and why."""
+    said = []
+    for path in sorted(study_folder.glob("trials/*/FAILED.json")):
+        reason = "FAILED.json cannot be read"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            reason = str(json.loads(path.read_text(encoding="utf-8"))["error"])
+        said.append(f"Failed: {path.parent.name}: {reason.rstrip('.')}.")
+    return tuple(said)
+
+
+def _blame(study_folder: Path) -> str:
+    failures = _failures(study_folder)
+    return f"; {len(failures)} failed. {failures[0]}" if failures else ""
+
+
+def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation) -> bytes:
+    """Return the picture of a trial of the recommended plan, else of the one with the most sites treated."""
+    pictures = {path.parent.name: path for path in sorted(study_folder.glob(f"trials/*/{SCENE}"))}
+    if not pictures:
+        return b""
+    plans = {row.trial: row.plan for row in rows if row.trial in pictures}
+    alike = [trial for trial in sorted(plans) if plans[trial] == str(advice.plan)]
+    trial = (
+        alike[0] if alike else max(sorted(plans), key=lambda name: -plans[name].count("=none/"), default="")
+    )
+    return pictures[trial].read_bytes() if trial else b""
+
+
 def _refuse_other_recipe(rows: Sequence[Row], record: Record) -> None:
+    strangers = sorted({row.study for row in rows} - {record.name}) if record.name else []
+    if strangers:
+        raise DecideError(
+            f"the rows are those of the study {listing(strangers)}, study.json is that of {record.name}: "
+            f"put the trials back into their own folder"
+        )
     strange = sorted({row.recipe for row in rows} - {record.digest})
     if record.digest and strange:
         raise DecideError(

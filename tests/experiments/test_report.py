@@ -19,6 +19,7 @@ from experiments.report import print_report, to_html, to_markdown, write_report
 from experiments.rule import Rule
 from experiments.sheets import arm_label, settling, short_names, signed
 from experiments.summary import ReportError, read_record, summarize
+from experiments.verdicts import UNDECIDED
 from pipeline.rows import Row, append_rows, read_study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report"
@@ -72,6 +73,8 @@ def test_tables_hold_the_verdicts_in_full(golden):
     assert {path.name for path in report.tables} == {
         "verdicts.csv",
         "effects.csv",
+        "plans.csv",
+        "cost.csv",
         "trials.csv",
         "kernels.csv",
         "environment.csv",
@@ -96,7 +99,7 @@ def test_page_is_sound_html(page_text):
     assert {a["href"][1:] for _, a in page.tags if a.get("href", "").startswith("#")} <= set(ids)
     assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
     assert page.named("html") == [{"lang": "en"}]
-    assert len(page.named("svg")) == 3
+    assert len(page.named("svg")) == 4
     assert all(a.get("aria-label") for _, a in page.tags if a.get("role") == "img")
     assert len(page.named("h1")) == 1
     assert all("scope" in attrs for attrs in page.named("th"))
@@ -237,8 +240,11 @@ def test_wording():
     }
     assert short_names(["aqr.0.cross"]) == {"aqr.0.cross": "aqr.0.cross"}
     assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], Rule()) == "0"
-    assert settling(1, 8) == "1 more seed (8 trials)"
-    assert settling(0, 8) == "settled"
+    (undecided,) = [v for v in summarize(GOLDEN).evidence.verdicts if v.verdict == UNDECIDED]
+    assert settling(undecided, 8, 0.5) == "1 more seed (8 trials)"
+    assert settling(replace(undecided, further_trials=0), 8, 0.5) == "settled"
+    assert "100 more seeds" in settling(replace(undecided, further_trials=None), 8, 0.5)
+    assert "no difference of 0.5 points" in settling(replace(undecided, equivalent=True), 8, 0.5)
     assert [signed(-0.001), signed(1), signed(-1)] == ["0.00", "+1.00", "\N{MINUS SIGN}1.00"]
 
 

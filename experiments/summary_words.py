@@ -1,0 +1,58 @@
+"""Words of a summary: the answer, and the recommendation, in sentences."""
+
+from experiments.decide import Evidence
+from experiments.recommend import Recommendation, num_treated
+from experiments.sheets import listing, signed, term_label
+from experiments.verdicts import COSTS, PAYS, UNDECIDED
+
+EQUIVALENT = "EQUIVALENT"
+"""Undecided, and certain to be within the rule's margin."""
+
+
+def answer(evidence: Evidence) -> str:
+    """Say the verdicts in one sentence."""
+    groups: dict[str, list[str]] = {kind: [] for kind in (PAYS, COSTS, EQUIVALENT, UNDECIDED)}
+    for v in evidence.verdicts:
+        kind = EQUIVALENT if v.verdict == UNDECIDED and v.equivalent else v.verdict
+        groups[kind].append(term_label(v, evidence))
+    table = evidence.table
+    trials = len(table.trials) - len(table.diverged)
+    bias = f"the {' or '.join(evidence.rule.treatments)} bias"
+    if not any(groups[kind] for kind in (PAYS, COSTS, EQUIVALENT)):
+        where = listing(groups[UNDECIDED])
+        return f"Undecided: after {trials} trials {bias} neither pays off nor costs beyond doubt at {where}."
+    says = {
+        PAYS: "pays off at",
+        COSTS: "costs more than it gains at",
+        EQUIVALENT: "makes no difference worth having at",
+        UNDECIDED: "is undecided at",
+    }
+    sentence = (
+        f"{bias} {listing([f'{says[kind]} {listing(found)}' for kind, found in groups.items() if found])}."
+    )
+    return sentence[0].upper() + sentence[1:]
+
+
+def advise(advice: Recommendation, evidence: Evidence) -> str:
+    """Say the recommendation in a sentence or two."""
+    rule, table, best = evidence.rule, evidence.table, advice.best
+    if num_treated(best.levels, table) == 0:
+        return f"Recommended: {rule.baseline} everywhere; no plan is predicted to be worth its price."
+    where = {
+        level: [site for site, found in zip(table.sites, best.levels, strict=True) if found == level]
+        for level in rule.treatments
+    }
+    parts = [f"{level} at {listing(sites)}" for level, sites in where.items() if sites]
+    speed = f" and {advice.samples_per_s:.3g} samples/s" if advice.samples_per_s > 0 else ""
+    gain = f"{signed(best.gain)} ± {best.half_width:.2f}"
+    said = (
+        f"Recommended: {listing(parts)}. Predicted: {advice.accuracy:.2f} {rule.metric}{speed} "
+        f"({gain} points, step time {signed(best.slowdown_percent, 1)} %)."
+    )
+    if advice.measured:
+        found = advice.measured
+        at = f" and {found.samples_per_s:.3g} samples/s" if found.samples_per_s > 0 else ""
+        said += f" Measured: {found.accuracy:.2f} {rule.metric}{at}, mean of {found.seeds} trials."
+    if advice.open_sites:
+        said += f" A best guess, not settled: {listing(advice.open_sites)}."
+    return said
