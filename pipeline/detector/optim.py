@@ -24,6 +24,9 @@ class Multipliers:
     decay: float = 1.0
 
 
+AMP_WRAPPER, AMP_DTYPE = "AmpOptimWrapper", "bfloat16"
+"""mmengine's wrapper for autocast, and the dtype we train in: its range needs no loss scale."""
+
 WRAPPER_KEYS = {"type", "optimizer", "paramwise_cfg", "clip_grad"}
 MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
 
@@ -120,7 +123,11 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     wrapper = dict(optim_wrapper)
     paramwise = wrapper.get("paramwise_cfg") or {}
     custom = paramwise.get("custom_keys") or {}
-    unread = [key for key in wrapper if key not in WRAPPER_KEYS]
+    kind = wrapper.get("type", "OptimWrapper")
+    if kind not in ("OptimWrapper", AMP_WRAPPER):
+        raise OptimError(f"optim_wrapper.type: expected 'OptimWrapper' or {AMP_WRAPPER!r}, got {kind!r}")
+    known = WRAPPER_KEYS | ({"dtype"} if kind == AMP_WRAPPER else set())
+    unread = [key for key in wrapper if key not in known]
     unread += [f"paramwise_cfg.{key}" for key in paramwise if key != "custom_keys"]
     unread += [
         f"paramwise_cfg.custom_keys.{name}.{key}"
@@ -130,11 +137,19 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if unread:
         raise OptimError(f"optim_wrapper: nobody reads {', '.join(unread)}; remove or correct the name")
-    if wrapper.get("type", "OptimWrapper") != "OptimWrapper":
-        raise OptimError(f"optim_wrapper.type: expected 'OptimWrapper', got {wrapper['type']!r}")
+    if kind == AMP_WRAPPER and wrapper.get("dtype") != AMP_DTYPE:
+        raise OptimError(
+            f"optim_wrapper.dtype: expected {AMP_DTYPE!r}, which needs no loss scale, "
+            f"got {wrapper.get('dtype')!r}"
+        )
     if "lr" not in wrapper.get("optimizer", {}):
         raise OptimError("optim_wrapper.optimizer: expected a learning rate 'lr', got none")
     return wrapper
+
+
+def is_amp(optim_wrapper: Mapping[str, Any]) -> bool:
+    """Tell whether a config trains under bfloat16 autocast (``type='AmpOptimWrapper'``)."""
+    return bool(read_wrapper(optim_wrapper).get("type") == AMP_WRAPPER)
 
 
 def clip_norm(optim_wrapper: Mapping[str, Any]) -> float | None:

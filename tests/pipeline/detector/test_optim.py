@@ -85,7 +85,9 @@ def test_a_multiplier_of_zero_freezes_and_another_frees_again() -> None:
             "unexpected keyword argument 'betta'",
         ),
         (wrapper({}, optimizer={"type": "AdamW"}), "expected a learning rate"),
-        (wrapper({}, type="AmpOptimWrapper"), "expected 'OptimWrapper'"),
+        (wrapper({}, type="ApexOptimWrapper"), "expected 'OptimWrapper' or 'AmpOptimWrapper'"),
+        (wrapper({}, type="AmpOptimWrapper", dtype="float16"), "expected 'bfloat16'.*got 'float16'"),
+        (wrapper({}, dtype="bfloat16"), "nobody reads dtype"),
     ],
 )
 def test_what_cannot_be_read_is_refused(config: dict[str, Any], message: str) -> None:

@@ -1,0 +1,26 @@
+"""CMT's schedule: 20 epochs, learning rate and momentum in one cycle, GT sampling in the first 15.
+
+A config gives the learning rates: ``optim_wrapper.optimizer.lr``, and as ``eta_min`` of the first two
+schedulers the peak (a multiple of it) and the end (1e-4 of it).
+"""
+# ruff: noqa: C408  configs of mmengine are written with dict()
+
+_up = dict(begin=0, end=8, T_max=8, by_epoch=True, convert_to_iter_based=True)
+_down = dict(begin=8, end=20, T_max=12, by_epoch=True, convert_to_iter_based=True)
+_momentum = [
+    dict(type="CosineAnnealingMomentum", eta_min=0.8947368, **_up),
+    dict(type="CosineAnnealingMomentum", eta_min=1.0, **_down),
+]
+
+optim_wrapper = dict(
+    type="AmpOptimWrapper",
+    dtype="bfloat16",
+    optimizer=dict(type="AdamW", weight_decay=0.01),
+    clip_grad=dict(max_norm=35.0, norm_type=2),
+)
+
+train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=20)
+val_cfg = dict()
+test_cfg = dict()
+custom_hooks = [dict(type="DisableObjectSampleHook", disable_after_epoch=15)]
+randomness = dict(seed=0)
