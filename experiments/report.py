@@ -74,7 +74,7 @@ def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = N
 
     Args:
         study_folder: the study.
-        config_of: prints a whole plan as an mmengine config; None prints none.
+        config_of: prints a whole plan as an mmengine config, or raises ValueError; None prints none.
 
     Raises:
         ReportError: the folder is no study, or has no rows.
@@ -83,7 +83,7 @@ def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = N
     """
     summary = summarize(study_folder)
     if summary.advice is not None and config_of is not None:
-        summary = replace(summary, config=config_of(summary.advice.plan))
+        summary = _with_config(summary, summary.advice.plan, config_of)
     for stale in (*study_folder.glob("*.csv"), *study_folder.glob("figures/*.png"), study_folder / CONFIG):
         stale.unlink(missing_ok=True)  # of an earlier report, when there was evidence
     tables: list[Path] = []
@@ -101,6 +101,14 @@ def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = N
     html.write_text(to_html(summary), encoding="utf-8")
     markdown.write_text(to_markdown(summary), encoding="utf-8")
     return Report(summary, html, markdown, tuple(tables))
+
+
+def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str]) -> Summary:
+    """Add the recommended plan as a config, or a note why it cannot be printed."""
+    try:
+        return replace(summary, config=config_of(plan))
+    except ValueError as error:  # of a config that is gone or has changed: the report does not depend on it
+        return replace(summary, notes=(*summary.notes, f"The plan is not printed as a config: {error}."))
 
 
 def print_report(report: Report, console: Console | None = None) -> None:

@@ -99,9 +99,9 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
 
 
 def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
-    from experiments.report import print_report, write_report
+    from experiments.commands.view import show_report
 
-    print_report(write_report(folder.path), console)
+    show_report(folder.path, console)
     if tracking:
         from pipeline.tracking import sync
 

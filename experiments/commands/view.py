@@ -5,16 +5,29 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.folder import StudyError
+from experiments.folder import StudyError, settings_of
+from pipeline.plan import Plan
 
 
 def report(arguments: Namespace) -> int:
     """Print the verdicts and write the report."""
-    folder = _folder(arguments.study, arguments.runs)
+    show_report(_folder(arguments.study, arguments.runs), Console())
+    return 0
+
+
+def show_report(folder: Path, console: Console) -> None:
+    """Judge a study, write its report, the recommended plan as a config too, and print the verdicts."""
     from experiments.report import print_report, write_report
 
-    print_report(write_report(folder))
-    return 0
+    def config_of(plan: Plan) -> str:
+        from pipeline.detector.plan_config import print_config  # costs seconds: only if there is a plan
+
+        trials = sorted(folder.glob("trials/*/settings.json"))
+        if not trials:
+            raise StudyError(f"{folder} has no settings.json that names the model")
+        return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
+
+    print_report(write_report(folder, config_of), console)
 
 
 def sync(arguments: Namespace) -> int:
