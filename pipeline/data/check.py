@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.boxes import points_inside
 from pipeline.data.decode import load_points, load_sample, parse_points, read_bytes
+from pipeline.data.loader import Reading
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.shards import ShardSource, checksum, read_manifest
 from pipeline.data.tables import FrameRecord, read_frames, split_scenes
@@ -116,7 +118,7 @@ def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
                         f"{folder}/{entry['name']}: checksum differs from the manifest's; write it anew"
                     )
             found.counts["scenes"] += len(set(manifest["scenes"]))
-            _check_rows(found, ShardSource(folder, path.stem, min_points=0), progress)
+            _check_rows(found, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
         except DataError as problem:
             found.problems.append(str(problem))
     return found.report()
@@ -200,13 +202,4 @@ def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]
 
 def points_in_boxes(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.int64]:
     """Count the points (N, 5) in each box (M, 9) of the same frame; (M,)."""
-    counts = np.zeros(len(boxes), np.int64)
-    for index, box in enumerate(boxes.astype(np.float64)):
-        away = points[:, :3] - box[:3]
-        away = away[(np.abs(away[:, :2]) <= np.hypot(box[3], box[4])).all(axis=1)]
-        cos, sin = np.cos(box[6]), np.sin(box[6])
-        local = np.stack(
-            [cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0], away[:, 2]], 1
-        )
-        counts[index] = np.count_nonzero((np.abs(local) <= box[3:6] / 2).all(axis=1))
-    return counts
+    return np.array([len(points_inside(points, box)) for box in boxes], np.int64)

@@ -17,10 +17,10 @@ EGO_RADIUS_M = 1.0
 """Points of a sweep this near are returns from the ego vehicle (mmdet3d LoadPointsFromMultiSweeps)."""
 
 
-def load_sample(record: FrameRecord) -> Sample:
-    """Open the files of a frame; DataError names the one that cannot be used."""
+def load_sample(record: FrameRecord, remove_close: bool = False) -> Sample:
+    """Open the files of a frame; DataError names the one that cannot be used. See ``load_points``."""
     jpegs = [read_bytes(path) for path in record.image_paths]
-    return assemble(record, jpegs, load_points(record))
+    return assemble(record, jpegs, load_points(record, remove_close))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -96,12 +96,18 @@ def parse_points(data: bytes, where: str) -> NDArray[np.float32]:
     return points
 
 
-def load_points(record: FrameRecord) -> NDArray[np.float32]:
-    """Read the key frame's scan and its sweeps as one (N, 5) float32 cloud in the key frame's LiDAR frame."""
+def load_points(record: FrameRecord, remove_close: bool = False) -> NDArray[np.float32]:
+    """Read the key frame's scan and its sweeps as one (N, 5) float32 cloud in the key frame's LiDAR frame.
+
+    Args:
+        record: the frame.
+        remove_close: drop the ego vehicle's own returns from the sweeps.
+    """
     clouds = [parse_points(read_bytes(record.lidar_path), str(record.lidar_path))]
     for sweep in record.sweeps:
         cloud = parse_points(read_bytes(sweep.path), str(sweep.path))
-        cloud = cloud[(np.abs(cloud[:, :2]) >= EGO_RADIUS_M).any(axis=1)]
+        if remove_close:
+            cloud = cloud[(np.abs(cloud[:, :2]) >= EGO_RADIUS_M).any(axis=1)]
         cloud[:, :3] = cloud[:, :3] @ sweep.to_key[:3, :3].T + sweep.to_key[:3, 3]
         cloud[:, 4] = sweep.lag_s
         clouds.append(cloud)

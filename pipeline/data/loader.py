@@ -7,10 +7,10 @@ holds. Augmentation draws from a generator seeded by (seed, epoch, frame).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -20,10 +20,39 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.decode import load_sample
 from pipeline.data.sample import DataError, Sample
-from pipeline.data.tables import FrameRecord, read_frames
+from pipeline.data.tables import MAX_SWEEPS, FrameRecord, read_frames
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """What is done to a training sample; draws from the given generator alone."""
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A transform that changes with the epoch."""
+
+    def at(self, epoch: int) -> Transform:
+        """Return what is done to a sample in an epoch (from 0)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a frame.
+
+    Attributes:
+        sweeps: earlier LiDAR scans, at most; nearest first.
+        remove_close: drop the returns from the ego vehicle itself from them; CMT keeps them.
+        min_points: boxes with fewer LiDAR points are left out; the official metric drops boxes
+            without points too, and so does CMT's training (``use_valid_flag``).
+    """
+
+    sweeps: int = MAX_SWEEPS
+    remove_close: bool = False
+    min_points: int = 1
+
+
+ALL = Reading()
+"""What CMT's configs read."""
 
 
 class Source(Protocol):
@@ -39,6 +68,11 @@ class Source(Protocol):
         """Scene names, one a frame."""
         ...
 
+    @property
+    def labels(self) -> Sequence[frozenset[int]]:
+        """Labels that occur in each frame; no image or point is read for it."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -49,20 +83,24 @@ class FileSource:
 
     Args:
         records: frames, e.g. of ``read_frames``.
-        min_points: boxes with fewer LiDAR points are left out; the official metric drops boxes
-            without points too, and so does CMT's training (``use_valid_flag``).
+        reading: what is read of them.
     """
 
-    def __init__(self, records: Sequence[FrameRecord], min_points: int = 1) -> None:
-        self._records = [record.with_points(min_points) for record in records]
+    def __init__(self, records: Sequence[FrameRecord], reading: Reading = ALL) -> None:
+        self._records = [
+            replace(record.with_points(reading.min_points), sweeps=record.sweeps[: reading.sweeps])
+            for record in records
+        ]
+        self._remove_close = reading.remove_close
         self.tokens = [record.token for record in records]
         self.scenes = [record.scene for record in records]
+        self.labels = [frozenset(record.labels.tolist()) for record in self._records]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
-        return load_sample(self._records[index])
+        return load_sample(self._records[index], self._remove_close)
 
 
 class JoinedSource:
@@ -72,6 +110,12 @@ class JoinedSource:
         self._where = [(source, i) for source in sources for i in range(len(source))]
         self.tokens = [token for source in sources for token in source.tokens]
         self.scenes = [scene for source in sources for scene in source.scenes]
+        self._sources = sources
+
+    @property
+    def labels(self) -> Sequence[frozenset[int]]:
+        """Labels that occur in each frame."""
+        return [labels for source in self._sources for labels in source.labels]
 
     def __len__(self) -> int:
         return len(self._where)
@@ -81,8 +125,14 @@ class JoinedSource:
         return source[inner]
 
 
-def open_source(root: str | Path, version: str, split: str) -> Source:
+def open_source(root: str | Path, version: str, split: str, reading: Reading = ALL) -> Source:
     """Open a dataset: an info file (``.pkl``), a folder or URI of shards, or a root in nuScenes layout.
+
+    Args:
+        root: where it is.
+        version: nuScenes version; names the tables folder.
+        split: split of the official devkit.
+        reading: what is read of a frame.
 
     Raises:
         DataError: nothing of the kind is there, or it holds no frame.
@@ -94,13 +144,13 @@ def open_source(root: str | Path, version: str, split: str) -> Source:
     if place.suffix == ".pkl":
         from pipeline.data.infos import InfoSource  # it builds on this module
 
-        source = InfoSource(place)
+        source = InfoSource(place, reading=reading)
     elif (place / version).is_dir():
-        source = FileSource(read_frames(place, version, split))
+        source = FileSource(read_frames(place, version, split), reading)
     else:
         from pipeline.data.shards import ShardSource  # pyarrow only for those who shard
 
-        source = ShardSource(root, split)
+        source = ShardSource(root, split, reading)
     if len(source) == 0:
         raise DataError(f"{root}: no frame of split {split!r}")
     return source
@@ -149,7 +199,7 @@ def _permutation(seed: int, epoch: int, frames: int) -> NDArray[np.int64]:
 class _TrainingFrames(Dataset[Sample]):
     """Transformed samples, addressed by (epoch, frame)."""
 
-    def __init__(self, source: Source, transform: Transform, seed: int) -> None:
+    def __init__(self, source: Source, transform: Transform | Schedule, seed: int) -> None:
         self._source = source
         self._transform = transform
         self._seed = seed
@@ -158,18 +208,26 @@ class _TrainingFrames(Dataset[Sample]):
         epoch, frame = address
         # the 1 keeps this stream apart from the permutations', which are seeded by (seed, epoch)
         rng = np.random.default_rng((self._seed, epoch, frame, 1))
-        return self._transform(self._source[frame], rng)
+        transform = self._transform
+        return (transform.at(epoch) if isinstance(transform, Schedule) else transform)(
+            self._source[frame], rng
+        )
 
 
 def training_batches(
-    source: Source, order: BatchOrder, transform: Transform, first_step: int, last_step: int, workers: int
+    source: Source,
+    order: BatchOrder,
+    transform: Transform | Schedule,
+    first_step: int,
+    last_step: int,
+    workers: int,
 ) -> Iterator[list[Sample]]:
     """Yield the batches of steps ``first_step`` up to, not including, ``last_step``.
 
     Args:
         source: frames.
         order: which frames belong to a step.
-        transform: applied to every sample; see ``Transform``.
+        transform: applied to every sample; see ``Transform`` and ``Schedule``.
         first_step: step to go on at, 0 for a new run.
         last_step: where training ends.
         workers: loader processes; 0 loads in this one.

@@ -8,6 +8,7 @@ without one is unfinished. JPEGs are stored as they are, points bit for bit.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from pipeline.data.decode import assemble, load_points, read_bytes
+from pipeline.data.loader import ALL, Reading
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.tables import FrameRecord, read_frames
 
@@ -227,15 +229,24 @@ class ShardSource:
     Args:
         folder: folder or URI of the shards.
         split: which of the splits in it.
-        min_points: boxes with fewer LiDAR points are left out, as ``loader.FileSource`` does.
+        reading: what is read of a frame; the sweeps are in the shards whole, so none of their points
+            can be removed any more.
+
+    Raises:
+        DataError: no whole shards of that split, or ``reading`` asks for ``remove_close``.
     """
 
-    def __init__(self, folder: Path | str, split: str, min_points: int = 1) -> None:
+    def __init__(self, folder: Path | str, split: str, reading: Reading = ALL) -> None:
+        if reading.remove_close:
+            raise DataError(
+                f"{folder}: shards hold their sweeps in one cloud, remove_close=True cannot be met; read the "
+                "dataset itself, or set remove_close=False in LoadPointsFromMultiSweeps as CMT has it"
+            )
         manifest = read_manifest(folder, split)
         self.tokens: Sequence[str] = tuple(manifest["tokens"])
         self.scenes: Sequence[str] = tuple(manifest["scenes"])
         self.folder = folder
-        self.min_points = min_points
+        self._reading = reading
         self._names = [entry["name"] for entry in manifest["files"]]
         self._first = np.cumsum([0] + [entry["rows"] for entry in manifest["files"]])
         self._files: dict[str, Any] = {}
@@ -254,6 +265,19 @@ class ShardSource:
         group = self._read_group(self._names[number], row // ROWS_PER_GROUP)
         return self._sample(group.slice(row % ROWS_PER_GROUP, 1).to_pylist()[0], self._names[number])
 
+    @cached_property
+    def labels(self) -> Sequence[frozenset[int]]:
+        """Labels that occur in each frame."""
+        found: list[frozenset[int]] = []
+        for name in self._names:
+            table = self._open(name).read(columns=["labels", "num_points"], use_threads=False)
+            for labels, counts in zip(
+                table["labels"].to_pylist(), table["num_points"].to_pylist(), strict=True
+            ):
+                pairs = zip(labels, counts, strict=True)
+                found.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
+        return found
+
     def records(self) -> Iterator[FrameRecord]:
         """Yield the records in order; their paths name the place in the shards and cannot be opened."""
         for index in range(len(self)):
@@ -267,10 +291,7 @@ class ShardSource:
         if self._group is not None and self._group[0] == (name, group):
             return self._group[1]
         try:
-            if name not in self._files:
-                store, path = _open_store(self.folder)
-                self._files[name] = pq.ParquetFile(store.open_input_file(f"{path}/{name}"))
-            table = self._files[name].read_row_group(group, use_threads=False)
+            table = self._open(name).read_row_group(group, use_threads=False)
         except (OSError, pa.ArrowException) as problem:
             raise DataError(
                 f"{self.folder}/{name}: cannot be read ({problem}); write the shards anew"
@@ -278,10 +299,19 @@ class ShardSource:
         self._group = ((name, group), table)
         return table
 
+    def _open(self, name: str) -> Any:
+        if name not in self._files:
+            store, path = _open_store(self.folder)
+            self._files[name] = pq.ParquetFile(store.open_input_file(f"{path}/{name}"))
+        return self._files[name]
+
     def _sample(self, row: dict[str, Any], name: str) -> Sample:
         points = np.frombuffer(row["points"], "<f4").astype(np.float32).reshape(-1, 5)
+        lags = np.unique(points[:, 4])  # 0 is the key frame
+        if len(lags) > self._reading.sweeps + 1:
+            points = points[points[:, 4] <= lags[self._reading.sweeps]]
         jpegs = [row[f"jpeg_{camera}"] for camera in CAMERAS]
-        return assemble(_record(row, name).with_points(self.min_points), jpegs, points)
+        return assemble(_record(row, name).with_points(self._reading.min_points), jpegs, points)
 
 
 def _record(row: dict[str, Any], name: str) -> FrameRecord:

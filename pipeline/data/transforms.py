@@ -58,24 +58,61 @@ def resize_crop(
     factor = max(size[0] / height, size[1] / width) * zoom
     # the factor may round to a size one pixel short of the model's
     new = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    top, left = new[0] - size[0], round((new[1] - size[1]) * place)
-    matrix = np.eye(4)
-    matrix[0, 0], matrix[1, 1] = new[1] / width, new[0] / height
-    matrix[0, 2], matrix[1, 2] = -left, -top
-    window = np.s_[top : top + size[0], left : left + size[1]]
-    images = np.stack([_resized(image, new)[window] for image in sample.images])
-    if mirror:
-        images = np.ascontiguousarray(images[:, :, ::-1])
-        flip = np.eye(4)
-        flip[0, 0], flip[0, 2] = -1, size[1]
-        matrix = flip @ matrix
-    return replace(sample, images=images, lidar2img=matrix @ sample.lidar2img)
+    cut = Cut(new, new[0] - size[0], round((new[1] - size[1]) * place), mirror)
+    # averaging below one half, where bilinear would alias
+    way = cv2.INTER_AREA if new[0] * 2 < height else cv2.INTER_LINEAR
+    return cut_images(sample, [cut] * len(sample.images), size, way)
 
 
-def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (h, w, 3) to (height, width); averaging below one half, where bilinear would alias."""
-    way = cv2.INTER_AREA if size[0] * 2 < image.shape[0] else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=way), np.uint8)
+@dataclass(frozen=True)
+class Cut:
+    """How one image is brought to the model's size.
+
+    Attributes:
+        new: (height, width) to which it is resized, pixels.
+        top, left: the resized image's pixel that becomes the first; negative: black comes before it.
+        mirror: swap left and right afterwards.
+    """
+
+    new: tuple[int, int]
+    top: int
+    left: int
+    mirror: bool
+
+
+def cut_images(
+    sample: Sample, cuts: Sequence[Cut], size: tuple[int, int], way: int = cv2.INTER_LINEAR
+) -> Sample:
+    """Resize, cut and mirror each image; black where the resized image does not reach.
+
+    Args:
+        sample: V images of any size.
+        cuts: one per image.
+        size: (height, width) of the result, pixels.
+        way: OpenCV's interpolation.
+    """
+    images = np.zeros((len(sample.images), *size, 3), np.uint8)
+    matrices = []
+    for image, cut, made in zip(sample.images, cuts, images, strict=True):
+        resized = cv2.resize(image, (cut.new[1], cut.new[0]), interpolation=way)
+        rows, columns = (
+            _spans(new, at, to) for new, at, to in zip(cut.new, (cut.top, cut.left), size, strict=True)
+        )
+        made[rows[1], columns[1]] = resized[rows[0], columns[0]]
+        matrix = np.eye(4)
+        matrix[0, 0], matrix[1, 1] = cut.new[1] / image.shape[1], cut.new[0] / image.shape[0]
+        matrix[0, 2], matrix[1, 2] = -cut.left, -cut.top
+        if cut.mirror:
+            made[:] = made[:, ::-1].copy()
+            matrix[0] = [-matrix[0, 0], 0, size[1] - matrix[0, 2], 0]
+        matrices.append(matrix)
+    return replace(sample, images=images, lidar2img=np.stack(matrices) @ sample.lidar2img)
+
+
+def _spans(new: int, first: int, size: int) -> tuple[slice, slice]:
+    """Return what to take of a side of length ``new`` from ``first`` on, and where it lies in ``size``."""
+    begin, end = max(first, 0), min(first + size, new)
+    return slice(begin, max(begin, end)), slice(begin - first, max(begin, end) - first)
 
 
 def augment(
@@ -99,13 +136,19 @@ def augment(
 
 def _draw_motion(rng: np.random.Generator, ranges: Augmentation) -> NDArray[np.float64]:
     """Draw flips after shift after scale after rotation, CMT's order, as one (4, 4) matrix."""
-    turn = rng.uniform(-ranges.turn_rad, ranges.turn_rad)
-    matrix = np.eye(4)
-    matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
-    matrix[:3, :3] *= rng.uniform(*ranges.scale)
-    matrix[:3, 3] = rng.normal(0, ranges.shift_m, 3)
+    turn, scale = rng.uniform(-ranges.turn_rad, ranges.turn_rad), rng.uniform(*ranges.scale)
+    matrix = motion(turn, scale, rng.normal(0, ranges.shift_m, 3))
     signs = np.where(rng.uniform(size=2) < ranges.flip, -1.0, 1.0)
     return np.diag([*signs, 1.0, 1.0]) @ matrix
+
+
+def motion(turn: float, scale: float, shift: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the (4, 4) matrix that turns about z (rad), then scales, then shifts (3,) in m."""
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    matrix[:3, :3] *= scale
+    matrix[:3, 3] = shift
+    return matrix
 
 
 def transform_scene(sample: Sample, matrix: NDArray[np.float64]) -> Sample:
@@ -145,11 +188,20 @@ def filter_range(sample: Sample, limits: Sequence[float]) -> Sample:
         sample: a sample.
         limits: x, y, z minimum, then x, y, z maximum, in m. As in mmdet3d, height counts for points only.
     """
-    low, high = np.array(limits[:3]), np.array(limits[3:])
-    points, centres = sample.points[:, :3], sample.boxes[:, :2]
-    inside = ((points > low) & (points < high)).all(1)
-    kept = ((centres > low[:2]) & (centres < high[:2])).all(1)
-    return replace(sample, points=sample.points[inside], boxes=sample.boxes[kept], labels=sample.labels[kept])
+    return filter_boxes(filter_points(sample, limits), limits)
+
+
+def filter_points(sample: Sample, limits: Sequence[float]) -> Sample:
+    """Drop points outside the box ``limits``: x, y, z minimum, then maximum, in m."""
+    inside = ((sample.points[:, :3] > limits[:3]) & (sample.points[:, :3] < limits[3:])).all(1)
+    return replace(sample, points=sample.points[inside])
+
+
+def filter_boxes(sample: Sample, limits: Sequence[float]) -> Sample:
+    """Drop boxes whose centre is outside ``limits`` seen from above."""
+    centres = sample.boxes[:, :2]
+    kept = ((centres > limits[:2]) & (centres < limits[3:5])).all(1)
+    return replace(sample, boxes=sample.boxes[kept], labels=sample.labels[kept])
 
 
 def mask_modality(sample: Sample, rng: np.random.Generator, cameras: float, lidar: float) -> Sample:

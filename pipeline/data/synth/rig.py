@@ -74,7 +74,7 @@ class Camera:
 
 
 PRINCIPAL_POINT = (203.0, 122.0)
-"""Where the optical axis meets the image of the ``MINI`` rig, pixels; a little off its middle, as in nuScenes."""
+"""Where the optical axis meets the image of the ``MINI`` rig, pixels; a little off its middle."""
 
 # Mounts, directions (degrees) and focal lengths of one car of nuScenes (log n015-2018-07-24), rounded.
 _MOUNTS = {

@@ -16,8 +16,8 @@ from pipeline.data.synth.tables import (
     LIDAR,
     Annotation,
     Frame,
-    SceneLog,
     Scan,
+    SceneLog,
     map_file,
     sensor_file,
 )

@@ -88,7 +88,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Frame:
-    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, and the scans before it."""
+    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, the scans before it."""
 
     timestamp_us: int
     ego: tuple[float, float, float]
@@ -111,7 +111,9 @@ def sensor_file(logfile: str, channel: str, timestamp_us: int, key: bool = True)
     """Return one file of a sensor, relative to the dataset root, named as nuScenes does.
 
     Args:
-        logfile, channel, timestamp_us: of the log, the sensor, the moment.
+        logfile: the log's name.
+        channel: the sensor's.
+        timestamp_us: the moment.
         key: of a key frame; sweeps lie elsewhere.
     """
     ending = "pcd.bin" if channel == LIDAR else "jpg"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import shards
-from pipeline.data.loader import FileSource
+from pipeline.data.loader import FileSource, Reading
 from pipeline.data.sample import DataError
 from pipeline.data.shards import ShardSource, write_shards
 from pipeline.data.tables import read_frames
@@ -45,7 +45,7 @@ def test_shards_give_what_files_give(dataset, folder, split):
 
 
 def test_records_survive(dataset, folder):
-    source = ShardSource(folder, "mini_val", min_points=0)
+    source = ShardSource(folder, "mini_val", Reading(min_points=0))
     for got, record in zip(source.records(), read_frames(dataset, VERSION, "mini_val"), strict=True):
         same = dataclasses.replace(got, image_paths=record.image_paths, lidar_path=record.lidar_path)
         assert_same(same, record)
