@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
-from pipeline.data.loader import Source, open_source
+from pipeline.data.loader import ALL, Reading, Source, open_source
 from pipeline.data.sample import Detections
 from pipeline.evaluate import FramePose, Judge, Score, save_detections
 from pipeline.kernels import kernels_per_site
 from pipeline.predict import Detector, Found, Views, predict
 from pipeline.preflight import locate
 from pipeline.record import Measure, Record
+from pipeline.scene_view import save_scene, view_scene
 from pipeline.session import Session
 from pipeline.settings import TrialSettings
 from pipeline.throughput import CALLS, latency, peak_memory
@@ -29,14 +31,17 @@ class Assessment:
         settings: the trial.
         session: its surroundings.
         record: where rows go; None on ranks other than 0.
+        reading: what is read of a frame.
     """
 
-    def __init__(self, settings: TrialSettings, session: Session, record: Record | None) -> None:
+    def __init__(
+        self, settings: TrialSettings, session: Session, record: Record | None, reading: Reading = ALL
+    ) -> None:
         self._settings = settings
         self._session = session
         self._record = record
         data = settings.data
-        self._source: Source = open_source(locate(data.val), data.version, data.val_split)
+        self._source: Source = open_source(locate(data.val), data.version, data.val_split, reading)
 
     def detect(self, detector: Detector) -> Found:
         """Detect under every condition; all ranks call it, rank 0 gets the detections of all frames."""
@@ -104,6 +109,13 @@ class Assessment:
         device = self._session.device
         timed = latency(lambda i: detector.run(batches[i % len(batches)]), device, CALLS)
         self._add([*timed, peak_memory(device)])
+
+    def picture(self, model: Any) -> None:
+        """Draw one frame as the model weighs it, ``scene.png``, if it does; rank 0 alone calls it."""
+        middle = self._source[len(self._source) // 2]
+        view = view_scene(model, middle, self._settings.train.amp)
+        if view is not None:
+            save_scene(view, self._session.folder / "scene.png")
 
     def kernels(self, step: Callable[[], object]) -> None:
         """Profile one training step; all ranks call it, because its losses are averaged over them."""

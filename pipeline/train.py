@@ -6,27 +6,18 @@ and takes its reports; numbers go to ``rows.jsonl`` in the trial's folder.
 
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.assess import Assessment
-from pipeline.data.loader import (
-    BatchOrder,
-    JoinedSource,
-    Source,
-    is_remote,
-    open_source,
-    training_batches,
-)
+from pipeline.data.loader import BatchOrder, Source, training_batches
 from pipeline.data.sample import Sample
-from pipeline.data.transforms import augment, filter_range, mask_modality, resize_crop
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
 from pipeline.detector.optim import build_optimizer, clip_norm
+from pipeline.feed import Feed
 from pipeline.fingerprint import fingerprint
 from pipeline.optimise import Optimiser, deterministic, lr_factor, plan_of_step, seed_everything
 from pipeline.plan import Plan
@@ -37,7 +28,7 @@ from pipeline.record import Measure, Record, commit, versions
 from pipeline.rows import Row
 from pipeline.rungs import STOPPED, Rungs
 from pipeline.session import Session, TrialError
-from pipeline.settings import DataSettings, TrialSettings
+from pipeline.settings import TrialSettings
 from pipeline.state import load_state, save_state
 from pipeline.throughput import StepClock, device_name
 
@@ -78,12 +69,12 @@ class Trial:
 
     def __init__(self, settings: TrialSettings, session: Session, rungs: Rungs) -> None:
         self.settings, self.session, self.rungs = settings, session, rungs
-        data = settings.data
-        self.source: Source = JoinedSource([_open(root, data) for root in data.train])
         self.plans = (settings.plan, *settings.mix)
         self.model, self.optimiser = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
-        self.assessment = Assessment(settings, session, self.record)
+        self.feed = Feed(settings, self.model.image_size, tuple(self.model.point_range))
+        self.source: Source = self.feed.source
+        self.assessment = Assessment(settings, session, self.record, self.feed.val_reading)
         self.detector = Detector(self.model, self.model.image_size, settings.train.amp)
         self.clock = StepClock(session.device)
 
@@ -100,6 +91,7 @@ class Trial:
         summary = {}
         if session.rank == 0:  # last, because the others would wait for it in the next all-reduce
             self.assessment.speed(self.detector)
+            self.assessment.picture(self.model)
             summary = self.assessment.accuracy(found)
         session.report(summary, None)
 
@@ -192,14 +184,8 @@ class Trial:
         order = BatchOrder(
             len(self.source), settings.train.batch_size, session.rank, session.world_size, settings.seed
         )
-        transform = partial(
-            prepare_training,
-            size=self.model.image_size,
-            limits=tuple(self.model.point_range),
-            vary=settings.train.augment,
-            mask=(settings.train.mask_cameras, settings.train.mask_lidar),
-        )
-        return training_batches(self.source, order, transform, first, last, settings.data.loader_workers)
+        workers = settings.data.loader_workers
+        return training_batches(self.source, order, self.feed.transform, first, last, workers)
 
     def _add(self, step: int, measures: list[Measure]) -> None:
         if self.record is not None:
@@ -235,11 +221,6 @@ def _is_biased(plan: Plan) -> bool:
     return any(choice.bias not in ("none", "local") for _, choice in plan.choices)
 
 
-def _open(root: str, data: DataSettings) -> Source:
-    place = root if is_remote(root) else locate(root)
-    return open_source(place, data.version, data.train_split)
-
-
 def attention_dtype(settings: TrialSettings) -> str:
     """Return the dtype that attention sees under the trial's autocast."""
     return "bfloat16" if settings.train.amp else "float32"
@@ -266,27 +247,3 @@ def _measure(name: str, value: float) -> Measure:
     """Read a number of a step: ``metric``, or ``metric@site`` if it is about one site."""
     metric, _, site = name.partition("@")
     return Measure(metric, UNITS.get(metric, "1"), value, site=site)
-
-
-def prepare_training(
-    sample: Sample,
-    rng: np.random.Generator,
-    *,
-    size: tuple[int, int],
-    limits: tuple[float, ...],
-    vary: bool,
-    mask: tuple[float, float],
-) -> Sample:
-    """Turn a frame of native size into a training sample.
-
-    Args:
-        sample: the frame.
-        rng: source of every draw.
-        size: (height, width) of the model's images, pixels.
-        limits: x, y, z minima and maxima of what the model detects, in m.
-        vary: augment.
-        mask: probabilities of losing all images, and all points.
-    """
-    sample = mask_modality(sample, rng, *mask)
-    sample = augment(sample, rng, size) if vary else resize_crop(sample, size)
-    return filter_range(sample, limits)
