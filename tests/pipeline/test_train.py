@@ -19,12 +19,13 @@ from pipeline.data.sample import DataError
 from pipeline.detector.build import ConfigError
 from pipeline.detector.checkpoint import CheckpointError
 from pipeline.evaluate import load_detections
+from pipeline.feed import prepare_training
 from pipeline.plan import Plan, PlanError
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession, TrialError
 from pipeline.settings import TrialSettings
 from pipeline.state import StateError
-from pipeline.train import prepare_training, run_trial
+from pipeline.train import run_trial
 
 Trial = Callable[..., TrialSettings]
 TRAINED = ("loss", "loss_cls", "grad_norm", "bias_scale", "bias_scale_grad")
