@@ -22,7 +22,8 @@ POINTERS = {**dict.fromkeys(HALF, "*bf16"), **dict.fromkeys(SINGLE, "*fp32"), **
 POINTERS["flags"] = "*i8"
 NUMBERS = dict.fromkeys("scale scale_log2 decay limit".split(), "fp32")
 VALUES = {"HEAD": 24, "BLOCK_D": 32, "TILE_K": 64, "BLOCK_Q": 64, "PRECISION": "tf32", "SPLITS": 2,
-          "KEEP": True, "STAGES": 3, "TOUCHED_STAGES": 2, "ROWS": 16, "S": 3, "N": 16, "CHUNK": 32}
+          "KEEP": True, "STAGES": 3, "TOUCHED_STAGES": 2, "ROWS": 16, "S": 3, "N": 16, "CHUNK": 32,
+          "EARLY": True, "WITH_CUT": True}
 
 def check(kernel, kind, online):
     values = VALUES | {"KIND": kind, "ONLINE": online, "NEED_WEIGHT": kind in (1, 2)}
@@ -41,10 +42,11 @@ def check(kernel, kind, online):
     print("compiled", kernel.__name__, kind)
 
 for kind in range(4):
-    check(forward_kernels.forward_kernel, kind, kind == 3)
+    check(forward_kernels.forward_kernel, kind, False)
     check(query_grad_kernels.query_grad_kernel, kind, False)
     check(key_grad_kernels.key_grad_kernel, kind, False)
     check(query_grad_kernels.prepare_kernel, kind, False)
+check(forward_kernels.forward_kernel, 1, True)
 check(forward_kernels.merge_kernel, 0, False)
 for name in "code rank flag list transpose".split():
     check(getattr(tiles, name + "_kernel"), 1, False)
@@ -57,4 +59,4 @@ def test_the_compiler_takes_every_kernel():
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("compiled") == 4 * 4 + 1 + 5
+    assert done.stdout.count("compiled") == 4 * 4 + 2 + 5

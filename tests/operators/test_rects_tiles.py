@@ -15,9 +15,9 @@ from operators.testing import Sizes, make_case
 
 
 @triton.jit
-def bits_kernel(first, last, out, row0, col0, width, TILE_K: tl.constexpr, M: tl.constexpr):
+def bits_kernel(first, last, out, corner, width, TILE_K: tl.constexpr, M: tl.constexpr):
     m = tl.arange(0, M)
-    held = scores.held_by_bits(row0, col0, width, tl.load(first + m), tl.load(last + m), TILE_K)
+    held, _met = scores.held_by_bits(corner, width, tl.load(first + m), tl.load(last + m), TILE_K)
     tl.store(out + m[:, None] * TILE_K + tl.arange(0, TILE_K)[None, :], held.to(tl.int32))
 
 
@@ -75,39 +75,41 @@ def test_both_tests_of_membership_agree_with_the_definition(size, width, device)
     )
     first, last, cells = (x.int().to(device) for x in (first, last, row << 16 | col))
     by_bits, by_cell = torch.empty_like(expected), torch.empty_like(expected)
-    bits_kernel[(1,)](first, last, by_bits, 9, 11, width, TILE_K=size, M=64)
+    bits_kernel[(1,)](first, last, by_bits, 9 << 16 | 11, width, TILE_K=size, M=64)
     cell_kernel[(1,)](first, last, cells, by_cell, TILE_K=size, M=64)
     assert expected.any()
     assert torch.equal(by_bits, expected)
     assert torch.equal(by_cell, expected)
 
 
+@pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("placement", ["spread", "borders", "nowhere"])
-def test_lists_name_the_tiles_that_rects_touch(placement, device):
+def test_lists_name_the_tiles_that_rects_touch(placement, mask, device):
     sizes = Sizes(2, 1, 50, 16, bev=(17, 12), cameras=(2, 5, 9), window=(4, 3), placement=placement)
     case = make_case("window", sizes, torch.float32, device)
     segments = tuple((s.offset, s.rows, s.cols) for s in sizes.grid.segments)
     blocks = Blocks(16, 32, 4, 1, *[Compile(1, 1)] * 3)
     table = lists.tile_table(segments, blocks.keys, torch.device(device))
-    found = lists.list_tiles(case.rects, table, blocks)
+    found = lists.list_tiles(case.rects, table, blocks, mask)
     for batch in range(2):
         order = found.order[batch].tolist()
         assert sorted(order) == list(range(64))
         assert order[50:] == list(range(50, 64))  # padding stands last
         for block in range(4):
             members = [q for q in order[block * 16 : block * 16 + 16] if q < 50]
-            expected = touched(table.tolist(), case.rects[batch, members].tolist(), blocks.keys)
+            expected = touched(segments, case.rects[batch, members].tolist(), blocks.keys, mask)
             count = int(found.counts[batch, block])
             entries = found.tiles[batch, block].tolist()
-            assert [tile for tile, _ in entries[:count]] == expected
-            plain = {(entry[0], entry[7]) for i, entry in enumerate(table.tolist()) if i not in expected}
+            assert entries[:count] == [table[i].tolist() for i in expected]
+            plain = {tuple(entry) for i, entry in enumerate(table.tolist()) if i not in expected}
             assert {tuple(entry) for entry in entries[count:]} == plain
 
 
-def touched(table, rects, size):
-    """Say by brute force which tiles hold a cell of a rect or reach beyond their end."""
+def touched(segments, rects, size, mask):
+    """Say by brute force which tiles hold a cell of a rect or, without a mask, reach beyond their end."""
     found = []
-    for i, (_, segment, row, col, row_end, col_end, width, _) in enumerate(table):
+    every = [(s, *tile) for s, (_, *shape) in enumerate(segments) for tile in tiles.cut_segment(*shape, size)]
+    for i, (segment, row, col, row_end, col_end, width) in enumerate(every):
         bottom, right = row + (size >> width), col + (1 << width)
         cells = {(r, c) for r in range(row, min(bottom, row_end)) for c in range(col, min(right, col_end))}
         hit = any(
@@ -116,7 +118,7 @@ def touched(table, rects, size):
             for r0, r1, c0, c1 in [query[segment]]
             for r, c in cells
         )
-        if hit or bottom > row_end or right > col_end:
+        if hit or (not mask and (bottom > row_end or right > col_end)):
             found.append(i)
     return found
 

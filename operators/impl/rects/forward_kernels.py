@@ -11,8 +11,19 @@ tile's), the program starts again with the running maximum of FlashAttention (ar
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from operators.impl.rects.scores import MASK, NONE, shape_offsets, tile_bias, tile_cells
+from operators.impl.rects.scores import (
+    MASK,
+    NONE,
+    is_cut,
+    next_plain,
+    next_tile,
+    own_cells,
+    read_segment,
+    shape_offsets,
+    tile_bias,
+)
 
 SAFE = tl.constexpr(2.0**80)  # bounds the sum: terms of 2^-30 of it stay normal, and so do values up to 2^47
 
@@ -48,7 +59,6 @@ def sweep(
     plain_to,
     touched_from,
     touched_to,
-    tiles,
     sorted_rects,
     padded,
     places,
@@ -76,21 +86,60 @@ def sweep(
     """Run both loops over a share of the list.
 
     Returns:
-        shift (M,), sum of exponentials (M,), values weighted by exponentials (M, D).
+        shift (M,), sum of exponentials (M,), values weighted by exponentials (M, D), and whether a rect met a
+        tile (M,) int32.
     """
     n = tl.arange(0, TILE_K)
     in_head = tl.arange(0, BLOCK_D) < HEAD
-    base = (tl.zeros([BLOCK_Q], tl.float32) if ONLINE else -shift)[:, None]
+    base = tl.zeros([BLOCK_Q], tl.float32) if ONLINE else -shift
     total = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    seen = tl.zeros([BLOCK_Q], tl.int32)
     if KIND != MASK:
+        key0, shape = next_plain(listing, plain_from, num_tiles, KIND, TILE_K)
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                key0 = tl.cast(i, tl.int64) * TILE_K
                 offsets = n
             else:
-                key0 = tl.load(listing + i * 2).to(tl.int64)
-                offsets = shape_offsets(tl.load(listing + i * 2 + 1), TILE_K)
+                offsets = shape_offsets(shape, TILE_K)
+            k_tile = k_rows + key0 * k_n + (offsets * k_n)[None, :]
+            v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
+            key0, shape = next_plain(listing, i + 1, num_tiles, KIND, TILE_K)
+            if HEAD == BLOCK_D:
+                k = tl.load(k_tile)
+                v = tl.load(v_tile)
+            else:
+                k = tl.load(k_tile, mask=in_head[:, None], other=0.0)
+                v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + base[:, None]
+            shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
+    if KIND == NONE:
+        for _tail in range(touched_from, touched_to):  # the keys beyond the last whole run
+            key0 = (num_tiles - 1) * TILE_K
+            real = key0 + n < num_keys
+            k_tile = k_rows + key0 * k_n + (n * k_n)[None, :]
+            v_tile = v_cols + key0 * v_n + (n * v_n)[:, None]
+            k = tl.load(k_tile, mask=real[None, :] & in_head[:, None], other=0.0)
+            v = tl.load(v_tile, mask=real[:, None] & in_head[None, :], other=0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + base[:, None]
+            scores = tl.where(real[None, :], scores, float("-inf"))
+            shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
+    else:
+        # Tiles come in order of segments: what the queries have there is loaded where one begins.
+        before = -1
+        first, last, level, center_row, center_col = read_segment(
+            sorted_rects, padded, 0, places, present, weights, w_s, centers, c_s, c_d, KIND
+        )
+        key0, shape, corner, packed = next_tile(listing, touched_from, num_tiles)
+        for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
+            segment = packed >> 13
+            if segment != before:
+                first, last, level, center_row, center_col = read_segment(
+                    sorted_rects, padded, segment, places, present, weights, w_s, centers, c_s, c_d, KIND
+                )
+                before = segment
+            # A cut tile reads other keys where its own end: they are real memory, and masked below.
+            offsets = tl.minimum(shape_offsets(shape, TILE_K), num_keys - 1 - key0)
             k_tile = k_rows + key0 * k_n + (offsets * k_n)[None, :]
             v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
             if HEAD == BLOCK_D:
@@ -99,30 +148,18 @@ def sweep(
             else:
                 k = tl.load(k_tile, mask=in_head[:, None], other=0.0)
                 v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
-            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + base
+            bias, _held, met, _slope = tile_bias(
+                shape, corner, first, last, level, center_row, center_col, base, decay, limit, KIND, TILE_K
+            )
+            seen |= met.to(tl.int32)
+            own = own_cells(shape, packed, TILE_K)
+            cut = is_cut(packed)
+            key0, shape, corner, packed = next_tile(listing, i + 1, num_tiles)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + bias
+            if cut:
+                scores = tl.where(own[None, :], scores, float("-inf"))
             shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
-    for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
-        if KIND == NONE:
-            key0 = (num_tiles - 1) * TILE_K
-            offsets = n
-            real = key0 + n < num_keys
-        else:
-            tile = tl.load(listing + i * 2)
-            key0, offsets, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
-        k_tile = k_rows + key0.to(tl.int64) * k_n + (offsets * k_n)[None, :]
-        v_tile = v_cols + key0.to(tl.int64) * v_n + (offsets * v_n)[:, None]
-        k = tl.load(k_tile, mask=real[None, :] & in_head[:, None], other=0.0)
-        v = tl.load(v_tile, mask=real[:, None] & in_head[None, :], other=0.0)
-        bias = base
-        if KIND != NONE:
-            bias, _held, _slope = tile_bias(
-                row, col, row0, col0, width, base, sorted_rects, padded, segment, places, present, weights,
-                w_s, centers, c_s, c_d, decay, limit, KIND, TILE_K,
-            )  # fmt: skip
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + bias
-        scores = tl.where(real[None, :], scores, float("-inf"))
-        shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
-    return shift, total, acc
+    return shift, total, acc, seen
 
 
 @triton.jit
@@ -137,7 +174,6 @@ def forward_kernel(
     sorted_rects,
     weight,
     centers,
-    tiles,
     lists,
     counts,
     q_b,
@@ -183,6 +219,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     TOUCHED_STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Attend with one block of queries to one share of its tiles.
 
@@ -192,6 +229,9 @@ def forward_kernel(
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
         Exact: (B, H, Q, D) float32: the result before it is rounded, if KEEP and there is one share.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     block = tl.program_id(0)
     split = tl.program_id(1)
     pair = tl.program_id(2)
@@ -200,7 +240,7 @@ def forward_kernel(
     places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, TILE_K)
-    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 2
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 4
     if KIND == NONE:
         rows = places
         touched = (num_keys % TILE_K != 0).to(tl.int32)
@@ -209,7 +249,7 @@ def forward_kernel(
         rows = tl.load(order + batch * padded + places)
         touched = tl.load(counts + batch * tl.num_programs(0) + block)
         plain0 = touched
-    plain = num_tiles - touched
+    plain = 0 if KIND == MASK else num_tiles - touched
     present = rows < num_queries
     in_head = d < HEAD
     rows = rows.to(tl.int64)
@@ -232,25 +272,27 @@ def forward_kernel(
         if KIND == NONE:
             key0 = tl.minimum(plain_from, num_tiles - 1) * TILE_K
         else:
-            key0 = tl.load(listing + plain_from * 2, mask=plain_from < plain_to, other=0)
-            tile = tl.load(listing + touched_from * 2, mask=touched_from < touched_to, other=0)
-            key0 = tl.where(plain_from < plain_to, key0, tl.load(tiles + tile * 8))
+            start = tl.where(plain_from < plain_to, plain_from, touched_from)
+            some = plain_from + touched_from < plain_to + touched_to
+            key0 = tl.load(listing + start * 4, mask=some, other=0)
         keys = tl.minimum(key0 + n, num_keys - 1).to(tl.int64)
         k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
         shift = tl.max(tl.dot(q, k, input_precision=PRECISION), axis=1) * scale_log2
-    shift, total, acc = sweep(
+    shift, total, acc, seen = sweep(
         q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
-        tiles, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+        sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
         scale_log2, decay, limit, num_keys, num_tiles,
         KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, ONLINE, PRECISION, STAGES, TOUCHED_STAGES,
     )  # fmt: skip
     if not ONLINE:
         unsafe = (total > 1 / SAFE) & (total < SAFE) == 0
+        if KIND == MASK:
+            unsafe = unsafe & (seen != 0)  # a query without a key here has a sum of 0
         some = plain_from + touched_from < plain_to + touched_to
         if (tl.max(unsafe.to(tl.int32), 0) > 0) & some:
-            shift, total, acc = sweep(
+            shift, total, acc, seen = sweep(
                 q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
-                tiles, sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
+                sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,
                 scale_log2, decay, limit, num_keys, num_tiles,
                 KIND, HEAD, BLOCK_D, BLOCK_Q, TILE_K, True, PRECISION, STAGES, TOUCHED_STAGES,
             )  # fmt: skip
@@ -288,6 +330,7 @@ def merge_kernel(
     SPLITS: tl.constexpr,
     KEEP: tl.constexpr,
     ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Merge the shares of every query by their log-sum-exps, always in the same order.
 
@@ -298,6 +341,8 @@ def merge_kernel(
         Exact: (B * H, Q, D) float32: the same before it is rounded, if KEEP.
         Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
     """
+    if EARLY:
+        gdc_wait()
     pair = tl.program_id(1)
     pairs = tl.num_programs(1)
     rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)

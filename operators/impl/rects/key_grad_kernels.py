@@ -14,8 +14,11 @@ from operators.impl.rects.scores import (
     MASK,
     NONE,
     gaussian_and_slope,
+    cell_of_keys,
     held_by_cell,
-    tile_cells,
+    next_tile,
+    own_cells,
+    shape_offsets,
 )
 
 
@@ -27,6 +30,14 @@ def key_step(k, v, q, g, base, delta, dk, dv, scale_log2, PRECISION: tl.constexp
     dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
     ds = p * (dp - delta)
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
+
+
+@triton.jit
+def next_block(listing, i, num_blocks, KIND: tl.constexpr):
+    """Return the i-th block of a list, or its last; read one turn ahead, see ``scores.next_plain``."""
+    if KIND == NONE:
+        return i
+    return tl.load(listing + tl.minimum(i, num_blocks - 1))
 
 
 @triton.jit
@@ -105,8 +116,11 @@ def key_grad_kernel(
         keys = tile * TILE_K + tl.arange(0, TILE_K)
         real = keys < num_keys
     else:
-        key0, offsets, row, col, real, segment, _row0, _col0, _width = tile_cells(tiles, tile, TILE_K)
-        keys = key0 + offsets
+        key0, shape, corner, packed = next_tile(tiles, tile, num_tiles)
+        segment = packed >> 13
+        keys = key0 + shape_offsets(shape, TILE_K)
+        real = own_cells(shape, packed, TILE_K)
+        row, col = cell_of_keys(shape, corner, TILE_K)
     keys = keys.to(tl.int64)
     kept = real[:, None] & in_head[None, :]
     k = tl.load((K + batch * k_b + head * k_h + keys * k_n)[:, None] + d[None, :], mask=kept, other=0.0)
@@ -123,11 +137,10 @@ def key_grad_kernel(
         touched = tl.load(counts + batch * num_tiles + tile)
     # A tail needs no mask here: the rows of keys beyond the segment are summed and not stored.
     if KIND != MASK:
+        block = next_block(listing, touched, num_blocks, KIND)
         for i in tl.range(touched, num_blocks, num_stages=STAGES):
-            if KIND == NONE:
-                places = i * BLOCK_Q + m
-            else:
-                places = tl.load(listing + i) * BLOCK_Q + m
+            places = block * BLOCK_Q + m
+            block = next_block(listing, i + 1, num_blocks, KIND)
             spots = places[:, None] * HEAD + d[None, :]
             if HEAD == BLOCK_D:
                 q = tl.load(q_rows + spots)
@@ -141,8 +154,10 @@ def key_grad_kernel(
     if KIND != NONE:
         cell = ((row << 16) | col)[:, None]
         rects_here = sorted_rects + (batch * num_segments + segment) * 2 * padded
+        block = next_block(listing, 0, num_blocks, KIND)
         for i in tl.range(0, touched, num_stages=TOUCHED_STAGES):
-            places = tl.load(listing + i) * BLOCK_Q + m
+            places = block * BLOCK_Q + m
+            block = next_block(listing, i + 1, num_blocks, KIND)
             spots = places[:, None] * HEAD + d[None, :]
             q = tl.load(q_rows + spots, mask=in_head[None, :], other=0.0)
             g = tl.load(g_rows + spots, mask=in_head[None, :], other=0.0)

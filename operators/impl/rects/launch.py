@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from operators.impl.rects import forward_kernels, key_grad_kernels, query_grad_kernels
-from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, tile_table
+from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, overlap, tile_table
 from operators.impl.rects.sizes import Blocks, blocks_for, choose_splits
 
 _LOG2E = math.log2(math.e)
@@ -59,7 +59,7 @@ class Call:
         self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, centers: Tensor | None,
         segments: Sequence[int], kind: int, scale: float, sigma: float, limit: float,
     ) -> None:  # fmt: skip
-        self.q, self.k, self.v = rows_contiguous(q), rows_contiguous(k), rows_contiguous(v)
+        self.q, self.k, self.v = rows_contiguous(q), near(k), near(v)
         self.batch, self.heads, self.num_queries, self.head_size = q.shape
         self.num_keys, self.kind, self.weight = k.shape[2], kind, weight
         self.blocks, self.num_blocks, self.num_tiles = measure(q, k, segments, kind)
@@ -110,6 +110,11 @@ def rows_contiguous(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def near(tensor: Tensor) -> Tensor:
+    """Return keys or values whose rows lie within 2^31 elements of the first, last axis contiguous."""
+    return rows_contiguous(tensor) if tensor.shape[2] * tensor.stride(2) < 2**31 else tensor.contiguous()
+
+
 def _outputs(q: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the output, with the strides of q so that the caller's reshape is free, its twin, and LSE."""
     twin = q.new_empty(q.shape if keep else (0,), dtype=torch.float32)
@@ -140,25 +145,26 @@ def rects_forward(
     out, exact, lse = _outputs(q, keep)
     call = Call(q, k, v, weight, centers, segments, kind, scale, sigma, limit)
     splits = call.splits()
+    first, later = overlap(q.device)
     with torch.cuda.device_of(q):
-        lists = Lists.none(q) if rects is None else list_tiles(rects, call.table, call.blocks)
+        lists = Lists.none(q) if rects is None else list_tiles(rects, call.table, call.blocks, kind == Kind.MASK)
         part, part_lse = out, lse
         if splits > 1:
             part = q.new_empty((splits, *q.shape), dtype=torch.float32)
             part_lse = q.new_empty((splits, *lse.shape), dtype=torch.float32)
         forward_kernels.forward_kernel[(call.num_blocks, splits, call.pairs)](
-            call.q, call.k, call.v, part, exact, part_lse, lists.order, lists.rects, *call.fields, call.table,
+            call.q, call.k, call.v, part, exact, part_lse, lists.order, lists.rects, *call.fields,
             lists.tiles, lists.counts, *call.q.stride()[:3], *call.key_strides,
             part.stride(0) if splits > 1 else 0, *part.stride()[-4:], *call.field_strides,
             call.batch, call.heads, call.num_queries, call.padded, call.num_keys, call.num_tiles,
             call.num_segments, *call.numbers, SPLITS=splits, KEEP=keep,
-            ONLINE=kind == Kind.MASK or q.dtype == torch.float16,
-            **call.constants, **call.blocks.forward.options,
+            ONLINE=q.dtype == torch.float16,
+            **call.constants, **call.blocks.forward.options, **(first if rects is None else later),
         )  # fmt: skip
         if splits > 1:
             forward_kernels.merge_kernel[(triton.cdiv(call.num_queries, 16), call.pairs)](
                 part, part_lse, out, exact, lse, *out.stride(), call.heads, call.num_queries,
-                HEAD=call.head_size, BLOCK_D=call.block_d, SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2,
+                HEAD=call.head_size, BLOCK_D=call.block_d, SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2, **later,
             )  # fmt: skip
     return out, exact, lse, *lists.tensors
 
@@ -230,7 +236,7 @@ def _query_grads(call: Call, rows: list[Tensor], lists: Lists, dq: Tensor | None
         1 if dw is None else (splits, *shape[:3], call.num_segments), dtype=torch.float32
     )
     query_grad_kernels.query_grad_kernel[(call.num_blocks, splits, call.pairs)](
-        *rows, call.k, call.v, part, part_weight, lists.order, lists.rects, *call.fields, call.table,
+        *rows, call.k, call.v, part, part_weight, lists.order, lists.rects, *call.fields,
         lists.tiles, lists.counts, *call.key_strides, *part.stride(), *call.field_strides,
         call.batch, call.heads, call.num_queries, call.padded, call.num_keys, call.num_tiles,
         call.num_segments, call.scale, *call.numbers, SPLITS=splits, NEED_WEIGHT=dw is not None,

@@ -21,8 +21,9 @@ def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
     """Cut all segments into tiles.
 
     Returns:
-        per tile: first key, segment, first row, first column, end of rows, end of columns, log2 of its width,
-        and its shape (columns of the segment << 3 | log2 width).
+        per tile: first key; its shape (columns of the segment << 3 | log2 of its width); its first row << 16 |
+        first column; and segment << 13 | whether it reaches beyond its own cells << 12 | own rows << 6 | own
+        columns.
     """
     found = []
     for segment, (offset, rows, cols) in enumerate(segments):
@@ -31,14 +32,17 @@ def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
                 f"segment {segment}: rects takes maps of up to {_MAX_SIDE} cells a side, got {rows} x {cols}"
             )
         for row, col, row_end, col_end, width in tiles.cut_segment(rows, cols, tile_keys):
-            key = offset + row * cols + col
-            found.append((key, segment, row, col, row_end, col_end, width, cols << 3 | width))
+            tall, wide = tile_keys >> width, 1 << width
+            own_rows, own_cols = min(tall, row_end - row), min(wide, col_end - col)
+            cut = own_rows < tall or own_cols < wide
+            extent = segment << 13 | cut << 12 | own_rows << 6 | own_cols
+            found.append((offset + row * cols + col, cols << 3 | width, row << 16 | col, extent))
     return tuple(found)
 
 
 @lru_cache(maxsize=64)
 def tile_table(segments: Segments, tile_keys: int, device: torch.device) -> Tensor:
-    """Copy ``cut_grid`` to the device as (tiles, 8) int32, once per grid."""
+    """Copy ``cut_grid`` to the device as (tiles, 4) int32, once per grid."""
     with torch.inference_mode(False):  # cached for calls outside of it too
         return torch.tensor(cut_grid(segments, tile_keys), dtype=torch.int32, device=device)
 
@@ -49,7 +53,7 @@ class Lists:
 
     order: Tensor  # (B, padded) int32
     rects: Tensor  # (B, S, 2, padded) int32
-    tiles: Tensor  # (B, blocks, tiles, 2) int32
+    tiles: Tensor  # (B, blocks, tiles, 4) int32
     counts: Tensor  # (B, blocks) int32
     flags: Tensor  # (B, blocks, tiles) int8
 
@@ -60,7 +64,7 @@ class Lists:
         return cls(
             rects.new_empty((batch, padded)),
             rects.new_empty((batch, num_segments, 2, padded)),
-            rects.new_empty((batch, num_blocks, num_tiles, 2)),
+            rects.new_empty((batch, num_blocks, num_tiles, 4)),
             rects.new_empty((batch, num_blocks)),
             rects.new_empty((batch, num_blocks, num_tiles), dtype=torch.int8),
         )
@@ -77,8 +81,26 @@ class Lists:
         return self.order, self.rects, self.tiles, self.counts, self.flags
 
 
-def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks) -> Lists:
-    """Order the queries and list every block's tiles. rects: (B, Q, S, 4) int32, any strides."""
+@lru_cache(maxsize=64)
+def overlap(device: torch.device) -> tuple[dict[str, bool], dict[str, bool]]:
+    """Return how the first and how the later kernels of a chain are launched.
+
+    From compute capability 9.0 on a kernel may start while the one before it ends, and waits within for its
+    results (programmatic dependent launch): a microsecond less at each of five seams.
+    """
+    early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": early}, {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
+
+
+def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False) -> Lists:
+    """Order the queries and list every block's tiles.
+
+    Args:
+        rects: (B, Q, S, 4) int32, any strides.
+        table: see ``tile_table``.
+        blocks: sizes.
+        mask: only what the rects touch matters; else a tile that reaches beyond its own cells is listed, too.
+    """
     batch, num_queries, num_segments, _ = rects.shape
     rects = rects if rects.stride(-1) == 1 else rects.contiguous()
     num_tiles = len(table)
@@ -88,19 +110,20 @@ def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks) -> Lists:
     codes = torch.empty_like(lists.order)
     strides = rects.stride()[:3]
     rows = 16 if rects.is_cuda else 128  # many small programs; few in the interpreter
+    first, later = overlap(rects.device)
     tiles.code_kernel[(triton.cdiv(padded, 2 * rows), batch)](
-        rects, codes, *strides, num_queries, padded, S=num_segments, N=2 * rows, num_warps=1
+        rects, codes, *strides, num_queries, padded, S=num_segments, N=2 * rows, num_warps=1, **first
     )
     tiles.rank_kernel[(triton.cdiv(padded, rows), batch)](
         codes, rects, lists.order, lists.rects, *strides, num_queries, padded,
-        S=num_segments, N=rows, CHUNK=512, num_warps=4,
+        S=num_segments, N=rows, CHUNK=512, num_warps=4, **later,
     )  # fmt: skip
     tiles.flag_kernel[(triton.cdiv(num_tiles, 32), num_blocks, batch)](
         lists.rects, table, lists.flags, padded, num_tiles, num_segments,
-        BLOCK_Q=blocks.queries, TILE_K=blocks.keys, CHUNK=32, num_warps=4,
+        BLOCK_Q=blocks.queries, CHUNK=32, WITH_CUT=not mask, num_warps=4, **later,
     )  # fmt: skip
     tiles.list_kernel[(num_blocks, batch)](
-        lists.flags, table, lists.tiles, lists.counts, num_tiles, CHUNK=1024, num_warps=4
+        lists.flags, table, lists.tiles, lists.counts, num_tiles, CHUNK=1024, num_warps=4, **later
     )
     return lists
 

@@ -11,7 +11,18 @@ the same bits each time.
 import triton
 import triton.language as tl
 
-from operators.impl.rects.scores import GAUSSIAN, MASK, NONE, shape_offsets, tile_bias, tile_cells
+from operators.impl.rects.scores import (
+    GAUSSIAN,
+    MASK,
+    NONE,
+    is_cut,
+    next_plain,
+    next_tile,
+    own_cells,
+    read_segment,
+    shape_offsets,
+    tile_bias,
+)
 
 
 @triton.jit
@@ -97,7 +108,6 @@ def query_grad_kernel(
     sorted_rects,
     weight,
     centers,
-    tiles,
     lists,
     counts,
     k_b,
@@ -156,7 +166,7 @@ def query_grad_kernel(
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, TILE_K)
     in_head = d < HEAD
-    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 2
+    listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 4
     if KIND == NONE:
         rows = places
         touched = (num_keys % TILE_K != 0).to(tl.int32)
@@ -171,7 +181,7 @@ def query_grad_kernel(
     flat = pair.to(tl.int64) * padded + places
     q = tl.load(SortedQ + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
     g = tl.load(SorteddO + flat[:, None] * HEAD + d[None, :], mask=in_head[None, :], other=0.0)
-    base = -tl.load(SortedLse + flat)[:, None]
+    base = -tl.load(SortedLse + flat)
     delta = tl.load(SortedDelta + flat)[:, None]
     k_cols = K + batch * k_b + head * k_h + d[None, :]
     v_cols = V + batch * v_b + head * v_h + d[None, :]
@@ -184,13 +194,52 @@ def query_grad_kernel(
     if KIND != MASK:
         plain_from = plain0 + plain * split // SPLITS
         plain_to = plain0 + plain * (split + 1) // SPLITS
+        key0, shape = next_plain(listing, plain_from, num_tiles, KIND, TILE_K)
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
             if KIND == NONE:
-                key0 = tl.cast(i, tl.int64) * TILE_K
                 offsets = n
             else:
-                key0 = tl.load(listing + i * 2).to(tl.int64)
-                offsets = shape_offsets(tl.load(listing + i * 2 + 1), TILE_K)
+                offsets = shape_offsets(shape, TILE_K)
+            k_tile = k_cols + key0 * k_n + (offsets * k_n)[:, None]
+            v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
+            key0, shape = next_plain(listing, i + 1, num_tiles, KIND, TILE_K)
+            if HEAD == BLOCK_D:
+                k = tl.load(k_tile)
+                v = tl.load(v_tile)
+            else:
+                k = tl.load(k_tile, mask=in_head[None, :], other=0.0)
+                v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
+            _ds, dq = query_step(q, g, k, v, base[:, None], delta, dq, scale_log2, PRECISION)
+    touched_from = touched * split // SPLITS
+    touched_to = touched * (split + 1) // SPLITS
+    if KIND == NONE:
+        for _tail in range(touched_from, touched_to):  # the keys beyond the last whole run
+            key0 = (num_tiles - 1) * TILE_K
+            real = key0 + n < num_keys
+            kept = real[:, None] & in_head[None, :]
+            k = tl.load(k_cols + key0 * k_n + (n * k_n)[:, None], mask=kept, other=0.0)
+            v = tl.load(v_cols + key0 * v_n + (n * v_n)[:, None], mask=kept, other=0.0)
+            bias = tl.where(real[None, :], base[:, None], float("-inf"))
+            _ds, dq = query_step(q, g, k, v, bias, delta, dq, scale_log2, PRECISION)
+    else:
+        # Tiles come in order of segments: a segment's sum is whole where the next begins.
+        before = 0
+        dw = tl.zeros([BLOCK_Q], tl.float32)
+        first, last, level, center_row, center_col = read_segment(
+            sorted_rects, padded, 0, places, present, weights, w_s, middles, c_s, c_d, KIND
+        )
+        key0, shape, corner, packed = next_tile(listing, touched_from, num_tiles)
+        for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
+            segment = packed >> 13
+            if segment != before:
+                if NEED_WEIGHT:
+                    tl.store(dw_rows + before, dw, mask=present)
+                    dw = tl.zeros([BLOCK_Q], tl.float32)
+                first, last, level, center_row, center_col = read_segment(
+                    sorted_rects, padded, segment, places, present, weights, w_s, middles, c_s, c_d, KIND
+                )
+                before = segment
+            offsets = tl.minimum(shape_offsets(shape, TILE_K), num_keys - 1 - key0)
             k_tile = k_cols + key0 * k_n + (offsets * k_n)[:, None]
             v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
             if HEAD == BLOCK_D:
@@ -199,36 +248,18 @@ def query_grad_kernel(
             else:
                 k = tl.load(k_tile, mask=in_head[None, :], other=0.0)
                 v = tl.load(v_tile, mask=in_head[None, :], other=0.0)
-            _ds, dq = query_step(q, g, k, v, base, delta, dq, scale_log2, PRECISION)
-    dw = tl.zeros([BLOCK_Q], tl.float32)
-    before = -1
-    touched_from = touched * split // SPLITS
-    touched_to = touched * (split + 1) // SPLITS
-    for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
-        if KIND == NONE:
-            key0 = (num_tiles - 1) * TILE_K
-            offsets = n
-            real = key0 + n < num_keys
-        else:
-            tile = tl.load(listing + i * 2)
-            key0, offsets, row, col, real, segment, row0, col0, width = tile_cells(tiles, tile, TILE_K)
-        kept = real[:, None] & in_head[None, :]
-        k = tl.load(k_cols + key0.to(tl.int64) * k_n + (offsets * k_n)[:, None], mask=kept, other=0.0)
-        v = tl.load(v_cols + key0.to(tl.int64) * v_n + (offsets * v_n)[:, None], mask=kept, other=0.0)
-        bias = base
-        if KIND != NONE:
-            bias, held, slope = tile_bias(
-                row, col, row0, col0, width, base, sorted_rects, padded, segment, places, present, weights,
-                w_s, middles, c_s, c_d, decay, limit, KIND, TILE_K,
-            )  # fmt: skip
-        bias = tl.where(real[None, :], bias, float("-inf"))
-        ds, dq = query_step(q, g, k, v, bias, delta, dq, scale_log2, PRECISION)
+            bias, held, _met, slope = tile_bias(
+                shape, corner, first, last, level, center_row, center_col, base, decay, limit, KIND, TILE_K
+            )
+            if is_cut(packed):
+                bias = tl.where(own_cells(shape, packed, TILE_K)[None, :], bias, float("-inf"))
+            key0, shape, corner, packed = next_tile(listing, i + 1, num_tiles)
+            ds, dq = query_step(q, g, k, v, bias, delta, dq, scale_log2, PRECISION)
+            if NEED_WEIGHT:
+                share = ds * slope if KIND == GAUSSIAN else tl.where(held, ds, 0.0)
+                dw += tl.sum(share, axis=1)
         if NEED_WEIGHT:
-            # Tiles come in order of segments: the last sum stored of a segment is the whole of it.
-            share = ds * slope if KIND == GAUSSIAN else tl.where(held, ds, 0.0)
-            dw = tl.where(segment == before, dw, 0.0) + tl.sum(share, axis=1)
-            tl.store(dw_rows + segment, dw, mask=present)
-            before = segment
+            tl.store(dw_rows + before, dw, mask=present)
     o_rows = dQ + split * o_split + batch * o_b + head * o_h + rows * o_n
     tl.store(
         o_rows[:, None] + d[None, :] * o_d,

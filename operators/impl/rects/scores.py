@@ -29,33 +29,45 @@ def shape_offsets(shape, TILE_K: tl.constexpr):
 
 
 @triton.jit
-def tile_cells(tiles, tile, TILE_K: tl.constexpr):
-    """Unpack a tile.
+def next_plain(listing, i, num_tiles, KIND: tl.constexpr, TILE_K: tl.constexpr):
+    """Return first key and shape of the i-th entry of a list, or of its last.
 
-    Returns:
-        first key; of its keys: (TILE_K,) distance from the first, row, column, and whether they are its own;
-        its segment, first row, first column and log2 width.
+    Loops read entries one turn ahead into registers: as copies to shared memory, which Triton makes of loads
+    that the address of another load waits for, they would drain the pipeline of keys and values at every turn.
     """
+    if KIND == NONE:
+        return i * TILE_K, 0
+    entry = listing + tl.minimum(i, num_tiles - 1) * 4
+    return tl.load(entry), tl.load(entry + 1)
+
+
+@triton.jit
+def next_tile(listing, i, num_tiles):
+    """Return the i-th entry of a list, or its last: first key, shape, corner and the rest, see ``cut_grid``."""
+    entry = listing + tl.minimum(i, num_tiles - 1) * 4
+    return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+
+
+@triton.jit
+def is_cut(packed):
+    """Say whether a tile reaches beyond its own cells. packed: last number of its entry."""
+    return (packed >> 12 & 1) != 0
+
+
+@triton.jit
+def own_cells(shape, packed, TILE_K: tl.constexpr):
+    """Return which keys of a tile are its own, (TILE_K,) bool."""
     n = tl.arange(0, TILE_K)
-    entry = tiles + tile * 8
-    segment = tl.load(entry + 1)
-    row0 = tl.load(entry + 2)
-    col0 = tl.load(entry + 3)
-    width = tl.load(entry + 6)
-    row = row0 + (n >> width)
-    col = col0 + (n & ((1 << width) - 1))
-    real = (row < tl.load(entry + 4)) & (col < tl.load(entry + 5))
-    return (
-        tl.load(entry),
-        shape_offsets(tl.load(entry + 7), TILE_K),
-        row,
-        col,
-        real,
-        segment,
-        row0,
-        col0,
-        width,
-    )
+    width = shape & 7
+    return ((n >> width) < (packed >> 6 & 63)) & ((n & ((1 << width) - 1)) < (packed & 63))
+
+
+@triton.jit
+def cell_of_keys(shape, corner, TILE_K: tl.constexpr):
+    """Return row and column of the keys of a tile, (TILE_K,) each."""
+    n = tl.arange(0, TILE_K)
+    width = shape & 7
+    return (corner >> 16) + (n >> width), (corner & 0xFFFF) + (n & ((1 << width) - 1))
 
 
 @triton.jit
@@ -73,43 +85,39 @@ def held_by_cell(cell, first, last):
 
 
 @triton.jit
-def held_by_bits(row0, col0, width, first, last, TILE_K: tl.constexpr):
-    """Say which keys of a tile lie in which rects, (M, TILE_K): one bit test a score.
+def held_by_bits(corner, width, first, last, TILE_K: tl.constexpr):
+    """Say which keys of a tile lie in which rects, (M, TILE_K), and which rects meet the tile, (M,).
 
-    Within a tile a rect is a run of columns, repeated over a run of rows: TILE_K bits per query, of which a
-    thread of the matrix unit's layout holds those of its two rows only.
+    One bit test a score: within a tile a rect is a run of columns, repeated over a run of rows: TILE_K
+    bits per query, of which a thread of the matrix unit's layout holds those of its two rows only.
 
     Operands:
-        row0, col0, width: first cell and log2 width of the tile.
+        corner: first row << 16 | first column of the tile. width: log2 of its columns.
         first, last: (M,) packed rects.
     """
     every = tl.full([1], 0xFFFFFFFF, tl.uint32)
-    top = tl.maximum((first >> 16) - row0, 0)
-    bottom = tl.minimum((last >> 16) - row0, (TILE_K >> width) - 1)
-    left = tl.maximum((first & 0xFFFF) - col0, 0)
-    right = tl.minimum((last & 0xFFFF) - col0, (1 << width) - 1)
+    top = tl.maximum((first >> 16) - (corner >> 16), 0)
+    bottom = tl.minimum((last >> 16) - (corner >> 16), (TILE_K >> width) - 1)
+    left = tl.maximum((first & 0xFFFF) - (corner & 0xFFFF), 0)
+    right = tl.minimum((last & 0xFFFF) - (corner & 0xFFFF), (1 << width) - 1)
     some = (top <= bottom) & (left <= right)
-    run = (every << tl.minimum(left, 31).to(tl.uint32)) & (every >> (31 - tl.maximum(right, 0)).to(tl.uint32))
+    # Shifts of what is not ``some`` are cut to the word's size, as nothing else defines them.
+    run = (every << (left & 31).to(tl.uint32)) & (every >> (31 - right & 31).to(tl.uint32))
     # A one at every 2^width-th bit: times that, the run stands in every row.
     repeat = tl.where(width == 2, 0x11111111, tl.where(width == 1, 0x55555555, 1))
     repeat = tl.where(width == 4, 0x00010001, tl.where(width == 3, 0x01010101, repeat))
     run = tl.where(some, run * repeat.to(tl.uint32), 0)
-    start = tl.minimum(top << width, TILE_K - 1)
-    stop = tl.maximum(((bottom + 1) << width) - 1, 0)
+    full = tl.full([1], 0xFFFFFFFFFFFFFFFF, tl.uint64)
+    start = (top << width) & 63
+    stop = ((bottom + 1) << width) - 1 & 63
+    rows = (full << start.to(tl.uint64)) & (full >> (63 - stop).to(tl.uint64))
     n = tl.arange(0, TILE_K)
-    low = (
-        run
-        & (every << tl.minimum(start, 31).to(tl.uint32))
-        & (every >> (31 - tl.minimum(stop, 31)).to(tl.uint32))
-    )
-    low = tl.where(start < 32, low, 0)[:, None]
-    half = low
+    half = (run & rows.to(tl.uint32))[:, None]
     if TILE_K == 64:
-        high = run & (every << tl.maximum(start - 32, 0).to(tl.uint32))
-        high = high & (every >> (63 - tl.maximum(stop, 32)).to(tl.uint32))
-        half = tl.where((n < 32)[None, :], low, tl.where(stop >= 32, high, 0)[:, None])
+        half = tl.where((n < 32)[None, :], half, (run & (rows >> 32).to(tl.uint32))[:, None])
     # In two steps: a thread holds every 8th key, so the second is by a constant the compiler sees.
-    return (((half >> (n & 7)[None, :].to(tl.uint32)) >> (n & 24)[None, :].to(tl.uint32)) & 1) != 0
+    held = (((half >> (n & 7)[None, :].to(tl.uint32)) >> (n & 24)[None, :].to(tl.uint32)) & 1) != 0
+    return held, some
 
 
 @triton.jit
@@ -134,13 +142,7 @@ def gaussian_and_slope(held, weight, row, col, center_row, center_col, decay, li
 
 
 @triton.jit
-def tile_bias(
-    row,
-    col,
-    row0,
-    col0,
-    width,
-    base,
+def read_segment(
     sorted_rects,
     padded,
     segment,
@@ -151,41 +153,69 @@ def tile_bias(
     centers,
     c_s,
     c_d,
-    decay,
-    limit,
     KIND: tl.constexpr,
-    TILE_K: tl.constexpr,
 ):
-    """Return what is added to the scores of a tile, which keys the rects hold, and a gaussian's slope.
+    """Load what the queries have in a segment: it serves all its tiles.
 
     Operands:
-        row, col: cells of the keys. row0, col0, width: of the tile.
-        base: (M, 1) added everywhere, so that bias and shift together cost one select a score.
         sorted_rects: (S, 2, padded) of the batch item.
         places: (M,) of the queries in sorted order. present: which of them exist.
         weights, centers: (M,) pointers to the queries' values in segment 0.
 
     Returns:
-        (M, TILE_K) in powers of two; (M, TILE_K) bool; derivative of a gaussian bias by the weight.
+        (M,) first and last cell of the rects, packed; weight in logits; row and column of a gaussian's center.
     """
     rects = sorted_rects + segment * 2 * padded + places
     first = tl.load(rects)
     last = tl.load(rects + padded)
-    held = held_by_bits(row0, col0, width, first, last, TILE_K)
+    weight = tl.zeros(places.shape, tl.float32)
+    center_row = weight
+    center_col = weight
+    if KIND != MASK:
+        weight = tl.load(weights + segment * w_s, mask=present, other=0.0).to(tl.float32)
+    if KIND == GAUSSIAN:
+        center_row = tl.load(centers + segment * c_s, mask=present, other=0.0).to(tl.float32)
+        center_col = tl.load(centers + segment * c_s + c_d, mask=present, other=0.0).to(tl.float32)
+    return first, last, weight, center_row, center_col
+
+
+@triton.jit
+def tile_bias(
+    shape,
+    corner,
+    first,
+    last,
+    weight,
+    center_row,
+    center_col,
+    base,
+    decay,
+    limit,
+    KIND: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    """Return what is added to the scores of a tile.
+
+    Operands:
+        shape, corner: of the tile.
+        first, last, weight, center_row, center_col: (M,) as ``read_segment`` returns them.
+        base: (M,) added everywhere, so that bias and shift together cost one select a score.
+
+    Returns:
+        (M, TILE_K) in powers of two; (M, TILE_K) which keys the rects hold; (M,) which rects meet the tile;
+        derivative of a gaussian bias by the weight.
+    """
+    held, met = held_by_bits(corner, shape & 7, first, last, TILE_K)
     slope = 0.0
     if KIND == MASK:
-        bias = tl.where(held, base, float("-inf"))
+        bias = tl.where(held, base[:, None], float("-inf"))
+    elif KIND == GAUSSIAN:
+        row, col = cell_of_keys(shape, corner, TILE_K)
+        bias, slope = gaussian_and_slope(
+            held, weight[:, None], row[None, :], col[None, :], center_row[:, None], center_col[:, None],
+            decay, limit,
+        )  # fmt: skip
+        bias += base[:, None]
     else:
-        weight = tl.load(weights + segment * w_s, mask=present, other=0.0).to(tl.float32)[:, None]
-        if KIND == GAUSSIAN:
-            center_row = tl.load(centers + segment * c_s, mask=present, other=0.0).to(tl.float32)[:, None]
-            center_col = tl.load(centers + segment * c_s + c_d, mask=present, other=0.0).to(tl.float32)[
-                :, None
-            ]
-            bias, slope = gaussian_and_slope(
-                held, weight, row[None, :], col[None, :], center_row, center_col, decay, limit
-            )
-            bias += base
-        else:
-            bias = tl.where(held, weight * LOG2E + base, base)
-    return bias, held, slope
+        bias = tl.where(held, (weight * LOG2E + base)[:, None], base[:, None])
+    return bias, held, met, slope

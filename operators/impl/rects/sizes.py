@@ -51,8 +51,8 @@ INTERPRETED = Blocks(64, 32, 1, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
 """For the interpreter, whose cost is per operation, whatever its size."""
 
 _LARGE = Blocks(32, 32, 4, 2, Compile(2, 1), Compile(2, 1), Compile(2, 1))
-_MASK = Blocks(16, 32, 2, 8, Compile(3, 3), Compile(3, 3), Compile(3, 3))
-_TUNED = Blocks(64, 64, 4, 4, Compile(3, 1, 128), Compile(3, 1, 168), Compile(3, 1, 168))
+_MASK = Blocks(32, 64, 1, 8, Compile(3, 3), Compile(3, 3), Compile(3, 3))
+_TUNED = Blocks(64, 64, 4, 4, Compile(3, 3, 128), Compile(3, 2, 128), Compile(3, 1, 168))
 
 
 def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Blocks:

@@ -9,12 +9,13 @@ and Morton order do (12 against 25 % with windows of 15 x 15).
 
 Every block gets a list of tiles: those that need work per score (a rect touches them, or they reach beyond
 their part of the segment) from the front, the others from the back. The attention kernels run one loop over
-either part, and so none of their loops holds a branch. The lists take 9 bytes for every BLOCK_Q x TILE_K
-scores: a thousandth of a dense bias.
+either part, and so none of their loops holds a branch. The lists take 17 bytes for every BLOCK_Q x TILE_K
+scores: a five-hundredth of a dense bias.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 _NO_RECT = tl.constexpr(127 << 24)  # code of a query without any window: after all others
 _PADDING = tl.constexpr(0x7FFFFFFF)  # code of a query that does not exist: after those
@@ -59,7 +60,16 @@ def spread_bits(x):
 
 @triton.jit
 def code_kernel(
-    rects, codes, stride_b, stride_q, stride_s, num_queries, padded, S: tl.constexpr, N: tl.constexpr
+    rects,
+    codes,
+    stride_b,
+    stride_q,
+    stride_s,
+    num_queries,
+    padded,
+    S: tl.constexpr,
+    N: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Write the number by which the queries are ordered.
 
@@ -67,6 +77,8 @@ def code_kernel(
         rects: (B, Q, S, 4) int32, last axis contiguous.
         codes: (B, padded) int32.
     """
+    if EARLY:
+        gdc_launch_dependents()
     q = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
     valid = q < num_queries
@@ -102,6 +114,7 @@ def rank_kernel(
     S: tl.constexpr,
     N: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Sort by counting, for every query, how many come before it; ties keep the caller's order.
 
@@ -110,6 +123,9 @@ def rank_kernel(
         sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column) in that order; of an
             empty rect, and of padding, the first lies beyond the last.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     mine = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
     here = mine < padded
@@ -149,50 +165,56 @@ def flag_kernel(
     num_tiles,
     num_segments,
     BLOCK_Q: tl.constexpr,
-    TILE_K: tl.constexpr,
     CHUNK: tl.constexpr,
+    WITH_CUT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Say which tiles a block of queries touches. One program takes CHUNK tiles.
 
     Operands:
-        tiles: (tiles, 8) int32, see ``launch.tables``.
-        flags: (B, blocks, tiles) int8: 1 if touched, or if the tile reaches beyond its end.
+        tiles: (tiles, 4) int32, see ``lists.cut_grid``.
+        flags: (B, blocks, tiles) int8: 1 if touched, or if WITH_CUT and the tile reaches beyond its own cells.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     block = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     tile = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     real = tile < num_tiles
     places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    entry = tiles + tile * 8
-    segment = tl.load(entry + 1, mask=real, other=0)
-    row = tl.load(entry + 2, mask=real, other=0)
-    col = tl.load(entry + 3, mask=real, other=0)
-    row_end = tl.load(entry + 4, mask=real, other=0)
-    col_end = tl.load(entry + 5, mask=real, other=0)
-    shift = tl.load(entry + 6, mask=real, other=3)
-    cut = (row + (TILE_K >> shift) > row_end) | (col + (1 << shift) > col_end)
-    last_row = tl.minimum(row + (TILE_K >> shift), row_end) - 1
-    last_col = tl.minimum(col + (1 << shift), col_end) - 1
+    corner = tl.load(tiles + tile * 4 + 2, mask=real, other=0)
+    packed = tl.load(tiles + tile * 4 + 3, mask=real, other=0)
+    segment = packed >> 13
+    row = corner >> 16
+    col = corner & 0xFFFF
+    last_row = row + (packed >> 6 & 63) - 1
+    last_col = col + (packed & 63) - 1
     base = sorted_rects + (batch * num_segments + segment[:, None]) * 2 * padded + places[None, :]
     first = tl.load(base)
     last = tl.load(base + padded)
     hit = (first >> 16 <= last_row[:, None]) & (last >> 16 >= row[:, None])
     hit &= ((first & 0xFFFF) <= last_col[:, None]) & ((last & 0xFFFF) >= col[:, None]) & (first <= last)
-    touched = (tl.max(hit.to(tl.int32), axis=1) > 0) | cut
+    touched = tl.max(hit.to(tl.int32), axis=1) > 0
+    if WITH_CUT:
+        touched |= (packed >> 12 & 1) != 0
     row_of_flags = flags + (batch * tl.num_programs(1) + block) * num_tiles
     tl.store(row_of_flags + tile, touched.to(tl.int8), mask=real)
 
 
 @triton.jit
-def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr):
+def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr, EARLY: tl.constexpr):
     """List the tiles of one block of queries: touched ones from the front, plain ones from the back.
 
     Operands:
         flags: (B, blocks, tiles) int8.
-        tiles: (tiles, 8) int32, see ``launch.tables``.
-        lists: (B, blocks, tiles, 2) int32: touched tiles by number; plain ones by first key and shape.
+        tiles: (tiles, 4) int32, see ``lists.cut_grid``.
+        lists: (B, blocks, tiles, 4) int32: their entries.
         counts: (B, blocks) int32: how many are touched.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     touched_so_far = 0
     plain_so_far = 0
@@ -203,12 +225,10 @@ def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr):
         plain = real.to(tl.int32) - touched
         seen = tl.cumsum(touched, 0)
         place = touched_so_far + seen - 1
-        tl.store(lists + (row * num_tiles + place) * 2, tile, mask=touched != 0)
-        place = num_tiles - plain_so_far - (tile - start + 1 - seen)
-        key0 = tl.load(tiles + tile * 8, mask=plain != 0, other=0)
-        shape = tl.load(tiles + tile * 8 + 7, mask=plain != 0, other=0)
-        tl.store(lists + (row * num_tiles + place) * 2, key0, mask=plain != 0)
-        tl.store(lists + (row * num_tiles + place) * 2 + 1, shape, mask=plain != 0)
+        place = tl.where(touched != 0, place, num_tiles - plain_so_far - (tile - start + 1 - seen))
+        for part in tl.static_range(4):
+            value = tl.load(tiles + tile * 4 + part, mask=real, other=0)
+            tl.store(lists + (row * num_tiles + place) * 4 + part, value, mask=real)
         touched_so_far += tl.sum(touched, 0)
         plain_so_far += tl.sum(plain, 0)
     tl.store(counts + row, touched_so_far)
