@@ -2,11 +2,15 @@
 
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from experiments.folder import StudyError
 from experiments.progress import task_bar
+
+if TYPE_CHECKING:
+    from pipeline.data.train_pipeline import TrainPipeline
 
 
 def synth(arguments: Namespace) -> int:
@@ -63,3 +67,70 @@ def check(arguments: Namespace) -> int:
     for problem in report.problems:
         console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
     return 0 if report.ok else 1
+
+
+def draw(arguments: Namespace) -> int:
+    """Draw samples as a config's train_pipeline makes them."""
+    import cv2
+    import numpy as np
+
+    from pipeline.data.draw import draw_sample
+    from pipeline.data.loader import ALL, open_source
+
+    pipeline = _read_pipeline(arguments)
+    source = open_source(
+        arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else ALL
+    )
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    for frame in np.linspace(0, len(source) - 1, min(arguments.frames, len(source))).astype(int):
+        sample = source[frame]
+        if pipeline:
+            rng = np.random.default_rng((arguments.seed, arguments.epoch, frame, 1))  # as in training
+            sample = pipeline.at(arguments.epoch)(sample, rng)
+        path = out / f"{arguments.split}_{frame:05d}.jpg"
+        cv2.imwrite(str(path), draw_sample(sample))
+        console.print(f"{path}: {len(sample.points)} points, {len(sample.boxes)} boxes", highlight=False)
+    return 0
+
+
+def _read_pipeline(arguments: Namespace) -> "TrainPipeline | None":
+    if not arguments.config:
+        return None
+    from experiments.commands.trial import read_override
+    from pipeline.data.train_pipeline import read_train_pipeline
+    from pipeline.detector.build import load_config
+
+    pipeline = read_train_pipeline(
+        load_config(arguments.config, [read_override(text) for text in arguments.set]).to_dict()
+    )
+    if pipeline is None:
+        raise StudyError(f"{arguments.config}: has no train_dataloader, hence no train_pipeline to draw")
+    return pipeline
+
+
+def database(arguments: Namespace) -> int:
+    """Cut the objects of a split out."""
+    from pipeline.data.database import write_database
+    from pipeline.data.loader import open_source
+
+    console = Console()
+    source = open_source(arguments.root, arguments.version, arguments.split)
+    with task_bar(console, f"cutting {arguments.split}") as advance:
+        count = write_database(source, Path(arguments.out), advance)
+    console.print(
+        f"{arguments.out}: {count} objects; name it as info_path in db_sampler of UnifiedObjectSample"
+    )
+    return 0
+
+
+def infos(arguments: Namespace) -> int:
+    """Write an info file."""
+    from pipeline.data.infos import write_infos
+    from pipeline.data.tables import read_frames
+
+    frames = read_frames(Path(arguments.root), arguments.version, arguments.split)
+    write_infos(frames, Path(arguments.out), arguments.version)
+    Console().print(f"{arguments.out}: {len(frames)} frames")
+    return 0

@@ -85,12 +85,13 @@ def _changed(settings: TrialSettings, arguments: Namespace) -> TrialSettings:
     if arguments.steps is not None:
         settings = replace(settings, train=replace(settings.train, steps=arguments.steps))
     given = {"seed": arguments.seed, "device": arguments.device, "workers": arguments.workers}
-    overrides = tuple(_override(text) for text in arguments.set)
+    overrides = tuple(read_override(text) for text in arguments.set)
     changes = {key: value for key, value in given.items() if value is not None}
     return replace(settings, overrides=settings.overrides + overrides, **changes)
 
 
-def _override(text: str) -> tuple[str, str]:
+def read_override(text: str) -> tuple[str, str]:
+    """Split ``KEY=JSON``."""
     key, equals, value = text.partition("=")
     if not equals:
         raise StudyError(f"--set {text}: expected KEY=JSON")
