@@ -10,7 +10,19 @@ from pipeline.rows import Row
 def metric_key(row: Row) -> str:
     """Name a row's curve: ``clean/NDS``, ``no_lidar/AP/car``, ``loss``; the first part groups the charts."""
     parts = (row.condition, row.metric, row.site, row.scene)
-    return re.sub(r"[^/\w.\- ]", "_", "/".join(part for part in parts if part))
+    return metric_name("/".join(part for part in parts if part))
+
+
+def metric_name(text: str) -> str:
+    """Replace what MLflow takes in no metric's name."""
+    return re.sub(r"[^/\w.\- ]", "_", text)
+
+
+def search_hint(row: Row) -> str:
+    """Say how to search for a study's trials, in Markdown; MLflow wants quotes around a name with dots."""
+    site = Plan.parse(row.plan).choices[-1][0]
+    wanted = f"tags.\"biaswise.study\" = '{row.study}' and params.\"{site}\" = 'window'"
+    return f"Search for trials like this: `{wanted}`\n\n"
 
 
 def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:

@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.labels import is_kernel, kernels_by_site, metric_key, trial_params
-from pipeline.ledger import Cursor, StoredTrial, read_verdicts, stored_trials, study_state
+from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
+from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
 from pipeline.plan import Plan
 from pipeline.rows import Row
 
@@ -33,8 +33,9 @@ SHORT_RETRIES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
 }
-STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "*.csv")
-TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl")
+STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "recommended.py", "*.csv", "figures/*.png")
+TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
+LONGEST_NOTE = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
 
 
 class TrackingError(RuntimeError):
@@ -168,7 +169,7 @@ class _Session:
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
             self._set_state(run_id, trial.state, trial.rows[-1].time)
         latest = max(trial.rows[-1].time for trial in trials)
-        self._send_verdicts(latest)
+        self._send_verdicts(trials)
         self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
         self._set_state(self._parent, study_state(self._folder, trials), latest)
 
@@ -231,21 +232,22 @@ class _Session:
     def _send_artifacts(self, run_id: str, folder: Path, patterns: tuple[str, ...]) -> None:
         for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-            if self._cursor.artifacts.get(f"{run_id}/{path.name}") != digest:
-                self._client.log_artifact(run_id, str(path))
-                self._cursor.artifacts[f"{run_id}/{path.name}"] = digest
+            inside = path.parent.relative_to(folder).as_posix()
+            if self._cursor.artifacts.get(f"{run_id}/{inside}/{path.name}") != digest:
+                self._client.log_artifact(run_id, str(path), None if inside == "." else inside)
+                self._cursor.artifacts[f"{run_id}/{inside}/{path.name}"] = digest
                 self._cursor.save()
 
-    def _send_verdicts(self, latest: float) -> None:
+    def _send_verdicts(self, trials: list[StoredTrial]) -> None:
         """Copy the report's answer to the parent's description, the verdicts to its tags and metrics."""
-        tags, points = {}, []
+        tags, numbers = judgement(self._folder)
+        latest = _milliseconds(max(trial.rows[-1].time for trial in trials))
+        points = [Metric(metric_name(name), value, latest, 0) for name, value in numbers.items()]
         if (report := self._folder / "report.md").exists():
-            text = report.read_text(encoding="utf-8")
-            tags["mlflow.note.content"] = text[:5000]  # MLflow refuses tags over 8000 bytes
-        for line in read_verdicts(self._folder):
-            tags[f"verdict.{line['site']}"] = line["verdict"]
-            for name in ("gain", "net", "slowdown_percent"):
-                points.append(Metric(f"{name}/{line['site']}", float(line[name]), _milliseconds(latest), 0))
+            hint = search_hint(trials[0].rows[0])
+            tags["mlflow.note.content"] = (
+                hint + report.read_text(encoding="utf-8")[: LONGEST_NOTE - len(hint)]
+            )
         self._client.log_batch(self._parent, points, tags=[RunTag(key, text) for key, text in tags.items()])
         for key in self._client.get_run(self._parent).data.tags:
             if key.startswith("verdict.") and key not in tags:  # of rows that have since changed

@@ -17,7 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from experiments.planted import Truth, decorate, plant
-from pipeline.labels import metric_key, trial_params
+from experiments.report import write_report
+from experiments.rule import Rule
+from pipeline.labels import metric_key, search_hint, trial_params
 from pipeline.rows import Row, append_rows, read_rows
 from pipeline.tracking import CURSOR, EXPERIMENT, TrackingError, default_uri, start_ui, sync
 
@@ -112,6 +114,8 @@ def test_the_ui_can_search_by_the_choice_at_a_site(uri, study):
     client, (parent,), _ = runs_of(uri, study)
     wanted = f"params.`decoder.0.cross` = 'window' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     assert len(client.search_runs([parent.info.experiment_id], wanted)) == 2
+    hint = search_hint(Row(study.name, "", "decoder.0.cross=none/flex", "", "", 0.0)).split("`")[1]
+    assert len(client.search_runs([parent.info.experiment_id], hint)) == 2
 
 
 @pytest.mark.parametrize("lose_cursor", [False, True])
@@ -173,29 +177,47 @@ def test_another_store_gets_everything_although_the_cursor_is_full(uri, study, e
     assert_complete(second, study)
 
 
-def test_verdicts_and_report_reach_the_parent(uri, study):
-    (study / "report.md").write_text("The window pays off.\n")
-    head = "site,verdict,gain,net,slowdown_percent\n"
-    (study / "verdicts.csv").write_text(head + "decoder.0.cross,PAYS,2.5,2.25,1.0\n")
+def judged(study):
+    """Give the study a rule, and write its report."""
+    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": Rule().to_dict()}))
+    return write_report(study, lambda plan: f"# {plan}\n")
+
+
+def test_the_ui_alone_shows_verdicts_report_and_figures(uri, study):
+    evidence = judged(study).summary.evidence
     sync(study, uri)
     (study / "report.md").write_text("The window costs.\n")
     sync(study, uri)
     client, (parent,), _ = runs_of(uri, study)
-    assert parent.data.tags["verdict.decoder.0.cross"] == "PAYS"
-    assert parent.data.metrics["net/decoder.0.cross"] == 2.25
-    assert len(client.get_metric_history(parent.info.run_id, "gain/decoder.0.cross")) == 1
-    assert parent.data.tags["mlflow.note.content"] == "The window costs.\n"
-    path = client.download_artifacts(parent.info.run_id, "report.md")
-    assert Path(path).read_text() == "The window costs.\n"
+    run_id, data = parent.info.run_id, parent.data
+    for verdict in evidence.verdicts:
+        assert data.tags[f"verdict.{verdict.site}"] == verdict.verdict
+        assert data.metrics[f"net/{verdict.site}"] == verdict.net
+    assert data.tags["verdict.recommended"].startswith("window at ")
+    assert data.metrics["recommended/utility"] > 0
+    assert len(client.get_metric_history(run_id, "gain/decoder.0.cross")) == 1
+    assert data.tags["mlflow.note.content"].endswith("`\n\nThe window costs.\n")
+    assert Path(client.download_artifacts(run_id, "report.md")).read_text() == "The window costs.\n"
+    assert {"report.html", "recommended.py", "plans.csv"} <= {a.path for a in client.list_artifacts(run_id)}
+    figures = {a.path for a in client.list_artifacts(run_id, "figures")}
+    assert figures == {f"figures/{path.name}" for path in (study / "figures").iterdir()}
 
 
 def test_a_verdict_that_was_withdrawn_leaves_the_parent(uri, study):
-    (study / "verdicts.csv").write_text("site,verdict,gain,net,slowdown_percent\na.0.cross,PAYS,1,1,1\n")
+    judged(study)
     sync(study, uri)
     (study / "verdicts.csv").unlink()
+    (study / "plans.csv").unlink()
     sync(study, uri)
     _, (parent,), _ = runs_of(uri, study)
     assert not [key for key in parent.data.tags if key.startswith("verdict.")]
+
+
+def test_the_picture_of_a_scene_is_a_trials_artifact(uri, study):
+    (study / "trials" / "w10-s1" / "scene.png").write_bytes(b"\x89PNG")
+    sync(study, uri)
+    client, _, children = runs_of(uri, study)
+    assert "scene.png" in {a.path for a in client.list_artifacts(children["w10-s1"].info.run_id)}
 
 
 def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
