@@ -44,7 +44,7 @@ class Record:
         self._common = common
         self._known = set()
         if path.exists():
-            _cut_partial_line(path)
+            cut_partial_line(path)
             self._known = {_key(row) for row in read_rows(path)}
 
     def add(self, step: int, measures: Iterable[Measure]) -> None:
@@ -71,9 +71,9 @@ def _key(row: Row) -> tuple[str, str, str, str, int]:
     return row.metric, row.site, row.condition, row.scene, row.step
 
 
-def _cut_partial_line(path: Path) -> None:
+def cut_partial_line(path: Path) -> None:
     """Remove a last line that a crash cut short; appending to it would spoil the next row too."""
-    content = path.read_bytes()
+    content = path.read_bytes() if path.exists() else b""
     if content and not content.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
