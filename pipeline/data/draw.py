@@ -25,6 +25,12 @@ EDGES = ((0, 1), (0, 2), (0, 4), (1, 3), (1, 5), (2, 3), (2, 6), (3, 7), (4, 5),
 NEAR_M = 0.5
 """Boxes that reach nearer than this to a camera's plane are not drawn in it: their edges run to infinity."""
 
+GROUND = 24
+"""Grey level behind points and words."""
+
+LEGEND_PX = 26
+"""Height of the line of class names."""
+
 BEV_M = 56.0
 """Half the side of the bird's-eye view."""
 
@@ -41,19 +47,17 @@ def draw_sample(sample: Sample, width: int = 1800) -> NDArray[np.uint8]:
         right, y up), a legend below.
     """
     height, wide = sample.images.shape[1:3]
-    tile = (round(width * 0.25), round(width * 0.25 * height / wide))  # width, height
+    shape = height / wide
+    across = round(width / (3 + 2 * shape))  # three images and a square as high as two of them
+    tile = (across, round(across * shape))  # width, height
     views = np.zeros((2 * tile[1], 3 * tile[0], 3), np.uint8)
     for view, (row, column) in enumerate(PLACES[: len(sample.images)]):
         made = cv2.resize(_boxed(sample, view), tile, interpolation=cv2.INTER_AREA)
         views[row * tile[1] : (row + 1) * tile[1], column * tile[0] : (column + 1) * tile[0]] = made
-    side = width - 3 * tile[0]
-    bev = _bev(sample, side)
-    tall = max(len(views), len(bev))
-    picture = np.full((tall + 26, width, 3), 24, np.uint8)  # 26 pixels of legend
-    picture[: len(views), : 3 * tile[0]] = views
-    picture[: len(bev), 3 * tile[0] :] = bev
-    _legend(picture, sample.labels.tolist(), tall)
-    return picture
+    pictures = np.concatenate([views, _bev(sample, len(views))], axis=1)
+    legend = np.full((LEGEND_PX, pictures.shape[1], 3), GROUND, np.uint8)
+    _write_legend(legend, sample.labels.tolist())
+    return np.concatenate([pictures, legend])
 
 
 def _boxed(sample: Sample, view: int) -> NDArray[np.uint8]:
@@ -72,7 +76,7 @@ def _boxed(sample: Sample, view: int) -> NDArray[np.uint8]:
 
 def _bev(sample: Sample, side: int) -> NDArray[np.uint8]:
     """Return points (the older the darker) and boxes from above, with a stroke to the front of each."""
-    image = np.full((side, side, 3), 24, np.uint8)
+    image = np.full((side, side, 3), GROUND, np.uint8)
     points = sample.points[(np.abs(sample.points[:, :2]) < BEV_M).all(axis=1)]
     points = points[np.argsort(-points[:, 4], kind="stable")]  # the key frame last, on top
     pixels = np.floor(_to_pixels(points[:, :2], side)).astype(int)
@@ -93,12 +97,10 @@ def _to_pixels(spots: NDArray[np.floating], side: int) -> NDArray[np.float64]:
     return np.asarray((spots * [1, -1] + BEV_M) * scale, np.float64)
 
 
-def _legend(picture: NDArray[np.uint8], labels: Sequence[int], top: int) -> None:
-    """Write the classes that occur, and how often, below the pictures."""
+def _write_legend(strip: NDArray[np.uint8], labels: Sequence[int]) -> None:
+    """Write the classes that occur, and how often."""
     left = 8
     for label in sorted(set(labels)):
-        text = f"{CLASSES[label]} {labels.count(label)}"
-        cv2.putText(
-            picture, text, (left, top + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, COLOURS[label], 1, cv2.LINE_AA
-        )
-        left += cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0] + 18
+        text, font = f"{CLASSES[label]} {labels.count(label)}", cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(strip, text, (left, LEGEND_PX - 8), font, 0.5, COLOURS[label], 1, cv2.LINE_AA)
+        left += cv2.getTextSize(text, font, 0.5, 1)[0][0] + 18
