@@ -239,6 +239,11 @@ def _add_study(commands: Commands) -> None:
     status = _add(study, "status", "study:status", text, "study status demo")
     status.add_argument("recipe", help="a name that `biaswise study list` shows")
     status.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    text = "train once with every layer biased, switch layers off at inference, rank them"
+    screen = _add(commands, "screen", "screen:screen", text, "screen demo")
+    screen.add_argument("recipe", help="a name that `biaswise study list` shows")
+    screen.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    screen.add_argument("--conditions", default="", help="names, comma-separated (those of the recipe)")
     _add(study, "list", "study:listing", "list the recipes, their questions and their costs", "study list")
 
 
