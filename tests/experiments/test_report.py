@@ -1,8 +1,10 @@
 """Reports from fixed rows: the Markdown to the letter, the page as a browser and a reader need it."""
 
+import base64
 import csv
 import io
 import json
+import math
 import shutil
 import subprocess
 from collections import Counter
@@ -10,17 +12,22 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
 from experiments.decide import decide
+from experiments.designs import Factor, fraction
+from experiments.figures import to_png
 from experiments.planted import Truth, decorate, plant
-from experiments.report import print_report, to_html, to_markdown, write_report
+from experiments.report import drawings, print_report, to_html, to_markdown, write_report
 from experiments.rule import Rule
 from experiments.sheets import arm_label, settling, short_names, signed
 from experiments.summary import ReportError, read_record, summarize
 from experiments.verdicts import UNDECIDED
-from pipeline.rows import Row, append_rows, read_study
+from pipeline.plan import Plan, PlanError
+from pipeline.rows import Row, append_rows, last_seal, read_study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report"
 
@@ -166,6 +173,158 @@ def test_a_rule_that_was_changed_after_the_fact_is_refused(golden):
     plain = json.loads((golden / "study.json").read_text())
     (golden / "study.json").write_text(json.dumps({**plain, "digest": "ddddeeeeffff"}))
     assert "changed after the study began" in summarize(golden).answer
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda text: text.replace('"value": 0.4', '"value": 0.5', 1), "line 1 does not match its seal"),
+        (lambda text: text.partition("\n")[2], "line 1 does not match its seal"),
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "rows are missing at its end"),
+    ],
+    ids=["changed", "removed", "end"],
+)
+def test_edited_rows_give_no_verdict(golden, edit, fault):
+    path = golden / "trials/w00-s0/rows.jsonl"
+    (path.parent / "DONE.json").write_text(json.dumps({"seal": last_seal(path)}))
+    assert summarize(golden).evidence is not None
+    path.write_text(edit(path.read_text()))
+    summary = summarize(golden)
+    assert summary.evidence is None
+    assert summary.answer.startswith("No verdicts: the rows of trial w00-s0 are not those that it wrote: ")
+    assert fault in summary.answer
+    assert "| w10-s0 |" in to_markdown(summary)  # the rest stays usable
+
+
+def test_rows_without_seals_are_said(golden):
+    path = golden / "trials/w00-s0/rows.jsonl"
+    bare = [
+        {k: v for k, v in json.loads(line).items() if k != "seal"} for line in path.read_text().splitlines()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    summary = summarize(golden)
+    assert summary.evidence is not None
+    assert any("without seals" in note and "w00-s0" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"commit": "fedcba987654"},
+        {"device": "NVIDIA H200"},
+        {"versions": "torch=2.13.0;ray=2.60.0;data=0123456789ab"},
+    ],
+    ids=["commits", "hardware", "data"],
+)
+def test_mixtures_are_refused(golden, change):
+    def mix(rows):
+        return [replace(row, **change) if row.seed == 1 else row for row in rows]
+
+    rewrite(golden, mix)
+    summary = summarize(golden)
+    assert summary.evidence is None
+    assert f"the trials differ in {next(iter(change))}" in summary.answer
+
+
+def test_the_trials_of_another_study_are_refused(golden):
+    rewrite(golden, lambda rows: [replace(row, study="other") for row in rows])
+    assert "the rows are those of the study other, study.json is that of golden" in summarize(golden).answer
+
+
+def test_an_unknown_metric_is_refused(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    plain["rule"]["metric"] = "mIoU"
+    (golden / "study.json").write_text(json.dumps(plain))
+    assert "no row measures mIoU under the condition 'clean'; measured were" in summarize(golden).answer
+
+
+def diverge(*trials):
+    def change(rows):
+        spoilt = [row.unit == "fraction" and (not trials or row.trial in trials) for row in rows]
+        return [replace(r, value=math.nan) if bad else r for r, bad in zip(rows, spoilt, strict=True)]
+
+    return change
+
+
+def test_one_diverged_trial_is_left_out_and_said(golden):
+    rewrite(golden, diverge("w00-s1"))
+    summary = write_report(golden).summary
+    assert summary.evidence is not None
+    assert any("diverged: w00-s1" in note for note in summary.notes)
+
+
+def test_when_all_trials_diverged_there_is_no_verdict(golden):
+    rewrite(golden, diverge())
+    summary = write_report(golden).summary
+    assert summary.evidence is None
+    assert summary.answer.startswith("No verdicts: ")
+
+
+def test_failed_trials_are_said_with_their_reason(golden):
+    for name in ("w11-s0", "w11-s1"):
+        (golden / f"trials/{name}/FAILED.json").write_text(json.dumps({"error": "no such file: x.jpg"}))
+    summary = summarize(golden)
+    assert "Failed: w11-s0: no such file: x.jpg." in summary.notes
+    shutil.rmtree(golden / "trials/w00-s0")
+    for path in golden.glob("trials/*/rows.jsonl"):
+        path.unlink()
+    with pytest.raises(ReportError, match=r"one trial; 2 failed. Failed: w11-s0: no such file"):
+        summarize(golden)
+
+
+def test_the_recommended_plan_is_a_config_beside_the_report(golden):
+    report = write_report(golden, lambda plan: f"# <{plan}>\nmodel = dict()\n")
+    best = "decoder.0.cross=window/sdpa_math;decoder.1.self=none/sdpa_math;decoder.1.cross=window/sdpa_math"
+    text = (golden / "recommended.py").read_text()
+    assert best in text
+    assert text in report.markdown.read_text(encoding="utf-8")
+    page = report.html.read_text(encoding="utf-8")
+    assert f"{best}&gt;" in page
+    write_report(golden)
+    assert not (golden / "recommended.py").exists()  # of the earlier report
+
+
+def test_a_config_that_cannot_be_printed_is_said(golden):
+    def refuse(plan):
+        raise PlanError("the model has changed")
+
+    report = write_report(golden, refuse)
+    assert report.summary.evidence is not None
+    assert "The plan is not printed as a config: the model has changed." in report.summary.notes
+
+
+def test_the_picture_of_the_recommended_plans_trial_is_shown(golden):
+    for name in ("w00-s0", "w10-s0", "w11-s1"):  # the best plan is w11
+        (golden / f"trials/{name}/scene.png").write_bytes(b"\x89PNG " + name.encode())
+    report = write_report(golden)
+    assert (golden / "figures" / "scene.png").read_bytes() == b"\x89PNG w11-s1"
+    (picture,) = Page(report.html.read_text(encoding="utf-8")).named("img")
+    assert picture["src"] == "data:image/png;base64," + base64.b64encode(b"\x89PNG w11-s1").decode()
+    assert picture["alt"]
+
+
+def test_figures_are_files_too_and_repeat(golden, tmp_path):
+    write_report(golden)
+    names = {path.name: path.read_bytes() for path in (golden / "figures").iterdir()}
+    assert set(names) == {"speed.png", "forest.png", "map.png", "scale.png"}
+    for drawing in drawings(summarize(golden)):
+        assert to_png(drawing) == names[f"{drawing.name}.png"]
+    assert cv2.imdecode(np.frombuffer(names["map.png"], np.uint8), cv2.IMREAD_COLOR).shape[1] == 980
+
+
+def test_a_fraction_says_what_it_cannot_tell_apart(tmp_path):
+    sites = tuple(f"decoder.{i}.cross" for i in range(4))
+    arms = fraction([Factor(site) for site in sites], 1).arms
+    rule = Rule(sites=sites, arms=arms)
+    everything = plant(Truth(dict.fromkeys(sites, 1.0)))
+    rows = [r for r in everything if tuple(Plan.parse(r.plan)[site].bias for site in sites) in arms]
+    append_rows(tmp_path / "trials/all/rows.jsonl", rows)
+    (tmp_path / "study.json").write_text(json.dumps({"rule": rule.to_dict()}))
+    text = to_markdown(summarize(tmp_path))
+    assert "## What these arms cannot tell apart" in text
+    assert "decoder.0.cross with decoder.1.cross = decoder.2.cross with decoder.3.cross" in text
+    (grid,) = [line for line in text.splitlines() if "full grid" in line]
+    assert grid.split("|")[2].strip() == "32"  # 2^4 plans, two seeds; 16 trials ran
 
 
 def test_code_outside_any_commit_is_said(golden):
