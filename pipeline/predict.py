@@ -117,7 +117,9 @@ class Detector:
         """Return BEV features, image features and data samples."""
         prepared = self._model.data_preprocessor(collate(samples), False)
         inputs, model = prepared["inputs"], self._model
-        points = self._once("points", [s.points for s in samples], lambda: model.pts_branch(inputs["points"]))
+        points = self._once(
+            "points", [s.points for s in samples], lambda: model.point_features(inputs["points"])
+        )
         images = self._once(
             "images", [s.images for s in samples], lambda: model.image_features(inputs["imgs"])
         )

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 # Imported for what they register in mmdet3d's registries.
-from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, weight_map  # noqa: F401
+from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, vovnet, weight_map  # noqa: F401
 from pipeline.detector.detector import CmtDetector
 from pipeline.detector.optim import freeze, read_wrapper
 from pipeline.plan import Plan
@@ -23,7 +23,7 @@ from pipeline.plan import Plan
 ROOT = Path(__file__).resolve().parents[2]
 """Project root: relative config paths start here."""
 
-OURS = {"model", "optim_wrapper", "default_scope"}
+OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
 """Sections of a config that we read; what mmengine's Runner reads may stand there too."""
 
 VARIABLE = "_"

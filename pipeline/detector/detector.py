@@ -6,6 +6,7 @@ It builds from a config through mmdet3d's ``MODELS`` and trains under our loop a
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -15,20 +16,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from operators import objections
 from pipeline.detector.attention import training_requests
 from pipeline.detector.head import HeadOutput, read_meta
+from pipeline.detector.image import GridMask
+from pipeline.detector.sparse import build_sparse_encoder
+from pipeline.detector.voxels import VoxelLayer
 from pipeline.plan import Choice, Plan, PlanError
+
+
+class BranchError(ValueError):
+    """A model whose LiDAR branch is given twice, in part, or not at all."""
 
 
 @MODELS.register_module()
 class CmtDetector(Base3DDetector):
     """CMT with AQR: image branch, LiDAR branch, and the head that fuses them.
 
+    Its LiDAR branch is either CMT's own, whose five parts stand in the config as they do there
+    (``pts_voxel_layer`` to ``pts_neck``; needs spconv), or one module ``pts_branch`` (``PillarBranch``).
+
     Args:
         image_size: height and width in pixels of the images it is made for; the loader brings them there.
         img_backbone, img_neck: mmdet modules; only the neck's first level is used, as in CMT.
-        pts_branch: points to one BEV map (``PillarBranch``).
-        pts_bbox_head: ``CmtAqrHead``.
+        pts_bbox_head: ``CmtAqrHead``, also called ``CmtHead``.
+        pts_branch: points to one BEV map.
+        pts_voxel_layer: arguments of ``VoxelLayer``; the grid's shape is the middle encoder's.
+        pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: mmdet3d modules.
+        use_grid_mask: hide a grid of rectangles of the images in training.
+        train_cfg: ``dict(pts=...)``, the head's ``train_cfg``, where CMT's configs have it.
         data_preprocessor: ``Det3DDataPreprocessor``; voxelisation is the LiDAR branch's own.
         init_cfg: see mmengine.
+
+    Raises:
+        BranchError: both LiDAR branches, or an incomplete one.
+        pipeline.detector.sparse.SparseConvError: CMT's own branch without spconv.
     """
 
     def __init__(
@@ -36,17 +55,51 @@ class CmtDetector(Base3DDetector):
         image_size: tuple[int, int],
         img_backbone: dict[str, Any],
         img_neck: dict[str, Any],
-        pts_branch: dict[str, Any],
         pts_bbox_head: dict[str, Any],
+        pts_branch: dict[str, Any] | None = None,
+        pts_voxel_layer: dict[str, Any] | None = None,
+        pts_voxel_encoder: dict[str, Any] | None = None,
+        pts_middle_encoder: dict[str, Any] | None = None,
+        pts_backbone: dict[str, Any] | None = None,
+        pts_neck: dict[str, Any] | None = None,
+        use_grid_mask: bool = False,
+        train_cfg: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.grid_mask = GridMask() if use_grid_mask else None
         self.img_backbone = MODELS.build(img_backbone)
         self.img_neck = MODELS.build(img_neck)
-        self.pts_branch = MODELS.build(pts_branch)
-        self.pts_bbox_head = MODELS.build(pts_bbox_head)
+        parts = {
+            "pts_voxel_layer": pts_voxel_layer,
+            "pts_voxel_encoder": pts_voxel_encoder,
+            "pts_middle_encoder": pts_middle_encoder,
+            "pts_backbone": pts_backbone,
+            "pts_neck": pts_neck,
+        }
+        self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
+        self._build_voxel_branch({name: cfg for name, cfg in parts.items() if cfg is not None}, list(parts))
+        self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
+
+    def _build_voxel_branch(self, parts: dict[str, dict[str, Any]], names: list[str]) -> None:
+        """Build CMT's own LiDAR branch, if that is the one of the config."""
+        missing = [name for name in names if name not in parts]
+        if bool(parts) == (self.pts_branch is not None) or (parts and missing):
+            got = [*(["pts_branch"] if self.pts_branch is not None else []), *parts]
+            raise BranchError(
+                f"model: expected either pts_branch or all of {', '.join(names)}; "
+                f"got {', '.join(got) or 'neither'}"
+            )
+        if not parts:
+            return
+        middle = parts["pts_middle_encoder"]
+        self.pts_voxel_layer = VoxelLayer(**parts["pts_voxel_layer"], sparse_shape=middle["sparse_shape"])
+        self.pts_voxel_encoder = MODELS.build(parts["pts_voxel_encoder"])
+        self.pts_middle_encoder = build_sparse_encoder(middle)
+        self.pts_backbone = MODELS.build(parts["pts_backbone"])
+        self.pts_neck = MODELS.build(parts["pts_neck"])
 
     @property
     def sites(self) -> list[str]:
@@ -151,11 +204,38 @@ class CmtDetector(Base3DDetector):
             BEV features (B, C', h, w), and image features (B * V, C, h', w') with views of a sample in a row.
         """
         images = self.image_features(batch_inputs["imgs"])
-        return self.pts_branch(batch_inputs["points"]), images
+        return self.point_features(batch_inputs["points"]), images
 
     def image_features(self, images: Tensor) -> Tensor:
         """Run the image branch on (B, V, 3, H, W) normalised images; see ``extract_feat``."""
-        return self.img_neck(self.img_backbone(images.flatten(0, 1)))[0]
+        images = images.flatten(0, 1)
+        if self.grid_mask is not None:
+            images = self.grid_mask(images)
+        return self.img_neck(self.img_backbone(_as_convolutions_like(images)))[0]
+
+    def point_features(self, points: list[Tensor]) -> Tensor:
+        """Run the LiDAR branch on point clouds (N, C); see ``extract_feat``."""
+        if self.pts_branch is not None:
+            return self.pts_branch(points)
+        voxels = self.pts_voxel_layer(points)
+        features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
+        canvas = self._encode_sparsely(features, voxels.coords, len(points))
+        return self.pts_neck(self.pts_backbone(_as_convolutions_like(canvas)))[0]
+
+    def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
+        """Run the middle encoder, also on one voxel (a masked point cloud) and on none (a lost one)."""
+        if len(features) > 1:
+            return self.pts_middle_encoder(features, coords, batch)
+        if not len(features):
+            # A voxel whose result is multiplied by 0: the map of an empty cloud is 0 everywhere, and DDP
+            # waits for a gradient of every parameter.
+            one = features.new_zeros(1, features.shape[1])
+            return 0 * self._encode_sparsely(one, coords.new_zeros(1, 4), batch)
+        self.pts_middle_encoder.eval()  # batch norm cannot take statistics of one value
+        try:
+            return self.pts_middle_encoder(features, coords, batch)
+        finally:
+            self.train(self.training)
 
     def loss(
         self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any
@@ -175,3 +255,20 @@ class CmtDetector(Base3DDetector):
     ) -> HeadOutput:
         """Run the network without losses or decoding (mmengine's mode ``tensor``)."""
         return self.pts_bbox_head(*self.extract_feat(batch_inputs), *read_meta(batch_data_samples), **kwargs)
+
+
+def _with_train_cfg(head: dict[str, Any], train_cfg: dict[str, Any] | None) -> dict[str, Any]:
+    """Hand ``model.train_cfg.pts`` to the head, as mmdet3d's detectors do."""
+    if train_cfg is None:
+        return head
+    if set(train_cfg) != {"pts"} or "train_cfg" in head:
+        raise ValueError(
+            f"model.train_cfg: expected dict(pts=...) and no pts_bbox_head.train_cfg beside it, "
+            f"got the keys {', '.join(train_cfg)}"
+        )
+    return {**head, "train_cfg": train_cfg["pts"]}
+
+
+def _as_convolutions_like(maps: Tensor) -> Tensor:
+    """Lay maps out for cuDNN, whose half-precision kernels want the channels last; unchanged on a CPU."""
+    return maps.contiguous(memory_format=torch.channels_last) if maps.is_cuda else maps

@@ -52,7 +52,7 @@ class HeadOutput:
     weights: Tensor | None
 
 
-@MODELS.register_module()
+@MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
 class CmtAqrHead(nn.Module):
     """CMT's head with an optional AQR weight generator and attention bias.
 

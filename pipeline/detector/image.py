@@ -1,7 +1,8 @@
-"""Image branch: the neck of CMT; the backbone is mmdet's."""
+"""Image branch: CMT's neck and the grid mask before the backbone, which is mmdet's or ``vovnet``."""
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
@@ -34,6 +35,7 @@ class CPFPN(BaseModule):
     Args:
         in_channels: of each level, finest first.
         out_channels: of every output.
+        num_outs: one per level; configs say it.
         init_cfg: see mmengine; Xavier-uniform by default, as published.
     """
 
@@ -41,9 +43,12 @@ class CPFPN(BaseModule):
         self,
         in_channels: list[int],
         out_channels: int,
+        num_outs: int | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg or {"type": "Xavier", "layer": "Conv2d", "distribution": "uniform"})
+        if num_outs not in (None, len(in_channels)):
+            raise ChannelError(f"CPFPN.num_outs: expected {len(in_channels)}, one per level, got {num_outs}")
         self.lateral_convs = nn.ModuleList(_Conv(n, out_channels, 1) for n in in_channels)
         self.fpn_convs = nn.ModuleList([_Conv(out_channels, out_channels, 3)])
 
@@ -57,3 +62,31 @@ class CPFPN(BaseModule):
                 merged[i], size=merged[i - 1].shape[-2:], mode="nearest"
             )
         return (self.fpn_convs[0](merged[0]), *merged[1:])
+
+
+class GridMask(nn.Module):
+    """Hide a regular grid of rectangles, the same in all images of a batch, in training alone.
+
+    Rows and columns of stripes are kept, the rectangles between them become zero (arXiv 2001.04086 in its
+    mode 1, as CMT has it: on normalised images, not rotated).
+
+    Args:
+        ratio: width of a stripe over the period.
+        probability: that a batch is masked at all.
+    """
+
+    def __init__(self, ratio: float = 0.5, probability: float = 0.7) -> None:
+        super().__init__()
+        self.ratio, self.probability = ratio, probability
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W); draws from torch's CPU generator, alike on every device."""
+        if not self.training or torch.rand(()) > self.probability:
+            return images
+        height, width = images.shape[-2:]
+        period = int(torch.randint(2, height, ()))
+        stripe = min(max(int(period * self.ratio + 0.5), 1), period - 1)
+        first_row, first_col = torch.randint(period, (2,)).tolist()
+        row = (torch.arange(height, device=images.device) + first_row) % period < stripe
+        col = (torch.arange(width, device=images.device) + first_col) % period < stripe
+        return images * (row[:, None] | col)

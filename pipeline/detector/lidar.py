@@ -1,9 +1,8 @@
-"""LiDAR branch: points -> pillars -> BEV map, without compiled ops.
+"""LiDAR branch of small machines: points -> pillars -> BEV map, without compiled ops.
 
-The voxeliser of mmdet3d is a compiled op; ours is a sort. What follows it are mmdet3d's own modules.
+The pillars are ours (``voxels``); what follows are mmdet3d's own modules.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,27 +10,14 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from pipeline.detector.voxels import Cells, Voxels, gather, join
+
 
 class SizeError(ValueError):
     """Sizes in a config that contradict each other."""
 
 
-@dataclass(frozen=True)
-class Pillars:
-    """The occupied pillars of a batch, sorted by sample, row and column.
-
-    Attributes:
-        points: (P, M, C) float, the first M points of each pillar in their order, zero where there are fewer.
-        counts: (P,) int64, number of points kept, 1..M.
-        coords: (P, 4) int64: sample, z (0), row (along y), column (along x), as mmdet3d orders them.
-    """
-
-    points: Tensor
-    counts: Tensor
-    coords: Tensor
-
-
-def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int], max_points: int) -> Pillars:
+def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int], max_points: int) -> Voxels:
     """Sort points into a grid of pillars; the same input gives the same output bit for bit.
 
     A pillar keeps its first ``max_points`` points and drops the rest, as the compiled hard voxeliser
@@ -43,26 +29,16 @@ def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int]
         shape: rows and columns of the grid.
         max_points: M.
     """
-    rows, cols = shape
-    points = torch.cat(clouds)
-    device = points.device
-    sizes = torch.tensor([len(cloud) for cloud in clouds], device=device)
-    sample = torch.repeat_interleave(torch.arange(len(clouds), device=device), sizes)
+    points, sample = join(clouds)
     low, high = point_range[:3].to(points), point_range[3:].to(points)
-    inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1) & points.isfinite().all(dim=1)
-    points, sample = points[inside], sample[inside]
-    cells = points.new_tensor([cols, rows]) / (high[:2] - low[:2])
-    # Rounding can lift a point just below the maximum onto it: it belongs to the last cell.
-    col, row = ((points[:, :2] - low[:2]) * cells).long().minimum(sample.new_tensor([cols - 1, rows - 1])).T
-    key, order = torch.sort((sample * rows + row) * cols + col, stable=True)
-    unique, pillar, counts = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
-    rank = torch.arange(len(key), device=device) - (counts.cumsum(0) - counts)[pillar]
-    kept = rank < max_points
-    filled = points.new_zeros(len(unique), max_points, points.shape[1])
-    filled[pillar[kept], rank[kept]] = points[order][kept]
-    level = torch.zeros_like(unique)
-    coords = torch.stack([unique // (rows * cols), level, unique // cols % rows, unique % cols], dim=1)
-    return Pillars(filled, counts.clamp(max=max_points), coords)
+    xyz = points[:, :3]
+    inside = ((xyz >= low) & (xyz < high)).all(dim=1) & points.isfinite().all(dim=1)
+    place = torch.zeros_like(xyz)
+    for axis, cells in ((1, shape[0]), (0, shape[1])):  # rows run along y
+        along = (xyz[:, axis] - low[axis]) * (cells / (high[axis] - low[axis]))
+        # Rounding can lift a point just below the maximum onto it: it belongs to the last cell.
+        place[:, 2 - axis] = along.masked_fill(~inside, 0).floor().clamp(max=cells - 1)
+    return gather(Cells(points, sample, place.long(), inside, (1, *shape), len(clouds)), max_points)
 
 
 @MODELS.register_module()

@@ -1,0 +1,172 @@
+"""Points to voxels by sorting: what the compiled hard voxelisers do, in plain PyTorch, the same every time.
+
+mmdet3d's and spconv's are compiled ops, whose order of voxels on a GPU changes from run to run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class VoxelError(ValueError):
+    """Sizes of a voxel grid that contradict each other."""
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """The occupied voxels of a batch, sorted by sample, level, row and column.
+
+    Attributes:
+        points: (N, M, C) float, the first M points of each voxel in their order, zero where there are fewer.
+        counts: (N,) int64, number of points kept, 1..M.
+        coords: (N, 4) int64: sample, level (z), row (y), column (x), as mmdet3d orders them.
+    """
+
+    points: Tensor
+    counts: Tensor
+    coords: Tensor
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which cell of a grid each point of a batch falls into.
+
+    Attributes:
+        points: (P, C) points of all samples, one sample after the other.
+        sample: (P,) int64.
+        cell: (P, 3) int64: level, row, column; anything where not inside.
+        inside: (P,) bool.
+        shape: levels, rows and columns of the grid.
+        batch: number of samples.
+    """
+
+    points: Tensor
+    sample: Tensor
+    cell: Tensor
+    inside: Tensor
+    shape: tuple[int, int, int]
+    batch: int
+
+
+def join(clouds: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Put clouds (N, C) one after the other: points and the sample of each."""
+    points = torch.cat(clouds)
+    # From lengths that the host knows: repeat_interleave would wait for the device to count.
+    sample = torch.cat([points.new_full((len(c),), b, dtype=torch.long) for b, c in enumerate(clouds)])
+    return points, sample
+
+
+def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxels:
+    """Collect the points of each cell; the host waits for the device once, to learn how many cells there are.
+
+    Args:
+        cells: where the points fall.
+        max_points: M; a voxel keeps its first M points.
+        max_voxels: a sample keeps the voxels whose first points come first, so many at most; None keeps all.
+    """
+    levels, rows, cols = cells.shape
+    nowhere = cells.batch * levels * rows * cols  # sorts behind every cell
+    level, row, col = cells.cell.unbind(1)
+    key = ((cells.sample * levels + level) * rows + row) * cols + col
+    key, order = torch.sort(torch.where(cells.inside, key, nowhere), stable=True)
+    begins = key < nowhere
+    inside = begins.sum()
+    begins[1:] &= key[1:] != key[:-1]
+    first = begins.nonzero().squeeze(1)
+    counts = torch.cat([first[1:], inside[None]])[: len(first)] - first
+    if max_voxels is not None and len(first) > max_voxels:
+        kept = _earliest(order[first], key[first] // (levels * rows * cols), cells.batch, max_voxels)
+        first, counts = first[kept], counts[kept]
+    counts = counts.clamp(max=max_points)
+    slot = torch.arange(max_points, device=first.device)
+    place = (first[:, None] + slot).clamp(max=max(len(order) - 1, 0))
+    filled = slot < counts[:, None]
+    points = torch.where(filled[..., None], cells.points[order[place]], 0)
+    at = key[first]
+    coords = torch.stack(
+        [at // (levels * rows * cols), at // (rows * cols) % levels, at // cols % rows, at % cols], dim=1
+    )
+    return Voxels(points, counts, coords)
+
+
+def _earliest(born: Tensor, sample: Tensor, batch: int, most: int) -> Tensor:
+    """Say which voxels are among the first ``most`` of their sample.
+
+    Args:
+        born: (N,) index of each voxel's first point among all points.
+        sample: (N,) ascending.
+        batch: number of samples.
+        most: voxels of a sample that are kept.
+    """
+    rank = born.argsort().argsort()  # samples follow each other in `born` too
+    before = torch.searchsorted(sample, torch.arange(batch, device=sample.device))
+    return rank - before[sample] < most
+
+
+class VoxelLayer(nn.Module):
+    """Hard voxelisation of CMT: voxels of one size, so many points each, so many of them.
+
+    A sample with more voxels than ``max_voxels`` keeps those whose first points come first (in training the
+    points are shuffled). Points outside the range or the grid, and points that are not finite, are left out.
+
+    Args:
+        voxel_size: along x, y, z in m.
+        point_cloud_range: x, y, z minima (inclusive) and maxima (exclusive) in m.
+        max_num_points: points kept per voxel.
+        max_voxels: voxels kept per sample: in training, in evaluation.
+        num_point_features: columns of the points.
+        sparse_shape: levels, rows and columns that the middle encoder has; what lies beyond gets no voxel.
+
+    Raises:
+        VoxelError: a size that is not positive, or a range that is empty.
+    """
+
+    def __init__(
+        self,
+        voxel_size: list[float],
+        point_cloud_range: list[float],
+        max_num_points: int,
+        max_voxels: tuple[int, int],
+        num_point_features: int,
+        sparse_shape: list[int],
+    ) -> None:
+        super().__init__()
+        low, high = point_cloud_range[:3], point_cloud_range[3:]
+        empty = any(a >= b for a, b in zip(low, high, strict=True))
+        if empty or min(*voxel_size, max_num_points, *max_voxels) <= 0:
+            raise VoxelError(
+                "pts_voxel_layer: expected positive sizes and numbers and minima below maxima, got "
+                f"voxel_size={voxel_size}, max_num_points={max_num_points}, max_voxels={max_voxels}, "
+                f"point_cloud_range={point_cloud_range}"
+            )
+        spans = [round((b - a) / size) for a, b, size in zip(low, high, voxel_size, strict=True)]
+        levels, rows, cols = (
+            min(n, m) for n, m in zip(reversed(spans), sparse_shape, strict=True)
+        )  # x, y, z to z, y, x
+        self.shape = (levels, rows, cols)
+        self.max_num_points, self.num_point_features = max_num_points, num_point_features
+        self.max_voxels = (int(max_voxels[0]), int(max_voxels[1]))
+        self.low: Tensor
+        self.size: Tensor
+        self.register_buffer("low", torch.tensor(low), persistent=False)
+        self.register_buffer("size", torch.tensor(voxel_size), persistent=False)
+
+    def forward(self, clouds: list[Tensor]) -> Voxels:
+        """Sort point clouds, each (N, C) float with x, y, z first, in m, into voxels; N may be 0."""
+        for cloud in clouds:
+            if cloud.shape[1] != self.num_point_features:
+                raise VoxelError(
+                    f"points have {cloud.shape[1]} columns, pts_voxel_layer.num_point_features is "
+                    f"{self.num_point_features}; load as many columns (use_dim), or correct the config"
+                )
+        points, sample = join(clouds)
+        # In single precision and by division, as the published voxeliser: a point on an edge falls alike.
+        place = ((points[:, :3].float() - self.low) / self.size).floor().flip(1)
+        inside = points.isfinite().all(dim=1)
+        for axis, cells in enumerate(self.shape):
+            inside &= (place[:, axis] >= 0) & (place[:, axis] < cells)
+        # Masked before the cast: an infinite float has no defined integer.
+        cell = place.masked_fill(~inside[:, None], 0).long()
+        found = Cells(points, sample, cell, inside, self.shape, len(clouds))
+        return gather(found, self.max_num_points, self.max_voxels[0 if self.training else 1])
