@@ -27,7 +27,7 @@ class Multipliers:
 AMP_WRAPPER, AMP_DTYPE = "AmpOptimWrapper", "bfloat16"
 """mmengine's wrapper for autocast, and the dtype we train in: its range needs no loss scale."""
 
-WRAPPER_KEYS = {"type", "optimizer", "paramwise_cfg", "clip_grad"}
+WRAPPER_KEYS = {"type", "constructor", "optimizer", "paramwise_cfg", "clip_grad"}
 MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
 
 

@@ -1,0 +1,143 @@
+"""Runner: what mmengine's own Runner needs of us, for people who come from ``tools/train.py``.
+
+A config names this module in ``custom_imports``. Then its model, its train_pipeline and its optimiser
+build through mmdet3d's registries. Each transform is a step of ``pipeline.data``, here on mmdet3d's
+``results`` dicts, so that both loops do the same to a frame.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet3d.datasets.transforms import ObjectSample
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from torch import nn
+
+from pipeline.data import steps
+from pipeline.data.decode import lidar2img
+from pipeline.data.paste import UnifiedObjectSample
+from pipeline.data.sample import Sample
+from pipeline.detector import build  # noqa: F401  registers the model's classes
+from pipeline.detector.batch import BOX_COLUMNS, GRAVITY
+from pipeline.detector.optim import build_optimizer, freeze
+
+
+def to_sample(results: dict[str, Any]) -> Sample:
+    """Read mmdet3d's dict of one frame, as its loaders left it or ``from_sample`` did."""
+    if "lidar2img" in results:
+        matrices = np.asarray(results["lidar2img"], np.float64)
+    else:
+        inside = np.array([np.asarray(made)[:3, :3] for made in results["cam2img"]], np.float64)
+        matrices = lidar2img(inside, np.asarray(results["lidar2cam"], np.float64))
+    boxes = results.get("gt_bboxes_3d")
+    held = np.zeros((0, BOX_COLUMNS), np.float32)
+    if boxes is not None and len(boxes):
+        held = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], 1).numpy()
+    return Sample(
+        token=str(results.get("token", "")),
+        scene="",
+        images=np.stack([np.asarray(image, np.uint8) for image in results["img"]]),
+        points=results["points"].tensor.numpy(),
+        lidar2img=matrices,
+        boxes=held,
+        labels=np.asarray(results.get("gt_labels_3d", ()), np.int64),
+        lidar2ego=np.eye(4),
+        ego2global=np.asarray(results.get("ego2global", np.eye(4)), np.float64),
+    )
+
+
+def from_sample(sample: Sample, results: dict[str, Any]) -> dict[str, Any]:
+    """Write a sample back; matrices that the step did not follow are taken out rather than left wrong."""
+    shape = sample.images.shape[1:3]
+    made = {key: value for key, value in results.items() if key not in ("cam2img", "lidar2cam")}
+    made |= {
+        "img": list(sample.images),
+        "img_shape": shape,
+        "pad_shape": shape,
+        "lidar2img": sample.lidar2img,
+        "points": results["points"].new_point(torch.from_numpy(sample.points)),
+    }
+    if "gt_bboxes_3d" in results:
+        boxes = torch.from_numpy(sample.boxes)
+        made["gt_bboxes_3d"] = LiDARInstance3DBoxes(boxes, box_dim=BOX_COLUMNS, origin=GRAVITY)
+        made["gt_labels_3d"] = sample.labels
+    return made
+
+
+def _apply(step: steps.Step, results: dict[str, Any]) -> dict[str, Any]:
+    """Do a step; its generator is seeded from numpy's global one, which mmengine seeds per worker."""
+    rng = np.random.default_rng(np.random.randint(2**31, size=4))
+    return from_sample(step(to_sample(results), rng), results)
+
+
+def _register(step: Any) -> None:
+    """Register a step under its own name, with its fields as the config's keys."""
+
+    class Transform(BaseTransform):
+        def __init__(self, **keys: Any) -> None:
+            self.step = step(**keys)
+
+        def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+            return _apply(self.step, results)
+
+    Transform.__name__ = Transform.__qualname__ = step.__name__
+    Transform.__doc__ = f"{step.__doc__}\nKeys: {', '.join(field.name for field in fields(step))}."
+    TRANSFORMS.register_module(module=Transform)
+
+
+for _step in (
+    steps.ModalMask3D,
+    steps.GlobalRotScaleTransAll,
+    steps.CustomRandomFlip3D,
+    steps.ResizeCropFlipImage,
+):
+    _register(_step)
+
+
+@TRANSFORMS.register_module(name="UnifiedObjectSample")
+class PasteObjects(ObjectSample):
+    """``UnifiedObjectSample``; an ``ObjectSample``, so that DisableObjectSampleHook can end it."""
+
+    def __init__(self, **keys: Any) -> None:
+        BaseTransform.__init__(self)
+        self.step = UnifiedObjectSample(**keys)
+        self.disabled = False
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Paste, unless the hook has ended it."""
+        return results if self.disabled else _apply(self.step, results)
+
+    def __repr__(self) -> str:
+        return repr(self.step)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class CmtOptimWrapperConstructor:
+    """Freezes what has multiplier 0 and makes one group per pair of multipliers, as our own loop does.
+
+    mmengine's default leaves parameters of multiplier 0 in training mode: their batch norms would
+    still follow the batches, and the losses would differ from ours.
+
+    Args:
+        optim_wrapper_cfg: ``type``, ``optimizer``, ``clip_grad``.
+        paramwise_cfg: ``custom_keys``.
+    """
+
+    def __init__(
+        self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None
+    ) -> None:
+        self._wrapper = dict(optim_wrapper_cfg)
+        self._paramwise = dict(paramwise_cfg or {})
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Freeze, and wrap the optimiser of what is left."""
+        model = getattr(model, "module", model)
+        whole = {**self._wrapper, "paramwise_cfg": self._paramwise}
+        freeze(model, whole)
+        made = {key: value for key, value in self._wrapper.items() if key != "constructor"}
+        return OPTIM_WRAPPERS.build({**made, "optimizer": build_optimizer(model, whole)})
