@@ -12,7 +12,8 @@ from rich.table import Table
 from experiments.folder import StudyError, StudyFolder
 from experiments.preflight import make_worlds
 from experiments.progress import StudyProgress
-from experiments.recipes import CONDITIONS, MINI_CONFIG, Recipe, cross_plan, recipe
+from experiments.recipes import MINI_CONFIG, Recipe, cross_plan, recipe
+from pipeline.data.failures import CONDITIONS
 from pipeline.plan import Plan
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession
@@ -44,7 +45,7 @@ def train(arguments: Namespace) -> int:
 
 def evaluate(arguments: Namespace) -> int:
     """Score a checkpoint."""
-    conditions = tuple(filter(None, arguments.conditions.split(","))) or CONDITIONS
+    conditions = tuple(filter(None, arguments.conditions.split(","))) or tuple(CONDITIONS)
     settings = TrialSettings(
         study="evaluate",
         config=arguments.config or MINI_CONFIG,
