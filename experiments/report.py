@@ -24,6 +24,7 @@ from experiments.decide import Evidence
 from experiments.figures import Drawing, to_png, to_svg
 from experiments.figures_effects import forest, heat_map
 from experiments.figures_plans import accuracy_speed, learned_scale
+from experiments.figures_screen import foretold
 from experiments.rule import Rule
 from experiments.sheets import (
     MINUS,
@@ -283,6 +284,7 @@ def drawings(summary: Summary) -> list[Drawing]:
         accuracy_speed(summary.rows, rule, best),
         forest(evidence) if evidence else None,
         heat_map(evidence) if evidence else None,
+        foretold(summary.screened, evidence) if evidence else None,
         learned_scale(summary.rows, rule),
     )
     return [drawing for drawing in found if drawing is not None]

@@ -10,15 +10,19 @@ from typing import Any
 
 from experiments.checks import enumerate_few
 from experiments.decide import Evidence, weigh
+from experiments.recipes import RecipeError
 from experiments.recommend import Recommendation, recommend
 from experiments.rule import DecideError, Rule
+from experiments.screen import FOLDER, ROWS, Ranked, rank
 from experiments.sheets import Sheet, effect_sheet, listing, trial_sheet, verdict_sheet
 from experiments.sheets_design import alias_sheet, cost_sheet, interaction_sheet, plan_sheet
 from experiments.sheets_kernels import kernel_sheet
+from experiments.sheets_screen import judge_screen, screen_sheet
 from experiments.summary_words import answer
 from operators.bench_rows import BenchRow
 from operators.bench_rows import read_rows as read_bench_rows
-from pipeline.rows import Row, read_study, seal_fault
+from pipeline.plan import PlanError
+from pipeline.rows import Row, read_rows, read_study, seal_fault
 
 SCENE = "scene.png"
 """The picture of one scene that a trial keeps in its folder."""
@@ -59,6 +63,7 @@ class Summary:
         answer: the answer in a sentence, or why there is none.
         notes: what must be said beside the answer.
         config: the recommended plan as an mmengine config; empty if nobody printed it.
+        screened: the ranking of a screening, if the study has one.
         scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
     """
 
@@ -69,13 +74,16 @@ class Summary:
     answer: str
     notes: tuple[str, ...]
     config: str = ""
+    screened: tuple[Ranked, ...] = ()
     scene: bytes = b""
 
     @property
     def sheets(self) -> tuple[Sheet, ...]:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or Rule()
-        plain = (trial_sheet(self.rows, rule), kernel_sheet(self.rows), cost_sheet(self.rows, self.evidence))
+        screen = (screen_sheet(self.screened, self.evidence),) if self.screened else ()
+        cost = cost_sheet(self.rows, self.evidence)
+        plain = (*screen, cost, trial_sheet(self.rows, rule), kernel_sheet(self.rows))
         if self.evidence is None or self.advice is None:
             return (*plain, environment_sheet(self))
         evidence = self.evidence
@@ -109,9 +117,17 @@ def summarize(study_folder: Path) -> Summary:
         advice = recommend(rows, evidence)
     except DecideError as error:
         return Summary(record, rows, None, None, f"No verdicts: {error}.", notes)
-    scene = _scene(study_folder, rows, advice)
-    said = (*evidence.notes, *notes)
-    return Summary(record, rows, evidence, advice, answer(evidence), said, scene=scene)
+    screened, about_screen = read_screen(study_folder, evidence)
+    return Summary(
+        record,
+        rows,
+        evidence,
+        advice,
+        answer(evidence),
+        (*evidence.notes, *notes, *about_screen),
+        screened=screened,
+        scene=_scene(study_folder, rows, advice),
+    )
 
 
 def refuse_edits(study_folder: Path) -> None:
@@ -127,6 +143,20 @@ def refuse_edits(study_folder: Path) -> None:
                 f"the rows of trial {path.parent.name} are not those that it wrote: {fault}; restore "
                 f"{path.name}, or remove the trial's folder and run it again"
             )
+
+
+def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
+    """Read the ranking of the study's screening, and what to say about it; nothing if there is none."""
+    path = study_folder / FOLDER / ROWS
+    if not path.exists():
+        return (), ()
+    if fault := seal_fault(path):
+        return (), (f"The screening is left out: the rows in {path.name} are not those it wrote: {fault}.",)
+    try:
+        ranked = tuple(rank(read_rows(path), evidence.table.sites, evidence.rule))
+    except (RecipeError, PlanError) as error:
+        return (), (f"The screening is left out: {error}.",)
+    return ranked, tuple(filter(None, [judge_screen(ranked, evidence)]))
 
 
 def read_bench(study_folder: Path) -> list[BenchRow]:
