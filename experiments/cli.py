@@ -192,6 +192,14 @@ def _add_config(commands: Commands) -> None:
         help="what the sites that a pattern names do instead; may be repeated, the last one counts",
     )
     plan.add_argument("--out", help="file to write (the terminal)")
+    text = "find bias that does not arrive, shapes that disagree and keys that nobody reads in a config"
+    lint = _add(commands, "lint", "lint:lint", text, "lint experiments/configs/cmt_aqr_pillar_mini.py")
+    lint.add_argument("config", help="mmengine config file")
+    lint.add_argument("--fix", action="store_true", help="remove dead flags from the file; all else stays")
+    lint.add_argument("--bases", action="store_true", help="with --fix: from its _base_ files too")
+    lint.add_argument("--json", action="store_true", help="print JSON")
+    text = "where the model will train: cuda in bfloat16, cpu in float32 (%(default)s)"
+    lint.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help=text)
 
 
 def _add_trial(commands: Commands) -> None:

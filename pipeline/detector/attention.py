@@ -20,6 +20,9 @@ from pipeline.plan import Choice, PlanError
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
 """``type=`` names of users' configs. All build a ``SiteAttention``: bias, impl and use_flashbias decide."""
 
+ATTENTION_KEYS = {"type", "embed_dims", "num_heads", "dropout", "use_flashbias", "bias", "impl", "rank"}
+"""Keys that an entry of ``attn_cfgs`` may have."""
+
 DEFAULT_IMPL = (
     "sdpa_math"  # runs on every machine, with every bias and every gradient; GPU configs name a faster one
 )
@@ -250,7 +253,7 @@ def build_attention(
         )
     impl = impl or ("lowrank" if flashbias else DEFAULT_IMPL)
     choice = Choice(given.pop("bias", default_bias), impl, given.pop("rank", None))
-    unknown = sorted(set(given) - {"embed_dims", "num_heads", "dropout"})
+    unknown = sorted(set(given) - ATTENTION_KEYS)
     if unknown:
         raise ValueError(f"{site}: unknown keys {', '.join(unknown)} in attn_cfgs")
     return SiteAttention(site=site, kinds=kinds, choice=choice, **given)

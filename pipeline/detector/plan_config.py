@@ -16,13 +16,8 @@ from mmengine.registry import init_default_scope
 
 from pipeline.detector import build
 from pipeline.detector.attention import standing_objections
+from pipeline.detector.sites import PARTS, plain
 from pipeline.plan import Plan, PlanError
-
-PARTS = {
-    "aqr": ("aqr_config", "encoder_config"),
-    "decoder": ("transformer", "decoder"),
-}
-"""Part of a site's path -> keys of the head's config under which its ``transformerlayers`` stand."""
 
 WIDTH = 110
 """Characters of a printed line, at most, as in the project's own files."""
@@ -74,7 +69,7 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
         PlanError: the plan does not fit its sites.
     """
     path = build.config_path(config)
-    head = _plain(build.load_config(path).model.pts_bbox_head)
+    head = plain(build.load_config(path).model.pts_bbox_head)
     resolved = plan.resolve(site for site, _ in plan_of(path).choices)
     base = os.path.relpath(path, folder or Path.cwd())
     lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
@@ -129,15 +124,6 @@ def _under(node: Any, keys: tuple[str, ...]) -> Any:
         if key not in node:
             raise PlanError(f"model.pts_bbox_head has no {'.'.join(keys)}, where the plan has sites")
         node = node[key]
-    return node
-
-
-def _plain(node: Any) -> Any:
-    """Turn mmengine's dicts into Python's, and drop the keys that mmengine adds."""
-    if isinstance(node, Mapping):
-        return {key: _plain(value) for key, value in node.items() if key != "_scope_"}
-    if isinstance(node, list | tuple):
-        return type(node)(_plain(value) for value in node)
     return node
 
 

@@ -25,7 +25,8 @@ def parsers(parser=None, words=()):
 
 def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
-        "demo", "data synth", "data shard", "data check", "operators", "bench", "plan", "train", "evaluate",
+        "demo", "data synth", "data shard", "data check", "data draw", "data infos", "operators", "bench", "plan", "lint",
+        "train", "evaluate",
         "study run", "study resume", "study status", "study list", "report", "sync", "ui",
     }  # fmt: skip
 

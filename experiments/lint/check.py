@@ -1,0 +1,100 @@
+"""Lint one config: survey it, apply the rules, and say where in the files each finding was written."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments.lint.finding import Finding, LintError
+from experiments.lint.model_rules import check_model
+from experiments.lint.notes import notes
+from experiments.lint.rules import check_site, handed_as, read_choice, received
+from experiments.lint.source import Source, read_source
+from pipeline.detector.survey import survey
+
+
+@dataclass(frozen=True)
+class SiteLine:
+    """A line of the table of sites: what arrives, what computes it, and in which form it is handed over."""
+
+    site: str
+    receives: str
+    impl: str
+    form: str
+    wrong: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What lint found in a config; findings first, then notes, each in the order of files and lines."""
+
+    config: Path
+    device: str
+    sites: tuple[SiteLine, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """The findings, less the notes."""
+        return [finding for finding in self.findings if not finding.note]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """The notes."""
+        return [finding for finding in self.findings if finding.note]
+
+
+def lint(config: Path, device: str = "cuda") -> Report:
+    """Lint a config.
+
+    Args:
+        config: mmengine config file.
+        device: ``cuda`` or ``cpu``, where the model will train.
+
+    Raises:
+        LintError: there is no such file.
+        pipeline.detector.build.ConfigError: the file is no config.
+    """
+    if not config.is_file():
+        raise LintError(f"there is no config file {config}")
+    found = survey(config)
+    source = read_source(config.resolve())
+    of_sites = [finding for site in found.sites for finding in check_site(site, found, device)]
+    merged = _merged([*of_sites, *check_model(found, source.used), *notes(found)])
+    findings = sorted(
+        (replace(finding, place=source.find(finding.key)[0]) for finding in merged),
+        key=lambda f: (f.note, f.place.file != config.resolve(), str(f.place.file), f.place.line),
+    )
+    wrong = {site for finding in of_sites if not finding.note for site in finding.sites}
+    lines = [
+        SiteLine(site.name, received(site, found), read_choice(site)[1], handed_as(site), site.name in wrong)
+        for site in found.sites
+    ]
+    return Report(config, device, tuple(lines), tuple(findings))
+
+
+def removable(report: Report, source: Source) -> list[Finding]:
+    """List the findings that are mended by deleting their key, and whose key can be deleted as text.
+
+    A key that other sites share, where it does something, stays: so does one that was not written as
+    ``key=value``.
+    """
+    alive = {source.find(finding.key)[0] for finding in report.wrong if not finding.remove and finding.sites}
+    return [
+        finding
+        for finding in report.wrong
+        if finding.remove
+        and source.find(finding.key)[1]
+        and finding.place.end is not None
+        and finding.place not in alive
+    ]
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """Say once what is said of several sites that share a key."""
+    merged: dict[tuple[object, ...], Finding] = {}
+    for finding in findings:
+        same = (finding.rule, finding.key, finding.sentence)
+        if same in merged:
+            finding = replace(merged[same], sites=tuple(dict.fromkeys(merged[same].sites + finding.sites)))
+        merged[same] = finding
+    return list(merged.values())

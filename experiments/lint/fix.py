@@ -1,0 +1,91 @@
+"""Delete keys from config files as text: comments and formatting around them stay as they are."""
+
+import ast
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.lint.finding import LintError
+from experiments.lint.source import Place
+
+
+def remove(places: Iterable[Place]) -> list[Path]:
+    """Delete items such as ``key=value`` from their files.
+
+    Args:
+        places: what to delete; each has an end.
+
+    Returns:
+        The files that were rewritten, each at once or not at all.
+
+    Raises:
+        LintError: the text that would be left is no Python.
+    """
+    by_file: dict[Path, set[Place]] = defaultdict(set)
+    for place in places:
+        by_file[place.file].add(place)
+    texts = {file: _without(file.read_bytes(), found) for file, found in by_file.items()}
+    for file, text in texts.items():
+        try:
+            ast.parse(text)
+        except SyntaxError as error:
+            raise LintError(f"{file}: cannot be mended as text ({error}); nothing was written") from error
+    for file, text in texts.items():
+        _write(file, text)
+    return list(texts)
+
+
+def _without(text: bytes, places: Iterable[Place]) -> bytes:
+    """Delete items, last first, so that the places of the others stay true."""
+    for place in sorted(places, key=lambda p: (p.line, p.column), reverse=True):
+        assert place.end is not None
+        starts = _line_starts(text)
+        first = starts[place.line - 1] + place.column - 1
+        last = starts[place.end[0] - 1] + place.end[1] - 1
+        text = _cut(text, first, last)
+    return text
+
+
+def _cut(text: bytes, first: int, last: int) -> bytes:
+    """Delete ``text[first:last]`` and the comma and blanks that belong to it."""
+    line_start = text.rfind(b"\n", 0, first) + 1
+    after = last + _blanks(text[last:])
+    comma = text[after : after + 1] == b","
+    if comma:
+        after += 1 + _blanks(text[after + 1 :])
+    alone = not text[line_start:first].strip()
+    if alone and text[after : after + 1] in (b"\n", b"\r", b""):  # the whole line goes
+        line_end = text.find(b"\n", after)
+        return text[:line_start] + (b"" if line_end < 0 else text[line_end + 1 :])
+    if alone or comma:
+        return text[:first] + text[after:]
+    before = text[:first].rstrip(b" \t")
+    if before.endswith(b","):  # it was the last: the comma before it goes too
+        before = before[:-1]
+    return before + text[last:]
+
+
+def _blanks(text: bytes) -> int:
+    return len(text) - len(text.lstrip(b" \t"))
+
+
+def _line_starts(text: bytes) -> list[int]:
+    starts = [0]
+    while (end := text.find(b"\n", starts[-1])) >= 0:
+        starts.append(end + 1)
+    return starts
+
+
+def _write(file: Path, text: bytes) -> None:
+    """Replace a file at once, with the permissions it had."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(text)
+        os.chmod(name, file.stat().st_mode & 0o7777)
+        os.replace(name, file.resolve())
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

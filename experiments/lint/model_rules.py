@@ -1,0 +1,148 @@
+"""The rules about the rest of a model: shapes, windows, grids, and keys that nobody reads."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.lint.finding import Finding
+from experiments.lint.rules import read_choice
+from experiments.lint.source import Key
+from pipeline.detector.sites import HEAD
+from pipeline.detector.survey import Survey
+
+PUBLISHED_GRID = (1080, 1024)
+"""Voxels along a side of the range, and of the grid, in CMT's published R50 config."""
+
+
+def check_model(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
+    """Judge a config as a whole.
+
+    Args:
+        survey: of the config.
+        used: names that the config reads as variables.
+    """
+    yield from _unread(survey, used)
+    yield from _shapes(survey)
+    yield from _windows(survey)
+    yield from _grid(survey.model)
+    for key, sentence in survey.failed:
+        yield Finding("cannot-build", key, f"{key[-1]} cannot be built: {sentence}", "correct what it names")
+
+
+def _unread(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
+    for owner, key in survey.unread:
+        name = str(key[-1])
+        who = "nothing here reads" if len(key) == 1 else f"{owner} does not read"
+        if len(key) == 1 and name in used:
+            continue  # a variable of the file
+        if "drop" in name:
+            yield Finding(
+                "dropout",
+                key,
+                f"{who} {name}, so that nothing would be dropped",
+                "set `dropout` in an entry of attn_cfgs (the residual branch) and `ffn_drop` in ffn_cfgs",
+            )
+            continue
+        advice = "remove it or correct its name"
+        if len(key) == 1:
+            advice += "; the name of a variable begins with an underscore"
+        yield Finding("unused-key", key, f"{who} {name!r}: it would be ignored", advice)
+    for name in survey.custom_keys:
+        yield Finding(
+            "unused-key",
+            ("optim_wrapper", "paramwise_cfg", "custom_keys", name),
+            f"no parameter's name contains {name!r}: this multiplier reaches nothing",
+            "remove it or correct the name",
+        )
+
+
+def _shapes(survey: Survey) -> Iterator[Finding]:
+    for join in survey.joins:
+        if not join.fits:
+            name = ".".join(map(str, join.key[1:]))
+            verb = "is" if join.giver == "hidden_dim" else "gives"
+            yield Finding(
+                "shapes-disagree",
+                join.key,
+                f"{name} is {join.takes}, but {join.giver} {verb} {join.gives}: the first batch would fail",
+                f"set {join.key[-1]}={join.gives}, or change {join.giver}",
+            )
+    yield from _scales(survey)
+    yield from _image_size(survey.model)
+
+
+def _scales(survey: Survey) -> Iterator[Finding]:
+    """Scales of the bias against layers of the decoder."""
+    generator = survey.model["pts_bbox_head"].get("bias_config") or {}
+    layers = sum(site.name.startswith("decoder") and site.name.endswith(".cross") for site in survey.sites)
+    scales = generator.get("num_scales", 1)
+    if scales not in (1, layers):
+        yield Finding(
+            "shapes-disagree",
+            (*HEAD, "bias_config", "num_scales"),
+            f"num_scales is {scales}, but the decoder has {layers} layers: the first batch would fail",
+            f"set 1 (one scale for all layers) or {layers} (one for each)",
+        )
+
+
+def _image_size(model: Mapping[str, Any]) -> Iterator[Finding]:
+    size, processor = model.get("image_size"), model.get("data_preprocessor") or {}
+    divisor = processor.get("pad_size_divisor", 1)
+    if size and any(side % divisor for side in size):
+        padded = tuple(math.ceil(side / divisor) * divisor for side in size)
+        yield Finding(
+            "shapes-disagree",
+            ("model", "image_size"),
+            f"image_size={tuple(size)} is no multiple of pad_size_divisor={divisor}: images are padded to "
+            f"{padded}, and the camera maps get cells that show nothing",
+            f"set image_size={padded}, or another divisor",
+        )
+
+
+def _windows(survey: Survey) -> Iterator[Finding]:
+    head = survey.model["pts_bbox_head"]
+    kinds = {read_choice(site)[0] for site in survey.sites}
+    for part, users in (("aqr_config", {"local"}), ("bias_config", {"window", "gaussian"})):
+        cfg = head.get(part) or {}
+        for key, size in (("window_lidar", survey.bev), ("window_camera", survey.camera)):
+            window = cfg.get(key)
+            if size is None or window is None or window <= min(size) or not users & kinds:
+                continue
+            which = "BEV" if key == "window_lidar" else "camera"
+            yield Finding(
+                "window-too-large",
+                (*HEAD, part, key),
+                f"a window of {window} cells is larger than the {which} map of {size[0]} x {size[1]}: "
+                "wherever it lies, it reaches from border to border",
+                f"take at most {min(size)}, or the global bias (use_local_bias=False), which costs less",
+            )
+
+
+def _grid(model: Mapping[str, Any]) -> Iterator[Finding]:
+    """Voxels of the range against cells of the grid, along x and y."""
+    voxels, middle = model.get("pts_voxel_layer") or {}, model.get("pts_middle_encoder") or {}
+    if not {"voxel_size", "point_cloud_range"} <= set(voxels) or "sparse_shape" not in middle:
+        return
+    limits, sizes, shape = voxels["point_cloud_range"], voxels["voxel_size"], middle["sparse_shape"]
+    for axis, cells in ((0, shape[2]), (1, shape[1])):
+        span = limits[axis + 3] - limits[axis]
+        wanted = round(span / sizes[axis])
+        if wanted != cells:
+            yield _grid_finding(span, sizes[axis], wanted, cells, limits[axis])
+            return
+
+
+def _grid_finding(span: float, size: float, wanted: int, cells: int, low: float) -> Finding:
+    """Say what a grid of other than the wanted cells does."""
+    key: Key = ("model", "pts_middle_encoder", "sparse_shape")
+    said = f"{span:g} m are {wanted} voxels of {size} m, but sparse_shape has {cells}"
+    if (wanted, cells) == PUBLISHED_GRID:
+        return Finding(
+            "grid",
+            key,
+            f"{said}: points beyond {low + cells * size:.1f} m get no voxel, and the {cells // 8} BEV cells "
+            f"are placed as if they spanned all {span:g} m. CMT's published R50 weights were trained so",
+            "keep it with those weights; from scratch, voxels of 108/1024 m would be consistent",
+            note=True,
+        )
+    return Finding("grid", key, f"{said}: keys and points do not lie where queries look", f"set {wanted}")

@@ -1,0 +1,94 @@
+"""Print a lint report: for people, or as JSON for programs."""
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from experiments.lint.check import Report
+from experiments.lint.finding import Finding
+
+
+def print_report(report: Report, fixed: list[Finding], console: Console) -> None:
+    """Print the sites, then what was mended, what is wrong and what is worth knowing.
+
+    Args:
+        report: of the config as it is now.
+        fixed: findings that are mended by now.
+        console: where to.
+    """
+    table = Table("site", "receives", "computed by", "form", box=None, pad_edge=False)
+    for line in report.sites:
+        style = "red" if line.wrong else None
+        table.add_row(line.site, line.receives, line.impl, line.form.lower().replace("_", " "), style=style)
+    console.print(table)
+    for word, style, findings in (
+        ("fixed", "green", fixed),
+        ("wrong", "red", report.wrong),
+        ("note", "yellow", report.notes),
+    ):
+        for finding in findings:
+            _print_finding(finding, word, style, console)
+    counts = [f"{len(fixed)} fixed"] if fixed else []
+    counts += [_count(len(report.wrong), "finding"), _count(len(report.notes), "note")]
+    console.print(f"\n{', '.join(counts)} in {shown(report.config)}", highlight=False, soft_wrap=True)
+
+
+def _print_finding(finding: Finding, word: str, style: str, console: Console) -> None:
+    where = f"{shown(finding.place.file)}:{finding.place.line}"
+    console.print(
+        f"\n[{style}]{word}[/] [bold]{escape(where)}[/] {finding.rule}{escape(_sites(finding.sites))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for text in (f"{finding.sentence}.", f"→ {finding.advice}" if word != "fixed" else "→ removed"):
+        console.print(Padding(escape(text), (0, 0, 0, 2)), highlight=False)
+
+
+def _sites(sites: tuple[str, ...]) -> str:
+    """Name sites, many of them as a range."""
+    if not sites:
+        return ""
+    return f" at {sites[0]}" if len(sites) == 1 else f" at {sites[0]} … {sites[-1]} ({len(sites)} sites)"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
+
+
+def as_json(report: Report, fixed: list[Finding]) -> str:
+    """Return the report as JSON, findings and notes apart; arguments as for ``print_report``."""
+    return json.dumps(
+        {
+            "config": str(report.config),
+            "device": report.device,
+            "sites": [vars(line) for line in report.sites],
+            "findings": [_plain(finding) for finding in report.wrong],
+            "notes": [_plain(finding) for finding in report.notes],
+            "fixed": [_plain(finding) for finding in fixed],
+        },
+        indent=2,
+    )
+
+
+def _plain(finding: Finding) -> dict[str, object]:
+    return {
+        "rule": finding.rule,
+        "file": str(finding.place.file),
+        "line": finding.place.line,
+        "column": finding.place.column,
+        "key": ".".join(map(str, finding.key)),
+        "sites": list(finding.sites),
+        "sentence": finding.sentence,
+        "advice": finding.advice,
+    }
+
+
+def shown(file: Path) -> str:
+    """Spell a path from the working directory, if it lies below."""
+    path = os.path.relpath(file)
+    return str(file) if path.startswith("..") else path
