@@ -3,7 +3,7 @@
 The biases themselves, and what they mean, are in ``operators.bias``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -66,7 +66,8 @@ class Bias:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of this bias by its field's name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        every = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # every subclass is one
+        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

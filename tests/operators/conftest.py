@@ -16,11 +16,12 @@ def device():
 
 
 def pytest_configure(config):
-    """Let Triton's interpreter say what NumPy says and a GPU does not."""
+    """Let Triton's interpreter say what NumPy says and a GPU does not, and autograd's threads find a GPU."""
     for harmless in (
         "ignore:Conversion of an array with ndim:DeprecationWarning",  # the interpreter's own code
         "ignore:divide by zero encountered in log2:RuntimeWarning",  # a row without keys: -inf
         "ignore:overflow encountered in (exp2|multiply|matmul):RuntimeWarning",  # rects repeats such a block
+        "ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
         "ignore:invalid value encountered:RuntimeWarning",  # in lanes that a select throws away
     ):
         config.addinivalue_line("filterwarnings", harmless)

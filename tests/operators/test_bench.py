@@ -21,7 +21,7 @@ def arguments(tmp_path, *options):
 
 
 def few(tmp_path):
-    return arguments(tmp_path, "--kinds", "none,window", "--impls", "reference,sdpa_flash")
+    return arguments(tmp_path, "--kinds", "none,window", "--impls", "reference,sdpa_math,sdpa_flash")
 
 
 def row(**fields):
@@ -58,7 +58,7 @@ def test_what_is_wrong_gets_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sdpa.Pinned, "forward", lambda self, *args, **named: wrong(*args, **named))
     bench.main(few(tmp_path))
     rows = [r for r in read_rows(tmp_path / "bench" / "rows.parquet") if r.metric == "latency"]
-    broken = next(r for r in rows if (r.impl, r.bias, r.mode) == ("sdpa_flash", "window", "forward"))
+    broken = next(r for r in rows if (r.impl, r.bias, r.mode) == ("sdpa_math", "window", "forward"))
     assert broken.value != broken.value
     assert "times its budget, so it gets no time" in broken.note
 

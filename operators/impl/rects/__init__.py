@@ -33,7 +33,9 @@ def objections(request: Request) -> list[str]:
     if not smallest <= request.head_size <= largest:
         found.append(f"takes head sizes {smallest} to {largest}, got {request.head_size}")
     if request.keys * request.head_size >= 2**31:
-        found.append(f"addresses 2^31 elements of a head's keys, got {request.keys} keys of {request.head_size}")
+        found.append(
+            f"addresses 2^31 elements of a head's keys, got {request.keys} keys of {request.head_size}"
+        )
     return found
 
 

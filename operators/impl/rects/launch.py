@@ -147,7 +147,9 @@ def rects_forward(
     splits = call.splits()
     first, later = overlap(q.device)
     with torch.cuda.device_of(q):
-        lists = Lists.none(q) if rects is None else list_tiles(rects, call.table, call.blocks, kind == Kind.MASK)
+        lists = (
+            Lists.none(q) if rects is None else list_tiles(rects, call.table, call.blocks, kind == Kind.MASK)
+        )
         part, part_lse = out, lse
         if splits > 1:
             part = q.new_empty((splits, *q.shape), dtype=torch.float32)
