@@ -32,7 +32,7 @@ OBJECT_RATE = 0.5
 """Share of the frames in which objects return no echo (nuScenes-R: ``object_failure``, one draw a frame)."""
 
 SPOTS = (4, 9)
-"""Least and most dirt spots on a lens: 29 % of a picture (median of 500; 5th to 95th percentile 14 to 44 %)."""
+"""Least and most dirt spots on a lens: 29 % of a picture (median; 5th to 95th percentile 14 to 44 %)."""
 
 LENS = (90, 160)
 """Height and width in pixels at which dirt is drawn, before it is brought to the size of the picture."""
