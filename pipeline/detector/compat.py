@@ -10,12 +10,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import NoReturn
 
 from packaging.version import Version
+from torch.utils.checkpoint import checkpoint
 
 # Lower bound inclusive, upper exclusive: what mmdet3d 1.4.0 and mmdet 3.3.0 assert, here with a sentence.
 VERSION_GATES = {
@@ -36,6 +38,11 @@ IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (DeprecationWarning, "`torch.jit"),  # mmcv.ops decorates functions with torch.jit.script
     (DeprecationWarning, "invalid escape sequence"),  # docstrings of mmdet, seen when they are first compiled
     (SyntaxWarning, "invalid escape sequence"),  # the same under Python 3.12
+    (DeprecationWarning, "'locale.getdefaultlocale' is deprecated"),  # ccimport, which spconv imports
+    (
+        FutureWarning,
+        "`torch.cuda.amp.custom_",
+    ),  # spconv 2.3.8 names its autograd functions' casts the old way
     (ImportWarning, "``MultiScaleDeformableAttention`` has been moved"),  # mmcv.cnn re-exports from mmcv.ops
 )
 
@@ -119,6 +126,13 @@ def prepare() -> None:
             sys.modules.setdefault(EXTENSION, _PlaceholderExtension(EXTENSION))
         for name in MM_MODULES:
             importlib.import_module(name)
+    _checkpoint_without_reentry()
+
+
+def _checkpoint_without_reentry() -> None:
+    """Let mmdet's ResNet recompute (``with_cp``) in the way that PyTorch keeps, and that DDP can follow."""
+    resnet = importlib.import_module("mmdet.models.backbones.resnet")
+    resnet.cp = SimpleNamespace(checkpoint=partial(checkpoint, use_reentrant=False))  # type: ignore[attr-defined]
 
 
 @contextmanager

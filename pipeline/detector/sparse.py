@@ -4,6 +4,7 @@ Without spconv mmdet3d takes mmcv's compiled ops without a word. Those keep weig
 not exist in mmcv-lite, so that the first forward pass would fail.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -11,6 +12,15 @@ import torch
 from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
+
+__all__ = [
+    "IS_SPCONV2_AVAILABLE",
+    "KERNEL_DIMS",
+    "SparseConvError",
+    "build_sparse_encoder",
+    "share_tables",
+    "to_spconv2",
+]
 
 KERNEL_DIMS = 5  # of the weight of a sparse convolution in three dimensions
 TO_SPCONV2 = (4, 0, 1, 2, 3)  # (kz, ky, kx, in, out), mmcv's and spconv 1's layout, to (out, kz, ky, kx, in)
@@ -36,6 +46,7 @@ def build_sparse_encoder(cfg: dict[str, Any]) -> nn.Module:
         raise SparseConvError(_missing())
     encoder: nn.Module = MODELS.build(cfg)
     if IS_SPCONV2_AVAILABLE:
+        importlib.import_module("spconv.pytorch.core").scatter_nd = scatter_nd  # type: ignore[attr-defined]
         share_tables(encoder)
     else:
         for module in encoder.modules():
@@ -57,6 +68,19 @@ def share_tables(encoder: nn.Module) -> None:
             if getattr(module, "subm", False):
                 # The input convolution looks at the voxels of the first stage.
                 module.indice_key = f"subm{max(number, 1)}"  # type: ignore[assignment]
+
+
+def scatter_nd(indices: Tensor, updates: Tensor, shape: list[int]) -> Tensor:
+    """Write rows into a tensor of zeros: spconv's function of this name, without its list as an index.
+
+    PyTorch deprecated that, and will take the list for one tensor of indices.
+
+    Args:
+        indices: (N, d) int64, no two alike.
+        updates: (N, *shape[d:]).
+        shape: of the result.
+    """
+    return updates.new_zeros(shape).index_put(tuple(indices.unbind(-1)), updates)
 
 
 def to_spconv2(weight: Tensor) -> Tensor:
