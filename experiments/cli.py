@@ -13,6 +13,7 @@ from importlib import import_module
 from types import FrameType
 from typing import TypeAlias
 
+from pipeline.home import runs
 from pipeline.refusal import is_refusal
 
 DONE, FINDINGS, WRONG = 0, 1, 2
@@ -219,7 +220,7 @@ def _add_trial(commands: Commands) -> None:
         metavar="KEY=JSON",
         help="override a config key; may be repeated",
     )
-    train.add_argument("--out", default="runs", help="folder for <study>/trials/<trial> (%(default)s)")
+    train.add_argument("--out", default=runs(), help="folder for <study>/trials/<trial> (%(default)s)")
     train.add_argument("--local", action="store_true", help="in this process, without Ray")
     text = "score a checkpoint under each sensor condition"
     example = "evaluate experiments/checkpoints/cmt_aqr_pillar_mini.safetensors --data data/mini"
@@ -232,7 +233,7 @@ def _add_trial(commands: Commands) -> None:
     evaluate.add_argument("--split", default="mini_val", help="devkit split (%(default)s)")
     evaluate.add_argument("--conditions", default="", help="names, comma-separated (all)")
     evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
-    evaluate.add_argument("--out", default="runs", help="folder for evaluate/trials/<name> (%(default)s)")
+    evaluate.add_argument("--out", default=runs(), help="folder for evaluate/trials/<name> (%(default)s)")
 
 
 def _add_study(commands: Commands) -> None:
@@ -246,17 +247,17 @@ def _add_study(commands: Commands) -> None:
     text = "show which trials are done, failed, partial or pending"
     status = _add(study, "status", "study:status", text, "study status demo")
     status.add_argument("recipe", help="a name that `biaswise study list` shows")
-    status.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    status.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     text = "train once with every layer biased, switch layers off at inference, rank them"
     screen = _add(commands, "screen", "screen:screen", text, "screen demo")
     screen.add_argument("recipe", help="a name that `biaswise study list` shows")
-    screen.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    screen.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     screen.add_argument("--conditions", default="", help="names, comma-separated (those of the recipe)")
     _add(study, "list", "study:listing", "list the recipes, their questions and their costs", "study list")
 
 
 def _running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    parser.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
     parser.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
 
@@ -265,10 +266,10 @@ def _add_view(commands: Commands) -> None:
     text = "print a study's verdicts and write its report, from its rows alone"
     report = _add(commands, "report", "view:report", text, "report demo")
     report.add_argument("study", help="name of a study, or its folder")
-    report.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    report.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     sync = _add(commands, "sync", "view:sync", "send rows to MLflow that it lacks", "sync demo")
     sync.add_argument("study", nargs="*", help="names or folders of studies (all)")
-    sync.add_argument("--runs", default="runs", help="folder of the studies (%(default)s)")
+    sync.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     ui = _add(commands, "ui", "view:ui", "start the MLflow UI on 127.0.0.1", "ui --port 5000")
     ui.add_argument("--port", type=int, default=5000, help="(%(default)s)")
 

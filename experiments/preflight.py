@@ -12,7 +12,8 @@ from rich.console import Console
 from experiments.folder import StudyError, StudyFolder, digest_of
 from experiments.progress import task_bar
 from experiments.recipes import Recipe, World
-from pipeline.preflight import check, locate
+from pipeline.home import locate
+from pipeline.preflight import check
 from pipeline.settings import TrialSettings
 
 

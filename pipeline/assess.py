@@ -8,9 +8,9 @@ from typing import Any
 from pipeline.data.loader import ALL, Reading, Source, open_source
 from pipeline.data.sample import Detections
 from pipeline.evaluate import FramePose, Judge, Score, save_detections
+from pipeline.home import locate
 from pipeline.kernels import kernels_per_site
 from pipeline.predict import Detector, Found, Views, predict
-from pipeline.preflight import locate
 from pipeline.record import Measure, Record
 from pipeline.scene_view import save_scene, view_scene
 from pipeline.session import Session

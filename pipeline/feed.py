@@ -19,7 +19,7 @@ from pipeline.data.sample import Sample
 from pipeline.data.train_pipeline import read_train_pipeline
 from pipeline.data.transforms import augment, filter_range, mask_modality, resize_crop
 from pipeline.detector.build import load_config
-from pipeline.preflight import locate
+from pipeline.home import locate
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.data.loader import is_remote
-from pipeline.preflight import locate
+from pipeline.home import locate
 from pipeline.settings import DataSettings
 
 

@@ -17,9 +17,10 @@ import torch
 from pipeline.assess import FAILURE_SEED
 from pipeline.data.loader import open_source
 from pipeline.data.sample import Sample
+from pipeline.home import locate
 from pipeline.optimise import deterministic
 from pipeline.predict import BATCH, Views
-from pipeline.preflight import check, locate
+from pipeline.preflight import check
 from pipeline.rungs import Rungs
 from pipeline.session import LocalSession
 from pipeline.settings import TrialSettings

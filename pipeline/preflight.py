@@ -7,16 +7,9 @@ import torch
 
 from pipeline.data.failures import CONDITIONS
 from pipeline.data.loader import is_remote
+from pipeline.home import locate
 from pipeline.session import TrialError
 from pipeline.settings import TrainSettings, TrialSettings
-
-ROOT = Path(__file__).parents[1]
-"""Project root: relative paths in settings start here, wherever a worker runs."""
-
-
-def locate(path: str) -> Path:
-    """Return a path of the settings as an absolute one."""
-    return ROOT / path
 
 
 def check(settings: TrialSettings, folder: Path, device: torch.device) -> None:

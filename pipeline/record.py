@@ -5,6 +5,7 @@ A resumed trial measures some steps again. The file is append-only, so a row tha
 """
 
 import math
+import os
 import subprocess
 import time
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pipeline.home import COMMIT
 from pipeline.rows import Row, append_rows, read_rows
 
 PACKAGES = ("torch", "ray", "mmdet3d", "numpy", "biaswise")
@@ -91,13 +93,16 @@ def versions() -> str:
 
 
 def commit() -> str:
-    """Return the short commit of the code, ``+`` appended if the tree is dirty; empty outside git."""
+    """Return the short commit of the code, ``+`` appended if the tree is dirty.
+
+    Outside git it is what ``BIASWISE_COMMIT`` says (`biaswise submit` sets it), or empty.
+    """
     root = Path(__file__).parents[1]
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
-        return ""
+        return os.environ.get(COMMIT, "")
     return head + ("+" if dirty else "")
 
 

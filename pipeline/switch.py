@@ -18,10 +18,10 @@ from pipeline.detector.build import build_model
 from pipeline.detector.checkpoint import load_weights
 from pipeline.evaluate import Judge
 from pipeline.fingerprint import fingerprint
+from pipeline.home import locate
 from pipeline.optimise import deterministic
 from pipeline.plan import Plan
 from pipeline.predict import Detector, Found, Views, predict_each
-from pipeline.preflight import locate
 from pipeline.record import commit, cut_partial_line, versions
 from pipeline.rows import Row, append_rows, read_rows
 from pipeline.session import LocalSession

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from pipeline.home import home
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
 from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
 from pipeline.plan import Plan
@@ -65,7 +66,7 @@ class SyncReport:
 
 def default_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home() or Path.cwd()) / 'mlflow.db'}"
 
 
 def sync(study_folder: Path, uri: str | None = None) -> SyncReport:

@@ -19,10 +19,11 @@ from pipeline.detector.checkpoint import load_weights, save_weights
 from pipeline.detector.optim import build_optimizer, clip_norm
 from pipeline.feed import Feed
 from pipeline.fingerprint import fingerprint
+from pipeline.home import locate
 from pipeline.optimise import Optimiser, deterministic, lr_factor, plan_of_step, seed_everything
 from pipeline.plan import Plan
 from pipeline.predict import Detector
-from pipeline.preflight import check, locate
+from pipeline.preflight import check
 from pipeline.ranks import averaged, from_first
 from pipeline.record import Measure, Record, commit, versions
 from pipeline.rows import Row
