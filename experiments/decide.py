@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.arms import Table, tabulate
 from experiments.checks import enumerate_few
-from experiments.estimate import FEWEST_SCENES, Fit, Interaction, aliases, fit_sites
+from experiments.estimate import FEWEST_SCENES, Fit, Interaction, aliases, fit_gain
 from experiments.price import price_of
 from experiments.responses import respond
 from experiments.rule import DecideError, Rule
@@ -115,7 +115,7 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
         DecideError: the rows do not support a verdict; says why and what to do.
     """
     table = tabulate(rows, rule)
-    gain = fit_sites(respond(rows, table, rule, rule.metric, rule.condition), table)
+    gain = fit_gain(respond(rows, table, rule, rule.metric, rule.condition), table)
     slowdown, said = price_of(rows, table, rule, bench)
     effects, silent = _effects(rows, table, rule, rule.metric)
     others = [_effects(rows, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
@@ -126,7 +126,7 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
         effects=tuple(effects),
         residual_df=gain.residual_df,
         noise=gain.noise,
-        notes=(*_left_out(table), *silent, *said, *_about_scenes(gain)),
+        notes=(*_left_out(table, gain), *silent, *said, *_about_scenes(gain)),
         other_effects=tuple(effect for found in others for effect in found),
         interactions=_interactions(gain, table, rule),
         aliases=aliases(table),
@@ -143,7 +143,7 @@ def _effects(rows: Sequence[Row], table: Table, rule: Rule, metric: str) -> tupl
     others = measured - {rule.condition, ""}
     for condition in [*sorted(measured & {rule.condition}), *sorted(others)]:
         try:
-            fit = fit_sites(respond(rows, table, rule, metric, condition), table)
+            fit = fit_gain(respond(rows, table, rule, metric, condition), table)
         except DecideError as error:
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
@@ -162,10 +162,14 @@ def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...
     )
 
 
-def _left_out(table: Table) -> list[str]:
+def _left_out(table: Table, gain: Fit) -> list[str]:
     notes = [f"Left out because it diverged: {name}." for name in table.diverged]
     if table.diverged:
         notes += filter(None, (_imbalance(site, table) for site in table.sites))
+    notes += [
+        f"Left out because it collapsed, far below what the others lead to expect: {name}."
+        for name in gain.collapsed
+    ]
     if table.stopped:
         notes.append(
             f"Stopped early and counted as censored: {len(table.stopped)} of {len(table.trials)} trials "

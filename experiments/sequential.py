@@ -89,7 +89,7 @@ def next_wave(
 
     Raises:
         DecideError: the rule has no seeds, the budget does not reach the first look, or the rows
-            support no verdict although a look has come; says why.
+            support no verdict although the last look has come; says why.
     """
     if not rule.seeds:
         raise DecideError("the rule names no seeds, so nothing says which blocks may run; name the most")
@@ -99,7 +99,7 @@ def next_wave(
     complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))
     taken = sum(look <= complete for look in looks)
     share = shares_spent(looks, taken, rule)
-    if taken and weigh(rows, rule, bench).settled:
+    if taken and _settled(rows, rule, bench, last=taken == len(looks)):
         reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
         return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):
@@ -111,6 +111,15 @@ def next_wave(
     if refusal and not taken:
         raise DecideError(f"{refusal}; without a first look there is no verdict, so raise the budget")
     return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
+
+
+def _settled(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow], last: bool) -> bool:
+    try:
+        return weigh(rows, rule, bench).settled
+    except DecideError:
+        if last:
+            raise
+        return False  # a seed may have diverged; the next look has more
 
 
 def _why(taken: int, looks: Sequence[int]) -> str:
