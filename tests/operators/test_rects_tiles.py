@@ -88,7 +88,7 @@ def test_lists_name_the_tiles_that_rects_touch(placement, mask, device):
     sizes = Sizes(2, 1, 50, 16, bev=(17, 12), cameras=(2, 5, 9), window=(4, 3), placement=placement)
     case = make_case("window", sizes, torch.float32, device)
     segments = tuple((s.offset, s.rows, s.cols) for s in sizes.grid.segments)
-    blocks = Blocks(16, 32, 4, 1, *[Compile(1, 1)] * 3)
+    blocks = Blocks(16, 32, 4, *[Compile(1, 1)] * 3)
     table = lists.tile_table(segments, blocks.keys, torch.device(device))
     found = lists.list_tiles(case.rects, table, blocks, mask)
     for batch in range(2):
@@ -132,7 +132,7 @@ def test_neighbouring_windows_share_a_block(device):
     )
     empty = torch.tensor([0, -1, 0, -1], dtype=torch.int32).expand(1, 64, 1, 4)
     rects = torch.cat((empty, rects), dim=2).to(device)
-    blocks = Blocks(16, 64, 4, 1, *[Compile(1, 1)] * 3)
+    blocks = Blocks(16, 64, 4, *[Compile(1, 1)] * 3)
     table = lists.tile_table(((0, 8, 8), (64, 8, 64)), 64, torch.device(device))
     found = lists.list_tiles(rects, table, blocks)
     assert found.counts.tolist() == [[2, 2, 2, 2]]

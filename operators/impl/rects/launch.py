@@ -88,9 +88,9 @@ class Call:
 
     def splits(self) -> int:
         """Return into how many shares the tiles of a block are cut."""
-        return choose_splits(
-            self.num_blocks * self.pairs, self.num_tiles, self.q.device, self.blocks.resident
-        )
+        # Of a mask only the tiles that a rect touches are read: a twentieth, with a decoder's windows.
+        num_tiles = max(1, self.num_tiles // 20) if self.kind == Kind.MASK else self.num_tiles
+        return choose_splits(self.num_blocks * self.pairs, num_tiles, self.q.device)
 
 
 def measure(q: Tensor, k: Tensor, segments: Sequence[int], kind: int) -> tuple[Blocks, int, int]:
@@ -166,7 +166,8 @@ def rects_forward(
         if splits > 1:
             forward_kernels.merge_kernel[(triton.cdiv(call.num_queries, 16), call.pairs)](
                 part, part_lse, out, exact, lse, *out.stride(), call.heads, call.num_queries,
-                HEAD=call.head_size, BLOCK_D=call.block_d, SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2, **later,
+                HEAD=call.head_size, BLOCK_D=call.block_d, SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2,
+                **later,
             )  # fmt: skip
     return out, exact, lse, *lists.tensors
 

@@ -21,9 +21,9 @@ def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
     """Cut all segments into tiles.
 
     Returns:
-        per tile: first key; its shape (columns of the segment << 3 | log2 of its width); its first row << 16 |
-        first column; and segment << 13 | whether it reaches beyond its own cells << 12 | own rows << 6 | own
-        columns.
+        per tile: first key; its shape (columns of the segment << 3 | log2 of its width); its corner (first
+        row << 16 | first column); and the rest (segment << 13 | whether it reaches beyond its own cells << 12
+        | own rows << 6 | own columns).
     """
     found = []
     for segment, (offset, rows, cols) in enumerate(segments):
@@ -109,10 +109,10 @@ def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False)
     lists = Lists.empty(rects, num_blocks, num_tiles, padded)
     codes = torch.empty_like(lists.order)
     strides = rects.stride()[:3]
-    rows = 16 if rects.is_cuda else 128  # many small programs; few in the interpreter
+    rows = 8 if rects.is_cuda else 128  # many small programs; few in the interpreter
     first, later = overlap(rects.device)
-    tiles.code_kernel[(triton.cdiv(padded, 2 * rows), batch)](
-        rects, codes, *strides, num_queries, padded, S=num_segments, N=2 * rows, num_warps=1, **first
+    tiles.code_kernel[(triton.cdiv(padded, 4 * rows), batch)](
+        rects, codes, *strides, num_queries, padded, S=num_segments, N=4 * rows, num_warps=1, **first
     )
     tiles.rank_kernel[(triton.cdiv(padded, rows), batch)](
         codes, rects, lists.order, lists.rects, *strides, num_queries, padded,

@@ -33,7 +33,7 @@ def next_plain(listing, i, num_tiles, KIND: tl.constexpr, TILE_K: tl.constexpr):
     """Return first key and shape of the i-th entry of a list, or of its last.
 
     Loops read entries one turn ahead into registers: as copies to shared memory, which Triton makes of loads
-    that the address of another load waits for, they would drain the pipeline of keys and values at every turn.
+    that the address of another load waits for, they would drain the pipeline of keys and values each turn.
     """
     if KIND == NONE:
         return i * TILE_K, 0
@@ -43,7 +43,7 @@ def next_plain(listing, i, num_tiles, KIND: tl.constexpr, TILE_K: tl.constexpr):
 
 @triton.jit
 def next_tile(listing, i, num_tiles):
-    """Return the i-th entry of a list, or its last: first key, shape, corner and the rest, see ``cut_grid``."""
+    """Return the i-th entry of a list, or its last: first key, shape, corner, rest (``lists.cut_grid``)."""
     entry = listing + tl.minimum(i, num_tiles - 1) * 4
     return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
 
@@ -163,7 +163,7 @@ def read_segment(
         weights, centers: (M,) pointers to the queries' values in segment 0.
 
     Returns:
-        (M,) first and last cell of the rects, packed; weight in logits; row and column of a gaussian's center.
+        (M,) first and last cell of the rects, packed; weight in logits; a gaussian's center, row and column.
     """
     rects = sorted_rects + segment * 2 * padded + places
     first = tl.load(rects)

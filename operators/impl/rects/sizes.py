@@ -1,5 +1,6 @@
 """Sizes of blocks and tiles, how Triton compiles over them, and into how many shares the keys are split."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,25 +35,23 @@ class Blocks:
     Attributes:
         queries, keys: of a tile of scores.
         warps: per program.
-        resident: programs that one multiprocessor holds: registers allow so many.
         forward, query_grad, key_grad: of the three large kernels.
     """
 
     queries: int
     keys: int
     warps: int
-    resident: int
     forward: Compile
     query_grad: Compile
     key_grad: Compile
 
 
-INTERPRETED = Blocks(64, 32, 1, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
+INTERPRETED = Blocks(64, 32, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
 """For the interpreter, whose cost is per operation, whatever its size."""
 
-_LARGE = Blocks(32, 32, 4, 2, Compile(2, 1), Compile(2, 1), Compile(2, 1))
-_MASK = Blocks(32, 64, 1, 8, Compile(3, 3), Compile(3, 3), Compile(3, 3))
-_TUNED = Blocks(64, 64, 4, 4, Compile(3, 3, 128), Compile(3, 2, 128), Compile(3, 1, 168))
+_LARGE = Blocks(32, 32, 4, Compile(2, 1), Compile(2, 1), Compile(2, 1))
+_MASK = Blocks(32, 64, 1, Compile(3, 3), Compile(3, 3), Compile(3, 3))
+_TUNED = Blocks(64, 64, 4, Compile(3, 3, 128), Compile(3, 2, 128), Compile(3, 1, 168))
 
 
 def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Blocks:
@@ -64,23 +63,23 @@ def blocks_for(kind: int, dtype: torch.dtype, head_size: int, device: str) -> Bl
     return _MASK if kind == MASK_KIND else _TUNED  # few keys matter to a mask: small tiles fit closer
 
 
-def choose_splits(programs: int, num_tiles: int, device: torch.device, resident: int) -> int:
-    """Cut every block's tiles so that the programs fill the GPU: the fewest splits within 15 % of the best.
+def choose_splits(programs: int, num_tiles: int, device: torch.device) -> int:
+    """Cut every block's tiles into the number of shares that costs least.
 
     Args:
         programs: blocks of queries times heads times batch.
-        num_tiles: tiles of keys; a share should hold a few.
+        num_tiles: tiles of keys of a block that are read; a share should hold a few.
         device: where they run.
-        resident: programs that one multiprocessor holds.
     """
     if device.type == "cpu":
         return min(2, max(1, num_tiles // 2))  # the interpreter: as few as let the tests see a split
-    slots = torch.cuda.get_device_properties(device).multi_processor_count * resident
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
     most = max(1, min(16, num_tiles // 4))  # 16 x D x 4 bytes of partial results a query is what we spend
 
-    def waste(splits: int) -> float:
-        return -(-programs * splits // slots) * slots / (programs * splits)
+    def cost(splits: int) -> float:
+        # Fitted to 36 settings on an H200 (docs/log.md): processors that stay idle at the end, less overlap
+        # where a processor sees few programs, and a merge that takes as long as three tiles a share.
+        each = programs * splits / processors
+        return math.ceil(each) / each * (1 + 0.41 / each) + 3 * splits / num_tiles
 
-    best = min(waste(s) for s in range(1, most + 1))
-    # 15 %: more shares would cost as much in merging, and memory (4 against 13 of them at B1 Q900, 8 heads).
-    return next(s for s in range(1, most + 1) if waste(s) <= 1.15 * best)
+    return min(range(1, most + 1), key=cost)

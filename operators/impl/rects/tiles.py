@@ -173,7 +173,7 @@ def flag_kernel(
 
     Operands:
         tiles: (tiles, 4) int32, see ``lists.cut_grid``.
-        flags: (B, blocks, tiles) int8: 1 if touched, or if WITH_CUT and the tile reaches beyond its own cells.
+        flags: (B, blocks, tiles) int8: 1 if touched, or if WITH_CUT and it reaches beyond its own cells.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -226,9 +226,9 @@ def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr, EAR
         seen = tl.cumsum(touched, 0)
         place = touched_so_far + seen - 1
         place = tl.where(touched != 0, place, num_tiles - plain_so_far - (tile - start + 1 - seen))
-        for part in tl.static_range(4):
-            value = tl.load(tiles + tile * 4 + part, mask=real, other=0)
-            tl.store(lists + (row * num_tiles + place) * 4 + part, value, mask=real)
+        parts = tl.arange(0, 4)[None, :]
+        entries = tl.load(tiles + tile[:, None] * 4 + parts, mask=real[:, None], other=0)
+        tl.store(lists + (row * num_tiles + place[:, None]) * 4 + parts, entries, mask=real[:, None])
         touched_so_far += tl.sum(touched, 0)
         plain_so_far += tl.sum(plain, 0)
     tl.store(counts + row, touched_so_far)
