@@ -158,7 +158,7 @@ def with_interval(count: int, total: int) -> tuple[float, float, float]:
     return count / total, low, high
 
 
-def calibrate(scenario: Scenario, studies: int, tick: Callable[[], None] = lambda: None) -> Tally:
+def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None] = lambda: None) -> Tally:
     """Judge a scenario's studies.
 
     Args:

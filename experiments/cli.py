@@ -73,6 +73,7 @@ def build_parser(bench: bool = False) -> argparse.ArgumentParser:
     _add_trial(commands)
     _add_study(commands)
     _add_view(commands)
+    _add_cluster(commands)
     return parser
 
 
@@ -254,12 +255,27 @@ def _add_study(commands: Commands) -> None:
     screen.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     screen.add_argument("--conditions", default="", help="names, comma-separated (those of the recipe)")
     _add(study, "list", "study:listing", "list the recipes, their questions and their costs", "study list")
+    text = "judge simulated studies of known truth; say how often the verdicts are right"
+    truth = _add(study, "calibrate", "calibrate:calibrate", text, "study calibrate --studies 100")
+    truth.add_argument("--studies", type=int, default=1000, help="per planted truth (%(default)s)")
+    truth.add_argument("--out", default="docs/studies/calibration", help="folder to write to (%(default)s)")
 
 
 def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
     parser.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
+
+
+def _add_cluster(commands: Commands) -> None:
+    text = "run a study on a Ray cluster as a job; returns its exit code, 130 if it was stopped"
+    submit = _add(commands, "submit", "submit:submit", text, "submit demo --address http://127.0.0.1:8265")
+    submit.add_argument("recipe", help="a name that `biaswise study list` shows")
+    submit.add_argument("--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)")
+    submit.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
+    submit.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
+    submit.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
+    submit.add_argument("--no-wait", action="store_true", help="do not wait for its end")
 
 
 def _add_view(commands: Commands) -> None:
