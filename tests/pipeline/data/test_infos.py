@@ -1,14 +1,19 @@
 """Info files: the real frame read, projected and checked against the converter's own 2-D boxes."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.data.infos import InfoSource, read_infos
+from pipeline.data.infos import InfoSource, read_infos, write_infos
+from pipeline.data.loader import FileSource
 from pipeline.data.sample import CAMERAS, DataError
-from pipeline.data.tables import FrameRecord
+from pipeline.data.synth import generate
+from pipeline.data.synth.rig import Rig
+from pipeline.data.tables import FrameRecord, read_frames
 from pipeline.data.transforms import box_corners, filter_range, project
 from pipeline.settings import CLASSES
 
@@ -120,3 +125,53 @@ def test_numpy_values_of_both_major_versions_are_admitted(tmp_path: Path) -> Non
     path.write_bytes(old_names)
     with pytest.raises(DataError, match="info version"):  # got past the unpickler
         InfoSource(path)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated frames with sweeps; small images."""
+    root = tmp_path_factory.mktemp("swept")
+    rig = Rig("small", 160, 90, 9)
+    generate(root, 4, frames_per_scene=2, scenes_per_split={"mini_train": 1}, workers=1, rig=rig)
+    write_infos(read_frames(root, "v1.0-mini", "mini_train"), root / "nuscenes_infos_train.pkl", "v1.0-mini")
+    return root
+
+
+def test_infos_give_what_tables_give(swept: Path) -> None:
+    """Files found behind bare names, sweeps moved to where the tables put them, boxes and labels kept."""
+    infos = InfoSource(swept / "nuscenes_infos_train.pkl")
+    for one, other in zip(infos, FileSource(read_frames(swept, "v1.0-mini", "mini_train")), strict=True):
+        assert one.token == other.token
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_allclose(one.lidar2img, other.lidar2img, rtol=1e-12)
+        np.testing.assert_allclose(one.points[:, :3], other.points[:, :3], atol=1e-4)  # float32 at 70 m
+        np.testing.assert_allclose(one.points[:, 3:], other.points[:, 3:], atol=1e-6)
+    assert len(np.unique(other.points[:, 4].round(3))) == 11
+
+
+def _changed(root: Path, out: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    content = pickle.loads((root / "nuscenes_infos_train.pkl").read_bytes())
+    change(content["data_list"][1])
+    out.write_bytes(pickle.dumps(content))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: f["images"]["CAM_BACK"].pop("cam2img"), "CAM_BACK has nothing as cam2img, expected"),
+        (lambda f: f["images"]["CAM_FRONT"].update(lidar2cam=None), "CAM_FRONT has nothing as lidar2cam"),
+        (lambda f: f["lidar_points"].update(lidar2ego=[1, 2]), r"lidar_points has \(2,\) as lidar2ego"),
+        (lambda f: f["images"].pop("CAM_BACK"), "not an mmdet3d info file.*'CAM_BACK'"),
+    ],
+)  # fmt: skip
+def test_missing_calibration_is_one_sentence(swept: Path, tmp_path: Path, change: Any, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        read_infos(_changed(swept, tmp_path / "bad.pkl", change), swept)
+
+
+def test_an_info_file_is_not_written_over(swept: Path) -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        write_infos([], swept / "nuscenes_infos_train.pkl", "v1.0-mini")
