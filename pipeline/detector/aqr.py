@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from operators.bias import LocalMask
 from operators.grid import TokenGrid
 from pipeline.detector.attention import SiteAttention
-from pipeline.detector.decoder import DecoderLayer, layer_configs
+from pipeline.detector.decoder import DecoderLayer, keys_of, layer_configs
 from pipeline.detector.position import project
+from pipeline.detector.transfer import constant
 
 AQR_KINDS = ("local", "none")  # its attention is masked or free; no bias reaches it
 INITIAL_LOGIT = 1.5  # both sensors start trusted: tanh(1.5) = 0.905 (published AQR)
@@ -60,9 +61,9 @@ class ProjectedQueries:
         pixels, seen = project(points * (high - low) + low, lidar2img, pad_hw)
         first = seen & (seen.cumsum(dim=1) == 1)
         # Row from y, column from x.
-        bev_cells = (points[..., [1, 0]] * points.new_tensor([bev.rows, bev.cols])).floor()
-        per_pixel = pixels.new_tensor([camera.rows / pad_hw[0], camera.cols / pad_hw[1]])
-        camera_cells = (pixels[..., [1, 0]] * per_pixel).floor()
+        bev_cells = (points[..., :2].flip(-1) * constant((bev.rows, bev.cols), points.device)).floor()
+        per_pixel = constant((camera.rows / pad_hw[0], camera.cols / pad_hw[1]), pixels.device)
+        camera_cells = (pixels[..., :2].flip(-1) * per_pixel).floor()
         in_range = ((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)
         visible = torch.cat([in_range[:, None], first], dim=1).movedim(1, 2)
         cells = torch.cat([bev_cells[:, None], camera_cells], dim=1).movedim(1, 2)
@@ -100,7 +101,7 @@ class AqrEncoder(nn.Module):
 
     def forward(self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:
         """Attend from queries of zero content; shapes as in ``AqrWeightGenerator.forward``: (B, Q, C)."""
-        query, key = torch.zeros_like(query_pos), memory + memory_pos
+        query, key = torch.zeros_like(query_pos), keys_of(memory, memory_pos)
         for layer in self.layers:
             masked = cast(DecoderLayer, layer).cross.choice.bias == "local"
             query = layer(query, key, memory, query_pos, bias=mask if masked else None)

@@ -9,6 +9,8 @@ from mmengine.config import ConfigDict
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from pipeline.detector.transfer import constant
+
 FOCAL_EPS = 1e-12  # added inside the logarithms of the focal cost, as in mmdet
 MATCHED_CODES = 8  # x, y, z, sizes and yaw; velocity takes no part in the matching (CMT)
 
@@ -88,7 +90,7 @@ class HungarianAssigner3D:
         Returns:
             Two (L, Q, M) tensors.
         """
-        weights = codes.new_tensor(self.code_weights)[:MATCHED_CODES]
+        weights = constant(self.code_weights, codes.device)[:MATCHED_CODES]
         predicted, wanted = codes[..., :MATCHED_CODES] * weights, target[:, :MATCHED_CODES] * weights
         distance = torch.cdist(predicted, wanted.expand(len(codes), -1, -1), p=1)
         return focal_cost(
@@ -96,6 +98,41 @@ class HungarianAssigner3D:
         ) * self.cls_weight, distance * self.reg_weight
 
     @torch.no_grad()
+    def cost_matrix(
+        self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> Tensor:
+        """Compute all costs, (L, Q, boxes of all samples); arguments as for ``assign``."""
+        samples = zip(codes.float().unbind(1), logits.float().unbind(1), targets, labels, strict=True)
+        return torch.cat([torch.add(*self.costs(*sample)) for sample in samples], dim=-1)
+
+    def match(self, cost: Tensor, counts: Sequence[int]) -> list[list[Matching]]:
+        """Match every layer of every sample.
+
+        Args:
+            cost: of ``cost_matrix``, on the CPU.
+            counts: boxes of each sample.
+
+        Returns:
+            ``[layer][sample]`` matchings; all boxes are matched, as long as there are as many queries.
+
+        Raises:
+            FloatingPointError: a cost is not finite.
+        """
+        per_sample = torch.split(cost, list(counts), dim=-1)
+        for b, part in enumerate(per_sample):
+            if not part.isfinite().all():
+                raise FloatingPointError(
+                    f"matching: the cost of sample {b} is not finite; "
+                    "its ground truth or the predictions hold NaN or inf"
+                )
+        return [
+            [
+                Matching(*map(torch.from_numpy, linear_sum_assignment(part[layer].numpy())))
+                for part in per_sample
+            ]
+            for layer in range(len(cost))
+        ]
+
     def assign(
         self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> list[list[Matching]]:
@@ -108,28 +145,10 @@ class HungarianAssigner3D:
             labels: per sample (M,).
 
         Returns:
-            ``[layer][sample]`` matchings on the CPU; all boxes are matched, as long as there are
-            as many queries.
-
-        Raises:
-            FloatingPointError: a cost is not finite.
+            See ``match``.
         """
-        samples = zip(codes.float().unbind(1), logits.float().unbind(1), targets, labels, strict=True)
-        cost = torch.cat([torch.add(*self.costs(*sample)) for sample in samples], dim=-1).cpu()
-        per_sample = torch.split(cost, [len(label) for label in labels], dim=-1)
-        for b, part in enumerate(per_sample):
-            if not part.isfinite().all():
-                raise FloatingPointError(
-                    f"matching: the cost of sample {b} is not finite; "
-                    "its ground truth or the predictions hold NaN or inf"
-                )
-        return [
-            [
-                Matching(*map(torch.from_numpy, linear_sum_assignment(part[layer].numpy())))
-                for part in per_sample
-            ]
-            for layer in range(len(codes))
-        ]
+        cost = self.cost_matrix(codes, logits, targets, labels)
+        return self.match(cost.cpu(), [len(label) for label in labels])
 
 
 def read_cost(where: str, cfg: dict | ConfigDict, kind: str, defaults: dict[str, float]) -> dict[str, float]:

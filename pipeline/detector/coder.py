@@ -14,6 +14,8 @@ import torch
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
+from pipeline.detector.transfer import constant
+
 CODES = ("x", "y", "log_length", "log_width", "z", "log_height", "sin_yaw", "cos_yaw", "vx", "vy")
 """Meaning of the ten channels; x, y, z of the box centre in m, velocities in m/s."""
 
@@ -95,6 +97,7 @@ class MultiTaskBBoxCoder:
     def _decode_sample(self, codes: Tensor, scores: Tensor) -> DecodedBoxes:
         best, index = scores.flatten().topk(min(self.max_num, scores.numel()))
         boxes = decode_boxes(codes[index // self.num_classes])
-        limits = boxes.new_tensor(self.post_center_range)
-        keep = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(dim=1)
+        limits = constant(self.post_center_range, boxes.device, boxes.dtype)
+        inside = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(dim=1)
+        keep = inside.nonzero().squeeze(1)  # once: the host waits for it
         return DecodedBoxes(boxes[keep], best[keep], (index % self.num_classes)[keep])

@@ -150,6 +150,15 @@ class DecoderLayer(nn.Module):
         return query
 
 
+def keys_of(memory: Tensor, position: Tensor) -> Tensor:
+    """Add the position embedding (B or 1, K, C) to the memory (B, K, C), in the dtype that attention uses.
+
+    Under autocast every layer would cast the sum for itself, and keep its copy for the backward pass.
+    """
+    key, device = memory + position, memory.device.type
+    return key.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else key
+
+
 class Decoder(nn.Module):
     """Layers and the norm that all returned states share."""
 
@@ -208,7 +217,7 @@ class Decoder(nn.Module):
         Returns:
             (L or 1, B, Q, C).
         """
-        states, query, key = [], torch.zeros_like(query_pos), memory + memory_pos
+        states, query, key = [], torch.zeros_like(query_pos), keys_of(memory, memory_pos)
         for layer, bias in zip(self.layers, biases or [None] * len(self.layers), strict=True):
             query = layer(query, key, memory, query_pos, self_mask, bias)
             states.append(query)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from operators import DenseBias
+from pipeline.detector.transfer import upload
 
 SLOT_RADIUS_VOLUME = 3.14159 / 6  # share of the noise cube that a ball of radius 1 fills; CMT's digits of pi
 
@@ -124,11 +125,12 @@ def make_denoising_queries(
     device = point_range.device
     clean = torch.cat(list(boxes)).repeat(groups, 1)
     label = torch.cat(list(labels)).repeat(groups)
-    batch = torch.cat([torch.full((c,), b) for b, c in enumerate(counts)]).repeat(groups).to(device)
+    batch = torch.cat([torch.full((c,), b) for b, c in enumerate(counts)]).repeat(groups)
+    batch = upload(batch, device)
     within = torch.cat([torch.arange(c) for c in counts])
-    slot = (torch.arange(groups)[:, None] * most + within).flatten().to(device)
+    slot = upload((torch.arange(groups)[:, None] * most + within).flatten(), device)
 
-    draw = 2 * (torch.rand(len(clean), 3) if rand01 is None else rand01).to(clean) - 1
+    draw = 2 * upload(torch.rand(len(clean), 3) if rand01 is None else rand01, device).to(clean) - 1
     shift = draw * (clean[:, 3:6] / 2 + settings.noise_trans) * settings.noise_scale
     centre = (clean[:, :3] + shift - point_range[:3]) / (point_range[3:] - point_range[:3])
     points = centre.new_zeros(len(counts), groups * most, 3)

@@ -32,6 +32,7 @@ from pipeline.detector.position import (
     sine_embedding_2d,
 )
 from pipeline.detector.task_head import SeparateTaskHead
+from pipeline.detector.transfer import upload
 
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
 
@@ -265,7 +266,8 @@ class CmtAqrHead(nn.Module):
             rays = Rays(lidar2img, self.point_range, self.depth_num)
             of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
             of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
-        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, lidar2img, pad_hw)
+        matrices = upload(lidar2img, tokens.device)
+        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, matrices, pad_hw)
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
         """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.detector.assign import HungarianAssigner3D, Matching, read_cost
 from pipeline.detector.coder import CODES, encode_boxes
 from pipeline.detector.denoise import DenoisingQueries, DenoisingSettings
+from pipeline.detector.transfer import constant, download, upload
 
 NEGATIVE_SHARE = 0.1  # what a negative query counts in the divisor of the classification loss (CMT)
 
@@ -33,15 +34,10 @@ class Predictions:
     codes: Tensor
     logits: Tensor
 
-    def check_finite(self, what: str) -> None:
-        """Raise FloatingPointError naming the first layer with a NaN or an infinity."""
-        finite = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)])
-        if not finite.all():
-            layer = int((~finite.all(dim=0)).nonzero()[0])
-            raise FloatingPointError(
-                f"{what}: decoder layer {layer} predicts NaN or inf; inputs or weights are not finite, "
-                "or the learning rate is too high"
-            )
+    @property
+    def finite(self) -> Tensor:
+        """Which layers hold neither a NaN nor an infinity: (L,) bool."""
+        return torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)]).all(dim=0)
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -183,19 +179,13 @@ class SetCriterion:
         Raises:
             FloatingPointError: a prediction is NaN or infinite.
         """
-        matching.check_finite("matching queries")
         targets = [encode_boxes(b) for b in boxes]
-        pairs = self.assigner.assign(matching.codes, matching.logits, targets, labels)
-        matched = sum(len(pair.query) for pair in pairs[0])
-        total = matching.logits.shape[1] * matching.logits.shape[2]
-        slots = len(denoising[1].slot) if denoising else 0
-        divisors = mean_over_ranks(matching.codes.new_tensor([matched, total - matched, slots]))
-
-        cls, bbox = self._matching_losses(matching, pairs, targets, labels, divisors)
-        dn_cls, dn_bbox = torch.zeros_like(cls.detach()), torch.zeros_like(bbox.detach())
+        divisors = self._divisors(matching, labels, denoising)
+        dn_cls = dn_bbox = matching.codes.new_zeros(len(matching.codes))
         if denoising:
-            denoising[0].check_finite("denoising queries")
             dn_cls, dn_bbox = self._denoising_losses(*denoising, divisors[2])
+        pairs = self._match(matching, targets, labels, denoising)
+        cls, bbox = self._matching_losses(matching, pairs, targets, labels, divisors)
         last = len(cls) - 1
         losses = {"loss_cls": cls, "loss_bbox": bbox, "dn_loss_cls": dn_cls, "dn_loss_bbox": dn_bbox}
         return {
@@ -203,6 +193,38 @@ class SetCriterion:
             for layer in (last, *range(last))
             for name, value in losses.items()
         }
+
+    def _divisors(
+        self,
+        matching: Predictions,
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None,
+    ) -> Tensor:
+        """Count matched, unmatched and denoising queries: (3,), the mean over the ranks."""
+        batch, queries = matching.logits.shape[1:3]
+        matched = sum(min(len(label), queries) for label in labels)  # all boxes that can be are
+        slots = len(denoising[1].slot) if denoising else 0
+        counts = torch.tensor([matched, batch * queries - matched, slots], dtype=matching.codes.dtype)
+        return mean_over_ranks(upload(counts, matching.codes.device))
+
+    def _match(
+        self,
+        matching: Predictions,
+        targets: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None,
+    ) -> list[list[Matching]]:
+        """Match on the host, and check what came there: the only wait of the losses."""
+        heads = {"matching queries": matching} | ({"denoising queries": denoising[0]} if denoising else {})
+        cost = self.assigner.cost_matrix(matching.codes, matching.logits, targets, labels)
+        cost, finite = download(cost, torch.stack([head.finite for head in heads.values()]))
+        for name, layers in zip(heads, finite.tolist(), strict=True):
+            if not all(layers):
+                raise FloatingPointError(
+                    f"{name}: decoder layer {layers.index(False)} predicts NaN or inf; inputs or weights are "
+                    "not finite, or the learning rate is too high"
+                )
+        return self.assigner.match(cost, [len(label) for label in labels])
 
     def _matching_losses(
         self,
@@ -216,7 +238,8 @@ class SetCriterion:
         background = logits.shape[-1]
         wanted = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
         target = torch.full_like(codes, torch.nan)  # a row without target is not finite and drops out
-        layer, sample, query, gt = index_pairs(pairs, [len(label) for label in labels]).to(logits.device)
+        found = index_pairs(pairs, [len(label) for label in labels])
+        layer, sample, query, gt = upload(found, logits.device)
         wanted[layer, sample, query] = torch.cat(list(labels))[gt]
         target[layer, sample, query] = torch.cat(list(targets)).to(codes)[gt]
         cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
@@ -239,5 +262,7 @@ class SetCriterion:
     def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
         """Weighted L1 per layer over the rows whose target is finite: (L,)."""
         usable = target.isfinite().all(dim=-1, keepdim=True)
-        distance = (codes - target.where(usable, codes.detach())).abs() * codes.new_tensor(self.code_weights)
+        distance = (codes - target.where(usable, codes.detach())).abs() * constant(
+            self.code_weights, codes.device
+        )
         return (distance * usable).flatten(1).sum(dim=1)

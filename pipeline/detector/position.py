@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from operators import TokenGrid
+from pipeline.detector.transfer import upload
 
 CLAMP = 1e-5  # distance from 0 and 1 at which inverse_sigmoid stops, as in mmdet
 DEPTH_GUARD = 1e-6  # metres added to a projected depth, so that nothing divides by zero (CMT)
@@ -115,7 +116,7 @@ class Rays:
         low, high = point_range[:3].double(), point_range[3:].double()
         # Inverted in double precision: a principal point of 800 pixels costs single precision 3 digits.
         inverse = torch.linalg.inv(lidar2img.double())[..., :3, :]
-        inverse = inverse.to(low.device)
+        inverse = upload(inverse, low.device)
         spread = torch.arange(depths, device=low.device, dtype=torch.float64) / depths
         depth = NEAREST_DEPTH + spread * (high[0] - NEAREST_DEPTH)
         direction = (inverse[..., :3] / (high - low)[:, None]).mT  # (B, V, 3: u v w, 3: x y z)
@@ -154,8 +155,8 @@ class Rays:
     def embed_points(self, mlp: PositionMlp, pixels: Tensor, visible: Tensor) -> Tensor:
         """Camera part of the query embedding: the sum over the views that see the query.
 
-        A query that no camera sees gets zero. Only visible pairs pass through the second layer, about
-        one view in six.
+        A query that no camera sees gets zero. On a CPU only visible pairs pass through the second layer,
+        about one view in six; a GPU would have to be waited for to learn which, and computes them all.
 
         Args:
             mlp: as in ``embed_cells``.
@@ -165,7 +166,10 @@ class Rays:
         Returns:
             (B, Q, D).
         """
-        seen = mlp.rest(self.hidden(mlp, pixels)[visible])
+        hidden = self.hidden(mlp, pixels)
+        if hidden.is_cuda:
+            return mlp.rest(hidden).masked_fill(~visible[..., None], 0).sum(dim=1)
+        seen = mlp.rest(hidden[visible])
         out = seen.new_zeros(*visible.shape, seen.shape[-1])
         out[visible] = seen
         return out.sum(dim=1)
