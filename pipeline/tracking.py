@@ -25,6 +25,7 @@ from pipeline.home import home
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
 from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
 from pipeline.plan import Plan
+from pipeline.resample import draw_of
 from pipeline.rows import Row
 
 EXPERIMENT = "biaswise"
@@ -36,6 +37,7 @@ SHORT_RETRIES = {
 }
 STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "recommended.py", "*.csv", "figures/*.png")
 TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
+HEADLINES = ("clean/NDS", "clean/mAP")
 LONGEST_NOTE = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
 
 
@@ -219,8 +221,9 @@ class _Session:
             points = [
                 Metric(metric_key(row), row.value, _milliseconds(row.time), row.step)
                 for row in batch
-                if not is_kernel(row)
+                if not is_kernel(row) and draw_of(row.scene) is None
             ]
+            points.sort(key=lambda point: point.key not in HEADLINES)  # the compare view opens on the first
             kernels = kernels_by_site(trial.rows).items()
             tags = [
                 RunTag(f"kernels.{site}", names[:5000]) for site, names in kernels
