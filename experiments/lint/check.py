@@ -8,7 +8,8 @@ from experiments.lint.finding import Finding, LintError
 from experiments.lint.model_rules import check_model
 from experiments.lint.notes import notes
 from experiments.lint.rules import check_site, handed_as, read_choice, received
-from experiments.lint.source import Source, read_source
+from pipeline.config_source import Place, Source, read_source
+from pipeline.detector.sites import Site
 from pipeline.detector.survey import survey
 
 
@@ -60,9 +61,10 @@ def lint(config: Path, device: str = "cuda") -> Report:
     source = read_source(config.resolve())
     of_sites = [finding for site in found.sites for finding in check_site(site, found, device)]
     merged = _merged([*of_sites, *check_model(found, source.used), *notes(found)])
+    alive = _working_flags(found.sites, of_sites, source)
     findings = sorted(
-        (replace(finding, place=source.find(finding.key)[0]) for finding in merged),
-        key=lambda f: (f.note, f.place.file != config.resolve(), str(f.place.file), f.place.line),
+        (_placed(finding, source, alive) for finding in merged),
+        key=lambda f: (f.note, f.place.file != source.file, str(f.place.file), f.place.line),
     )
     wrong = {site for finding in of_sites if not finding.note for site in finding.sites}
     lines = [
@@ -72,21 +74,28 @@ def lint(config: Path, device: str = "cuda") -> Report:
     return Report(config, device, tuple(lines), tuple(findings))
 
 
-def removable(report: Report, source: Source) -> list[Finding]:
-    """List the findings that are mended by deleting their key, and whose key can be deleted as text.
+def _working_flags(sites: list[Site], findings: list[Finding], source: Source) -> dict[Place, str]:
+    """Return where a ``use_flashbias`` that works is written, and at which site it does."""
+    dead = {finding.key for finding in findings if finding.remove}
+    keys = [(site.name, (*site.key, "use_flashbias")) for site in sites if read_choice(site)[2]]
+    return {source.find(key)[0]: name for name, key in keys if key not in dead}
 
-    A key that other sites share, where it does something, stays: so does one that was not written as
-    ``key=value``.
-    """
-    alive = {source.find(finding.key)[0] for finding in report.wrong if not finding.remove and finding.sites}
-    return [
-        finding
-        for finding in report.wrong
-        if finding.remove
-        and source.find(finding.key)[1]
-        and finding.place.end is not None
-        and finding.place not in alive
-    ]
+
+def _placed(finding: Finding, source: Source, alive: dict[Place, str]) -> Finding:
+    """Say where a finding was written; one that cannot be mended by deleting that gets other advice."""
+    place, exact = source.find(finding.key)
+    found = replace(finding, place=place)
+    if not finding.remove:
+        return found
+    if place in alive:
+        advice = f"give this site a dict of its own, without the flag: {alive[place]} shares it and needs it"
+        return replace(found, advice=advice, remove=False)
+    if not exact or place.end is None:
+        advice = "remove it by hand; it is not written as key=value, so that --fix leaves it"
+        return replace(found, advice=advice, remove=False)
+    if place.file != source.file:
+        return replace(found, advice="remove the flag (--fix --bases does; others may share this file)")
+    return found
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:

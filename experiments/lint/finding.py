@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments.lint.source import Key, Place
+from pipeline.config_source import Key, Place
 
 
 class LintError(ValueError):

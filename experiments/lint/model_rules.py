@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.lint.finding import Finding
 from experiments.lint.rules import read_choice
-from experiments.lint.source import Key
+from pipeline.config_source import Key
 from pipeline.detector.sites import HEAD
 from pipeline.detector.survey import Survey
 
@@ -112,8 +112,8 @@ def _windows(survey: Survey) -> Iterator[Finding]:
             yield Finding(
                 "window-too-large",
                 (*HEAD, part, key),
-                f"a window of {window} cells is larger than the {which} map of {size[0]} x {size[1]}: "
-                "wherever it lies, it reaches from border to border",
+                f"a window of {window} cells does not fit into the {which} map of {size[0]} x {size[1]}: "
+                "wherever it lies, part of it is cut off",
                 f"take at most {min(size)}, or the global bias (use_local_bias=False), which costs less",
             )
 
@@ -145,4 +145,5 @@ def _grid_finding(span: float, size: float, wanted: int, cells: int, low: float)
             "keep it with those weights; from scratch, voxels of 108/1024 m would be consistent",
             note=True,
         )
-    return Finding("grid", key, f"{said}: keys and points do not lie where queries look", f"set {wanted}")
+    advice = f"set {wanted} there, or a voxel_size of {span / cells:g} m"
+    return Finding("grid", key, f"{said}: BEV keys do not lie where queries look for them", advice)

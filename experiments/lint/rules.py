@@ -164,23 +164,32 @@ def _served(site: Site, kind: str, impl: str, flag: bool, device: str) -> Iterat
             (site.name,),
         )
         return
-    for objection in standing_objections(choice, site.sizes, device):
-        handed = kind if "dense bias" not in objection else "the mask of the denoising queries"
-        lost = entry(impl).forms == (Form.NONE,) and handed != "none"
-        yield Finding(
-            "dropped-bias" if lost or "bias" in objection else "cannot-run",
-            (*site.key, source),
-            f"{impl} cannot take what arrives ({_handed(handed)}): it {objection}",
-            f"take an implementation that does: {', '.join(_servers(site, choice, device)) or 'none known'}",
-            (site.name,),
-        )
+    objection = next(iter(standing_objections(choice, site.sizes, device)), None)
+    if objection is None:
         return
-
-
-def _handed(kind: str) -> str:
-    return (
-        kind if " " in kind else {"none": "no bias", "local": "the local mask"}.get(kind, f"the {kind} bias")
+    handed = "dense" if "dense bias" in objection else kind  # the mask of denoising queries is a dense bias
+    lost = not set(entry(impl).forms) & Request(handed, rank=choice.rank).forms and handed != "none"
+    yield Finding(
+        "dropped-bias" if lost else "cannot-run",
+        (*site.key, source),
+        f"{impl} would drop {_HANDED[handed]}: {_takes(impl)}" if lost else f"{impl} cannot run: {objection}",
+        f"take one that trains with it: {', '.join(_servers(site, choice, device)) or 'there is none'}",
+        (site.name,),
     )
+
+
+_HANDED = {"none": "nothing", "local": "the local mask", "dense": "the mask of the denoising queries"} | {
+    kind: f"the {kind} bias" for kind in ("global", "window", "gaussian")
+}
+
+
+def _takes(impl: str) -> str:
+    """Say what an implementation takes."""
+    if entry(impl).forms == (Form.NONE,):
+        return "it takes neither bias nor mask"
+    if entry(impl).forms == (Form.FACTORS,):
+        return "it takes a bias that is a product of two thin factors, and this is none"
+    return f"it takes {' or '.join(form.name for form in entry(impl).forms)}"
 
 
 def _servers(site: Site, choice: Choice, device: str) -> list[str]:

@@ -14,6 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from pipeline.config_source import read_source
+
 # Imported for what they register in mmdet3d's registries.
 from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, vovnet, weight_map  # noqa: F401
 from pipeline.detector.detector import CmtDetector
@@ -91,6 +93,9 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         _override(cfg, key, text)
     known = OURS | set(inspect.signature(Runner.__init__).parameters)
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
+    if unread:  # a name that the config itself reads is a variable of it
+        used = read_source(path).used
+        unread = [key for key in unread if key not in used]
     if unread:
         raise ConfigError(
             f"{path.name}: nobody reads {', '.join(unread)}; remove it, correct the name, "

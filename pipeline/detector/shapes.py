@@ -86,49 +86,54 @@ def _image(
     return _size(levels[0])
 
 
+@dataclass(frozen=True)
+class _LidarParts:
+    """The four LiDAR parts, which stand in ``pts_branch`` or, named ``pts_...``, in the model itself."""
+
+    model: Mapping[str, Any]
+    modules: Mapping[str, nn.Module]
+
+    @property
+    def branch(self) -> Mapping[str, Any] | None:
+        return self.model.get("pts_branch")
+
+    def name(self, part: str) -> tuple[str, ...]:
+        return ("pts_branch", part) if self.branch else (f"pts_{part}",)
+
+    def cfg(self, part: str) -> Mapping[str, Any]:
+        return (self.branch or self.model).get(self.name(part)[-1]) or {}
+
+    def module(self, part: str) -> nn.Module | None:
+        if self.branch is None:
+            return self.modules.get(self.name(part)[-1])
+        return getattr(self.modules.get("pts_branch"), part, None)
+
+    def join(self, part: str, gives: Any, giver: str) -> Join:
+        key = ("model", *self.name(part), "in_channels")
+        return Join(key, self.cfg(part).get("in_channels"), gives, ".".join(self.name(giver)))
+
+
 def _lidar(
     model: Mapping[str, Any], modules: Mapping[str, nn.Module], joins: list[Join]
 ) -> tuple[int, int] | None:
-    branch = model.get("pts_branch")
-    at: Key = ("model", "pts_branch") if branch else ("model",)
-    names = {
-        part: part if branch else f"pts_{part}"
-        for part in ("voxel_encoder", "middle_encoder", "backbone", "neck")
-    }
-    cfgs = {part: (branch or model).get(name) or {} for part, name in names.items()}
-    holder = modules.get("pts_branch") if branch else modules
-    canvas = _canvas(cfgs["middle_encoder"], branch or {})
-    encoded = _encoded_channels(cfgs["voxel_encoder"])
+    parts = _LidarParts(model, modules)
+    encoded = _encoded_channels(parts.cfg("voxel_encoder"))
     if encoded is not None:
-        key = (*at, names["middle_encoder"], "in_channels")
-        joins.append(Join(key, cfgs["middle_encoder"].get("in_channels"), encoded, names["voxel_encoder"]))
-    if canvas is None or holder is None:
+        joins.append(parts.join("middle_encoder", encoded, "voxel_encoder"))
+    canvas = _canvas(parts.cfg("middle_encoder"), parts.branch or {})
+    if canvas is None:
         return None
-    fed = Join(
-        (*at, names["backbone"], "in_channels"),
-        cfgs["backbone"].get("in_channels"),
-        canvas.channels,
-        names["middle_encoder"],
-    )
-    joins.append(fed)
-    backbone, neck = (_part(holder, names[part]) for part in ("backbone", "neck"))
-    if backbone is None or not fed.fits:
-        return None
-    levels = _run(backbone, torch.zeros(1, canvas.channels, *canvas.size, device="meta"))
-    if levels is None:
-        return None
-    fed = Join(
-        (*at, names["neck"], "in_channels"),
-        cfgs["neck"].get("in_channels"),
-        _widths_of(levels),
-        names["backbone"],
-    )
-    joins.append(fed)
-    made = _run(neck, levels) if neck is not None and fed.fits else None
-    if made is None:
-        return None
-    _into_head(model, "in_channels", made[0].shape[1], names["neck"], joins)
-    return _size(made[0])
+    levels: Any = torch.zeros(1, canvas.channels, *canvas.size, device="meta")
+    gives: Any = canvas.channels
+    for part, giver in (("backbone", "middle_encoder"), ("neck", "backbone")):
+        joins.append(parts.join(part, gives, giver))
+        module = parts.module(part)
+        levels = _run(module, levels) if module is not None and joins[-1].fits else None
+        if levels is None:
+            return None
+        gives = _widths_of(levels)
+    _into_head(model, "in_channels", gives[0], ".".join(parts.name("neck")), joins)
+    return _size(levels[0])
 
 
 def _canvas(middle: Mapping[str, Any], branch: Mapping[str, Any]) -> Canvas | None:
@@ -200,11 +205,6 @@ def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
     except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # sizes that do not fit, mostly
         return None
     return found if isinstance(found, list | tuple) else [found]
-
-
-def _part(holder: Any, name: str) -> nn.Module | None:
-    found = holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
-    return found if isinstance(found, nn.Module) else None
 
 
 def _widths_of(levels: Sequence[Tensor]) -> list[int]:
