@@ -264,6 +264,13 @@ def _add_study(commands: Commands) -> None:
 def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
+    parser.add_argument("--probe", action="store_true", help="measure how many trials at once are best")
+    parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
+    parser.add_argument("--trials", type=int, metavar="N", help="most trials that may run (all)")
+    parser.add_argument(
+        "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
+    )
+    parser.add_argument("--no-confirm", action="store_true", help="train nothing with fresh seeds in the end")
     parser.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
 
 

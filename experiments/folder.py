@@ -15,11 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.recipes import Recipe
+from experiments.recipe import Recipe
 from pipeline.rows import last_seal
 from pipeline.settings import TrialSettings
 
 DONE, FAILED, PARTIAL, PENDING = "done", "failed", "partial", "pending"
+
+BEGUN = "BEGUN.json"
+"""File of a trial that says when its last session began, and what the ones before it took."""
 
 
 class StudyError(ValueError):
@@ -52,16 +55,41 @@ class StudyFolder:
         """Return why a failed trial failed, one sentence."""
         return str(read_json(self.trial(name) / "FAILED.json")["error"])
 
-    def finish(self, name: str, seconds: float, error: str = "", details: str = "") -> None:
+    def begin(self, name: str, gpus: float) -> None:
+        """Note that a trial starts, or goes on, with so many GPUs (or parts of them).
+
+        What it has used before is kept: of a session that was killed, up to its last sign of life.
+        """
+        seconds, hours = self._used(name)
+        content = {"begun": time.time(), "gpus": gpus, "seconds": seconds, "gpu_hours": hours}
+        write_json(self.trial(name) / BEGUN, content)
+
+    def _used(self, name: str, now: float | None = None) -> tuple[float, float]:
+        """Return seconds and GPU hours of all sessions of a trial, the last until now or its last sign."""
+        trial = self.trial(name)
+        if not (trial / BEGUN).exists():
+            return 0.0, 0.0
+        last = read_json(trial / BEGUN)
+        signs = [trial / "rows.jsonl", trial / "DONE.json", trial / "FAILED.json"]
+        signs += trial.glob("checkpoints/step_*")
+        until = now or max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
+        session = max(until - last["begun"], 0.0)
+        return last["seconds"] + session, last["gpu_hours"] + session * last["gpus"] / 3600
+
+    def gpu_hours(self) -> float:
+        """Return what all trials of the study have used so far, failed and unfinished ones included."""
+        return sum(self._used(trial.name)[1] for trial in self.path.glob("trials/*"))
+
+    def finish(self, name: str, error: str = "", details: str = "") -> None:
         """Mark a trial as ended, well or not.
 
         Args:
             name: the trial.
-            seconds: how long it ran this time.
             error: why it failed, one sentence; empty if it is done.
             details: traceback.
         """
-        ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1)}
+        seconds, hours = self._used(name, time.time())
+        ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1), "gpu_hours": hours}
         ended["seal"] = last_seal(self.trial(name) / "rows.jsonl")  # without it, a missing end would not show
         if error:
             ended |= {"error": error, "details": details}

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.folder import StudyError, StudyFolder, digest_of
 from experiments.progress import task_bar
-from experiments.recipes import Recipe, World
+from experiments.recipe import Recipe, World
 from pipeline.home import locate
 from pipeline.preflight import check
 from pipeline.settings import TrialSettings

@@ -1,18 +1,16 @@
-"""Recipes: the studies that ship with the project, each a question with its trials and its rule.
+"""Recipes: the studies that ship with the project, each a question with its trials and its rule."""
 
-A recipe is a frozen value. Its digest covers every trial's settings and the rule, is fixed before
-the first trial runs, and is copied into every row.
-"""
-
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from dataclasses import replace
 
+from experiments.designs import Design, Factor, full, plan_of
+from experiments.recipe import AUTO, EarlyStop, Recipe, RecipeError, World, trials_of
+from experiments.recipes_nuscenes import r50, r50_waves, vov_waves
 from experiments.rule import Rule
 from pipeline.plan import Plan
 from pipeline.settings import DataSettings, TrainSettings, TrialSettings
+
+__all__ = ["RECIPES", "Recipe", "RecipeError", "World", "cross_plan", "factorial", "recipe"]
 
 MINI_CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 MINI_CHECKPOINT = "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
@@ -20,108 +18,51 @@ CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
 CROSS_SITES = ("decoder.0.cross", "decoder.1.cross", "decoder.2.cross")
 """The cross-attention of each decoder layer of the mini model: the factors of its studies."""
 
+IMPL = "sdpa_math"
+"""Runs on every machine, with every bias and every gradient."""
 
-class RecipeError(ValueError):
-    """A recipe nobody knows, or one that contradicts itself."""
-
-
-@dataclass(frozen=True)
-class World:
-    """A generated dataset that a recipe needs; made if it is absent.
-
-    Attributes:
-        root: dataset root, relative to the project root.
-        seed: decides everything in it.
-        frames_per_scene: key frames per scene.
-        scenes: number of scenes of each devkit split.
-    """
-
-    root: str
-    seed: int
-    frames_per_scene: int = 20
-    scenes: tuple[tuple[str, int], ...] = (("mini_train", 8), ("mini_val", 2))
+REST = {"aqr.0.cross": f"local/{IMPL}", "decoder.*.self": f"none/{IMPL}"}
+"""The mini's other sites, as published: query weights under the local mask, self-attention without bias."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """One study.
-
-    Attributes:
-        name: name of the study, of its folder and of its recipe.
-        question: what it answers, one sentence.
-        cost: what it costs, in words for people.
-        trials: the trials, in the order they start.
-        factors: sites whose bias the trials vary; empty if nothing is compared.
-        rule: turns rows into verdicts; None if nothing is compared.
-        worlds: generated datasets it needs.
-        concurrent_trials: trials that run at once on one machine.
-    """
-
-    name: str
-    question: str
-    cost: str
-    trials: tuple[TrialSettings, ...]
-    factors: tuple[str, ...] = ()
-    rule: Rule | None = None
-    worlds: tuple[World, ...] = ()
-    concurrent_trials: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse two trials with the same settings: they would share a folder."""
-        names = [self.trial_name(settings) for settings in self.trials]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
-
-    @property
-    def digest(self) -> str:
-        """Twelve hex digits that name all trials, their data and the rule."""
-        plain = {
-            "trials": [settings.digest for settings in self.trials],
-            "worlds": [asdict(world) for world in self.worlds],
-            "rule": self.rule.to_dict() if self.rule else None,
-        }
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
-
-    def trial_name(self, settings: TrialSettings) -> str:
-        """Return a readable name: biases of the factors, seed, digest of the settings."""
-        biases = [settings.plan[site].bias for site in self.factors] or ["trial"]
-        return f"{'-'.join(biases)}_s{settings.seed}_{settings.digest}"
-
-    def named_trials(self) -> dict[str, TrialSettings]:
-        """Return trial name -> settings, in order."""
-        return {self.trial_name(settings): settings for settings in self.trials}
+def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
+    """Return the full factorial of the window bias over the first cross-attentions of the mini model."""
+    return full([Factor(site) for site in CROSS_SITES[:num_layers]])
 
 
-def cross_plan(biases: tuple[str, ...], impl: str = "sdpa_math") -> Plan:
-    """Return the mini model's plan with the given bias kinds on its cross-attentions.
-
-    The rest stays as published: query weights under the local mask, self-attention without bias.
-    """
-    choices = {"aqr.0.cross": f"local/{impl}", "decoder.*.self": f"none/{impl}"}
-    choices |= {site: f"{bias}/{impl}" for site, bias in zip(CROSS_SITES, biases, strict=True)}
-    return Plan.of(choices)
+def factorial() -> tuple[Plan, ...]:
+    """Return the plans of the full factorial, no bias anywhere first."""
+    design = mini_design()
+    return tuple(plan_of(design, arm, REST, IMPL) for arm in design.arms)
 
 
-def factorial(kinds: tuple[str, ...] = ("none", "window")) -> tuple[Plan, ...]:
-    """Return the plans of the full factorial of bias kinds over the cross-attentions."""
-    return tuple(cross_plan(biases) for biases in product(kinds, repeat=len(CROSS_SITES)))
+def cross_plan(biases: tuple[str, ...]) -> Plan:
+    """Return the mini model's plan with the given bias kinds on its cross-attentions."""
+    return Plan.of(REST | {site: f"{bias}/{IMPL}" for site, bias in zip(CROSS_SITES, biases, strict=True)})
 
 
-def demo() -> Recipe:
-    """2^3 factorial of the window bias over the decoder's layers, two seeds, fine-tuned from a checkpoint."""
-    mini = World("data/mini", seed=7)
-    base = TrialSettings(
-        study="demo",
+MINI = World("data/mini", seed=7)
+"""What the mini's studies train and evaluate on."""
+
+
+def _fine_tuning(study: str) -> TrialSettings:
+    """Return what the trials of the mini's studies share."""
+    return TrialSettings(
+        study=study,
         config=MINI_CONFIG,
         plan=cross_plan(("none",) * 3),
-        data=DataSettings(train=(mini.root,), val=mini.root),
+        data=DataSettings(train=(MINI.root,), val=MINI.root),
         # 80 of the 160 frames, gently: at half the config's rate 40 steps lose 2 points of mAP
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
         init=MINI_CHECKPOINT,
         conditions=CONDITIONS,
         threads=1,  # two trials at once on two cores: start-up overlaps, and no thread waits for another
     )
+
+
+def demo() -> Recipe:
+    """2^3 factorial of the window bias over the decoder's layers, two seeds, fine-tuned from a checkpoint."""
+    base = _fine_tuning("demo")
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return Recipe(
         name="demo",
@@ -130,8 +71,40 @@ def demo() -> Recipe:
         trials=trials,
         factors=CROSS_SITES,
         rule=Rule(sites=CROSS_SITES, seeds=(0, 1)),
-        worlds=(mini,),
+        worlds=(MINI,),
         concurrent_trials=2,
+    )
+
+
+def demo_gpu() -> Recipe:
+    """Return the demo on a GPU, as many trials at once as the probe finds best."""
+    base = replace(_fine_tuning("demo_gpu"), device="cuda", threads=1)
+    trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
+    return replace(
+        demo(),
+        name="demo_gpu",
+        cost="16 fine-tunings of the mini model, a few minutes on one GPU",
+        trials=trials,
+        concurrent_trials=AUTO,
+    )
+
+
+def demo_waves() -> Recipe:
+    """Return the demo's question asked seed by seed, until all is settled or eight seeds have run."""
+    design, seeds = mini_design(), tuple(range(8))
+    plans = {arm: plan_of(design, arm, REST, IMPL) for arm in design.arms}
+    return Recipe(
+        name="demo_waves",
+        question="In which decoder layers does the window bias of the cross-attention pay off?",
+        cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
+        trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
+        factors=design.sites,
+        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
+        worlds=(MINI,),
+        concurrent_trials=2,
+        design=design,
+        early_stop=EarlyStop(rungs=(20,)),
+        confirm_seeds=(100, 101),
     )
 
 
@@ -227,11 +200,38 @@ def smoke() -> Recipe:
     )
 
 
+def smoke_waves() -> Recipe:
+    """Return a sequential study of a few steps: waves, rungs and confirmation run, nothing is learned."""
+    base = replace(smoke().trials[0], study="smoke_waves")
+    design, seeds = mini_design(2), (0, 1, 2)
+    rest = REST | {CROSS_SITES[2]: f"none/{IMPL}"}
+    plans = {arm: plan_of(design, arm, rest, IMPL) for arm in design.arms}
+    return Recipe(
+        name="smoke_waves",
+        question="Does every part of a sequential study run?",
+        cost="up to 15 trials of 3 steps, a few minutes",
+        trials=trials_of(design, base, seeds, plans),
+        factors=design.sites,
+        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
+        worlds=smoke().worlds,
+        concurrent_trials=2,
+        design=design,
+        early_stop=EarlyStop(rungs=(2,)),
+        confirm_seeds=(100,),
+    )
+
+
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
+    "demo_gpu": demo_gpu,
+    "demo_waves": demo_waves,
     "pretrain": pretrain,
     "pretrain_cameras": pretrain_cameras,
     "smoke": smoke,
+    "smoke_waves": smoke_waves,
+    "r50": r50,
+    "r50_waves": r50_waves,
+    "vov_waves": vov_waves,
 }
 """Name -> the function that makes it."""
 

@@ -11,9 +11,9 @@ from itertools import product
 from statistics import mean
 
 from experiments.designs import level_of
-from experiments.recipes import Recipe, RecipeError
+from experiments.recipe import Recipe, RecipeError
 from experiments.rule import Rule
-from pipeline.plan import Choice, Plan
+from pipeline.plan import Plan
 from pipeline.rows import Row, select
 from pipeline.settings import TrialSettings
 
@@ -59,16 +59,15 @@ def screened(recipe: Recipe) -> TrialSettings:
             f"recipe {recipe.name}: a screening switches 1 to {MOST_SITES} sites, and it has "
             f"{len(recipe.factors)} factors"
         )
-    first = recipe.trials[0]
-    treated = {site: _choice(recipe, site, rule.treatment) for site in recipe.factors}
-    return replace(first, plan=_with(first.plan, treated))
+    return replace(recipe.trials[0], plan=recipe.plan([rule.treatment] * len(recipe.factors)))
 
 
 def masks(recipe: Recipe) -> list[Plan]:
     """Return the plans of all on/off combinations, nothing on first."""
-    rule, whole = rule_of(recipe), screened(recipe).plan
-    options = [(_choice(recipe, site, rule.baseline), whole[site]) for site in recipe.factors]
-    return [_with(whole, dict(zip(recipe.factors, choices, strict=True))) for choices in product(*options)]
+    rule = rule_of(recipe)
+    screened(recipe)  # refuses what cannot be screened
+    levels = product((rule.baseline, rule.treatment), repeat=len(recipe.factors))
+    return [recipe.plan(arm) for arm in levels]
 
 
 def rank(rows: Sequence[Row], sites: Sequence[str], rule: Rule, condition: str = "") -> list[Ranked]:
@@ -121,15 +120,3 @@ def rule_of(recipe: Recipe) -> Rule:
             f"choose one that compares"
         )
     return recipe.rule
-
-
-def _choice(recipe: Recipe, site: str, level: str) -> Choice:
-    """Return the choice of a site that has the level in some trial of the recipe."""
-    found = [s.plan[site] for s in recipe.trials if level_of(s.plan[site]) == level]
-    if not found:
-        raise RecipeError(f"recipe {recipe.name}: no trial has {level} at {site}, so it cannot be switched")
-    return found[0]
-
-
-def _with(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
-    return Plan(tuple((site, choices.get(site, choice)) for site, choice in plan.choices))

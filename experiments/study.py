@@ -6,10 +6,10 @@ was killed at any moment is started again and goes on.
 """
 
 import logging
+import math
 import os
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from rich.console import Console
 
 from experiments.folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.progress import StudyProgress
-from experiments.recipes import Recipe
+from experiments.recipe import Recipe
 from pipeline.launch import ray_session, run_under_ray
+from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 
 DRIVER_FAILURES = 1
@@ -29,8 +30,25 @@ DRIVER_FAILURES = 1
 
 
 @dataclass(frozen=True)
+class Running:
+    """How trials are run; nothing here changes what they measure, but for times.
+
+    Attributes:
+        concurrent: trials at once.
+        gpu_share: part of a GPU that each worker gets.
+        tracking: send rows to MLflow after each trial.
+        gpu_hours: no trial starts once the study has used as many.
+    """
+
+    concurrent: int = 1
+    gpu_share: float = 1.0
+    tracking: bool = True
+    gpu_hours: float = math.inf
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How a study's trials ended.
+    """How trials ended.
 
     Attributes:
         done: names of the trials that are done, in recipe order.
@@ -54,8 +72,9 @@ def run_trials(
     recipe: Recipe,
     folder: StudyFolder,
     console: Console,
-    concurrent: int | None = None,
-    tracking: bool = True,
+    running: Running,
+    names: Sequence[str] | None = None,
+    rungs: Rungs | None = None,
 ) -> Outcome:
     """Run what is not done of a study that ``preflight`` has accepted.
 
@@ -63,29 +82,25 @@ def run_trials(
         recipe: the study.
         folder: its folder, claimed by this recipe.
         console: where progress is shown.
-        concurrent: trials at once; None leaves it to the recipe.
-        tracking: send rows to MLflow after each trial.
+        running: how.
+        names: the trials; None means all.
+        rungs: where they are measured before their end, and may be stopped.
 
     Returns:
-        The state of every trial afterwards.
+        The state of these trials afterwards.
     """
-    trials = recipe.named_trials()
-    todo = [name for name in trials if folder.state(name) != DONE]
+    chosen = list(recipe.named_trials()) if names is None else list(names)
+    todo = [name for name in chosen if folder.state(name) != DONE]
     if todo:
         for name in todo:
             (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
         with (
-            StudyProgress(console, len(trials), len(trials) - len(todo)) as progress,
-            _Tracker(folder, progress, tracking) as tracker,
+            StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
+            _Tracker(folder, progress, running.tracking) as tracker,
         ):
-            _tune(
-                recipe,
-                folder,
-                todo,
-                concurrent or recipe.concurrent_trials,
-                _Watcher(folder, progress, tracker),
-            )
-    states = {name: folder.state(name) for name in trials}
+            watcher = _Watcher(folder, progress, tracker)
+            _tune(recipe, folder, todo, running, rungs or Rungs(), watcher)
+    states = {name: folder.state(name) for name in chosen}
     return Outcome(
         done=tuple(name for name, state in states.items() if state == DONE),
         failed={name: folder.failure(name) for name, state in states.items() if state == FAILED},
@@ -100,24 +115,33 @@ def drive(config: dict[str, Any]) -> None:
     A trial that fails is no failure of the driver: the study goes on and reports it.
 
     Args:
-        config: ``trial``, ``folder`` of the study, and ``recipe``, its digest.
+        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``, and
+            ``gpu_hours``, the budget.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
-    if folder.state(name) != DONE:
-        begun = time.monotonic()
-        finished = run_under_ray(settings_of(folder.trial(name)), folder.trial(name), config["recipe"])
-        folder.finish(name, time.monotonic() - begun, finished.error, finished.details)
+    if folder.state(name) != DONE and folder.gpu_hours() < config["gpu_hours"]:
+        settings, share = settings_of(folder.trial(name)), config["gpu_share"]
+        folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
+        rungs = Rungs.from_dict(config["rungs"])
+        finished = run_under_ray(settings, folder.trial(name), config["recipe"], rungs, share)
+        folder.finish(name, finished.error, finished.details)
     tune.report({"done": folder.state(name) == DONE})
 
 
 def _tune(
-    recipe: Recipe, folder: StudyFolder, todo: Sequence[str], concurrent: int, watcher: "_Watcher"
+    recipe: Recipe,
+    folder: StudyFolder,
+    todo: Sequence[str],
+    running: Running,
+    rungs: Rungs,
+    watcher: "_Watcher",
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
     settings = [recipe.named_trials()[name] for name in todo]
-    concurrent = min(concurrent, len(todo))
+    concurrent = min(running.concurrent, len(todo))
     cpus = concurrent * max(s.workers * s.threads for s in settings)
-    gpus = concurrent * max(s.workers if s.device == "cuda" else 0 for s in settings)
+    workers = max(s.workers if s.device == "cuda" else 0 for s in settings)
+    gpus = math.ceil(concurrent * workers * running.gpu_share - 1e-2)  # a share of 1/3 is 0.3333 to Ray
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     # Tune keeps its own state in the scratch folder; ours is in the study's.
     with scratch_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
@@ -127,6 +151,9 @@ def _tune(
                 "trial": tune.grid_search(list(todo)),
                 "folder": str(folder.path.resolve()),
                 "recipe": recipe.digest,
+                "rungs": rungs.to_dict(),
+                "gpu_share": running.gpu_share,
+                "gpu_hours": running.gpu_hours,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
@@ -135,7 +162,7 @@ def _tune(
                 trial_dirname_creator=lambda trial: str(trial.config["trial"]),
             ),
             run_config=tune.RunConfig(
-                name=recipe.name,
+                name=folder.path.name,
                 storage_path=str(scratch),
                 verbose=0,
                 callbacks=[watcher],
@@ -172,7 +199,7 @@ class _Watcher(tune.Callback):
         """Mark a trial whose driver died more often than is forgiven."""
         name = trial.config["trial"]
         reason = "the process that drove the trial died"
-        self._folder.finish(name, 0.0, reason, str(trial.get_pickled_error()))
+        self._folder.finish(name, reason, str(trial.get_pickled_error()))
         self._progress.ended(name, reason)
 
 

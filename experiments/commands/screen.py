@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.folder import DONE, StudyFolder, write_json
-from experiments.recipes import Recipe, recipe
+from experiments.recipe import Recipe
+from experiments.recipes import recipe
 from experiments.screen import FOLDER, ROWS, masks, rank, rule_of, screened
 from pipeline.rows import Row, read_rows
 from pipeline.settings import TrialSettings
@@ -40,13 +41,13 @@ def screen(arguments: Namespace) -> int:
 def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, console: Console) -> Path | None:
     """Return the folder of the trained trial: the study's own if it has run, else one of the screening's."""
     from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-    from experiments.study import run_trials
+    from experiments.study import Running, run_trials
 
     name = chosen.trial_name(settings)
     if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
         console.print(f"its training is the study's trial {name}", highlight=False)
         return study.trial(name)
-    alone = replace(chosen, trials=(settings,), rule=None, question="", concurrent_trials=1)
+    alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stop=None, confirm_seeds=())
     folder = StudyFolder(study.path / FOLDER)
     folder.claim(alone, digest_inputs(alone))
     make_worlds(alone.worlds, console)
@@ -55,7 +56,7 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
         if folder.state(name) != DONE:
             check_data(alone)
             check_models(alone)
-        outcome = run_trials(alone, folder, console, tracking=False)
+        outcome = run_trials(alone, folder, console, Running(tracking=False))
     for reason in outcome.failed.values():
         console.print(f"failed: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     return folder.trial(name) if outcome.complete else None

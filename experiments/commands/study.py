@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.folder import DONE, StudyError, StudyFolder
-from experiments.recipes import RECIPES, Recipe, recipe
+from experiments.folder import StudyError, StudyFolder
+from experiments.recipe import Recipe
+from experiments.recipes import RECIPES, recipe
 
 ROOT = Path(__file__).parents[2]
 """Project root."""
@@ -69,44 +70,18 @@ def listing(arguments: Namespace) -> int:
 
 
 def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
-    """Check, run, judge, report, send; return the exit code."""
-    from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-    from experiments.study import run_trials
+    """Run a study from the first check to the report; return the exit code."""
+    from experiments.conduct import Wishes, conduct  # loads Ray and torch, which lists and states need not
 
-    if arguments.concurrent is not None and arguments.concurrent < 1:
-        raise StudyError(f"--concurrent {arguments.concurrent}: expected 1 or more")
-    folder = StudyFolder(Path(arguments.runs).resolve() / chosen.name)
-    console.print(f"{chosen.question}\n{chosen.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
-    folder.claim(chosen, digest_inputs(chosen))
-    make_worlds(chosen.worlds, console)
-    check_trials(chosen, folder)
-    with folder.lock():
-        if any(folder.state(name) != DONE for name in chosen.named_trials()):
-            with console.status("checking data, plans and weights"):
-                check_data(chosen)
-                check_models(chosen)
-        outcome = run_trials(chosen, folder, console, arguments.concurrent, tracking=not arguments.no_sync)
-        if not outcome.ran:
-            console.print("every trial is done already")
-        if outcome.done:
-            _report(folder, console, tracking=not arguments.no_sync)
-    for name, reason in outcome.failed.items():
-        console.print(f"failed: {name}: {reason}", style="red", markup=False, soft_wrap=True)
-        console.print(f"  traceback in {folder.trial(name) / 'FAILED.json'}", soft_wrap=True)
-    if outcome.unfinished:
-        console.print(f"{len(outcome.unfinished)} trials are unfinished; the same command goes on with them")
-    return 0 if outcome.complete else 1
-
-
-def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
-    from experiments.commands.view import show_report
-
-    show_report(folder.path, console)
-    if tracking:
-        from pipeline.tracking import sync
-
-        sent = sync(folder.path)
-        if sent.warning:
-            console.print(f"warning: {sent.warning}", style="yellow", markup=False, soft_wrap=True)
-        else:
-            console.print(f"MLflow: {sent.trials} trials in {sent.uri}", highlight=False, soft_wrap=True)
+    if arguments.gpus_per_trial is not None:
+        chosen = chosen.with_workers(arguments.gpus_per_trial)
+    wishes = Wishes(
+        runs=Path(arguments.runs),
+        concurrent=arguments.concurrent,
+        probing=arguments.probe,
+        trials=arguments.trials,
+        gpu_hours=arguments.gpu_hours,
+        confirming=not arguments.no_confirm,
+        tracking=not arguments.no_sync,
+    )
+    return 0 if conduct(chosen, wishes, console).complete else 1

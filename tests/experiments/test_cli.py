@@ -127,8 +127,8 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
     folder.claim(smoke(), {})
     first, second = smoke().named_trials()
     assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 0
-    folder.finish(first, 1.0)
-    folder.finish(second, 1.0, "it broke")
+    folder.finish(first)
+    folder.finish(second, "it broke")
     assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert f"{first}" in out

@@ -2,11 +2,21 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.recipes import CROSS_SITES, RECIPES, RecipeError, demo, factorial, pretrain, recipe
+from experiments.recipe import EarlyStop, RecipeError
+from experiments.recipes import (
+    CROSS_SITES,
+    RECIPES,
+    demo,
+    demo_waves,
+    factorial,
+    pretrain,
+    recipe,
+    smoke,
+    smoke_waves,
+)
+from experiments.recipes_nuscenes import r50, r50_waves
 from pipeline.plan import PlanError
 from pipeline.settings import TrialSettings
-
-MINI_SITES = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind in ("self", "cross")]
 
 
 def test_demo_is_a_full_factorial_with_two_seeds():
@@ -20,11 +30,16 @@ def test_demo_trials_differ_in_plan_and_seed_alone():
     assert {replace(s, plan=trials[0].plan, seed=0) for s in trials} == {trials[0]}
 
 
+def sites(num_layers):
+    return ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(num_layers) for kind in ("self", "cross")]
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_plan_names_every_site_of_the_mini_model(name):
+def test_every_plan_names_every_site_of_its_model(name):
     for settings in recipe(name).trials:
+        every = sites(3 if "mini" in settings.config else 6)
         for plan in (settings.plan, *settings.mix):
-            assert [site for site, _ in plan.resolve(MINI_SITES).choices] == MINI_SITES
+            assert [site for site, _ in plan.resolve(every).choices] == every
 
 
 def test_pretraining_favours_no_arm_of_the_demo():
@@ -42,7 +57,7 @@ def test_pretraining_never_sees_the_demo_world():
 def test_every_trial_reads_a_world_of_its_recipe():
     for name in RECIPES:
         found = recipe(name)
-        roots = {world.root for world in found.worlds}
+        roots = {world.root for world in found.worlds} or {"data/nuscenes"}
         assert all({s.data.val, *s.data.train} <= roots for s in found.trials)
 
 
@@ -79,6 +94,63 @@ def test_two_equal_trials_are_refused():
 def test_a_factor_that_no_plan_names_is_refused():
     with pytest.raises(PlanError, match=r"no site 'decoder\.7\.cross'"):
         replace(demo(), factors=("decoder.7.cross",))
+
+
+def test_the_settings_of_the_demo_are_those_of_its_documented_trials():
+    # docs/studies/demo names them: changing a default of the settings must not rename what has run
+    assert [settings.digest for settings in demo().trials[:3]] == [
+        "3b6954ca1b99",
+        "8e39668b4f62",
+        "9cc87144c340",
+    ]
+    assert [settings.digest for settings in smoke().trials] == ["e6d94cd55b8e", "fff447000dd9"]
+
+
+def test_sequential_recipes_hold_every_arm_of_every_seed():
+    for found in (demo_waves(), smoke_waves(), r50_waves()):
+        assert set(found.by_arm()) == {(arm, s) for arm in found.design.arms for s in found.rule.seeds}
+    assert r50_waves().design.resolution == 4
+    assert len(r50_waves().design.arms) * 4 == len(r50().design.arms if r50().design else r50().trials) // 3
+
+
+def test_changes_of_early_stopping_and_confirmation_change_the_digest():
+    base = smoke_waves()
+    assert replace(base, early_stop=EarlyStop((1,))).digest != base.digest
+    assert replace(base, early_stop=None).digest != base.digest
+    assert replace(base, confirm_seeds=(7,)).digest != base.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confirm_seeds": (1,)}, "confirmation needs fresh seeds, and 1 is used"),
+        ({"rule": None}, "a design needs a rule that names its seeds"),
+        ({"trials": smoke_waves().trials[1:]}, "not every arm of its design with every seed"),
+        ({"early_stop": EarlyStop((3,))}, "a rung at step 3 is too late for trials of 3"),
+        ({"design": None}, "early stopping needs waves, hence a design"),
+        ({"rule": replace(smoke_waves().rule, arms=(("none", "none"),))}, "name different arms"),
+    ],
+)
+def test_recipes_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        replace(smoke_waves(), **changes)
+
+
+def test_bad_early_stopping_is_refused():
+    for rungs in ((), (0,), (4, 2)):
+        with pytest.raises(RecipeError, match="expected increasing steps, from 1"):
+            EarlyStop(rungs)
+    with pytest.raises(RecipeError, match=r"a margin of -1\.0 points"):
+        EarlyStop((1,), -1.0)
+
+
+def test_more_workers_keep_the_batch():
+    spread = demo().with_workers(2)
+    assert {(s.workers, s.train.batch_size) for s in spread.trials} == {(2, 1)}
+    with pytest.raises(RecipeError, match="a batch of 2 cannot be shared equally by 3 workers"):
+        demo().with_workers(3)
+    with pytest.raises(RecipeError, match="0 workers a trial: expected 1 or more"):
+        demo().with_workers(0)
 
 
 def test_unknown_recipe_is_refused_with_the_known_ones():

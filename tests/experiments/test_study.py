@@ -16,7 +16,7 @@ from rich.console import Console
 from experiments.folder import DONE, StudyFolder
 from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
 from experiments.recipes import World, cross_plan, smoke
-from experiments.study import run_trials
+from experiments.study import Running, run_trials
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession
 from pipeline.settings import DataSettings, TrainSettings
@@ -133,7 +133,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     killer.start()
     console = Console(file=io.StringIO(), width=200)
 
-    outcome = run_trials(recipe, folder, console, tracking=False)
+    outcome = run_trials(recipe, folder, console, Running(tracking=False))
 
     killer.join()
     assert outcome.complete, outcome
@@ -155,7 +155,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     assert len(list(select(rows, metric="loss"))) == 4
     assert {row.recipe for row in rows} == {recipe.digest}
 
-    again = run_trials(recipe, folder, console, tracking=False)
+    again = run_trials(recipe, folder, console, Running(tracking=False))
     assert (again.ran, again.complete) == (0, True)
     assert all(folder.state(name) == DONE for name in recipe.named_trials())
 

@@ -36,9 +36,9 @@ def test_states_follow_the_files(folder):
     assert folder.state(FIRST) == PENDING
     begin(folder)
     assert folder.state(FIRST) == PARTIAL
-    folder.finish(FIRST, 1.0, "it broke", "Traceback ...")
+    folder.finish(FIRST, "it broke", "Traceback ...")
     assert (folder.state(FIRST), folder.failure(FIRST)) == (FAILED, "it broke")
-    folder.finish(FIRST, 1.0)
+    folder.finish(FIRST)
     assert folder.state(FIRST) == DONE
 
 
