@@ -176,9 +176,9 @@ all trials. *trials*: on average. A collapsed run ends 20 lower than it should; 
 number; early stopping ends the worst quarter of every seed's runs, by a value that correlates 0.8 with the
 last one."""
 _ECONOMY = f"""Six layers; each has no effect with probability one half, else one of the named size, three of
-four positive. *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials), judged on the same
-trainings. Both may err: two procedures with up to 2.5 % false PAYS each (half of the 5 % that the rule allows in
-both directions) disagree in up to 5 % of the studies even if no gain is ever missed.
+four positive. *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials), judged on the
+same trainings. Both may err: two procedures with up to 2.5 % false PAYS each (half of the 5 % that the rule
+allows in both directions) disagree in up to 5 % of the studies even if no gain is ever missed.
 {SCREENED.name}: one training with all layers, evaluated with layers switched off, ranks them (its estimates
 are assumed to err by 0.7); that training is an arm of the {SCREENED.most_trials} runs that confirm."""
 _SIZES = "One look at the end, half of the layers with the effect, confidence 0.95."

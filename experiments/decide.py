@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.arms import Table, tabulate
 from experiments.checks import enumerate_few
-from experiments.estimate import FEWEST_SCENES, Fit, Interaction, aliases, fit_gain
+from experiments.estimate import Fit, Interaction, aliases, fit_gain
 from experiments.price import price_of
 from experiments.responses import respond
 from experiments.rule import DecideError, Rule
@@ -191,11 +191,9 @@ def _imbalance(site: str, table: Table) -> str:
 
 
 def _about_scenes(gain: Fit) -> list[str]:
-    if gain.num_scenes >= FEWEST_SCENES:
-        return []
     if gain.num_scenes:
-        return [f"The verdicts are about the {gain.num_scenes} validation scenes: too few to resample."]
-    return ["The verdicts are about the validation scenes as they are: no resamples were recorded."]
+        return []
+    return ["The verdicts are about these validation scenes: too few to be resampled, or not resampled."]
 
 
 __all__ = [

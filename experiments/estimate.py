@@ -20,6 +20,7 @@ from statsmodels.regression.linear_model import OLS
 from experiments.arms import Table
 from experiments.censored import Stage, regress_stages
 from experiments.rule import DecideError
+from pipeline.resample import FEWEST_SCENES
 
 Array = NDArray[np.float64]
 
@@ -32,9 +33,6 @@ COLLAPSED = 0.001
 collapsed: it is left out like one that diverged, and named. Normal noise loses one study in a thousand."""
 SEEN_THROUGH = 1e-9
 """Leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
-FEWEST_SCENES = 5
-"""With fewer scenes their spread cannot be estimated (Student's quantile exceeds 3): the verdict is then
-about these scenes only, and says so."""
 
 
 @dataclass(frozen=True)

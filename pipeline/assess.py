@@ -98,8 +98,11 @@ class Assessment:
     ) -> list[Score]:
         folder = self._session.folder / "predictions"
         save_detections(folder / f"{condition}.npz", poses, detections)
-        scores = self._official.score(poses, detections)
+        scores, draws, num_scenes = self._official.score_draws(poses, detections)
         self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
+        self._add(
+            [Measure(s.metric, s.unit, s.value, "", condition, n=num_scenes, scene=s.scene) for s in draws]
+        )
         return scores
 
     def speed(self, detector: Detector) -> None:

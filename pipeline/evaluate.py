@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from pipeline.data.sample import Detections, Sample
 from pipeline.data.tables import open_tables
+from pipeline.resample import DRAWS, can_draw, draw_name, resampled_scores
 from pipeline.settings import CLASSES
 
 MAX_BOXES = 500
@@ -70,11 +71,12 @@ class FramePose:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of the official metric."""
+    """One number of the official metric; ``scene`` names the draw of scenes if it is about one."""
 
     metric: str
     unit: str
     value: float
+    scene: str = ""
 
 
 class Judge:
@@ -109,10 +111,33 @@ class Judge:
         with tempfile.TemporaryDirectory() as folder:  # it reads a file, and makes folders for its plots
             path = Path(folder) / "submission.json"
             write_submission(path, poses, detections)
-            return _scores(self._run(path))
+            return _scores(self._run(path)[0])
 
-    def _run(self, path: Path) -> Mapping[str, Any]:
-        """Let the devkit evaluate a submission; return its summary."""
+    def score_draws(
+        self, poses: Sequence[FramePose], detections: Sequence[Detections]
+    ) -> tuple[list[Score], list[Score], int]:
+        """Run the devkit, and again on draws of the split's scenes.
+
+        Returns:
+            What ``score`` returns; ``mAP`` and ``NDS`` of every draw; the number of scenes.
+        """
+        if not any(len(found.scores) for found in detections):
+            scenes = set(self._scenes(poses).values())
+            none = {"mAP": 0.0, "NDS": 0.0}
+            return _nothing_found(), _of_draws([none] * DRAWS if can_draw(scenes) else []), len(scenes)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "submission.json"
+            write_submission(path, poses, detections)
+            summary, run = self._run(path)
+        draws, num_scenes = resampled_scores(run, self._scenes(poses))
+        return _scores(summary), _of_draws(draws), num_scenes
+
+    def _scenes(self, poses: Sequence[FramePose]) -> dict[str, str]:
+        tables = self._tables
+        return {pose.token: str(tables.get("sample", pose.token)["scene_token"]) for pose in poses}
+
+    def _run(self, path: Path) -> tuple[Mapping[str, Any], Any]:
+        """Let the devkit evaluate a submission; return its summary, and itself."""
         from nuscenes.eval.common.config import config_factory
         from nuscenes.eval.detection import evaluate
 
@@ -127,7 +152,7 @@ class Judge:
                 raise EvaluationError(f"the devkit refuses the submission: {error}") from error
         metrics, _ = run.evaluate()
         summary: Mapping[str, Any] = metrics.serialize()
-        return summary
+        return summary, run
 
     @contextlib.contextmanager
     def _truth_once(self, devkit: Any) -> Iterator[None]:
@@ -161,6 +186,14 @@ def _scores(found: Mapping[str, Any]) -> list[Score]:
         *scores,
         Score("mAP", "fraction", float(found["mean_ap"])),
         Score("NDS", "fraction", float(found["nd_score"])),
+    ]
+
+
+def _of_draws(draws: Sequence[Mapping[str, float]]) -> list[Score]:
+    return [
+        Score(metric, "fraction", value, draw_name(draw))
+        for draw, found in enumerate(draws)
+        for metric, value in found.items()
     ]
 
 

@@ -31,6 +31,7 @@ class Measure:
     condition: str = ""
     spread: float = math.nan
     n: int = 1
+    scene: str = ""
 
 
 class Record:

@@ -37,7 +37,8 @@ class Row:
         value: the number; NaN is allowed and stored as null.
         site: the attention site it belongs to; empty if it is about the whole model.
         condition: sensor condition (``clean``, ``no_lidar``, ...); empty if it has none.
-        scene: scene name if the number is about one scene; empty otherwise.
+        scene: scene name if the number is about one scene, ``~17`` if it is about a draw of scenes
+            (``pipeline.resample``; ``n`` is then how many scenes were drawn); empty otherwise.
         seed: seed of the trial.
         step: optimiser steps done when it was measured.
         spread: half the distance between the 20th and 80th percentile, same unit; NaN if n is 1.
