@@ -29,6 +29,7 @@ class Pinned:
         cuda_head_size: largest head size there, or None.
         cuda_bias: whether it takes a dense bias there.
         bias_grad: whether it gives a gradient to the bias, anywhere.
+        cuda_keys: fewest keys it takes there.
     """
 
     backend: SDPBackend
@@ -37,6 +38,7 @@ class Pinned:
     cuda_head_size: int | None
     cuda_bias: bool
     bias_grad: bool
+    cuda_keys: int = 1
 
     def objections(self, request: Request) -> list[str]:
         """List why this family cannot serve ``request``."""
@@ -54,6 +56,8 @@ class Pinned:
             found.append(
                 f"the {name} kernel computes in {' or '.join(self.cuda_dtypes)}, got {request.dtype}"
             )
+        if request.keys < self.cuda_keys:
+            found.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
         limit = self.cuda_head_size
         if limit is not None and (request.head_size > limit or request.head_size % 8):
             found.append(f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}")
@@ -79,4 +83,4 @@ class Pinned:
 MATH = Pinned(SDPBackend.MATH, True, (*_HALF, "float32", "float64"), None, True, True)
 EFFICIENT = Pinned(SDPBackend.EFFICIENT_ATTENTION, False, (*_HALF, "float32"), None, True, True)
 FLASH = Pinned(SDPBackend.FLASH_ATTENTION, True, _HALF, 256, False, False)
-CUDNN = Pinned(SDPBackend.CUDNN_ATTENTION, False, _HALF, 128, True, False)
+CUDNN = Pinned(SDPBackend.CUDNN_ATTENTION, False, _HALF, 128, True, False, 2)

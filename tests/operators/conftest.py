@@ -22,6 +22,7 @@ def pytest_configure(config):
         "ignore:divide by zero encountered in log2:RuntimeWarning",  # a row without keys: -inf
         "ignore:overflow encountered in (exp2|multiply|matmul):RuntimeWarning",  # rects repeats such a block
         "ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",  # by torch's compiler
         "ignore:invalid value encountered:RuntimeWarning",  # in lanes that a select throws away
     ):
         config.addinivalue_line("filterwarnings", harmless)

@@ -25,8 +25,9 @@ VALUES = {"HEAD": 24, "BLOCK_D": 32, "TILE_K": 64, "BLOCK_Q": 64, "PRECISION": "
           "KEEP": True, "STAGES": 3, "TOUCHED_STAGES": 2, "ROWS": 16, "S": 3, "N": 16, "CHUNK": 32,
           "EARLY": True, "WITH_CUT": True}
 
-def check(kernel, kind, online):
+def check(kernel, kind, online, ones=()):
     values = VALUES | {"KIND": kind, "ONLINE": online, "NEED_WEIGHT": kind in (1, 2)}
+    values |= dict.fromkeys(ones, 1)  # Triton compiles an integer argument of 1 in
     constants = {n: values[n] for n in kernel.arg_names if n in values}
     types = dict.fromkeys(kernel.arg_names, "i32") | POINTERS | NUMBERS
     types |= dict.fromkeys(constants, "constexpr")
@@ -46,6 +47,9 @@ for kind in range(4):
     check(query_grad_kernels.query_grad_kernel, kind, False)
     check(key_grad_kernels.key_grad_kernel, kind, False)
     check(query_grad_kernels.prepare_kernel, kind, False)
+    for kernel in (forward_kernels.forward_kernel, query_grad_kernels.query_grad_kernel,
+                   key_grad_kernels.key_grad_kernel):
+        check(kernel, kind, False, ("num_keys", "num_tiles", "num_queries", "num_blocks"))
 check(forward_kernels.forward_kernel, 1, True)
 check(forward_kernels.merge_kernel, 0, False)
 for name in "code rank flag list transpose".split():
@@ -59,4 +63,4 @@ def test_the_compiler_takes_every_kernel():
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("compiled") == 4 * 4 + 2 + 5
+    assert done.stdout.count("compiled") == 4 * 4 + 4 * 3 + 2 + 5

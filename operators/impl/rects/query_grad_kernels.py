@@ -169,7 +169,7 @@ def query_grad_kernel(
     listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 4
     if KIND == NONE:
         rows = places
-        touched = (num_keys % TILE_K != 0).to(tl.int32)
+        touched = tl.cast(num_keys % TILE_K != 0, tl.int32)
         plain0 = 0
     else:
         rows = tl.load(order + batch * padded + places)
