@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.decode import load_sample
@@ -248,5 +249,6 @@ def _as_list(samples: list[Sample]) -> list[Sample]:
 
 
 def _one_thread(_: int) -> None:
-    """Keep OpenCV from starting a thread per core in every loader process."""
+    """Keep OpenCV and numpy's BLAS from starting a thread per core in every loader process."""
     cv2.setNumThreads(0)
+    threadpool_limits(1)

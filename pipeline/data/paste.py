@@ -141,25 +141,27 @@ class UnifiedObjectSample:
         rectangles = image_rectangles(sample.boxes, sample.lidar2img, images.shape[1:3])
         own = len(sample.boxes) - len(crops)
         for view, image in enumerate(images):
-            order = self._order(sample, view, rectangles[view])
-            if not any(place >= own and crops[place - own] is not None for place in order):
-                continue
-            top = np.full(image.shape[:2], -1)  # which box was painted last
-            for place in order:
+            painted: list[int] = []
+            for place in self._order(sample, view, rectangles[view]).tolist():
                 left, up, right, down = rectangles[view, place]
-                if place < own:
-                    crop: NDArray[np.uint8] | None = sample.images[view, up:down, left:right]
-                else:
-                    crop = crops[place - own]
-                if crop is None:
-                    continue
+                window = np.s_[up:down, left:right]
                 if place >= own:
+                    crop = crops[place - own]
+                    if crop is None:
+                        continue
                     size = (int(right - left), int(down - up))
                     crop = np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR), np.uint8)
-                window = np.s_[up:down, left:right]
+                elif any(_meet(rectangles[view, place], rectangles[view, other]) for other in painted):
+                    crop = sample.images[view][window]
+                else:
+                    continue  # nothing new behind it: painting it again would change nothing
                 image[window] = _blend(image[window], crop, self.mixup_rate)
-                top[window] = place
-            if self.modify_points:
+                painted.append(place)
+            if self.modify_points and painted:
+                top = np.full(image.shape[:2], -1)  # which box was painted last
+                for place in painted:
+                    left, up, right, down = rectangles[view, place]
+                    top[up:down, left:right] = place
                 seen &= _unhidden(sample, view, top, np.where(owner >= 0, owner + own, -1), own)
         return replace(sample, images=images, points=sample.points[seen])
 
@@ -185,6 +187,11 @@ def _free(held: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.boo
     for index in range(len(new)):
         stays[index] = not (blocked[index] or (among[index] & stays).any())
     return stays
+
+
+def _meet(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+    """Tell whether two rectangles share a pixel."""
+    return bool((one[:2] < other[2:]).all() and (other[:2] < one[2:]).all())
 
 
 def _blend(old: NDArray[np.uint8], new: NDArray[np.uint8], rate: float) -> NDArray[np.uint8]:
