@@ -120,7 +120,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console.print(_terminal_table(summary.evidence))
     console.print(summary.answer, style="bold", markup=False)
     if summary.evidence is not None and summary.advice is not None:
-        console.print(advise(summary.advice, summary.evidence), markup=False)
+        console.print(advise(summary.advice, summary.evidence, summary.confirmed), markup=False)
     for note in summary.notes:
         console.print(f"! {note}", markup=False)
     console.print(f"Report: {report.html}", markup=False, soft_wrap=True)
@@ -185,7 +185,11 @@ def to_markdown(summary: Summary) -> str:
         evidence = summary.evidence
         lines = [verdict_cells(verdict, evidence) for verdict in evidence.verdicts]
         parts += ["## Verdict per layer", _markdown_table(VERDICT_HEADS, lines), reading(evidence)]
-        parts += ["## The plan to use", advise(summary.advice, evidence), f"Plan: `{summary.advice.plan}`"]
+        parts += [
+            "## The plan to use",
+            advise(summary.advice, evidence, summary.confirmed),
+            f"Plan: `{summary.advice.plan}`",
+        ]
     parts += (
         ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
     )
@@ -204,7 +208,9 @@ def to_html(summary: Summary) -> str:
         evidence=summary.evidence,
         figures=[(drawing, Markup(to_svg(drawing))) for drawing in drawings(summary)],
         scene=base64.b64encode(summary.scene).decode(),
-        advice=advise(summary.advice, summary.evidence) if summary.advice and summary.evidence else "",
+        advice=advise(summary.advice, summary.evidence, summary.confirmed)
+        if summary.advice and summary.evidence
+        else "",
         reading=reading,
         label=term_label,
         tables=[_page_table(sheet) for sheet in shown_sheets(summary)],

@@ -1,11 +1,13 @@
 """Sheets of a design: plans compared, interactions, what cannot be told apart, what it all cost."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 
+from experiments.confirmation import Confirmed
 from experiments.decide import Evidence
-from experiments.recommend import Recommendation, measured_arms, pareto_front
+from experiments.recommend import Recommendation, measured_arms, pareto_front, predict
 from experiments.sheets import Sheet, short_names, spell_levels
 from pipeline.rows import Row
 
@@ -43,6 +45,28 @@ def shown_plans(sheet: Sheet, baseline: str) -> tuple[tuple[str | float | int | 
     kept = [i for i, line in enumerate(lines) if line[-1] == FRONT or line[0] == baseline]
     best = [i for i in range(len(lines)) if i not in kept][: max(1, MOST_PLANS_SHOWN - len(kept))]
     return tuple(lines[i] for i in sorted({*kept, *best}))
+
+
+def confirmation_sheet(confirmed: Sequence[Confirmed], evidence: Evidence) -> Sheet:
+    """Return one line per plan of the confirmation: predicted by the study, measured on fresh seeds."""
+    table, rule = evidence.table, evidence.rule
+    lines = tuple(
+        (
+            *(
+                spell_levels(one.levels, table.sites, rule),
+                one.accuracy,
+                _known(one.samples_per_s),
+                one.seeds,
+            ),
+            *map(_finite, (predict(one.levels, evidence).gain, one.gain, one.low, one.high)),
+        )
+        for one in confirmed
+    )
+    heads = (
+        *(f"{' or '.join(rule.treatments)} at", f"{rule.metric} measured", "samples/s measured", "seeds"),
+        *("gain predicted", "gain measured", "low", "high"),
+    )
+    return Sheet("confirmation", "Confirmation on fresh seeds, points, paired by seed", heads, lines)
 
 
 def interaction_sheet(evidence: Evidence) -> Sheet:
@@ -98,6 +122,10 @@ def trial_hours(rows: Sequence[Row]) -> dict[str, float]:
         pauses = (b - a for a, b in pairwise(stamps))
         found[trial] = sum(pause for pause in pauses if pause <= LONGEST_PAUSE_S) / 3600
     return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _known(value: float) -> float | None:

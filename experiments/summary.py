@@ -1,6 +1,5 @@
 """Summary: a study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
 
-import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +7,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.checks import enumerate_few
+from experiments import confirmation
+from experiments.checks import refuse_mixtures
+from experiments.confirmation import Confirmed
 from experiments.decide import Evidence, weigh
+from experiments.integrity import (
+    about_code,
+    about_seals,
+    failures,
+    refuse_edits,
+    refuse_other_recipe,
+)
 from experiments.recipes import RecipeError
 from experiments.recommend import Recommendation, recommend
 from experiments.rule import DecideError, Rule
 from experiments.screen import FOLDER, ROWS, Ranked, rank
 from experiments.sheets import Sheet, effect_sheet, listing, trial_sheet, verdict_sheet
-from experiments.sheets_design import alias_sheet, cost_sheet, interaction_sheet, plan_sheet
+from experiments.sheets_design import (
+    alias_sheet,
+    confirmation_sheet,
+    cost_sheet,
+    interaction_sheet,
+    plan_sheet,
+)
 from experiments.sheets_kernels import kernel_sheet
 from experiments.sheets_screen import judge_screen, screen_sheet
 from experiments.summary_words import answer
@@ -26,8 +40,6 @@ from pipeline.rows import Row, read_rows, read_study, seal_fault
 
 SCENE = "scene.png"
 """The picture of one scene that a trial keeps in its folder."""
-UNSEALED = "line 1 has no seal"
-"""What ``seal_fault`` says of a file from before there were seals."""
 
 
 class ReportError(ValueError):
@@ -63,6 +75,7 @@ class Summary:
         answer: the answer in a sentence, or why there is none.
         notes: what must be said beside the answer.
         config: the recommended plan as an mmengine config; empty if nobody printed it.
+        confirmed: plans that ran again on fresh seeds.
         screened: the ranking of a screening, if the study has one.
         scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
     """
@@ -74,6 +87,7 @@ class Summary:
     answer: str
     notes: tuple[str, ...]
     config: str = ""
+    confirmed: tuple[Confirmed, ...] = ()
     screened: tuple[Ranked, ...] = ()
     scene: bytes = b""
 
@@ -92,7 +106,8 @@ class Summary:
             effect_sheet(evidence),
             plan_sheet(self.rows, evidence, self.advice),
         )
-        design = (interaction_sheet(evidence), alias_sheet(evidence))
+        again = confirmation_sheet(self.confirmed, evidence)
+        design = (again, interaction_sheet(evidence), alias_sheet(evidence))
         return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_sheet(self))
 
 
@@ -107,16 +122,17 @@ def summarize(study_folder: Path) -> Summary:
     rows = tuple(read_study(study_folder))
     if not rows:
         raise ReportError(f"{study_folder} has no rows yet; a report needs one trial{_blame(study_folder)}")
-    notes = (*_failures(study_folder), *_about_code(rows), *_about_seals(study_folder))
+    notes = (*failures(study_folder), *about_code(rows), *about_seals(study_folder))
     try:
         refuse_edits(study_folder)
         if record.rule is None:
             return Summary(record, rows, None, None, "This study has no rule, so it has no verdicts.", notes)
-        _refuse_other_recipe(rows, record)
+        refuse_other_recipe(rows, record.name, record.digest)
         evidence = weigh(rows, record.rule, read_bench(study_folder))
         advice = recommend(rows, evidence)
     except DecideError as error:
         return Summary(record, rows, None, None, f"No verdicts: {error}.", notes)
+    confirmed, about_confirmation = read_confirmation(study_folder, rows, evidence)
     screened, about_screen = read_screen(study_folder, evidence)
     return Summary(
         record,
@@ -124,25 +140,33 @@ def summarize(study_folder: Path) -> Summary:
         evidence,
         advice,
         answer(evidence),
-        (*evidence.notes, *notes, *about_screen),
+        (*evidence.notes, *notes, *about_confirmation, *about_screen),
+        confirmed=confirmed,
         screened=screened,
         scene=_scene(study_folder, rows, advice),
     )
 
 
-def refuse_edits(study_folder: Path) -> None:
-    """Refuse rows that are not those that the trials wrote.
+def read_confirmation(
+    study_folder: Path, study: Sequence[Row], evidence: Evidence
+) -> tuple[tuple[Confirmed, ...], tuple[str, ...]]:
+    """Read the study's confirmation, and what to say about it; nothing if there is none.
 
-    Raises:
-        DecideError: a row was changed, removed or added, or the end of a file is missing.
+    Args:
+        study_folder: the study.
+        study: its own rows; the confirmation must have run like them.
+        evidence: drawn from them.
     """
-    for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
-        fault = seal_fault(path, _end_seal(path.parent))
-        if fault and fault != UNSEALED:
-            raise DecideError(
-                f"the rows of trial {path.parent.name} are not those that it wrote: {fault}; restore "
-                f"{path.name}, or remove the trial's folder and run it again"
-            )
+    folder = study_folder / confirmation.FOLDER
+    rows = read_study(folder)
+    if not rows:
+        return (), ()
+    try:
+        refuse_edits(folder)
+        refuse_mixtures([*study, *rows])
+        return confirmation.confirm(rows, evidence), ()
+    except DecideError as error:
+        return (), (f"The confirmation is left out: {error}.",)
 
 
 def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
@@ -206,41 +230,9 @@ def environment_sheet(summary: Summary) -> Sheet:
     return Sheet("environment", "Environment", ("what", "value"), tuple(facts.items()))
 
 
-def _about_code(rows: Sequence[Row]) -> tuple[str, ...]:
-    dirty = sorted({row.commit for row in rows if row.commit.endswith("+")})
-    return tuple(f"The code had changes that are in no commit ({commit})." for commit in dirty)
-
-
-def _about_seals(study_folder: Path) -> tuple[str, ...]:
-    paths = sorted(study_folder.glob("trials/*/rows.jsonl"))
-    bare = [path.parent.name for path in paths if seal_fault(path) == UNSEALED]
-    if not bare:
-        return ()
-    return (f"Rows without seals, in which an edit does not show: {enumerate_few(bare)}.",)
-
-
-def _end_seal(trial: Path) -> str:
-    """Return the seal of the trial's last row when it ended; empty if it has not, or did before seals."""
-    for name in ("DONE.json", "FAILED.json"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return str(json.loads((trial / name).read_text(encoding="utf-8")).get("seal", ""))
-    return ""
-
-
-def _failures(study_folder: Path) -> tuple[str, ...]:
-    """Say which trials failed, and why."""
-    said = []
-    for path in sorted(study_folder.glob("trials/*/FAILED.json")):
-        reason = "FAILED.json cannot be read"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            reason = str(json.loads(path.read_text(encoding="utf-8"))["error"])
-        said.append(f"Failed: {path.parent.name}: {reason.rstrip('.')}.")
-    return tuple(said)
-
-
 def _blame(study_folder: Path) -> str:
-    failures = _failures(study_folder)
-    return f"; {len(failures)} failed. {failures[0]}" if failures else ""
+    failed = failures(study_folder)
+    return f"; {len(failed)} failed. {failed[0]}" if failed else ""
 
 
 def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation) -> bytes:
@@ -254,18 +246,3 @@ def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation) -> b
         alike[0] if alike else max(sorted(plans), key=lambda name: -plans[name].count("=none/"), default="")
     )
     return pictures[trial].read_bytes() if trial else b""
-
-
-def _refuse_other_recipe(rows: Sequence[Row], record: Record) -> None:
-    strangers = sorted({row.study for row in rows} - {record.name}) if record.name else []
-    if strangers:
-        raise DecideError(
-            f"the rows are those of the study {listing(strangers)}, study.json is that of {record.name}: "
-            f"put the trials back into their own folder"
-        )
-    strange = sorted({row.recipe for row in rows} - {record.digest})
-    if record.digest and strange:
-        raise DecideError(
-            f"the rows were measured under the recipe {listing(strange)}, study.json says {record.digest}: "
-            f"recipe or rule were changed after the study began"
-        )

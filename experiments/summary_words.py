@@ -1,5 +1,9 @@
 """Words of a summary: the answer, and the recommendation, in sentences."""
 
+import math
+from collections.abc import Sequence
+
+from experiments.confirmation import Confirmed
 from experiments.decide import Evidence
 from experiments.recommend import Recommendation, num_treated
 from experiments.sheets import listing, signed, term_label
@@ -33,8 +37,8 @@ def answer(evidence: Evidence) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def advise(advice: Recommendation, evidence: Evidence) -> str:
-    """Say the recommendation in a sentence or two."""
+def advise(advice: Recommendation, evidence: Evidence, confirmed: Sequence[Confirmed] = ()) -> str:
+    """Say the recommendation in a sentence or two, and what its confirmation measured."""
     rule, table, best = evidence.rule, evidence.table, advice.best
     if num_treated(best.levels, table) == 0:
         return f"Recommended: {rule.baseline} everywhere; no plan is predicted to be worth its price."
@@ -53,6 +57,15 @@ def advise(advice: Recommendation, evidence: Evidence) -> str:
         found = advice.measured
         at = f" and {found.samples_per_s:.3g} samples/s" if found.samples_per_s > 0 else ""
         said += f" Measured: {found.accuracy:.2f} {rule.metric}{at}, mean of {found.seeds} trials."
+    said += "".join(_say(one, evidence) for one in confirmed if one.levels == best.levels)
     if advice.open_sites:
         said += f" A best guess, not settled: {listing(advice.open_sites)}."
     return said
+
+
+def _say(one: Confirmed, evidence: Evidence) -> str:
+    speed = f" and {one.samples_per_s:.3g} samples/s" if one.samples_per_s > 0 else ""
+    gain = f", {signed(one.gain)} [{signed(one.low)}, {signed(one.high)}] over {evidence.table.baseline}"
+    gain = gain if math.isfinite(one.gain) else ""
+    measured = f"{one.accuracy:.2f} {evidence.rule.metric}{speed}{gain}"
+    return f" Confirmed on fresh seeds: {measured}, {one.seeds} trials."
