@@ -74,7 +74,7 @@ class _Walk:
         root = math.sqrt(share)
         bound = float(brentq(lambda z: outside(z * root) - crossing, 0.0, 40.0, xtol=1e-10))
         edge = bound * root
-        grid = np.linspace(-edge, edge, GRID)
+        grid: NDArray[np.float64] = np.linspace(-edge, edge, GRID, dtype=np.float64)
         density: NDArray[np.float64] = norm.pdf((grid[:, None] - self._at) / spread) @ self._mass / spread
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2  # the trapezoidal rule
