@@ -256,6 +256,12 @@ def reading(evidence: Evidence) -> str:
         f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
         f"with {evidence.residual_df} degrees of freedom."
     )
+    if evidence.num_scenes:
+        share = max(evidence.scene_share, default=0.0)
+        said += (
+            f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of a "
+            f"gain's squared error."
+        )
     if len(table.looks) > 1:
         said += (
             f" Look {table.look} of at most {len(table.looks)}; "
