@@ -6,6 +6,7 @@ and takes its reports; numbers go to ``rows.jsonl`` in the trial's folder.
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from pipeline.session import Session, TrialError
 from pipeline.settings import TrialSettings
 from pipeline.state import load_state, save_state
 from pipeline.throughput import StepClock, device_name
+from pipeline.writer import sole_writer
 
 PROGRESS_EVERY_S = 1.0
 """Seconds between two words about progress; a terminal is read no faster."""
@@ -53,11 +55,12 @@ def run_trial(settings: TrialSettings, session: Session, rungs: Rungs | None = N
 
     Raises:
         TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
-        TrialError: in training, if the loss is not finite.
+        TrialError: in training, if the loss is not finite; or another process runs this very trial.
     """
     check(settings, session.folder, session.device)
     deterministic(session.device, settings.threads)
-    Trial(settings, session, rungs or Rungs()).run()
+    with sole_writer(session.folder) if session.rank == 0 else nullcontext():
+        Trial(settings, session, rungs or Rungs()).run()
 
 
 class Trial:
