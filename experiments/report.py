@@ -39,7 +39,7 @@ from experiments.sheets import (
 from experiments.sheets_design import shown_plans
 from experiments.sheets_kernels import kernel_table
 from experiments.summary import Summary, summarize
-from experiments.summary_words import advise
+from experiments.summary_words import advise, reading
 from experiments.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
 from pipeline.plan import Plan
 
@@ -245,31 +245,6 @@ def commands(summary: Summary) -> str:
     checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
     name = summary.record.name
     return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise report {name}"])
-
-
-def reading(evidence: Evidence) -> str:
-    """Say how the table of verdicts is to be read."""
-    table, rule = evidence.table, evidence.rule
-    said = (
-        f"Points of {rule.metric} ({rule.condition}); net is gain minus price, with the noise of both. "
-        f"Together the verdicts are right with {100 * rule.confidence:g} % confidence (Holm), and so are the "
-        f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
-        f"with {evidence.residual_df} degrees of freedom."
-    )
-    if evidence.num_scenes:
-        share = max(evidence.scene_share, default=0.0)
-        said += (
-            f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of a "
-            f"gain's squared error."
-        )
-    if len(table.looks) > 1:
-        said += (
-            f" Look {table.look} of at most {len(table.looks)}; "
-            f"{100 * evidence.spent:.0f} % of the error probability is spent."
-        )
-    if table.waiting:
-        said += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
-    return said
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

@@ -1,4 +1,4 @@
-"""Words of a summary: the answer, and the recommendation, in sentences."""
+"""Words of a summary: the answer, the recommendation, and how the verdicts are to be read, in sentences."""
 
 import math
 from collections.abc import Sequence
@@ -69,3 +69,28 @@ def _say(one: Confirmed, evidence: Evidence) -> str:
     gain = gain if math.isfinite(one.gain) else ""
     measured = f"{one.accuracy:.2f} {evidence.rule.metric}{speed}{gain}"
     return f" Confirmed on fresh seeds: {measured}, {one.seeds} trials."
+
+
+def reading(evidence: Evidence) -> str:
+    """Say how the table of verdicts is to be read."""
+    table, rule = evidence.table, evidence.rule
+    said = (
+        f"Points of {rule.metric} ({rule.condition}); net is gain minus price, with the noise of both. "
+        f"Together the verdicts are right with {100 * rule.confidence:g} % confidence (Holm), and so are the "
+        f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
+        f"with {evidence.residual_df} degrees of freedom."
+    )
+    if evidence.num_scenes:
+        share = max(evidence.scene_share, default=0.0)
+        said += (
+            f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of "
+            f"a gain's squared error."
+        )
+    if len(table.looks) > 1:
+        said += (
+            f" Look {table.look} of at most {len(table.looks)}; "
+            f"{100 * evidence.spent:.0f} % of the error probability is spent."
+        )
+    if table.waiting:
+        said += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
+    return said
