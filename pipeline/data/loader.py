@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -237,14 +237,35 @@ def training_batches(
         _TrainingFrames(source, transform, order.seed),
         batch_sampler=(order.batch(step) for step in range(first_step, last_step)),
         num_workers=workers,
-        collate_fn=_as_list,
+        collate_fn=_to_tensors,
         worker_init_fn=_one_thread,
         generator=torch.Generator(),  # without it the loader draws from the global random state
     )
-    return iter(loader)
+    return map(_to_samples, loader)
 
 
-def _as_list(samples: list[Sample]) -> list[Sample]:
+def _to_tensors(samples: list[Sample]) -> list[dict[str, Any]]:
+    """Wrap the arrays of samples: tensors come from a loader process through shared memory, arrays by a pipe.
+
+    Two frames of 640 x 1600 with ten sweeps are 47 MB, a tenth of a second of the training process.
+    """
+    return [
+        {
+            name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            for name, value in vars(sample).items()
+        }
+        for sample in samples
+    ]
+
+
+def _to_samples(batch: list[dict[str, Any]]) -> list[Sample]:
+    """Undo ``_to_tensors``; nothing is copied."""
+    samples = []
+    for made in batch:
+        held: dict[str, Any] = {
+            name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in made.items()
+        }
+        samples.append(Sample(**held))
     return samples
 
 
