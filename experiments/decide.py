@@ -175,6 +175,10 @@ def _left_out(table: Table, gain: Fit) -> list[str]:
             f"Stopped early and counted as censored: {len(table.stopped)} of {len(table.trials)} trials "
             f"({enumerate_few(sorted(table.stopped))})."
         )
+    notes += [
+        f"All trials with {level} at {site} were stopped early: its effect is taken from where they stopped."
+        for site, level in gain.carried
+    ]
     if table.waiting:
         seeds = ", ".join(map(str, table.waiting))
         notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")

@@ -86,6 +86,8 @@ class Fit:
         num_scenes: scenes that were resampled; 0 if they were not.
         interactions: those the design supports.
         collapsed: trials that were left out because they are far below what the others lead to expect.
+        carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
+            what they gained at the rung.
     """
 
     effect: Array
@@ -98,6 +100,7 @@ class Fit:
     num_scenes: int = 0
     interactions: tuple[Interaction, ...] = ()
     collapsed: tuple[str, ...] = ()
+    carried: tuple[tuple[str, str], ...] = ()
 
 
 def fit_gain(response: Response, table: Table) -> Fit:
@@ -163,6 +166,7 @@ def fit_sites(response: Response, table: Table) -> Fit:
         share,
         response.num_scenes if len(response.draws) else 0,
         interactions,
+        carried=tuple(term for index, term in enumerate(table.terms) if index in runs.carried),
     )
 
 

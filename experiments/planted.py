@@ -5,13 +5,15 @@ Nothing is trained. A planted effect, a slow-down and the noise of a run are eno
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
 
+from experiments.simulate import Measured
 from pipeline.plan import Choice, Plan
+from pipeline.resample import draw_name
 from pipeline.rows import Row
 
 UNTREATED = {"aqr.0.cross": Choice("local", "sdpa_math")}
@@ -78,6 +80,43 @@ def plant(truth: Truth, draw: int = 0, base: Row | None = None) -> list[Row]:
                 )
             step_ms = 400 * math.exp(growth + rng.normal(0, truth.time_noise_percent / 100))
             rows.append(replace(trial, metric="step_ms", unit="ms", value=step_ms))
+    return rows
+
+
+def rows_of(measured: Measured, sites: Sequence[str], step: int = 100) -> list[Row]:
+    """Write what simulated trials scored as the rows that real trials would have written.
+
+    Args:
+        measured: arms with the levels ``none`` and ``window``; its unit is taken as points of NDS.
+        sites: the factors of the arms.
+        step: last optimiser step; a rung is at half of it.
+
+    Returns:
+        Rows ``NDS`` under ``clean``, on draws of scenes too; of a trial without a final value ``NDS`` at the
+        rung and ``stopped`` if there are rungs, else a NaN.
+    """
+    rows: list[Row] = []
+    cells = [(arm, seed) for arm in measured.arms for seed in measured.seeds]
+    response = measured.response
+    for index, (arm, seed) in enumerate(cells):
+        treated = [site for site, level in zip(sites, arm, strict=True) if level != "none"]
+        name = f"w{''.join(str(int(level != 'none')) for level in arm)}-s{seed}"
+        plan = str(factorial_plan(dict.fromkeys(sites), treated))
+        score = Row(
+            "planted", name, plan, "NDS", "fraction", math.nan, condition="clean", seed=seed, step=step
+        )
+        if len(response.rungs):
+            early = float(response.rungs[0, index]) / 100
+            rows.append(replace(score, value=early, step=step // 2))
+        if math.isnan(response.values[index]) and len(response.rungs):
+            stop = replace(score, metric="stopped", unit="steps", value=step // 2, condition="")
+            rows.append(replace(stop, step=step // 2))
+            continue
+        rows.append(replace(score, value=float(response.values[index]) / 100))
+        rows += [
+            replace(score, value=float(value) / 100, scene=draw_name(draw), n=response.num_scenes)
+            for draw, value in enumerate(response.draws[:, index])
+        ]
     return rows
 
 
