@@ -15,6 +15,7 @@ _momentum = [
 optim_wrapper = dict(
     type="AmpOptimWrapper",
     dtype="bfloat16",
+    constructor="CmtOptimWrapperConstructor",  # what mmengine's Runner is told; our loop does the same
     optimizer=dict(type="AdamW", weight_decay=0.01),
     clip_grad=dict(max_norm=35.0, norm_type=2),
 )

@@ -6,6 +6,7 @@ padding stand in ``model.data_preprocessor``. A config puts its ``ResizeCropFlip
 # ruff: noqa: C408  configs of mmengine are written with dict()
 
 default_scope = "mmdet3d"
+custom_imports = dict(imports=["pipeline.detector.runner"], allow_failed_imports=False)  # for tools/train.py
 
 _range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 _classes = [
