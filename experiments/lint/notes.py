@@ -38,8 +38,9 @@ def _memory(survey: Survey) -> Iterator[Finding]:
     yield Finding(
         "memory",
         (*heavy[0].key, "impl"),
-        f"{len(heavy)} cross-attentions make tensors of queries x keys, {sizes.queries} x {sizes.keys}, and "
-        f"training keeps them: at least {total:.1f} GiB a sample in bfloat16 with {', '.join(how)}",
+        f"{len(heavy)} cross-attentions make tensors of queries x keys ({sizes.queries} x {sizes.keys} with "
+        f"all denoising slots), and training keeps them: at least {total:.1f} GiB a sample in bfloat16 with "
+        f"{', '.join(how)}",
         "impl='rects' computes the same and makes none of them",
         tuple(site.name for site in heavy),
         note=True,

@@ -89,9 +89,10 @@ def _dead_flag(site: Site, kind: str) -> Finding:
     if site.name.endswith(".self"):
         why = "self-attention receives no bias, because queries lie on no map"
     elif site.name.startswith("aqr"):
+        mask = ", only a mask" if kind == "local" else ""
         why = (
-            "the AQR weight generator attends under a mask, or freely, and gets no bias: that is made "
-            "afterwards, from the weights that come out here"
+            f"no bias reaches the AQR weight generator{mask}; the bias is made afterwards, from the weights "
+            "that come out here"
         )
     else:
         why = f"this layer's bias is {kind!r}"

@@ -2,11 +2,12 @@
 
 import json
 import os
+import sys
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.table import Table
 
 from experiments.lint.check import Report
@@ -45,8 +46,11 @@ def _print_finding(finding: Finding, word: str, style: str, console: Console) ->
         highlight=False,
         soft_wrap=True,
     )
-    for text in (f"{finding.sentence}.", f"→ {finding.advice}" if word != "fixed" else "→ removed"):
-        console.print(Padding(escape(text), (0, 0, 0, 2)), highlight=False)
+    # In a pipe a sentence stays on its line: easier to search.
+    width = console.width if console.is_terminal else sys.maxsize
+    for text in (f"{finding.sentence}.", "→ removed" if word == "fixed" else f"→ {finding.advice}"):
+        lines = textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ")
+        console.print(escape(lines), highlight=False, soft_wrap=True)
 
 
 def _sites(sites: tuple[str, ...]) -> str:
