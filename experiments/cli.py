@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser(bench=words[:1] == ["bench"]).parse_args(words)
     module, _, function = arguments.run.partition(":")
     signal.signal(signal.SIGTERM, _leave)
+    if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
+        signal.signal(signal.SIGINT, _leave)
     try:
         return int(getattr(import_module(f"experiments.commands.{module}"), function)(arguments))
     except (ValueError, RuntimeError) as error:
@@ -70,6 +72,7 @@ def build_parser(bench: bool = False) -> argparse.ArgumentParser:
     _add_data(commands)
     _add_operators(commands, bench)
     _add_config(commands)
+    _add_throughput(commands)
     _add_trial(commands)
     _add_study(commands)
     _add_view(commands)
@@ -202,6 +205,38 @@ def _add_config(commands: Commands) -> None:
     lint.add_argument("--json", action="store_true", help="print JSON")
     text = "where the model will train: cuda in bfloat16, cpu in float32 (%(default)s)"
     lint.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help=text)
+
+
+def _add_throughput(commands: Commands) -> None:
+    text = "time training and inference of a config under several plans, on made-up frames of its size"
+    example = "throughput experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py --plans plain rects mask"
+    race = _add(commands, "throughput", "throughput:throughput", text, example)
+    race.add_argument("config", help="mmengine config")
+    race.add_argument(
+        "--plans",
+        nargs="+",
+        default=["config"],
+        metavar="PLAN",
+        help="config: what it says; of models with AQR plain, dense, rects, mask, dense_mask; "
+        "or 'NAME:pattern=bias/impl;...'",
+    )
+    race.add_argument("--steps", type=int, default=40, help="training steps, 0 for none (%(default)s)")
+    race.add_argument("--calls", type=int, default=50, help="detections timed, 0 for none (%(default)s)")
+    race.add_argument("--batch", type=int, default=1, help="samples per training step (%(default)s)")
+    race.add_argument(
+        "--boxes", type=int, default=45, help="boxes per frame; 83 make 1730 queries (%(default)s)"
+    )
+    race.add_argument("--memory-gib", type=float, help="use no more of the GPU than this")
+    race.add_argument("--parts", action="store_true", help="forward time of each part of the model too")
+    race.add_argument("--profile", action="store_true", help="the kernels of one step and one detection too")
+    race.add_argument("--waits", action="store_true", help="where the host waits for the GPU too")
+    race.add_argument("--no-fold", action="store_true", help="detect without folding batch norms")
+    race.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config keys"
+    )
+    race.add_argument("--device", choices=("cpu", "cuda"), help="(cuda if there is one)")
+    race.add_argument("--seed", type=int, default=0, help="of weights and frames (%(default)s)")
+    race.add_argument("--out", help="folder for the rows (runs/throughput/<config>_<time>)")
 
 
 def _add_trial(commands: Commands) -> None:
