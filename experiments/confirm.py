@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.checks import final_values
+from experiments.confirmation import FOLDER
 from experiments.decide import weigh
 from experiments.designs import Arm
 from experiments.folder import StudyFolder, read_json, write_json
@@ -22,9 +23,6 @@ from experiments.study import Outcome, Running, run_trials
 from experiments.summary import read_bench
 from experiments.waves import ended_rows
 from pipeline.rows import Row
-
-FOLDER = "confirmation"
-"""Folder of the study that holds it."""
 
 NONE, ALL, RECOMMENDED = "none", "all layers", "recommended"
 

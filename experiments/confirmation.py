@@ -1,7 +1,7 @@
 """Confirmation: what the recommended plan, all layers and none measured on seeds that chose nothing.
 
-The trials lie beside the study's own, in ``confirm/trials``, because no verdict may be drawn from them: the
-plan was chosen on the others. Gains are paired by seed.
+The trials lie beside the study's own, in ``confirmation/trials``, because no verdict may be drawn from
+them: the plan was chosen on the others. Gains are paired by seed.
 """
 
 import math
@@ -18,7 +18,7 @@ from experiments.recommend import THROUGHPUT
 from experiments.rule import DecideError
 from pipeline.rows import Row
 
-FOLDER = "confirm"
+FOLDER = "confirmation"
 """Folder of a study that holds its confirmation: ``trials/<trial>/rows.jsonl``, as the study itself does."""
 
 

@@ -1,11 +1,10 @@
 """Sheets of a design: plans compared, interactions, what cannot be told apart, what it all cost."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 from experiments.confirmation import Confirmed
+from experiments.cost import Used
 from experiments.decide import Evidence
 from experiments.recommend import Recommendation, measured_arms, pareto_front, predict
 from experiments.sheets import Sheet, short_names, spell_levels
@@ -14,6 +13,8 @@ from pipeline.rows import Row
 MOST_PLANS_SHOWN = 12
 """Lines that a page shows of the plans; the CSV file has them all."""
 FRONT = "front"
+STUDY = "this study"
+"""Name of the study's own trials in the table of costs."""
 
 
 def plan_sheet(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) -> Sheet:
@@ -86,42 +87,31 @@ def alias_sheet(evidence: Evidence) -> Sheet:
     return Sheet("aliases", "What these arms cannot tell apart", ("effects seen as one",), lines)
 
 
-def cost_sheet(rows: Sequence[Row], evidence: Evidence | None) -> Sheet:
+def cost_sheet(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | None) -> Sheet:
     """Return what the study cost and, if there are verdicts, what the full grid of its plans would have cost.
 
-    A trial's hours reach from its first row to its last, of every session of its own: starting up is not in
-    them, nor is the time between a crash and the resumed trial, where it logged nothing for half an hour.
+    Args:
+        parts: ``STUDY`` and whatever else ran -> trial -> what it used.
+        evidence: says which trials ran to their end, and what the grid is.
     """
-    hours = trial_hours(rows)
-    device = " and ".join(sorted({row.device for row in rows}))
-    total = sum(hours.values())
-    lines: list[tuple[str | float | int | None, ...]] = [("this study", len(hours), total, device)]
+    lines = [_cost_line(name, list(trials.values())) for name, trials in parts.items() if trials]
     if evidence is not None:
         table = evidence.table
-        grid = len(table.seeds)
+        whole = [used for name, used in parts[STUDY].items() if name not in table.stopped]
+        size = len(table.seeds)
         for site in table.sites:
-            grid *= 1 + sum(s == site for s, _ in table.terms)
-        lines.append(
-            ("the full grid of plans, as many seeds", grid, grid * total / max(len(hours), 1), device)
-        )
-    return Sheet("cost", "What it cost", ("what", "trials", "hours", "on"), tuple(lines))
+            size *= 1 + sum(s == site for s, _ in table.terms)
+        mean = Used(_mean([u.hours for u in whole]), _mean([u.gpu_hours for u in whole]))
+        lines.append(_cost_line(f"the full grid of plans, {len(table.seeds)} seeds", [mean] * size))
+    return Sheet("cost", "What it cost", ("what", "trials", "hours", "GPU hours"), tuple(lines))
 
 
-LONGEST_PAUSE_S = 1800.0
-"""A trial that is silent for longer did not run: the longest silence of a running one is its evaluation."""
+def _cost_line(name: str, trials: Sequence[Used]) -> tuple[str | float | int | None, ...]:
+    return name, len(trials), sum(u.hours for u in trials), sum(u.gpu_hours for u in trials)
 
 
-def trial_hours(rows: Sequence[Row]) -> dict[str, float]:
-    """Return trial -> hours during which it wrote rows."""
-    times: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        times[row.trial].append(row.time)
-    found = {}
-    for trial, stamps in times.items():
-        stamps.sort()
-        pauses = (b - a for a, b in pairwise(stamps))
-        found[trial] = sum(pause for pause in pauses if pause <= LONGEST_PAUSE_S) / 3600
-    return found
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
 
 
 def _finite(value: float) -> float | None:

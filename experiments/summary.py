@@ -1,8 +1,8 @@
 """Summary: a study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from experiments import confirmation
 from experiments.checks import refuse_mixtures
 from experiments.confirmation import Confirmed
+from experiments.cost import Used, used_by_trials
 from experiments.decide import Evidence, weigh
 from experiments.integrity import (
     about_code,
@@ -24,6 +25,7 @@ from experiments.rule import DecideError, Rule
 from experiments.screen import FOLDER, ROWS, Ranked, rank
 from experiments.sheets import Sheet, effect_sheet, listing, trial_sheet, verdict_sheet
 from experiments.sheets_design import (
+    STUDY,
     alias_sheet,
     confirmation_sheet,
     cost_sheet,
@@ -38,6 +40,7 @@ from operators.bench_rows import read_rows as read_bench_rows
 from pipeline.plan import PlanError
 from pipeline.rows import Row, read_rows, read_study, seal_fault
 
+NO_RULE = "This study has no rule, so it has no verdicts."
 SCENE = "scene.png"
 """The picture of one scene that a trial keeps in its folder."""
 
@@ -74,6 +77,7 @@ class Summary:
         advice: the plan to use; None without evidence.
         answer: the answer in a sentence, or why there is none.
         notes: what must be said beside the answer.
+        costs: what ran -> trial -> what it used.
         config: the recommended plan as an mmengine config; empty if nobody printed it.
         confirmed: plans that ran again on fresh seeds.
         screened: the ranking of a screening, if the study has one.
@@ -86,6 +90,7 @@ class Summary:
     advice: Recommendation | None
     answer: str
     notes: tuple[str, ...]
+    costs: Mapping[str, Mapping[str, Used]] = field(default_factory=lambda: {STUDY: {}})
     config: str = ""
     confirmed: tuple[Confirmed, ...] = ()
     screened: tuple[Ranked, ...] = ()
@@ -96,7 +101,7 @@ class Summary:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or Rule()
         screen = (screen_sheet(self.screened, self.evidence),) if self.screened else ()
-        cost = cost_sheet(self.rows, self.evidence)
+        cost = cost_sheet(self.costs, self.evidence)
         plain = (*screen, cost, trial_sheet(self.rows, rule), kernel_sheet(self.rows))
         if self.evidence is None or self.advice is None:
             return (*plain, environment_sheet(self))
@@ -122,16 +127,21 @@ def summarize(study_folder: Path) -> Summary:
     rows = tuple(read_study(study_folder))
     if not rows:
         raise ReportError(f"{study_folder} has no rows yet; a report needs one trial{_blame(study_folder)}")
+    costs = {
+        STUDY: used_by_trials(study_folder, rows),
+        "confirmation on fresh seeds": used_by_trials(study_folder / confirmation.FOLDER, ()),
+        "training of the screening": used_by_trials(study_folder / FOLDER, ()),
+    }
     notes = (*failures(study_folder), *about_code(rows), *about_seals(study_folder))
     try:
         refuse_edits(study_folder)
         if record.rule is None:
-            return Summary(record, rows, None, None, "This study has no rule, so it has no verdicts.", notes)
+            return Summary(record, rows, None, None, NO_RULE, notes, costs)
         refuse_other_recipe(rows, record.name, record.digest)
         evidence = weigh(rows, record.rule, read_bench(study_folder))
         advice = recommend(rows, evidence)
     except DecideError as error:
-        return Summary(record, rows, None, None, f"No verdicts: {error}.", notes)
+        return Summary(record, rows, None, None, f"No verdicts: {error}.", notes, costs)
     confirmed, about_confirmation = read_confirmation(study_folder, rows, evidence)
     screened, about_screen = read_screen(study_folder, evidence)
     return Summary(
@@ -141,6 +151,7 @@ def summarize(study_folder: Path) -> Summary:
         advice,
         answer(evidence),
         (*evidence.notes, *notes, *about_confirmation, *about_screen),
+        costs,
         confirmed=confirmed,
         screened=screened,
         scene=_scene(study_folder, rows, advice),
@@ -163,7 +174,7 @@ def read_confirmation(
         return (), ()
     try:
         refuse_edits(folder)
-        refuse_mixtures([*study, *rows])
+        refuse_mixtures([replace(row, recipe="") for row in (*study, *rows)])  # its recipe is its own
         return confirmation.confirm(rows, evidence), ()
     except DecideError as error:
         return (), (f"The confirmation is left out: {error}.",)

@@ -184,7 +184,8 @@ class _Session:
             "biaswise.recipe": first.recipe,
             "biaswise.folder": str(self._folder),
         }
-        return self._create(study, tags, first)
+        inside = self._folder.name  # a confirmation is a study of the same name in a folder of the study
+        return self._create(study if inside == study else f"{study}: {inside}", tags, first)
 
     def _make_child(self, trial: StoredTrial) -> str:
         first = trial.rows[0]

@@ -52,6 +52,11 @@ def test_plans_are_compared_on_the_seeds_that_both_have(golden):
     assert "## Confirmation on fresh seeds" in text
 
 
+def test_it_may_have_a_recipe_of_its_own(golden):
+    confirm(golden, recipe="0123456789ab")
+    assert len(summarize(golden).confirmed) == 2
+
+
 def test_the_verdicts_do_not_move(golden):
     before = summarize(golden).evidence
     confirm(golden)
