@@ -123,3 +123,5 @@ def deterministic(device: torch.device, threads: int) -> None:
         torch.use_deterministic_algorithms(True)
         # filling every new tensor with NaN is for finding bugs, and costs a pass over it
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    else:
+        torch.backends.cudnn.benchmark = True  # images and maps keep their sizes: the fastest kernels pay

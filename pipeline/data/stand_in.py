@@ -33,7 +33,7 @@ def stand_in_frame(seed: int, image_size: tuple[int, int], boxes: int = 45, swee
         seed: decides everything in it.
         image_size: height and width in pixels.
         boxes: number of boxes.
-        sweeps: LiDAR turns; one has about 26 000 points, ten about 260 000.
+        sweeps: LiDAR turns of about 34 000 points, as nuScenes has them.
     """
     rng = np.random.default_rng(seed)
     views = len(YAWS_DEG)

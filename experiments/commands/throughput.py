@@ -1,0 +1,156 @@
+"""``biaswise throughput``: how fast a config trains and detects under several plans, at its real size."""
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.plan import Plan, PlanError
+from pipeline.rows import Row
+
+COLUMNS = {
+    "step_ms": "train step, ms",
+    "train_samples_per_s": "samples/s",
+    "train_peak_gib": "peak GiB",
+    "latency_p50_ms": "detect, ms",
+    "frames_per_s": "FPS",
+    "detect_peak_gib": "peak GiB",
+    "loss_first": "loss: first",
+    "loss_last": "last steps",
+}
+"""Metric -> heading; ``±`` is half the distance between the 20th and the 80th percentile."""
+
+WIDTH = 180
+"""Characters of a line where the output is no terminal."""
+
+
+def throughput(arguments: Namespace) -> int:
+    """Run the race, print its table, and what else was asked for."""
+    import torch
+
+    from pipeline.race import Course, named_plans, run_race
+
+    cuda = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
+    course = Course(
+        config=arguments.config,
+        device="cuda" if cuda else "cpu",
+        steps=arguments.steps,
+        calls=arguments.calls,
+        batch=arguments.batch,
+        boxes=arguments.boxes,
+        fold=not arguments.no_fold,
+        parts=arguments.parts,
+        overrides=tuple(override(text) for text in arguments.cfg_options),
+        seed=arguments.seed,
+    )
+    if cuda and arguments.memory_gib:
+        total = torch.cuda.get_device_properties(0).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_gib / total))
+    plans = chosen(arguments.plans, named_plans(cuda))
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    folder = Path(arguments.out or f"runs/throughput/{Path(course.config).stem}_{int(time.time())}")
+    rows = run_race(course, plans, folder)
+    console.print(table(rows))
+    if arguments.parts:
+        console.print(parts_table(rows))
+    console.print(f"rows in {folder / 'rows.jsonl'}", highlight=False, soft_wrap=True)
+    if arguments.profile or arguments.waits:
+        _look_closer(course, plans, arguments, console)
+    return 0
+
+
+def override(text: str) -> tuple[str, str]:
+    """Read ``key=value`` as mmengine's ``--cfg-options`` does; what is no JSON is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise PlanError(f"--cfg-options {text}: expected KEY=VALUE")
+    try:
+        json.loads(value)
+    except json.JSONDecodeError:
+        value = json.dumps({"True": True, "False": False, "None": None}.get(value, value))
+    return key, value
+
+
+def chosen(words: Sequence[str], named: Mapping[str, Plan]) -> dict[str, Plan | None]:
+    """Read ``--plans``: names, ``config`` for what the config says, or ``NAME:pattern=bias/impl;...``."""
+    found: dict[str, Plan | None] = {}
+    for word in words:
+        name, colon, text = word.partition(":")
+        if colon:
+            found[name] = Plan.parse(text)
+        elif name == "config":
+            found[name] = None
+        elif name in named:
+            found[name] = named[name]
+        else:
+            raise PlanError(
+                f"--plans {word}: expected one of config, {', '.join(named)}, or NAME:pattern=bias/impl;..."
+            )
+    return found
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Return one line per plan; the ratio is to the first."""
+    trials = list(dict.fromkeys(row.trial for row in rows))
+    title = trials[0].partition("@")[2] if trials else None
+    made = Table("plan", *COLUMNS.values(), "step ratio", box=None, title=title)
+    values = {(row.trial, row.metric): row for row in rows if not row.site}
+    first = values.get((trials[0], "step_ms")) if trials else None
+    for trial in trials:
+        cells = [_cell(values, trial, metric) for metric in COLUMNS]
+        step = values.get((trial, "step_ms"))
+        ratio = f"{step.value / first.value:.3f}" if step and first else ""
+        made.add_row(trial.partition("@")[0], *cells, ratio)
+    return made
+
+
+def _cell(values: Mapping[tuple[str, str], Row], trial: str, metric: str) -> str:
+    row = values.get((trial, metric))
+    if row is None:
+        kind = "detect" if metric in ("latency_p50_ms", "frames_per_s") else "train"
+        return "out of memory" if (trial, f"{kind}_out_of_memory") in values else ""
+    spread = f" ± {row.spread:.2g}" if row.n > 1 and row.spread == row.spread else ""
+    return f"{row.value:.4g}{spread}"
+
+
+def parts_table(rows: Sequence[Row]) -> Table:
+    """Return the forward time of each part of the model, a column per plan and mode."""
+    found = [row for row in rows if row.metric.endswith("_part_ms")]
+    columns = list(dict.fromkeys((row.trial, row.metric) for row in found))
+    made = Table(
+        "part, forward ms",
+        *(f"{t.partition('@')[0]} {m.removesuffix('_part_ms')}" for t, m in columns),
+        box=None,
+    )
+    times = {(row.trial, row.metric, row.site): row.value for row in found}
+    for part in dict.fromkeys(row.site for row in found):
+        cells = (times.get((*column, part)) for column in columns)
+        made.add_row(part, *("" if ms is None else f"{ms:.2f}" for ms in cells))
+    return made
+
+
+def _look_closer(
+    course: Any, plans: Mapping[str, Plan | None], arguments: Namespace, console: Console
+) -> None:
+    """Print the kernels of one step, and the waits, of every plan."""
+    from pipeline.profiling import kernel_table, waits
+    from pipeline.race import steps_of
+
+    for name, plan in plans.items():
+        for kind, step, cuda in steps_of(course, plan):
+            step()
+            step()  # lazy initialisation and autotuning
+            if arguments.profile:
+                console.print(f"{name}, {kind}")
+                print(kernel_table(step, cuda))
+            if arguments.waits and cuda:
+                console.print(f"{name}, {kind}: the host waits at")
+                for place, times in waits(step):
+                    console.print(f"  {times:3d} x {place}", highlight=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""A trained model made ready to detect fast: batch norms folded into convolutions, weights cast once."""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import fuse_conv_bn
+from torch import nn
+
+from pipeline.detector.attention import PackedProjections
+
+CONVOLUTIONS = ("img_backbone", "img_neck", "pts_branch", "pts_backbone", "pts_neck")
+"""Parts of ``CmtDetector`` that autocast runs in half precision from end to end."""
+
+LINEARS = ("pts_bbox_head.transformer", "pts_bbox_head.aqr")
+"""Parts whose linear layers do; their norms and the task heads stay in single precision."""
+
+
+def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """Prepare a model for inference, in place; it can no longer be trained or saved as a checkpoint.
+
+    Folding changes the last bits of the results. Casting changes nothing: autocast would cast the same
+    weights to the same values in every call.
+
+    Args:
+        model: a ``CmtDetector``.
+        dtype: of the autocast that it will run under; None if it will not.
+
+    Returns:
+        The model, in evaluation mode and without gradients.
+    """
+    model.eval().requires_grad_(False)
+    fuse_conv_bn(model)
+    for name in (*CONVOLUTIONS, *LINEARS):
+        part = _part(model, name)
+        if part is None:
+            continue
+        for module in part.modules():
+            if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear | PackedProjections):
+                module.to(dtype)
+    return convolutions_channels_last(model)
+
+
+def convolutions_channels_last(model: Any) -> Any:
+    """Lay the weights of all 2-D convolutions out as cuDNN wants them in half precision; values stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _part(model: nn.Module, name: str) -> nn.Module | None:
+    """Return a submodule by its path, None where the model has none."""
+    found: nn.Module | None = model
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    return found
