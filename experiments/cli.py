@@ -231,9 +231,7 @@ def _add_throughput(commands: Commands) -> None:
     race.add_argument("--profile", action="store_true", help="the kernels of one step and one detection too")
     race.add_argument("--waits", action="store_true", help="where the host waits for the GPU too")
     race.add_argument("--no-fold", action="store_true", help="detect without folding batch norms")
-    race.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="override config keys"
-    )
+    _cfg_options(race)
     race.add_argument("--device", choices=("cpu", "cuda"), help="(cuda if there is one)")
     race.add_argument("--seed", type=int, default=0, help="of weights and frames (%(default)s)")
     race.add_argument("--out", help="folder for the rows (runs/throughput/<config>_<time>)")
@@ -256,6 +254,7 @@ def _add_trial(commands: Commands) -> None:
         metavar="KEY=JSON",
         help="override a config key; may be repeated",
     )
+    _cfg_options(train)
     train.add_argument("--out", default=runs(), help="folder for <study>/trials/<trial> (%(default)s)")
     train.add_argument("--local", action="store_true", help="in this process, without Ray")
     text = "score a checkpoint under each sensor condition"
@@ -263,6 +262,7 @@ def _add_trial(commands: Commands) -> None:
     evaluate = _add(commands, "evaluate", "trial:evaluate", text, example)
     evaluate.add_argument("checkpoint", help="weights (*.safetensors)")
     evaluate.add_argument("--config", help="mmengine config (that of the demo)")
+    _cfg_options(evaluate)
     evaluate.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
     evaluate.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
     evaluate.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
@@ -270,6 +270,11 @@ def _add_trial(commands: Commands) -> None:
     evaluate.add_argument("--conditions", default="", help="names, comma-separated (all)")
     evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     evaluate.add_argument("--out", default=runs(), help="folder for evaluate/trials/<name> (%(default)s)")
+
+
+def _cfg_options(parser: argparse.ArgumentParser) -> None:
+    text = "override config keys, as in mmengine's tools"
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help=text)
 
 
 def _add_study(commands: Commands) -> None:

@@ -205,7 +205,7 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
         locate(settings.config), settings.overrides, settings.plan, session.device.type, dtype
     ).to(session.device)
     if settings.init:
-        load_weights(model, locate(settings.init))
+        load_weights(model, locate(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
     for plan in (*settings.mix, settings.plan):
         model.apply_plan(plan, dtype=dtype)
     optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)

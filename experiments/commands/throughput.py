@@ -1,6 +1,5 @@
 """``biaswise throughput``: how fast a config trains and detects under several plans, at its real size."""
 
-import json
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.overrides import read_overrides
 from pipeline.plan import Plan, PlanError
 from pipeline.rows import Row
 
@@ -45,7 +45,7 @@ def throughput(arguments: Namespace) -> int:
         boxes=arguments.boxes,
         fold=not arguments.no_fold,
         parts=arguments.parts,
-        overrides=tuple(override(text) for text in arguments.cfg_options),
+        overrides=read_overrides(arguments.cfg_options),
         seed=arguments.seed,
     )
     if cuda and arguments.memory_gib:
@@ -64,18 +64,6 @@ def throughput(arguments: Namespace) -> int:
     if arguments.profile or arguments.waits:
         _look_closer(course, plans, arguments, console)
     return 0
-
-
-def override(text: str) -> tuple[str, str]:
-    """Read ``key=value`` as mmengine's ``--cfg-options`` does; what is no JSON is a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise PlanError(f"--cfg-options {text}: expected KEY=VALUE")
-    try:
-        json.loads(value)
-    except json.JSONDecodeError:
-        value = json.dumps({"True": True, "False": False, "None": None}.get(value, value))
-    return key, value
 
 
 def chosen(words: Sequence[str], named: Mapping[str, Plan]) -> dict[str, Plan | None]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.folder import StudyError, StudyFolder
+from experiments.overrides import read_overrides
 from experiments.preflight import make_worlds
 from experiments.progress import StudyProgress
 from experiments.recipes import MINI_CONFIG, Recipe, cross_plan, recipe
@@ -55,6 +56,7 @@ def evaluate(arguments: Namespace) -> int:
         init=str(Path(arguments.checkpoint).resolve()),
         conditions=conditions,
         device=arguments.device,
+        overrides=read_overrides(arguments.cfg_options),
     )
     name = f"{Path(arguments.checkpoint).stem}_{settings.digest}"
     folder = StudyFolder(Path(arguments.out).resolve() / "evaluate").trial(name)
@@ -86,7 +88,7 @@ def _changed(settings: TrialSettings, arguments: Namespace) -> TrialSettings:
     if arguments.steps is not None:
         settings = replace(settings, train=replace(settings.train, steps=arguments.steps))
     given = {"seed": arguments.seed, "device": arguments.device, "workers": arguments.workers}
-    overrides = tuple(read_override(text) for text in arguments.set)
+    overrides = tuple(read_override(text) for text in arguments.set) + read_overrides(arguments.cfg_options)
     changes = {key: value for key, value in given.items() if value is not None}
     return replace(settings, overrides=settings.overrides + overrides, **changes)
 
