@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
 
 from pipeline.detector.head import CmtAqrHead
 
@@ -139,6 +140,10 @@ def test_decoded_boxes(head, published, square):
         assert torch.equal(found.labels, data[f"decoded{b}_labels"])
         torch.testing.assert_close(found.scores, data[f"decoded{b}_scores"])
         torch.testing.assert_close(found.boxes, data[f"decoded{b}_boxes_gravity"])
+        boxes = LiDARInstance3DBoxes(
+            found.boxes, box_dim=9, origin=(0.5, 0.5, 0.5)
+        )  # as ``predict`` makes them
+        torch.testing.assert_close(boxes.tensor, data[f"decoded{b}_boxes_bottom"])
 
 
 @pytest.fixture(scope="module")
