@@ -5,7 +5,7 @@ from look to look as ``sequential`` does. Planted effects are net of price, in n
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +19,8 @@ from experiments.simulate import (
     Surface,
     fit_look,
     follow,
-    judge_look,
     measure,
     names,
-    ranked,
 )
 from experiments.verdicts import COSTS, PAYS, UNDECIDED, Verdict
 
@@ -30,8 +28,6 @@ SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
 """The layers of the published detectors."""
 TWICE = 2.0
 """The effect that has to be found: twice the noise of one run."""
-SCREENING_ERROR = 0.7
-"""Assumed error of a screening's estimate of a site: switching a bias off is not training without it."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ _SIX = [Factor(site) for site in SITES]
 GRID = Study("full grid", SITES, full(_SIX).arms, (3,))
 LEAN = Study("sequential fraction", SITES, fraction(_SIX, 2).arms, (1, 2))
 LONG = replace(LEAN, name="sequential fraction, 6 looks", looks=(1, 2, 3, 4, 5, 6))
+AGAIN = replace(GRID, name="another full grid")
 SCREENED = Study("screening + confirmation", SITES, LEAN.arms, (1,))
 SMALL = Study("three layers, two seeds", SITES[:3], full(_SIX[:3]).arms, (2,))
 
@@ -209,97 +206,3 @@ def _count_single(tally: Tally, measured: Measured, surface: Surface, rule: Rule
     truth = np.array([surface.gain[site] for site, _ in table.terms])
     tally.intervals += len(truth)
     tally.covered += int((np.abs(fit.effect - truth) <= wide).sum())
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How a study compares with the full grid on the same trainings.
-
-    Attributes:
-        study: what was run.
-        effect: the planted effect, noises of one run: as a text for tables.
-        confidence: the rule's.
-        tally: ``agrees``, ``false PAYS``, ``missed PAYS`` (of the study), ``grid false PAYS``.
-    """
-
-    study: Study
-    effect: str
-    confidence: float
-    tally: Tally
-
-
-def economy(
-    effects: tuple[float, float], confidence: float, studies: int, tick: Callable[[], None] = lambda: None
-) -> tuple[Agreement, ...]:
-    """Compare the sequential fraction, and screening with confirmation, with the full grid.
-
-    Every layer has no effect with probability one half, else one whose size is drawn evenly from
-    ``effects``; three of four are gains.
-
-    Args:
-        effects: smallest and largest effect.
-        confidence: of the rule of all three.
-        studies: how many.
-        tick: called after each.
-    """
-    tallies = {study: Tally() for study in (LEAN, SCREENED)}
-    for draw in range(studies):
-        rng = np.random.default_rng([draw, *(int(100 * e) for e in effects)])
-        surface = _random_surface(effects, rng)
-        measured = measure(surface, GRID.arms, (0, 1, 2), rng)
-        grid = judge_look(measured, GRID.arms, 1, GRID.rule(confidence))
-        order = ranked(surface, SCREENING_ERROR, rng)
-        for study, tally in tallies.items():
-            rule = study.rule(confidence, order if study is SCREENED else ())
-            verdicts, trials = follow(measured, study.arms, rule)
-            _compare(tally, verdicts, grid, surface)
-            tally.trials += trials
-        tick()
-    spelled = f"{effects[0]:g}" if effects[0] == effects[1] else f"{effects[0]:g} to {effects[1]:g}"
-    return tuple(Agreement(study, spelled, confidence, tally) for study, tally in tallies.items())
-
-
-def by_size(
-    sizes: Sequence[float], most_seeds: int, studies: int, tick: Callable[[], None] = lambda: None
-) -> Iterator[tuple[float, int, Tally]]:
-    """Yield, per effect size and number of seeds of the fraction, agreement with the full grid and UNDECIDED.
-
-    Each number of seeds is a study of its own with one look. Half of the layers have the effect.
-    """
-    for size in sizes:
-        tallies = {seeds: Tally() for seeds in range(1, most_seeds + 1)}
-        for draw in range(studies):
-            rng = np.random.default_rng([draw, int(1000 * size)])
-            surface = _random_surface((size, size), rng)
-            measured = measure(surface, GRID.arms, tuple(range(max(3, most_seeds))), rng)
-            grid = judge_look(measured, GRID.arms, 1, GRID.rule())
-            for seeds, tally in tallies.items():
-                study = replace(LEAN, looks=(seeds,))
-                verdicts = judge_look(measured, LEAN.arms, 1, study.rule())
-                _compare(tally, verdicts, grid, surface)
-                tally.trials += study.most_trials
-            tick()
-        yield from ((size, seeds, tally) for seeds, tally in tallies.items())
-
-
-def _random_surface(effects: tuple[float, float], rng: np.random.Generator) -> Surface:
-    gains = rng.uniform(*effects, len(SITES)) * np.where(rng.random(len(SITES)) < 0.75, 1, -1)
-    present = rng.random(len(SITES)) < 0.5
-    return Surface({site: float(g * on) for site, g, on in zip(SITES, gains, present, strict=True)})
-
-
-def _compare(tally: Tally, verdicts: Sequence[Verdict], grid: Sequence[Verdict], surface: Surface) -> None:
-    good = {site for site, gain in surface.gain.items() if gain > 0}
-    pays, theirs = names(verdicts, PAYS), names(grid, PAYS)
-    events = {
-        "agrees": pays == theirs,
-        "false PAYS": bool(pays - good),
-        "missed PAYS": bool(good - pays),
-        "grid false PAYS": bool(theirs - good),
-        "grid missed PAYS": bool(good - theirs),
-        "right": pays == good,
-    }
-    tally.studies += 1
-    tally.counts.update(event for event, happened in events.items() if happened)
-    tally.verdicts += len(verdicts)
-    tally.undecided += sum(v.verdict == UNDECIDED for v in verdicts)

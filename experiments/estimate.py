@@ -284,12 +284,11 @@ def _scene_variance(
     residuals = draws - effects @ rows.T
     df = len(rows) - rows.shape[1]
     leverage = (inverse**2).sum(axis=1)[:num_terms]
+    of_scenes = 1 / (1 / (response.num_scenes - 1) + 1 / (len(draws) - 1))  # few draws blur it, too
     grown = response.num_scenes / (response.num_scenes - 1)
     over_scenes = grown * effects[:, :num_terms].var(axis=0, ddof=1)
     in_both = grown * residuals.var(axis=0, ddof=1).sum() / df * leverage
     added = np.maximum(over_scenes - in_both, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        joint = (own + added) ** 2 / (
-            own**2 / runs.df + over_scenes**2 / (response.num_scenes - 1) + in_both**2 / df
-        )
+        joint = (own + added) ** 2 / (own**2 / runs.df + over_scenes**2 / of_scenes + in_both**2 / df)
     return added, np.where(added > 0, joint, plain)

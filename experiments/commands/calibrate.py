@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments.calibrate import by_size, calibrate_scenario, economy, scenarios
+from experiments.calibrate import calibrate_scenario, scenarios
 from experiments.calibration_report import Findings, criteria, write_findings
+from experiments.economy import by_size, economy
 from experiments.folder import StudyError
 
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))

@@ -179,7 +179,7 @@ def test_stopping_the_worst_does_not_flatter_their_arms():
 
 def test_a_treatment_of_which_all_trials_were_stopped_has_the_effect_of_its_rung():
     table = table_of(full(factors(2)), range(4))
-    early = table.treated @ [-9.0, 1.0] + noise(table)
+    early = table.treated @ [-9.0, 1.0] + noise(table, 5)
     last = np.where(table.treated[:, 0] == 1, math.nan, 2 * early + 0.01 * noise(table, 1))
     fit = fit_sites(Response(last, rungs=early[None]), table)
     assert fit.carried == (("s0", "window"),)

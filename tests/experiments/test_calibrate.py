@@ -1,0 +1,75 @@
+"""A small calibration: rates against binomial bounds that a right procedure misses once in a thousand."""
+
+from dataclasses import replace
+
+import pytest
+from scipy.stats import binom
+
+from experiments.calibrate import LEAN, Scenario, calibrate_scenario, scenarios, with_interval
+from experiments.calibration_report import Findings, criteria, write_findings
+from experiments.economy import by_size, economy
+
+STUDIES = 120
+PLANTED = {scenario.name: scenario for scenario in scenarios()}
+RARE = 0.001
+
+
+def most(rate, total=STUDIES):
+    return binom.ppf(1 - RARE, total, rate)
+
+
+def least(rate, total=STUDIES):
+    return binom.ppf(RARE, total, rate)
+
+
+@pytest.mark.parametrize("name", ["no effect", "heavy tails, no effect", "early stopping, no effect"])
+def test_without_effects_false_verdicts_are_rare(name):
+    tally = calibrate_scenario(PLANTED[name], STUDIES)
+    assert tally.counts["false PAYS"] <= most(0.05)
+    assert tally.counts["false COSTS"] <= most(0.05)
+    assert tally.refused == 0
+
+
+def test_looking_often_does_not_make_false_verdicts():
+    """Four looks, each at the whole level, would err in about 12 per cent of the studies."""
+    often = replace(LEAN, looks=(1, 2, 3, 4))
+    tally = calibrate_scenario(Scenario("peeking", PLANTED["no effect"].surface, often), STUDIES)
+    assert tally.counts["false PAYS"] + tally.counts["false COSTS"] <= most(0.05)
+
+
+@pytest.mark.parametrize("name", ["one layer", "a collapsed run, one layer", "a diverged run, one layer"])
+def test_a_layer_of_twice_the_noise_is_found_and_intervals_hold(name):
+    tally = calibrate_scenario(PLANTED[name], STUDIES)
+    assert tally.counts["found"] >= least(0.90)
+    # six intervals of a study share their noise: bounds as if only two of them were independent
+    assert least(0.93, 2 * STUDIES) <= tally.covered / 3 <= most(0.97, 2 * STUDIES)
+
+
+def test_equivalence_is_rarely_accepted_at_the_margin():
+    at_margin = replace(PLANTED["every gain at the margin"], study=replace(LEAN, looks=(4,)))
+    tally = calibrate_scenario(at_margin, STUDIES)
+    assert 0 < tally.counts["false equivalence"] <= most(0.05)
+
+
+def test_the_lean_study_names_what_the_grid_names_and_tables_say_so(tmp_path):
+    agreements = economy((2.0, 4.0), 0.95, 40)
+    lean = agreements[0]
+    assert (lean.study, lean.tally.trials) == (LEAN, 40 * 192 // 6)
+    assert lean.tally.counts["agrees"] >= least(0.95, 40)
+    screened = agreements[1]
+    assert screened.tally.trials == 40 * 192 // 12
+    few = {name: calibrate_scenario(planted, 2) for name, planted in PLANTED.items()}
+    tallies = tuple((PLANTED[name], tally) for name, tally in few.items())
+    findings = Findings(2, tallies, agreements, tuple(by_size((1.0,), 2, 3)), 1.0)
+    text = write_findings(findings, tmp_path).read_text(encoding="utf-8")
+    assert all(line.what in text for line in criteria(findings))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("README.md", "rates.svg", "sizes.svg"),
+        *("scenarios.csv", "economy.csv", "sizes.csv"),
+    }
+
+
+def test_intervals_of_rates_are_those_of_the_book():
+    # Clopper and Pearson: 0 of 10 up to 1 - 0.025 ** 0.1
+    assert with_interval(0, 10) == pytest.approx((0, 0, 1 - 0.025**0.1))
+    assert with_interval(10, 10) == pytest.approx((1, 0.025**0.1, 1))
