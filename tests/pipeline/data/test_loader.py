@@ -120,3 +120,20 @@ def test_boxes_without_points_are_left_out() -> None:
 def test_a_dataset_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such dataset"):
         open_source(tmp_path / "nowhere", "v1.0-mini", "mini_train")
+
+
+def test_a_frame_is_augmented_anew_in_every_epoch() -> None:
+    drawn = [dict(batch) for batch in stream(BatchOrder(3, 3, 0, 1, seed=2), 0, 4)]
+    assert all(drawn[0].keys() == epoch.keys() for epoch in drawn)
+    for token in drawn[0]:
+        assert len({epoch[token] for epoch in drawn}) == 4
+
+
+def test_a_schedule_is_asked_for_each_epoch() -> None:
+    class Grows:
+        def at(self, epoch: int):
+            return lambda sample, rng: replace(sample, points=sample.points + 10 * epoch)
+
+    batches = training_batches(Numbers(2), BatchOrder(2, 2, 0, 1, seed=0), Grows(), 0, 3, 0)
+    found = [sorted(float(sample.points[0, 0]) for sample in batch) for batch in batches]
+    assert found == [[0, 1], [10, 11], [20, 21]]
