@@ -10,23 +10,21 @@ import fcntl
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from pipeline.home import home
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
 from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
 from pipeline.plan import Plan
 from pipeline.resample import draw_of
 from pipeline.rows import Row
+from pipeline.tracking_uri import default_uri, refuse_unwritable, sqlite_path
 
 EXPERIMENT = "biaswise"
 CURSOR = "mlflow.json"
@@ -39,10 +37,6 @@ STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "recommended.py", "
 TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
 HEADLINES = ("clean/NDS", "clean/mAP")
 LONGEST_NOTE = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
-
-
-class TrackingError(RuntimeError):
-    """The MLflow UI cannot be started; the message is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +58,6 @@ class SyncReport:
     unsent: int
     parent: str = ""
     warning: str = ""
-
-
-def default_uri() -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home() or Path.cwd()) / 'mlflow.db'}"
 
 
 def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
@@ -105,27 +94,6 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
         )
     now = sum(trial.sent for trial in trials)
     return SyncReport(uri, len(trials), now - before, total - now, parent, warning)
-
-
-def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:
-    """Become the MLflow UI: this process is replaced by the server, which gets its signals.
-
-    One worker and no job runner: 2 processes and 350 MiB where MLflow's defaults take 15 and 2.2 GiB.
-
-    Raises:
-        TrackingError: there is nothing to show, or the URI is a server, which has its own UI.
-    """
-    uri = uri or default_uri()
-    if uri.startswith("http"):
-        raise TrackingError(f"the tracking server {uri} has its own UI; open that address in a browser")
-    database = _sqlite_path(uri)
-    if database is not None and not database.exists():
-        raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    sys.stdout.flush()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    os.execve(sys.executable, command, environment)
 
 
 class _Session:
@@ -286,10 +254,10 @@ def _store(uri: str) -> Iterator[MlflowClient]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     changed = {key: value for key, value in SHORT_RETRIES.items() if key not in os.environ}
-    database = _sqlite_path(uri)
+    database = sqlite_path(uri)
     with ExitStack() as stack:
         if database is not None:
-            _refuse_unwritable(database)
+            refuse_unwritable(database)
             lock = stack.enter_context(database.with_name(database.name + ".lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent starts die on "table metrics already exists"
         os.environ.update(changed)
@@ -297,22 +265,11 @@ def _store(uri: str) -> Iterator[MlflowClient]:
         yield MlflowClient(uri)
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _refuse_unwritable(database: Path) -> None:
-    """Fail at once where MLflow would try for minutes."""
-    database.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(database if database.exists() else database.parent, os.W_OK):
-        raise PermissionError(f"{database} is not writable")
-
-
 def _experiment(client: MlflowClient) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:
         return str(found.experiment_id)
-    database = _sqlite_path(client.tracking_uri)
+    database = sqlite_path(client.tracking_uri)
     location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
     kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs, not on chats
     return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))

@@ -52,7 +52,7 @@ def sync(arguments: Namespace) -> int:
 
 def ui(arguments: Namespace) -> int:
     """Serve the MLflow UI until interrupted."""
-    from pipeline.tracking import start_ui
+    from pipeline.tracking_uri import start_ui
 
     Console().print(f"MLflow on http://127.0.0.1:{arguments.port}, Ctrl-C ends it", highlight=False)
     return start_ui(port=arguments.port)

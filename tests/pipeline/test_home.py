@@ -7,7 +7,7 @@ import pytest
 from experiments.cli import build_parser
 from pipeline.home import ROOT, home, locate, runs
 from pipeline.record import commit
-from pipeline.tracking import default_uri
+from pipeline.tracking_uri import default_uri
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 

@@ -21,7 +21,8 @@ from experiments.report import write_report
 from experiments.rule import Rule
 from pipeline.labels import metric_key, search_hint, trial_params
 from pipeline.rows import Row, append_rows, read_rows
-from pipeline.tracking import CURSOR, EXPERIMENT, TrackingError, default_uri, start_ui, sync
+from pipeline.tracking import CURSOR, EXPERIMENT, sync
+from pipeline.tracking_uri import TrackingError, default_uri, start_ui
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
@@ -281,9 +282,7 @@ def test_the_ui_answers_and_ends_when_interrupted(uri):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = (
-        "import sys; from pipeline.tracking import start_ui; start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
-    )
+    code = "import sys; from pipeline import tracking_uri as t; t.start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
     server = subprocess.Popen(
         [sys.executable, "-c", code, str(port), uri], stderr=subprocess.DEVNULL, start_new_session=True
     )
