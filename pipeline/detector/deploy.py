@@ -28,8 +28,8 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
     Returns:
         The model, in evaluation mode and without gradients.
     """
-    model.eval().requires_grad_(False)
-    fuse_conv_bn(model)
+    fuse_conv_bn(model.eval())
+    model.requires_grad_(False)
     for name in (*CONVOLUTIONS, *LINEARS):
         part = _part(model, name)
         if part is None:
