@@ -282,7 +282,8 @@ def test_the_ui_answers_and_ends_when_interrupted(uri):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from pipeline import tracking_uri as t; t.start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
+    wanted = "start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
+    code = f"import sys; from pipeline.tracking_uri import start_ui; {wanted}"
     server = subprocess.Popen(
         [sys.executable, "-c", code, str(port), uri], stderr=subprocess.DEVNULL, start_new_session=True
     )
