@@ -206,4 +206,5 @@ def _key_tables(grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 # A few kB per grid; some forty small kernels a call without it. 16: more grids than any one model has.
-_cached_key_tables = lru_cache(maxsize=16)(_key_tables)
+# Normal tensors, also when an evaluation asks first: autograd cannot save those of inference mode.
+_cached_key_tables = lru_cache(maxsize=16)(torch.inference_mode(False)(_key_tables))

@@ -87,3 +87,12 @@ def test_refuses_wrong_shapes_and_sizes():
         GRID.rects_around(cells, visible, (3, 0))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\) = \(LiDAR, camera\), got \(1, 3\)"):
         GRID.per_segment(torch.zeros(1, 3))
+
+
+def test_key_tables_made_in_inference_mode_serve_training_too() -> None:
+    grid = TokenGrid.bev_and_cameras((3, 5), (2, 2, 7))
+    with torch.inference_mode():
+        segment, _, _ = grid.key_tables(torch.device("cpu"))
+    weight = torch.randn(2, grid.num_segments, requires_grad=True)
+    weight.index_select(1, segment).sum().backward()
+    assert weight.grad is not None
