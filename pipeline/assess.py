@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,11 @@ class Assessment:
         data = settings.data
         self._source: Source = open_source(locate(data.val), data.version, data.val_split, reading)
 
+    @property
+    def views(self) -> Views:
+        """Every frame of the split under every condition of the settings."""
+        return Views(self._source, self._settings.conditions, FAILURE_SEED)
+
     def detect(self, detector: Detector) -> Found:
         """Detect under every condition; all ranks call it, rank 0 gets the detections of all frames."""
         session = self._session
@@ -55,8 +61,7 @@ class Assessment:
                 left = (time.monotonic() - begun) * (frames - done) / done
                 session.progress("evaluate", done, frames, left)
 
-        views = Views(self._source, self._settings.conditions, FAILURE_SEED)
-        return predict(detector, views, session, progress)
+        return predict(detector, self.views, session, progress)
 
     def accuracy(self, found: Found) -> dict[str, float]:
         """Let the official metric judge; rank 0 alone calls it.
@@ -76,8 +81,7 @@ class Assessment:
         Returns:
             On rank 0 the metric (``NDS`` or ``mAP``); NaN on the others.
         """
-        views = Views(self._source, (condition,), FAILURE_SEED)
-        found = predict(detector, views, self._session)
+        found = predict(detector, replace(self.views, conditions=(condition,)), self._session)
         if self._record is None:
             return float("nan")
         poses, detections = found[condition]

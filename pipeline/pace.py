@@ -14,12 +14,9 @@ from typing import Any
 
 import torch
 
-from pipeline.assess import FAILURE_SEED
-from pipeline.data.loader import open_source
 from pipeline.data.sample import Sample
-from pipeline.home import locate
 from pipeline.optimise import deterministic
-from pipeline.predict import BATCH, Views
+from pipeline.predict import BATCH
 from pipeline.preflight import check
 from pipeline.rungs import Rungs
 from pipeline.session import LocalSession
@@ -71,9 +68,7 @@ class Pacer:
         deterministic(session.device, settings.threads)
         self._trial = Trial(settings, session, Rungs())
         self._batches = enumerate(self._trial.batches(0, ENDLESS))
-        data = settings.data
-        source = open_source(locate(data.val), data.version, data.val_split)
-        self._views = Views(source, settings.conditions, FAILURE_SEED)
+        self._views = self._trial.assessment.views
         self._chunks = self._endless_chunks()
         for _ in range(WARMUP):
             self._step()
@@ -106,7 +101,7 @@ class Pacer:
 
     def _detect(self) -> None:
         detector = self._trial.detector
-        detector.compare(self._views.of(detector.resize(next(self._chunks))))
+        detector.compare(detector.resize(self._views.of(next(self._chunks))))
 
     def _endless_chunks(self) -> Iterator[list[Sample]]:
         while True:

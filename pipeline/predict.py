@@ -5,7 +5,8 @@ images as they are, and a plan changes the decoder alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,13 +74,17 @@ class Detector:
         self._device = next(model.parameters()).device.type
         self._features: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def resize(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Bring frames of native size to the size of the model's images."""
-        return [resize_crop(sample, self._size) for sample in samples]
-
     def prepare(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """Resize and collate frames; what ``run`` takes."""
-        return collate(self.resize(samples))
+        """Resize and collate frames of native size; what ``run`` takes."""
+        return collate([resize_crop(sample, self._size) for sample in samples])
+
+    def resize(self, views: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
+        """Bring views of frames to the size of the model's images; what two share they share afterwards."""
+        small: dict[int, Sample] = {}
+        for sample in chain(*views.values()):
+            if id(sample.images) not in small:
+                small[id(sample.images)] = resize_crop(sample, self._size)
+        return {name: [_pictured(s, small[id(s.images)]) for s in samples] for name, samples in views.items()}
 
     def run(self, batch: Mapping[str, Any]) -> list[Detections]:
         """Detect in a prepared batch."""
@@ -171,7 +176,7 @@ def predict_each(
     done = 0
     for samples in views.chunks(session.rank, session.world_size):
         poses = [FramePose.of(sample) for sample in samples]
-        shown = views.of(detector.resize(samples))
+        shown = detector.resize(views.of(samples))
         for found, detections in zip(every, detector.compare(shown, plans), strict=True):
             for condition, new in detections.items():
                 found[condition][0].extend(poses)
@@ -179,6 +184,11 @@ def predict_each(
         done += len(samples)
         progress(done)
     return [_gather(found, session) for found in every]
+
+
+def _pictured(sample: Sample, resized: Sample) -> Sample:
+    """Return a sample with the images of its resized twin, which may have other points."""
+    return replace(sample, images=resized.images, lidar2img=resized.lidar2img)
 
 
 def _gather(found: Found, session: Session) -> Found:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from pipeline.assess import FAILURE_SEED
-from pipeline.data.loader import open_source
-from pipeline.detector.build import build_model
+from pipeline.data.loader import ALL, open_source
+from pipeline.data.train_pipeline import read_train_pipeline
+from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights
 from pipeline.evaluate import Judge
 from pipeline.fingerprint import fingerprint
@@ -69,7 +70,9 @@ def switch_plans(
     known = {(row.plan, row.condition) for row in read_rows(path)} if path.exists() else set()
     lacking = [plan for plan in resolved if any((str(plan), c) not in known for c in settings.conditions)]
     data = settings.data
-    source = open_source(locate(data.val), data.version, data.val_split)
+    config = read_train_pipeline(load_config(locate(settings.config), settings.overrides).to_dict())
+    reading = config.val_reading if config else ALL
+    source = open_source(locate(data.val), data.version, data.val_split, reading)
     judge = Judge(locate(data.val), data.version, data.val_split)
     detector = Detector(model, model.image_size, settings.train.amp)
     views = Views(source, settings.conditions, FAILURE_SEED)

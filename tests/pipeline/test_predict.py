@@ -47,7 +47,7 @@ def same(a, b) -> bool:
 
 def test_shared_features_give_what_a_pass_per_condition_and_plan_gives(detector, views):
     samples = next(views.chunks(0, 1))
-    shown = views.of(detector.resize(samples))
+    shown = detector.resize(views.of(samples))
     found = detector.compare(shown, plans(detector))
     for plan, by_condition in zip(plans(detector), found, strict=True):
         detector._model.apply_plan(plan)
@@ -73,8 +73,9 @@ def test_each_branch_runs_once_per_input(detector, views):
     source = views.source
     joined = replace(views, source=[source[i] for i in (0, 1, 0, 1, 0, 1, 0, 1)])
     predict_each(detector, joined, plans(detector), LocalSession(None))
-    # two chunks; seen by themselves: clean and the sector or the camera; seen once for all: no points, black
-    assert runs == {"points": 2 * 2 + 1, "images": 2 * 2 + 1}
+    # two chunks, each with the points as they are and those of four failures, the images as they are, one
+    # camera lost and dirt on all; seen once for all: no points, black
+    assert runs == {"points": 2 * 5 + 1, "images": 2 * 3 + 1}
 
 
 def test_every_frame_is_there_under_every_condition(detector, views):
