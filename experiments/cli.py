@@ -323,6 +323,14 @@ def _add_cluster(commands: Commands) -> None:
     submit.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
     submit.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
     submit.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+    cluster = _group(commands, "cluster", "check cluster files; watch over spot machines")
+    text = "check cluster.yaml and ray-job.yaml without a cloud"
+    check = _add(cluster, "check", "cluster:check", text, "cluster check cluster.yaml")
+    check.add_argument("file", nargs="*", help="files (cluster.yaml and ray-job.yaml)")
+    text = "drain this machine's Ray node when the cloud gives notice; ends at once if it is no spot machine"
+    watch = _add(cluster, "watch", "cluster:watch", text, "cluster watch --address 10.0.0.5:6379")
+    watch.add_argument("--address", required=True, help="host:port of the cluster")
+    watch.add_argument("--node-id", default="", help="Ray's id of the node (the one on this machine)")
 
 
 def _add_view(commands: Commands) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from ray._private.runtime_env.packaging import create_package
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline.home import COMMIT, HOME, ROOT
@@ -120,7 +121,7 @@ def send(words: Sequence[str], address: str, env: dict[str, Any]) -> Job:
     try:
         client = JobSubmissionClient(address)
         return Job(client, _submit(client, _entrypoint(words), env))
-    except (RuntimeError, ConnectionError, ValueError) as error:
+    except (RuntimeError, ConnectionError, ValueError, AuthenticationError) as error:
         raise SubmitError(_explain(address, error)) from error
 
 
@@ -147,7 +148,7 @@ def _explain(address: str, error: Exception) -> str:
         cause = (
             "nothing answers; `ray start --head` starts one here, `ray dashboard cluster.yaml` reaches one"
         )
-    elif "auth" in text.lower():
+    elif isinstance(error, AuthenticationError):
         cause = "wants another token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or write ~/.ray/auth_token"
     elif NO_AGENT in text:
         cause = "its head runs no jobs; see dashboard_agent.log there (is port 52365 taken?)"

@@ -1,0 +1,114 @@
+"""A real Ray head on this machine: listens on 127.0.0.1 alone, has a token, and is gone afterwards."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.scratch import scratch_folder
+
+PATIENCE_S = 120
+"""A head is up in 8 s, on a machine that does much else in 30."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head.
+
+    Attributes:
+        address: of its job server.
+        gcs: host and port for ``RAY_ADDRESS``.
+        environment: what a process needs to talk to it; also what the head itself was given.
+    """
+
+    address: str
+    gcs: str
+    environment: dict[str, str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def below(ports: list[int]) -> bool:
+    """Ray hands 10002 to 19999 to its workers."""
+    return all(not 10001 <= port <= 19999 for port in ports)
+
+
+@pytest.fixture
+def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
+    with ExitStack() as stack:
+
+        def start(*options: str, **environment: str) -> Head:
+            while not below(ports := [free_port() for _ in range(3)]):
+                continue
+            gcs, server, agent = ports
+            scratch = stack.enter_context(scratch_folder("head"))
+            given = {
+                **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN": secrets.token_hex(32),
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: bind to 127.0.0.1 alone
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_TMPDIR": str(scratch),
+                "RAY_worker_niceness": "0",
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                **environment,
+            }
+            command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"]
+            command += [f"--port={gcs}", f"--dashboard-port={server}"]
+            command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=150000000"]
+            command += options
+            log = tmp_path / "head.log"
+            with log.open("w") as file:
+                process = subprocess.Popen(
+                    command, env=given, stdout=file, stderr=file, cwd=tmp_path, start_new_session=True
+                )
+            stack.callback(end, process)
+            deadline = time.monotonic() + PATIENCE_S
+            while "Ray runtime started" not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+            return Head(f"http://127.0.0.1:{server}", f"127.0.0.1:{gcs}", given)
+
+        yield start
+
+
+def offspring(pid: int) -> set[int]:
+    """All descendants of a process, however deep."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family - {pid}
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a head and all it started."""
+    family = offspring(process.pid)
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
