@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mmdet3d.structures import Box3DMode, Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 from pipeline.data.sample import DataError, Detections, Sample
 
@@ -88,3 +89,16 @@ def _detections(found: InstanceData) -> Detections:
         scores=scores[order].numpy(),
         labels=found.labels_3d.detach().cpu()[order].to(torch.int64).numpy(),
     )
+
+
+def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
+    """Take lidar2img (B, V, 4, 4) float64 and the padded image size out of the data samples."""
+    metas = [sample.metainfo for sample in data_samples]
+    for key in ("lidar2img", "batch_input_shape"):
+        if missing := [i for i, meta in enumerate(metas) if key not in meta]:
+            raise ValueError(
+                f"data_samples {missing}: the meta information has no {key!r}, which the head needs"
+            )
+    matrices = torch.from_numpy(np.stack([np.asarray(meta["lidar2img"], dtype=np.float64) for meta in metas]))
+    height, width = metas[0]["batch_input_shape"]
+    return matrices, (int(height), int(width))

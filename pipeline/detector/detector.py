@@ -15,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from operators import objections
 from pipeline.detector.attention import training_requests
-from pipeline.detector.head import HeadOutput, read_meta
+from pipeline.detector.batch import read_meta
 from pipeline.detector.image import GridMask
+from pipeline.detector.loss import HeadOutput
 from pipeline.detector.sparse import build_sparse_encoder
 from pipeline.detector.voxels import VoxelLayer
 from pipeline.plan import Choice, Plan, PlanError

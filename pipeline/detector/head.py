@@ -7,10 +7,8 @@ cross-attentions. All sizes come from the config or from the features; keys are 
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
@@ -19,9 +17,10 @@ from torch import Tensor, nn
 from operators import Bias, TokenGrid
 from pipeline.detector.aqr import ProjectedQueries
 from pipeline.detector.attention import SiteAttention
+from pipeline.detector.batch import read_meta
 from pipeline.detector.decoder import CmtTransformer
-from pipeline.detector.denoise import DenoisingQueries, DenoisingSettings, make_denoising_queries
-from pipeline.detector.loss import Predictions, SetCriterion
+from pipeline.detector.denoise import DenoisingSettings, make_denoising_queries
+from pipeline.detector.loss import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.position import (
     Memory,
     PositionMlp,
@@ -35,22 +34,6 @@ from pipeline.detector.task_head import SeparateTaskHead
 from pipeline.detector.transfer import upload
 
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
-
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """What a forward pass gives.
-
-    Attributes:
-        matching: predictions of the learned queries.
-        denoising: predictions of the denoising slots and their bookkeeping, or None.
-        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
-            layer asked for a bias.
-    """
-
-    matching: Predictions
-    denoising: tuple[Predictions, DenoisingQueries] | None
-    weights: Tensor | None
 
 
 @MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
@@ -106,10 +89,7 @@ class CmtAqrHead(nn.Module):
                 ``bias_config`` says (``window`` if nothing else), ``none`` without AQR.
         """
         super().__init__()
-        if len(tasks) != 1:
-            raise ValueError(f"pts_bbox_head.tasks: expected one group with all classes, got {len(tasks)}")
-        if (aqr_config is None) != (bias_config is None):
-            raise ValueError("pts_bbox_head: aqr_config and bias_config go together; one of them is missing")
+        _check_parts(tasks, aqr_config, bias_config, weight_map_config)
         self.num_query, self.num_classes = num_query, int(tasks[0]["num_class"])
         self.depth_num = depth_num
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
@@ -122,9 +102,6 @@ class CmtAqrHead(nn.Module):
         self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
         self.dn = DenoisingSettings(**(denoising or {}))
         self._build_layers(in_channels, hidden_dim)
-
-        if aqr_config is None and weight_map_config is not None:
-            raise ValueError("pts_bbox_head: weight_map_config without aqr_config has no weights to paint")
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
         kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
@@ -317,14 +294,13 @@ class CmtAqrHead(nn.Module):
             return Predictions(torch.cat([anchored, raw[..., 3:]], dim=-1), logits)
 
 
-def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
-    """Take lidar2img (B, V, 4, 4) float64 and the padded image size out of the data samples."""
-    metas = [sample.metainfo for sample in data_samples]
-    for key in ("lidar2img", "batch_input_shape"):
-        if missing := [i for i, meta in enumerate(metas) if key not in meta]:
-            raise ValueError(
-                f"data_samples {missing}: the meta information has no {key!r}, which the head needs"
-            )
-    matrices = torch.from_numpy(np.stack([np.asarray(meta["lidar2img"], dtype=np.float64) for meta in metas]))
-    height, width = metas[0]["batch_input_shape"]
-    return matrices, (int(height), int(width))
+def _check_parts(
+    tasks: Sequence[Mapping[str, Any]], aqr: object | None, bias: object | None, weight_map: object | None
+) -> None:
+    """Refuse parts of a config that do not go together."""
+    if len(tasks) != 1:
+        raise ValueError(f"pts_bbox_head.tasks: expected one group with all classes, got {len(tasks)}")
+    if (aqr is None) != (bias is None):
+        raise ValueError("pts_bbox_head: aqr_config and bias_config go together; one of them is missing")
+    if aqr is None and weight_map is not None:
+        raise ValueError("pts_bbox_head: weight_map_config without aqr_config has no weights to paint")

@@ -40,6 +40,22 @@ class Predictions:
         return torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)]).all(dim=0)
 
 
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a forward pass gives.
+
+    Attributes:
+        matching: predictions of the learned queries.
+        denoising: predictions of the denoising slots and their bookkeeping, or None.
+        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
+            layer asked for a bias.
+    """
+
+    matching: Predictions
+    denoising: tuple[Predictions, DenoisingQueries] | None
+    weights: Tensor | None
+
+
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (arXiv 1708.02002), not reduced.
 
