@@ -110,7 +110,7 @@ class Rule:
             raise DecideError(f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}")
         if self.priced_by not in PRICED_BY:
             raise DecideError(f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}")
-        if self.order and set(self.order) != set(self.sites):
+        if self.order and sorted(self.order) != sorted(self.sites):
             raise DecideError("the rule's order does not hold its sites, each once; rank all of them")
 
     @property
