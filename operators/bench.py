@@ -7,7 +7,9 @@ memory beyond the inputs; and how both grow with the number of keys and queries.
 """
 
 import argparse
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -195,8 +197,11 @@ def bench_growth(run: Run) -> Iterator[BenchRow]:
 
 def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]) -> Iterator[BenchRow]:
     """Time some implementations at one size, where they have no objection."""
+    cases: dict[str, Case] = {}
     for kind, impl in pairs:
-        case = make_case(kind, sizes, run.dtype, run.device)
+        if kind not in cases:
+            cases = {kind: make_case(kind, sizes, run.dtype, run.device)}
+        case = cases[kind]
         for mode in MODES:
             if not _refusal(case, impl, mode):
                 yield from measure(run, case, impl, (suite, str(sizes)), mode)
@@ -283,12 +288,16 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark, write its folder and print the table."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # else it skips ``finally``
     rows: list[BenchRow] = []
     try:
         for row in run_bench(arguments):
             rows.append(row)
             _say(row)
     finally:  # an interrupted run keeps what it has measured
+        signal.signal(signal.SIGTERM, before)
         if rows:
             write_rows(rows, folder / "rows.parquet")
             print(write_report(rows, folder))

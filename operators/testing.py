@@ -124,25 +124,27 @@ class Case:
 def make_case(
     kind: str, sizes: Sizes, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0
 ) -> Case:
-    """Draw a case; the same on every device.
+    """Draw a case: windows and weights are the same on every device, content is drawn where it is used.
 
     Weights reach past the saturation of AQR (5 logits), and some are 0.
     """
     rng = torch.Generator().manual_seed(seed)
+    there = torch.Generator(device).manual_seed(seed)  # a GPU draws in microseconds what takes a CPU seconds
     grid = sizes.grid
     batch, heads, queries, segments = sizes.batch, sizes.heads, sizes.queries, grid.num_segments
     content = (batch, heads, queries, sizes.head_size)
     cells, visible = _cells(sizes, rng)
-    leaves = {"q": torch.randn(content, generator=rng)}
-    for name in ("k", "v"):
-        leaves[name] = torch.randn(batch, heads, grid.num_keys, sizes.head_size, generator=rng)
-    leaves = {name: leaf.to(dtype) for name, leaf in leaves.items()}
+    keys = (batch, heads, grid.num_keys, sizes.head_size)
+    leaves = {
+        name: torch.randn(shape, generator=there, device=device).to(dtype)
+        for name, shape in (("q", content), ("k", keys), ("v", keys))
+    }
     last = {"dense": grid.num_keys, "global": 2, "window": segments, "gaussian": segments}.get(kind)
     if last is not None:
         shape = (batch, heads if sizes.bias_per_head else 1, queries, last)
         weight = (torch.rand(shape, generator=rng) * 2 - 1) * SATURATION * 1.2
         leaves["weight"] = weight * (torch.rand(shape, generator=rng) > 0.1)  # a tenth of them 0
-    upstream = torch.randn(content, generator=rng).to(dtype)
+    upstream = torch.randn(content, generator=there, device=device).to(dtype)
     wobble = torch.rand(batch, queries, segments, 2, generator=rng) - 0.5
     return Case(
         kind,
@@ -150,7 +152,7 @@ def make_case(
         {name: leaf.to(device) for name, leaf in leaves.items()},
         grid.rects_around(cells, visible, sizes.window).to(device),
         (cells + wobble).to(device),
-        upstream.to(device),
+        upstream,
     )
 
 

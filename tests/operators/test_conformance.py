@@ -57,7 +57,9 @@ def pairs(kinds, dtypes=DTYPES):
 
 def case_of(impl, kind, sizes, seed=0):
     """Draw a case in the first dtype that the implementation takes."""
-    dtype = next(dtype for dtype in DTYPES if served(impl, kind, sizes, dtype))
+    dtype = next((dtype for dtype in DTYPES if served(impl, kind, sizes, dtype)), None)
+    if dtype is None:
+        pytest.skip(f"{impl} objects to {sizes}")
     return make_case(kind, sizes, dtype, DEVICE, seed)
 
 

@@ -62,7 +62,11 @@ SENTENCES = [
     ),
     ("sdpa_cudnn", replace(CUDA, head_size=136), "the cudnn kernel takes head sizes 8, 16, ... 128, got 136"),
     ("sdpa_cudnn", replace(CUDA, keys=1), "the cudnn kernel takes 2 keys or more, got 1"),
-    ("rects", replace(CUDA, keys=2**27), "addresses 2^31 elements of a head's keys, got 134217728 keys of 32"),
+    (
+        "rects",
+        replace(CUDA, keys=2**27),
+        "addresses 2^31 elements of a head's keys, got 134217728 keys of 32",
+    ),
     ("sdpa_efficient", CPU, "PyTorch has no efficient kernel on the CPU, only math and flash"),
     (
         "sdpa_efficient",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from operators.impl.rects import forward_kernels, key_grad_kernels, query_grad_kernels
 from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, overlap, tile_table
-from operators.impl.rects.sizes import Blocks, blocks_for, choose_splits
+from operators.impl.rects.sizes import MASK_SPLITS, Blocks, blocks_for, choose_splits
 
 _LOG2E = math.log2(math.e)
 
@@ -88,9 +88,9 @@ class Call:
 
     def splits(self) -> int:
         """Return into how many shares the tiles of a block are cut."""
-        # Of a mask only the tiles that a rect touches are read: a twentieth, with a decoder's windows.
-        num_tiles = max(1, self.num_tiles // 20) if self.kind == Kind.MASK else self.num_tiles
-        return choose_splits(self.num_blocks * self.pairs, num_tiles, self.q.device)
+        if self.kind == Kind.MASK and self.q.is_cuda:
+            return min(MASK_SPLITS, self.num_tiles)  # how many tiles are read is known on the device alone
+        return choose_splits(self.num_blocks * self.pairs, self.num_tiles, self.q.device)
 
 
 def measure(q: Tensor, k: Tensor, segments: Sequence[int], kind: int) -> tuple[Blocks, int, int]:

@@ -46,6 +46,9 @@ class Blocks:
     key_grad: Compile
 
 
+MASK_SPLITS = 4
+"""Shares of a mask's tiles: of 1, 2 and 4 the fastest at all four shapes of the decoder (docs/log.md)."""
+
 INTERPRETED = Blocks(64, 32, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
 """For the interpreter, whose cost is per operation, whatever its size."""
 
