@@ -56,7 +56,13 @@ def stored_trials(study_folder: Path) -> list[StoredTrial]:
 
 
 def study_state(study_folder: Path, trials: list[StoredTrial]) -> str:
-    """Say how the study stands: ``FINISHED`` when all trials that ``study.json`` names are."""
+    """Say how the study stands: ``FINISHED`` when all trials that ``study.json`` names are.
+
+    A sequential study is when ``waves.json`` says that it has ended: few of the trials it may run do.
+    """
+    waves = study_folder / "waves.json"
+    if waves.exists():
+        return "FINISHED" if "ended" in json.loads(waves.read_text(encoding="utf-8")) else "RUNNING"
     path = study_folder / "study.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
     finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
