@@ -13,7 +13,7 @@ _LOG = logging.getLogger(__name__)
 
 _CPU = ("sdpa_flash", "sdpa_math", "reference")
 _DENSE = ("sdpa_cudnn", "sdpa_efficient", "sdpa_math")
-_WINDOWS = ("rects", "sdpa_cudnn", "flex", "sdpa_efficient", "sdpa_math")
+_WINDOWS = ("rects", "sdpa_cudnn", "sdpa_efficient", "flex", "sdpa_math")
 
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {
@@ -26,16 +26,20 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     # One H200, bf16, in ms at vov B1 Q900, forward and forward + backward (docs/operators.md).
     "cuda": {
-        "none": ("flash", "sdpa_flash", "sdpa_cudnn", "rects", "sdpa_efficient", "sdpa_math"),
-        "global": ("lowrank", "rects", *_DENSE),  # 0.78 and 2.1; rects 1.04 and 2.9
-        "window": _WINDOWS,  # rects 0.45 and 2.7; cuDNN 1.16, refused; flex 1.73; efficient 3.4 and 22
+        # B1: rects 0.18 and 0.70, sdpa_flash 0.30 and 1.14, flash 0.49 and 0.91. It splits the keys.
+        "none alone": ("rects", "sdpa_flash", "flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math"),
+        # B2 Q1500: flash 0.50 and 1.67, rects 0.55 and 2.12, cuDNN 1.09 and 3.1, sdpa_flash 1.17 and 3.56
+        "none": ("flash", "rects", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "sdpa_math"),
+        "global": ("rects", "lowrank", *_DENSE),  # 0.32 and 1.5; lowrank 0.78 and 2.1
+        "window": _WINDOWS,  # rects 0.22 and 0.87; cuDNN 1.16, refused; efficient 3.4 and 22; flex 5.6 and 32
         "gaussian": _WINDOWS,
         "dense": _DENSE,  # as refused: cuDNN gives the bias no gradient
-        "local": _WINDOWS,  # rects 0.76 and 2.1; cuDNN 1.25 and 2.6; efficient 3.5 and 22
+        "local": _WINDOWS,  # rects 0.06 and 0.3; cuDNN 1.24 and 2.6; efficient 3.5 and 22; flex 5.3 and 22
     },
 }
 """Device, bias kind -> implementations, fastest first. An objection takes one out, so gradients and dtypes
-need no columns of their own."""
+need no columns of their own. ``none alone``: one sample, whose queries do not fill a GPU
+unless the keys are split."""
 
 
 def pick(request: Request) -> str:
@@ -45,7 +49,10 @@ def pick(request: Request) -> str:
         Unsupported: all object; lists what each said.
     """
     found = {}
-    for impl in ORDER.get(request.device, {}).get(request.kind, ()):
+    columns = ORDER.get(request.device, {})
+    alone = f"{request.kind} alone"
+    column = alone if request.batch == 1 and alone in columns else request.kind
+    for impl in columns.get(column, ()):
         found[impl] = registry.objections(impl, request)
         if not found[impl]:
             _LOG.info("auto picks %s for %s", impl, request)
