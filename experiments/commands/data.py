@@ -120,7 +120,8 @@ def database(arguments: Namespace) -> int:
     with task_bar(console, f"cutting {arguments.split}") as advance:
         count = write_database(source, Path(arguments.out), advance)
     console.print(
-        f"{arguments.out}: {count} objects; name it as info_path in db_sampler of UnifiedObjectSample"
+        f"{arguments.out}: {count} objects; name it as info_path in db_sampler of UnifiedObjectSample",
+        soft_wrap=True,
     )
     return 0
 
