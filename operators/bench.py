@@ -19,33 +19,17 @@ import torch
 
 from operators.bench_report import write_report
 from operators.bench_rows import BenchRow, write_rows
+from operators.bench_shapes import MINI, REAL, growing
 from operators.oracle import Oracle, make_oracle
 from operators.registry import entry, objections
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
 from operators.testing import Case, Sizes, gradients_served, make_case, outputs_and_grads
 from operators.timing import peak_extra_mib, time_call
 
-_R50 = Sizes(1, 8, 900, 32, bev=(128, 128), cameras=(6, 20, 50), window=(8, 8), placement="around")
-_VOV = Sizes(1, 8, 900, 32, bev=(180, 180), cameras=(6, 40, 100), window=(15, 15), placement="around")
-
-REAL = {
-    f"{name} B{batch} Q{queries}": replace(sizes, batch=batch, queries=queries)
-    for name, sizes in (("r50", _R50), ("vov", _VOV))
-    for batch, queries in ((1, 900), (2, 1500), (1, 1730))  # inference; training; one sample with denoising
-}
-"""The cross-attention of the decoder in the two published configs of CMT-AQR."""
-
-MINI = {
-    "mini B1 Q40": Sizes(1, 2, 40, 16, bev=(12, 12), cameras=(2, 4, 6), window=(3, 3), placement="around")
-}
-"""For a machine without a GPU: shows that everything runs, and says nothing of speed."""
-
 _UNITS = {"latency": "ms", "host": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}
 MODES = {"forward": "none", "forward_backward": "all"}
 _GROWTH = (("window", "rects"), ("none", "rects"), ("none", "sdpa_flash"), ("none", "flash"))
 _DENSE = ("window", "sdpa_efficient")  # the only dense path with a gradient to the bias on a GPU
-_BEV_SIDES = (60, 100, 150, 220, 310, 440, 630)  # cells; with cameras 5k to 400k keys
-_QUERIES = (100, 250, 500, 1000, 2000, 3000, 4000)
 
 
 class BenchError(ValueError):
@@ -184,15 +168,9 @@ def _checked(
 
 
 def bench_growth(run: Run) -> Iterator[BenchRow]:
-    """Time how cost grows with the keys (5k to 400k) and the queries (100 to 4000), and memory with both."""
-    for side in _BEV_SIDES:
-        sizes = replace(_VOV, bev=(side, side), cameras=(6, side // 5, side // 2), window=(15, 15))
-        yield from _grow(run, sizes, "keys", _GROWTH)
-    for queries in _QUERIES:
-        yield from _grow(run, replace(_R50, queries=queries), "queries", _GROWTH)
-    for factor in (1, 2, 4):
-        sizes = replace(_R50, queries=450 * factor, bev=(128, 64 * factor), cameras=(6, 20, 25 * factor))
-        yield from _grow(run, sizes, "memory", (_DENSE, *_GROWTH[:2]))
+    """Time how cost grows with the keys (6k to 400k) and the queries (100 to 4000), and memory with both."""
+    for suite, sizes in growing():
+        yield from _grow(run, sizes, suite, (_DENSE, *_GROWTH[:2]) if suite == "memory" else _GROWTH)
 
 
 def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]) -> Iterator[BenchRow]:
