@@ -46,7 +46,10 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
     inputs = {}
     for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
         if not locate(path).is_file():
-            raise StudyError(f"recipe {recipe.name}: there is no {locate(path)}")
+            raise StudyError(
+                f"recipe {recipe.name}: there is no {locate(path)}; put the config or the weights that it starts "
+                f"from there"
+            )
         inputs[path] = digest_of(locate(path))
     return dict(sorted(inputs.items()))
 
@@ -71,7 +74,7 @@ def check_models(recipe: Recipe) -> None:
         first, dtype = alike[0], attention_dtype(alike[0])
         model = build_model(locate(first.config), first.overrides, first.plan, first.device, dtype)
         if first.init:
-            load_weights(model, locate(first.init))
+            load_weights(model, locate(first.init), fresh=("aqr",))  # as a trial does
         for plan in {plan for settings in alike for plan in (settings.plan, *settings.mix)}:
             model.apply_plan(plan, first.device, dtype)
 

@@ -53,7 +53,7 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
             log_every=50,
             amp=True,
         ),
-        init=f"checkpoints/cmt_{size}_cbgs.safetensors",
+        init=f"checkpoints/cmt_{size}_cbgs.pth",
         conditions=CONDITIONS,
         workers=workers,
         device="cuda",

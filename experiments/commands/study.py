@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.folder import StudyError, StudyFolder
+from experiments.folder import StudyError, StudyFolder, read_json
 from experiments.recipe import Recipe
 from experiments.recipes import RECIPES, recipe
 
@@ -55,7 +55,13 @@ def status(arguments: Namespace) -> int:
         state = folder.state(name)
         failed += state == "failed"
         table.add_row(name, f"{state}: {folder.failure(name)}" if state == "failed" else state)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    waves = folder.path / "waves.json"
+    if waves.exists():
+        kept = read_json(waves)
+        latest = kept.get("ended") or kept["waves"][-1]
+        console.print(latest["reason"], highlight=False, markup=False, soft_wrap=True)
     return 1 if failed else 0
 
 
