@@ -47,8 +47,8 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
     for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
         if not locate(path).is_file():
             raise StudyError(
-                f"recipe {recipe.name}: there is no {locate(path)}; put the config or the weights that it starts "
-                f"from there"
+                f"recipe {recipe.name}: there is no {locate(path)}; put the config or the weights that it "
+                f"starts from there"
             )
         inputs[path] = digest_of(locate(path))
     return dict(sorted(inputs.items()))

@@ -27,7 +27,8 @@ def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
         "demo", "data synth", "data shard", "data check", "data draw", "data infos", "data database",
         "operators", "bench", "plan", "lint", "train", "evaluate", "screen",
-        "study run", "study resume", "study status", "study list", "report", "sync", "ui",
+        "study run", "study resume", "study status", "study list", "study calibrate", "report", "sync", "ui",
+        "throughput", "submit", "cluster check", "cluster watch",
     }  # fmt: skip
 
 
