@@ -16,6 +16,7 @@ from pipeline import train
 from pipeline.data.loader import Source
 from pipeline.data.sample import Sample
 from pipeline.rows import read_rows
+from pipeline.rungs import Rungs
 from pipeline.session import LocalSession
 from pipeline.settings import TrialSettings
 
@@ -61,7 +62,7 @@ class Rank(LocalSession):
 
 def gradients(settings: TrialSettings, session: Rank, path: Path) -> None:
     """Run one step of a trial and keep gradients, loss and plan instead of assessing."""
-    running = train.Trial(settings, session)
+    running = train.Trial(settings, session, Rungs())
     running.source = OneBox(running.source)
     running.train()
     found = {n: p.grad for n, p in running.model.named_parameters() if p.grad is not None}
