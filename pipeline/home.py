@@ -24,9 +24,7 @@ def home(root: Path = ROOT) -> Path | None:
     """
     if os.environ.get(HOME):
         return Path(os.environ[HOME]).expanduser().absolute()
-    if (
-        "runtime_resources" in root.parts
-    ):  # Ray's cache of working directories
+    if "runtime_resources" in root.parts:  # Ray's cache of working directories
         return Path.home() / "biaswise"
     return None
 
