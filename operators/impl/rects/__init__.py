@@ -1,8 +1,8 @@
 """Our Triton kernel: attention with a bias, or a mask, that is a few numbers per query and segment.
 
-Exact, with gradients to q, k, v and the weights, and no tensor of size Q x K. How it works: ``tiles``
-(which queries and keys meet in a rect), ``forward``, ``backward`` (the kernels), ``launch`` (custom ops,
-block sizes). Triton is imported on the first call.
+Exact, with gradients to q, k, v and the weights, and no tensor of size Q x K. How it works: ``tiles`` and
+``lists`` (which queries and keys meet in a rect), ``scores`` (what is added there), ``*_kernels`` (attention
+over the lists), ``sizes`` and ``launch`` (block sizes, custom ops). Triton is imported on the first call.
 """
 
 import importlib.util
