@@ -4,7 +4,8 @@ A pure function: no files, no clock, no GPU. ``arms`` reads the design off the r
 each site gains, ``price`` what it costs, ``verdicts`` weighs both; here they are put together.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +28,7 @@ from experiments.verdicts import (
     single_quantile,
 )
 from operators.bench_rows import BenchRow
-from pipeline.rows import Row, select
+from pipeline.rows import Row
 
 BESIDE = ("NDS", "mAP")
 """Metrics whose effects are estimated beside the rule's, where all trials have them."""
@@ -115,10 +116,12 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
         DecideError: the rows do not support a verdict; says why and what to do.
     """
     table = tabulate(rows, rule)
-    gain = fit_gain(respond(rows, table, rule, rule.metric, rule.condition), table)
+    scores = _scores(rows)
+    judged = scores[rule.metric, rule.condition]
+    gain = fit_gain(respond(judged, table, rule, rule.metric, rule.condition), table)
     slowdown, said = price_of(rows, table, rule, bench)
-    effects, silent = _effects(rows, table, rule, rule.metric)
-    others = [_effects(rows, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
+    effects, silent = _effects(scores, table, rule, rule.metric)
+    others = [_effects(scores, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
     return Evidence(
         rule=rule,
         table=table,
@@ -136,14 +139,17 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
     )
 
 
-def _effects(rows: Sequence[Row], table: Table, rule: Rule, metric: str) -> tuple[list[Effect], list[str]]:
+def _effects(
+    scores: Mapping[tuple[str, str], list[Row]], table: Table, rule: Rule, metric: str
+) -> tuple[list[Effect], list[str]]:
     """Return the effects on a metric under every condition, and why some are missing."""
     effects, notes = [], []
-    measured = {row.condition for row in select(rows, metric=metric, unit="fraction", site="", scene="")}
+    measured = {condition for found, condition in scores if found == metric}
     others = measured - {rule.condition, ""}
     for condition in [*sorted(measured & {rule.condition}), *sorted(others)]:
         try:
-            fit = fit_gain(respond(rows, table, rule, metric, condition), table)
+            found = scores[metric, condition] + (scores[rule.metric, rule.condition] if table.stopped else [])
+            fit = fit_gain(respond(found, table, rule, metric, condition), table)
         except DecideError as error:
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
@@ -152,6 +158,15 @@ def _effects(rows: Sequence[Row], table: Table, rule: Rule, metric: str) -> tupl
             low, high = float(value - half), float(value + half)
             effects.append(Effect(site, metric, condition, float(value), low, high, level))
     return effects, notes
+
+
+def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Sort the rows of whole-model fractions by metric and condition: there are many, of draws above all."""
+    scores: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.unit == "fraction" and not row.site:
+            scores[row.metric, row.condition].append(row)
+    return dict(scores)
 
 
 def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...]:
