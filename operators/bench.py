@@ -266,9 +266,6 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the benchmark, write its folder and print the table."""
     folder = Path(arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # else it skips ``finally``
     rows: list[BenchRow] = []
     try:
         for row in run_bench(arguments):
