@@ -56,8 +56,9 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
 
 def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
     """Refuse trials whose settings make no sense here, or whose folder cannot be written."""
+    here = not os.environ.get("RAY_ADDRESS")
     for name, settings in recipe.named_trials().items():
-        check(settings, folder.trial(name), torch.device(settings.device))
+        check(settings, folder.trial(name), torch.device(settings.device), here)
 
 
 def check_models(recipe: Recipe) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from experiments.folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.progress import StudyProgress
 from experiments.recipe import Recipe
-from pipeline.launch import ray_session, run_under_ray
+from pipeline.launch import check_capacity, ray_session, run_under_ray
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 
@@ -145,6 +145,7 @@ def _tune(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     # Tune keeps its own state in the scratch folder; ours is in the study's.
     with scratch_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
+        check_capacity(dict(zip(todo, settings, strict=True)), running.gpu_share)
         tune.Tuner(
             tune.with_resources(drive, resources),
             param_space={

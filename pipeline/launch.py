@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from pipeline.capacity import Request, refuse_impossible
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 from pipeline.session import TrialError
@@ -234,6 +235,25 @@ def run_under_ray(
     return Finished(**refused) if refused else Finished()
 
 
+def check_capacity(trials: Mapping[str, TrialSettings], gpu_share: float = 1.0) -> None:
+    """Refuse trials that the cluster can never serve; a local Ray is made to fit.
+
+    Args:
+        trials: name -> settings.
+        gpu_share: part of a GPU that a worker gets.
+
+    Raises:
+        CapacityError: the first trial that nothing in the cluster can serve.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        refuse_impossible(
+            {
+                name: Request(settings.workers, tuple(_worker_resources(settings, gpu_share).items()))
+                for name, settings in trials.items()
+            }
+        )
+
+
 def _worker_resources(settings: TrialSettings, gpu_share: float) -> dict[str, float]:
     resources: dict[str, float] = {"CPU": settings.threads}
     if settings.device == "cuda":
@@ -264,6 +284,7 @@ def train_one(settings: TrialSettings, folder: Path) -> None:
     """
     gpus = settings.workers if settings.device == "cuda" else 0
     with ray_session(cpus=settings.workers * settings.threads, gpus=gpus):
+        check_capacity({folder.name: settings})
         finished = run_under_ray(settings, folder)
     if finished.error:
         raise TrialError(finished.error)

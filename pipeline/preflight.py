@@ -12,13 +12,14 @@ from pipeline.session import TrialError
 from pipeline.settings import TrainSettings, TrialSettings
 
 
-def check(settings: TrialSettings, folder: Path, device: torch.device) -> None:
+def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
     """Refuse a trial that cannot run.
 
     Args:
         settings: the trial.
         folder: where its rows and checkpoints will go; made if missing.
         device: where it will run.
+        here: on this machine; a cluster's head has no GPU, its workers do.
 
     Raises:
         TrialError: the first thing that is wrong, in one sentence.
@@ -26,7 +27,7 @@ def check(settings: TrialSettings, folder: Path, device: torch.device) -> None:
     _check_files(settings)
     _check_conditions(settings)
     _check_numbers(settings.train)
-    _check_device(settings, device)
+    _check_device(settings, device, here)
     _check_folder(folder)
 
 
@@ -67,10 +68,10 @@ def _check_numbers(train: TrainSettings) -> None:
         raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
 
 
-def _check_device(settings: TrialSettings, device: torch.device) -> None:
+def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> None:
     if device.type != settings.device:
         raise TrialError(f"the settings ask for {settings.device}, the session gives {device}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if here and device.type == "cuda" and not torch.cuda.is_available():
         raise TrialError("the settings ask for cuda, and torch sees no CUDA device; use device='cpu'")
     if settings.train.amp and device.type != "cuda":
         raise TrialError("settings.train.amp (bfloat16 autocast) is for cuda; set amp=False on a CPU")

@@ -35,25 +35,25 @@ class Head:
     environment: dict[str, str]
 
 
-def free_port() -> int:
+def unused_port() -> int:
+    """A port that nobody listens on; Linux takes it from 32768 upwards, Ray's workers have 10002 to 19999."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def below(ports: list[int]) -> bool:
-    """Ray hands 10002 to 19999 to its workers."""
-    return all(not 10001 <= port <= 19999 for port in ports)
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return unused_port
 
 
 @pytest.fixture
 def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
     with ExitStack() as stack:
 
-        def start(*options: str, **environment: str) -> Head:
-            while not below(ports := [free_port() for _ in range(3)]):
-                continue
-            gcs, server, agent = ports
+        def start(*options: str, gcs: int = 0, **environment: str) -> Head:
+            gcs = gcs or unused_port()
+            server, agent = unused_port(), unused_port()
             scratch = stack.enter_context(scratch_folder("head"))
             given = {
                 **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},

@@ -75,3 +75,13 @@ def test_a_folder_without_permission_is_refused(trial: Trial, tmp_path: Path) ->
     tmp_path.chmod(0o500)
     with pytest.raises(TrialError, match="Permission denied"):
         check(trial(), tmp_path / "trial", CPU)
+
+
+def test_a_gpu_is_looked_for_where_the_trial_will_run(trial: Trial, tmp_path: Path) -> None:
+    """The head of a cluster has none; it refuses nothing on that account."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    cuda = torch.device("cuda")
+    with pytest.raises(TrialError, match="torch sees no CUDA device"):
+        check(trial(device="cuda"), tmp_path, cuda)
+    check(trial(device="cuda"), tmp_path, cuda, here=False)
