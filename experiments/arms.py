@@ -151,7 +151,11 @@ def ended_trials(rows: Sequence[Row], rule: Rule) -> tuple[tuple[str, ...], list
     order = (rule.baseline, *rule.treatments)
     trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
     values = final_values(rows, rule.metric, rule.condition)
-    diverged = {trial.name for trial in trials if _has_diverged(trial.name, values, rows)}
+    measured = last_steps(rows, rule.metric, rule.condition)
+    bad = [row for row in select(rows, metric="loss") if not math.isfinite(row.value)]
+    # After its last measurement: a rung may have been measured before the loss was lost.
+    diverged = {row.trial for row in bad if row.step > measured.get(row.trial, -1)}
+    diverged |= {name for name, value in values.items() if not math.isfinite(value)}
     present = [trial for trial in trials if trial.name in values or trial.name in diverged]
     _refuse_strangers(present, rule)
     return sites, present, diverged
@@ -200,12 +204,6 @@ def _refuse_odd_choices(site: str, found: set[Choice], asked: bool, rule: Rule) 
             f"site {site} has the choices {spelled}; the rule compares {' and '.join(rule.treatments)} with "
             f"{rule.baseline}, each with one implementation"
         )
-
-
-def _has_diverged(trial: str, values: dict[str, float], rows: Sequence[Row]) -> bool:
-    if trial in values:
-        return not math.isfinite(values[trial])
-    return any(not math.isfinite(row.value) for row in select(rows, trial=trial, metric="loss"))
 
 
 def _refuse_strangers(trials: Sequence[Trial], rule: Rule) -> None:

@@ -150,6 +150,15 @@ def test_a_trial_that_diverged_before_its_evaluation_is_named():
     assert weigh(lost, Rule()).table.diverged == ("w010-s1",)
 
 
+def test_a_trial_that_diverged_after_a_rung_is_named():
+    rows = plant(Truth(dict.fromkeys(SITES, 0.0)))
+    sample = next(select(rows, trial="w010-s1", metric="NDS"))
+    rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
+    rung = replace(sample, step=sample.step - 2)
+    lost = replace(sample, step=sample.step - 1, metric="loss", unit="nats", condition="", value=math.nan)
+    assert weigh([*rest, rung, lost], Rule()).table.diverged == ("w010-s1",)
+
+
 def test_a_condition_that_is_incomplete_is_noted_and_not_estimated():
     truth = Truth(ONE_SITE, conditions={"clean": (1.0, 1.0), "no_lidar": (0.5, 1.0)})
     rows = [r for r in plant(truth) if (r.trial, r.condition) != ("w1-s0", "no_lidar")]
