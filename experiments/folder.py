@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.recipe import Recipe
+from pipeline.redact import redact, refuse_secrets
 from pipeline.rows import last_seal
 from pipeline.settings import TrialSettings
 
@@ -92,7 +93,7 @@ class StudyFolder:
         ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1), "gpu_hours": hours}
         ended["seal"] = last_seal(self.trial(name) / "rows.jsonl")  # without it, a missing end would not show
         if error:
-            ended |= {"error": error, "details": details}
+            ended |= {"error": redact(error), "details": redact(details)}
         write_json(self.trial(name) / ("FAILED.json" if error else "DONE.json"), ended)
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
@@ -104,7 +105,10 @@ class StudyFolder:
 
         Raises:
             StudyError: the folder cannot be written, or holds another study.
+            SecretError: settings hold a password or a token.
         """
+        for settings in recipe.trials:
+            refuse_secrets(settings.to_dict())
         wanted = {
             "name": recipe.name,
             "question": recipe.question,

@@ -23,7 +23,8 @@ ROUNDS = 3
 """Rounds of the autoscaler that must agree: it calls infeasible, too, what a node that is just starting or
 stopping could not take in this round."""
 
-LOOK_EVERY_S = 0.2
+LOOK_EVERY_S = 1
+"""Whole seconds: what Ray waits for a group."""
 
 
 class CapacityError(RuntimeError):
@@ -91,7 +92,9 @@ def _infeasible(request: Request, workers: int) -> bool:
     group = placement_group([dict(request.each)] * workers, strategy="PACK")
     try:
         begun, asked_at, patience, against = time.monotonic(), 0, SILENCE_S, set()
-        while time.monotonic() < begun + patience and not group.wait(0):
+        while time.monotonic() < begun + patience:
+            if group.wait(LOOK_EVERY_S):
+                return False
             status = GetClusterStatusReply()
             status.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status())
             seen, state = status.autoscaling_state, status.cluster_resource_state
@@ -104,8 +107,7 @@ def _infeasible(request: Request, workers: int) -> bool:
             if len(against) == ROUNDS:
                 return True
             patience = PATIENCE_S if seen.autoscaler_state_version else SILENCE_S
-            time.sleep(LOOK_EVERY_S)
-        return not group.wait(0)  # nobody there who would launch a machine
+        return True  # it does not fit, and nobody is there who would launch a machine
     finally:
         remove_placement_group(group)
 

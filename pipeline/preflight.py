@@ -8,6 +8,7 @@ import torch
 from pipeline.data.failures import CONDITIONS
 from pipeline.data.loader import is_remote
 from pipeline.home import locate
+from pipeline.redact import refuse_secrets
 from pipeline.session import TrialError
 from pipeline.settings import TrainSettings, TrialSettings
 
@@ -23,7 +24,9 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
 
     Raises:
         TrialError: the first thing that is wrong, in one sentence.
+        SecretError: a setting holds a password or a token.
     """
+    refuse_secrets(settings.to_dict())
     _check_files(settings)
     _check_conditions(settings)
     _check_numbers(settings.train)

@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
 from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
 from pipeline.plan import Plan
+from pipeline.redact import redact
 from pipeline.resample import draw_of
 from pipeline.rows import Row
 from pipeline.tracking_uri import default_uri, refuse_unwritable, sqlite_path
@@ -44,7 +45,7 @@ class SyncReport:
     """What a ``sync`` did.
 
     Attributes:
-        uri: the tracking store or server.
+        uri: the tracking store or server, without its password.
         trials: trials of the study that have rows.
         sent: rows sent by this call.
         unsent: rows that MLflow still lacks.
@@ -74,10 +75,11 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
         RowsError: a rows file is broken elsewhere than in its last line.
     """
     uri = uri or default_uri()
+    shown = redact(uri)  # it may hold the password of a database
     trials = stored_trials(study_folder)
     total = sum(len(trial.rows) for trial in trials)
     if not trials:
-        return SyncReport(uri, 0, 0, 0, warning=f"{study_folder} has no rows yet; nothing was sent")
+        return SyncReport(shown, 0, 0, 0, warning=f"{study_folder} has no rows yet; nothing was sent")
     cursor = Cursor.load(study_folder / CURSOR)
     before, parent, warning = 0, "", ""
     try:
@@ -89,11 +91,11 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
     except (MlflowException, OSError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warning = (
-            f"MLflow at {uri} did not take everything ({first_line[:200]}); the rows are safe in "
+            f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
             f"{study_folder}, send them later with `biaswise sync`"
         )
     now = sum(trial.sent for trial in trials)
-    return SyncReport(uri, len(trials), now - before, total - now, parent, warning)
+    return SyncReport(shown, len(trials), now - before, total - now, parent, warning)
 
 
 class _Session:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.home import home
+from pipeline.redact import redact
 
 
 class TrackingError(RuntimeError):
@@ -27,14 +28,21 @@ def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) 
     """
     uri = uri or default_uri()
     if uri.startswith("http"):
-        raise TrackingError(f"the tracking server {uri} has its own UI; open that address in a browser")
+        raise TrackingError(
+            f"the tracking server {redact(uri)} has its own UI; open that address in a browser"
+        )
     database = sqlite_path(uri)
     if database is not None and not database.exists():
         raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # the URI may hold a password, and everybody on the machine sees a command line
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
     os.execve(sys.executable, command, environment)
 
 

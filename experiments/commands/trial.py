@@ -16,6 +16,7 @@ from experiments.progress import StudyProgress
 from experiments.recipes import MINI_CONFIG, Recipe, cross_plan, recipe
 from pipeline.data.failures import CONDITIONS
 from pipeline.plan import Plan
+from pipeline.redact import refuse_secrets
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession
 from pipeline.settings import DataSettings, TrainSettings, TrialSettings
@@ -26,6 +27,7 @@ def train(arguments: Namespace) -> int:
     console = Console()
     chosen = recipe(arguments.recipe)
     settings = _changed(_choose(chosen, arguments.trial), arguments)
+    refuse_secrets(settings.to_dict())
     make_worlds(chosen.worlds, console)
     folder = StudyFolder(Path(arguments.out).resolve() / chosen.name).trial(chosen.trial_name(settings))
     folder.mkdir(parents=True, exist_ok=True)

@@ -54,8 +54,16 @@ def ui(arguments: Namespace) -> int:
     """Serve the MLflow UI until interrupted."""
     from pipeline.tracking_uri import start_ui
 
-    Console().print(f"MLflow on http://127.0.0.1:{arguments.port}, Ctrl-C ends it", highlight=False)
-    return start_ui(port=arguments.port)
+    console, host = Console(), arguments.host
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        console.print(
+            f"warning: --host {host} lets everybody who reaches this machine read and change the runs; "
+            "there is no password",
+            style="yellow",
+            soft_wrap=True,
+        )
+    console.print(f"MLflow on http://{host}:{arguments.port}, Ctrl-C ends it", highlight=False)
+    return start_ui(host, arguments.port)
 
 
 def _folder(study: str, runs: str) -> Path:

@@ -64,6 +64,9 @@ def add_view(commands: Commands) -> None:
     sync.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
     ui = command(commands, "ui", "view:ui", "start the MLflow UI on 127.0.0.1", "ui --port 5000")
     ui.add_argument("--port", type=int, default=5000, help="(%(default)s)")
+    ui.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine alone)"
+    )
 
 
 def add_cluster(commands: Commands) -> None:

@@ -98,7 +98,7 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     deadline = time.monotonic() + PATIENCE_S
     while not (saved := [newest_state(trial / "checkpoints") for trial in trials]) or not any(saved):
         assert time.monotonic() < deadline
-        assert first.poll() is None, first.stdout.read()
+        assert first.poll() is None, first.communicate()[0]
         time.sleep(0.1)
     (trial, state), *_ = [(t, s) for t, s in zip(trials, saved, strict=True) if s]
     inode = (state / "state.json").stat().st_ino
