@@ -7,8 +7,8 @@ A result is compared with the reference in float64. It may be off by twice
     + one float32 step of every score, carried through the formula (kernels add up in float32, in an order of
       their own, and recompute probabilities as exp(score - log-sum-exp))
 
-    + for a kernel that computes D = rowsum(dO * O) from the output it stored (all but ours and the eager
-      ones): the rounding of that output, carried likewise
+    + for a kernel that computes D = rowsum(dO * O), which is rowsum(P * dP), from the output or the
+      probabilities as it stored them (all of others): their rounding, carried likewise
 
 The first two are the rule of Dao-AILab/flash-attention's tests; the others are first-order error analysis.
 The third counts in float32 alone, where a correct kernel would else fail by the luck of its order; the fourth

@@ -35,7 +35,8 @@ class Entry(NamedTuple):
     Attributes:
         path: module, or module:object.
         forms: those it takes, its favourite first.
-        stored_output: whether its backward reads the output as it was stored, rounded (``operators.oracle``).
+        stored_output: whether its backward starts from what it stored rounded, the output or the
+            probabilities (``operators.oracle``).
     """
 
     path: str
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
 
 ENTRIES: dict[str, Entry] = {
     "reference": Entry("operators.impl.reference", (Form.NONE, Form.DENSE)),
-    "sdpa_math": Entry("operators.impl.sdpa:MATH", (Form.NONE, Form.DENSE)),
+    "sdpa_math": Entry("operators.impl.sdpa:MATH", (Form.NONE, Form.DENSE), True),
     "sdpa_efficient": Entry("operators.impl.sdpa:EFFICIENT", (Form.NONE, Form.DENSE), True),
     "sdpa_flash": Entry("operators.impl.sdpa:FLASH", (Form.NONE, Form.DENSE), True),
     "sdpa_cudnn": Entry("operators.impl.sdpa:CUDNN", (Form.NONE, Form.DENSE), True),

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_a_failed_worker_is_explained_by_its_last_words():
     assert "DataError" in details
 
 
-def test_a_worker_reserves_a_cpu_per_thread(settings):
-    assert _worker_resources(settings) == {"CPU": 1}
+def test_a_worker_reserves_a_cpu_per_thread_and_its_share_of_a_gpu(settings):
+    assert _worker_resources(settings, 0.25) == {"CPU": 1}
+    assert _worker_resources(replace(settings, device="cuda"), 0.25) == {"CPU": 1, "GPU": 0.25}
 
 
 def test_our_errors_are_refusals_and_others_are_bugs():
