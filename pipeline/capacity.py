@@ -60,8 +60,10 @@ def refuse_impossible(requests: Mapping[str, Request]) -> None:
     Raises:
         CapacityError: nothing that is there or may be launched can serve a trial.
     """
-    for request in dict.fromkeys(requests.values()):
-        missing = request.workers - _busy(request)
+    # counted before we ask for anything: what we ask for looks busy, too, for a second
+    busy = {request: _busy(request) for request in requests.values()}
+    for request in busy:
+        missing = request.workers - busy[request]
         if missing <= 0 or not _infeasible(request, missing):
             continue
         name = next(name for name, asked in requests.items() if asked == request)
@@ -78,8 +80,9 @@ def _busy(request: Request) -> int:
     free = ray._private.state.available_resources_per_node()
     room = 0
     for node in ray.nodes():
-        if node["Alive"]:
-            room += _room(node["Resources"], request) - _room(free.get(node["NodeID"], {}), request)
+        if node["Alive"]:  # one that is so new that its load is not known yet is idle
+            has = node["Resources"]
+            room += _room(has, request) - _room(free.get(node["NodeID"], has), request)
     return room
 
 

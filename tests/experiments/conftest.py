@@ -105,7 +105,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     family = offspring(process.pid)
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(5)
     except subprocess.TimeoutExpired:
         process.kill()
     for pid in family:

@@ -13,9 +13,11 @@ from threading import Thread
 import pytest
 import ray
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from rich.console import Console
 
 from experiments.cluster_watch import Cloud, watch
+from experiments.preflight import make_worlds
 from experiments.recipes import smoke
 from pipeline.capacity import CapacityError
 from pipeline.launch import check_capacity
@@ -110,7 +112,7 @@ class Metadata(BaseHTTPRequestHandler):
 
     def do_GET(self):
         assert self.headers["X-aws-ec2-metadata-token"] == "token-of-imds"
-        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 25))
         said = {"/latest/meta-data/instance-life-cycle": "spot"}
         if type(self).notice:
             said["/latest/meta-data/spot/instance-action"] = json.dumps({"action": "terminate", "time": end})
@@ -132,8 +134,8 @@ def play() -> None:
 
     # a trial that no node type can serve is refused at once, and nothing is launched for it
     gpu = replace(smoke().trials[0], device="cuda", threads=2)
+    make_worlds(smoke().worlds, Console(quiet=True))
     check(gpu, Path("runs"), torch.device("cuda"), here=False)
-    begun = time.monotonic()
     for name, settings, says in (
         ("wide", replace(gpu, threads=8), "1 worker with 8 CPU and 1 GPU each"),
         ("many", replace(gpu, workers=4), "4 workers with 2 CPU and 1 GPU each"),
@@ -142,8 +144,7 @@ def play() -> None:
             CapacityError, match=f"^trial {name} asks for {says}, which no machine of the clu"
         ):
             check_capacity({"fits": gpu, name: settings})
-    assert time.monotonic() - begun < PATIENCE_S
-    wait(lambda: workers() == [], "what was only asked about is not kept")
+        wait(lambda: workers() == [], "what was only asked about is not kept")
 
     # two waiting trials: two nodes, of the preferred type
     trials = placement_group([{"CPU": 2, "GPU": 1}] * 2)
@@ -153,20 +154,20 @@ def play() -> None:
     assert all(node["Resources"]["GPU"] == 1 for node in workers())
     # a cluster that is merely full refuses nobody
     check_capacity({"fits": gpu})
-    check_capacity({"three": replace(gpu, workers=3)})
     with pytest.raises(CapacityError, match="4 workers"):
         check_capacity({"four": replace(gpu, workers=4)})
+    check_capacity({"three": replace(gpu, workers=3)})  # two when they are free, and one to be launched
 
     # the cloud's notice becomes a drain
     server = HTTPServer(("127.0.0.1", 0), Metadata)
     Thread(target=server.serve_forever, daemon=True).start()
-    lost = workers()[0]["NodeID"]
+    lost = placement_group_table(trials)["bundles_to_node_id"][0]  # an idle one would be gone at once
     Metadata.notice = True
     said: list[str] = []
     cloud = Cloud(aws=f"http://127.0.0.1:{server.server_port}", gcp="http://127.0.0.1:1")
     assert watch(os.environ["RAY_ADDRESS"], lost, said.append, cloud) == 0, said
     assert said[0] == "spot machine: waiting for its notice"
-    assert said[1].startswith("notice: this machine ends in 1")
+    assert said[1].startswith("notice: this machine ends in 2")
     server.shutdown()
     wait(lambda: lost in ray._private.state.state.get_draining_nodes(), "it drains")
 
@@ -176,7 +177,8 @@ def play() -> None:
     ray.shutdown()
 
 
-def test_workers_come_and_go_with_the_trials_that_wait(cluster):
+def test_workers_come_and_go_with_the_trials_that_wait(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("BIASWISE_HOME", str(tmp_path))
     code = f"import sys; sys.path[:0] = {sys.path!r}; import runpy; runpy.run_path({__file__!r})['play']()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
