@@ -80,8 +80,8 @@ def choose_splits(programs: int, num_tiles: int, device: torch.device) -> int:
     most = max(1, min(16, num_tiles // 4))  # 16 x D x 4 bytes of partial results a query is what we spend
 
     def cost(splits: int) -> float:
-        # Fitted by eye to 28 settings on an H200 (docs/log.md): processors that stay idle at the end, less overlap
-        # where a processor sees few programs, and a merge that takes as long as three tiles a share.
+        # Fitted by eye to 28 settings on an H200 (docs/log.md): processors that stay idle at the end, less
+        # overlap where a processor sees few programs, and a merge that takes as long as three tiles a share.
         each = programs * splits / processors
         return math.ceil(each) / each * (1 + 0.41 / each) + 3 * splits / num_tiles
 
