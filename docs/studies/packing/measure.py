@@ -1,14 +1,16 @@
 """Trials packed on one GPU against one at a time: trials per hour, and whether accuracy stays the same.
 
-Runs the first trials of a recipe one after another, then more of them as the probe packs them, into two
-folders, and writes ``summary.json`` beside them. Example:
+Probes, runs trials of a recipe packed as the probe says, then the first of them again one after another,
+on the same machine with the same code. ``summary.json`` and ``trials.csv`` are written after each of the
+two and when the run is cut off (SIGINT); started again with the same folder, it goes on. Example:
 
     python docs/studies/packing/measure.py --out runs/packing
 """
 
 import argparse
+import csv
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,63 +18,136 @@ from typing import Any
 from rich.console import Console
 
 from experiments.checks import final_values
-from experiments.conduct import Wishes, conduct
-from experiments.folder import DONE, StudyFolder, read_json, write_json
+from experiments.folder import BEGUN, DONE, StudyFolder, read_json, write_json
+from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
 from experiments.recipe import Recipe
 from experiments.recipes import recipe
-from pipeline.rows import Row, read_study
+from experiments.rule import Rule
+from experiments.sharing import packing_of
+from experiments.study import Running, run_trials
+from pipeline.rows import Row, read_rows, read_study, select
+
+WAYS = ("packed", "alone")
+"""In this order: what is slow the first time (bytecode, kernels, page cache) counts against packing."""
 
 
 def main() -> None:
-    """Measure, compare, say it in three lines."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, compare, say it in a line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipe", default="demo_gpu")
     parser.add_argument("--alone", type=int, default=2, help="trials that run one at a time")
     parser.add_argument("--packed", type=int, default=16, help="trials that run packed")
     parser.add_argument("--out", type=Path, default=Path("runs/packing"))
     asked = parser.parse_args()
     chosen, console = recipe(asked.recipe), Console(width=150)
-    found = {}
-    for name, trials, concurrent in (("alone", asked.alone, 1), ("packed", asked.packed, None)):
-        wishes = Wishes(
-            asked.out / name, concurrent, probing=concurrent is None, trials=trials, tracking=False
+    packed = StudyFolder((asked.out / "packed").resolve())
+    packed.path.mkdir(parents=True, exist_ok=True)
+    make_worlds(chosen.worlds, console)
+    check_data(chosen)
+    check_models(chosen)
+    packing = packing_of(chosen, packed, None, True, console)
+    if packing.threads:  # on a CPU
+        chosen = chosen.with_threads(packing.threads)
+    running = Running(packing.concurrent, packing.gpu_share, tracking=False)
+    try:
+        _run(chosen, packed, running, asked.packed, console)
+        _sum_up(asked.out, chosen)
+        _run(
+            chosen,
+            StudyFolder((asked.out / "alone").resolve()),
+            Running(tracking=False),
+            asked.alone,
+            console,
         )
-        begun = time.time()
-        conduct(chosen, wishes, console)
-        found[name] = measured(asked.out / name / chosen.name, time.time() - begun)
-    summary = found | compared(asked.out, chosen)
-    ratio = found["packed"]["trials_per_hour"] / found["alone"]["trials_per_hour"]
-    write_json(asked.out / "summary.json", summary | {"times_as_many_trials_per_hour": ratio})
-    console.print(json.dumps(summary, indent=1))
-    console.print(f"packed / alone: {ratio:.2f} x trials per hour")
+    finally:
+        console.print(json.dumps(_sum_up(asked.out, chosen), indent=1), highlight=False)
 
 
-def measured(study: Path, seconds: float) -> dict[str, Any]:
-    """Return trials per hour from the first start to the last end, and what packing was used."""
-    folder = StudyFolder(study)
-    ended = [path for path in study.glob("trials/*") if folder.state(path.name) == DONE]
-    starts = [read_json(path / "BEGUN.json")["begun"] for path in ended]
-    ends = [read_json(path / "DONE.json")["ended"] for path in ended]
-    span = max(ends) - min(starts)
-    packing = read_json(study / "packing.json")["reason"] if (study / "packing.json").exists() else ""
+def _run(chosen: Recipe, folder: StudyFolder, running: Running, trials: int, console: Console) -> None:
+    """Run the first trials of a recipe in a folder of their own."""
+    folder.claim(chosen, digest_inputs(chosen))
+    check_trials(chosen, folder)
+    outcome = run_trials(chosen, folder, console, running, list(chosen.named_trials())[:trials])
+    for name, why in outcome.failed.items():
+        console.print(f"failed: {name}: {why}", markup=False, soft_wrap=True)
+
+
+def _sum_up(out: Path, chosen: Recipe) -> dict[str, Any]:
+    """Write down what both folders hold so far, and return it."""
+    rule = chosen.rule or Rule()
+    table = [line for way in WAYS for line in _ended(out / way, way, rule)]
+    if not table:
+        return {}
+    with (out / "trials.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    rates = {way: _rate([line for line in table if line["way"] == way]) for way in WAYS}
+    both = all(rates.values())
+    summary = {
+        "times_as_many_trials_per_hour": _times(rates) if both else None,
+        **rates,
+        **_compared(out, chosen, rule),
+        "packing": read_json(out / "packed" / "packing.json"),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _times(rates: dict[str, dict[str, float]]) -> float:
+    return rates["packed"]["trials_per_hour"] / rates["alone"]["trials_per_hour"]
+
+
+def _ended(study: Path, way: str, rule: Rule) -> list[dict[str, Any]]:
+    """Return a line for each trial that is done: when, and what its time went to, in seconds.
+
+    ``start_s``: Ray's processes, imports, data, model, up to the first loss; ``train_s``: the other steps;
+    ``after_s``: detection under all conditions, the official metric, latency, profile, picture.
+    """
+    folder, lines = StudyFolder(study), []
+    for path in sorted(study.glob("trials/*")):
+        if folder.state(path.name) != DONE:
+            continue
+        rows = read_rows(path / "rows.jsonl")
+        losses = [row.time for row in select(rows, metric="loss")]
+        begun, ended = read_json(path / BEGUN)["begun"], read_json(path / "DONE.json")["ended"]
+        lines.append(
+            {
+                "way": way,
+                "trial": path.name,
+                "begun": round(begun, 1),
+                "seconds": round(ended - begun, 1),
+                "start_s": round(min(losses) - begun, 1),
+                "train_s": round(max(losses) - min(losses), 1),
+                "after_s": round(ended - max(losses), 1),
+                f"{rule.metric} ({rule.condition})": _points(rows, rule)[path.name],
+            }
+        )
+    return lines
+
+
+def _rate(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return trials per hour, from the first start of a trial to the last end; empty without trials.
+
+    Ray's start for each trial is inside, the start of Ray itself, the checks and the probe are not.
+    """
+    if not lines:
+        return {}
+    span = max(x["begun"] + x["seconds"] for x in lines) - min(x["begun"] for x in lines)
+    parts = {
+        part: round(mean(x[part] for x in lines), 1) for part in ("seconds", "start_s", "train_s", "after_s")
+    }
     return {
-        "trials": len(ended),
-        "seconds": round(span, 1),
-        "trials_per_hour": 3600 * len(ended) / span,
-        "seconds_per_trial": round(mean(e - s for s, e in zip(starts, ends, strict=True)), 1),
-        "seconds_with_checks_probe_and_report": round(seconds, 1),
-        "packing": packing,
+        "trials": len(lines),
+        "span_s": round(span, 1),
+        "trials_per_hour": 3600 * len(lines) / span,
+        **parts,
     }
 
 
-def compared(out: Path, chosen: Recipe) -> dict[str, Any]:
+def _compared(out: Path, chosen: Recipe, rule: Rule) -> dict[str, Any]:
     """Return the accuracy of the trials that ran both ways, and how much seeds change it."""
-    metric, condition = (
-        ("NDS", "clean") if chosen.rule is None else (chosen.rule.metric, chosen.rule.condition)
-    )
-    alone, packed = (
-        points(read_study(out / name / chosen.name), metric, condition) for name in ("alone", "packed")
-    )
+    alone, packed = (_points(read_study(out / way), rule) for way in ("alone", "packed"))
     arms: dict[tuple[str, ...], list[float]] = {}
     for (arm, _), name in chosen.by_arm().items():
         if name in packed:
@@ -80,16 +155,16 @@ def compared(out: Path, chosen: Recipe) -> dict[str, Any]:
     spreads = [stdev(values) for values in arms.values() if len(values) > 1]
     both = {name: {"alone": alone[name], "packed": packed[name]} for name in alone if name in packed}
     return {
-        "metric": f"{metric} ({condition}), points",
+        "metric": f"{rule.metric} ({rule.condition}), points",
         "trials_that_ran_both_ways": both,
         "largest_difference": max((abs(v["alone"] - v["packed"]) for v in both.values()), default=None),
         "spread_between_seeds": mean(spreads) if spreads else None,
     }
 
 
-def points(rows: list[Row], metric: str, condition: str) -> dict[str, float]:
+def _points(rows: Sequence[Row], rule: Rule) -> dict[str, float]:
     """Return trial -> metric in points."""
-    return {name: 100 * value for name, value in final_values(rows, metric, condition).items()}
+    return {name: 100 * value for name, value in final_values(rows, rule.metric, rule.condition).items()}
 
 
 if __name__ == "__main__":
