@@ -150,8 +150,9 @@ class Recipe:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def trial_name(self, settings: TrialSettings) -> str:
-        """Return a readable name: biases of the factors, seed, digest of the settings."""
-        biases = [settings.plan[site].bias for site in self.factors] or ["trial"]
+        """Return a readable name: biases of the factors (``window15``), seed, digest of the settings."""
+        choices = [settings.plan[site] for site in self.factors]
+        biases = [f"{choice.bias}{choice.window or ''}" for choice in choices] or ["trial"]
         return f"{'-'.join(biases)}_s{settings.seed}_{settings.digest}"
 
     def named_trials(self) -> dict[str, TrialSettings]:

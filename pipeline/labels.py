@@ -33,16 +33,18 @@ def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
         settings: ``TrialSettings.to_dict`` of it; may be empty.
 
     Returns:
-        Per site ``<site>`` (bias kind), ``<site>.impl`` and, if cut off, ``<site>.rank``; the seed; the
-        settings, nested ones dotted. The whole plan is a tag: it would fill every axis of a comparison.
+        Per site ``<site>`` (bias kind), ``<site>.impl`` and, where named, ``<site>.window`` (cells)
+        and ``<site>.rank``; the seed; the settings, nested ones dotted. The whole plan is a tag: it would
+        fill every axis of a comparison.
     """
     plan = Plan.parse(rows[0].plan)
     params = {"seed": str(rows[0].seed)}
     for site, choice in plan.choices:
         params[site] = choice.bias
         params[f"{site}.impl"] = choice.impl
-        if choice.rank is not None:
-            params[f"{site}.rank"] = str(choice.rank)
+        for name, value in (("window", choice.window), ("rank", choice.rank)):
+            if value is not None:
+                params[f"{site}.{name}"] = str(value)
     for key, value in settings.items():
         if isinstance(value, dict):
             params.update({f"{key}.{inner}": _spell(deep) for inner, deep in value.items()})

@@ -12,6 +12,11 @@ from fnmatch import fnmatchcase
 
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
 
+WINDOWED = ("window", "gaussian")
+"""Bias kinds whose window a site may size for itself."""
+
+_SPELLING = "'bias/impl', 'window:15/impl' (its window in cells) or 'bias/lowrank@rank'"
+
 
 class PlanError(ValueError):
     """A plan that cannot be read, or does not fit the sites of the model."""
@@ -25,11 +30,14 @@ class Choice:
         bias: one of ``operators.spec.BIAS_KINDS``.
         impl: one of ``operators.spec.IMPLEMENTATIONS``.
         rank: for ``lowrank`` alone: the rank at which the bias is cut off; None is exact.
+        window: for the kinds ``WINDOWED`` alone: edge of the window in cells, on the BEV map and on the
+            camera maps alike; None takes the two sizes of the config's ``bias_config``.
     """
 
     bias: str = "none"
     impl: str = "sdpa_math"
     rank: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse names nobody knows."""
@@ -43,19 +51,28 @@ class Choice:
             raise PlanError(
                 f"rank={self.rank} with impl={self.impl!r}: a positive rank goes with lowrank alone"
             )
+        if self.window is not None and not (
+            self.bias in WINDOWED and type(self.window) is int and self.window >= 1
+        ):
+            raise PlanError(
+                f"window={self.window!r} with bias={self.bias!r}: a window of 1 cell or more goes with "
+                f"{' and '.join(WINDOWED)} alone"
+            )
 
     def __str__(self) -> str:
-        """Spell the choice as ``bias/impl`` or ``bias/lowrank@rank``."""
-        return f"{self.bias}/{self.impl}" + (f"@{self.rank}" if self.rank is not None else "")
+        """Spell the choice as ``bias/impl``, ``window:15/impl`` or ``bias/lowrank@rank``."""
+        window = "" if self.window is None else f":{self.window}"
+        return f"{self.bias}{window}/{self.impl}" + ("" if self.rank is None else f"@{self.rank}")
 
     @classmethod
     def parse(cls, text: str) -> "Choice":
-        """Read ``bias/impl`` or ``bias/lowrank@rank``, the spelling of ``str(choice)``."""
+        """Read the spelling of ``str(choice)``."""
         bias, slash, impl = text.partition("/")
+        bias, colon, window = bias.partition(":")
         impl, at, rank = impl.partition("@")
-        if not slash or (at and not rank.isdecimal()):
-            raise PlanError(f"cannot read the choice {text!r}; expected 'bias/impl' or 'bias/lowrank@rank'")
-        return cls(bias, impl, int(rank) if at else None)
+        if not slash or (at and not rank.isdecimal()) or (colon and not window.isdecimal()):
+            raise PlanError(f"cannot read the choice {text!r}; expected {_SPELLING}")
+        return cls(bias, impl, int(rank) if at else None, int(window) if colon else None)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.data.sample import CAMERAS, Sample
 from pipeline.data.transforms import resize_crop
 from pipeline.detector.batch import collate
 from pipeline.detector.weight_map import weight_maps
+from pipeline.plan import WINDOWED
 
 SHOWN = 8
 """Queries whose windows are drawn, the surest first; more would cover the picture."""
@@ -42,7 +43,8 @@ class SceneView:
         points: (N, 2) x and y in m. boxes: (M, 4, 2) corners of the true boxes, seen from above, m.
         area: x and y minimum, x and y maximum in m of the BEV.
         maps: per segment the weight map, (rows, cols) in [-1, 1].
-        rects: (Q, S, 4) windows: row first, row last, column first, column last.
+        rects: (Q, S, 4) windows of the last layer that has some: row first, row last, column first, column
+            last.
         surest: queries by falling score.
     """
 
@@ -80,7 +82,7 @@ def view_scene(model: Any, sample: Sample, amp: bool = False) -> SceneView | Non
                 return None
             geometry, weights = kept[0]
             maps = weight_maps(weights, geometry, SPREAD_CELLS)
-            rects = geometry.rects(head.bias_generator.windows)[0]
+            rects = geometry.rects(_window_sizes(head))[0]
             surest = output.matching.logits[-1][0].amax(dim=-1).argsort(descending=True)
     finally:
         hook.remove()
@@ -95,6 +97,13 @@ def view_scene(model: Any, sample: Sample, amp: bool = False) -> SceneView | Non
         rects=rects.cpu().numpy(),
         surest=surest.cpu().numpy(),
     )
+
+
+def _window_sizes(head: Any) -> tuple[int, int]:
+    """Return the sizes of the windows to draw: of the last layer that has some, else the config's."""
+    choices = [site.choice for site in head.transformer.decoder.crosses if site.choice.bias in WINDOWED]
+    sizes: tuple[int, int] = head.bias_generator.windows_of(choices[-1].window if choices else None)
+    return sizes
 
 
 def save_scene(view: SceneView, path: Path) -> None:

@@ -9,6 +9,7 @@ from experiments.lint.rules import read_choice
 from pipeline.config_source import Key
 from pipeline.detector.sites import HEAD
 from pipeline.detector.survey import Survey
+from pipeline.plan import WINDOWED
 
 PUBLISHED_GRID = (1080, 1024)
 """Voxels along a side of the range, and of the grid, in CMT's published R50 config."""
@@ -100,18 +101,22 @@ def _image_size(model: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _windows(survey: Survey) -> Iterator[Finding]:
-    head = survey.model["pts_bbox_head"]
-    kinds = {read_choice(site)[0] for site in survey.sites}
-    for part, users in (("aqr_config", {"local"}), ("bias_config", {"window", "gaussian"})):
-        cfg = head.get(part) or {}
-        for key, size in (("window_lidar", survey.bev), ("window_camera", survey.camera)):
-            window = cfg.get(key)
-            if size is None or window is None or window <= min(size) or not users & kinds:
-                continue
-            which = "BEV" if key == "window_lidar" else "camera"
+    head, maps = survey.model["pts_bbox_head"], {"BEV": survey.bev, "camera": survey.camera}
+    kinds = {read_choice(site)[0] for site in survey.sites if not site.cfg.get("window")}
+    asked = [
+        ((*HEAD, part, key), (head.get(part) or {}).get(key), which)
+        for part, users in (("aqr_config", {"local"}), ("bias_config", set(WINDOWED)))
+        for key, which in (("window_lidar", "BEV"), ("window_camera", "camera"))
+        if users & kinds
+    ]
+    own = {(*site.key, "window"): site.cfg.get("window") for site in survey.sites}  # layers may share one
+    asked += [(key, window, which) for key, window in own.items() for which in maps]
+    for key, window, which in asked:
+        size = maps[which]
+        if size is not None and isinstance(window, int) and window > min(size):
             yield Finding(
                 "window-too-large",
-                (*HEAD, part, key),
+                key,
                 f"a window of {window} cells does not fit into the {which} map of {size[0]} x {size[1]}: "
                 "wherever it lies, part of it is cut off",
                 f"take at most {min(size)}, or the global bias (use_local_bias=False), which costs less",

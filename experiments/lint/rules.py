@@ -14,7 +14,7 @@ from pipeline.detector.attention import (
 )
 from pipeline.detector.sites import Site
 from pipeline.detector.survey import Survey
-from pipeline.plan import Choice, PlanError
+from pipeline.plan import WINDOWED, Choice, PlanError
 
 DROPOUT_KEYS = ("attn_drop", "proj_drop", "dropout_layer")
 """Where mmcv's attention takes dropout; ours has ``dropout`` alone."""
@@ -139,16 +139,16 @@ def _names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[Finding
             "give the head aqr_config and bias_config, or set bias='none'",
             (site.name,),
         )
-    try:
-        Choice(kind, impl, site.cfg.get("rank"))
-    except PlanError as error:
-        yield Finding(
-            "contradiction",
-            (*site.key, "rank"),
-            str(error),
-            "remove the rank, or set impl='lowrank'",
-            (site.name,),
-        )
+    rank, window = site.cfg.get("rank"), site.cfg.get("window")
+    fixes = (
+        ("rank", (rank, None), "remove the rank, or set impl='lowrank'"),
+        ("window", (None, window), f"remove the window, or set bias to one of {', '.join(WINDOWED)}"),
+    )
+    for key, values, fix in fixes:
+        try:
+            Choice(kind, impl, *values)
+        except PlanError as error:
+            yield Finding("contradiction", (*site.key, key), str(error), fix, (site.name,))
 
 
 def _served(site: Site, kind: str, impl: str, flag: bool, device: str) -> Iterator[Finding]:
@@ -207,7 +207,8 @@ def received(site: Site, survey: Survey) -> str:
     kind = read_choice(site)[0]
     head = survey.model["pts_bbox_head"]
     windows = head.get("aqr_config" if kind == "local" else "bias_config") or {}
-    size = f"{windows.get('window_lidar')} (BEV), {windows.get('window_camera')} (camera)"
+    bev, camera = (site.cfg.get("window") or windows.get(key) for key in ("window_lidar", "window_camera"))
+    size = f"{bev} (BEV), {camera} (camera)"
     if kind == "none":
         return "mask of the denoising queries" if site.sizes.masked else "nothing"
     if kind == "local":

@@ -20,7 +20,10 @@ from pipeline.plan import Choice, PlanError
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
 """``type=`` names of users' configs. All build a ``SiteAttention``: bias, impl and use_flashbias decide."""
 
-ATTENTION_KEYS = {"type", "embed_dims", "num_heads", "dropout", "use_flashbias", "bias", "impl", "rank"}
+CHOICE_KEYS = {"use_flashbias", "bias", "impl", "rank", "window"}
+"""Keys of an entry of ``attn_cfgs`` that a plan decides."""
+
+ATTENTION_KEYS = {"type", "embed_dims", "num_heads", "dropout"} | CHOICE_KEYS
 """Keys that an entry of ``attn_cfgs`` may have."""
 
 DEFAULT_IMPL = (
@@ -234,8 +237,8 @@ def build_attention(
     """Build a site from an entry of ``attn_cfgs``.
 
     Args:
-        cfg: ``dict(type, embed_dims, num_heads, dropout=.1, use_flashbias=False, bias=, impl=, rank=)``;
-            ``type`` is one of ``ATTENTION_TYPES``. ``use_flashbias=True`` is ``impl='lowrank'``.
+        cfg: ``dict(type, embed_dims, num_heads, dropout=.1, use_flashbias=False, bias=, impl=, rank=,
+            window=)``; ``type`` is one of ``ATTENTION_TYPES``. ``use_flashbias=True`` is ``impl='lowrank'``.
         site: path of the site.
         kinds: bias kinds that make sense there.
         default_bias: bias kind if ``bias`` is not given.
@@ -252,7 +255,7 @@ def build_attention(
             f"{site}: use_flashbias=True means impl='lowrank', but impl={impl!r} is given; drop one of them"
         )
     impl = impl or ("lowrank" if flashbias else DEFAULT_IMPL)
-    choice = Choice(given.pop("bias", default_bias), impl, given.pop("rank", None))
+    choice = Choice(given.pop("bias", default_bias), impl, given.pop("rank", None), given.pop("window", None))
     unknown = sorted(set(given) - ATTENTION_KEYS)
     if unknown:
         raise ValueError(f"{site}: unknown keys {', '.join(unknown)} in attn_cfgs")

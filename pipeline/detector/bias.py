@@ -6,7 +6,8 @@ weight is high more to the pixels around it. What is added to the score of query
     clamp(scale * weight[q, modality(k)] * g, -limit, limit)    inside the window of q, else 0
 
 with g = 1 (``window``), exp(-d^2 / (2 sigma^2)) (``gaussian``, d in cells), or no window at all (``global``).
-Which of them a layer gets is its site's choice; the generator says what a layer gets whose config is silent.
+Which of them a layer gets, and with windows of which size, is its site's choice; the generator says what a
+layer gets whose config is silent.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from operators.bias import Bias, GaussianBias, GlobalBias, WindowBias
 from pipeline.detector.aqr import ProjectedQueries
+from pipeline.plan import WINDOWED
 
 SATURATION = 5.0  # logits: softmax hardly changes beyond a shift of 5 (original code clamps the product here)
 
@@ -56,7 +58,8 @@ class AttentionBiasGenerator(BaseModule):
     """Make the biases of the decoder's cross-attentions; one generator serves all layers.
 
     Args:
-        window_lidar, window_camera: window sizes in cells (odd: centred; even: one more cell after).
+        window_lidar, window_camera: window sizes in cells (odd: centred; even: one more cell after) of the
+            layers that name none.
         use_local_bias: False: no windows, one number for all LiDAR keys and one for all camera keys.
         fall_off: ``uniform`` or ``gaussian``: how the bias falls off within a window.
         sigma: of the gaussian fall-off, in cells.
@@ -118,17 +121,24 @@ class AttentionBiasGenerator(BaseModule):
         else:
             self.register_buffer("bias_scale", start)
 
-    def forward(self, kinds: Sequence[str], weights: Tensor, geometry: ProjectedQueries) -> list[Bias | None]:
+    def forward(
+        self,
+        kinds: Sequence[str],
+        weights: Tensor,
+        geometry: ProjectedQueries,
+        windows: Sequence[int | None] = (),
+    ) -> list[Bias | None]:
         """Make the bias of every layer.
 
         Args:
             kinds: of each layer, ``none`` or one of ``KINDS``.
             weights: (B, Q, 2) in [-1, 1]: LiDAR, camera.
             geometry: where the queries project to.
+            windows: of each layer, its window in cells or None (``windows_of``); empty: None for all.
 
         Returns:
             Per layer a bias in the dtype of ``weights``, with gradients to them and ``bias_scale``; None for
-            ``none``. Layers share the windows.
+            ``none``. Layers with windows of one size share them.
 
         Raises:
             BiasConfigError: another kind, or neither one scale nor one a layer.
@@ -142,9 +152,18 @@ class AttentionBiasGenerator(BaseModule):
         self.slopes = None
         if scales.requires_grad:
             scales.register_hook(self._keep_slopes)  # type: ignore[no-untyped-call]
-        rects = geometry.rects(self.windows) if {"window", "gaussian"} & set(kinds) else None
+        sizes = [self.windows_of(window) for window in windows or [None] * len(kinds)]
+        wanted = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
+        rects = {size: geometry.rects(size) for size in wanted}
         scaled = weights * scales.to(weights.dtype).view(-1, 1, 1, 1)
-        return [self._make(kind, x, geometry, rects) for kind, x in zip(kinds, scaled, strict=True)]
+        return [
+            self._make(kind, x, geometry, rects.get(size))
+            for kind, size, x in zip(kinds, sizes, scaled, strict=True)
+        ]
+
+    def windows_of(self, window: int | None) -> tuple[int, int]:
+        """Return the sizes (LiDAR, camera) of a layer's windows: those of the config, or one for both."""
+        return self.windows if window is None else (window, window)
 
     def layer_scales(self, layers: int) -> Tensor:
         """Return the scale that acts in each of the layers, (L,): ``bias_scale`` within its range."""

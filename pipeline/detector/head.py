@@ -265,7 +265,8 @@ class CmtAqrHead(nn.Module):
         self, points: Tensor, query_pos: Tensor, memory: Memory
     ) -> tuple[Tensor | None, list[Bias | None], Memory]:
         """Rate the sensors; make the bias of every layer, and the memory that the decoder reads."""
-        kinds = [site.choice.bias for site in self.transformer.decoder.crosses]
+        choices = [site.choice for site in self.transformer.decoder.crosses]
+        kinds = [choice.bias for choice in choices]
         wanted = {kind for kind in kinds if kind != "none"}
         if not wanted and self.weight_map is None:  # a plain CMT: the weights would go nowhere
             return None, [None] * len(kinds), memory
@@ -276,7 +277,7 @@ class CmtAqrHead(nn.Module):
         seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
         geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
         weights = self.aqr(memory.tokens, memory.position, query_pos, geometry)
-        biases = self.bias_generator(kinds, weights, geometry)
+        biases = self.bias_generator(kinds, weights, geometry, [choice.window for choice in choices])
         if self.weight_map is not None:
             matching = self.num_query  # without the denoising queries, which know where the objects are
             memory = self.weight_map(memory, weights[:, -matching:], geometry.last(matching))

@@ -15,7 +15,7 @@ from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from pipeline.detector import build
-from pipeline.detector.attention import standing_objections
+from pipeline.detector.attention import CHOICE_KEYS, standing_objections
 from pipeline.detector.sites import PARTS, plain
 from pipeline.plan import Plan, PlanError
 
@@ -113,9 +113,10 @@ def _attentions(layer: Mapping[str, Any], path: str, plan: Plan) -> list[dict[st
     found = []
     for name, cfg in zip(names, layer["attn_cfgs"], strict=True):
         choice = plan[f"{path}.{name}"]
-        kept = {k: v for k, v in cfg.items() if k not in ("use_flashbias", "bias", "impl", "rank")}
-        rank = {} if choice.rank is None else {"rank": choice.rank}
-        found.append({**kept, "bias": choice.bias, "impl": choice.impl, **rank})
+        kept = {k: v for k, v in cfg.items() if k not in CHOICE_KEYS}
+        further = {"window": choice.window, "rank": choice.rank}
+        named = {key: value for key, value in further.items() if value is not None}
+        found.append({**kept, "bias": choice.bias, "impl": choice.impl, **named})
     return found
 
 

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.recipe import EarlyStop, RecipeError
+from experiments.designs import Factor, full, plan_of
+from experiments.recipe import EarlyStop, RecipeError, trials_of
 from experiments.recipes import (
     CROSS_SITES,
     RECIPES,
@@ -15,7 +16,8 @@ from experiments.recipes import (
     smoke_waves,
 )
 from experiments.recipes_nuscenes import r50, r50_waves
-from pipeline.plan import PlanError
+from experiments.rule import Rule
+from pipeline.plan import Choice, PlanError
 from pipeline.settings import TrialSettings
 
 
@@ -32,6 +34,25 @@ def test_demo_trials_differ_in_plan_and_seed_alone():
 
 def sites(num_layers):
     return ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(num_layers) for kind in ("self", "cross")]
+
+
+def test_arms_that_differ_in_the_window_alone_are_arms():
+    base, site = smoke().trials[0], CROSS_SITES[0]
+    levels = ("none", "window", "window:7", "gaussian:3")
+    design = full([Factor(site, levels)])
+    rest = {s: str(base.plan[s]) for s, _ in base.plan.choices if s != site}
+    plans = {arm: plan_of(design, arm, rest) for arm in design.arms}
+    trials = trials_of(design, base, (0, 1), plans)
+    rule = Rule(sites=(site,), seeds=(0, 1), arms=design.arms, more_treatments=levels[2:])
+    made = replace(smoke(), trials=trials, factors=(site,), rule=rule, design=design)
+    assert {arm for arm, _ in made.by_arm()} == {(level,) for level in levels}
+    assert made.plan(("window:7",))[site] == Choice("window", "sdpa_math", window=7)
+    assert {name.partition("_")[0] for name in made.named_trials()} == {
+        "none",
+        "window",
+        "window7",
+        "gaussian3",
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)

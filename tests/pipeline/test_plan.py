@@ -20,9 +20,21 @@ def test_a_rank_is_part_of_the_choice():
     assert Choice.parse(str(choice)) == choice
 
 
+def test_a_window_is_part_of_the_choice():
+    for choice in (Choice("window", "rects", window=15), Choice("gaussian", "lowrank", 8, 4)):
+        assert Plan.parse(str(Plan.of({"a": choice})))["a"] == choice
+    assert str(choice) == "gaussian:4/lowrank@8"
+    assert Choice("window", "rects") != Choice("window", "rects", window=15)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("window:/rects", "cannot read the choice 'window:/rects'; expected 'bias/impl', 'window:15/impl'"),
+        ("window:-3/rects", "cannot read"),
+        ("window:0/rects", "a window of 1 cell or more goes with window and gaussian alone"),
+        ("local:5/rects", "window=5 with bias='local'"),
+        ("none:5/rects", "window=5 with bias='none'"),
         ("window", "cannot read the choice 'window'"),
         ("magic/flex", "unknown bias kind 'magic'; expected one of none, global"),
         ("window/magic", "unknown implementation 'magic'; expected one of reference"),

@@ -49,6 +49,12 @@ def test_windows_and_maps_are_the_models(model, frame):
     assert np.array_equal(view.images[..., ::-1], seen)
 
 
+def test_the_windows_drawn_are_those_of_the_plan(model, frame):
+    model.apply_plan(Plan.of({**dict(WINDOW.choices), "decoder.*.cross": "window:9/sdpa_math"}))
+    rects = view_scene(model, frame).rects
+    assert (rects[:, 0, 1] - rects[:, 0, 0] + 1).max() == 9
+
+
 def test_corners_enclose_what_the_box_says(model, frame):
     view = view_scene(model, frame)
     low, high = view.area[:2], view.area[2:]

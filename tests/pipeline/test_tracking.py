@@ -306,9 +306,10 @@ def page_of(address, patience_s):
     raise TimeoutError(address)
 
 
-def test_keys_group_by_condition_and_params_name_the_rank():
-    row = Row("s", "t", "a.0.cross=window/lowrank@8", "AP/car", "fraction", 0.5, condition="no_lidar")
+def test_keys_group_by_condition_and_params_name_rank_and_window():
+    row = Row("s", "t", "a.0.cross=window:15/lowrank@8", "AP/car", "fraction", 0.5, condition="no_lidar")
     assert metric_key(row) == "no_lidar/AP/car"
     assert metric_key(replace(row, condition="", metric="loss(x)")) == "loss_x_"
     params = trial_params([row], {"data": {"train": ["a", "b"]}})
+    assert (params["a.0.cross"], params["a.0.cross.window"]) == ("window", "15")
     assert (params["a.0.cross.rank"], params["data.train"]) == ("8", "a, b")

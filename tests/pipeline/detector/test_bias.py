@@ -20,6 +20,7 @@ GRID = TokenGrid.bev_and_cameras((6, 6), (2, 4, 5))
 KINDS = AttentionBiasGenerator.KINDS
 RANK = 2  # of a local bias handed to `lowrank`: both queries' rows, so that nothing is cut off
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+REACH = {1: (0, 0), 2: (0, 1), 3: (-1, 1), 4: (-1, 2), 7: (-3, 3)}  # first and last cell of a window
 HEAD_SIZE = 16  # the narrowest that every implementation takes
 
 
@@ -39,8 +40,10 @@ def make(generator: AttentionBiasGenerator, kind: str, weights: Tensor) -> Bias:
     return bias
 
 
-def expected(kind: str, weights: Tensor, scale: float, sigma: float, limit: float) -> Tensor:
-    """The bias key by key; windows of 3 BEV cells and 2 camera cells (an even one reaches further after)."""
+def expected(
+    kind: str, weights: Tensor, scale: float, sigma: float, limit: float, windows: tuple[int, int] = (3, 2)
+) -> Tensor:
+    """The bias key by key; windows of so many BEV and camera cells (an even one reaches further after)."""
     out = torch.zeros(1, 1, 2, GRID.num_keys)
     for query in range(2):
         for key in range(GRID.num_keys):
@@ -55,7 +58,7 @@ def expected(kind: str, weights: Tensor, scale: float, sigma: float, limit: floa
                 continue
             centre = (2, 3) if segment == 0 else (1, 4)
             down, right = row - centre[0], col - centre[1]
-            reach = (-1, 1) if segment == 0 else (0, 1)
+            reach = REACH[windows[0 if segment == 0 else 1]]
             if reach[0] <= down <= reach[1] and reach[0] <= right <= reach[1]:
                 fall = (
                     torch.exp(torch.tensor(-(down**2 + right**2) / (2 * sigma**2)))
@@ -76,6 +79,41 @@ def test_the_bias_is_the_formula(kind: str, max_bias: float) -> None:
     torch.testing.assert_close(
         bias.dense(), expected(kind, weights, 2.5, 1.3, max_bias), rtol=1e-6, atol=1e-6
     )
+
+
+LAYERS = (("window", None), ("window", 4), ("none", None), ("gaussian", 7), ("window", 1), ("global", None))
+
+
+def layers(weights: Tensor) -> list[Bias | None]:
+    generator = AttentionBiasGenerator(3, 2, sigma=1.3).to(weights.device)
+    kinds, windows = zip(*LAYERS, strict=True)
+    return generator(kinds, weights, geometry(weights.device.type), windows)
+
+
+def test_each_layer_has_windows_of_its_own_size() -> None:
+    weights = torch.tensor([[[0.9, -0.6], [0.3, 0.2]]])
+    for (kind, window), bias in zip(LAYERS, layers(weights), strict=True):
+        if kind == "none":
+            assert bias is None
+            continue
+        assert bias is not None
+        sizes = (3, 2) if window is None else (window, window)
+        wanted = expected(kind, weights, 2.5, 1.3, 5.0, sizes)
+        torch.testing.assert_close(bias.dense(), wanted, rtol=1e-6, atol=1e-6)  # fp32 rounding, as above
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")  # as below
+@pytest.mark.filterwarnings("ignore:(overflow|divide by zero|invalid value) encountered:RuntimeWarning")
+def test_the_kernel_sees_the_windows_of_each_layer() -> None:
+    draw = torch.Generator().manual_seed(0)
+    sizes = (2, GRID.num_keys, GRID.num_keys)
+    q, k, v = (torch.randn(1, 2, n, HEAD_SIZE, generator=draw).to(DEVICE) for n in sizes)
+    weights = torch.tensor([[[0.9, -0.6], [0.3, 0.2]]], device=DEVICE)
+    for (kind, _), bias in zip(LAYERS, layers(weights), strict=True):
+        if kind == "window":
+            one, two = (attention(q, k, v, bias, impl=impl) for impl in ("rects", "reference"))
+            # TF32 products on a GPU err by 1e-3; another window moves the result by 1e-2 and more
+            torch.testing.assert_close(one, two, rtol=2e-3, atol=2e-3)
 
 
 def learning() -> list[Any]:

@@ -160,6 +160,16 @@ def test_windows_lie_where_the_queries_are(head):
     assert (col_first, col_last) == ([3, 6, 0], [5, 7, 1])
 
 
+def test_windows_have_the_size_that_the_plan_chose(head):
+    made = []
+    head.bias_generator.register_forward_hook(lambda *a: made.extend(a[-1]))
+    for i, window in enumerate((None, 1, 5)):
+        head.sites[f"decoder.{i}.cross"].choice = Choice("window", "sdpa_math", window=window)
+    head.reference_points.weight.data[0] = torch.tensor([0.5, 0.5, 0.5])  # cell (3, 4) of 6 x 8
+    run(head)
+    assert [bias.rects[0, 0, 0].tolist() for bias in made] == [[2, 4, 3, 5], [3, 3, 4, 4], [1, 5, 2, 6]]
+
+
 def test_the_bias_of_layers_whose_config_names_none_is_that_of_the_generator(published):
     given = config(published)
     head = CmtAqrHead(**{**given, "bias_config": {**given["bias_config"], "use_local_bias": False}})

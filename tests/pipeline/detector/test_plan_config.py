@@ -23,6 +23,7 @@ CHANGES = {
     "nothing": "",
     "all layers alike": "decoder.*.cross=global/lowrank;decoder.*.self=none/reference",
     "a rank in one layer": "decoder.1.cross=window/lowrank@4",
+    "a window in two layers": "decoder.1.cross=window:7/rects;decoder.2.cross=gaussian:2/lowrank@4",
     "every layer its own": "decoder.0.cross=none/rects;decoder.1.cross=gaussian/rects;aqr.*=none/flash",
 }
 
