@@ -28,7 +28,8 @@ def add_config(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="SITE=BIAS/IMPL",
-        help="what the sites that a pattern names do instead; may be repeated, the last one counts",
+        help="what the sites that a pattern names do instead, such as window/rects, window:15/rects (its own "
+        "size, cells), window/lowrank@16 (a rank); may be repeated, the last one counts",
     )
     plan.add_argument("--out", help="file to write (the terminal)")
     text = "find bias that does not arrive, shapes that disagree and keys that nobody reads in a config"
