@@ -1,0 +1,193 @@
+"""Gradients of two ranks against one process on the doubled batch: same weights, same frames, one step.
+
+What a joint batch and its halves do differently is taken out first (``EXACT``). What is left are the same
+float32 sums in another order, and whatever DDP or the losses do wrong. Used by ``measure.py``.
+"""
+
+import csv
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from pipeline.data.loader import Source
+from pipeline.data.sample import Sample
+from pipeline.detector.batch import collate
+from pipeline.optimise import seed_everything
+from pipeline.rungs import Rungs
+from pipeline.session import LocalSession
+from pipeline.settings import TrialSettings
+from pipeline.train import Trial
+
+_HEAD = "model.pts_bbox_head"
+_LR = "optim_wrapper.paramwise_cfg.custom_keys"
+EXACT = (
+    # Batch norm: each rank norms by its own frames, which is another function than one norm over both.
+    # Frozen norms use their statistics. The backbones' are frozen in the config; this one is not.
+    (f"{_LR}.shared_conv", '{"lr_mult": 0.0}'),
+    # Draws: dropout, denoising noise and grid masks differ between one batch of two and two of one.
+    ("model.use_grid_mask", "false"),
+    (f"{_HEAD}.denoising.scalar", "0"),
+    (f"{_HEAD}.transformer.decoder.transformerlayers.attn_cfgs.0.dropout", "0.0"),
+    (f"{_HEAD}.transformer.decoder.transformerlayers.attn_cfgs.1.dropout", "0.0"),
+    (f"{_HEAD}.aqr_config.encoder_config.transformerlayers.attn_cfgs.0.dropout", "0.0"),
+    (f"{_HEAD}.aqr_config.encoder_config.transformerlayers.ffn_cfgs.ffn_drop", "0.0"),
+)
+
+NECK = ((f"{_LR}.pts_neck", '{"lr_mult": 0.0}'),)
+"""The other batch norm that trains, of the full-size models alone."""
+
+LIMIT = 1e-3
+"""Largest difference of a tensor over its largest entry that still counts as agreement. Two kernels that add
+in another order differ by some 1e-6 each; the rest is what a hundred layers make of it."""
+
+
+class OneBox:
+    """Frames with their nearest box alone.
+
+    An untrained model predicts nearly the same for all queries; with several boxes, matchings then cost the
+    same to the last bit, and which one is found depends on rounding.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.tokens, self.scenes, self.labels = source.tokens, source.scenes, source.labels
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._source[index]
+        nearest = np.hypot(*sample.boxes[:, :2].T).argsort()[:1]
+        return replace(sample, boxes=sample.boxes[nearest], labels=sample.labels[nearest])
+
+
+class Rank(LocalSession):
+    """A worker of a group, on a device of its own."""
+
+    def __init__(self, folder: Path, rank: int, world_size: int, device: torch.device) -> None:
+        super().__init__(folder, device)
+        self.rank, self.world_size = rank, world_size
+
+
+def compare(settings: Mapping[str, TrialSettings], out: Path) -> dict[str, Any]:
+    """Compare, config after config, in two processes; return what was found per config.
+
+    Args:
+        settings: config -> trial of one frame per rank, in float32.
+        out: folder for one table of tensors per config.
+    """
+    plain = {config: made.to_dict() for config, made in settings.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    mp.start_processes(_work, (plain, out, _free_port()), nprocs=2, start_method="spawn")
+    return {config: _judge(out, config) for config in settings}
+
+
+def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
+    """Step as one of two ranks; then, on rank 0, step alone on both frames, twice, and on one of them."""
+    cuda = next(iter(plain.values()))["device"] == "cuda"
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # 10 bits of mantissa would drown what is looked for
+    torch.set_num_threads(2)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=2)
+    for config, made in plain.items():
+        settings = TrialSettings.from_dict(made)
+        _save(out, f"{config}.rank{rank}", *step(settings, Rank(out, rank, 2, device)))
+    dist.destroy_process_group()
+    if rank:
+        return
+    for config, made in plain.items():
+        half = TrialSettings.from_dict(made)
+        joint = replace(half, train=replace(half.train, batch_size=2))
+        for name, settings in (("joint", joint), ("again", joint), ("half", half)):
+            _save(out, f"{config}.{name}", *step(settings, Rank(out, 0, 1, device)))
+
+
+def step(settings: TrialSettings, session: Rank) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Run forward and backward of a trial's first step; return gradients, and loss, plan and frames."""
+    running = Trial(settings, session, Rungs())
+    running.source = OneBox(running.source)
+    samples = next(running.batches(0, 1))
+    seed_everything(settings.seed, 0, session.rank)
+    running.model.train()
+    loss, _ = running.optimiser.losses(collate(samples))
+    torch.autograd.backward(loss)
+    found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
+    about = {
+        "loss": float(loss.detach()),
+        "plan": str(running.model.plan),
+        "frames": [s.token for s in samples],
+    }
+    return found, about
+
+
+def _save(out: Path, name: str, gradients: dict[str, Tensor], about: dict[str, Any]) -> None:
+    torch.save({"gradients": gradients, "about": about}, out / f"{name}.pt")
+
+
+def _judge(out: Path, config: str) -> dict[str, Any]:
+    """Compare what the processes left; the tensors go into a table, worst first."""
+    names = ("rank0", "rank1", "joint", "again", "half")
+    read = {name: torch.load(out / f"{config}.{name}.pt", weights_only=True) for name in names}
+    gradients = {name: held["gradients"] for name, held in read.items()}
+    about = {name: held["about"] for name, held in read.items()}
+    joint = gradients["joint"]
+    lines = [
+        {"tensor": name, "largest_entry": float(joint[name].abs().max())}
+        | {who: relative(gradients[who][name], joint[name]) for who in ("rank0", "again", "half")}
+        for name in joint
+    ]
+    lines.sort(key=lambda line: -line["rank0"])
+    with (out / f"{config}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    for name in names:
+        (out / f"{config}.{name}.pt").unlink()
+    same = all(torch.equal(gradients["rank0"][name], gradients["rank1"][name]) for name in joint)
+    losses = [about[name]["loss"] for name in ("rank0", "rank1")]
+    worst = lines[0]
+    return {
+        "tensors": len(lines),
+        "same_tensors": set(gradients["rank0"]) == set(gradients["rank1"]) == set(joint),
+        "both_ranks_hold_the_same_bits": same,
+        "two_ranks_against_joint_batch": summary([line["rank0"] for line in lines]),
+        "joint_batch_against_itself": summary([line["again"] for line in lines]),
+        "one_half_against_joint_batch": summary([line["half"] for line in lines]),
+        "worst_tensor": worst["tensor"],
+        "agree": same and worst["rank0"] <= LIMIT,
+        "loss_joint": about["joint"]["loss"],
+        "loss_mean_of_ranks": sum(losses) / 2,
+        "same_frames": about["rank0"]["frames"] + about["rank1"]["frames"] == about["joint"]["frames"],
+        "plans_equal": len({held["plan"] for held in about.values()}) == 1,
+    }
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference over the largest entry expected; 0 where both are 0."""
+    scale = float(expected.abs().max())
+    difference = float((found - expected).abs().max())
+    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Return median, 95th percentile and maximum."""
+    median, high = np.percentile(values, (50, 95))
+    return {"median": float(median), "p95": float(high), "max": max(values)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
