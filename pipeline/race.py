@@ -1,9 +1,11 @@
 """Race: one model under several plans, timed on the same stand-in frames: training, inference, memory.
 
 Each plan trains (the trial's own step: preprocessing, autocast, clipping, optimiser) and then detects at
-batch 1. What does not fit the GPU is a result too, not a crash.
+batch 1. What does not fit the GPU is a result too, not a crash. Several rounds of all plans keep a clock
+that drifts from deciding: ratios are taken within a round.
 """
 
+import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +59,7 @@ class Course:
         boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
         fold: fold batch norms for inference.
         parts: time the parts of the model too.
+        rounds: how often all plans run, one after the other, each time from the same weights.
         overrides: see ``load_config``.
         seed: of weights, frames and noise.
     """
@@ -71,6 +74,7 @@ class Course:
     boxes: int = 45
     fold: bool = True
     parts: bool = False
+    rounds: int = 1
     overrides: tuple[tuple[str, str], ...] = ()
     seed: int = 0
 
@@ -104,7 +108,7 @@ def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> 
         folder: made if it is not there; a race that is there is not overwritten.
 
     Returns:
-        The rows.
+        The rows; those of round i have the seed of the course plus i.
 
     Raises:
         RaceError: the folder holds a race.
@@ -115,22 +119,25 @@ def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> 
         raise RaceError(f"{path} is there already; name another folder with --out")
     device = torch.device(course.device)
     amp = is_amp(load_config(course.config, course.overrides).optim_wrapper) and device.type == "cuda"
+    fresh = _model(course, None, amp)
     for plan in plans.values():  # refused before the first one has cost minutes
-        _model(course, plan, amp)
+        _planned(fresh, plan, course, amp)
     deterministic(device, torch.get_num_threads())
     folder.mkdir(parents=True, exist_ok=True)
     batches = _frames(course, device)
     rows: list[Row] = []
-    for name, plan in plans.items():
-        model = _model(course, plan, amp).to(device)
-        common = _common(course, name, str(model.plan), device)
-        for measures in (_train, _detect):
-            found = _measured(measures, course, model, batches, amp)
-            made = [replace(common, **vars(m), step=course.steps, time=time.time()) for m in found]
-            append_rows(path, made)
-            rows += made
-        del model
-        _forget(device)
+    for i in range(course.rounds):
+        lap = replace(course, seed=course.seed + i)
+        for name, plan in plans.items():
+            model = _planned(fresh, plan, course, amp).to(device)
+            common = _common(lap, name, str(model.plan), device)
+            for measures in (_train, _detect):
+                found = _measured(measures, lap, model, batches, amp)
+                made = [replace(common, **vars(m), step=course.steps, time=time.time()) for m in found]
+                append_rows(path, made)
+                rows += made
+            del model
+            _forget(device)
     return rows
 
 
@@ -141,7 +148,7 @@ def steps_of(course: Course, plan: Plan | None) -> Iterator[tuple[str, Callable[
     amp = is_amp(wrapper) and device.type == "cuda"
     deterministic(device, torch.get_num_threads())
     batches = _frames(course, device)
-    model = _model(course, plan, amp).to(device)
+    model = _planned(_model(course, None, amp), plan, course, amp).to(device)
     optimiser = _optimiser(course, model, amp)
     batch = _joined([batches[i % len(batches)] for i in range(course.batch)])
     yield "training step", lambda: optimiser.step(batch, 0.0), device.type == "cuda"
@@ -163,8 +170,19 @@ def _optimiser(course: Course, model: Any, amp: bool) -> Optimiser:
 
 def _model(course: Course, plan: Plan | None, amp: bool) -> Any:
     seed_everything(course.seed)
-    dtype = "bfloat16" if amp else "float32"
-    return build_model(course.config, course.overrides, plan, course.device, dtype)
+    return build_model(course.config, course.overrides, plan, course.device, _dtype(amp))
+
+
+def _planned(fresh: Any, plan: Plan | None, course: Course, amp: bool) -> Any:
+    """Copy a model and give the copy a plan; building one anew takes seconds."""
+    model = copy.deepcopy(fresh)
+    if plan is not None:
+        model.apply_plan(plan, course.device, _dtype(amp))
+    return model
+
+
+def _dtype(amp: bool) -> str:
+    return "bfloat16" if amp else "float32"
 
 
 def _frames(course: Course, device: torch.device) -> list[dict[str, Any]]:

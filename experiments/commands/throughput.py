@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +26,10 @@ COLUMNS = {
 }
 """Metric -> heading; ``±`` is half the distance between the 20th and the 80th percentile."""
 
-WIDTH = 180
+RATIOS = {"step_ms": "step ratio", "train_peak_gib": "memory ratio", "latency_p50_ms": "detect ratio"}
+"""Metric -> heading of its ratio to the first plan."""
+
+WIDTH = 200
 """Characters of a line where the output is no terminal."""
 
 
@@ -45,6 +49,7 @@ def throughput(arguments: Namespace) -> int:
         boxes=arguments.boxes,
         fold=not arguments.no_fold,
         parts=arguments.parts,
+        rounds=arguments.rounds,
         overrides=read_overrides(arguments.cfg_options),
         seed=arguments.seed,
     )
@@ -85,27 +90,52 @@ def chosen(words: Sequence[str], named: Mapping[str, Plan]) -> dict[str, Plan | 
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return one line per plan; the ratio is to the first."""
+    """Return one line per plan; ratios are to the first plan in the same round, medians over the rounds."""
     trials = list(dict.fromkeys(row.trial for row in rows))
     title = trials[0].partition("@")[2] if trials else None
-    made = Table("plan", *COLUMNS.values(), "step ratio", box=None, title=title)
-    values = {(row.trial, row.metric): row for row in rows if not row.site}
-    first = values.get((trials[0], "step_ms")) if trials else None
+    made = Table("plan", *COLUMNS.values(), *RATIOS.values(), box=None, title=title)
+    values = rounds_of(rows)
     for trial in trials:
         cells = [_cell(values, trial, metric) for metric in COLUMNS]
-        step = values.get((trial, "step_ms"))
-        ratio = f"{step.value / first.value:.3f}" if step and first else ""
-        made.add_row(trial.partition("@")[0], *cells, ratio)
+        shares = (ratio(values, trial, trials[0], metric) for metric in RATIOS)
+        made.add_row(
+            trial.partition("@")[0], *cells, *("" if share is None else f"{share:.3f}" for share in shares)
+        )
     return made
 
 
-def _cell(values: Mapping[tuple[str, str], Row], trial: str, metric: str) -> str:
-    row = values.get((trial, metric))
-    if row is None:
-        kind = "detect" if metric in ("latency_p50_ms", "frames_per_s") else "train"
+Rounds = Mapping[tuple[str, str], Mapping[int, Row]]
+"""(trial, metric) -> seed of the round -> row, of the model as a whole."""
+
+
+def rounds_of(rows: Sequence[Row]) -> Rounds:
+    """Sort the rows of a race."""
+    found: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        if not row.site:
+            found.setdefault((row.trial, row.metric), {})[row.seed] = row
+    return found
+
+
+def ratio(values: Rounds, trial: str, to: str, metric: str) -> float | None:
+    """Return the median over the rounds of a trial's number over another's; None if a round lacks one."""
+    own, other = values.get((trial, metric), {}), values.get((to, metric), {})
+    shares = [own[seed].value / other[seed].value for seed in own if seed in other]
+    return median(shares) if shares else None
+
+
+def _cell(values: Rounds, trial: str, metric: str) -> str:
+    """Write a number down: the median of the rounds, and the larger of the spreads in and between them."""
+    found = list(values.get((trial, metric), {}).values())
+    if not found:
+        kind = "detect" if metric in ("latency_p50_ms", "frames_per_s", "detect_peak_gib") else "train"
         return "out of memory" if (trial, f"{kind}_out_of_memory") in values else ""
-    spread = f" ± {row.spread:.2g}" if row.n > 1 and row.spread == row.spread else ""
-    return f"{row.value:.4g}{spread}"
+    numbers = [row.value for row in found]
+    spreads = [row.spread for row in found if row.n > 1 and row.spread == row.spread]
+    if len(numbers) > 1:
+        spreads.append((max(numbers) - min(numbers)) / 2)
+    spread = f" ± {max(spreads):.2g}" if spreads else ""
+    return f"{median(numbers):.4g}{spread}"
 
 
 def parts_table(rows: Sequence[Row]) -> Table:
@@ -117,10 +147,12 @@ def parts_table(rows: Sequence[Row]) -> Table:
         *(f"{t.partition('@')[0]} {m.removesuffix('_part_ms')}" for t, m in columns),
         box=None,
     )
-    times = {(row.trial, row.metric, row.site): row.value for row in found}
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for row in found:
+        times.setdefault((row.trial, row.metric, row.site), []).append(row.value)
     for part in dict.fromkeys(row.site for row in found):
         cells = (times.get((*column, part)) for column in columns)
-        made.add_row(part, *("" if ms is None else f"{ms:.2f}" for ms in cells))
+        made.add_row(part, *("" if ms is None else f"{median(ms):.2f}" for ms in cells))
     return made
 
 

@@ -58,6 +58,12 @@ def add_throughput(commands: Commands) -> None:
     )
     race.add_argument("--steps", type=int, default=40, help="training steps, 0 for none (%(default)s)")
     race.add_argument("--calls", type=int, default=50, help="detections timed, 0 for none (%(default)s)")
+    race.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="times that all plans run in turn; ratios within a round (%(default)s)",
+    )
     race.add_argument("--batch", type=int, default=1, help="samples per training step (%(default)s)")
     race.add_argument(
         "--boxes", type=int, default=45, help="boxes per frame; 83 make 1730 queries (%(default)s)"

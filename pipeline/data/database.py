@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.boxes import points_inside
@@ -32,18 +30,23 @@ FORMAT = "1"
 CROP_PX = 10
 """A picture needs more pixels than this in width and in height; CMT."""
 
-SCHEMA = pa.schema(
-    [
-        ("token", pa.string()),
-        ("label", pa.int16()),
-        ("box", pa.list_(pa.float32(), 9)),
-        ("points_at", pa.int64()),
-        ("num_points", pa.int32()),
-        ("crop_at", pa.int64()),
-        ("crop_bytes", pa.int32()),  # 0: no camera sees it well enough
-    ],
-    metadata={"format": FORMAT},
-)
+
+def _schema() -> Any:
+    """Return the columns of ``objects.parquet``."""
+    import pyarrow as pa  # only for those who paste from a database of ours
+
+    return pa.schema(
+        [
+            ("token", pa.string()),
+            ("label", pa.int16()),
+            ("box", pa.list_(pa.float32(), 9)),
+            ("points_at", pa.int64()),
+            ("num_points", pa.int32()),
+            ("crop_at", pa.int64()),
+            ("crop_bytes", pa.int32()),  # 0: no camera sees it well enough
+        ],
+        metadata={"format": FORMAT},
+    )
 
 
 class ObjectDatabase(Protocol):
@@ -91,6 +94,10 @@ class FolderDatabase:
     """The objects of a folder that ``write_database`` made; may be handed to loader processes."""
 
     def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = _schema()
         self._bin = folder / "objects.bin"
         index = folder / "objects.parquet"
         try:
@@ -99,11 +106,11 @@ class FolderDatabase:
         except (OSError, pa.ArrowException) as problem:
             raise DataError(f"{folder}: no whole object database ({problem}); write it anew") from problem
         if (
-            table.schema.remove_metadata() != SCHEMA.remove_metadata()
+            table.schema.remove_metadata() != schema.remove_metadata()
             or (table.schema.metadata or {}).get(b"format") != FORMAT.encode()
         ):
             raise DataError(f"{index}: not an object database of format {FORMAT}; write it anew")
-        columns = {name: table[name].to_numpy() for name in SCHEMA.names if name not in ("token", "box")}
+        columns = {name: table[name].to_numpy() for name in schema.names if name not in ("token", "box")}
         self.boxes: NDArray[np.float32] = (
             table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 9).astype(np.float32)
         )
@@ -197,6 +204,9 @@ def write_database(source: Source, out: Path, progress: Callable[[int, int], Non
     Raises:
         DataError: ``out`` holds a database or cannot be written, or a frame cannot be read.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     index = out / "objects.parquet"
     if index.exists():
         raise DataError(f"{index}: an object database is there already; remove it or choose another folder")
@@ -209,7 +219,7 @@ def write_database(source: Source, out: Path, progress: Callable[[int, int], Non
                 if progress:
                     progress(number + 1, len(source))
         partial = out / ".objects.parquet.part"
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial)
+        pq.write_table(pa.Table.from_pylist(rows, _schema()), partial)
         partial.replace(index)
     except OSError as problem:
         raise DataError(f"{out}: cannot be written ({problem}); free space or choose another") from problem

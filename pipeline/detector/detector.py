@@ -83,6 +83,7 @@ class CmtDetector(Base3DDetector):
         self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
         self._build_voxel_branch({name: cfg for name, cfg in parts.items() if cfg is not None}, list(parts))
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
+        self._side: Any = None  # the stream of the LiDAR branch, made where the GPU is
 
     def _build_voxel_branch(self, parts: dict[str, dict[str, Any]], names: list[str]) -> None:
         """Build CMT's own LiDAR branch, if that is the one of the config."""
@@ -204,8 +205,28 @@ class CmtDetector(Base3DDetector):
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w') with views of a sample in a row.
         """
-        images = self.image_features(batch_inputs["imgs"])
-        return self.point_features(batch_inputs["points"]), images
+        images, points = batch_inputs["imgs"], batch_inputs["points"]
+        if images.is_cuda:
+            return self._extract_side_by_side(images, points)
+        maps = self.image_features(images)
+        return self.point_features(points), maps
+
+    def _extract_side_by_side(self, images: Tensor, points: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the branches on two streams of the GPU.
+
+        The LiDAR branch waits for counts (of voxels, and of outputs of every sparse down-sampling): its
+        kernels are small and the GPU idles between them, unless the images keep it busy.
+        """
+        main = torch.cuda.current_stream(images.device)
+        if self._side is None:
+            self._side = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        self._side.wait_stream(main)
+        image_maps = self.image_features(images)  # first: its launches need no wait
+        with torch.cuda.stream(self._side):
+            bev_maps = self.point_features(points)
+        main.wait_stream(self._side)
+        bev_maps.record_stream(main)  # or its memory could be used anew while the main stream reads it
+        return bev_maps, image_maps
 
     def image_features(self, images: Tensor) -> Tensor:
         """Run the image branch on (B, V, 3, H, W) normalised images; see ``extract_feat``."""

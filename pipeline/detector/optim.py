@@ -28,6 +28,9 @@ AMP_WRAPPER, AMP_DTYPE = "AmpOptimWrapper", "bfloat16"
 """mmengine's wrapper for autocast, and the dtype we train in: its range needs no loss scale."""
 
 WRAPPER_KEYS = {"type", "constructor", "optimizer", "paramwise_cfg", "clip_grad"}
+FUSED = (torch.optim.Adam, torch.optim.AdamW)
+"""Optimisers that have one kernel for a step of many tensors; the same numbers up to rounding."""
+
 MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
 
 
@@ -76,6 +79,8 @@ def build_optimizer(
         }
         for m, parameters in groups.items()
     ]
+    if cls in FUSED and all(p.is_cuda for group in groups.values() for p in group):
+        settings.setdefault("fused", True)  # else the host counts the steps of every tensor
     try:
         optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
     except TypeError as error:
