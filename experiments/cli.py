@@ -8,14 +8,18 @@ usage or input.
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from experiments.parser import build_parser
 from pipeline.refusal import is_refusal
 
 DONE, FINDINGS, WRONG = 0, 1, 2
+ROOT = Path(__file__).parents[1]
 INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
 
 
@@ -31,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser(bench=words[:1] == ["bench"]).parse_args(words)
     module, _, function = arguments.run.partition(":")
+    warnings.showwarning = _warn
     signal.signal(signal.SIGTERM, _leave)
     if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
         signal.signal(signal.SIGINT, _leave)
@@ -47,6 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Say a warning of ours in a line; where in the code it was noticed helps only with those of others."""
+    ours = Path(filename).is_relative_to(ROOT) and "site-packages" not in filename
+    text = f"biaswise: warning: {message}\n"
+    (file or sys.stderr).write(
+        text if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    )
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

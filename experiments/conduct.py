@@ -8,7 +8,14 @@ from rich.console import Console
 
 from experiments.confirm import confirm
 from experiments.folder import DONE, StudyError, StudyFolder
-from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
+from experiments.preflight import (
+    check_data,
+    check_models,
+    check_rule,
+    check_trials,
+    digest_inputs,
+    make_worlds,
+)
 from experiments.recipe import Recipe
 from experiments.sequential import Budget
 from experiments.sharing import as_packed, packing_of
@@ -58,6 +65,7 @@ def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
     if wishes.concurrent is not None and wishes.concurrent < 1:
         raise StudyError(f"--concurrent {wishes.concurrent}: expected 1 or more")
     budget = wishes.budget(recipe)
+    check_rule(recipe)
     folder = StudyFolder(wishes.runs.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
     recipe = as_packed(recipe, folder)

@@ -61,6 +61,32 @@ def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
         check(settings, folder.trial(name), torch.device(settings.device), here)
 
 
+def check_rule(recipe: Recipe) -> None:
+    """Refuse a rule about what the trials will not measure: it would show after the last of them.
+
+    Raises:
+        StudyError: its metric or its sensor condition is none that every trial measures.
+    """
+    from pipeline.evaluate import GAINS, GLANCED
+
+    rule = recipe.rule
+    if rule is None:
+        return
+    known = GAINS if recipe.early_stop is None else GLANCED
+    if rule.metric not in known:
+        why = "more of it is better" if recipe.early_stop is None else "it is measured where trials may stop"
+        raise StudyError(
+            f"recipe {recipe.name}: its rule asks for {rule.metric!r}; expected a metric of which {why}: "
+            f"{', '.join(known)}"
+        )
+    for name, settings in recipe.named_trials().items():
+        if rule.condition not in settings.conditions:
+            raise StudyError(
+                f"recipe {recipe.name}: its rule asks for the condition {rule.condition!r}, and trial {name} "
+                f"measures {', '.join(settings.conditions) or 'none'}"
+            )
+
+
 def check_models(recipe: Recipe) -> None:
     """Build each model once, load its initial weights, and put every plan of every trial on it."""
     from pipeline.detector.build import build_model  # costs seconds: skipped when nothing is to run

@@ -34,9 +34,8 @@ class Budget:
     def __post_init__(self) -> None:
         """Refuse a budget that buys nothing."""
         if self.trials < 1 or not self.gpu_hours > 0:
-            raise DecideError(
-                f"the budget is {self.trials} trials and {self.gpu_hours:g} GPU hours; expected more than 0"
-            )
+            hours = "" if math.isinf(self.gpu_hours) else f" and {self.gpu_hours:g} GPU hours"
+            raise DecideError(f"the budget is {self.trials} trials{hours}; expected more than 0")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.data.loader import ALL, Reading, Source, open_source
 from pipeline.data.sample import Detections
-from pipeline.evaluate import FramePose, Judge, Score, save_detections
+from pipeline.evaluate import GLANCED, FramePose, Judge, Score, save_detections
 from pipeline.home import locate
 from pipeline.kernels import kernels_per_site
 from pipeline.predict import Detector, Found, Views, predict
@@ -72,7 +72,7 @@ class Assessment:
         summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
             scores = self._judge(condition, poses, detections)
-            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in ("NDS", "mAP")}
+            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in GLANCED}
         return summary
 
     def glance(self, detector: Detector, step: int, metric: str, condition: str) -> float:
@@ -85,7 +85,7 @@ class Assessment:
         if self._record is None:
             return float("nan")
         poses, detections = found[condition]
-        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in ("NDS", "mAP")}
+        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in GLANCED}
         self._record.add(
             step,
             [Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores.values()],

@@ -51,6 +51,12 @@ ERRORS = {
 }
 """The devkit's true-positive errors -> metric name and unit."""
 
+GAINS = ("NDS", "mAP", *(f"AP/{name}" for name in CLASSES))
+"""Metrics of which more is better: what a study can ask about."""
+
+GLANCED = ("NDS", "mAP")
+"""What is measured in mid-training."""
+
 
 class EvaluationError(ValueError):
     """Detections that the official metric cannot judge."""

@@ -2,6 +2,7 @@ import argparse
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from experiments.cli import build_parser, main
 from experiments.folder import StudyFolder
 from experiments.recipes import RECIPES, smoke
+from pipeline.rows import Row, append_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +92,7 @@ def test_wrong_words_are_wrong_usage(words, capsys):
         (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
         (
             ["study", "run", "smoke", "--trials", "0"],
-            "the budget is 0 trials and inf GPU hours; expected more",
+            "the budget is 0 trials; expected more",
         ),
         (["study", "run", "smoke", "--gpu-hours", "-1"], "and -1 GPU hours; expected more than 0"),
         (["study", "run", "smoke", "--gpus-per-trial", "0"], "0 workers a trial: expected 1 or more"),
@@ -113,6 +115,20 @@ def test_refusals_are_one_line_and_exit_2(words, message, capsys, tmp_path, monk
     assert error.startswith("biaswise: error: ")
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    study = tmp_path / "s"
+    rows = study / "trials" / "t" / "rows.jsonl"
+    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "1", 1.0)] * 2)
+    rows.write_bytes(rows.read_bytes()[:-20])
+    (study / "study.json").write_text('{"name": "s", "question": "", "digest": "", "rule": null}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["report", "s", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"biaswise: warning: {rows}: the last line was cut short and is left out"]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
