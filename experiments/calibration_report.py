@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.calibrate import GRID, LEAN, SCREENED, Scenario, Tally, with_interval
+from experiments.calibrate import APART, GRID, LEAN, ORDERED, Scenario, Tally, with_interval
 from experiments.economy import Agreement
 
 PACKAGES = ("numpy", "scipy", "statsmodels")
@@ -73,11 +73,10 @@ def criteria(findings: Findings) -> list[Criterion]:
     margin = tallies["every gain at the margin"].rate("false equivalence")
     lines.append(_at_most("equivalence accepted wrongly", 0.05, margin))
     for found in findings.agreements:
-        if found.study is LEAN:
-            what = f"same PAYS as the grid, {LEAN.most_trials} trials, effects {found.effect}, "
-            lines.append(
-                _at_least(f"{what}confidence {found.confidence:g}", 0.95, found.tally.rate("agrees"))
-            )
+        if found.study in (LEAN, ORDERED):
+            what = f"same PAYS as the grid, {found.study.name}, {LEAN.most_trials} trials"
+            rule = f"effects {found.effect}, confidence {found.confidence:g}"
+            lines.append(_at_least(f"{what}, {rule}", 0.95, found.tally.rate("agrees")))
     return lines
 
 
@@ -178,12 +177,16 @@ all trials. *trials*: on average. A collapsed run ends 20 lower than it should; 
 number; early stopping ends the worst quarter of every seed's runs, by a value that correlates 0.8 with the
 last one."""
 _ECONOMY = f"""Six layers; each has no effect with probability one half, else one of the named size, three of
-four positive. *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials), judged on the
-same trainings. Both may err: two procedures with up to 2.5 % false PAYS each (half of the 5 % that the rule
-allows in both directions) disagree in up to 5 % of the studies even if no gain is ever missed. How often
-another full grid, on fresh trainings and scenes, agrees with the first is the best that one can ask for.
-{SCREENED.name}: one training with all layers, evaluated with layers switched off, ranks them (its estimates
-are assumed to err by 0.7); that training is an arm of the {SCREENED.most_trials} runs that confirm."""
+four positive. *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials). A study's
+trainings are some of the grid's own, as if the grid had been completed afterwards; only *{APART.name}*
+and *another full grid* have other trainings and other scenes. Both sides may err: two procedures with up to
+2.5 % false PAYS each (half of the 5 % that the rule allows in both directions) disagree in up to 5 % of the
+studies even if no gain is ever missed. How often another full grid agrees with the first is the best that
+trainings of one's own can reach.
+
+A *screening* takes the training with the bias in all layers, which is an arm of the study, evaluates it with
+layers switched off, and ranks them (`Rule.order`; its estimates are assumed to err by 0.7, or by twice that):
+Holm's procedure then weighs each layer twice as much as the next."""
 _SIZES = "One look at the end, half of the layers with the effect, confidence 0.95."
 
 

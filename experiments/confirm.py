@@ -20,7 +20,7 @@ from experiments.recipe import Recipe
 from experiments.recommend import Recommendation, recommend
 from experiments.rule import DecideError, Rule
 from experiments.study import Outcome, Running, run_trials
-from experiments.summary import read_bench
+from experiments.summary import in_force, read_bench
 from experiments.waves import ended_rows
 from pipeline.rows import Row
 
@@ -58,7 +58,8 @@ def confirm(recipe: Recipe, folder: StudyFolder, console: Console, running: Runn
     """
     rule, rows = _rule(recipe), ended_rows(recipe, folder)
     try:
-        advice = recommend(rows, weigh(rows, rule, read_bench(folder.path)))
+        judged_by = in_force(rule, folder.path, recipe.digest)
+        advice = recommend(rows, weigh(rows, judged_by, read_bench(folder.path)))
     except DecideError:  # the report says why
         return None
     arms = arms_of(recipe, advice)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from experiments.designs import Design, Factor, full, plan_of
 from experiments.recipe import AUTO, EarlyStop, Recipe, RecipeError, World, trials_of
-from experiments.recipes_nuscenes import r50, r50_waves, vov_waves
+from experiments.recipes_nuscenes import r50, r50_screened, r50_waves, vov_waves
 from experiments.rule import Rule
 from pipeline.plan import Plan
 from pipeline.settings import DataSettings, TrainSettings, TrialSettings
@@ -231,6 +231,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "smoke_waves": smoke_waves,
     "r50": r50,
     "r50_waves": r50_waves,
+    "r50_screened": r50_screened,
     "vov_waves": vov_waves,
 }
 """Name -> the function that makes it."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from experiments.designs import Design, Factor, fraction, full
 from experiments.recipe import EarlyStop, Recipe, trials_of
-from experiments.rule import Rule
+from experiments.rule import BY_SCREENING, Rule
 from pipeline.plan import Plan
 from pipeline.settings import DataSettings, TrainSettings, TrialSettings
 
@@ -86,6 +86,23 @@ def r50_waves() -> Recipe:
     """Return the sequential study of the ResNet-50 model."""
     cost = "16 fine-tunings of an epoch a seed, 1 to 4 seeds, then 6 that confirm; needs nuScenes and 8 GPUs"
     return _sequential("r50_waves", "voxel0100_r50_800x320", 8, cost)
+
+
+def r50_screened() -> Recipe:
+    """Return the sequential study of which a screening says where gains are to be expected.
+
+    It waits after its first wave for `biaswise screen r50_screened`, which uses the trial with the bias in
+    all layers that this wave has trained.
+    """
+    plain = r50_waves()
+    assert plain.rule is not None  # it has a design
+    base = replace(plain.trials[0], study="r50_screened")
+    return replace(
+        plain,
+        name="r50_screened",
+        trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
+        rule=replace(plain.rule, order=BY_SCREENING),
+    )
 
 
 def vov_waves() -> Recipe:

@@ -17,8 +17,16 @@ PRICED_BY = ("trials", "bench")
 """Where the slow-down comes from: the trials' own step times, or the operator benchmark."""
 
 
+BY_SCREENING = ("screening",)
+"""``order`` of a rule that takes it from the study's own screening (``biaswise screen``)."""
+
+
 class DecideError(ValueError):
     """Rows or a rule from which no verdict can be drawn; the message is one sentence."""
+
+
+class ScreeningMissing(DecideError):
+    """A rule that asks for a screening, and there is none yet."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,9 @@ class Rule:
         looks: numbers of complete seeds after which the study is judged, increasing; empty: once, at
             the end. Rows of seeds beyond the last look that was reached wait for the next one.
         spending: one of ``SPENDINGS``.
-        order: sites in the order in which an earlier, independent look (a screening) ranks them, most
-            promising first. They are then tested in that order at the full level until one is not
-            settled; empty: Holm's procedure.
+        order: sites, the most promising first; Holm's procedure then weighs each twice as much as the next.
+            ``BY_SCREENING``: as the study's screening ranks them, which compares masks of one trial with each
+            other and so knows nothing of how the trials differ. Empty: equal weights.
         priced_by: one of ``PRICED_BY``.
         bench_shape: shape of the benchmark that is the model's; empty if the benchmark has one alone.
     """
@@ -110,7 +118,7 @@ class Rule:
             raise DecideError(f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}")
         if self.priced_by not in PRICED_BY:
             raise DecideError(f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}")
-        if self.order and sorted(self.order) != sorted(self.sites):
+        if self.order not in ((), BY_SCREENING) and sorted(self.order) != sorted(self.sites):
             raise DecideError("the rule's order does not hold its sites, each once; rank all of them")
 
     @property
@@ -122,6 +130,12 @@ class Rule:
         """Return plain values that JSON can hold; ``from_dict`` reads them back."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
+
+    def _about_order(self) -> str:
+        if not self.order:
+            return ""
+        order = "a screening" if self.order == BY_SCREENING else f"the order {', '.join(self.order)}"
+        return f" Each layer is tested with twice the weight of the next, by {order}."
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "Rule":
@@ -146,7 +160,7 @@ class Rule:
             f"{self.price_points_per_percent:g} points per "
             f"1{percent} of step time, and costs if it gains less, at {100 * self.confidence:g}{percent} "
             f"confidence for {together} together. A net gain within {self.margin:g} points of zero is "
-            f"not worth having."
+            f"not worth having.{self._about_order()}"
         )
 
 

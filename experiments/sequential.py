@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.arms import ended_trials
 from experiments.decide import weigh
 from experiments.designs import Arm, Design
-from experiments.rule import DecideError, Rule
+from experiments.rule import DecideError, Rule, ScreeningMissing
 from experiments.verdicts import shares_spent
 from operators.bench_rows import BenchRow
 from pipeline.rows import Row
@@ -89,6 +89,7 @@ def next_wave(
     Raises:
         DecideError: the rule has no seeds, the budget does not reach the first look, or the rows
             support no verdict although the last look has come; says why.
+        ScreeningMissing: the first look has come, and the rule waits for a screening.
     """
     if not rule.seeds:
         raise DecideError("the rule names no seeds, so nothing says which blocks may run; name the most")
@@ -115,6 +116,8 @@ def next_wave(
 def _settled(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow], last: bool) -> bool:
     try:
         return weigh(rows, rule, bench).settled
+    except ScreeningMissing:
+        raise
     except DecideError:
         if last:
             raise

@@ -21,7 +21,7 @@ from experiments.integrity import (
 )
 from experiments.recipes import RecipeError
 from experiments.recommend import Recommendation, recommend
-from experiments.rule import DecideError, Rule
+from experiments.rule import BY_SCREENING, DecideError, Rule
 from experiments.screen import FOLDER, ROWS, Ranked, rank
 from experiments.sheets import Sheet, effect_sheet, listing, trial_sheet, verdict_sheet
 from experiments.sheets_design import (
@@ -138,7 +138,8 @@ def summarize(study_folder: Path) -> Summary:
         if record.rule is None:
             return Summary(record, rows, None, None, NO_RULE, notes, costs)
         refuse_other_recipe(rows, record.name, record.digest)
-        evidence = weigh(rows, record.rule, read_bench(study_folder))
+        rule = in_force(record.rule, study_folder, record.digest)
+        evidence = weigh(rows, rule, read_bench(study_folder))
         advice = recommend(rows, evidence)
     except DecideError as error:
         return Summary(record, rows, None, None, f"No verdicts: {error}.", notes, costs)
@@ -192,6 +193,31 @@ def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, .
     except (RecipeError, PlanError) as error:
         return (), (f"The screening is left out: {error}.",)
     return ranked, tuple(filter(None, [judge_screen(ranked, evidence)]))
+
+
+def in_force(rule: Rule, study_folder: Path, digest: str) -> Rule:
+    """Return the rule with the order that the study's screening gives, if it asks for one and there is one.
+
+    Args:
+        rule: of the study.
+        study_folder: the study.
+        digest: of its recipe, which every row of the screening carries.
+
+    Raises:
+        DecideError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
+    """
+    path = study_folder / FOLDER / ROWS
+    if rule.order != BY_SCREENING or not path.exists():
+        return rule
+    if fault := seal_fault(path):
+        raise DecideError(f"the rows in {path} are not those that the screening wrote: {fault}; run it again")
+    rows = read_rows(path)
+    if strange := sorted({row.recipe for row in rows} - {digest}):
+        raise DecideError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
+    try:
+        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))
+    except (RecipeError, PlanError) as error:
+        raise DecideError(str(error)) from error
 
 
 def read_bench(study_folder: Path) -> list[BenchRow]:

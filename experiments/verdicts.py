@@ -16,7 +16,7 @@ from scipy.special import stdtr, stdtrit
 
 from experiments.arms import Table
 from experiments.estimate import Fit
-from experiments.rule import Rule
+from experiments.rule import BY_SCREENING, Rule, ScreeningMissing
 from experiments.spending import nominal_level, spent
 
 Array = NDArray[np.float64]
@@ -100,7 +100,15 @@ def judge(table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> tuple[Verdict, 
         gain: effects on the rule's metric, points.
         slowdown: effects on the logarithm of the step time.
         rule: the rule.
+
+    Raises:
+        ScreeningMissing: nobody has put the order of a screening into the rule.
     """
+    if rule.order == BY_SCREENING:
+        raise ScreeningMissing(
+            "the rule tests the layers in the order of the study's screening, and there is none; run "
+            "`biaswise screen` with the study's recipe, then `biaswise study resume`"
+        )
     net = _net(table, gain, slowdown, rule)
     tested_at, p_values = _test_difference(net, table, rule)
     same = _test_equivalence(net, table, rule)

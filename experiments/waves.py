@@ -17,7 +17,7 @@ from experiments.recipe import EarlyStop, Recipe
 from experiments.rule import DecideError
 from experiments.sequential import Budget, Wave, next_wave
 from experiments.study import Outcome, Running, run_trials
-from experiments.summary import read_bench
+from experiments.summary import in_force, read_bench
 from pipeline.rows import Row, read_rows
 from pipeline.rungs import Rungs
 
@@ -61,9 +61,8 @@ def run_waves(
     while True:
         rows = ended_rows(recipe, folder)
         try:
-            wave = next_wave(
-                rows, recipe.rule, recipe.design, budget, folder.gpu_hours(), read_bench(folder.path)
-            )
+            rule = in_force(recipe.rule, folder.path, recipe.digest)
+            wave = next_wave(rows, rule, recipe.design, budget, folder.gpu_hours(), read_bench(folder.path))
         except DecideError as error:
             if not outcome.ran:
                 raise
