@@ -101,15 +101,17 @@ def _times(rates: dict[str, dict[str, float]]) -> float:
 def _ended(study: Path, way: str, rule: Rule) -> list[dict[str, Any]]:
     """Return a line for each trial that is done: when, and what its time went to, in seconds.
 
-    ``start_s``: Ray's processes, imports, data, model, up to the first loss; ``train_s``: the other steps;
-    ``after_s``: detection under all conditions, the official metric, latency, profile, picture.
+    ``start_s``: Ray's processes, imports, data, model; ``train_s``: all steps, at the pace between the first
+    and the last loss that were logged; ``after_s``: detection under all conditions, the official metric, latency, profile, picture.
     """
     folder, lines = StudyFolder(study), []
     for path in sorted(study.glob("trials/*")):
         if folder.state(path.name) != DONE:
             continue
         rows = read_rows(path / "rows.jsonl")
-        losses = [row.time for row in select(rows, metric="loss")]
+        losses = {row.step: row.time for row in select(rows, metric="loss")}
+        first, last = min(losses), max(losses)
+        train_s = (losses[last] - losses[first]) * last / max(last - first, 1)
         begun, ended = read_json(path / BEGUN)["begun"], read_json(path / "DONE.json")["ended"]
         lines.append(
             {
@@ -117,9 +119,9 @@ def _ended(study: Path, way: str, rule: Rule) -> list[dict[str, Any]]:
                 "trial": path.name,
                 "begun": round(begun, 1),
                 "seconds": round(ended - begun, 1),
-                "start_s": round(min(losses) - begun, 1),
-                "train_s": round(max(losses) - min(losses), 1),
-                "after_s": round(ended - max(losses), 1),
+                "start_s": round(losses[last] - train_s - begun, 1),
+                "train_s": round(train_s, 1),
+                "after_s": round(ended - losses[last], 1),
                 f"{rule.metric} ({rule.condition})": _points(rows, rule)[path.name],
             }
         )
