@@ -102,7 +102,8 @@ def _ended(study: Path, way: str, rule: Rule) -> list[dict[str, Any]]:
     """Return a line for each trial that is done: when, and what its time went to, in seconds.
 
     ``start_s``: Ray's processes, imports, data, model; ``train_s``: all steps, at the pace between the first
-    and the last loss that were logged; ``after_s``: detection under all conditions, the official metric, latency, profile, picture.
+    and the last loss that were logged; ``after_s``: detection under all conditions, the official metric,
+    latency, profile, picture.
     """
     folder, lines = StudyFolder(study), []
     for path in sorted(study.glob("trials/*")):
