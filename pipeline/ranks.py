@@ -17,6 +17,15 @@ def from_first(value: float, session: Session) -> float:
     return float(shared.item())
 
 
+def highest(value: int, session: Session) -> int:
+    """Return the largest of all ranks' values on every rank."""
+    if session.world_size == 1:
+        return value
+    shared = torch.tensor(value, device=session.device)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared.item())
+
+
 def averaged(found: Mapping[str, float], session: Session) -> dict[str, float]:
     """Average a step's numbers over the ranks; all of them have the same names."""
     if session.world_size == 1:

@@ -47,6 +47,13 @@ class Session(Protocol):
         """
         ...
 
+    def seconds_left(self) -> float | None:
+        """Return how long the machines of the trial last, if notice was given for one of them; else None.
+
+        Asked after every step: it costs nothing, and ranks may hear of a notice at different moments.
+        """
+        ...
+
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Say how far the trial is; rank 0 alone calls it. ``seconds_left`` is NaN if unknown."""
         ...
@@ -72,6 +79,10 @@ class LocalSession:
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Keep the metrics; checkpoints are where they belong already."""
         self.reports.append(dict(metrics))
+
+    def seconds_left(self) -> float | None:
+        """Return None: nobody gives this machine notice."""
+        return None
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Rewrite one line on the terminal's error stream, unless the session is quiet."""

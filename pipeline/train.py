@@ -14,6 +14,7 @@ import torch
 from pipeline.assess import Assessment
 from pipeline.data.loader import BatchOrder, Source, training_batches
 from pipeline.data.sample import Sample
+from pipeline.departure import Departure
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
@@ -106,7 +107,7 @@ class Trial:
         first = 0
         if checkpoint is not None:
             first = load_state(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
-        batches = self.batches(first, steps)
+        batches, departure = self.batches(first, steps), Departure(self.session)
         spoken = 0.0
         for step in range(first, steps):
             self.clock.begin()
@@ -124,7 +125,8 @@ class Trial:
                 self._add(step + 1, self.clock.measures(together))
             if stopped:
                 return False
-            if (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
+            leaving = departure.due()
+            if leaving or (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
                 self._checkpoint(step + 1, found["loss"], left)
         return True
 

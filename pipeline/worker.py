@@ -8,6 +8,7 @@ libraries on use, which spares each of those processes seconds.
 """
 
 import logging
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,17 @@ class RaySession:
         made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
         mode = ray.train.CheckpointUploadMode.NO_UPLOAD
         ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
+
+    def seconds_left(self) -> float | None:
+        """Return how long the machines of the trial last, if the cluster drains one of them.
+
+        Read where Ray Train's watcher puts it in this process (private to Ray; pinned, and a test fails if it
+        moves): the public ``get_preemption_info`` asks an actor on another machine in every step.
+        """
+        notice = ray_train_context.get_train_context().preemption_context.preemption_info
+        if notice is None:
+            return None
+        return float("inf") if notice.deadline_ms is None else notice.deadline_ms / 1e3 - time.time()
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Leave word for whoever shows progress."""
