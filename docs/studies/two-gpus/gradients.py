@@ -5,8 +5,10 @@ float32 sums in another order, and whatever DDP or the losses do wrong. Used by 
 """
 
 import csv
+import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from pipeline.data.loader import Source
 from pipeline.data.sample import Sample
 from pipeline.detector.batch import collate
 from pipeline.optimise import seed_everything
+from pipeline.ranks import highest
 from pipeline.rungs import Rungs
 from pipeline.session import LocalSession
 from pipeline.settings import TrialSettings
@@ -88,7 +91,8 @@ def compare(settings: Mapping[str, TrialSettings], out: Path) -> dict[str, Any]:
     plain = {config: made.to_dict() for config, made in settings.items()}
     out.mkdir(parents=True, exist_ok=True)
     mp.start_processes(_work, (plain, out, _free_port()), nprocs=2, start_method="spawn")
-    return {config: _judge(out, config) for config in settings}
+    asking = json.loads((out / "asking.json").read_text())
+    return {config: _judge(out, config) | asking for config in settings}
 
 
 def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
@@ -104,9 +108,11 @@ def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
     for config, made in plain.items():
         settings = TrialSettings.from_dict(made)
         _save(out, f"{config}.rank{rank}", *step(settings, Rank(out, rank, 2, device)))
+    asking = _cost_of_asking(Rank(out, rank, 2, device))
     dist.destroy_process_group()
     if rank:
         return
+    (out / "asking.json").write_text(json.dumps(asking))
     for config, made in plain.items():
         half = TrialSettings.from_dict(made)
         joint = replace(half, train=replace(half.train, batch_size=2))
@@ -130,6 +136,17 @@ def step(settings: TrialSettings, session: Rank) -> tuple[dict[str, Tensor], dic
         "frames": [s.token for s in samples],
     }
     return found, about
+
+
+def _cost_of_asking(session: Rank) -> dict[str, float]:
+    """Time what every step of a trial with several workers asks: whether a rank was given notice."""
+    times = []
+    for _ in range(220):
+        begun = time.perf_counter()
+        highest(0, session)
+        times.append(time.perf_counter() - begun)
+    median, high = np.percentile(times[20:], (50, 95))
+    return {"notice_check_us": 1e6 * float(median), "notice_check_p95_us": 1e6 * float(high)}
 
 
 def _save(out: Path, name: str, gradients: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -297,7 +297,7 @@ def show(found: dict[str, Any]) -> None:
             f"{held['two_ranks_against_joint_batch']['max']:.1e} ({held['worst_tensor']}), "
             f"joint against itself {held['joint_batch_against_itself']['max']:.1e}, "
             f"half against joint (median) {held['one_half_against_joint_batch']['median']:.1e}; "
-            f"agree: {held['agree']}"
+            f"agree: {held['agree']}; asking for a notice {held['notice_check_us']:.0f} us a step"
         )
     for part, why in found["failed"].items():
         print(f"FAILED {part}: {why}")
