@@ -22,7 +22,7 @@ from experiments.verdicts import PAYS, UNDECIDED, Verdict
 
 SCREENING_ERROR = 0.7
 """Assumed error of a screening's estimate of a site: switching a bias off is not training without it.
-In the demo it is MEASURED."""
+In the demo, cut to 4 steps a trial, it was half a noise (docs/log.md)."""
 
 
 @dataclass(frozen=True)
