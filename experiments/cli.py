@@ -5,6 +5,7 @@ imported when it runs, so that help is instant. Exit codes: 0 done, 1 findings o
 usage or input.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -52,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or "the disk"
+        print(
+            f"biaswise: error: {place}: no space left; make room, the same command goes on", file=sys.stderr
+        )
+        return WRONG
 
 
 def _warn(

@@ -21,6 +21,7 @@ from experiments.sequential import Budget
 from experiments.sharing import as_packed, packing_of
 from experiments.study import Outcome, Running, run_trials
 from experiments.waves import run_waves
+from pipeline.hang import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Wishes:
         gpu_hours: most GPU hours that they may take; None: no limit.
         confirming: train the recommendation with fresh seeds, if the recipe has some.
         tracking: send rows to MLflow.
+        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
     """
 
     runs: Path
@@ -44,6 +46,7 @@ class Wishes:
     gpu_hours: float | None = None
     confirming: bool = True
     tracking: bool = True
+    patience_s: float = PATIENCE_S
 
     def budget(self, recipe: Recipe) -> Budget:
         """Return what the study may cost; refuse a budget that buys nothing."""
@@ -64,6 +67,8 @@ def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
     """
     if wishes.concurrent is not None and wishes.concurrent < 1:
         raise StudyError(f"--concurrent {wishes.concurrent}: expected 1 or more")
+    if wishes.patience_s < 0:
+        raise StudyError(f"--patience {wishes.patience_s:g}: expected seconds, or 0 to wait for ever")
     budget = wishes.budget(recipe)
     check_rule(recipe)
     folder = StudyFolder(wishes.runs.resolve() / recipe.name)
@@ -94,7 +99,9 @@ def _share(recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
         folder.claim(recipe, digest_inputs(recipe))
-    return recipe, Running(packing.concurrent, packing.gpu_share, wishes.tracking)
+    return recipe, Running(
+        packing.concurrent, packing.gpu_share, wishes.tracking, patience_s=wishes.patience_s
+    )
 
 
 def _run(

@@ -21,9 +21,12 @@ from rich.console import Console
 from experiments.folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.progress import StudyProgress
 from experiments.recipe import Recipe
+from pipeline.diary import restarts
+from pipeline.hang import PATIENCE_S
 from pipeline.launch import check_capacity, ray_session, run_under_ray
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
+from pipeline.shortage import is_full_disk, no_room
 
 DRIVER_FAILURES = 1
 """Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
@@ -38,12 +41,14 @@ class Running:
         gpu_share: part of a GPU that each worker gets.
         tracking: send rows to MLflow after each trial.
         gpu_hours: no trial starts once the study has used as many.
+        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
     """
 
     concurrent: int = 1
     gpu_share: float = 1.0
     tracking: bool = True
     gpu_hours: float = math.inf
+    patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -115,17 +120,29 @@ def drive(config: dict[str, Any]) -> None:
     A trial that fails is no failure of the driver: the study goes on and reports it.
 
     Args:
-        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``, and
-            ``gpu_hours``, the budget.
+        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``,
+            ``gpu_hours``, the budget, and ``patience_s``.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
+    left = ""
     if folder.state(name) != DONE and folder.gpu_hours() < config["gpu_hours"]:
-        settings, share = settings_of(folder.trial(name)), config["gpu_share"]
-        folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
-        rungs = Rungs.from_dict(config["rungs"])
-        finished = run_under_ray(settings, folder.trial(name), config["recipe"], rungs, share)
-        folder.finish(name, finished.error, finished.details)
-    tune.report({"done": folder.state(name) == DONE})
+        try:
+            _run_one(config, folder, name)
+        except OSError as error:  # there is no room for the mark either; the folder tells how far it is
+            if not is_full_disk(error):
+                raise
+            left = no_room(folder.trial(name))
+    tune.report({"done": folder.state(name) == DONE, "left": left})
+
+
+def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
+    settings, share = settings_of(folder.trial(name)), config["gpu_share"]
+    folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
+    rungs = Rungs.from_dict(config["rungs"])
+    finished = run_under_ray(
+        settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"]
+    )
+    folder.finish(name, finished.error, finished.details)
 
 
 def _tune(
@@ -155,6 +172,7 @@ def _tune(
                 "rungs": rungs.to_dict(),
                 "gpu_share": running.gpu_share,
                 "gpu_hours": running.gpu_hours,
+                "patience_s": running.patience_s,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
@@ -193,14 +211,20 @@ class _Watcher(tune.Callback):
         """Show how a trial ended, and send its rows."""
         name = trial.config["trial"]
         failed = self._folder.state(name) == FAILED
-        self._progress.ended(name, self._folder.failure(name) if failed else "")
+        left = str((trial.last_result or {}).get("left", ""))
+        if again := restarts(self._folder.trial(name)):
+            self._progress.say(f"{name} was {again}")
+        self._progress.ended(name, self._folder.failure(name) if failed else left)
         self._tracker.wake()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark a trial whose driver died more often than is forgiven."""
         name = trial.config["trial"]
         reason = "the process that drove the trial died"
-        self._folder.finish(name, reason, str(trial.get_pickled_error()))
+        try:
+            self._folder.finish(name, reason, str(trial.get_pickled_error()))
+        except OSError as error:  # a trial without a mark is unfinished, and the same command goes on with it
+            reason = f"{reason}, and that could not be written down ({error})"
         self._progress.ended(name, reason)
 
 

@@ -7,24 +7,25 @@ in the environment of its processes, and keeps its files in a directory of its o
 import os
 import secrets
 import sys
-import traceback
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from pipeline.capacity import Request, refuse_impossible
+from pipeline.diary import HUNG, events
+from pipeline.hang import PATIENCE_S, HangCallback
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 from pipeline.session import TrialError
 from pipeline.settings import TrialSettings
+from pipeline.trainer import OURS, Trainer, explain
 from pipeline.worker import Alone, train_loop
 
 DRIVER = "tune_driver"
@@ -33,14 +34,14 @@ DRIVER = "tune_driver"
 HEAD = "node:__internal_head__"
 """Resource every head node has (amount 1); stands in for ``DRIVER`` on a cluster started without it."""
 
+WORKER_FAILURES = 2
+"""Restarts of a trial whose workers die or hang; a third time has a cause that stays."""
+
 OBJECT_STORE_BYTES = 150 * 2**20
 """Trials exchange file names, not tensors; Ray's default would reserve 30 % of the memory."""
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Odd name: set to 0 it makes Ray bind to 127.0.0.1 alone, on Linux too."""
-
-OURS = "BIASWISE_LOCAL_RAY"
-"""Set in all processes of a Ray that we started ourselves."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -163,30 +164,13 @@ def _environment(values: dict[str, str], force: bool = False) -> Iterator[None]:
                 os.environ[key] = value
 
 
-class _Trainer(TorchTrainer):
-    """TorchTrainer without actors that would only stand by: each costs 3 s of CPU per trial to import Ray.
-
-    The one that hands out Ray Data sets: we load data ourselves. On a local Ray also the one that clears
-    up after a dead controller: it asks the dashboard who is alive, and there is none. The hook is private
-    to Ray, whose version is pinned; a test fails if it moves.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        idle: tuple[type, ...] = (DatasetsCallback,)
-        if os.environ.get(OURS):
-            idle += (PlacementGroupCleanerCallback,)
-        return [
-            callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)
-        ]
-
-
 def run_under_ray(
     settings: TrialSettings,
     folder: Path,
     recipe: str = "",
     rungs: Rungs | None = None,
     gpu_share: float = 1.0,
-    max_failures: int = 2,
+    patience_s: float = PATIENCE_S,
 ) -> Finished:
     """Run one trial to its end under Ray Train; Ray is up already.
 
@@ -198,15 +182,19 @@ def run_under_ray(
         recipe: digest of the study's recipe.
         rungs: where it is measured before its end, and may be stopped.
         gpu_share: part of a GPU that a worker gets; below 1 it has no more than this part of the memory.
-        max_failures: restarts after a worker's death or error.
+        patience_s: silence in mid-training after which a trial counts as hung, ``pipeline.hang``; 0: never.
 
     Returns:
         Whether it finished, and if not, why.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    # Ray's own list of checkpoints: with it Ray refuses to go on, once we have dropped the oldest of them
+    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
+    began = time.time()
     cuda = settings.device == "cuda"
-    trainer = _Trainer(
+    trainer = Trainer(
+        HangCallback(folder, patience_s),
         train_loop,
         train_loop_config={
             "settings": settings.to_dict(),
@@ -224,15 +212,22 @@ def run_under_ray(
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.parent),
-            failure_config=FailureConfig(max_failures=max_failures),
+            failure_config=FailureConfig(max_failures=WORKER_FAILURES),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
         ),
     )
     try:
         refused = trainer.fit().return_value
     except TrainingFailedError as error:
-        return Finished(*_explain(error))
+        said, details = explain(error)
+        return Finished(_hung(folder, began) or said, details)
     return Finished(**refused) if refused else Finished()
+
+
+def _hung(folder: Path, since: float) -> str:
+    """Say how often the trial hung since a time; empty if it did not."""
+    why = [event.why for event in events(folder) if event.what == HUNG and event.time >= since]
+    return f"it hung {len(why)} times; at last there was {why[-1]}" if why else ""
 
 
 def check_capacity(trials: Mapping[str, TrialSettings], gpu_share: float = 1.0) -> None:
@@ -259,21 +254,6 @@ def _worker_resources(settings: TrialSettings, gpu_share: float) -> dict[str, fl
     if settings.device == "cuda":
         resources["GPU"] = gpu_share
     return resources
-
-
-def _explain(error: TrainingFailedError) -> tuple[str, str]:
-    """Return one sentence and the traceback of the first worker that failed."""
-    if isinstance(error, WorkerGroupError) and error.worker_failures:
-        rank, cause = next(iter(sorted(error.worker_failures.items())))
-        details = "".join(traceback.format_exception(cause))
-        return f"worker {rank}: {_last_line(cause)}", details
-    return _last_line(error), "".join(traceback.format_exception(error))
-
-
-def _last_line(error: BaseException) -> str:
-    """Return the message itself where the error quotes a remote traceback."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 def train_one(settings: TrialSettings, folder: Path) -> None:

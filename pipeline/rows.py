@@ -86,10 +86,23 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         record = {k: None if _is_nan(v) else v for k, v in asdict(row).items()}
         seal = _seal(seal, record)
         lines.append(json.dumps({**record, "seal": seal}, allow_nan=False) + "\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
-        file.flush()
-        os.fsync(file.fileno())
+    _append(path, "".join(lines).encode())
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append all of ``data`` and flush it to disk, or leave the file as it was (a full disk, say)."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        before = os.fstat(file).st_size
+        try:
+            while data:  # a disk that fills up takes part of a write without an error
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, before)
+            raise
+    finally:
+        os.close(file)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -53,12 +53,16 @@ def save_state(
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
-    save_file(_tensors(model, optimizer), partial / "tensors.safetensors")
-    text = json.dumps({"format": FORMAT, "step": step, "settings": digest})
-    (partial / "state.json").write_text(text + "\n", encoding="utf-8")
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    partial.rename(final)
+    try:
+        save_file(_tensors(model, optimizer), partial / "tensors.safetensors")
+        text = json.dumps({"format": FORMAT, "step": step, "settings": digest})
+        (partial / "state.json").write_text(text + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        partial.rename(final)
+    except BaseException:  # half a checkpoint would only take room on a disk that has none
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _flush(folder)
     for old in sorted(folder.glob("step_????????"))[:-KEPT]:
         shutil.rmtree(old)

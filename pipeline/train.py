@@ -19,6 +19,7 @@ from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
 from pipeline.detector.optim import build_optimizer, clip_norm
+from pipeline.diary import STARTED, note
 from pipeline.feed import Feed
 from pipeline.fingerprint import fingerprint
 from pipeline.home import locate
@@ -32,6 +33,7 @@ from pipeline.rows import Row
 from pipeline.rungs import STOPPED, Rungs
 from pipeline.session import Session, TrialError
 from pipeline.settings import TrialSettings
+from pipeline.shortage import shortages_told
 from pipeline.state import load_state, save_state
 from pipeline.throughput import StepClock, device_name
 from pipeline.writer import sole_writer
@@ -56,11 +58,13 @@ def run_trial(settings: TrialSettings, session: Session, rungs: Rungs | None = N
 
     Raises:
         TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
-        TrialError: in training, if the loss is not finite; or another process runs this very trial.
+        TrialError: in training, if the loss is not finite, or memory or disk run out; or another process
+            runs this very trial.
     """
     check(settings, session.folder, session.device)
     deterministic(session.device, settings.threads)
-    with sole_writer(session.folder) if session.rank == 0 else nullcontext():
+    alone = sole_writer(session.folder) if session.rank == 0 else nullcontext()
+    with shortages_told(settings, session.folder), alone:
         Trial(settings, session, rungs or Rungs()).run()
 
 
@@ -107,6 +111,8 @@ class Trial:
         first = 0
         if checkpoint is not None:
             first = load_state(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
+        if self.session.rank == 0:
+            note(self.session.folder, STARTED, first)
         batches, departure = self.batches(first, steps), Departure(self.session)
         spoken = 0.0
         for step in range(first, steps):
@@ -133,6 +139,8 @@ class Trial:
     def _falls(self, step: int) -> bool:
         """Measure the trial at a rung; tell, alike on all ranks, whether it is stopped there."""
         self._use(self.settings.plan)
+        if self.session.rank == 0:
+            self.session.progress("rung", step, self.settings.train.steps, float("nan"))
         value = self.assessment.glance(self.detector, step, self.rungs.metric, self.rungs.condition)
         stopped = self.rungs.stops(step, from_first(value, self.session))
         if stopped:

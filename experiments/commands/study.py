@@ -89,5 +89,6 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
         gpu_hours=arguments.gpu_hours,
         confirming=not arguments.no_confirm,
         tracking=not arguments.no_sync,
+        patience_s=arguments.patience,
     )
     return 0 if conduct(chosen, wishes, console).complete else 1

@@ -49,6 +49,14 @@ def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
     )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds without a step after which a trial counts as hung and is started again, or 10 times "
+        "its longest step if that is more; 0 waits for ever (%(default)s)",
+    )
     parser.add_argument("--no-confirm", action="store_true", help="train nothing with fresh seeds in the end")
     parser.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
 

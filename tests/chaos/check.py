@@ -1,0 +1,127 @@
+"""Check: what a study that was struck holds, against the same study unbroken."""
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.decide import DecideError
+from experiments.folder import StudyFolder
+from experiments.integrity import refuse_edits
+from pipeline.diary import STARTED, events
+from pipeline.rows import Row, read_rows
+
+TIMES = ("ms", "samples/s", "GiB")
+"""Units of what no two runs measure alike."""
+
+Key = tuple[str, str, str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What differs from the unbroken study.
+
+    Attributes:
+        lost: rows that it has and the other lacks.
+        doubled: rows that are there more than once, or that it does not have.
+        changed: rows, no times, whose numbers differ.
+        verdicts: sites whose verdicts differ.
+        from_start: starts of a trial that went back behind a checkpoint.
+        restarts: starts of trials beyond the first.
+        seals: what the seals say; empty if they are intact.
+    """
+
+    lost: int
+    doubled: int
+    changed: int
+    verdicts: int
+    from_start: int
+    restarts: int
+    seals: str
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost, doubled, changed or run again for nothing."""
+        return not (
+            self.lost or self.doubled or self.changed or self.verdicts or self.from_start or self.seals
+        )
+
+
+def tally(
+    folder: StudyFolder, unbroken: StudyFolder, trials: list[str], checkpoints: dict[str, int], judged: bool
+) -> Tally:
+    """Compare a study with its unbroken twin.
+
+    Args:
+        folder: the study that was struck.
+        unbroken: its twin.
+        trials: names of the trials to compare.
+        checkpoints: trial -> newest checkpoint, in steps, when the fault struck.
+        judged: whether verdicts are compared too.
+    """
+    lost = doubled = changed = 0
+    for name in trials:
+        mine, twins = _numbers(folder.trial(name)), _numbers(unbroken.trial(name))
+        counts = Counter(key for key, _ in mine)
+        lost += sum(key not in counts for key, _ in twins)
+        doubled += sum(count - 1 for count in counts.values()) + len(counts.keys() - dict(twins).keys())
+        found = dict(mine)
+        changed += sum(
+            key in found and value is not None and repr(found[key]) != repr(value) for key, value in twins
+        )
+    return Tally(
+        lost,
+        doubled,
+        changed,
+        len(_verdicts(folder).items() ^ _verdicts(unbroken).items()) if judged else 0,
+        sum(_went_back(folder.trial(name), step) for name, step in checkpoints.items()),
+        sum(max(len(_starts(folder.trial(name))) - 1, 0) for name in trials),
+        _seals(folder.path),
+    )
+
+
+def _numbers(trial: Path) -> list[tuple[Key, tuple[float, int, int, str] | None]]:
+    """Return what a trial measured: what it is, and the number if it is no time."""
+    path = trial / "rows.jsonl"
+    return [(_key(row), _value(row)) for row in read_rows(path)] if path.exists() else []
+
+
+def _key(row: Row) -> Key:
+    return row.trial, row.metric, row.site, row.condition, row.scene, row.step
+
+
+def _value(row: Row) -> tuple[float, int, int, str] | None:
+    return None if row.unit in TIMES else (row.value, row.n, row.seed, row.plan)
+
+
+def _verdicts(folder: StudyFolder) -> dict[str, tuple[str, str]]:
+    """Return site and level -> verdict and gain, of the report that the study left."""
+    path = folder.path / "verdicts.csv"
+    if not path.exists():
+        return {"report": ("none", "")}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {
+            f"{line['site']}/{line['level']}": (line["verdict"], line["gain"])
+            for line in csv.DictReader(file)
+        }
+
+
+def _starts(trial: Path) -> list[int]:
+    return [event.step for event in events(trial) if event.what == STARTED]
+
+
+def _went_back(trial: Path, checkpoint: int) -> int:
+    """Count the starts after a checkpoint that did not go on from it, or from a later one."""
+    later, seen = 0, 0
+    for step in _starts(trial)[1:]:
+        seen = max(seen, step)
+        later += step < seen or (checkpoint > 0 and step < checkpoint)
+    return later
+
+
+def _seals(study: Path) -> str:
+    try:
+        refuse_edits(study)
+    except DecideError as error:
+        return str(error)
+    return ""

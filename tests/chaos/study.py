@@ -1,0 +1,99 @@
+"""The study that the chaos tests break: two arms, two seeds, a real model as small as it goes.
+
+The trials of seed 0 are done when a run begins (copied from the unbroken study), those of seed 1 run: so a
+run costs two trials, has a verdict with a degree of freedom, and shows that what was done is left alone.
+"""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.designs import Factor, full, plan_of
+from experiments.folder import StudyFolder
+from experiments.preflight import digest_inputs, make_worlds
+from experiments.recipe import Recipe, World, trials_of
+from experiments.recipes import CROSS_SITES, IMPL, REST, smoke
+from experiments.rule import Rule
+from pipeline.session import LocalSession
+from pipeline.settings import DataSettings, TrainSettings
+from pipeline.train import run_trial
+
+NAME = "chaos"
+STEPS = 12
+"""Long enough for a moment drawn at random to lie in training as often as in what follows."""
+
+SMALL = {
+    "model.image_size": [48, 112],
+    "model.pts_branch.grid_shape": [64, 64],
+    "model.pts_bbox_head.num_query": 24,
+    "model.pts_bbox_head.depth_num": 8,
+    "model.pts_bbox_head.denoising.scalar": 1,
+}
+MAD = 1e20
+"""Factor on the learning rate of the trial that is to diverge."""
+
+
+def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
+    """The study over the data under ``root``; the trial ``mad`` of seed 1 (0 or 1), if any, diverges."""
+    world = World(str(root), seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 1)))
+    base = replace(
+        smoke().trials[0],
+        study=NAME,
+        data=DataSettings(train=(world.root,), val=world.root),
+        train=TrainSettings(steps=STEPS, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
+        overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+    )
+    design = full([Factor(CROSS_SITES[0])])
+    rest = REST | dict.fromkeys(CROSS_SITES[1:], f"none/{IMPL}")
+    plans = {arm: plan_of(design, arm, rest, IMPL) for arm in design.arms}
+    trials = list(trials_of(design, base, (0, 1), plans))
+    if mad is not None:
+        place = len(design.arms) + mad
+        trials[place] = replace(
+            trials[place], train=replace(trials[place].train, lr_scale=MAD, warmup_steps=0)
+        )
+    return Recipe(
+        name=NAME,
+        question="Does a study survive?",
+        cost="four trials of a few steps",
+        trials=tuple(trials),
+        factors=design.sites,
+        # NDS is above 0 even of a model that has learned nothing; without a price, times do not decide
+        rule=Rule(metric="NDS", sites=design.sites, price_points_per_percent=0.0),
+        worlds=(world,),
+        concurrent_trials=2,
+    )
+
+
+def make_world(root: Path) -> None:
+    """Generate the data, once."""
+    if not (root / "synth.json").exists():
+        make_worlds(chaos_recipe(root).worlds, Console(file=io.StringIO()))
+
+
+def make_unbroken(recipe: Recipe, runs: Path) -> StudyFolder:
+    """Run the study in this process, without Ray; what is done already stays."""
+    folder = StudyFolder(runs / recipe.name)
+    folder.claim(recipe, digest_inputs(recipe))
+    for name, settings in recipe.named_trials().items():
+        if folder.state(name) == "pending" and settings.train.lr_scale < MAD:
+            session = LocalSession(folder.trial(name))
+            session.recipe = recipe.digest
+            run_trial(settings, session)
+            folder.finish(name)
+    return folder
+
+
+def half_done(unbroken: StudyFolder, recipe: Recipe, runs: Path) -> StudyFolder:
+    """Begin a study of which the trials of seed 0 are done."""
+    folder = StudyFolder(runs / recipe.name)
+    folder.claim(recipe, digest_inputs(recipe))
+    for name, settings in recipe.named_trials().items():
+        if settings.seed == 0:
+            shutil.rmtree(folder.trial(name))
+            shutil.copytree(unbroken.trial(name), folder.trial(name))
+    return folder
