@@ -33,6 +33,9 @@ PATIENCE_S = 20
 DISK_BYTES = 400 * 2**20
 """Of the small disk: a study holds 100 MB."""
 
+ALONE = 0.6
+"""Share of the runs in which the victim is the only trial under way; in the others there is another one."""
+
 MAD = 1
 """Place of the trial that diverges in the runs that have one."""
 
@@ -133,7 +136,15 @@ def _report(folder: Path) -> None:
 def perform(stage: Stage, fault: str, seed: int) -> Result:
     """Run the study once and let one thing happen to it."""
     with _runs_folder(stage, fault, seed) as runs:
-        return _Run(stage, fault, seed, runs).result()
+        found = _Run(stage, fault, seed, runs).result()
+        if not found.well:  # to be looked into
+            shutil.copytree(runs, stage.place / f"bad-{fault}-{seed}", dirs_exist_ok=True)
+        return found
+
+
+def mount_small_disk(place: Path) -> None:
+    """Mount one; only root may, and not everywhere."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)], check=True)
 
 
 @contextmanager
@@ -146,7 +157,7 @@ def _runs_folder(stage: Stage, fault: str, seed: int) -> Iterator[Path]:
         yield runs
         shutil.rmtree(runs, ignore_errors=True)
         return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(runs)], check=True)
+    mount_small_disk(runs)
     try:
         yield runs
     finally:
@@ -162,12 +173,14 @@ class _Run:
         self.rng = random.Random(f"{fault}/{seed}")
         self.recipe = stage.recipe(fault)
         self.unbroken = stage.unbroken(fault)
-        self.folder = half_done(self.unbroken, self.recipe, runs)
         self.log = stage.place / "logs" / f"{fault}-{seed}.log"
         self.log.parent.mkdir(exist_ok=True)
         self.log.write_text("")
         under_way = [name for name, settings in self.recipe.named_trials().items() if settings.seed == 1]
         self.victim = under_way[MAD] if fault == "nan" else self.rng.choice(under_way)
+        if fault != "nan" and self.rng.random() < ALONE:
+            under_way = [self.victim]
+        self.folder = half_done(self.unbroken, self.recipe, runs, under_way)
         self.target = self.rng.randint(0, STEPS + 1)
         self.wait_s = self.rng.uniform(0, 3 if self.target in (0, STEPS + 1) else 0.5)
         self.begun = time.monotonic()
