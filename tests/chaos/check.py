@@ -82,7 +82,7 @@ def tally(
 
 
 def _is_certain(key: Key) -> bool:
-    """Tell whether every run has this row; which kernels of a site are its slowest differs from run to run."""
+    """Tell whether every run has this row; which kernels are the slowest differs from run to run."""
     return not key[1].startswith("kernel:")
 
 
