@@ -1,6 +1,10 @@
-"""Table: the runs of a campaign by kind of fault, and a picture of the seconds lost."""
+"""Table: the runs of a campaign by kind of fault, and a picture of the seconds lost.
+
+python -m tests.chaos.table DIR     # of DIR/runs.csv: table.csv, seconds_lost.png, and the table in Markdown
+"""
 
 import csv
+import sys
 from pathlib import Path
 from statistics import median
 
@@ -70,3 +74,35 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
 def was_hit(run: dict[str, str]) -> bool:
     """Tell whether the fault struck anything: a trial may have ended before its moment came."""
     return not run["what"].startswith(("came too late", "hit nothing"))
+
+
+def markdown(out: Path) -> str:
+    """Return ``table.csv`` as Markdown."""
+    with (out / "table.csv").open(encoding="utf-8", newline="") as file:
+        head, *lines = list(csv.reader(file))
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+
+
+def draw(out: Path) -> None:
+    """Write ``seconds_lost.png``: a dot a run, kinds from the dearest to the cheapest."""
+    import matplotlib.pyplot as plt
+
+    lost: dict[str, list[float]] = {}
+    for run in read_runs(out):
+        if run["seconds_lost"] and was_hit(run):
+            lost.setdefault(run["fault"], []).append(float(run["seconds_lost"]))
+    kinds = sorted(lost, key=lambda kind: median(lost[kind]))
+    figure, axes = plt.subplots(figsize=(7, 0.35 * len(kinds) + 1.2), layout="constrained")
+    for place, kind in enumerate(kinds):
+        axes.plot(lost[kind], [place] * len(lost[kind]), "o", color="C0", alpha=0.6)
+        axes.plot(median(lost[kind]), place, "|", color="black", markersize=16)
+    axes.set(yticks=range(len(kinds)), yticklabels=kinds, xscale="log")
+    axes.set_xlabel("seconds from the fault to the next new row of the trial that was hit (bar: median)")
+    figure.savefig(out / "seconds_lost.png", dpi=130)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    write_table(folder)
+    draw(folder)
+    print(markdown(folder))

@@ -9,9 +9,11 @@ from ray.train import WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from pipeline.data.sample import DataError
-from pipeline.launch import LOCAL, OURS, _environment, _explain, _Trainer, _worker_resources
+from pipeline.hang import HangCallback
+from pipeline.launch import LOCAL, _environment, _worker_resources
 from pipeline.plan import PlanError
 from pipeline.refusal import is_refusal
+from pipeline.trainer import OURS, Trainer, explain
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,16 +29,18 @@ def settings():
     return smoke().trials[0]
 
 
-def test_idle_actors_are_left_out_and_nothing_else(monkeypatch):
+def test_idle_actors_are_left_out_and_a_watch_is_added(monkeypatch, tmp_path):
     """Fails if a new version of Ray moves the private hook, or renames what we leave out."""
     all_of_them = names(TorchTrainer(print)._create_default_callbacks())
+    trainer = Trainer(HangCallback(tmp_path, 600), print)
     monkeypatch.setenv(OURS, "1")
-    assert all_of_them - names(_Trainer(print)._create_default_callbacks()) == {
+    assert all_of_them - names(trainer._create_default_callbacks()) == {
         "DatasetsCallback",
         "PlacementGroupCleanerCallback",
     }
     monkeypatch.delenv(OURS)
-    assert all_of_them - names(_Trainer(print)._create_default_callbacks()) == {"DatasetsCallback"}
+    assert all_of_them - names(trainer._create_default_callbacks()) == {"DatasetsCallback"}
+    assert names(trainer._create_default_callbacks()) - all_of_them == {"HangCallback"}
 
 
 def test_environment_is_put_back_and_users_settings_win(monkeypatch):
@@ -51,7 +55,7 @@ def test_environment_is_put_back_and_users_settings_win(monkeypatch):
 
 def test_a_failed_worker_is_explained_by_its_last_words():
     error = WorkerGroupError("two workers failed", {1: ValueError("later"), 0: DataError("no such file x")})
-    sentence, details = _explain(error)
+    sentence, details = explain(error)
     assert sentence == "worker 0: no such file x"
     assert "DataError" in details
 
