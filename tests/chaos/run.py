@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.stage import Result, perform, stage
+from tests.chaos.stage import stage
+from tests.chaos.strike import Result, perform
 from tests.chaos.table import write_table
 
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.chaos.stage import mount_small_disk, perform, stage
+from tests.chaos.stage import stage
+from tests.chaos.strike import mount_small_disk, perform
 
 pytestmark = [
     pytest.mark.cluster,

@@ -1,0 +1,290 @@
+"""Strike: one run of the study, in which one thing happens to it."""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline.state import newest_state
+from tests.chaos.check import Tally, tally
+from tests.chaos.cluster import ROOT, shim
+from tests.chaos.faults import FAULTS, TRACKED, Scene
+from tests.chaos.server import Server
+from tests.chaos.stage import MAD, Stage
+from tests.chaos.study import NAME, STEPS, half_done
+
+LONGEST_S = 1500
+"""A run takes half a minute, on a machine that does much else twenty times that."""
+
+DEAF_S = 120
+"""A study driver whose head is gone is given so long to notice."""
+
+PATIENCE_S = 20
+"""Of the watchdog: a step takes a tenth of a second."""
+
+ALONE = 0.6
+"""Share of the runs in which the victim is the only trial under way; in the others there is another one."""
+
+DISK_BYTES = 400 * 2**20
+"""Of the small disk: a study holds 100 MB."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one run.
+
+    Attributes:
+        fault, seed: which run.
+        what: what was done.
+        moment: where the victim was.
+        resumes: how often `study resume` was needed.
+        seconds_lost: from the fault to the victim's next new row; None if there was none.
+        seconds: whole run.
+        odd: what is wrong beside the tally; empty if nothing is.
+    """
+
+    fault: str
+    seed: int
+    what: str
+    moment: str
+    resumes: int
+    seconds_lost: float | None
+    seconds: float
+    tally: Tally
+    odd: str
+
+    @property
+    def well(self) -> bool:
+        """Whether the study survived as it should."""
+        return self.tally.clean and not self.odd
+
+    def plain(self) -> dict[str, object]:
+        """Return one flat line of a table."""
+        flat = asdict(self)
+        return {**{k: v for k, v in flat.items() if k != "tally"}, **flat["tally"], "well": self.well}
+
+
+def perform(stage: Stage, fault: str, seed: int) -> Result:
+    """Run the study once and let one thing happen to it."""
+    with _runs_folder(stage, fault, seed) as runs:
+        found = _Run(stage, fault, seed, runs).result()
+        if not found.well:  # to be looked into
+            shutil.copytree(runs, stage.place / f"bad-{fault}-{seed}", dirs_exist_ok=True)
+        return found
+
+
+def mount_small_disk(place: Path) -> None:
+    """Mount one; only root may, and not everywhere."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)], check=True)
+
+
+@contextmanager
+def _runs_folder(stage: Stage, fault: str, seed: int) -> Iterator[Path]:
+    """Make the folder of a run; for a full disk on a small disk of its own."""
+    runs = stage.place / f"{fault}-{seed}"
+    shutil.rmtree(runs, ignore_errors=True)
+    runs.mkdir()
+    if fault != "disk":
+        yield runs
+        shutil.rmtree(runs, ignore_errors=True)
+        return
+    mount_small_disk(runs)
+    try:
+        yield runs
+    finally:
+        subprocess.run(["umount", "-l", str(runs)], check=True)
+        runs.rmdir()
+
+
+class _Run:
+    """One run."""
+
+    def __init__(self, stage: Stage, fault: str, seed: int, runs: Path) -> None:
+        self.stage, self.fault, self.seed, self.runs = stage, fault, seed, runs
+        self.rng = random.Random(f"{fault}/{seed}")
+        self.recipe = stage.recipe(fault)
+        self.unbroken = stage.unbroken(fault)
+        self.log = stage.place / "logs" / f"{fault}-{seed}.log"
+        self.log.parent.mkdir(exist_ok=True)
+        self.log.write_text("")
+        under_way = [name for name, settings in self.recipe.named_trials().items() if settings.seed == 1]
+        self.victim = under_way[MAD] if fault == "nan" else self.rng.choice(under_way)
+        if fault != "nan" and self.rng.random() < ALONE:
+            under_way = [self.victim]
+        self.folder = half_done(self.unbroken, self.recipe, runs, under_way)
+        self.target = self.rng.randint(0, STEPS + 1)
+        self.wait_s = self.rng.uniform(0, 3 if self.target in (0, STEPS + 1) else 0.5)
+        self.begun = time.monotonic()
+        self.resumes = 0
+        self.codes: list[int] = []
+        self.struck_at: float | None = None
+        self.rows_then = 0
+        self.recovered_s: float | None = None
+        self.checkpoints: dict[str, int] = {}
+        self.what = "came too late"
+
+    def result(self) -> Result:
+        """Start, strike, resume as often as need be, compare."""
+        mlflow = Server(self.stage.scratch, self.runs) if self.fault in TRACKED else None
+        try:
+            if mlflow:
+                mlflow.start()
+            self._play(mlflow)
+            odd = self._oddities(mlflow)
+        finally:
+            if mlflow:
+                mlflow.kill()
+        ends_by_design = self.fault == "nan"
+        names = [name for name in self.recipe.named_trials() if not (ends_by_design and name == self.victim)]
+        found = tally(self.folder, self.unbroken, names, self.checkpoints, judged=not ends_by_design)
+        return Result(
+            self.fault,
+            self.seed,
+            self.what,
+            f"step {self.target}" if self.target else "start",
+            self.resumes,
+            self.recovered_s,
+            round(time.monotonic() - self.begun, 1),
+            found,
+            odd,
+        )
+
+    def _play(self, mlflow: Server | None) -> Scene:
+        driver = self._start("run")
+        scene = Scene(
+            self.rng,
+            self.stage.cluster,
+            self.stage.nursery,
+            driver,
+            self.folder.trial(self.victim),
+            self.folder.path,
+            self.stage.world,
+            mlflow,
+        )
+        self._await_moment(driver)
+        self._strike(scene)
+        while True:
+            self.codes.append(self._await_end(scene))
+            for mend in scene.mend:
+                mend()
+            scene.mend.clear()
+            if self.codes[-1] == 0 or self.fault == "nan" or self.resumes == 3:
+                return scene
+            self.resumes += 1
+            scene.driver = self._start("resume")
+
+    def _start(self, verb: str) -> "subprocess.Popen[bytes]":
+        """Start the study driver."""
+        words = [str(shim(self.stage.scratch)), "-m", "tests.chaos.drive", "study", verb, NAME]
+        words += ["--runs", str(self.runs), "--patience", str(PATIENCE_S)]
+        words += [] if self.fault in TRACKED else ["--no-sync"]
+        given = {
+            **os.environ,
+            "RAY_ADDRESS": self.stage.cluster.address,
+            "CHAOS_WORLD": str(self.stage.world),
+            "CHAOS_MAD": str(MAD) if self.fault == "nan" else "",
+            "MLFLOW_TRACKING_URI": Server.uri(self.runs),
+            "COLUMNS": "250",
+        }
+        with self.log.open("a") as log:
+            log.write(f"--- {verb}\n")
+            log.flush()
+            return subprocess.Popen(words, env=given, cwd=ROOT, stdout=log, stderr=log)
+
+    def _await_moment(self, driver: "subprocess.Popen[bytes]") -> None:
+        """Wait until the victim is where it is to be hit."""
+        trial = self.folder.trial(self.victim)
+        while driver.poll() is None and not self._overdue():
+            if self.target == 0:
+                there = (trial / "BEGUN.json").exists()
+            elif self.target > STEPS:
+                there = (trial / "weights.safetensors").exists()
+            else:
+                there = self._steps(trial) >= self.target
+            if there:
+                time.sleep(self.wait_s)
+                return
+            time.sleep(0.03)
+
+    def _strike(self, scene: Scene) -> None:
+        if scene.driver.poll() is not None:
+            return
+        for name in self.recipe.named_trials():
+            newest = newest_state(self.folder.trial(name) / "checkpoints")
+            self.checkpoints[name] = int(newest.name[5:]) if newest and not self._done(name) else 0
+        while scene.driver.poll() is None and not self._overdue():  # until there is something to hit
+            self.rows_then = self._num_rows()
+            self.struck_at = time.monotonic()
+            try:
+                self.what = FAULTS[self.fault](scene)
+                return
+            except (LookupError, ProcessLookupError) as error:
+                self.what = f"hit nothing: {error}"
+                self.struck_at = None
+            time.sleep(0.2)
+
+    def _await_end(self, scene: Scene) -> int:
+        """Wait for the study driver, note when the victim goes on, and do what is to be done later."""
+        lost_head = self.fault == "head" and not self.resumes
+        deaf = time.monotonic() + DEAF_S
+        while scene.driver.poll() is None:
+            self._note_recovery()
+            for when, what in list(scene.later):
+                if time.monotonic() >= when:
+                    scene.later.remove((when, what))
+                    what()
+            if self._overdue() or (lost_head and time.monotonic() > deaf):
+                with suppress(ProcessLookupError):
+                    scene.driver.kill()
+                self.what += "; the study driver did not end by itself"
+            time.sleep(0.03)
+        self._note_recovery()
+        for _, what in scene.later:
+            what()
+        scene.later.clear()
+        return scene.driver.wait()
+
+    def _note_recovery(self) -> None:
+        if self.struck_at is None or self.recovered_s is not None:
+            return
+        if self._num_rows() > self.rows_then or self._done(self.victim):
+            self.recovered_s = round(time.monotonic() - self.struck_at, 2)
+
+    def _oddities(self, mlflow: Server | None) -> str:
+        """Say what is wrong beside the rows."""
+        text = self.log.read_text()
+        odd = []
+        if self.fault == "nan":
+            if "not finite" not in text or self.codes != [1]:
+                odd.append(f"the divergence is not told, or the exit code is not 1: {self.codes}")
+        elif self.codes[-1] != 0:
+            odd.append(f"the study did not end well: exit codes {self.codes}")
+        hit = self.struck_at is not None
+        if self.fault in ("study_driver", "head") and hit and not self.resumes:
+            odd.append("the study ended without being resumed")
+        if self.fault in ("worker", "trial_driver", "raylet", "hang") and self.resumes:
+            odd.append(f"the study had to be resumed {self.resumes} times")
+        if "Traceback" in text:
+            odd.append("a traceback was printed")
+        if mlflow is not None:
+            odd += mlflow.oddities(self.folder.path)
+        return "; ".join(odd)
+
+    def _steps(self, trial: Path) -> int:
+        rows = trial / "rows.jsonl"
+        return rows.read_bytes().count(b'"metric": "loss"') if rows.exists() else 0
+
+    def _num_rows(self) -> int:
+        rows = self.folder.trial(self.victim) / "rows.jsonl"
+        return rows.read_bytes().count(b"\n") if rows.exists() else 0
+
+    def _done(self, name: str) -> bool:
+        return (self.folder.trial(name) / "DONE.json").exists()
+
+    def _overdue(self) -> bool:
+        return time.monotonic() - self.begun > LONGEST_S
