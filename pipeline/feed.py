@@ -1,20 +1,13 @@
 """Feed: the training frames of a trial, from its settings and its config's ``train_pipeline``."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from pipeline.data.balance import BalancedSource
-from pipeline.data.loader import (
-    ALL,
-    JoinedSource,
-    Reading,
-    Schedule,
-    Source,
-    Transform,
-    is_remote,
-    open_source,
-)
+from pipeline.data.batches import Schedule, Transform
+from pipeline.data.loader import ALL, JoinedSource, Reading, Source, is_remote, open_source
 from pipeline.data.sample import Sample
 from pipeline.data.train_pipeline import read_train_pipeline
 from pipeline.data.transforms import augment, filter_range, mask_modality, resize_crop
@@ -67,9 +60,15 @@ class Feed:
                 )
             self.transform = pipeline
         self.val_reading: Reading = pipeline.val_reading if pipeline else ALL
-        reading = pipeline.reading if pipeline else ALL
+        buffer = settings.data.shuffle_buffer
+        reading = replace(pipeline.reading if pipeline else ALL, buffer=buffer)
         joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
         balanced = pipeline is not None and pipeline.balanced
+        if balanced and buffer:
+            raise TrialError(
+                f"settings.data.shuffle_buffer is {buffer}, and the config's CBGSDataset draws frames from "
+                "all over the split; set it to 0"
+            )
         self.source: Source = BalancedSource(joined, settings.seed) if balanced else joined
 
 

@@ -39,6 +39,6 @@ def _contents(root: str, version: str, split: str) -> Iterator[bytes]:
             yield table.name.encode()
             yield table.read_bytes()
     else:
-        from pipeline.data.shards import read_manifest  # pyarrow only for those who shard
+        from pipeline.data.manifest import read_manifest  # pyarrow only for those who shard
 
         yield json.dumps(read_manifest(root if is_remote(root) else place, split), sort_keys=True).encode()

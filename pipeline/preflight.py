@@ -10,7 +10,7 @@ from pipeline.data.loader import is_remote
 from pipeline.home import locate
 from pipeline.redact import refuse_secrets
 from pipeline.session import TrialError
-from pipeline.settings import TrainSettings, TrialSettings
+from pipeline.settings import DataSettings, TrainSettings, TrialSettings
 
 
 def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
@@ -30,6 +30,7 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
     _check_files(settings)
     _check_conditions(settings)
     _check_numbers(settings.train)
+    _check_loading(settings.data)
     _check_device(settings, device, here)
     _check_folder(folder)
 
@@ -69,6 +70,12 @@ def _check_numbers(train: TrainSettings) -> None:
         )
     if not train.lr_scale > 0:
         raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
+
+
+def _check_loading(data: DataSettings) -> None:
+    for name in ("loader_workers", "shuffle_buffer", "skip_broken"):
+        if getattr(data, name) < 0:
+            raise TrialError(f"settings.data.{name} is {getattr(data, name)}; expected 0 or more")
 
 
 def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> None:

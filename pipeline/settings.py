@@ -38,6 +38,10 @@ class DataSettings:
         train_split: split of the official devkit.
         val_split: split of the official devkit.
         loader_workers: loader processes per training worker; 0 loads in the training process.
+        shuffle_buffer: frames that are shuffled among one another, row groups of shards among themselves;
+            0 shuffles all frames of the split, wherever they lie.
+        skip_broken: distinct training frames that may be skipped because they cannot be read, per worker;
+            0 stops at the first. Evaluation always stops: other frames would be another metric.
     """
 
     train: tuple[str, ...]
@@ -46,6 +50,8 @@ class DataSettings:
     train_split: str = "mini_train"
     val_split: str = "mini_val"
     loader_workers: int = 0
+    shuffle_buffer: int = 0
+    skip_broken: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from pipeline.assess import Assessment
-from pipeline.data.loader import BatchOrder, Source, training_batches
+from pipeline.data.batches import training_batches
+from pipeline.data.broken import BrokenFrames
+from pipeline.data.loader import Source
+from pipeline.data.order import BatchOrder
 from pipeline.data.sample import Sample
 from pipeline.departure import Departure
 from pipeline.detector.batch import collate
@@ -85,6 +88,8 @@ class Trial:
         self.source: Source = self.feed.source
         self.assessment = Assessment(settings, session, self.record, self.feed.val_reading)
         self.detector = Detector(self.model, self.model.image_size, settings.train.amp)
+        listed = session.folder / f"broken_frames_{session.rank}.jsonl"
+        self.broken = BrokenFrames(settings.data.skip_broken, listed)
         self.clock = StepClock(session.device)
 
     def run(self) -> None:
@@ -129,6 +134,7 @@ class Trial:
             stopped = self.rungs.has(step + 1) and self._falls(step + 1)
             if stopped or step + 1 == steps:  # before the checkpoint: no run resumed there would time a step
                 self._add(step + 1, self.clock.measures(together))
+                self._note_broken(step + 1)
             if stopped:
                 return False
             leaving = departure.due()
@@ -173,6 +179,12 @@ class Trial:
         found = averaged(found, self.session)
         self._add(step, [_measure(name, value) for name, value in found.items()])
 
+    def _note_broken(self, step: int) -> None:
+        """Write down how many frames all ranks have skipped, if any may be."""
+        if self.settings.data.skip_broken:
+            mean = averaged({"broken_frames": float(len(self.broken))}, self.session)["broken_frames"]
+            self._add(step, [Measure("broken_frames", "frames", mean * self.session.world_size)])
+
     def _checkpoint(self, step: int, loss: float, seconds_left: float) -> None:
         path = None
         if self.session.rank == 0:
@@ -196,10 +208,16 @@ class Trial:
         """Yield this rank's batches of the steps from ``first`` up to, not including, ``last``."""
         settings, session = self.settings, self.session
         order = BatchOrder(
-            len(self.source), settings.train.batch_size, session.rank, session.world_size, settings.seed
+            len(self.source),
+            settings.train.batch_size,
+            session.rank,
+            session.world_size,
+            settings.seed,
+            tuple(self.source.blocks),
+            settings.data.shuffle_buffer,
         )
         workers = settings.data.loader_workers
-        return training_batches(self.source, order, self.feed.transform, first, last, workers)
+        return training_batches(self.source, order, self.feed.transform, first, last, workers, self.broken)
 
     def _add(self, step: int, measures: list[Measure]) -> None:
         if self.record is not None:

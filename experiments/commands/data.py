@@ -1,6 +1,7 @@
 """``biaswise data``: make, convert and verify datasets."""
 
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,12 +47,28 @@ def _scenes(text: str) -> dict[str, int]:
 
 def shard(arguments: Namespace) -> int:
     """Convert splits of a dataset to shards."""
-    from pipeline.data.shards import write_shards
+    from pipeline.data.sharding import Run, one_by_one, write_shards
 
+    if arguments.workers < 1:
+        raise StudyError(f"--workers {arguments.workers}: expected 1 or more files to be written at once")
     console = Console()
-    for split in arguments.split:
-        with task_bar(console, f"sharding {split}") as advance:
-            write_shards(Path(arguments.root), arguments.version, split, arguments.out, advance)
+    with ExitStack() as stack:
+        run: Run = one_by_one
+        if arguments.workers > 1:
+            from experiments.shard_tasks import ray_writers  # Ray takes seconds to start
+
+            run = stack.enter_context(ray_writers(arguments.workers))
+        for split in arguments.split:
+            with task_bar(console, f"sharding {split}") as advance:
+                write_shards(
+                    Path(arguments.root),
+                    arguments.version,
+                    split,
+                    arguments.out,
+                    advance,
+                    arguments.points,
+                    run,
+                )
     return 0
 
 

@@ -41,6 +41,19 @@ def add_data(commands: Commands) -> None:
     shard.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
     shard.add_argument("--split", action="append", required=True, help="devkit split; may be repeated")
     shard.add_argument("--out", required=True, help="folder or URI (s3://...) of the shards")
+    shard.add_argument(
+        "--points",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16: half the bytes, coordinates rounded by up to 16 mm within 64 m (%(default)s)",
+    )
+    shard.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="files written at once by tasks of Ray, here or on the cluster of RAY_ADDRESS; 1: without Ray "
+        "(%(default)s)",
+    )
     _add_made(data)
     check = command(
         data, "check", "data:check", "verify a dataset or shards, file by file", "data check data/mini"

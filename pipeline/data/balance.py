@@ -30,6 +30,7 @@ class BalancedSource:
         self.frames = resample(source.labels, seed)
         self.tokens = [source.tokens[i] for i in self.frames]
         self.scenes = [source.scenes[i] for i in self.frames]
+        self.blocks: Sequence[int] = ()
 
     @property
     def labels(self) -> Sequence[frozenset[int]]:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from pipeline.data.boxes import points_inside
 from pipeline.data.decode import load_points, load_sample, parse_points, read_bytes
 from pipeline.data.loader import Reading
+from pipeline.data.manifest import checksum, read_manifest
 from pipeline.data.sample import CAMERAS, DataError, Sample
-from pipeline.data.shards import ShardSource, checksum, read_manifest
+from pipeline.data.shards import ShardSource
 from pipeline.data.tables import FrameRecord, read_frames, split_scenes
 from pipeline.settings import CLASSES
 
@@ -135,7 +136,7 @@ def _splits(version: str) -> tuple[str, ...]:
 def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
     """Return the key frame's scan without sweeps: what the tables count."""
     return (
-        parse_points(read_bytes(record.lidar_path), str(record.lidar_path))
+        parse_points(read_bytes(record.lidar_path, record.root), str(record.lidar_path))
         if record.sweeps
         else load_points(record)
     )

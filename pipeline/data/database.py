@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.boxes import points_inside
+from pipeline.data.contain import inside
 from pipeline.data.decode import read_bytes
 from pipeline.data.infos import unpickle
 from pipeline.data.loader import Source
@@ -166,7 +167,7 @@ class InfoDatabase:
 
     def points(self, index: int) -> NDArray[np.float32]:
         """See ``ObjectDatabase``; the file counts from the bottom of the box."""
-        data = read_bytes(self._root / self._paths[index][0])
+        data = self._file(self._paths[index][0])
         points = np.frombuffer(data, "<f4").reshape(-1, 5).astype(np.float32)
         points[:, 2] -= self.boxes[index, 5] / 2
         return points
@@ -174,7 +175,10 @@ class InfoDatabase:
     def crop(self, index: int) -> NDArray[np.uint8] | None:
         """See ``ObjectDatabase``."""
         name = self._paths[index][1]
-        return _decode(read_bytes(self._root / name), name) if name else None
+        return _decode(self._file(name), name) if name else None
+
+    def _file(self, name: str) -> bytes:
+        return read_bytes(inside(self._root, name, "a dbinfos file"), self._root)
 
 
 def _centred(box: Sequence[float]) -> list[float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.contain import inside
 from pipeline.data.loader import ALL, FileSource, Reading
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.tables import FrameRecord, Sweep
@@ -132,6 +133,7 @@ def _record(info: Mapping[str, Any], names: Mapping[int, str], root: Path, scene
         boxes=boxes,
         labels=labels,
         num_points=num_points,
+        root=root,
     )
 
 
@@ -166,8 +168,9 @@ def _sweep(sweep: Mapping[str, Any], time_s: float, root: Path) -> Sweep:
 
 def _locate(root: Path, name: str, channel: str, folder: str = "samples") -> Path:
     """Return where a file of an info lies: bare names are in mmdet3d's ``data_prefix`` of their sensor."""
-    prefix = root / folder / channel
-    return prefix / name if "/" not in name and prefix.is_dir() else root / name
+    prefix = f"{folder}/{channel}"
+    bare = "/" not in name and (root / prefix).is_dir()
+    return inside(root, f"{prefix}/{name}" if bare else name, "an info file")
 
 
 def _boxes(

@@ -1,39 +1,13 @@
-"""Loader: sources of samples, and the order in which training sees them.
+"""Loader: sources of samples by index, and the one way to open them."""
 
-The order is a function of (seed, step) alone: epoch after epoch of seeded permutations, cut into
-batches, dealt to the ranks. So a run can go on at any step, no frame is lost or seen twice within
-an epoch, and neither the number of loader processes nor that of ranks changes what a global batch
-holds. Augmentation draws from a generator seeded by (seed, epoch, frame).
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import cv2
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
-from torch.utils.data import DataLoader, Dataset
+from typing import Protocol
 
 from pipeline.data.decode import load_sample
 from pipeline.data.sample import DataError, Sample
 from pipeline.data.tables import MAX_SWEEPS, FrameRecord, read_frames
-
-Transform = Callable[[Sample, np.random.Generator], Sample]
-"""What is done to a training sample; draws from the given generator alone."""
-
-
-@runtime_checkable
-class Schedule(Protocol):
-    """A transform that changes with the epoch."""
-
-    def at(self, epoch: int) -> Transform:
-        """Return what is done to a sample in an epoch (from 0)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -45,11 +19,13 @@ class Reading:
         remove_close: drop the returns from the ego vehicle itself from them; CMT keeps them.
         min_points: boxes with fewer LiDAR points are left out; the official metric drops boxes
             without points too, and so does CMT's training (``use_valid_flag``).
+        buffer: frames that a shuffle draws from at a time, see ``BatchOrder``; 0: all of them.
     """
 
     sweeps: int = MAX_SWEEPS
     remove_close: bool = False
     min_points: int = 1
+    buffer: int = 0
 
 
 ALL = Reading()
@@ -74,6 +50,11 @@ class Source(Protocol):
         """Labels that occur in each frame; no image or point is read for it."""
         ...
 
+    @property
+    def blocks(self) -> Sequence[int]:
+        """How many frames lie together, block by block; empty if each can be read alone."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
@@ -96,6 +77,7 @@ class FileSource:
         self.tokens = [record.token for record in records]
         self.scenes = [record.scene for record in records]
         self.labels = [frozenset(record.labels.tolist()) for record in self._records]
+        self.blocks: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -117,6 +99,13 @@ class JoinedSource:
     def labels(self) -> Sequence[frozenset[int]]:
         """Labels that occur in each frame."""
         return [labels for source in self._sources for labels in source.labels]
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """See ``Source``."""
+        if not any(source.blocks for source in self._sources):
+            return ()
+        return [size for source in self._sources for size in source.blocks or [1] * len(source)]
 
     def __len__(self) -> int:
         return len(self._where)
@@ -160,116 +149,3 @@ def open_source(root: str | Path, version: str, split: str, reading: Reading = A
 def is_remote(root: str | Path) -> bool:
     """Tell whether a dataset is named by a URI (shards in an object store), not by a path."""
     return "://" in str(root)
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """Which frames make up the batch of a step.
-
-    The permutations of all epochs form one endless sequence; step s takes the next
-    ``batch_size * world_size`` of it, and rank r its r-th run of ``batch_size``.
-
-    Attributes:
-        frames: number of frames in the source.
-        batch_size: samples per rank.
-        rank, world_size: place among the workers.
-        seed: seeds the permutations.
-    """
-
-    frames: int
-    batch_size: int
-    rank: int
-    world_size: int
-    seed: int
-
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """Return (epoch, frame) of each sample of this rank in step ``step`` (from 0)."""
-        first = (step * self.world_size + self.rank) * self.batch_size
-        return [self._at(position) for position in range(first, first + self.batch_size)]
-
-    def _at(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.frames)
-        return epoch, int(_permutation(self.seed, epoch, self.frames)[place])
-
-
-@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the source is tiny
-def _permutation(seed: int, epoch: int, frames: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(frames)
-
-
-class _TrainingFrames(Dataset[Sample]):
-    """Transformed samples, addressed by (epoch, frame)."""
-
-    def __init__(self, source: Source, transform: Transform | Schedule, seed: int) -> None:
-        self._source = source
-        self._transform = transform
-        self._seed = seed
-
-    def __getitem__(self, address: tuple[int, int]) -> Sample:
-        epoch, frame = address
-        # the 1 keeps this stream apart from the permutations', which are seeded by (seed, epoch)
-        rng = np.random.default_rng((self._seed, epoch, frame, 1))
-        transform = self._transform
-        return (transform.at(epoch) if isinstance(transform, Schedule) else transform)(
-            self._source[frame], rng
-        )
-
-
-def training_batches(
-    source: Source,
-    order: BatchOrder,
-    transform: Transform | Schedule,
-    first_step: int,
-    last_step: int,
-    workers: int,
-) -> Iterator[list[Sample]]:
-    """Yield the batches of steps ``first_step`` up to, not including, ``last_step``.
-
-    Args:
-        source: frames.
-        order: which frames belong to a step.
-        transform: applied to every sample; see ``Transform`` and ``Schedule``.
-        first_step: step to go on at, 0 for a new run.
-        last_step: where training ends.
-        workers: loader processes; 0 loads in this one.
-    """
-    loader = DataLoader(
-        _TrainingFrames(source, transform, order.seed),
-        batch_sampler=(order.batch(step) for step in range(first_step, last_step)),
-        num_workers=workers,
-        collate_fn=_to_tensors,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # without it the loader draws from the global random state
-    )
-    return map(_to_samples, loader)
-
-
-def _to_tensors(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Wrap the arrays of samples: tensors come from a loader process through shared memory, arrays by a pipe.
-
-    Two frames of 640 x 1600 with ten sweeps are 47 MB, a tenth of a second of the training process.
-    """
-    return [
-        {
-            name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
-            for name, value in vars(sample).items()
-        }
-        for sample in samples
-    ]
-
-
-def _to_samples(batch: list[dict[str, Any]]) -> list[Sample]:
-    """Undo ``_to_tensors``; nothing is copied."""
-    samples = []
-    for made in batch:
-        held: dict[str, Any] = {
-            name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in made.items()
-        }
-        samples.append(Sample(**held))
-    return samples
-
-
-def _one_thread(_: int) -> None:
-    """Keep OpenCV and numpy's BLAS from starting a thread per core in every loader process."""
-    cv2.setNumThreads(0)
-    threadpool_limits(1)

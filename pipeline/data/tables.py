@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.contain import inside
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.settings import CLASSES
 
@@ -63,6 +64,7 @@ class FrameRecord:
         boxes: (M, 9) float32, columns and frame as in ``Sample.boxes``.
         labels: (M,) int64, index into ``CLASSES``.
         num_points: (M,) int64, LiDAR points in each box as the table counts them.
+        root: dataset that the files belong to; a link among them must not lead elsewhere.
     """
 
     token: str
@@ -78,6 +80,7 @@ class FrameRecord:
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     num_points: NDArray[np.int64]
+    root: Path | None = None
 
     def with_points(self, minimum: int) -> "FrameRecord":
         """Return the record without the boxes that hold fewer LiDAR points than ``minimum``."""
@@ -206,16 +209,17 @@ def _frame(nusc: Any, scene: str, sample: dict[str, Any], max_sweeps: int) -> Fr
         token=sample["token"],
         scene=scene,
         timestamp_us=int(scan["timestamp"]),
-        image_paths=tuple(root / shot["filename"] for shot in shots),
+        image_paths=tuple(inside(root, shot["filename"], f"{nusc.table_root}/sample_data") for shot in shots),
         cam2img=np.stack([_intrinsic(nusc, shot) for shot in shots]),
         lidar2cam=np.stack([np.linalg.inv(_sensor2global(nusc, shot)) @ lidar2global for shot in shots]),
-        lidar_path=root / scan["filename"],
+        lidar_path=inside(root, scan["filename"], f"{nusc.table_root}/sample_data"),
         sweeps=_sweeps(nusc, scan, lidar2global, max_sweeps),
         lidar2ego=lidar2ego,
         ego2global=ego2global,
         boxes=boxes,
         labels=labels,
         num_points=num_points,
+        root=root,
     )
 
 
@@ -263,7 +267,7 @@ def _sweeps(
             break
         sweeps.append(
             Sweep(
-                path=Path(nusc.dataroot) / earlier["filename"],
+                path=inside(Path(nusc.dataroot), earlier["filename"], f"{nusc.table_root}/sample_data"),
                 to_key=global2lidar @ _sensor2global(nusc, earlier),
                 lag_s=(scan["timestamp"] - earlier["timestamp"]) * 1e-6,  # microseconds to seconds
             )

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.loader import ALL, Reading, Transform
+from pipeline.data.batches import Transform
+from pipeline.data.loader import ALL, Reading
 from pipeline.data.paste import UnifiedObjectSample
 from pipeline.data.sample import DataError, Sample
 from pipeline.data.steps import (

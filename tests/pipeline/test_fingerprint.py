@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.shards import write_shards
+from pipeline.data.sharding import write_shards
 from pipeline.fingerprint import fingerprint
 from pipeline.settings import DataSettings
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,8 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import assess
-from pipeline.data.loader import BatchOrder, open_source, training_batches
+from pipeline.data.batches import training_batches
+from pipeline.data.loader import open_source
+from pipeline.data.order import BatchOrder
 from pipeline.data.sample import DataError
+from pipeline.data.tables import read_frames
 from pipeline.detector.build import ConfigError
 from pipeline.detector.checkpoint import CheckpointError
 from pipeline.evaluate import load_detections
@@ -23,7 +27,7 @@ from pipeline.feed import prepare_training
 from pipeline.plan import Plan, PlanError
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession, TrialError
-from pipeline.settings import TrialSettings
+from pipeline.settings import DataSettings, TrialSettings
 from pipeline.state import StateError
 from pipeline.train import run_trial
 
@@ -231,3 +235,20 @@ def test_settings_survive_json(trial: Trial) -> None:
     back = TrialSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert back == settings
     assert back.digest == settings.digest
+
+
+def test_a_broken_frame_is_skipped_counted_and_listed(
+    small_dataset: Path, trial: Trial, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(small_dataset, tmp_path / "data"))
+    record = read_frames(root, "v1.0-mini", "mini_train")[1]
+    record.lidar_path.write_bytes(b"12345")
+    data = DataSettings(train=(str(root),), val=str(small_dataset))
+    with pytest.raises(DataError, match="5 bytes is no whole number of points"):
+        run_trial(trial(data=data, steps=2), LocalSession(tmp_path / "stops"))
+    skipping = replace(trial(data=data, steps=2), data=replace(data, skip_broken=1, shuffle_buffer=2))
+    run_trial(skipping, LocalSession(tmp_path / "skips"))
+    rows = read_rows(tmp_path / "skips" / "rows.jsonl")
+    assert [(row.value, row.unit) for row in select(rows, metric="broken_frames")] == [(1.0, "frames")]
+    (listed,) = (tmp_path / "skips" / "broken_frames_0.jsonl").read_text().splitlines()
+    assert json.loads(listed)["token"] == record.token

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.data.check import check, points_in_boxes
 from pipeline.data.decode import load_sample
-from pipeline.data.shards import write_shards
+from pipeline.data.sharding import write_shards
 from pipeline.data.tables import read_frames
 
 VERSION = "v1.0-mini"

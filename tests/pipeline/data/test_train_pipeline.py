@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from pipeline.data.balance import BalancedSource
+from pipeline.data.batches import training_batches
 from pipeline.data.boxes import points_inside
 from pipeline.data.database import write_database
-from pipeline.data.loader import BatchOrder, FileSource, Reading, open_source, training_batches
+from pipeline.data.loader import FileSource, Reading, open_source
+from pipeline.data.order import BatchOrder
 from pipeline.data.paste import UnifiedObjectSample
 from pipeline.data.sample import DataError
-from pipeline.data.shards import ShardSource, write_shards
+from pipeline.data.sharding import write_shards
+from pipeline.data.shards import ShardSource
 from pipeline.data.synth import generate
 from pipeline.data.synth.rig import FULL
 from pipeline.data.tables import read_frames

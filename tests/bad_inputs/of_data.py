@@ -1,0 +1,373 @@
+"""Bad data: tables, images, points, calibration, info files, shards, object databases."""
+
+import json
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from place import SPLIT, VERSION, Bad, Place, Words
+
+
+def shard(root: Path, place: Place, *more: str) -> Words:
+    """Convert a dataset: reads every file of a split."""
+    return ["data", "shard", str(root), "--split", SPLIT, "--out", str(place.tmp / "out"), *more]
+
+
+def table(name: str, change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[Place], Words]:
+    return lambda place: shard(place.table(name, change), place)
+
+
+def file(channel: str, change: Callable[[Path], Any]) -> Callable[[Place], Words]:
+    """Spoil the first file of a sensor."""
+
+    def make(place: Place) -> Words:
+        data = place.dataset()
+        scene = next(
+            s for s in json.loads((data / VERSION / "scene.json").read_text()) if s["name"] == "scene-0103"
+        )
+        shots = json.loads((data / VERSION / "sample_data.json").read_text())
+        name = next(
+            s["filename"]
+            for s in shots
+            if s["sample_token"] == scene["first_sample_token"] and f"/{channel}/" in s["filename"]
+        )
+        change(data / name)
+        return shard(data, place)
+
+    return make
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def smaller(path: Path) -> None:
+    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (200, 100)))
+
+
+def link_out(path: Path) -> None:
+    away = path.rename(path.parents[3] / "elsewhere.jpg")
+    path.symlink_to(away)
+
+
+def infinite(path: Path) -> None:
+    points = np.fromfile(path, "<f4")
+    points[1] = np.inf
+    points.tofile(path)
+
+
+def far(place: Place) -> Words:
+    data = place.dataset()
+    for path in (data / "samples/LIDAR_TOP").iterdir():
+        points = np.fromfile(path, "<f4")
+        points[3] = 1e6
+        points.tofile(path)
+    return shard(data, place, "--points", "float16")
+
+
+def without_map(place: Place) -> Words:
+    data = place.dataset()
+    (data / VERSION / "ego_pose.json").unlink()
+    return shard(data, place)
+
+
+def not_json(place: Place) -> Words:
+    data = place.dataset()
+    (data / VERSION / "sample.json").write_text('[{"token": ')
+    return shard(data, place)
+
+
+def of_calibration(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words]:
+    def spoil(records: list[dict[str, Any]]) -> None:
+        for record in records:
+            if record["camera_intrinsic"]:
+                change(record)
+
+    return table("calibrated_sensor", spoil)
+
+
+class Harmful:
+    """What runs code when a pickle of it is opened."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return eval, ("1 + 1",)
+
+
+def infos(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words]:
+    def make(place: Place) -> Words:
+        content = pickle.loads((place.good / "data/infos.pkl").read_bytes())
+        change(content)
+        return ["data", "draw", place.written("infos.pkl", pickle.dumps(content)), "--out", str(place.tmp)]
+
+    return make
+
+
+def infos_of(data: bytes) -> Callable[[Place], Words]:
+    return lambda place: ["data", "draw", place.written("infos.pkl", data), "--out", str(place.tmp)]
+
+
+def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words]:
+    def make(place: Place) -> Words:
+        path = place.shards() / f"{SPLIT}.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return read(path.parent)
+
+    return make
+
+
+def read(folder: Path) -> Words:
+    return ["data", "draw", str(folder), "--split", SPLIT, "--out", str(folder / "drawn")]
+
+
+def shards(name: str, change: Callable[[Path], Any], check: bool = False) -> Callable[[Place], Words]:
+    def make(place: Place) -> Words:
+        path = place.shards() / name
+        change(path)
+        return ["data", "check", str(path.parent)] if check else read(path.parent)
+
+    return make
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(struct.pack("<I", 7) * (path.stat().st_size // 4 + 1)[: path.stat().st_size])
+
+
+def out_is_a_file(place: Place) -> Words:
+    place.written("out", "")
+    return shard(place.good / "data", place)
+
+
+def database(info: dict[str, Any]) -> Callable[[Place], Any]:
+    def make(place: Place) -> Callable[[], Any]:
+        from pipeline.data.database import InfoDatabase
+
+        path = Path(place.written("dbinfos.pkl", pickle.dumps({"car": [info]})))
+        return lambda: InfoDatabase(path, place.tmp).points(0)
+
+    return make
+
+
+def first(records: list[dict[str, Any]], **changes: Any) -> None:
+    for record in records:
+        record.update(changes)
+
+
+TABLES = [
+    Bad(
+        "tables",
+        "folder",
+        "not there",
+        lambda p: ["data", "shard", str(p.tmp), "--split", SPLIT, "--out", str(p.tmp / "o")],
+        "",
+    ),
+    Bad("tables", "ego_pose.json", "missing", without_map, ""),
+    Bad("tables", "sample.json", "cut short", not_json, ""),
+    Bad(
+        "sample_data.json",
+        "calibrated_sensor_token",
+        "names no record",
+        table("sample_data", lambda r: first(r, calibrated_sensor_token="0")),
+        "",
+    ),
+    Bad(
+        "sample_data.json",
+        "filename",
+        "../../etc/passwd",
+        table("sample_data", lambda r: first(r, filename="../../etc/passwd")),
+        "",
+    ),
+    Bad(
+        "sample_data.json",
+        "filename",
+        "/etc/passwd",
+        table("sample_data", lambda r: first(r, filename="/etc/passwd")),
+        "",
+    ),
+    Bad(
+        "sample_data.json",
+        "filename",
+        "no key",
+        table("sample_data", lambda r: [x.pop("filename") for x in r]),
+        "",
+    ),
+    Bad("scene.json", "name", "in no split", table("scene", lambda r: first(r, name="scene-9999")), ""),
+    Bad("scene.json", "nbr_samples", "99", table("scene", lambda r: first(r, nbr_samples=99)), ""),
+    Bad(
+        "category.json",
+        "name",
+        "vehicle.spaceship",
+        table("category", lambda r: first(r, name="vehicle.spaceship")),
+        "",
+    ),
+    Bad(
+        "sample_annotation.json",
+        "size",
+        "two numbers",
+        table("sample_annotation", lambda r: first(r, size=[1.0, 2.0])),
+        "",
+    ),
+    Bad(
+        "ego_pose.json",
+        "rotation",
+        "three numbers",
+        table("ego_pose", lambda r: first(r, rotation=[1.0, 0.0, 0.0])),
+        "",
+    ),
+    Bad(
+        "calibrated_sensor.json",
+        "camera_intrinsic",
+        "2 x 3",
+        of_calibration(lambda r: r.update(camera_intrinsic=r["camera_intrinsic"][:2])),
+        "",
+    ),
+    Bad(
+        "calibrated_sensor.json",
+        "camera_intrinsic",
+        "NaN",
+        of_calibration(lambda r: r.update(camera_intrinsic=[[float("nan")] * 3] * 3)),
+        "",
+    ),
+    Bad(
+        "calibrated_sensor.json",
+        "rotation",
+        "all 0",
+        of_calibration(lambda r: r.update(rotation=[0.0] * 4)),
+        "",
+    ),
+]
+FILES = [
+    Bad("image", "file", "missing", file("CAM_BACK", Path.unlink), ""),
+    Bad("image", "file", "cut short", file("CAM_BACK", cut), ""),
+    Bad("image", "file", "text", file("CAM_BACK", lambda p: p.write_text("no picture")), ""),
+    Bad("image", "size", "not that of the others", file("CAM_BACK", smaller), ""),
+    Bad("image", "file", "a link out of the dataset", file("CAM_BACK", link_out), ""),
+    Bad("points", "file", "cut short", file("LIDAR_TOP", cut), ""),
+    Bad("points", "file", "empty", file("LIDAR_TOP", lambda p: p.write_bytes(b"")), ""),
+    Bad("points", "y", "infinite", file("LIDAR_TOP", infinite), ""),
+    Bad("points", "intensity", "1000000, as float16", far, ""),
+]
+INFOS = [
+    Bad(
+        "info file", "metainfo", "an object that runs code", infos(lambda c: c.update(metainfo=Harmful())), ""
+    ),
+    Bad("info file", "file", "text", infos_of(b"no pickle"), ""),
+    Bad("info file", "file", "a list", infos_of(pickle.dumps([1])), ""),
+    Bad("info file", "info_version", "1.0", infos(lambda c: c["metainfo"].update(info_version="1.0")), ""),
+    Bad("info file", "data_list", "missing", infos(lambda c: c.pop("data_list")), ""),
+    Bad(
+        "info file",
+        "CAM_BACK.cam2img",
+        "missing",
+        infos(lambda c: c["data_list"][0]["images"]["CAM_BACK"].pop("cam2img")),
+        "",
+    ),
+    Bad(
+        "info file",
+        "lidar2ego",
+        "two numbers",
+        infos(lambda c: c["data_list"][0]["lidar_points"].update(lidar2ego=[1, 2])),
+        "",
+    ),
+    Bad(
+        "info file",
+        "img_path",
+        "/etc/passwd",
+        infos(lambda c: c["data_list"][0]["images"]["CAM_BACK"].update(img_path="/etc/passwd")),
+        "",
+    ),
+    Bad(
+        "info file",
+        "bbox_3d",
+        "six numbers",
+        infos(lambda c: c["data_list"][0]["instances"][0].update(bbox_3d=[0.0] * 6)),
+        "",
+    ),
+    Bad("info file", "timestamp", "a word", infos(lambda c: c["data_list"][0].update(timestamp="noon")), ""),
+    Bad(
+        "dbinfos file",
+        "path",
+        "../secret.bin",
+        database({"box3d_lidar": [0] * 7, "path": "../secret.bin", "num_points_in_gt": 1}),
+        "",
+    ),
+    Bad("dbinfos file", "box3d_lidar", "missing", database({"path": "x.bin", "num_points_in_gt": 1}), ""),
+]
+SHARDS = [
+    Bad("shards", "manifest", "missing", shards(f"{SPLIT}.json", Path.unlink), ""),
+    Bad("manifest", "file", "cut short", shards(f"{SPLIT}.json", cut), ""),
+    Bad("manifest", "format", "99", manifest(lambda c: c.update(format=99)), ""),
+    Bad("manifest", "points", "int8", manifest(lambda c: c.update(points="int8")), ""),
+    Bad("manifest", "tokens", "one too few", manifest(lambda c: c["tokens"].pop()), ""),
+    Bad(
+        "manifest",
+        "files.groups",
+        "one frame too many",
+        manifest(lambda c: c["files"][0].update(groups=[9])),
+        "",
+    ),
+    Bad(
+        "manifest",
+        "files.name",
+        "../x-00000.parquet",
+        manifest(lambda c: c["files"][0].update(name="../x-00000.parquet")),
+        "",
+    ),
+    Bad("shards", "file", "missing", shards(f"{SPLIT}-00000.parquet", Path.unlink), ""),
+    Bad("shards", "file", "cut short", shards(f"{SPLIT}-00000.parquet", cut), ""),
+    Bad(
+        "shards",
+        "file",
+        "overwritten",
+        shards(f"{SPLIT}-00000.parquet", lambda p: p.write_bytes(b"x" * p.stat().st_size)),
+        "",
+    ),
+    Bad("shards", "file", "a flipped bit", shards(f"{SPLIT}-00000.parquet", flip, check=True), ""),
+    Bad(
+        "shards",
+        "file",
+        "a link",
+        shards(
+            f"{SPLIT}-00000.parquet",
+            lambda p: p.rename(p.with_suffix(".x")) and p.symlink_to(p.with_suffix(".x")),
+        ),
+        "",
+    ),
+    Bad(
+        "data shard",
+        "--out",
+        "holds the split",
+        lambda p: ["data", "shard", str(p.good / "data"), "--split", SPLIT, "--out", str(p.shards())],
+        "",
+    ),
+    Bad("data shard", "--out", "a file", out_is_a_file, ""),
+    Bad(
+        "data shard",
+        "--out",
+        "gopher://x/y",
+        lambda p: ["data", "shard", str(p.good / "data"), "--split", SPLIT, "--out", "gopher://x/y"],
+        "",
+    ),
+    Bad(
+        "data shard",
+        "--split",
+        "mini_trian",
+        lambda p: ["data", "shard", str(p.good / "data"), "--split", "mini_trian", "--out", str(p.tmp / "o")],
+        "",
+    ),
+    Bad("data shard", "--workers", "0", lambda p: shard(p.good / "data", p, "--workers", "0"), ""),
+    Bad("data shard", "--points", "int8", lambda p: shard(p.good / "data", p, "--points", "int8"), ""),
+    Bad("data check", "path", "nothing there", lambda p: ["data", "check", str(p.tmp / "nothing")], ""),
+]
+DATA = [*TABLES, *FILES, *INFOS, *SHARDS]

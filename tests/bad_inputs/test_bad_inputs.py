@@ -1,0 +1,106 @@
+"""Every bad input of docs/bad_inputs.md is made, given to the command that meets it, and answered in one sentence.
+
+The table is the union of ``of_data.DATA`` and ``of_runs.RUNS``; the document is made of it:
+
+    python tests/bad_inputs/test_bad_inputs.py > docs/bad_inputs.md
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
+from of_data import DATA  # helpers of this folder; the tests are no package
+from of_runs import RUNS
+from place import SPLIT, VERSION, Bad, Place
+
+from experiments.cli import main
+from pipeline.refusal import is_refusal
+
+TABLE = [*DATA, *RUNS]
+HEAD = """# Bad inputs, and what is said about them
+
+Each line is a test (`tests/bad_inputs`): the bad input is made, the command or function that a user would reach meets it, and
+the answer is this one sentence, with an exit code above 0 and no traceback. `…` stands for what differs: paths, numbers, lists.
+This file is printed by `python tests/bad_inputs/test_bad_inputs.py`; a test holds that it is current.
+
+| in | at | value | sentence |
+|---|---|---|---|
+"""
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with its shards and its info file."""
+    from pipeline.data.infos import write_infos
+    from pipeline.data.sharding import write_shards
+    from pipeline.data.synth import generate
+    from pipeline.data.tables import read_frames
+
+    folder = tmp_path_factory.mktemp("good")
+    generate(folder / "data", 3, frames_per_scene=2, scenes_per_split={"mini_train": 1, SPLIT: 1}, workers=1)
+    write_shards(folder / "data", VERSION, SPLIT, folder / "shards")
+    write_infos(read_frames(folder / "data", VERSION, SPLIT), folder / "data/infos.pkl", VERSION)
+    return folder
+
+
+def name(case: Bad) -> str:
+    return f"{case.file}, {case.key}, {case.value}"
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries that read what is broken
+@pytest.mark.parametrize("case", TABLE, ids=name)
+def test_one_sentence(case: Bad, good: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    made = case.make(Place(tmp_path, good, ROOT, monkeypatch.setenv))
+    if callable(made):
+        with pytest.raises(Exception, match="") as error:
+            made()
+        assert is_refusal(error.value), f"{type(error.value)} is no refusal"
+        said = [str(error.value)]
+    else:
+        code, said = outcome(made, capfd)
+        assert code in (1, 2)
+    wanted = re.compile(".*".join(map(re.escape, case.sentence.split("…"))))
+    assert any(wanted.fullmatch(sentence) for sentence in said), said
+
+
+def outcome(words: list[str], capfd: pytest.CaptureFixture) -> tuple[int, list[str]]:
+    """Run a command; return its exit code and the sentences that it said."""
+    try:
+        code = main(list(words))
+    except SystemExit as left:
+        code = int(left.code)
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    said = [line.partition("error: ")[2] for line in err.splitlines() if "error: " in line]
+    return code, said or list(findings(out))
+
+
+def findings(out: str) -> Iterator[str]:
+    """Yield what a check found."""
+    for line in out.splitlines():
+        yield line.removeprefix("problem: ")
+
+
+def test_the_document_is_the_table() -> None:
+    assert (ROOT / "docs/bad_inputs.md").read_text() == document()
+
+
+def test_there_are_more_than_sixty_and_each_is_named_once() -> None:
+    assert len({name(case) for case in TABLE}) == len(TABLE) >= 60
+
+
+def document() -> str:
+    lines = []
+    for case in TABLE:
+        cells = (case.file, f"`{case.key}`", case.value, case.sentence)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
+    return HEAD + "".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())
