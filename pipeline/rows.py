@@ -72,6 +72,7 @@ class Row:
 
 _COLUMNS = tuple(field.name for field in fields(Row))
 _FLOATS = ("value", "spread", "time")
+_NUMBERS = (*_FLOATS, "seed", "step", "n")
 
 
 _TAIL = 4096
@@ -177,6 +178,9 @@ def _from_line(line: str) -> Row:
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
     values: dict[str, Any] = {k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()}
     values.pop("seal", None)
+    for key, value in values.items():
+        if isinstance(value, str) != (key not in _NUMBERS) or isinstance(value, list | dict | bool):
+            raise ValueError(f"{key} is {value!r}, expected {'a number' if key in _NUMBERS else 'text'}")
     return Row(**values)
 
 

@@ -94,6 +94,8 @@ def draw(arguments: Namespace) -> int:
     from pipeline.data.draw import draw_sample
     from pipeline.data.loader import ALL, open_source
 
+    if arguments.frames < 1:
+        raise StudyError(f"--frames {arguments.frames}: expected 1 or more")
     pipeline = _read_pipeline(arguments)
     source = open_source(
         arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else ALL

@@ -55,6 +55,8 @@ def ui(arguments: Namespace) -> int:
     from pipeline.tracking_uri import start_ui
 
     console, host = Console(), arguments.host
+    if not 0 < arguments.port < 65536:
+        raise StudyError(f"--port {arguments.port}: expected 1 to 65535")
     if host not in ("127.0.0.1", "localhost", "::1"):
         console.print(
             f"warning: --host {host} lets everybody who reaches this machine read and change the runs; "

@@ -23,6 +23,9 @@ from pipeline.settings import CLASSES
 FORMATS = ("1.1",)
 """Info versions read here; 1.0 keeps other keys and other box conventions."""
 
+MAKE = "make it with mmdet3d's tools/create_data.py or `biaswise data infos`"
+"""What to do about a file that cannot be used."""
+
 LIDAR = "LIDAR_TOP"
 
 CALIBRATION: Mapping[str, Mapping[str, tuple[tuple[int, ...], ...]]] = {
@@ -73,15 +76,17 @@ def read_infos(path: Path, root: Path) -> list[FrameRecord]:
         meta = content["metainfo"]
         version = meta["info_version"]
         if version not in FORMATS:
-            raise DataError(f"{path}: info version {version!r}; expected {' or '.join(FORMATS)}")
+            raise DataError(f"{path}: info version {version!r}; expected {' or '.join(FORMATS)}; {MAKE}")
         names = {label: name for name, label in meta["categories"].items()}
         frames = content["data_list"]
         scene = str(meta.get("version", path.stem))
         return [_record(frame, names, root, scene) for frame in frames]
-    except (KeyError, TypeError, IndexError) as error:
+    except DataError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError, np.linalg.LinAlgError) as error:
         raise DataError(
             f"{path}: not an mmdet3d info file of version {' or '.join(FORMATS)} "
-            f"({type(error).__name__}: {error}); make it with mmdet3d's tools/create_data.py"
+            f"({type(error).__name__}: {error}); {MAKE}"
         ) from error
 
 
@@ -105,7 +110,7 @@ def unpickle(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except _BROKEN as error:
-        raise DataError(f"{path}: refused: {error or 'not a pickle'}") from error
+        raise DataError(f"{path}: refused: {error or 'not a pickle'}; {MAKE}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; expected a dict")
     return content

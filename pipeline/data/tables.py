@@ -28,6 +28,9 @@ TABLES = (
 )
 """The thirteen tables of a nuScenes version, each a file ``<table>.json``."""
 
+DAMAGED = "the tables are damaged, restore or generate them anew"
+"""What to do about tables that contradict themselves."""
+
 MAX_SWEEPS = 10
 """Earlier LiDAR scans joined to a key frame (``sweeps_num`` of CMT's configs, junjie18/CMT)."""
 
@@ -121,8 +124,15 @@ def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEE
             except KeyError as missing:
                 raise DataError(
                     f"{Path(root) / version}: key frame {sample['token']} of {scene['name']} refers to "
-                    f"{missing}, which no table has; the tables are damaged, restore or generate them anew"
+                    f"{missing}, which no table has; {DAMAGED}"
                 ) from missing
+            except DataError:
+                raise
+            except (ValueError, TypeError, IndexError, np.linalg.LinAlgError) as problem:
+                raise DataError(
+                    f"{Path(root) / version}: key frame {sample['token']} of {scene['name']} has a pose, a "
+                    f"calibration or a box that cannot be read ({problem}); {DAMAGED}"
+                ) from problem
     return frames
 
 
@@ -145,9 +155,9 @@ def open_tables(root: Path, version: str) -> Any:
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except KeyError as missing:
-        raise DataError(f"{folder}: a record refers to {missing}, which no table has") from missing
+        raise DataError(f"{folder}: a record refers to {missing}, which no table has; {DAMAGED}") from missing
     except (ValueError, TypeError, IndexError, AssertionError, OSError) as problem:
-        raise DataError(f"{folder}: the devkit cannot open these tables: {problem}") from problem
+        raise DataError(f"{folder}: the devkit cannot open these tables ({problem}); {DAMAGED}") from problem
     _check_categories(nusc, folder)
     return nusc
 
@@ -192,7 +202,7 @@ def _samples_of(nusc: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
     if token or len(samples) != scene["nbr_samples"]:
         raise DataError(
             f"{nusc.table_root}/sample.json: {scene['name']} should have {scene['nbr_samples']} linked "
-            f"samples, found {len(samples)}{' and more' if token else ''}"
+            f"samples, found {len(samples)}{' and more' if token else ''}; {DAMAGED}"
         )
     return samples
 
@@ -277,7 +287,7 @@ def _sweeps(
 
 def _intrinsic(nusc: Any, shot: dict[str, Any]) -> NDArray[np.float64]:
     sensor = nusc.get("calibrated_sensor", shot["calibrated_sensor_token"])
-    return np.array(sensor["camera_intrinsic"], np.float64).reshape(3, 3)
+    return _finite(np.array(sensor["camera_intrinsic"], np.float64).reshape(3, 3))
 
 
 def _sensor2global(nusc: Any, data: dict[str, Any]) -> NDArray[np.float64]:
@@ -290,7 +300,13 @@ def _matrix(pose: dict[str, Any]) -> NDArray[np.float64]:
     made = np.eye(4)
     made[:3, :3] = _rotation(pose["rotation"])
     made[:3, 3] = pose["translation"]
-    return made
+    return _finite(made)
+
+
+def _finite(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"not finite: {matrix.tolist()}")
+    return matrix
 
 
 def _rotation(quaternion: list[float]) -> NDArray[np.float64]:

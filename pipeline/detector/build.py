@@ -69,6 +69,10 @@ def build_model(
         model = MODELS.build(cfg.model)
     except TypeError as error:
         raise _unread_key(error, cfg) from error
+    except KeyError as error:
+        raise ConfigError(
+            f"{config}: no class of that name can be built ({error.args[0]}); correct its type"
+        ) from error
     model.init_weights()
     model.eval()
     model.apply_plan(plan or model.plan, device, dtype)
@@ -88,7 +92,12 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         ConfigError: no such file, a section nobody reads, or an override that leads nowhere.
     """
     path = config_path(config)
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: it may raise anything
+        raise ConfigError(
+            f"{path}: cannot be read as a config ({type(error).__name__}: {error}); correct it, or its _base_"
+        ) from error
     for key, text in overrides:
         _override(cfg, key, text)
     known = OURS | set(inspect.signature(Runner.__init__).parameters)

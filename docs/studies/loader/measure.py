@@ -9,6 +9,7 @@ images and read the points of a frame; the script first checks that images and p
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -35,28 +36,29 @@ def main() -> None:
     """Make the data, measure, write summary.json and loader.svg."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/loader"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--samples", type=int, default=480, help="per run")
-    parser.add_argument("--growth", type=int, default=1600, help="samples per run of the growth")
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=320, help="per run")
+    parser.add_argument("--growth", type=int, default=800, help="samples per run of the growth")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2000, 20000])
     parser.add_argument("--child", nargs=3, metavar=("READER", "FRAMES", "SAMPLES"), help=argparse.SUPPRESS)
-    parser.add_argument("--same", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--grow", nargs="+", default=["mmdet3d", "shards"], help="readers whose memory is taken"
+    )
     asked = parser.parse_args()
     if asked.child:
         print(json.dumps(measure(asked.out, asked.child[0], int(asked.child[1]), int(asked.child[2]))))
         return
-    if asked.same:
-        compare(asked.out)
-        return
     make(asked.out, asked.sizes)
-    subprocess.run([sys.executable, __file__, "--same", "--out", str(asked.out)], check=True)
+    compare(asked.out)
+    for reader in READERS:
+        OPEN[reader](asked.out, asked.sizes[0])  # imports, once for all forks
     runs: list[dict[str, Any]] = []
     for repeat in range(asked.repeats):
         for state in ("cold", "warm"):
             for reader in READERS[repeat % len(READERS) :] + READERS[: repeat % len(READERS)]:
-                runs.append(child(asked.out, reader, asked.sizes[0], asked.samples, state))
+                runs.append(forked(asked.out, reader, asked.sizes[0], asked.samples, state))
     for frames in asked.sizes:
-        runs += [child(asked.out, reader, frames, asked.growth, "growth") for reader in READERS]
+        runs += [fresh(asked.out, reader, frames, asked.growth) for reader in asked.grow]
     summary = {"machine": f"{os.cpu_count()} cores", "runs": runs, "table": tabulate(runs)}
     (asked.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     for row in summary["table"]:
@@ -104,15 +106,29 @@ def repeat_shards(shards: Path, out: Path, frames: int) -> None:
     (out / f"{SPLIT}.json").write_text(json.dumps(made))
 
 
-def child(out: Path, reader: str, frames: int, samples: int, state: str) -> dict[str, Any]:
-    """Run a reader in a process of its own; cold: nothing of the data is in the page cache."""
+def forked(out: Path, reader: str, frames: int, samples: int, state: str) -> dict[str, Any]:
+    """Run a reader in a fork of this process, which has imported all; cold: no data in the page cache."""
     if state == "cold":
         drop_caches(out)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(measure(out, reader, frames, samples)))
+    process.start()
+    sender.close()
+    found = {"state": state, **receiver.recv()}
+    process.join()
+    del found["peak_pss_mib"]  # shared with this process; the growth's runs have processes of their own
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def fresh(out: Path, reader: str, frames: int, samples: int) -> dict[str, Any]:
+    """Run a reader in a process of its own, for its memory."""
     words = [sys.executable, __file__, "--out", str(out), "--child", reader, str(frames), str(samples)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
-    found = {"state": state, **json.loads(done.stdout.splitlines()[-1])}
+    found = {"state": "growth", **json.loads(done.stdout.splitlines()[-1])}
     print(json.dumps(found), flush=True)
     return found
 
@@ -133,6 +149,7 @@ def measure(out: Path, reader: str, frames: int, samples: int) -> dict[str, Any]
     torch.set_num_threads(1)
     opened = OPEN[reader](out, frames)  # imports happen here and are not counted
     watch = Memory()
+    spent = cpu_s()
     begun, steps = time.perf_counter(), -(-samples // BATCH)
     batches = opened()(steps)
     next(batches)
@@ -141,14 +158,21 @@ def measure(out: Path, reader: str, frames: int, samples: int) -> dict[str, Any]
         pass
     seconds = time.perf_counter() - begun
     rest = seconds - first
+    del batches  # ends the loader processes, whose time counts once they have ended
     return {
         "reader": reader,
         "frames": frames,
         "samples_per_s": (steps - 1) * BATCH / rest,
         "samples_per_s_with_start": steps * BATCH / seconds,
+        "cpu_ms_per_sample": 1e3 * (cpu_s() - spent) / (steps * BATCH),
         "first_batch_s": first,
         "peak_pss_mib": watch.stop(),
     }
+
+
+def cpu_s() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
 
 
 class Memory:
@@ -337,14 +361,11 @@ def tabulate(runs: list[dict[str, Any]]) -> list[str]:
     keys = dict.fromkeys((run["state"], run["frames"], run["reader"]) for run in runs)
     for state, frames, reader in keys:
         held = [r for r in runs if (r["state"], r["frames"], r["reader"]) == (state, frames, reader)]
-        rate, first, peak = (
-            median(r[key] for r in held) for key in ("samples_per_s", "first_batch_s", "peak_pss_mib")
-        )
-        rates = [r["samples_per_s"] for r in held]
-        lines.append(
-            f"| {state} | {frames} | {reader} | {rate:.1f} ({min(rates):.1f} to {max(rates):.1f}) "
-            f"| {first:.2f} | {peak:.0f} |"
-        )
+        rates = [run["samples_per_s"] for run in held]
+        first, cpu = (median(run[key] for run in held) for key in ("first_batch_s", "cpu_ms_per_sample"))
+        peak = f"{held[0]['peak_pss_mib']:.0f}" if state == "growth" else ""
+        spread = f"{median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+        lines.append(f"| {state} | {frames} | {reader} | {spread} | {cpu:.1f} | {first:.2f} | {peak} |")
     return lines
 
 
@@ -362,7 +383,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
                 [place + offset] * len(held), held, color=colour, s=14, label=state if not place else None
             )
         grown = [r for r in runs if r["reader"] == reader and r["state"] == "growth"]
-        right.plot([r["frames"] for r in grown], [r["peak_pss_mib"] for r in grown], "o-", label=reader)
+        if grown:
+            right.plot([r["frames"] for r in grown], [r["peak_pss_mib"] for r in grown], "o-", label=reader)
     left.set(xticks=range(len(READERS)), xticklabels=READERS, ylabel="samples/s", ylim=(0, None))
     right.set(xscale="log", xlabel="frames", ylabel="peak PSS of all processes, MiB", ylim=(0, None))
     left.legend(frameon=False)

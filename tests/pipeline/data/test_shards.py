@@ -226,19 +226,33 @@ def test_a_killed_writer(dataset, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.part"))
 
 
+ON_RAY = """
+import sys
+from pathlib import Path
+from experiments.shard_tasks import ray_writers
+from pipeline.data import sharding
+sharding.ROWS_PER_FILE = 1
+good, bad, out = map(Path, sys.argv[1:])
+with ray_writers(2) as run:
+    sharding.write_shards(good, "v1.0-mini", "mini_val", out / "many", run=run)
+    try:
+        sharding.write_shards(bad, "v1.0-mini", "mini_val", out / "bad", run=run)
+    except ValueError as error:
+        print(type(error).__name__, error)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_tasks_of_ray_write_the_same_bytes(dataset, copied, tmp_path, monkeypatch):
-    from experiments.shard_tasks import ray_writers
-
     monkeypatch.setattr(sharding, "ROWS_PER_FILE", 1)
     write_shards(dataset, VERSION, "mini_val", tmp_path / "one")
     read_frames(copied, VERSION, "mini_val")[1].lidar_path.write_bytes(b"12345")
-    with ray_writers(2) as run:
-        write_shards(dataset, VERSION, "mini_val", tmp_path / "many", run=run)
-        with pytest.raises(DataError, match=r"^\S+bin: 5 bytes is no whole number of points"):
-            write_shards(copied, VERSION, "mini_val", tmp_path / "bad", run=run)
+    words = [sys.executable, "-c", ON_RAY, str(dataset), str(copied), str(tmp_path)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "bin: 5 bytes is no whole number of points" in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1].startswith("DataError /"), "the task's sentence, not Ray's trace"
+    assert len(list((tmp_path / "many").iterdir())) == 4
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "many" / path.name).read_bytes(), path.name
 
