@@ -174,7 +174,7 @@ WORDS = [
         "--trials",
         "0",
         lambda p: ["study", "run", "smoke", "--trials", "0", "--runs", str(p.tmp)],
-        "the budget is 0 trials and inf GPU hours; expected more than 0",
+        "the budget is 0 trials; expected more than 0",
     ),
     Bad(
         "study run",

@@ -266,7 +266,6 @@ def open_mmdet3d(out: Path, frames: int) -> Callable[[], Batches]:
 
     def opened() -> Batches:
         dataset = build(frames)
-        dataset.full_init()
 
         def batches(steps: int) -> Iterator[Any]:
             rng, order = np.random.default_rng(0), []
@@ -325,7 +324,7 @@ def mmdet3d_dataset(out: Path) -> Callable[[int], Any]:
 
     def build(frames: int) -> Any:
         config.ann_file = f"infos_{frames}.pkl"
-        return DATASETS.build({**config, "lazy_init": True})
+        return DATASETS.build(config)
 
     return build
 
@@ -345,7 +344,6 @@ def compare(out: Path) -> None:
     from pipeline.data.shards import ShardSource
 
     dataset = mmdet3d_dataset(out)(200)
-    dataset.full_init()
     source, change = ShardSource(out / "shards", SPLIT), prepare().at(0)
     for index in (0, 7, 159):
         theirs, ours = dataset[index]["inputs"], change(source[index], np.random.default_rng(0))
