@@ -19,7 +19,7 @@ import torch
 from pipeline.data.stand_in import stand_in_frame
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
-from pipeline.detector.deploy import convolutions_channels_last, for_inference
+from pipeline.detector.deploy import convolutions_channels_last, for_inference, use_graphs
 from pipeline.detector.optim import build_optimizer, clip_norm, is_amp
 from pipeline.optimise import Optimiser, deterministic, seed_everything
 from pipeline.parts import PartClock
@@ -58,6 +58,7 @@ class Course:
         sweeps: LiDAR turns per frame.
         boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
         fold: fold batch norms for inference.
+        graph: detect through CUDA graphs, on a GPU.
         parts: time the parts of the model too.
         rounds: how often all plans run, one after the other, each time from the same weights.
         overrides: see ``load_config``.
@@ -73,6 +74,7 @@ class Course:
     sweeps: int = 10
     boxes: int = 45
     fold: bool = True
+    graph: bool = True
     parts: bool = False
     rounds: int = 1
     overrides: tuple[tuple[str, str], ...] = ()
@@ -152,9 +154,7 @@ def steps_of(course: Course, plan: Plan | None) -> Iterator[tuple[str, Callable[
     optimiser = _optimiser(course, model, amp)
     batch = _joined([batches[i % len(batches)] for i in range(course.batch)])
     yield "training step", lambda: optimiser.step(batch, 0.0), device.type == "cuda"
-    if course.fold:
-        for_inference(model, torch.bfloat16 if amp else None)
-    detector = Detector(model, model.image_size, amp)
+    detector = _detector(course, model, amp)
     yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
 
 
@@ -247,13 +247,22 @@ def _detect(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool
         return []
     device = torch.device(course.device)
     model.zero_grad(set_to_none=True)
-    if course.fold:
-        for_inference(model, torch.bfloat16 if amp else None)
-    detector = Detector(model, model.image_size, amp)
-    parts = PartClock(model.eval(), device) if course.parts else None
+    detector = _detector(course, model, amp)
     times = latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
     fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
-    return [*times, fps, _peak("detect", device), *(parts.measures("detect") if parts else [])]
+    found = [*times, fps, _peak("detect", device)]
+    if course.parts:  # once more, launched part by part: a graph has none
+        parts = PartClock(use_graphs(model, False).eval(), device)
+        latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
+        found += parts.measures("detect")
+    return found
+
+
+def _detector(course: Course, model: Any, amp: bool) -> Detector:
+    """Make a model ready to detect, as the course says."""
+    if course.fold:
+        for_inference(model, torch.bfloat16 if amp else None)
+    return Detector(use_graphs(model, course.graph), model.image_size, amp)
 
 
 def _peak(kind: str, device: torch.device) -> Measure:

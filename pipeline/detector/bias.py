@@ -156,9 +156,10 @@ class AttentionBiasGenerator(BaseModule):
         wanted = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
         rects = {size: geometry.rects(size) for size in wanted}
         scaled = weights * scales.to(weights.dtype).view(-1, 1, 1, 1)
+        heights = self._heights(set(kinds), scaled, geometry)
         return [
-            self._make(kind, x, geometry, rects.get(size))
-            for kind, size, x in zip(kinds, sizes, scaled, strict=True)
+            None if kind == "none" else self._make(kind, heights[kind][i], geometry, rects.get(size))
+            for i, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
         ]
 
     def windows_of(self, window: int | None) -> tuple[int, int]:
@@ -178,17 +179,30 @@ class AttentionBiasGenerator(BaseModule):
     def _keep_slopes(self, grad: Tensor) -> None:
         self.slopes = grad.detach()
 
-    def _make(
-        self, kind: str, scaled: Tensor, geometry: ProjectedQueries, rects: Tensor | None
-    ) -> Bias | None:
-        """Make one bias from the scaled weights (B, Q, 2)."""
-        if kind == "none":
-            return None
-        grid, limit = geometry.grid, self.limit
+    def _heights(
+        self, kinds: set[str], scaled: Tensor, geometry: ProjectedQueries
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Return what a bias of each kind takes in each layer, from the scaled weights (L, B, Q, 2).
+
+        For all layers at once: small kernels, whose launches took longer than they, six times each.
+        """
+        grid, clamped = geometry.grid, scaled.clamp(-self.limit, self.limit)
+        found = {}
+        if "global" in kinds:
+            found["global"] = clamped.unbind()
+        if "window" in kinds:
+            found["window"] = grid.per_segment(clamped).unbind()
+        if "gaussian" in kinds:
+            found["gaussian"] = grid.per_segment(scaled).unbind()
+        return found
+
+    def _make(self, kind: str, height: Tensor, geometry: ProjectedQueries, rects: Tensor | None) -> Bias:
+        """Make one bias from what ``_heights`` has for its layer."""
+        grid = geometry.grid
         if kind == "global":
-            return GlobalBias(grid, scaled.clamp(-limit, limit))
+            return GlobalBias(grid, height)
         assert rects is not None  # made for every kind with windows
         if kind == "window":
-            return WindowBias(grid, rects, grid.per_segment(scaled.clamp(-limit, limit)))
-        centers = geometry.cells.to(scaled.dtype)
-        return GaussianBias(grid, rects, grid.per_segment(scaled), centers, self.sigma, limit)
+            return WindowBias(grid, rects, height)
+        centers = geometry.cells.to(height.dtype)
+        return GaussianBias(grid, rects, height, centers, self.sigma, self.limit)

@@ -92,12 +92,29 @@ class MultiTaskBBoxCoder:
             codes: (B, Q, 10).
             logits: (B, Q, num_classes).
         """
-        return [self._decode_sample(c, s) for c, s in zip(codes, logits.sigmoid(), strict=True)]
+        return self.keep(*self.best(codes, logits))
 
-    def _decode_sample(self, codes: Tensor, scores: Tensor) -> DecodedBoxes:
-        best, index = scores.flatten().topk(min(self.max_num, scores.numel()))
-        boxes = decode_boxes(codes[index // self.num_classes])
+    def best(self, codes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pick the best pairs, N of each sample, without waiting for the device.
+
+        Args:
+            codes: (B, Q, 10).
+            logits: (B, Q, num_classes).
+
+        Returns:
+            boxes (B, N, 9), best first; scores, labels (int64), whether the centre is in range: (B, N) each.
+        """
+        scores = logits.sigmoid().flatten(1)
+        best, index = scores.topk(min(self.max_num, scores.shape[1]))
+        boxes = decode_boxes(codes.take_along_dim((index // self.num_classes)[..., None], dim=1))
         limits = constant(self.post_center_range, boxes.device, boxes.dtype)
-        inside = ((boxes[:, :3] >= limits[:3]) & (boxes[:, :3] <= limits[3:])).all(dim=1)
-        keep = inside.nonzero().squeeze(1)  # once: the host waits for it
-        return DecodedBoxes(boxes[keep], best[keep], (index % self.num_classes)[keep])
+        inside = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(dim=-1)
+        return boxes, best, index % self.num_classes, inside
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, inside: Tensor) -> list[DecodedBoxes]:
+        """Drop what is out of range from what ``best`` returned; on a GPU the host waits for it."""
+        places = [one.nonzero().squeeze(1) for one in inside]
+        return [
+            DecodedBoxes(b[at], s[at], c[at])
+            for b, s, c, at in zip(boxes, scores, labels, places, strict=True)
+        ]

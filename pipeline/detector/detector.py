@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from operators import objections
 from pipeline.detector.attention import training_requests
 from pipeline.detector.batch import read_meta
+from pipeline.detector.graph import Graphs, replayed
 from pipeline.detector.image import GridMask
 from pipeline.detector.loss import HeadOutput
 from pipeline.detector.sparse import build_sparse_encoder
@@ -84,6 +85,7 @@ class CmtDetector(Base3DDetector):
         self._build_voxel_branch({name: cfg for name, cfg in parts.items() if cfg is not None}, list(parts))
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
         self._side: Any = None  # the stream of the LiDAR branch, made where the GPU is
+        self.graphs: Graphs | None = None  # see deploy.use_graphs
 
     def _build_voxel_branch(self, parts: dict[str, dict[str, Any]], names: list[str]) -> None:
         """Build CMT's own LiDAR branch, if that is the one of the config."""
@@ -233,7 +235,10 @@ class CmtDetector(Base3DDetector):
         images = images.flatten(0, 1)
         if self.grid_mask is not None:
             images = self.grid_mask(images)
-        return self.img_neck(self.img_backbone(_as_convolutions_like(images)))[0]
+        return replayed(self, "images", self._image_maps, (images,))[0]
+
+    def _image_maps(self, images: Tensor) -> tuple[Tensor]:
+        return (self.img_neck(self.img_backbone(_as_convolutions_like(images)))[0],)
 
     def point_features(self, points: list[Tensor]) -> Tensor:
         """Run the LiDAR branch on point clouds (N, C); see ``extract_feat``."""
@@ -242,7 +247,10 @@ class CmtDetector(Base3DDetector):
         voxels = self.pts_voxel_layer(points)
         features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
         canvas = self._encode_sparsely(features, voxels.coords, len(points))
-        return self.pts_neck(self.pts_backbone(_as_convolutions_like(canvas)))[0]
+        return replayed(self, "bev", self._bev_maps, (canvas,))[0]
+
+    def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:
+        return (self.pts_neck(self.pts_backbone(_as_convolutions_like(canvas)))[0],)
 
     def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
         """Run the middle encoder, also on one voxel (a masked point cloud) and on none (a lost one)."""

@@ -7,6 +7,7 @@ cross-attentions. All sizes come from the config or from the features; keys are 
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from pipeline.detector.attention import SiteAttention
 from pipeline.detector.batch import read_meta
 from pipeline.detector.decoder import CmtTransformer
 from pipeline.detector.denoise import DenoisingSettings, make_denoising_queries
+from pipeline.detector.graph import Graphs, replayed
 from pipeline.detector.loss import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.position import (
+    Cameras,
     Memory,
     PositionMlp,
     Rays,
@@ -31,7 +34,7 @@ from pipeline.detector.position import (
     sine_embedding_2d,
 )
 from pipeline.detector.task_head import SeparateTaskHead
-from pipeline.detector.transfer import upload
+from pipeline.detector.transfer import download
 
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
 
@@ -43,6 +46,7 @@ class CmtAqrHead(nn.Module):
     Attributes:
         transformer: decoder; its sites hold their choice of bias and implementation.
         aqr, bias_generator: None without AQR.
+        graphs: through which ``predict`` runs; None: kernel by kernel. See ``deploy.use_graphs``.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class CmtAqrHead(nn.Module):
         _check_parts(tasks, aqr_config, bias_config, weight_map_config)
         self.num_query, self.num_classes = num_query, int(tasks[0]["num_class"])
         self.depth_num = depth_num
+        self.graphs: Graphs | None = None
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         if self.bbox_coder.num_classes != self.num_classes:
             raise ValueError(
@@ -171,10 +176,15 @@ class CmtAqrHead(nn.Module):
             data_samples: as for ``loss``, without ground truth.
 
         Returns:
-            Per sample ``bboxes_3d`` (of its ``box_type_3d``), ``scores_3d`` and ``labels_3d``, best first.
+            Per sample ``bboxes_3d`` (of its ``box_type_3d``), ``scores_3d`` and ``labels_3d``, best first; on
+            the host, which has waited for the device once.
         """
-        output = self(bev_feats, img_feats, *read_meta(data_samples), last_only=True)
-        found = self.bbox_coder.decode(output.matching.codes[-1], output.matching.logits[-1])
+        matrices, pad_hw = read_meta(data_samples)
+        cameras = Cameras.of(matrices, bev_feats.device)
+        inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse)
+        choices = tuple(site.choice for site in self.sites.values())
+        best = replayed(self, "head", partial(self.detect, pad_hw=pad_hw), inputs, choices, (pad_hw,))
+        found = self.bbox_coder.keep(*download(*best))
         instances = []
         for sample, decoded in zip(data_samples, found, strict=True):
             boxes = sample.metainfo["box_type_3d"](decoded.boxes, box_dim=9, origin=(0.5, 0.5, 0.5))
@@ -183,11 +193,34 @@ class CmtAqrHead(nn.Module):
             )
         return instances
 
-    def forward(
+    def detect(
         self,
         bev_feats: Tensor,
         img_feats: Tensor,
         lidar2img: Tensor,
+        inverse: Tensor,
+        pad_hw: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect from tensors of the model's device to tensors of it, without waiting: what a graph captures.
+
+        Args:
+            bev_feats: see ``forward``.
+            img_feats: see ``forward``.
+            lidar2img: see ``Cameras``.
+            inverse: see ``Cameras``.
+            pad_hw: see ``forward``.
+
+        Returns:
+            See ``MultiTaskBBoxCoder.best``.
+        """
+        output = self(bev_feats, img_feats, Cameras(lidar2img, inverse), pad_hw, last_only=True)
+        return self.bbox_coder.best(output.matching.codes[-1], output.matching.logits[-1])
+
+    def forward(
+        self,
+        bev_feats: Tensor,
+        img_feats: Tensor,
+        lidar2img: Tensor | Cameras,
         pad_hw: tuple[int, int],
         targets: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
         rand01: Tensor | None = None,
@@ -198,7 +231,8 @@ class CmtAqrHead(nn.Module):
         Args:
             bev_feats: (B, in_channels, H, W); rows run along y.
             img_feats: (B * V, C, h, w), views of a sample in a row.
-            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
+            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels; or what
+                ``Cameras`` made of it.
             pad_hw: height and width in pixels of the padded images.
             targets: boxes (M, 9) with z at the box centre, and labels, per sample; turns denoising on.
             rand01: (n, 3) draws of the denoising noise, for tests.
@@ -225,10 +259,12 @@ class CmtAqrHead(nn.Module):
         return HeadOutput(matching, (noised, queries), weights)
 
     def make_memory(
-        self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]
+        self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
     ) -> Memory:
         """Lay BEV and camera features out as keys, with their position embeddings; see ``forward``."""
-        batch, views = lidar2img.shape[:2]
+        given = lidar2img
+        cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
+        batch, views = cameras.lidar2img.shape[:2]
         if len(img_feats) != batch * views:
             raise ValueError(
                 f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
@@ -240,11 +276,10 @@ class CmtAqrHead(nn.Module):
         tokens = torch.cat([bev.flatten(2).mT, images.to(bev.dtype)], dim=1)
         grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
         with torch.autocast(bev.device.type, enabled=False):
-            rays = Rays(lidar2img, self.point_range, self.depth_num)
+            rays = Rays(cameras.inverse, self.point_range, self.depth_num)
             of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
             of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
-        matrices = upload(lidar2img, tokens.device)
-        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, matrices, pad_hw)
+        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, cameras.lidar2img, pad_hw)
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
         """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""

@@ -93,6 +93,26 @@ def embed_bev_cells(mlp: PositionMlp, rows: int, cols: int) -> Tensor:
     return mlp.rest(y[:, None] + x).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class Cameras:
+    """How the cameras of a batch see, on the device of the model.
+
+    Attributes:
+        lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
+        inverse: (B, V, 3, 4) float64, the first rows of its inverse.
+    """
+
+    lidar2img: Tensor
+    inverse: Tensor
+
+    @classmethod
+    def of(cls, lidar2img: Tensor, device: torch.device) -> "Cameras":
+        """Invert the projections on the host, if they are there, and copy both to the device."""
+        # In double precision: a principal point of 800 pixels costs single precision 3 digits.
+        inverse = torch.linalg.inv(lidar2img.double())[..., :3, :]
+        return cls(upload(lidar2img, device), upload(inverse, device))
+
+
 class Rays:
     """Viewing rays of all cameras, sampled in depth, in coordinates normalised by the range.
 
@@ -105,18 +125,15 @@ class Rays:
             x, y, z per depth, with w = 1.
     """
 
-    def __init__(self, lidar2img: Tensor, point_range: Tensor, depths: int):
-        """Invert the projections.
+    def __init__(self, inverse: Tensor, point_range: Tensor, depths: int):
+        """Sample the rays.
 
         Args:
-            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
+            inverse: (B, V, 3, 4) float64, see ``Cameras``.
             point_range: (6,) x, y, z minima and maxima in m.
             depths: number of samples, evenly from 1 m to the far end of the range along x.
         """
         low, high = point_range[:3].double(), point_range[3:].double()
-        # Inverted in double precision: a principal point of 800 pixels costs single precision 3 digits.
-        inverse = torch.linalg.inv(lidar2img.double())[..., :3, :]
-        inverse = upload(inverse, low.device)
         spread = torch.arange(depths, device=low.device, dtype=torch.float64) / depths
         depth = NEAREST_DEPTH + spread * (high[0] - NEAREST_DEPTH)
         direction = (inverse[..., :3] / (high - low)[:, None]).mT  # (B, V, 3: u v w, 3: x y z)

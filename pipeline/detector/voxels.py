@@ -58,7 +58,7 @@ def join(clouds: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxels:
-    """Collect the points of each cell; the host waits for the device once, to learn how many cells there are.
+    """Collect the points of each cell; the host waits for the device to learn how many there are.
 
     Args:
         cells: where the points fall.
@@ -77,6 +77,7 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
     counts = torch.cat([first[1:], inside[None]])[: len(first)] - first
     if max_voxels is not None and len(first) > max_voxels:
         kept = _earliest(order[first], key[first] // (levels * rows * cols), cells.batch, max_voxels)
+        kept = kept.nonzero().squeeze(1)  # once: the host waits for it
         first, counts = first[kept], counts[kept]
     counts = counts.clamp(max=max_points)
     slot = torch.arange(max_points, device=first.device)

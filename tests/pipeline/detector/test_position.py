@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pipeline.detector.position import (
+    Cameras,
     PositionMlp,
     Rays,
     embed_bev_cells,
@@ -56,6 +57,11 @@ def test_bev_cells_are_embedded_like_points_at_their_centres():
     )
 
 
+def rays_of(matrices):
+    """The rays of cameras (B, V, 4, 4)."""
+    return Rays(Cameras.of(matrices, torch.device("cpu")).inverse, RANGE, DEPTHS)
+
+
 def samples_of(u, v, matrix):
     """The depth samples of a pixel's ray, from the definition: (DEPTHS, 3) normalised."""
     depth = 1 + torch.arange(DEPTHS).double() * 53 / DEPTHS
@@ -67,7 +73,7 @@ def samples_of(u, v, matrix):
 def test_camera_cells_are_embedded_by_their_rays():
     matrices = cameras()
     mlp = PositionMlp(3 * DEPTHS, 32, 16)
-    got = Rays(matrices, RANGE, DEPTHS).embed_cells(mlp, 4, 10, PAD).view(2, 4, 10, 16)
+    got = rays_of(matrices).embed_cells(mlp, 4, 10, PAD).view(2, 4, 10, 16)
     for view, row, col in [(0, 0, 0), (1, 3, 9), (0, 2, 5)]:
         ray = samples_of(col * 24.0, row * 24.0, matrices[0, view])  # 240 / 10 and 96 / 4 pixels a cell
         expected = mlp(ray.flatten().float())
@@ -85,7 +91,7 @@ def test_a_ray_projects_back_onto_its_pixel():
 
 
 def test_a_query_that_no_camera_sees_gets_no_camera_embedding():
-    rays, mlp = Rays(cameras(), RANGE, DEPTHS), PositionMlp(3 * DEPTHS, 32, 16)
+    rays, mlp = rays_of(cameras()), PositionMlp(3 * DEPTHS, 32, 16)
     points = torch.tensor([[[20.0, 0.0, 0.0], [0.0, 30.0, 0.0]]])  # ahead; beside both cameras
     pixels, visible = project(points, cameras(), PAD)
     got = rays.embed_points(mlp, pixels, visible)
@@ -96,7 +102,7 @@ def test_a_query_that_no_camera_sees_gets_no_camera_embedding():
 def test_views_are_summed():
     once, twice = cameras(1), cameras(1).expand(1, 2, 4, 4)
     mlp, points = PositionMlp(3 * DEPTHS, 32, 16), torch.tensor([[[20.0, 1.0, 0.0]]])
-    embedded = [Rays(m, RANGE, DEPTHS).embed_points(mlp, *project(points, m, PAD)) for m in (once, twice)]
+    embedded = [rays_of(m).embed_points(mlp, *project(points, m, PAD)) for m in (once, twice)]
     torch.testing.assert_close(embedded[1], 2 * embedded[0])
 
 
