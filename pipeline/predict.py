@@ -88,10 +88,14 @@ class Detector:
 
     def run(self, batch: Mapping[str, Any]) -> list[Detections]:
         """Detect in a prepared batch."""
-        self._model.eval()
+        self._evaluating()
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
             prepared = self._model.data_preprocessor(batch, False)
             return to_detections(self._model(**prepared, mode="predict"))
+
+    def _evaluating(self) -> None:
+        if self._model.training:  # walking through all modules at every frame costs milliseconds
+            self._model.eval()
 
     def compare(
         self, views: Mapping[str, Sequence[Sample]], plans: Sequence[Plan | None] = (None,)
@@ -106,7 +110,7 @@ class Detector:
         Returns:
             Per plan: view -> detections of its frames, the same as one ``run`` per view and plan gives.
         """
-        self._model.eval()
+        self._evaluating()
         found = []
         with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
             read = {name: self._read(samples) for name, samples in views.items()}

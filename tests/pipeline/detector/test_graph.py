@@ -79,7 +79,8 @@ def same(found: Any, expected: Any) -> bool:
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-SDPA = {impl: Plan.of({"*": f"none/{impl}"}) for impl in sorted(CAPTURED - {"rects"})}
+SDPA = {impl: Plan.of({"*": f"none/{impl}"}) for impl in ("sdpa_cudnn", "sdpa_math")}
+"""What no plan of a race has."""
 
 
 @needs_gpu
@@ -124,10 +125,3 @@ def test_the_oldest_graph_goes_first() -> None:
         (found,) = graphs.run("part", key, lambda a, key=key: (a * key,), (x * key,))
         assert found.tolist() == [key * key] * 3
     assert len(graphs) == 2
-
-
-@needs_gpu
-@pytest.mark.gpu
-def test_a_wait_in_a_part_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="captur"):
-        Graphs().run("part", (), lambda a: (a * a.sum().item(),), (torch.ones(3, device="cuda"),))
