@@ -19,7 +19,7 @@ import torch
 
 from operators.bench_report import write_report
 from operators.bench_rows import BenchRow, write_rows
-from operators.bench_shapes import MINI, REAL, growing
+from operators.bench_shapes import MINI, REAL, for_kind, growing
 from operators.oracle import Oracle, make_oracle
 from operators.registry import entry, objections
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
@@ -138,7 +138,7 @@ def bench_shapes(
     gate = _Gate(run)
     for shape, sizes in shapes.items():
         for kind in kinds:
-            case = make_case(kind, sizes, run.dtype, run.device)
+            case = make_case(kind, for_kind(sizes, kind), run.dtype, run.device)
             for impl in impls:
                 if gradients_served(impl, case) is None:
                     continue  # the table of ``biaswise operators`` says why

@@ -15,6 +15,18 @@ REAL = {
 }
 """The cross-attention of the decoder in the two published configs of CMT-AQR."""
 
+_MASK_REACH = 5  # cells on the BEV map: the published local mask's, whatever the bias has
+
+
+def for_kind(sizes: Sizes, kind: str) -> Sizes:
+    """Return the sizes with the windows that the published model has for a bias kind."""
+    return (
+        replace(sizes, window=(min(_MASK_REACH, sizes.window[0]), sizes.window[1]))
+        if kind == "local"
+        else sizes
+    )
+
+
 MINI = {
     "mini B1 Q40": Sizes(1, 2, 40, 16, bev=(12, 12), cameras=(2, 4, 6), window=(3, 3), placement="around")
 }

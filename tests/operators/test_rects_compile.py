@@ -22,8 +22,8 @@ POINTERS = {**dict.fromkeys(HALF, "*bf16"), **dict.fromkeys(SINGLE, "*fp32"), **
 POINTERS["flags"] = "*i8"
 NUMBERS = dict.fromkeys("scale scale_log2 decay limit".split(), "fp32")
 VALUES = {"HEAD": 24, "BLOCK_D": 32, "TILE_K": 64, "BLOCK_Q": 64, "PRECISION": "tf32", "SPLITS": 2,
-          "KEEP": True, "STAGES": 3, "TOUCHED_STAGES": 2, "ROWS": 16, "S": 3, "N": 16, "CHUNK": 32,
-          "EARLY": True, "WITH_CUT": True}
+          "KEEP": True, "STAGES": 3, "TOUCHED_STAGES": 2, "ROWS": 16, "S": 3, "PADDED_S": 4, "N": 16,
+          "CHUNK": 32, "EARLY": True, "WITH_CUT": True}
 
 def check(kernel, kind, online, ones=()):
     values = VALUES | {"KIND": kind, "ONLINE": online, "NEED_WEIGHT": kind in (1, 2)}

@@ -95,6 +95,14 @@ def sweep(
     total = tl.zeros([BLOCK_Q], tl.float32)
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     seen = tl.zeros([BLOCK_Q], tl.int32)
+    if KIND != NONE:
+        # Tiles come in order of segments: what the queries have there is loaded where one begins. For the
+        # first tile that is here, so that the second loop need not begin with waiting.
+        first_key, first_shape, corner, packed = next_tile(listing, touched_from, num_tiles)
+        before = packed >> 13
+        first, last, level, center_row, center_col = read_segment(
+            sorted_rects, padded, before, places, present, weights, w_s, centers, c_s, c_d, KIND
+        )
     if KIND != MASK:
         key0, shape = next_plain(listing, plain_from, num_tiles, KIND, TILE_K)
         for i in tl.range(plain_from, plain_to, num_stages=STAGES):
@@ -125,12 +133,8 @@ def sweep(
             scores = tl.where(real[None, :], scores, float("-inf"))
             shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
     else:
-        # Tiles come in order of segments: what the queries have there is loaded where one begins.
-        before = -1
-        first, last, level, center_row, center_col = read_segment(
-            sorted_rects, padded, 0, places, present, weights, w_s, centers, c_s, c_d, KIND
-        )
-        key0, shape, corner, packed = next_tile(listing, touched_from, num_tiles)
+        key0 = first_key
+        shape = first_shape
         for i in tl.range(touched_from, touched_to, num_stages=TOUCHED_STAGES):
             segment = packed >> 13
             if segment != before:
@@ -229,9 +233,6 @@ def forward_kernel(
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
         Exact: (B, H, Q, D) float32: the result before it is rounded, if KEEP and there is one share.
     """
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
     block = tl.program_id(0)
     split = tl.program_id(1)
     pair = tl.program_id(2)
@@ -240,6 +241,17 @@ def forward_kernel(
     places = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, TILE_K)
+    in_head = d < HEAD
+    k_rows = K + batch * k_b + head * k_h + d[:, None]
+    v_cols = V + batch * v_b + head * v_h + d[None, :]
+    if EARLY:
+        gdc_launch_dependents()
+    if not ONLINE:
+        # Any keys do for the shift: these, about where the share begins, are known before the lists are.
+        keys = tl.minimum(num_tiles * split // SPLITS * TILE_K + n, num_keys - 1).to(tl.int64)
+        some_k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
+    if EARLY:
+        gdc_wait()
     listing = lists + (batch * tl.num_programs(0) + block) * num_tiles * 4
     if KIND == NONE:
         rows = places
@@ -251,12 +263,9 @@ def forward_kernel(
         plain0 = touched
     plain = 0 if KIND == MASK else num_tiles - touched
     present = rows < num_queries
-    in_head = d < HEAD
     rows = rows.to(tl.int64)
     q_rows = Q + batch * q_b + head * q_h + rows * q_n
     q = tl.load(q_rows[:, None] + d[None, :], mask=present[:, None] & in_head[None, :], other=0.0)
-    k_rows = K + batch * k_b + head * k_h + d[:, None]
-    v_cols = V + batch * v_b + head * v_h + d[None, :]
     sorted_rects += batch * num_segments * 2 * padded
     weights = weight + batch * w_b + head * w_h + rows * w_n
     middles = centers + batch * c_b + rows * c_n
@@ -268,16 +277,7 @@ def forward_kernel(
     if ONLINE:
         shift = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     else:
-        # Any keys do for the shift: those that follow the first of the first tile, as far as there are.
-        if KIND == NONE:
-            key0 = tl.minimum(plain_from, num_tiles - 1) * TILE_K
-        else:
-            start = tl.where(plain_from < plain_to, plain_from, touched_from)
-            some = plain_from + touched_from < plain_to + touched_to
-            key0 = tl.load(listing + start * 4, mask=some, other=0)
-        keys = tl.minimum(key0 + n, num_keys - 1).to(tl.int64)
-        k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
-        shift = tl.max(tl.dot(q, k, input_precision=PRECISION), axis=1) * scale_log2
+        shift = tl.max(tl.dot(q, some_k, input_precision=PRECISION), axis=1) * scale_log2
     shift, total, acc, seen = sweep(
         q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
         sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,

@@ -111,12 +111,13 @@ def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False)
     strides = rects.stride()[:3]
     rows = 8 if rects.is_cuda else 128  # many small programs; few in the interpreter
     first, later = overlap(rects.device)
+    segments = {"S": num_segments, "PADDED_S": triton.next_power_of_2(num_segments)}
     tiles.code_kernel[(triton.cdiv(padded, 4 * rows), batch)](
-        rects, codes, *strides, num_queries, padded, S=num_segments, N=4 * rows, num_warps=1, **first
+        rects, codes, *strides, num_queries, padded, **segments, N=4 * rows, num_warps=1, **first
     )
     tiles.rank_kernel[(triton.cdiv(padded, rows), batch)](
         codes, rects, lists.order, lists.rects, *strides, num_queries, padded,
-        S=num_segments, N=rows, CHUNK=512, num_warps=4, **later,
+        **segments, N=rows, CHUNK=512, num_warps=4, **later,
     )  # fmt: skip
     tiles.flag_kernel[(triton.cdiv(num_tiles, 32), num_blocks, batch)](
         lists.rects, table, lists.flags, padded, num_tiles, num_segments,

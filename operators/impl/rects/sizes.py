@@ -47,13 +47,13 @@ class Blocks:
 
 
 MASK_SPLITS = 4
-"""Shares of a mask's tiles: of 1, 2 and 4 the fastest at all four shapes of the decoder (docs/log.md)."""
+"""Shares of a mask's tiles: of 1, 2, 3, 4, 6 and 8 the fastest at all four shapes of the decoder (docs/log.md)."""
 
 INTERPRETED = Blocks(64, 32, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
 """For the interpreter, whose cost is per operation, whatever its size."""
 
 _LARGE = Blocks(32, 32, 4, Compile(2, 1), Compile(2, 1), Compile(2, 1))
-_MASK = Blocks(32, 64, 1, Compile(3, 3), Compile(3, 3), Compile(3, 3))
+_MASK = Blocks(32, 32, 1, Compile(3, 3), Compile(3, 3), Compile(3, 3))
 _TUNED = Blocks(64, 64, 4, Compile(3, 3, 128), Compile(3, 2, 128), Compile(3, 1, 168))
 
 

@@ -59,6 +59,24 @@ def spread_bits(x):
 
 
 @triton.jit
+def read_rects(rects, stride_q, stride_s, q, valid, S: tl.constexpr, PADDED_S: tl.constexpr, N: tl.constexpr):
+    """Return first row, first column, last row, last column of queries' rects, (N, PADDED_S) each.
+
+    One load of all that a query has: segment by segment each would wait for memory anew.
+
+    Operands:
+        rects: (Q, S, 4) int32 of the batch item, last axis contiguous. q, valid: (N,).
+    """
+    part = tl.arange(0, 4 * PADDED_S)
+    pointers = rects + q.to(tl.int64)[:, None] * stride_q + ((part >> 2) * stride_s + (part & 3))[None, :]
+    found = tl.load(pointers, mask=valid[:, None] & (part < 4 * S)[None, :], other=0)
+    firsts, lasts = tl.split(tl.reshape(found, (N, PADDED_S, 2, 2)))
+    row0, col0 = tl.split(firsts)
+    row1, col1 = tl.split(lasts)
+    return row0, col0, row1, col1
+
+
+@triton.jit
 def code_kernel(
     rects,
     codes,
@@ -68,6 +86,7 @@ def code_kernel(
     num_queries,
     padded,
     S: tl.constexpr,
+    PADDED_S: tl.constexpr,
     N: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -82,21 +101,18 @@ def code_kernel(
     q = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
     valid = q < num_queries
-    code = tl.where(valid, _NO_RECT, _PADDING)
-    base = rects + batch * stride_b + q.to(tl.int64) * stride_q
-    for s in tl.static_range(S):
-        row0 = tl.load(base + s * stride_s, mask=valid, other=0)
-        row1 = tl.load(base + s * stride_s + 1, mask=valid, other=-1)
-        col0 = tl.load(base + s * stride_s + 2, mask=valid, other=0)
-        col1 = tl.load(base + s * stride_s + 3, mask=valid, other=-1)
-        row = tl.minimum(
-            tl.maximum((row0 + row1) // 2, 0), 4095
-        )  # 12 bits: beyond, the order is only coarser
-        col = tl.minimum(tl.maximum((col0 + col1) // 2, 0), 4095)
-        own = (col << 12) | row
-        if s == 0:
-            own = (spread_bits(row) << 1) | spread_bits(col)
-        code = tl.where((row0 <= row1) & (col0 <= col1), (min(s, 126) << 24) | own, code)
+    row0, col0, row1, col1 = read_rects(
+        rects + batch * stride_b, stride_q, stride_s, q, valid, S, PADDED_S, N
+    )
+    # 12 bits: beyond, the order is only coarser
+    row = tl.minimum(tl.maximum((row0 + row1) // 2, 0), 4095)
+    col = tl.minimum(tl.maximum((col0 + col1) // 2, 0), 4095)
+    s = tl.arange(0, PADDED_S)[None, :]
+    own = tl.where(s == 0, (spread_bits(row) << 1) | spread_bits(col), (col << 12) | row)
+    some = (row0 <= row1) & (col0 <= col1) & (s < S)
+    # The segment's number leads, so the largest is that of the last window.
+    code = tl.max(tl.where(some, (tl.minimum(s, 126) << 24) | own, -1), axis=1)
+    code = tl.where(valid, tl.where(code < 0, _NO_RECT, code), _PADDING)
     tl.store(codes + batch * padded + q, code, mask=q < padded)
 
 
@@ -112,6 +128,7 @@ def rank_kernel(
     num_queries,
     padded,
     S: tl.constexpr,
+    PADDED_S: tl.constexpr,
     N: tl.constexpr,
     CHUNK: tl.constexpr,
     EARLY: tl.constexpr,
@@ -123,37 +140,39 @@ def rank_kernel(
         sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column) in that order; of an
             empty rect, and of padding, the first lies beyond the last.
     """
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
     mine = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
     here = mine < padded
+    valid = mine < num_queries
+    if EARLY:
+        gdc_launch_dependents()
+    # The caller's own, so they need not wait for the kernel before.
+    row0, col0, row1, col1 = read_rects(
+        rects + batch * stride_b, stride_q, stride_s, mine, valid, S, PADDED_S, N
+    )
+    if EARLY:
+        gdc_wait()
     code = tl.load(codes + batch * padded + mine, mask=here, other=_PADDING)
-    rank = tl.zeros([N], tl.int32)
+    counted = tl.zeros([N, CHUNK], tl.int32)
     for start in range(0, padded, CHUNK):
         other = start + tl.arange(0, CHUNK)
         theirs = tl.load(codes + batch * padded + other, mask=other < padded, other=_PADDING)
         before = (theirs[None, :] < code[:, None]) | (
             (theirs[None, :] == code[:, None]) & (other[None, :] < mine[:, None])
         )
-        rank += tl.sum(before.to(tl.int32), axis=1)
+        counted += before.to(tl.int32)
+    rank = tl.sum(counted, axis=1)
     tl.store(order + batch * padded + rank, mine, mask=here)
-    valid = mine < num_queries
-    base = rects + batch * stride_b + mine.to(tl.int64) * stride_q
-    target = sorted_rects + batch * S * 2 * padded + rank
-    for s in tl.static_range(S):
-        row0 = tl.load(base + s * stride_s, mask=valid, other=0)
-        row1 = tl.load(base + s * stride_s + 1, mask=valid, other=-1)
-        col0 = tl.load(base + s * stride_s + 2, mask=valid, other=0)
-        col1 = tl.load(base + s * stride_s + 3, mask=valid, other=-1)
-        row0 = tl.maximum(row0, 0)
-        col0 = tl.maximum(col0, 0)
-        row1 = tl.minimum(row1, 0x7FFE)  # no segment is larger
-        col1 = tl.minimum(col1, 0x7FFE)
-        empty = (row0 > row1) | (col0 > col1)
-        tl.store(target + s * 2 * padded, tl.where(empty, _NEVER, (row0 << 16) | col0), mask=here)
-        tl.store(target + (s * 2 + 1) * padded, tl.where(empty, 0, (row1 << 16) | col1), mask=here)
+    row0 = tl.maximum(row0, 0)
+    col0 = tl.maximum(col0, 0)
+    row1 = tl.minimum(row1, 0x7FFE)  # no segment is larger
+    col1 = tl.minimum(col1, 0x7FFE)
+    empty = (row0 > row1) | (col0 > col1) | (valid == 0)[:, None]
+    s = tl.arange(0, PADDED_S)[None, :]
+    target = sorted_rects + (batch * S + s) * 2 * padded + rank[:, None]
+    kept = here[:, None] & (s < S)
+    tl.store(target, tl.where(empty, _NEVER, (row0 << 16) | col0), mask=kept)
+    tl.store(target + padded, tl.where(empty, 0, (row1 << 16) | col1), mask=kept)
 
 
 @triton.jit
