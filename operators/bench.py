@@ -7,6 +7,7 @@ memory beyond the inputs; and how both grow with the number of keys and queries.
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -241,7 +242,7 @@ def _origin(device: torch.device) -> tuple[str, str, str]:
     asked = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
-    return name, versions, asked.stdout.strip() or "unknown"
+    return name, versions, asked.stdout.strip() or os.environ.get("BIASWISE_COMMIT", "unknown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from operators.bench_rows import BenchRow
+from operators.bench_summary import ratios, straightness
 
 _H200_FLOPS = 790e12  # bf16 matrix products measured on an H200 (facts of the attention study)
 _H200_EXPS = 132 * 16 * 1.83e9  # exponentials a second: 16 a clock on each of 132 multiprocessors at 1.83 GHz
@@ -64,8 +65,8 @@ def _heading(rows: Sequence[BenchRow]) -> str:
 
 
 def _tables(rows: Sequence[BenchRow]) -> list[str]:
-    """Write one table per shape and mode, and one per growth suite."""
-    parts = []
+    """Write our kernel's ratios, one table per shape and mode, and one per growth suite."""
+    parts = [ratios(rows)]
     for shape in dict.fromkeys(row.shape for row in rows if row.suite == "shapes"):
         for mode in dict.fromkeys(row.mode for row in rows if row.shape == shape):
             parts.append(_shape_table([r for r in rows if r.suite == "shapes"], shape, mode))
@@ -73,7 +74,9 @@ def _tables(rows: Sequence[BenchRow]) -> list[str]:
         chosen = [row for row in rows if row.suite == suite]
         if chosen:
             parts.append(_growth_table(suite, chosen))
-    return parts
+        if chosen and suite != "memory":
+            parts.append(straightness(chosen, suite, floor_ms))
+    return [part for part in parts if part]
 
 
 def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from operators import bench
 from operators.bench_report import best_unbiased, floor_ms, write_report
 from operators.bench_rows import BenchRow, read_rows, write_rows
+from operators.bench_summary import ratios, results_mib, straightness
 from operators.impl import reference
 
 
@@ -120,3 +121,40 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         bench.main(few(tmp_path))
     assert {r.bias for r in read_rows(tmp_path / "bench" / "rows.parquet")} == {"none", "window"}
+
+
+def test_the_summary_divides_by_the_right_peer():
+    rows = [
+        row(value=0.12),
+        row(bias="none", value=0.1),
+        row(bias="none", impl="sdpa_flash", value=0.2),
+        row(bias="none", impl="flash", value=0.08),
+        row(bias="local", value=0.02),
+        row(mode="forward_backward", value=0.5),
+        row(mode="forward_backward", impl="sdpa_efficient", value=5.0),
+        row(mode="forward_backward", impl="flex", value=9.0),
+        row(mode="forward_backward", bias="none", impl="flash", value=0.4),
+        row(mode="forward_backward", metric="peak_extra", value=30.0),
+        row(mode="forward_backward", metric="peak_extra", impl="sdpa_efficient", value=1000.0),
+    ]
+    text = ratios(rows)
+    assert "| window, forward / best without bias | 1.5 (flash) |" in text
+    assert "| window, forward / `sdpa_flash` without bias | 0.6 (sdpa_flash) |" in text
+    assert "| window, forward + backward / best without bias | 1.25 (flash) |" in text
+    assert "| window, forward + backward / best other with it | 0.1 (sdpa_efficient) |" in text
+    assert "| local mask, forward / best without bias | 0.25 (flash) |" in text
+    results = (2 * 8 * 900 * 32 + 2 * 8 * 22_384 * 32) * 2 / 2**20  # output, and gradients of q, k and v
+    assert results_mib(rows[-1]) == results
+    assert f"| 30 / 1000 MiB = {0.03:.3f} |" in text
+    assert (
+        f"| {30 - results:.0f} / {1000 - results:.0f} MiB = {(30 - results) / (1000 - results):.3f} |" in text
+    )
+
+
+def test_a_line_is_fitted_and_its_worst_miss_is_told():
+    curve = [row(suite="keys", keys=100_000 * n, value=0.1 + 0.5 * n) for n in (1, 2, 3, 4)]
+    assert "| window / rects, forward | 0.500 | 0.0 % of the longest | " in straightness(
+        curve, "keys", floor_ms
+    )
+    bent = [*curve[:-1], replace(curve[-1], value=4.1)]
+    assert "| 0.0 % of the longest |" not in straightness(bent, "keys", floor_ms)

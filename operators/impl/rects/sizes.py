@@ -47,7 +47,7 @@ class Blocks:
 
 
 MASK_SPLITS = 4
-"""Shares of a mask's tiles: of 1, 2, 3, 4, 6 and 8 the fastest at all four shapes of the decoder (docs/log.md)."""
+"""Shares of a mask's tiles: of 1 to 8 the fastest at the decoder's shapes (docs/log.md)."""
 
 INTERPRETED = Blocks(64, 32, 1, Compile(1, 1), Compile(1, 1), Compile(1, 1))
 """For the interpreter, whose cost is per operation, whatever its size."""
