@@ -26,7 +26,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     # One H200, bf16, in ms at vov B1 Q900, forward and forward + backward (docs/operators.md).
     "cuda": {
-        # B1: rects 0.18 and 0.70, sdpa_flash 0.30 and 1.14, flash 0.49 and 0.91. It splits the keys.
+        # B1: rects 0.19 and 0.71, sdpa_flash 0.31 and 1.15, flash 0.49 and 0.92. It splits the keys.
         "none alone": ("rects", "sdpa_flash", "flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math"),
         # B2 Q1500: flash 0.50 and 1.67, rects 0.55 and 2.12, cuDNN 1.09 and 3.1, sdpa_flash 1.17 and 3.56
         "none": ("flash", "rects", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "sdpa_math"),
@@ -34,7 +34,7 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "window": _WINDOWS,  # rects 0.22 and 0.87; cuDNN 1.16, refused; efficient 3.4 and 22; flex 5.6 and 32
         "gaussian": _WINDOWS,
         "dense": _DENSE,  # as refused: cuDNN gives the bias no gradient
-        "local": _WINDOWS,  # rects 0.06 and 0.3; cuDNN 1.24 and 2.6; efficient 3.5 and 22; flex 5.3 and 22
+        "local": _WINDOWS,  # rects 0.05 and 0.17; cuDNN 1.25 and 2.6; efficient 3.5 and 22; flex 5.3 and 22
     },
 }
 """Device, bias kind -> implementations, fastest first. An objection takes one out, so gradients and dtypes

@@ -15,6 +15,7 @@ _H200_FLOPS = 790e12  # bf16 matrix products measured on an H200 (facts of the a
 _H200_EXPS = 132 * 16 * 1.83e9  # exponentials a second: 16 a clock on each of 132 multiprocessors at 1.83 GHz
 _PRODUCTS = {"forward": 2, "forward_backward": 7}  # products of Q x K x D: 2 forward, 5 more backward
 _EXPS = {"forward": 1, "forward_backward": 2}  # the backward pass recomputes the probabilities
+_STYLES = {"rects": "o-", "lowrank": "s-.", "sdpa_cudnn": "v--", "sdpa_efficient": "^:"}
 _COLOURS = {
     "none": "#7a869a",
     "window": "#0b6e99",
@@ -59,7 +60,7 @@ def _heading(rows: Sequence[BenchRow]) -> str:
     first = rows[0]
     return (
         f"Device {first.device}; {first.versions}; commit {first.commit}; {first.dtype}. Times in ms: "
-        "medians with the 20th and 80th percentile; memory beyond the inputs in MiB. "
+        "medians with the 20th and 80th percentile; peak memory beyond inputs and gradients in MiB. "
         "The making of a dense bias counts."
     )
 
@@ -142,7 +143,7 @@ def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
     ]
     modes = list(dict.fromkeys(row.mode for row in mine))
     shapes = list(dict.fromkeys(row.shape for row in mine))
-    figure = Figure(figsize=(5.5 * max(len(modes), 1), 4.2), layout="constrained")
+    figure = Figure(figsize=(6.5 * max(len(modes), 1), 4.2), layout="constrained")
     for axes, mode in zip(figure.subplots(1, max(len(modes), 1), squeeze=False)[0], modes, strict=False):
         for bias, impl in dict.fromkeys((row.bias, row.impl) for row in mine if row.bias != "none"):
             points = []
@@ -151,7 +152,7 @@ def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
                 found = [r for r in mine if (r.shape, r.mode, r.bias, r.impl) == (shape, mode, bias, impl)]
                 points += [(i, found[0].value / best.value)] if found and best else []
             if points:
-                style = "o-" if impl == "rects" else ".--"
+                style = _STYLES.get(impl, "x:")
                 axes.plot(
                     *zip(*points, strict=True), style, label=f"{bias} / {impl}", color=_COLOURS.get(bias)
                 )
@@ -159,7 +160,7 @@ def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
         axes.set(title=mode.replace("_", " + "), ylabel="time / best without bias", yscale="log")
         axes.set_xticks(range(len(shapes)), shapes, rotation=30, ha="right")
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=130)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from operators.bench_rows import BenchRow
 
 Floor = Callable[[BenchRow], float | None]
-_MIB = 2**20
 
 
 def ratios(rows: Sequence[BenchRow]) -> str:
@@ -47,23 +46,16 @@ class _Shape:
         """Return the times of the window by those that are handed a matrix or a function for it."""
         return [row for row in self.of("window", mode) if row.impl != "rects"]
 
-    def memory(self, mode: str, results: bool) -> str:
-        """Write the peak memory of ``rects`` over the fastest dense peer's, with or without results."""
+    def memory(self, mode: str) -> str:
+        """Write the peak memory of ``rects`` over that of the fastest dense peer."""
         best = min(self.dense(mode), key=lambda row: row.value, default=None)
         if best is None:
             return ""
         both = [self.of("window", mode, "peak_extra", impl) for impl in ("rects", best.impl)]
         if not all(both):
             return ""
-        mine, theirs = (found[0].value - (0.0 if results else results_mib(found[0])) for found in both)
+        mine, theirs = (found[0].value for found in both)
         return f"{mine:.0f} / {theirs:.0f} MiB = {mine / theirs:.3f}"
-
-
-def results_mib(row: BenchRow) -> float:
-    """Return the size of what every implementation must hand over: output and gradients."""
-    each = 4 if row.dtype == "float32" else 2
-    of_queries, of_keys = (row.batch * row.heads * n * row.head_size * each for n in (row.queries, row.keys))
-    return (of_queries if row.mode == "forward" else 2 * of_queries + 2 * of_keys) / _MIB
 
 
 _RATIOS: dict[str, Callable[[_Shape], str]] = {
@@ -77,8 +69,7 @@ _RATIOS: dict[str, Callable[[_Shape], str]] = {
     "window, forward + backward / best other with it": lambda s: s.over(
         "window", "forward_backward", s.dense("forward_backward")
     ),
-    "peak memory beyond inputs, forward + backward": lambda s: s.memory("forward_backward", results=True),
-    "... and beyond results": lambda s: s.memory("forward_backward", results=False),
+    "peak memory beyond inputs and gradients": lambda s: s.memory("forward_backward"),
     "local mask, forward / best without bias": lambda s: s.over("local", "forward", s.of("none", "forward")),
 }
 

@@ -9,7 +9,7 @@ import torch
 from operators import bench
 from operators.bench_report import best_unbiased, floor_ms, write_report
 from operators.bench_rows import BenchRow, read_rows, write_rows
-from operators.bench_summary import ratios, results_mib, straightness
+from operators.bench_summary import ratios, straightness
 from operators.impl import reference
 
 
@@ -143,12 +143,7 @@ def test_the_summary_divides_by_the_right_peer():
     assert "| window, forward + backward / best without bias | 1.25 (flash) |" in text
     assert "| window, forward + backward / best other with it | 0.1 (sdpa_efficient) |" in text
     assert "| local mask, forward / best without bias | 0.25 (flash) |" in text
-    results = (2 * 8 * 900 * 32 + 2 * 8 * 22_384 * 32) * 2 / 2**20  # output, and gradients of q, k and v
-    assert results_mib(rows[-1]) == results
     assert f"| 30 / 1000 MiB = {0.03:.3f} |" in text
-    assert (
-        f"| {30 - results:.0f} / {1000 - results:.0f} MiB = {(30 - results) / (1000 - results):.3f} |" in text
-    )
 
 
 def test_a_line_is_fitted_and_its_worst_miss_is_told():
