@@ -85,12 +85,12 @@ class Optimiser:
         total, logs = self.model.parse_losses(parts)
         return total, logs
 
-    def step(self, batch: Mapping[str, Any], factor: float) -> dict[str, float]:
+    def step(self, batch: Mapping[str, Any], factor: float | None) -> dict[str, float]:
         """Train on one batch.
 
         Args:
             batch: what ``pipeline.detector.batch.collate`` made.
-            factor: on every peak learning rate.
+            factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
         Returns:
             ``loss``, its parts, ``grad_norm`` (before clipping), and how the scale of the bias learns
@@ -100,8 +100,9 @@ class Optimiser:
             TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
                 all of them raise, and none waits for another.
         """
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        if factor is not None:
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
         torch.autograd.backward(total)

@@ -10,7 +10,7 @@ from pipeline.data.loader import is_remote
 from pipeline.home import locate
 from pipeline.redact import refuse_secrets
 from pipeline.session import TrialError
-from pipeline.settings import DataSettings, TrainSettings, TrialSettings
+from pipeline.settings import FROM_CONFIG, DataSettings, TrainSettings, TrialSettings
 
 
 def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
@@ -58,10 +58,11 @@ def _check_conditions(settings: TrialSettings) -> None:
 
 
 def _check_numbers(train: TrainSettings) -> None:
-    least = {"steps": 0, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    least = {"steps": FROM_CONFIG, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
     for name, minimum in least.items():
-        if getattr(train, name) < minimum:
-            raise TrialError(f"settings.train.{name} is {getattr(train, name)}; expected {minimum} or more")
+        value = getattr(train, name)
+        if value is not None and value < minimum:
+            raise TrialError(f"settings.train.{name} is {value}; expected {max(0, minimum)} or more")
     shares = train.mask_cameras, train.mask_lidar
     if min(shares) < 0 or not sum(shares) <= 1:
         raise TrialError(

@@ -27,6 +27,10 @@ CLASSES = (
 """The ten detection classes in the order of CMT; a label is an index into it."""
 
 
+FROM_CONFIG = -1
+"""As many steps as the config's ``train_cfg`` says."""
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Where the frames are.
@@ -56,24 +60,26 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how fast. Optimiser and learning-rate multipliers are in the config.
+    """How long and how fast. Optimiser, clipping and learning-rate multipliers are in the config.
 
     Attributes:
-        steps: optimiser steps; 0 evaluates the initial weights.
+        steps: optimiser steps; 0 evaluates the initial weights, ``FROM_CONFIG`` takes the config's
+            ``train_cfg``.
         batch_size: samples per worker and step.
-        warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it.
+        warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it. None: the config's
+            ``param_scheduler``; a warm-up of 10 if it has none.
         lr_scale: factor on every learning rate of the config.
         augment: geometric and photometric augmentation on or off.
         mask_cameras: share of the samples whose images are all black (CMT's masked-modal training: 0.25).
         mask_lidar: share of the samples without points (CMT: 0.25).
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of losses and norms.
-        amp: bfloat16 autocast (GPU only).
+        amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
     """
 
     steps: int
     batch_size: int = 4
-    warmup_steps: int = 10
+    warmup_steps: int | None = None
     lr_scale: float = 1.0
     augment: bool = True
     mask_cameras: float = 0.0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.agree import with_autocast
 from pipeline.assess import FAILURE_SEED
 from pipeline.data.loader import ALL, open_source
 from pipeline.data.train_pipeline import read_train_pipeline
@@ -60,6 +61,7 @@ def switch_plans(
     Raises:
         PlanError, DataError, CheckpointError: a plan, the data or the weights do not fit.
     """
+    settings = with_autocast(settings)
     device = torch.device(settings.device)
     deterministic(device, settings.threads)
     dtype = "bfloat16" if settings.train.amp else "float32"

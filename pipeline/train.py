@@ -4,6 +4,7 @@
 and takes its reports; numbers go to ``rows.jsonl`` in the trial's folder.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.agree import agree, with_autocast
 from pipeline.assess import Assessment
 from pipeline.data.batches import training_batches
 from pipeline.data.broken import BrokenFrames
@@ -40,6 +42,8 @@ from pipeline.shortage import shortages_told
 from pipeline.state import load_state, save_state
 from pipeline.throughput import StepClock, device_name
 from pipeline.writer import sole_writer
+
+_LOG = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 1.0
 """Seconds between two words about progress; a terminal is read no faster."""
@@ -80,12 +84,18 @@ class Trial:
     """
 
     def __init__(self, settings: TrialSettings, session: Session, rungs: Rungs) -> None:
-        self.settings, self.session, self.rungs = settings, session, rungs
+        settings = with_autocast(settings)
+        self.session, self.rungs = session, rungs
         self.plans = (settings.plan, *settings.mix)
         self.model, self.optimiser = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
         self.feed = Feed(settings, self.model.image_size, tuple(self.model.point_range))
         self.source: Source = self.feed.source
+        agreed = agree(settings, len(self.source), session.world_size)
+        self.settings = settings = agreed.settings
+        self.schedule = agreed.schedule(self.optimiser.optimizer)
+        for sentence in agreed.differs if session.rank == 0 else ():
+            _LOG.warning("%s", sentence)
         self.assessment = Assessment(settings, session, self.record, self.feed.val_reading)
         self.detector = Detector(self.model, self.model.image_size, settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
@@ -160,13 +170,21 @@ class Trial:
         seed_everything(self.settings.seed, step, self.session.rank)
         self.model.train()
         try:
-            return self.optimiser.step(collate(samples), lr_factor(step, train.steps, train.warmup_steps))
+            return self.optimiser.step(collate(samples), self._rate(step))
         except (TrialError, FloatingPointError) as error:
             self._add(step + 1, [Measure("loss", "1", float("nan"))])  # the verdict counts diverged trials
             raise TrialError(
                 f"training stopped at step {step + 1} of {train.steps} under the plan {self.model.plan} "
                 f"(frames {', '.join(s.token for s in samples)}): {error}"
             ) from error
+
+    def _rate(self, step: int) -> float | None:
+        """Return the factor on the learning rates; None after the config's schedule has set them."""
+        train = self.settings.train
+        if self.schedule is None:
+            return lr_factor(step, train.steps, train.warmup_steps or 0)
+        self.schedule.apply(step)
+        return None
 
     def _use(self, plan: Plan) -> None:
         if plan.resolve(self.model.sites) != self.model.plan:

@@ -62,7 +62,7 @@ optim_wrapper = dict(
     ),
 )
 param_scheduler = [
-    dict(type="CosineAnnealingLR", eta_min=6 * _lr, **_base_._up),
-    dict(type="CosineAnnealingLR", eta_min=1e-4 * _lr, **_base_._down),
+    dict(type="CosineAnnealingLR", eta_min_ratio=6, **_base_._up),
+    dict(type="CosineAnnealingLR", eta_min_ratio=1e-4, **_base_._down),
     *_base_._momentum,
 ]

@@ -20,6 +20,7 @@ from pipeline.config_source import read_source
 from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, vovnet, weight_map  # noqa: F401
 from pipeline.detector.detector import CmtDetector
 from pipeline.detector.optim import freeze, read_wrapper
+from pipeline.detector.schedule import read_length, read_schedule
 from pipeline.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
 
     Raises:
         ConfigError: no such file, a section nobody reads, or an override that leads nowhere.
+        OptimError, ScheduleError: ``optim_wrapper``, ``param_scheduler`` or ``train_cfg`` cannot be followed.
     """
     path = config_path(config)
     try:
@@ -114,6 +116,8 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         if section not in cfg:
             raise ConfigError(f"{path.name}: the section {section!r} is missing")
     read_wrapper(cfg.optim_wrapper)
+    read_schedule(cfg)
+    read_length(cfg)
     return cfg
 
 

@@ -28,7 +28,7 @@ def test_good_settings_pass_and_leave_nothing_behind(trial: Trial, tmp_path: Pat
         ({"init": "none.safetensors"}, r"init checkpoint .*none\.safetensors: no such file"),
         ({"conditions": ("clean", "fog")}, "unknown sensor condition 'fog'; expected clean, lidar_sector"),
         ({"conditions": ("clean", "clean")}, "named twice"),
-        ({"steps": -1}, "steps is -1; expected 0 or more"),
+        ({"steps": -2}, "steps is -2; expected 0 or more"),
         ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
         ({"lr_scale": 0.0}, "lr_scale is 0.0; expected a positive"),
         ({"lr_scale": float("nan")}, "lr_scale is nan"),

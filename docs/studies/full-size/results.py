@@ -16,7 +16,7 @@ TARGETS = {"step_ms": 1.03, "train_peak_gib": 1.02}
 RATIOS = (*TARGETS, "latency_p50_ms", "detect_peak_gib")
 """What is compared with plain CMT."""
 
-CURVES = ("loss", "grad_norm", "bias_scale", "bias_scale_grad", "lr")
+CURVES = ("loss", "grad_norm", "bias_scale", "bias_scale_grad")
 """What is kept of every step of a training."""
 
 ALSO = ("step_ms", "data_wait_ms", "train_samples_per_s", "peak_gib", "latency_p50_ms", "mAP", "NDS")

@@ -1,0 +1,178 @@
+"""Schedule: learning rate and momentum of every step, as a config's ``param_scheduler`` says.
+
+mmengine's own schedulers compute them, on a stand-in for the optimiser, so that they mean here what they
+mean under its Runner. A step's values depend on the step alone: a resumed training goes through the steps
+before it again, which takes microseconds each.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.optim.scheduler.param_scheduler import INF
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import nn
+
+CURVES = ("Constant", "CosineAnnealing", "Exponential", "Linear", "MultiStep", "Poly", "Step")
+KINDS = tuple(f"{curve}{what}" for curve in CURVES for what in ("LR", "Momentum"))
+"""Schedulers that are functions of the step. mmengine's others restart, or follow a metric."""
+
+IN_EPOCHS = ("begin", "end", "T_max", "step_size", "milestones")
+"""Keys that count epochs where ``by_epoch`` is true."""
+
+LOOPS = {"EpochBasedTrainLoop": "max_epochs", "IterBasedTrainLoop": "max_iters"}
+LOOP_KEYS = {"type", "by_epoch", "max_epochs", "max_iters", "val_interval", "val_begin"}
+
+
+class ScheduleError(ValueError):
+    """A ``param_scheduler`` or ``train_cfg`` that cannot be followed."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a config trains; one of the two is None.
+
+    Attributes:
+        epochs: rounds through the frames.
+        steps: optimiser steps.
+    """
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    def in_steps(self, epoch: int) -> int:
+        """Return the number of steps, where an epoch has so many."""
+        return self.steps if self.steps is not None else (self.epochs or 0) * epoch
+
+
+def read_length(config: Mapping[str, Any]) -> Length | None:
+    """Read ``train_cfg``; None if the config has none.
+
+    Raises:
+        ScheduleError: a key nobody reads, or not exactly one of ``max_epochs`` and ``max_iters``.
+    """
+    loop = config.get("train_cfg")
+    if not loop:
+        return None
+    unread = sorted(set(loop) - LOOP_KEYS)
+    kind = str(
+        loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
+    )
+    if unread or kind not in LOOPS:
+        what = f"nobody reads {', '.join(unread)}" if unread else f"nobody knows the loop {kind!r}"
+        raise ScheduleError(
+            f"train_cfg: {what}; expected {' or '.join(LOOPS)} with {', '.join(sorted(LOOP_KEYS - {'type'}))}"
+        )
+    number = loop.get(LOOPS[kind])
+    if not isinstance(number, int) or number < 1:
+        raise ScheduleError(f"train_cfg: {kind} needs {LOOPS[kind]}, a number of 1 or more, got {number!r}")
+    return Length(epochs=number) if LOOPS[kind] == "max_epochs" else Length(steps=number)
+
+
+def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read ``param_scheduler``: its entries, none if the config has none.
+
+    Raises:
+        ScheduleError: an entry of a kind that is no function of the step.
+    """
+    given = config.get("param_scheduler") or []
+    entries = [dict(entry) for entry in (given if isinstance(given, Sequence) else [given])]
+    for place, entry in enumerate(entries):
+        if entry.get("type") not in KINDS:
+            raise ScheduleError(
+                f"param_scheduler[{place}]: expected one of {', '.join(KINDS)}, got {entry.get('type')!r}"
+            )
+    return entries
+
+
+class Schedule:
+    """Sets learning rates and momenta of an optimiser, step by step.
+
+    Args:
+        entries: of ``read_schedule``.
+        optimizer: its groups' rates are the bases; those of step 0 stand in it afterwards.
+        length: of the config; ``end`` where an entry has none.
+        epoch: steps of an epoch; not whole where the epochs are stretched over a given number of steps.
+        lr_scale: factor on all learning rates, which the groups' bases carry already.
+
+    Raises:
+        ScheduleError: mmengine refuses an entry.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        optimizer: torch.optim.Optimizer,
+        length: Length,
+        epoch: float,
+        lr_scale: float = 1.0,
+    ) -> None:
+        self._optimizer, self._lr_scale, self._epoch = optimizer, lr_scale, epoch
+        self._shadow = _Shadow(optimizer, lr_scale)
+        self._schedulers = [
+            _build(place, entry, self._shadow, length, epoch) for place, entry in enumerate(entries)
+        ]
+        self._shadow.step()
+        self._step = 0
+        self.apply(0)
+
+    def apply(self, step: int) -> None:
+        """Put the values of a step (from 0) into the optimiser; steps only go up."""
+        while self._step < step:
+            self._step += 1
+            turned = math.floor(self._step / self._epoch + 1e-9) > math.floor(
+                (self._step - 1) / self._epoch + 1e-9
+            )
+            for scheduler in self._schedulers:
+                if turned or not scheduler.by_epoch:
+                    scheduler.step()
+        for group, held in zip(self._optimizer.param_groups, self._shadow.param_groups, strict=True):
+            group["lr"] = held["lr"] * self._lr_scale
+            for key in ("betas", "momentum"):
+                if key in group:
+                    group[key] = held[key]
+
+
+class _Shadow(torch.optim.Optimizer):
+    """Holds the groups of an optimiser without its parameters, for mmengine's schedulers to change."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lr_scale: float) -> None:
+        groups = [
+            {**group, "params": [nn.Parameter(torch.zeros(0))], "lr": group["lr"] / lr_scale}
+            for group in optimizer.param_groups
+        ]
+        super().__init__(groups, dict(optimizer.defaults))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing; mmengine's schedulers warn where no step precedes them."""
+
+
+def _in_steps(epochs: Any, epoch: float) -> Any:
+    """Turn a number of epochs, or a list of them, into steps."""
+    if isinstance(epochs, Sequence):
+        return [_in_steps(number, epoch) for number in epochs]
+    return epochs if epochs == INF else round(epochs * epoch)
+
+
+def _build(
+    place: int, entry: Mapping[str, Any], shadow: torch.optim.Optimizer, length: Length, epoch: float
+) -> Any:
+    """Build one of mmengine's schedulers, as its Runner does."""
+    made = dict(entry)
+    by_epoch = bool(made.get("by_epoch", True))
+    end = length.epochs if by_epoch else length.in_steps(round(epoch))
+    made.setdefault("end", end or INF)
+    if made.pop("convert_to_iter_based", False):
+        if not by_epoch:
+            raise ScheduleError(f"param_scheduler[{place}]: convert_to_iter_based needs by_epoch=True")
+        made["by_epoch"] = False
+        made |= {key: _in_steps(made[key], epoch) for key in IN_EPOCHS if made.get(key) is not None}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of its own use by the Runner
+            return PARAM_SCHEDULERS.build(made, default_args={"optimizer": shadow})
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ScheduleError(f"param_scheduler[{place}], {entry['type']}: {error}") from error
