@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.lint.finding import Finding, LintError
 from experiments.lint.model_rules import check_model
 from experiments.lint.notes import notes
+from experiments.lint.pipeline_rules import check_pipelines, check_ranges
 from experiments.lint.rules import check_site, handed_as, read_choice, received
 from pipeline.config_source import Place, Source, read_source
 from pipeline.detector.sites import Site
@@ -60,7 +61,8 @@ def lint(config: Path, device: str = "cuda") -> Report:
     found = survey(config)
     source = read_source(config.resolve())
     of_sites = [finding for site in found.sites for finding in check_site(site, found, device)]
-    merged = _merged([*of_sites, *check_model(found, source.used), *notes(found)])
+    of_data = [*check_pipelines(found), *check_ranges(found)]
+    merged = _merged([*of_sites, *check_model(found, source.used), *of_data, *notes(found)])
     alive = _working_flags(found.sites, of_sites, source)
     findings = sorted(
         (_placed(finding, source, alive) for finding in merged),

@@ -24,6 +24,7 @@ from torch import nn
 from pipeline.detector import build, shapes
 from pipeline.detector.attention import DEFAULT_IMPL
 from pipeline.detector.optim import OptimError, read_wrapper
+from pipeline.detector.schedule import ScheduleError, read_length, read_schedule
 from pipeline.detector.shapes import Join
 from pipeline.detector.sites import HEAD, PARTS, Key, Site, attn_cfgs, plain, sites_of
 
@@ -39,6 +40,7 @@ class Survey:
 
     Attributes:
         model: ``cfg.model`` as plain dicts.
+        sections: all other sections likewise, variables left out.
         sites: in the order of computation.
         unread: (who does not read it, key).
         failed: (key of the part, the error's sentence).
@@ -50,6 +52,7 @@ class Survey:
     """
 
     model: dict[str, Any]
+    sections: dict[str, Any] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     unread: list[tuple[str, Key]] = field(default_factory=list)
     failed: list[tuple[Key, str]] = field(default_factory=list)
@@ -71,7 +74,8 @@ def survey(config: Path) -> Survey:
         ConfigError: the file cannot be read as a config, or has no model.
     """
     cfg = _load(config)
-    found = Survey(plain(cfg.model))
+    sections = {key: plain(cfg[key]) for key in cfg if key != "model" and not key.startswith(build.VARIABLE)}
+    found = Survey(plain(cfg.model), sections)
     init_default_scope("mmdet3d")
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     modules = _build_parts(found)
@@ -157,6 +161,11 @@ def _survey_sections(cfg: Config, found: Survey) -> None:
         read_wrapper(wrapper)
     except OptimError as error:
         found.failed.append((("optim_wrapper",), str(error)))
+    for section, read in (("param_scheduler", read_schedule), ("train_cfg", read_length)):
+        try:
+            read(found.sections)
+        except ScheduleError as error:
+            found.failed.append(((section,), str(error)))
     custom = ((wrapper.get("paramwise_cfg") or {}).get("custom_keys")) or {}
     built_elsewhere = [str(key[-1]) for key, _ in found.left_out]
     names = [*found.parameters, *built_elsewhere]

@@ -55,7 +55,8 @@ def test_there_are_more_than_ten_broken_configs_of_many_kinds() -> None:
     assert len(BROKEN) > 11
     assert rules == {
         "dead-flashbias", "dropped-bias", "no-rank", "misplaced-bias", "contradiction", "shapes-disagree",
-        "window-too-large", "dropout", "unused-key", "grid",
+        "window-too-large", "dropout", "unused-key", "grid", "unknown-transform", "refused-value",
+        "misplaced", "pipeline-model", "cannot-build",
     }  # fmt: skip
 
 
