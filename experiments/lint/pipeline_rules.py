@@ -82,13 +82,12 @@ def _entry(entry: Any, at: Key) -> Finding | None:
     except DataError as error:
         said = str(error).partition(f"{kind}: ")[2] or str(error)
         named = re.search(r"keyword argument '(\w+)'|the key '(\w+)'", said)
-        key = next((name for name in named.groups() if name), None) if named else None
-        refused = key or next((name for name in entry if name != "type" and f"{name}" in said), "type")
-        rule = "unused-key" if key else "refused-value"
-        sentence = f"{kind} does not read {key!r}: it would be refused" if key else f"{kind}: {said}"
-        return Finding(
-            rule, (*at, refused), sentence, "remove it or correct its name" if key else "correct it"
-        )
+        if named:
+            unread = named.group(1) or named.group(2)
+            sentence = f"{kind} does not read {unread!r}: it would be refused"
+            return Finding("unused-key", (*at, unread), sentence, "remove it or correct its name")
+        refused = next((str(name) for name in entry if name != "type" and str(name) in said), "type")
+        return Finding("refused-value", (*at, refused), f"{kind}: {said}", "correct it")
     return None
 
 
