@@ -8,7 +8,6 @@ from torch import nn
 
 from pipeline.detector.attention import PackedProjections
 from pipeline.detector.graph import Graphs
-from pipeline.detector.sparse import compute_in_half
 
 CONVOLUTIONS = ("img_backbone", "img_neck", "pts_branch", "pts_backbone", "pts_neck")
 """Parts of ``CmtDetector`` that autocast runs in half precision from end to end."""
@@ -21,8 +20,7 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
     """Prepare a model for inference, in place; it can no longer be trained or saved as a checkpoint.
 
     Folding changes the last bits of the results. Casting changes nothing: autocast would cast the same
-    weights to the same values in every call. The sparse encoder, which autocast leaves alone, computes in
-    float16.
+    weights to the same values in every call.
 
     Args:
         model: a ``CmtDetector``.
@@ -40,9 +38,6 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
         for module in part.modules():
             if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear | PackedProjections):
                 module.to(dtype)
-    encoder = _part(model, "pts_middle_encoder")
-    if dtype is not None and encoder is not None:
-        compute_in_half(encoder)
     return convolutions_channels_last(model)
 
 

@@ -18,7 +18,6 @@ __all__ = [
     "KERNEL_DIMS",
     "SparseConvError",
     "build_sparse_encoder",
-    "compute_in_half",
     "share_tables",
     "to_spconv2",
 ]
@@ -69,25 +68,6 @@ def share_tables(encoder: nn.Module) -> None:
             if getattr(module, "subm", False):
                 # The input convolution looks at the voxels of the first stage.
                 module.indice_key = f"subm{max(number, 1)}"  # type: ignore[assignment]
-
-
-def compute_in_half(encoder: nn.Module) -> None:
-    """Let a sparse encoder that no longer trains compute in float16, in place.
-
-    mmdet3d switches autocast off for it, and spconv has no tensor cores for single precision. Its first
-    convolution stays: it reads coordinates in m, of which half precision keeps 3 cm.
-    """
-    first = encoder.get_submodule("conv_input")
-    kept = set(first.modules())
-    for module in encoder.modules():
-        own = module._parameters.get("weight")
-        if module not in kept and own is not None and own.ndim == KERNEL_DIMS:
-            module.half()
-    first.register_forward_hook(_halved)
-
-
-def _halved(_: nn.Module, inputs: Any, found: Any) -> Any:
-    return found.replace_feature(found.features.half())
 
 
 def scatter_nd(indices: Tensor, updates: Tensor, shape: list[int]) -> Tensor:

@@ -13,10 +13,8 @@ from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
 from pipeline.detector.sparse import (
     IS_SPCONV2_AVAILABLE,
-    KERNEL_DIMS,
     SparseConvError,
     build_sparse_encoder,
-    compute_in_half,
     scatter_nd,
     to_spconv2,
 )
@@ -52,30 +50,6 @@ def test_the_layouts_agree_element_by_element() -> None:
     new = to_spconv2(old)
     assert new.shape == (5, 3, 1, 2, 4)
     assert new[4, 2, 0, 1, 3] == old[2, 0, 1, 3, 4]
-
-
-def test_in_half_precision_everything_but_the_first_convolution_is() -> None:
-    encoder = build_sparse_encoder(encoder_config()).to(DEVICE).eval() if IS_SPCONV2_AVAILABLE else None
-    if encoder is None:
-        with torch.device("meta"):
-            encoder = build_sparse_encoder(encoder_config())
-    compute_in_half(encoder)
-    dtypes = {name: p.dtype for name, p in encoder.named_parameters() if p.ndim == KERNEL_DIMS}
-    halves = {name for name, dtype in dtypes.items() if dtype == torch.float16}
-    assert set(dtypes) - halves == {"conv_input.0.weight"}
-
-
-@needs_spconv
-def test_in_half_precision_the_map_stays_what_it_was() -> None:
-    torch.manual_seed(0)
-    encoder = build_sparse_encoder(encoder_config()).to(DEVICE).eval()
-    features, coords = voxels()
-    with torch.no_grad():
-        whole = encoder(features, coords, 2)
-        compute_in_half(encoder)
-        half = encoder(features, coords, 2)
-    assert half.dtype == torch.float16
-    torch.testing.assert_close(half.float(), whole, rtol=0.02, atol=0.01 * float(whole.abs().max()))
 
 
 @pytest.mark.skipif(IS_SPCONV2_AVAILABLE, reason="spconv is installed")
