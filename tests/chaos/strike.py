@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.diary import STARTED, events
 from pipeline.state import newest_state
 from tests.chaos.check import Tally, tally
 from tests.chaos.cluster import ROOT, shim
@@ -43,7 +44,8 @@ class Result:
         what: what was done.
         moment: where the victim was.
         resumes: how often `study resume` was needed.
-        seconds_lost: from the fault to the victim's next new row; None if there was none.
+        seconds_lost: from the fault, through the last restart if there is one, to the victim's next new row;
+            None if there was none.
         seconds: whole run.
         odd: what is wrong beside the tally; empty if nothing is.
     """
@@ -123,7 +125,7 @@ class _Run:
         self.resumes = 0
         self.codes: list[int] = []
         self.struck_at: float | None = None
-        self.rows_then = 0
+        self.rows_then = self.starts_then = 0
         self.recovered_s: float | None = None
         self.checkpoints: dict[str, int] = {}
         self.what = "came too late"
@@ -218,7 +220,7 @@ class _Run:
             newest = newest_state(self.folder.trial(name) / "checkpoints")
             self.checkpoints[name] = int(newest.name[5:]) if newest and not self._done(name) else 0
         while scene.driver.poll() is None and not self._overdue():  # until there is something to hit
-            self.rows_then = self._num_rows()
+            self.rows_then, self.starts_then = self._num_rows(), self._num_starts()
             self.struck_at = time.monotonic()
             try:
                 self.what = FAULTS[self.fault](scene)
@@ -250,7 +252,12 @@ class _Run:
         return scene.driver.wait()
 
     def _note_recovery(self) -> None:
-        if self.struck_at is None or self.recovered_s is not None:
+        if self.struck_at is None:
+            return
+        starts = self._num_starts()
+        if starts > self.starts_then:  # what a dying worker still wrote was no recovery
+            self.starts_then, self.rows_then, self.recovered_s = starts, self._num_rows(), None
+        if self.recovered_s is not None:
             return
         if self._num_rows() > self.rows_then or self._done(self.victim):
             self.recovered_s = round(time.monotonic() - self.struck_at, 2)
@@ -282,6 +289,9 @@ class _Run:
     def _num_rows(self) -> int:
         rows = self.folder.trial(self.victim) / "rows.jsonl"
         return rows.read_bytes().count(b"\n") if rows.exists() else 0
+
+    def _num_starts(self) -> int:
+        return sum(event.what == STARTED for event in events(self.folder.trial(self.victim)))
 
     def _done(self, name: str) -> bool:
         return (self.folder.trial(name) / "DONE.json").exists()
