@@ -1,6 +1,6 @@
 """Nursery: one process that has imported everything once, and children of it that are Ray's workers.
 
-A study of two tiny trials is nine tenths imports: each of its processes loads torch and the model's
+A study of two tiny trials is four fifths imports: each of its processes loads torch and the model's
 libraries anew. Here Ray is told that Python is ``python_shim.py``, which asks the nursery for a child; the
 child becomes what it was asked to be. What it then does is the product's own code in a process of its own,
 with a pid of its own that Ray knows, and it dies of SIGKILL like any other.
