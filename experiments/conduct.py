@@ -19,9 +19,11 @@ from experiments.preflight import (
 from experiments.recipe import Recipe
 from experiments.sequential import Budget
 from experiments.sharing import as_packed, packing_of
+from experiments.storage import stored
 from experiments.study import Outcome, Running, run_trials
 from experiments.waves import run_waves
 from pipeline.hang import PATIENCE_S
+from pipeline.mirror import Mirror
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Wishes:
         confirming: train the recommendation with fresh seeds, if the recipe has some.
         tracking: send rows to MLflow.
         patience_s: silence in mid-training after which a trial counts as hung; 0: never.
+        storage: URI under which the study is kept, too; empty: where it was kept before, if it was.
     """
 
     runs: Path
@@ -47,6 +50,7 @@ class Wishes:
     confirming: bool = True
     tracking: bool = True
     patience_s: float = PATIENCE_S
+    storage: str = ""
 
     def budget(self, recipe: Recipe) -> Budget:
         """Return what the study may cost; refuse a budget that buys nothing."""
@@ -69,10 +73,19 @@ def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
         raise StudyError(f"--concurrent {wishes.concurrent}: expected 1 or more")
     if wishes.patience_s < 0:
         raise StudyError(f"--patience {wishes.patience_s:g}: expected seconds, or 0 to wait for ever")
-    budget = wishes.budget(recipe)
+    wishes.budget(recipe)
     check_rule(recipe)
     folder = StudyFolder(wishes.runs.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
+    with stored(wishes.storage, folder, console) as mirror:
+        return _conduct(recipe, folder, wishes, console, mirror)
+
+
+def _conduct(
+    recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console, mirror: Mirror | None
+) -> Outcome:
+    """Run a study whose folder is up to date."""
+    budget = wishes.budget(recipe)
     recipe = as_packed(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
     make_worlds(recipe.worlds, console)
@@ -83,6 +96,9 @@ def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
                 check_data(recipe)
                 check_models(recipe)
         recipe, running = _share(recipe, folder, wishes, console)
+        running = replace(running, mirror=mirror)
+        if mirror:
+            mirror.push_study()
         outcome, reason = _run(recipe, folder, console, running, budget)
         if outcome.complete and wishes.confirming and recipe.confirm_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())

@@ -11,6 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from rich.console import Console
 from experiments.folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.progress import StudyProgress
 from experiments.recipe import Recipe
+from pipeline.bucket import MirrorError
 from pipeline.diary import restarts
 from pipeline.hang import PATIENCE_S
-from pipeline.launch import check_capacity, ray_session, run_under_ray
+from pipeline.launch import Finished, check_capacity, ray_session, run_under_ray
+from pipeline.mirror import Mirror
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 from pipeline.shortage import is_full_disk, no_room
@@ -42,6 +45,7 @@ class Running:
         tracking: send rows to MLflow after each trial.
         gpu_hours: no trial starts once the study has used as many.
         patience_s: silence in mid-training after which a trial counts as hung; 0: never.
+        mirror: of the study, if it is kept at a URI, too.
     """
 
     concurrent: int = 1
@@ -49,6 +53,7 @@ class Running:
     tracking: bool = True
     gpu_hours: float = math.inf
     patience_s: float = PATIENCE_S
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def run_trials(
             (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
         with (
             StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
-            _Tracker(folder, progress, running.tracking) as tracker,
+            _Tracker(folder, progress, running) as tracker,
         ):
             watcher = _Watcher(folder, progress, tracker)
             _tune(recipe, folder, todo, running, rungs or Rungs(), watcher)
@@ -121,7 +126,7 @@ def drive(config: dict[str, Any]) -> None:
 
     Args:
         config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``,
-            ``gpu_hours``, the budget, and ``patience_s``.
+            ``gpu_hours``, the budget, ``patience_s``, and ``mirror``, or None.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
     left = ""
@@ -139,10 +144,21 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
     folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
     rungs = Rungs.from_dict(config["rungs"])
+    mirror: Mirror | None = config["mirror"]
     finished = run_under_ray(
-        settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"]
+        settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"], mirror
     )
+    if mirror is None:
+        folder.finish(name, finished.error, finished.details)
+        return
+    unit = folder.trial(name).relative_to(mirror.folder).as_posix()
+    try:
+        mirror.fetch(unit, heavy=False)  # the worker may have been elsewhere
+    except MirrorError as error:
+        finished = Finished(finished.error or str(error), finished.details)
     folder.finish(name, finished.error, finished.details)
+    with suppress(MirrorError):  # then it is copied with the next trial, or at the end of the study
+        mirror.push(unit)
 
 
 def _tune(
@@ -173,6 +189,7 @@ def _tune(
                 "gpu_share": running.gpu_share,
                 "gpu_hours": running.gpu_hours,
                 "patience_s": running.patience_s,
+                "mirror": running.mirror,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
@@ -231,8 +248,9 @@ class _Watcher(tune.Callback):
 class _Tracker:
     """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
 
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, enabled: bool) -> None:
-        self._folder, self._progress, self._enabled = folder, progress, enabled
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: Running) -> None:
+        self._folder, self._progress, self._enabled = folder, progress, running.tracking
+        self._mirror = running.mirror
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
         self._warned = ""
@@ -261,7 +279,17 @@ class _Tracker:
         while self._wishes.get():
             from pipeline.tracking import sync  # costs seconds, which only a study with an end should pay
 
+            if self._mirror and not self._copied(self._mirror):
+                continue  # what MLflow had and the copy had not would double where the study goes on
             report = sync(self._folder.path)
             if report.warning and report.warning != self._warned:
                 self._warned = report.warning
                 self._progress.say(f"warning: {report.warning}")
+
+    def _copied(self, mirror: Mirror) -> bool:
+        try:
+            mirror.push_study()
+        except MirrorError as error:
+            self._progress.say(f"warning: {error}")
+            return False
+        return True

@@ -21,6 +21,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from pipeline.capacity import Request, refuse_impossible
 from pipeline.diary import HUNG, events
 from pipeline.hang import PATIENCE_S, HangCallback
+from pipeline.mirror import Mirror
 from pipeline.rungs import Rungs
 from pipeline.scratch import scratch_folder
 from pipeline.session import TrialError
@@ -171,6 +172,7 @@ def run_under_ray(
     rungs: Rungs | None = None,
     gpu_share: float = 1.0,
     patience_s: float = PATIENCE_S,
+    mirror: Mirror | None = None,
 ) -> Finished:
     """Run one trial to its end under Ray Train; Ray is up already.
 
@@ -183,6 +185,7 @@ def run_under_ray(
         rungs: where it is measured before its end, and may be stopped.
         gpu_share: part of a GPU that a worker gets; below 1 it has no more than this part of the memory.
         patience_s: silence in mid-training after which a trial counts as hung, ``pipeline.hang``; 0: never.
+        mirror: of the study, if it is kept at a URI, too.
 
     Returns:
         Whether it finished, and if not, why.
@@ -202,6 +205,7 @@ def run_under_ray(
             "recipe": recipe,
             "rungs": (rungs or Rungs()).to_dict(),
             "gpu_share": gpu_share,
+            "mirror": mirror,
         },
         torch_config=Alone() if settings.workers == 1 else TorchConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(

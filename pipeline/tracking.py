@@ -2,8 +2,9 @@
 
 Rows on disk are the truth and MLflow is a view of them. ``sync`` may be called at any time and as
 often as one likes: runs are found by their tags before they are made, and MLflow's SQL stores keep a
-point (key, step, time, value) once however often it is sent. The cursor file in the study folder only
-saves work; without it everything is sent again, to the same effect.
+point (key, step, time, value) once however often it is sent. A run that was made twice, because the answer
+to the first request was lost, is kept once. One process at a time sends a study. The cursor file in its
+folder only saves work; without it everything is sent again, to the same effect.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from pipeline.tracking_uri import default_uri, refuse_unwritable, sqlite_path
 
 EXPERIMENT = "biaswise"
 CURSOR = "mlflow.json"
+LOCK = ".sync.lock"
 MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
 SHORT_RETRIES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
@@ -80,15 +82,15 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
     total = sum(len(trial.rows) for trial in trials)
     if not trials:
         return SyncReport(shown, 0, 0, 0, warning=f"{study_folder} has no rows yet; nothing was sent")
-    cursor = Cursor.load(study_folder / CURSOR)
     before, parent, warning = 0, "", ""
     try:
-        with _store(uri) as client:
+        with _sole_sender(study_folder), _store(uri) as client:
+            cursor = Cursor.load(study_folder / CURSOR)  # now that nobody else writes it
             session = _Session(client, study_folder, cursor)
             parent = session.open_runs(trials)
             before = sum(trial.sent for trial in trials)
             session.send(trials)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ImportError) as error:  # the driver of a database may not be installed
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warning = (
             f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
@@ -115,24 +117,32 @@ class _Session:
         runs = list(self._search(f"tags.`biaswise.study` = '{study}'"))
         tags = {run.info.run_id: run.data.tags for run in runs}
         wanted = {trial.identity for trial in trials}
-        mine = {}
+        mine: dict[tuple[str, str], list[str]] = {}
         for run_id, tag in tags.items():
             identity = (tag.get("biaswise.trial", ""), tag.get("biaswise.born", ""))
             if identity in wanted and tag.get("mlflow.parentRunId") in tags:
-                mine[identity] = run_id
-        self._runs = mine
+                mine.setdefault(identity, []).append(run_id)
+        self._runs = {identity: self._only_one(found) for identity, found in mine.items()}
         families = {tag.get("mlflow.parentRunId") for tag in tags.values()}
-        parents = [tags[run_id]["mlflow.parentRunId"] for run_id in mine.values()]
+        parents = [tags[run_id]["mlflow.parentRunId"] for run_id in self._runs.values()][:1]
+        born = (str(self._folder), _born(trials))
         parents += [  # made by a sync that died before its first child
             run_id
             for run_id, tag in tags.items()
-            if tag.get("biaswise.folder") == str(self._folder) and run_id not in families
+            if (tag.get("biaswise.folder"), tag.get("biaswise.born")) == born and run_id not in families
         ]
-        self._parent = parents[0] if parents else self._make_parent(study, trials)
+        self._parent = self._only_one(parents) if parents else self._make_parent(study, trials)
         for trial in trials:
-            run_id = mine.get(trial.identity, "")
+            run_id = self._runs.get(trial.identity, "")
             trial.sent = min(self._cursor.rows.get(run_id, 0), len(trial.rows))
         return self._parent
+
+    def _only_one(self, runs: list[str]) -> str:
+        """Keep the run that has rows, or the first; delete what repeated requests have made."""
+        kept = max(runs, key=lambda run_id: self._cursor.rows.get(run_id, 0))
+        for run_id in set(runs) - {kept}:
+            self._client.delete_run(run_id)
+        return kept
 
     def send(self, trials: list[StoredTrial]) -> None:
         """Send rows, artifacts and states of all trials, then those of the study."""
@@ -149,6 +159,7 @@ class _Session:
     def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
         first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]
         tags = {
+            "biaswise.born": _born(trials),
             "biaswise.kind": "study",
             "biaswise.study": study,
             "biaswise.recipe": first.recipe,
@@ -246,8 +257,21 @@ class _Session:
                 return
 
 
+def _born(trials: list[StoredTrial]) -> str:
+    """Tell a study from another of its name and folder, which was deleted or lies on another machine."""
+    return f"{min(trial.rows[0].time for trial in trials):.6f}"
+
+
 def _milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+@contextmanager
+def _sole_sender(study_folder: Path) -> Iterator[None]:
+    """Wait for whoever sends the same study; two would make its runs twice."""
+    with (study_folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -274,4 +298,10 @@ def _experiment(client: MlflowClient) -> str:
     database = sqlite_path(client.tracking_uri)
     location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
     kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs, not on chats
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))
+    except MlflowException:
+        found = client.get_experiment_by_name(EXPERIMENT)  # another study was faster, or an answer was lost
+        if found is None:
+            raise
+        return str(found.experiment_id)

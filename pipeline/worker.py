@@ -19,6 +19,8 @@ from ray.train.backend import BackendConfig
 from ray.train.v2._internal.execution import context as ray_train_context
 
 from pipeline.beacon import Beacon
+from pipeline.bucket import MirrorError
+from pipeline.mirror import PATIENCE_S, Mirror
 from pipeline.refusal import is_refusal
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ class RaySession:
     Args:
         folder: the trial's folder, on storage that every worker sees.
         recipe: digest of the study's recipe.
+        mirror: of the study, if it is kept at a URI, too.
     """
 
-    def __init__(self, folder: Path, recipe: str) -> None:
+    def __init__(self, folder: Path, recipe: str, mirror: Mirror | None = None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -49,6 +52,8 @@ class RaySession:
         self.folder = folder
         self.recipe = recipe
         self._beacon = Beacon(folder)
+        self._mirror = mirror
+        self._unit = "" if mirror is None else folder.relative_to(mirror.folder).as_posix()
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint on disk.
@@ -61,6 +66,8 @@ class RaySession:
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
+        if checkpoint is not None:
+            self.keep()
         made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
         mode = ray.train.CheckpointUploadMode.NO_UPLOAD
         ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
@@ -76,6 +83,33 @@ class RaySession:
             return None
         return float("inf") if notice.deadline_ms is None else notice.deadline_ms / 1e3 - time.time()
 
+    def begin(self) -> None:
+        """Go on where the study's copy is, if it has one: rank 0 first, then the ranks that follow it."""
+        if self._mirror is None:
+            return
+        if self.rank == 0:
+            self._mirror.fetch(self._unit)
+            self._mirror.push(self._unit)  # a checkpoint that was cut off before it was copied
+        if self.world_size > 1:
+            import torch
+
+            torch.distributed.barrier()
+        if self.rank > 0:
+            self._mirror.fetch(self._unit, exact=True)
+
+    def keep(self, patience_s: float = 0.0) -> None:
+        """Copy what is new to where the study is kept.
+
+        Without patience a store that does not answer is no reason to stop: the next copy has it all.
+        """
+        if self._mirror is None or self.rank > 0:
+            return
+        try:
+            self._mirror.push(self._unit, patience_s)
+        except MirrorError:
+            if patience_s or not self._mirror.holds():
+                raise
+
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Leave word for whoever shows progress."""
         self._beacon.say(stage, done, total, seconds_left)
@@ -89,7 +123,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
     Args:
         config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``rungs``
-            (``Rungs.to_dict``) and ``gpu_share``, the part of a GPU's memory that is this worker's.
+            (``Rungs.to_dict``), ``gpu_share``, the part of a GPU's memory that is this worker's, and
+            ``mirror``, of the study, or None.
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
@@ -100,10 +135,12 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
     # Ray Train logs two lines per rank and report; this logger is named by its file's path.
     logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
-    session = RaySession(Path(config["folder"]), config["recipe"])
+    session = RaySession(Path(config["folder"]), config["recipe"], config.get("mirror"))
     try:
         _cap_memory(session.device, config["gpu_share"])
+        session.begin()
         run_trial(TrialSettings.from_dict(config["settings"]), session, Rungs.from_dict(config["rungs"]))
+        session.keep(PATIENCE_S)
     except (ValueError, RuntimeError) as error:
         if session.world_size > 1 or not is_refusal(error):
             raise

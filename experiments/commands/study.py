@@ -10,6 +10,7 @@ from rich.table import Table
 from experiments.folder import StudyError, StudyFolder, read_json
 from experiments.recipe import Recipe
 from experiments.recipes import RECIPES, recipe
+from experiments.storage import fetched
 
 ROOT = Path(__file__).parents[2]
 """Project root."""
@@ -40,6 +41,7 @@ def resume(arguments: Namespace) -> int:
     """Go on with a study that has begun."""
     chosen = recipe(arguments.recipe)
     folder = Path(arguments.runs) / chosen.name
+    fetched(arguments.storage, folder)
     if not (folder / "study.json").exists():
         raise StudyError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.name}`")
     return _conduct(chosen, arguments, Console())
@@ -49,6 +51,7 @@ def status(arguments: Namespace) -> int:
     """Show the state of every trial; 1 if one failed."""
     chosen = recipe(arguments.recipe)
     folder = StudyFolder(Path(arguments.runs) / chosen.name)
+    fetched(arguments.storage, folder.path)
     table = Table("trial", "state", box=None)
     failed = 0
     for name in chosen.named_trials():
@@ -90,5 +93,6 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
         confirming=not arguments.no_confirm,
         tracking=not arguments.no_sync,
         patience_s=arguments.patience,
+        storage=arguments.storage,
     )
     return 0 if conduct(chosen, wishes, console).complete else 1

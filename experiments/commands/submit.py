@@ -14,6 +14,8 @@ def submit(arguments: Namespace) -> int:
     words = ["study", "run", chosen.name]
     if arguments.concurrent is not None:
         words += ["--concurrent", str(arguments.concurrent)]
+    if arguments.storage:
+        words += ["--storage", arguments.storage]
     if arguments.no_sync:
         words += ["--no-sync"]
     address = arguments.address or default_address()

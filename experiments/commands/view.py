@@ -6,11 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.folder import StudyError, settings_of
+from experiments.storage import fetched
 from pipeline.plan import Plan
 
 
 def report(arguments: Namespace) -> int:
     """Print the verdicts and write the report."""
+    fetched(arguments.storage, Path(arguments.runs) / arguments.study)
     show_report(_folder(arguments.study, arguments.runs), Console())
     return 0
 
@@ -33,6 +35,10 @@ def show_report(folder: Path, console: Console) -> None:
 def sync(arguments: Namespace) -> int:
     """Send unsent rows; 1 if some stay behind."""
     runs = Path(arguments.runs)
+    if arguments.storage and not arguments.study:
+        raise StudyError("sync --storage: name the studies; a bucket is not searched for them")
+    for name in arguments.study:
+        fetched(arguments.storage, runs / name)
     names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
     if not names:
         raise StudyError(f"{runs}: no study here; run one, or name --runs")

@@ -28,6 +28,7 @@ def add_study(commands: Commands) -> None:
     status = command(study, "status", "study:status", text, "study status demo")
     status.add_argument("recipe", help="a name that `biaswise study list` shows")
     status.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    _storage(status)
     text = "train once with every layer biased, switch layers off at inference, rank them"
     screen = command(commands, "screen", "screen:screen", text, "screen demo")
     screen.add_argument("recipe", help="a name that `biaswise study list` shows")
@@ -40,8 +41,16 @@ def add_study(commands: Commands) -> None:
     truth.add_argument("--out", default="docs/studies/calibration", help="folder to write to (%(default)s)")
 
 
+def _storage(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "where studies are kept as well: s3://bucket/prefix, gs://bucket/prefix (where the study was before)"
+    )
+    parser.add_argument("--storage", default="", metavar="URI", help=text)
+
+
 def _running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    _storage(parser)
     parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
     parser.add_argument("--probe", action="store_true", help="measure how many trials at once are best")
     parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
@@ -67,9 +76,11 @@ def add_view(commands: Commands) -> None:
     report = command(commands, "report", "view:report", text, "report demo")
     report.add_argument("study", help="name of a study, or its folder")
     report.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    _storage(report)
     sync = command(commands, "sync", "view:sync", "send rows to MLflow that it lacks", "sync demo")
     sync.add_argument("study", nargs="*", help="names or folders of studies (all)")
     sync.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    _storage(sync)
     ui = command(commands, "ui", "view:ui", "start the MLflow UI on 127.0.0.1", "ui --port 5000")
     ui.add_argument("--port", type=int, default=5000, help="(%(default)s)")
     ui.add_argument(
@@ -85,6 +96,7 @@ def add_cluster(commands: Commands) -> None:
     submit.add_argument("--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)")
     submit.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
     submit.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
+    _storage(submit)
     submit.add_argument("--no-sync", action="store_true", help="send nothing to MLflow")
     submit.add_argument("--no-wait", action="store_true", help="do not wait for its end")
     cluster = group(commands, "cluster", "check cluster files; watch over spot machines")

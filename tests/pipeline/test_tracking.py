@@ -235,7 +235,10 @@ def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
     assert_complete(uri, study)
 
 
-@pytest.mark.parametrize("bad", ["sqlite:////proc/mlflow.db", "file:///tmp/mlruns", "gopher://nowhere"])
+@pytest.mark.parametrize(
+    "bad",
+    ["sqlite:////proc/mlflow.db", "file:///tmp/mlruns", "gopher://nowhere", "mysql://nobody@127.0.0.1/x"],
+)
 def test_a_store_that_cannot_be_is_a_warning(study, bad):
     report = sync(study, bad)
     assert report.sent == 0

@@ -1,0 +1,119 @@
+"""What Ray, Tune and MLflow add to a trial: the same trial of the mini in plain Python and in a study.
+
+Each way runs in a process of its own, in turn, several times; seconds and processor time of the process and
+of all that it started. A study of three trials less a study of one is two trials: what a further trial costs.
+Last, the memory of a Ray that waits for trials. Example:
+
+    flock /tmp/quiet.lock python docs/studies/overhead/measure.py --out runs/overhead
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from many import looked_at
+from rich.console import Console
+
+from experiments.conduct import Wishes, conduct
+from experiments.folder import write_json
+from experiments.preflight import make_worlds
+from experiments.recipe import Recipe
+from experiments.recipes import smoke
+from pipeline.launch import ray_session
+
+TEN_MINUTES_S = 600
+
+
+def main() -> None:
+    """Measure all ways, or (called by itself) go one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("runs/overhead"))
+    parser.add_argument("--way", choices=["plain", "one", "three", "idle"])
+    asked = parser.parse_args()
+    if asked.way:
+        go(asked.way, asked.out)
+        return
+    make_worlds(smoke().worlds, Console())
+    found: dict[str, list[dict[str, float]]] = {"plain": [], "one": [], "three": []}
+    for turn in range(asked.repeat):
+        for way in found:
+            found[way].append(timed(way, asked.out / f"{way}{turn}"))
+            print(way, found[way][-1], flush=True)
+    idle = subprocess.run([*words("idle", asked.out)], check=True, capture_output=True, text=True).stdout
+    summary = {"runs": found, **compared(found), "idle": json.loads(idle.splitlines()[-1])}
+    write_json(asked.out / "summary.json", summary)
+    print(json.dumps({key: value for key, value in summary.items() if key != "runs"}, indent=1))
+
+
+def words(way: str, out: Path) -> list[str]:
+    """Return the command that goes one way."""
+    return [sys.executable, __file__, "--way", way, "--out", str(out)]
+
+
+def timed(way: str, out: Path) -> dict[str, float]:
+    """Go one way in a process of its own; return its seconds, and its processor time."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    given = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.resolve()}/mlflow.db"}
+    subprocess.run(words(way, out), check=True, stdout=subprocess.DEVNULL, env=given)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": round(time.monotonic() - begun, 1), "cpu_s": round(cpu, 1)}
+
+
+def go(way: str, out: Path) -> None:
+    """Run the trial in this process, one or three of them in a study, or a Ray that waits."""
+    if way == "plain":
+        from pipeline.session import LocalSession
+        from pipeline.train import run_trial
+
+        (settings,) = mini(1).trials
+        run_trial(settings, LocalSession(out / "trials" / "plain"))
+    elif way == "idle":
+        with ray_session(cpus=2, drivers=2):
+            time.sleep(30)  # until its first workers have started and wait
+            seen = [(one.role, round(one.pss_mib, 1)) for one in looked_at(os.getpid())]
+            before = {one.pid: one.cpu_s for one in looked_at(os.getpid())}
+            time.sleep(30)
+            used = sum(one.cpu_s - before.get(one.pid, 0.0) for one in looked_at(os.getpid()))
+        total = round(sum(size for _, size in seen), 1)
+        content = {"pss_mib": total, "processes": sorted(seen), "cores_used_while_idle": round(used / 30, 3)}
+        print(json.dumps(content))
+    else:
+        conduct(mini(3 if way == "three" else 1), Wishes(out, concurrent=1), Console())
+
+
+def mini(trials: int) -> Recipe:
+    """Return a study of the mini as it is shipped, ten steps a trial."""
+    base = replace(smoke().trials[1], study="overhead")
+    base = replace(base, train=replace(base.train, steps=10, checkpoint_every=10))
+    seeds = tuple(replace(base, seed=seed) for seed in range(trials))
+    return replace(smoke(), name="overhead", trials=seeds, rule=None, factors=())
+
+
+def compared(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
+    """Return the fixed costs: of a further trial and of a study, from the quickest run of each way."""
+    result = {}
+    for unit in ("seconds", "cpu_s"):
+        plain, one, three = (min(run[unit] for run in found[way]) for way in ("plain", "one", "three"))
+        further = (three - one) / 2
+        result |= {
+            f"plain trial, {unit}": plain,
+            f"further trial of a study, {unit}": round(further, 1),
+            f"added to each trial, {unit}": round(further - plain, 1),
+            f"added to each trial, % of ten minutes ({unit})": round(
+                (further - plain) / TEN_MINUTES_S * 100, 2
+            ),
+            f"once per study (checks, Ray, report, MLflow), {unit}": round(one - further, 1),
+        }
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Copies: which files of a study folder are copied, in which order, and which have been.
+
+The unit is a trial (``.../trials/<name>``); what lies around the trials is one more unit.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pyarrow import fs
+
+LEDGER = ".mirror.json"
+"""File of a unit: path -> size and time of the file that was copied. Lost, everything is copied again."""
+
+LOCAL = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow.json"}
+"""Files that mean something on their machine only; nor are files copied whose name begins with a dot."""
+
+ENDS = ("DONE.json", "FAILED.json")
+
+
+def unit_of(name: str) -> str:
+    """Return the trial that a file belongs to; empty if it lies around the trials."""
+    parts = name.split("/")
+    place = parts.index("trials") + 2 if "trials" in parts else len(parts)
+    return "/".join(parts[:place]) if len(parts) > place else ""
+
+
+def files_of(here: Path, unit: str) -> list[str]:
+    """Return the files of a unit that belong to the copy, relative to it."""
+    found = (path.relative_to(here) for path in here.rglob("*") if path.is_file())
+    return [
+        path.as_posix()
+        for path in found
+        if path.name not in LOCAL
+        and not any(part.startswith(".") for part in path.parts)
+        and (unit or not unit_of(path.as_posix()))
+    ]
+
+
+def order(name: str) -> tuple[int, str, bool]:
+    """Rank files: rows first, then checkpoints, ``state.json`` the last of each, then the trial's end."""
+    if name in ENDS:
+        return 2, name, False
+    if name.startswith("checkpoints/"):
+        return 1, str(PurePosixPath(name).parent), name.endswith("state.json")
+    return 0, name, False
+
+
+def may_vanish(name: str) -> bool:
+    """Tell whether the copy loses a file that the folder has lost: an old checkpoint, a mended failure."""
+    return name.startswith("checkpoints/") or name == "FAILED.json"
+
+
+def stamp(path: Path) -> list[int]:
+    """Return size and time of a file."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def is_older(path: Path, info: fs.FileInfo) -> bool:
+    """Tell whether a local file is older than one in the bucket; the clocks may differ by a second."""
+    return bool(path.stat().st_mtime + 1 < info.mtime.timestamp())
+
+
+def read_ledger(here: Path) -> dict[str, list[int]]:
+    """Return file of a unit -> stamp of what was copied."""
+    try:
+        return dict(json.loads((here / LEDGER).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # none yet, or spoilt: everything is copied again
+        return {}
+
+
+def write_ledger(here: Path, ledger: dict[str, list[int]]) -> None:
+    """Write it down in one step."""
+    fresh = here / f"{LEDGER}.{os.getpid()}"
+    fresh.write_text(json.dumps(ledger), encoding="utf-8")
+    fresh.replace(here / LEDGER)
+
+
+@contextmanager
+def alone(here: Path) -> Iterator[None]:
+    """Keep processes of this machine from copying the same unit at once."""
+    here.mkdir(parents=True, exist_ok=True)
+    with (here / ".mirror.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,246 @@
+"""A study kept in a bucket: killed, its folder lost, and gone on with from the bucket elsewhere."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.cli import main
+from experiments.folder import DONE, StudyFolder
+from experiments.preflight import make_worlds
+from experiments.recipes import smoke
+from experiments.storage import FILE, stored
+from pipeline.rows import read_rows, seal_fault
+from pipeline.session import LocalSession
+from pipeline.train import run_trial
+
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "model.image_size": [48, 112],
+    "model.pts_branch.grid_shape": [64, 64],
+    "model.pts_bbox_head.num_query": 24,
+    "model.pts_bbox_head.depth_num": 8,
+    "model.pts_bbox_head.denoising.scalar": 1,
+}
+PROGRAM = """
+import pickle, sys
+from pathlib import Path
+from rich.console import Console
+from experiments.conduct import Wishes, conduct
+
+if __name__ == "__main__":
+    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
+    wishes = Wishes(Path(sys.argv[2]), 1, tracking=False, storage=sys.argv[3])
+    sys.exit(not conduct(recipe, wishes, Console(width=200)).complete)
+"""
+PATIENCE_S = 600
+"""The whole needs a minute, on a machine that does much else ten times that."""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Two trials of twelve steps, a checkpoint after every other."""
+    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    make_worlds((world,), Console(file=io.StringIO()))
+    trials = tuple(
+        replace(
+            settings,
+            data=replace(settings.data, train=(world.root,), val=world.root),
+            train=replace(settings.train, steps=12, checkpoint_every=2),
+            overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+        )
+        for settings in smoke().trials
+    )
+    return replace(smoke(), trials=trials, worlds=(world,))
+
+
+def numbers(folder):
+    """Everything that is measured and is no time."""
+    found = {}
+    for path in folder.path.glob("trials/*/rows.jsonl"):
+        for row in read_rows(path):
+            if row.unit not in ("ms", "samples/s", "GiB"):
+                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.step)
+                assert key not in found, key
+                found[key] = (row.value, row.n, row.seed, row.plan)
+    return found
+
+
+def timed(trial):
+    """How many steps the session that ended a trial has timed."""
+    return max(row.n for row in read_rows(trial / "rows.jsonl") if row.metric == "step_ms")
+
+
+def begin(tmp_path, runs, uri, environment=os.environ):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "recipe"), str(runs), uri]
+    environment = {**environment, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    with (tmp_path / "log").open("a") as log:
+        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+
+
+def parents():
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            found[int(folder.name)] = 0 if state == "Z" else int(parent)
+    return found
+
+
+def kill(process):
+    """As a power cut: driver, Ray and workers at once."""
+    known, family = parents(), {process.pid}
+    while more := {child for child, parent in known.items() if parent in family} - family:
+        family |= more
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    while [pid for pid in family if parents().get(pid)]:
+        time.sleep(0.1)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp_path):
+    unbroken = StudyFolder(tmp_path / "unbroken")
+    unbroken.claim(recipe, {})
+    for name, settings in recipe.named_trials().items():
+        run_trial(settings, LocalSession(unbroken.trial(name)))
+    (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
+    first, second = recipe.named_trials()
+    copy = f"studies/{recipe.name}/trials"
+
+    process = begin(tmp_path, tmp_path / "runs", s3.uri)
+    deadline = time.monotonic() + PATIENCE_S
+    wanted = re.compile(rf"{copy}/{second}/checkpoints/step_0000000[468]/state.json")
+    while not any(map(wanted.fullmatch, s3.objects())):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    kill(process)
+    before = s3.objects()
+    assert f"{copy}/{first}/DONE.json" in before
+    assert not [key for key in before if "step_00000012" in key and second in key], "killed too late"
+    shutil.rmtree(tmp_path / "runs")
+
+    process = begin(tmp_path, tmp_path / "elsewhere", s3.uri)
+    assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    after, log = s3.objects(), (tmp_path / "log").read_text()
+    folder = StudyFolder(tmp_path / "elsewhere" / recipe.name)
+    assert [folder.state(name) for name in (first, second)] == [DONE, DONE]
+    assert numbers(folder) == numbers(unbroken)
+    # the done trial was left alone, the other was gone on with: its first rows are those from before
+    for name, file in ((first, "DONE.json"), (first, "rows.jsonl"), (first, "BEGUN.json")):
+        assert after[f"{copy}/{name}/{file}"] == before[f"{copy}/{name}/{file}"]
+    rows = before[f"{copy}/{second}/rows.jsonl"]
+    assert after[f"{copy}/{second}/rows.jsonl"].startswith(rows[: rows.rfind(b"\n") + 1])
+    assert json.loads(after[f"{copy}/{second}/BEGUN.json"])["seconds"] > 0
+    steps, all_steps = (timed(study.trial(second)) for study in (folder, unbroken))
+    assert steps < all_steps, "steps before the checkpoint were not taken again"
+    # the copy is whole, and nobody holds it
+    for name in (first, second):
+        assert after[f"{copy}/{name}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
+        end = json.loads(after[f"{copy}/{name}/DONE.json"])["seal"]
+        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
+    assert not [key for key in after if ".claims" in key]
+    assert f"studies/{recipe.name}/report.html" in after
+    assert "taken over from process" in log
+    # the secret is nowhere
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if secret in path.read_bytes()]
+    assert not [key for key, content in after.items() if secret in content]
+
+
+def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsys):
+    chosen, (first, _) = smoke(), smoke().named_trials()
+    folder = StudyFolder(tmp_path / "runs" / chosen.name)
+    with stored(s3.uri, folder, Console(file=io.StringIO())):
+        folder.claim(chosen, {})
+        folder.finish(first, "it broke")
+    assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
+    with stored("", folder, Console(file=io.StringIO())) as mirror:
+        assert mirror.uri == f"{s3.uri}/smoke"
+    looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
+    assert main(["study", "status", "smoke", *looker]) == 1
+    assert "failed: it broke" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "laptop/smoke/study.json").exists()
+    assert main(["sync", *looker]) == 2
+    assert "name the studies" in capsys.readouterr().err
+
+
+def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
+    folder = StudyFolder(tmp_path / "runs" / "smoke")
+    words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
+    with stored(s3.uri, folder, Console(file=io.StringIO())):
+        assert main(words) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
+    words = ["study", "run", "smoke", "--runs", str(tmp_path), "--storage", "s3://me:hunter22222@bucket/x"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "holds a password in a URI" in said.err
+    assert "hunter22222" not in said.out + said.err
+    assert not list(tmp_path.rglob("*"))
+
+
+def separate(place, words, environment, log):
+    """Start a process that sees an empty folder of its own in ``place``: the disk of another machine."""
+    shell = f"mount -t tmpfs none {place} && exec {shlex.join(words)}"
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", shell]
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def may_separate(place):
+    probe = separate(place, ["true"], os.environ, subprocess.DEVNULL)
+    return probe.wait() == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_trials_run_on_a_machine_that_shares_no_disk_with_the_driver(s3, recipe, start_head, tmp_path):
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    if shutil.which("unshare") is None or not may_separate(runs):
+        pytest.skip("mount namespaces are not allowed here, so no process can have a disk of its own")
+    (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
+    head = start_head("--num-cpus=0", '--resources={"tune_driver": 1}', **s3.environment)
+    worker = [str(Path(sys.executable).parent / "ray"), "start", f"--address={head.gcs}", "--block"]
+    worker += ["--num-cpus=2", "--object-store-memory=150000000"]
+    with (tmp_path / "worker.log").open("w") as log:
+        node = separate(runs, worker, head.environment | s3.environment, log)
+    try:
+        given = {"RAY_ADDRESS": head.gcs, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        process = begin(tmp_path, runs, s3.uri, head.environment | s3.environment | given)
+        assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    finally:
+        kill(node)
+    folder = StudyFolder(runs / recipe.name)
+    copy = s3.objects()
+    for name in recipe.named_trials():
+        assert folder.state(name) == DONE
+        assert not (folder.trial(name) / "checkpoints").exists(), (
+            "they are on the other machine, and in the bucket"
+        )
+        prefix = f"studies/{recipe.name}/trials/{name}"
+        assert f"{prefix}/checkpoints/step_00000012/tensors.safetensors" in copy
+        assert copy[f"{prefix}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
+        end = json.loads(copy[f"{prefix}/DONE.json"])["seal"]
+        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
