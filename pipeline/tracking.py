@@ -11,6 +11,8 @@ import fcntl
 import hashlib
 import logging
 import os
+import random
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from pipeline.labels import is_kernel, kernels_by_site, metric_key, metric_name, search_hint, trial_params
 from pipeline.ledger import Cursor, StoredTrial, judgement, stored_trials, study_state
@@ -32,6 +35,9 @@ EXPERIMENT = "biaswise"
 CURSOR = "mlflow.json"
 LOCK = ".sync.lock"
 MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
+MOST_TRIES = 10
+"""Connections to a database whose tables others are making; that takes 3 s."""
+
 SHORT_RETRIES = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
@@ -90,7 +96,7 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
             parent = session.open_runs(trials)
             before = sum(trial.sent for trial in trials)
             session.send(trials)
-    except (MlflowException, OSError, ImportError) as error:  # the driver of a database may not be installed
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no driver for it
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warning = (
             f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
@@ -288,7 +294,17 @@ def _store(uri: str) -> Iterator[MlflowClient]:
             fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent starts die on "table metrics already exists"
         os.environ.update(changed)
         stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
-        yield MlflowClient(uri)
+        yield _client(uri)
+
+
+def _client(uri: str) -> MlflowClient:
+    """Connect; whoever finds an empty database while another makes its tables tries again."""
+    for _ in range(MOST_TRIES):
+        try:
+            return MlflowClient(uri)
+        except (IntegrityError, ProgrammingError):  # "alembic_version already exists"
+            time.sleep(random.uniform(1, 4))
+    return MlflowClient(uri)
 
 
 def _experiment(client: MlflowClient) -> str:

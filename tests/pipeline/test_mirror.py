@@ -284,7 +284,7 @@ def test_a_claim_that_was_taken_over_interrupts_its_process(s3, here):
 
     def lose(held):
         held.bucket.remove(f".claims/{claim.name}.json")
-        time.sleep(30)
+        time.sleep(120)
 
     with claim as held, pytest.raises(KeyboardInterrupt):
         lose(held)
