@@ -488,7 +488,7 @@ SETTINGS = [
         data(train=("s3://me:" + "Xq7vPlanted" + "@bucket/x",)),
         "settings.data.train[0] holds a password in a URI, and settings are copied into files, rows and MLflow; take it out, and give it to the workers in their environment or by their machine's role",
     ),
-    Bad("settings", "train.steps", "-1", steps(steps=-1), "settings.train.steps is -1; expected 0 or more"),
+    Bad("settings", "train.steps", "-2", steps(steps=-2), "settings.train.steps is -2; expected 0 or more"),
     Bad(
         "settings",
         "train.lr_scale",
