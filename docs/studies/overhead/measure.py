@@ -4,7 +4,7 @@ Each way runs in a process of its own, in turn, several times; seconds and proce
 of all that it started. A study of three trials less a study of one is two trials: what a further trial costs.
 Last, the memory of a Ray that waits for trials. Example:
 
-    flock /tmp/quiet.lock python docs/studies/overhead/measure.py --out runs/overhead
+    python docs/studies/overhead/measure.py --out runs/overhead
 """
 
 import argparse
