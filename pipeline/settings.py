@@ -30,6 +30,9 @@ CLASSES = (
 FROM_CONFIG = -1
 """As many steps as the config's ``train_cfg`` says."""
 
+_LATER = ("shuffle_buffer", "skip_broken")
+"""Settings of data that were added after trials had been named, and change nothing at 0."""
+
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -144,7 +147,10 @@ class TrialSettings:
     @property
     def digest(self) -> str:
         """Twelve hex digits that name these settings."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        plain = self.to_dict()
+        # A setting that came later must not rename the trials that ran before it.
+        plain["data"] = {k: v for k, v in plain["data"].items() if v or k not in _LATER}
+        text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
