@@ -41,7 +41,7 @@ class OneBox:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.tokens, self.scenes = source.tokens, source.scenes
+        self.tokens, self.scenes, self.blocks = source.tokens, source.scenes, source.blocks
 
     def __len__(self) -> int:
         return len(self._source)
