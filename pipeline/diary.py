@@ -36,6 +36,7 @@ class Event:
 def note(folder: Path, what: str, step: int = 0, why: str = "") -> None:
     """Append an event to the diary of the trial in ``folder``, in one write."""
     line = json.dumps(asdict(Event(what, step, why, os.getpid(), time.time()))) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)  # a trial's start is the first that its folder holds
     with (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(line)
 

@@ -63,6 +63,7 @@ class OneBox:
     def __init__(self, source: Source) -> None:
         self._source = source
         self.tokens, self.scenes, self.labels = source.tokens, source.scenes, source.labels
+        self.blocks = source.blocks
 
     def __len__(self) -> int:
         return len(self._source)
