@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -199,48 +198,3 @@ def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
     assert "holds a password in a URI" in said.err
     assert "hunter22222" not in said.out + said.err
     assert not list(tmp_path.rglob("*"))
-
-
-def separate(place, words, environment, log):
-    """Start a process that sees an empty folder of its own in ``place``: the disk of another machine."""
-    shell = f"mount -t tmpfs none {place} && exec {shlex.join(words)}"
-    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", shell]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-
-def may_separate(place):
-    probe = separate(place, ["true"], os.environ, subprocess.DEVNULL)
-    return probe.wait() == 0
-
-
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_trials_run_on_a_machine_that_shares_no_disk_with_the_driver(s3, recipe, start_head, tmp_path):
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    if shutil.which("unshare") is None or not may_separate(runs):
-        pytest.skip("mount namespaces are not allowed here, so no process can have a disk of its own")
-    (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
-    head = start_head("--num-cpus=0", '--resources={"tune_driver": 1}', **s3.environment)
-    worker = [str(Path(sys.executable).parent / "ray"), "start", f"--address={head.gcs}", "--block"]
-    worker += ["--num-cpus=2", "--object-store-memory=150000000"]
-    with (tmp_path / "worker.log").open("w") as log:
-        node = separate(runs, worker, head.environment | s3.environment, log)
-    try:
-        given = {"RAY_ADDRESS": head.gcs, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-        process = begin(tmp_path, runs, s3.uri, head.environment | s3.environment | given)
-        assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
-    finally:
-        kill(node)
-    folder = StudyFolder(runs / recipe.name)
-    copy = s3.objects()
-    for name in recipe.named_trials():
-        assert folder.state(name) == DONE
-        assert not (folder.trial(name) / "checkpoints").exists(), (
-            "they are on the other machine, and in the bucket"
-        )
-        prefix = f"studies/{recipe.name}/trials/{name}"
-        assert f"{prefix}/checkpoints/step_00000012/tensors.safetensors" in copy
-        assert copy[f"{prefix}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
-        end = json.loads(copy[f"{prefix}/DONE.json"])["seal"]
-        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
