@@ -2,7 +2,7 @@
 
 Correctness first: what is over its error budget (``operators.oracle``) gets no time. Then the time of a
 forward pass, and of a forward and backward pass with gradients to q, k, v and the bias's weights; the peak
-memory beyond the inputs; and how both grow with the number of keys and queries. Writes ``rows.parquet``,
+memory beyond inputs and gradients; and how both grow with keys and queries. Writes ``rows.parquet``,
 ``table.md`` and plots. Run it on a GPU; ``--shapes mini`` is a smoke test for a CPU.
 """
 
