@@ -35,23 +35,20 @@ class Entry(NamedTuple):
     Attributes:
         path: module, or module:object.
         forms: those it takes, its favourite first.
-        stored_output: whether its backward starts from what it stored rounded, the output or the
-            probabilities (``operators.oracle``).
     """
 
     path: str
     forms: tuple[Form, ...]
-    stored_output: bool = False
 
 
 ENTRIES: dict[str, Entry] = {
     "reference": Entry("operators.impl.reference", (Form.NONE, Form.DENSE)),
-    "sdpa_math": Entry("operators.impl.sdpa:MATH", (Form.NONE, Form.DENSE), True),
-    "sdpa_efficient": Entry("operators.impl.sdpa:EFFICIENT", (Form.NONE, Form.DENSE), True),
-    "sdpa_flash": Entry("operators.impl.sdpa:FLASH", (Form.NONE, Form.DENSE), True),
-    "sdpa_cudnn": Entry("operators.impl.sdpa:CUDNN", (Form.NONE, Form.DENSE), True),
-    "flash": Entry("operators.impl.flash", (Form.NONE,), True),
-    "lowrank": Entry("operators.impl.lowrank", (Form.FACTORS,), True),
+    "sdpa_math": Entry("operators.impl.sdpa:MATH", (Form.NONE, Form.DENSE)),
+    "sdpa_efficient": Entry("operators.impl.sdpa:EFFICIENT", (Form.NONE, Form.DENSE)),
+    "sdpa_flash": Entry("operators.impl.sdpa:FLASH", (Form.NONE, Form.DENSE)),
+    "sdpa_cudnn": Entry("operators.impl.sdpa:CUDNN", (Form.NONE, Form.DENSE)),
+    "flash": Entry("operators.impl.flash", (Form.NONE,)),
+    "lowrank": Entry("operators.impl.lowrank", (Form.FACTORS,)),
     "flex": Entry("operators.impl.flex", (Form.NONE, Form.SCORE_MOD)),
     "rects": Entry("operators.impl.rects", (Form.NONE, Form.RECTS)),
 }

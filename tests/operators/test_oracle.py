@@ -25,6 +25,20 @@ def test_passes_the_reference_itself(kind, dtype):
     make_oracle(case.leaves, case.bias, case.upstream).check(run(case))
 
 
+def test_passes_a_kernel_that_rounds_its_probabilities_for_the_tensor_core():
+    one = Sizes(1, 1, 1, 64, bev=(4, 5), cameras=(1, 2, 3), window=(5, 5))  # no average over queries helps
+    for seed in range(30):
+        case = make_case("window", one, torch.bfloat16, seed=seed)
+        leaves = {name: leaf.float() for name, leaf in case.leaves.items()}
+        weight = leaves["weight"].requires_grad_()
+        bias = case.bias(weight).dense(torch.float32)
+        p = torch.softmax(leaves["q"] @ leaves["k"].mT / 8 + bias.detach(), dim=-1)
+        upstream = case.upstream.bfloat16().float()
+        share = ((p.bfloat16().float() @ leaves["v"]) * upstream).sum(dim=-1, keepdim=True)
+        (found,) = torch.autograd.grad(bias, weight, p * (upstream @ leaves["v"].mT - share))
+        make_oracle(case.leaves, case.bias, case.upstream).check({"dweight": found.bfloat16()})
+
+
 BREAKAGES = {
     "scale dropped": {"scale": 1.0},
     "scale off by a thousandth": {"scale": SCALE * 1.001},
