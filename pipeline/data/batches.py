@@ -19,6 +19,9 @@ from pipeline.data.order import BatchOrder
 from pipeline.data.prefetch import Room, size_of
 from pipeline.data.sample import DataError, Sample
 
+SHARED_BYTES = 2**15
+"""Arrays from here on come through shared memory; opening and mapping it costs more than a small copy."""
+
 Transform = Callable[[Sample, np.random.Generator], Sample]
 """What is done to a training sample; draws from the given generator alone."""
 
@@ -85,7 +88,7 @@ class _Made(NamedTuple):
 
     Attributes:
         step: which.
-        samples: their fields, arrays as tensors.
+        samples: their fields, large arrays as tensors.
         broken: token -> why, of the frames that were skipped.
         error: why there are no samples.
     """
@@ -160,17 +163,21 @@ def _as_it_is(made: Any) -> Any:
 
 
 def _to_tensors(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Wrap the arrays of samples: tensors come from a loader process through shared memory, arrays by a pipe.
+    """Wrap large arrays: tensors come from a loader process through shared memory, arrays by a pipe.
 
     Two frames of 640 x 1600 with ten sweeps are 47 MB, a tenth of a second of the training process.
     """
     return [
         {
-            name: torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+            name: torch.from_numpy(np.ascontiguousarray(value)) if _is_large(value) else value
             for name, value in vars(sample).items()
         }
         for sample in samples
     ]
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.nbytes >= SHARED_BYTES
 
 
 def _to_samples(batch: list[dict[str, Any]]) -> list[Sample]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import multiprocessing
 
@@ -50,5 +51,6 @@ class Room:
 
 
 def size_of(batch: Sequence[Mapping[str, Any]]) -> int:
-    """Return the bytes of the tensors in a batch."""
-    return sum(value.nbytes for made in batch for value in made.values() if isinstance(value, torch.Tensor))
+    """Return the bytes of the tensors and arrays in a batch."""
+    kinds = (torch.Tensor, np.ndarray)
+    return sum(value.nbytes for made in batch for value in made.values() if isinstance(value, kinds))

@@ -107,7 +107,8 @@ class ShardSource:
         table, row, name = self._find(index)
         cloud = np.frombuffer(table["points"][row].as_buffer(), self._points).astype(np.float32)
         points = cloud.reshape(-1, 5)
-        lags = np.unique(points[:, 4])  # 0 is the key frame
+        begins = np.diff(points[:, 4], prepend=np.nan) != 0  # of a sweep: they lie one after the other
+        lags = np.unique(points[begins, 4])  # 0 is the key frame
         if len(lags) > self._reading.sweeps + 1:
             points = points[points[:, 4] <= lags[self._reading.sweeps]]
         jpegs = [memoryview(table[f"jpeg_{camera}"][row].as_buffer()).cast("B") for camera in CAMERAS]

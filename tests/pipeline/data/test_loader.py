@@ -169,7 +169,7 @@ def test_what_lies_ready_is_bounded_in_bytes() -> None:
     source, order = Numbers(40, points=1000), BatchOrder(40, 1, 0, 1, seed=0)
     room, taken = Room(3, limit=50_000), []
     for batch in training_batches(source, order, add_noise, 0, 20, 3, room=room):
-        size = size_of([{name: torch_of(value) for name, value in vars(sample).items()} for sample in batch])
+        size = size_of([vars(sample) for sample in batch])
         time.sleep(0.02)
         taken.append(room.taken)
     assert size > 20_000  # a thousand points of five float32
@@ -180,12 +180,6 @@ def test_what_lies_ready_is_bounded_in_bytes() -> None:
         time.sleep(0.02)
         most = max(most, unbounded.taken)
     assert most > max(taken), "without a limit more lies ready: the limit is what bounds it"
-
-
-def torch_of(value):
-    import torch
-
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 def test_a_batch_larger_than_the_room_still_comes() -> None:
