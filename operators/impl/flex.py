@@ -5,7 +5,7 @@ It is compiled for every kind of bias and every shape it meets. Uncompiled, Flex
 call fails instead. The CPU is refused: with PyTorch 2.13 its kernel gave wrong results for a global bias
 after a change of shape (error 0.9), did not compile the local mask, and has no backward. Two backwards do not
 compile on a GPU, as their tiles ask for more shared memory than the 227 kB there are (PyTorch 2.11, H200):
-that of the gaussian bias, 257 kB, and that of a dense bias in float32 at head size 128, 256 kB.
+that of the gaussian bias, 257 kB, and that of a dense bias at head size 128, 256 kB.
 Source: torch.nn.attention.flex_attention.
 """
 
@@ -21,7 +21,7 @@ from operators.spec import Request
 
 _DTYPES = ("float16", "bfloat16", "float32")
 _NARROWEST = 16  # elements: the smallest tile of Triton's matrix product
-_WIDEST_DENSE = 64  # head size that its float32 backward of a dense bias was seen to serve
+_WIDEST_DENSE = 64  # head size that its backward of a dense bias was seen to serve
 _SHAPES = (
     64  # compilations before PyTorch gives up (and this fails); its own 8 are fewer than a model's shapes
 )
@@ -34,11 +34,11 @@ def objections(request: Request) -> list[str]:
     found = []
     if request.kind == "gaussian" and (request.qkv_grad or request.bias_grad):
         found.append("FlexAttention's backward of the gaussian bias does not fit a GPU's shared memory")
-    wide = request.dtype == "float32" and request.head_size > _WIDEST_DENSE
+    wide = request.head_size > _WIDEST_DENSE
     if request.kind == "dense" and wide and (request.qkv_grad or request.bias_grad):
         found.append(
-            "FlexAttention's float32 backward of a dense bias does not fit a GPU's shared memory at head "
-            f"sizes over {_WIDEST_DENSE}, got {request.head_size}"
+            "FlexAttention's backward of a dense bias does not fit a GPU's shared memory at head sizes over "
+            f"{_WIDEST_DENSE}, got {request.head_size}"
         )
     if request.dtype not in _DTYPES:
         found.append(f"FlexAttention computes in {', '.join(_DTYPES)}, got {request.dtype}")

@@ -37,6 +37,7 @@ INTERPRETED = [
     replace(SMALL, placement="nowhere", queries=1),
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MARKS = {"flash": pytest.mark.filterwarnings("ignore")}  # flash-attn-4's packages warn about one another
 WEIGHTED = ("global", "window", "gaussian", "dense")
 
 
@@ -48,7 +49,7 @@ def served(impl, kind, sizes, dtype=torch.float32):
 def pairs(kinds, dtypes=DTYPES):
     """List (implementation, kind) without an objection in some dtype."""
     return [
-        pytest.param(impl, kind, id=f"{impl}-{kind}")
+        pytest.param(impl, kind, id=f"{impl}-{kind}", marks=MARKS.get(impl, ()))
         for impl in IMPLEMENTATIONS
         for kind in kinds
         if any(served(impl, kind, SMALL, dtype) for dtype in dtypes)
@@ -70,7 +71,7 @@ def interpreted(impl):
 @pytest.mark.parametrize(
     ("impl", "kind", "sizes"),
     [
-        pytest.param(*pair.values, sizes, id=f"{pair.id}-{sizes}")
+        pytest.param(*pair.values, sizes, id=f"{pair.id}-{sizes}", marks=pair.marks)
         for pair in pairs(BIAS_KINDS)
         for sizes in (INTERPRETED if interpreted(pair.values[0]) else SIZES)
     ],

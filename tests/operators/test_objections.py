@@ -113,9 +113,9 @@ SENTENCES = [
     ),
     (
         "flex",
-        replace(CUDA, kind="dense", dtype="float32", head_size=128),
-        "FlexAttention's float32 backward of a dense bias does not fit a GPU's shared memory at head sizes "
-        "over 64, got 128",
+        replace(CUDA, kind="dense", head_size=128),
+        "FlexAttention's backward of a dense bias does not fit a GPU's shared memory at head sizes over 64, "
+        "got 128",
     ),
     ("flex", replace(CUDA, head_size=8), "FlexAttention takes head sizes from 16 on, got 8"),
     (

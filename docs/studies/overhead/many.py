@@ -1,18 +1,19 @@
 """A study of 200 trials as small as trials get: what each costs beside its work, and what memory does.
 
 The study runs as every study does (``conduct``: Ray, Tune, Ray Train, rows, report); a trial is one step of
-the smallest model. Beside it, every few seconds, memory and processor time of all processes are added up by
-what they are. Example:
+the smallest model. Its processes are forked from one that has imported torch and the model's libraries (the
+nursery of the chaos tests), because imports would be four fifths of 200 trials; ``measure.py`` has them in.
+Beside it, every few seconds, memory and processor time of all processes are added up by what they are:
 
-    nice python docs/studies/overhead/many.py --trials 200 --out runs/many
+    PYTHONPATH=$PWD nice python docs/studies/overhead/many.py --trials 200 --out runs/many
 """
 
 import argparse
 import csv
 import json
 import os
-import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from experiments.conduct import Wishes, conduct
 from experiments.folder import DONE, StudyFolder, read_json, write_json
 from experiments.recipe import Recipe
 from experiments.recipes import smoke
+from pipeline.scratch import scratch_folder
+from tests.chaos.cluster import await_nursery, environment, nursery, shim
 
 SMALL = {
     "model.image_size": [48, 112],
@@ -69,25 +72,22 @@ def main() -> None:
     wishes = Wishes(asked.out, asked.concurrent, tracking=asked.sync)
     watch = Watch(asked.out / "memory.csv")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it with a summary
-    begun = time.time()
-    watch.start()
-    try:
-        conduct(chosen, wishes, Console(width=150))
-    except KeyboardInterrupt:  # what was done until then is measured all the same
-        print("interrupted")
-    watch.stop()
+    with scratch_folder("many") as scratch, environment(scratch), nursery(log := scratch / "log"):
+        await_nursery(log)
+        sys.executable = str(shim(scratch))  # what Ray takes for Python
+        begun = time.time()
+        watch.start()
+        try:
+            conduct(chosen, wishes, Console(width=150))
+        except KeyboardInterrupt:  # what was done until then is measured all the same
+            print("interrupted")
+        watch.stop()
     summary = summarised(chosen, StudyFolder(asked.out.resolve() / chosen.name), begun, asked.concurrent)
     summary |= flatness(asked.out / "memory.csv")
     summary["cpu_seconds_by_role"] = watch.cpu
-    summary["cpu_seconds_per_trial"] = round(cpu_seconds() / max(summary["trials"], 1), 2)
     write_json(asked.out / "summary.json", summary)
     draw(asked.out)
     print(json.dumps(summary, indent=1))
-
-
-def cpu_seconds() -> float:
-    """Return the processor time of this process and all that it has waited for, theirs included."""
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def trivial(trials: int) -> Recipe:
