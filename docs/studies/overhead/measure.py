@@ -1,7 +1,7 @@
 """What Ray, Tune and MLflow add to a trial: the same trial of the mini in plain Python and in a study.
 
-Each way runs in a process of its own, in turn, several times; seconds and processor time of the process and
-of all that it started. A study of three trials less a study of one is two trials: what a further trial costs.
+Each way runs in a process of its own, in turn, several times. A study of three trials less a study of one is
+two trials: what a further trial costs.
 Last, the memory of a Ray that waits for trials. Example:
 
     python docs/studies/overhead/measure.py --out runs/overhead
@@ -10,7 +10,6 @@ Last, the memory of a Ray that waits for trials. Example:
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ def main() -> None:
         go(asked.way, asked.out)
         return
     make_worlds(smoke().worlds, Console())
-    found: dict[str, list[dict[str, float]]] = {"plain": [], "one": [], "three": []}
+    found: dict[str, list[float]] = {"plain": [], "one": [], "three": []}
     for turn in range(asked.repeat):
         for way in found:
             found[way].append(timed(way, asked.out / f"{way}{turn}"))
@@ -57,14 +56,12 @@ def words(way: str, out: Path) -> list[str]:
     return [sys.executable, __file__, "--way", way, "--out", str(out)]
 
 
-def timed(way: str, out: Path) -> dict[str, float]:
-    """Go one way in a process of its own; return its seconds, and its processor time."""
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+def timed(way: str, out: Path) -> float:
+    """Go one way in a process of its own; return its seconds."""
+    begun = time.monotonic()
     given = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.resolve()}/mlflow.db"}
     subprocess.run(words(way, out), check=True, stdout=subprocess.DEVNULL, env=given)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(time.monotonic() - begun, 1), "cpu_s": round(cpu, 1)}
+    return round(time.monotonic() - begun, 1)
 
 
 def go(way: str, out: Path) -> None:
@@ -97,22 +94,17 @@ def mini(trials: int) -> Recipe:
     return replace(smoke(), name="overhead", trials=seeds, rule=None, factors=())
 
 
-def compared(found: dict[str, list[dict[str, float]]]) -> dict[str, float]:
-    """Return the fixed costs: of a further trial and of a study, from the quickest run of each way."""
-    result = {}
-    for unit in ("seconds", "cpu_s"):
-        plain, one, three = (min(run[unit] for run in found[way]) for way in ("plain", "one", "three"))
-        further = (three - one) / 2
-        result |= {
-            f"plain trial, {unit}": plain,
-            f"further trial of a study, {unit}": round(further, 1),
-            f"added to each trial, {unit}": round(further - plain, 1),
-            f"added to each trial, % of ten minutes ({unit})": round(
-                (further - plain) / TEN_MINUTES_S * 100, 2
-            ),
-            f"once per study (checks, Ray, report, MLflow), {unit}": round(one - further, 1),
-        }
-    return result
+def compared(found: dict[str, list[float]]) -> dict[str, float]:
+    """Return the fixed costs in seconds, of a further trial and of a study, from the quickest runs."""
+    plain, one, three = (min(found[way]) for way in ("plain", "one", "three"))
+    further = (three - one) / 2
+    return {
+        "plain trial": plain,
+        "further trial of a study": round(further, 1),
+        "added to each trial": round(further - plain, 1),
+        "added to each trial, % of ten minutes": round((further - plain) / TEN_MINUTES_S * 100, 2),
+        "once per study (checks, Ray, report, MLflow)": round(one - further, 1),
+    }
 
 
 if __name__ == "__main__":
