@@ -220,7 +220,7 @@ def run_trials(asked: argparse.Namespace, report: Report) -> None:
             for workers in (1, 2):
                 with report.part(f"{name} on {workers}"):
                     folder = trial_folder(asked, name, workers)
-                    finished = run_under_ray(settings_of(asked, name, workers), folder, max_failures=0)
+                    finished = run_under_ray(settings_of(asked, name, workers), folder)
                     if finished.error:
                         print(finished.details)
                         raise RuntimeError(finished.error)
