@@ -122,14 +122,19 @@ def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
 
 
 def step(settings: TrialSettings, session: Rank) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Run forward and backward of a trial's first step; return gradients, and loss, plan and frames."""
+    """Run forward and backward of a trial's first step; return gradients, and loss, plan and frames.
+
+    Twice: on a GPU the second time goes through CUDA graphs, as most steps of a training do.
+    """
     running = Trial(settings, session, Rungs())
     running.source = OneBox(running.source)
     samples = next(running.batches(0, 1))
-    seed_everything(settings.seed, 0, session.rank)
     running.model.train()
-    loss, _ = running.optimiser.losses(collate(samples))
-    torch.autograd.backward(loss)
+    for _ in range(2):
+        running.optimiser.optimizer.zero_grad(set_to_none=True)
+        seed_everything(settings.seed, 0, session.rank)
+        loss, _ = running.optimiser.losses(collate(samples))
+        torch.autograd.backward(loss)
     found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
     about = {
         "loss": float(loss.detach()),
