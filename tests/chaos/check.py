@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.decide import DecideError
@@ -45,6 +45,46 @@ class Tally:
         return not (
             self.lost or self.doubled or self.changed or self.verdicts or self.from_start or self.seals
         )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one run.
+
+    Attributes:
+        fault, seed: which run.
+        what: what was done.
+        hit: whether it hit anything: a process that lived, memory, room or a file that was needed.
+        draws: which draw of the moment this is; those before it hit nothing and lost nothing.
+        moment: where the victim was.
+        resumes: how often `study resume` was needed.
+        seconds_lost: from the fault, through the last restart if there is one, to the victim's next new row;
+            None if there was none.
+        seconds: whole run.
+        odd: what is wrong beside the tally; empty if nothing is.
+    """
+
+    fault: str
+    seed: int
+    what: str
+    hit: bool
+    draws: int
+    moment: str
+    resumes: int
+    seconds_lost: float | None
+    seconds: float
+    tally: Tally
+    odd: str
+
+    @property
+    def well(self) -> bool:
+        """Whether the study survived as it should."""
+        return self.tally.clean and not self.odd
+
+    def plain(self) -> dict[str, object]:
+        """Return one flat line of a table."""
+        flat = asdict(self)
+        return {**{k: v for k, v in flat.items() if k != "tally"}, **flat["tally"], "well": self.well}
 
 
 def tally(

@@ -36,6 +36,7 @@ class Scene:
         nursery: process id of the nursery, whose children Ray's workers are.
         driver: process of the study driver.
         victim: folder of the trial that is hit.
+        alone: whether it is the only trial under way.
         study: folder of the study.
         world: folder of the data.
         mlflow: restarts and stops the tracking server.
@@ -48,6 +49,7 @@ class Scene:
     nursery: int
     driver: "subprocess.Popen[bytes]"
     victim: Path
+    alone: bool
     study: Path
     world: Path
     mlflow: "object"
@@ -58,15 +60,20 @@ class Scene:
         """Do something in a while."""
         self.later.append((time.monotonic() + self.rng.uniform(*AWAY_S), what))
 
+    def heal(self) -> None:
+        """Do what is to be done before the study is resumed."""
+        while self.mend:
+            self.mend.pop(0)()
+
     def worker(self) -> int:
-        """Process id of the victim's worker: the one that wrote its diary last, or any if none did yet."""
+        """Process id of the victim's worker: the one that wrote its diary last, or the only one there is."""
         alive = {
             pid for pid, words in offspring(self.nursery).items() if words.startswith("ray::RayTrainWorker")
         }
         started = [event.pid for event in events(self.victim) if event.what == STARTED]
-        found = [pid for pid in reversed(started) if pid in alive] or sorted(alive)
+        found = [pid for pid in reversed(started) if pid in alive] or (sorted(alive) if self.alone else [])
         if not found:
-            raise LookupError("no worker is alive")
+            raise LookupError("the trial has no worker")
         return found[0]
 
     def named(self, pattern: str) -> list[int]:
@@ -173,11 +180,6 @@ def nan(scene: Scene) -> str:
     return "the learning rate of one trial is 1e20 times too high"
 
 
-def none(scene: Scene) -> str:
-    """Do nothing: what a run takes."""
-    return "nothing"
-
-
 FAULTS: dict[str, Callable[[Scene], str]] = {
     fault.__name__: fault
     for fault in (
@@ -193,10 +195,15 @@ FAULTS: dict[str, Callable[[Scene], str]] = {
         nan,
         mlflow_pause,
         mlflow_gone,
-        none,
     )
 }
 """Name -> what does it."""
+
+LONELY = ("trial_driver",)
+"""Faults that hit the victim for certain only if no other trial is under way."""
+
+QUIET = ("oom", "disk", "data", "nan")
+"""Faults that the study may not notice: the memory, the room, the file was not needed any more."""
 
 TRACKED = ("mlflow_pause", "mlflow_gone")
 """Faults whose runs send rows to a tracking server."""

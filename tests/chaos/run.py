@@ -11,14 +11,16 @@ import csv
 import fcntl
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import stage
-from tests.chaos.strike import Result, perform
+from tests.chaos.check import Result
+from tests.chaos.strike import perform
 from tests.chaos.table import write_table
+
+TURN_S = 480
+"""How long a shared machine is held at a time."""
 
 
 def main() -> int:
@@ -32,35 +34,51 @@ def main() -> int:
     parser.add_argument("--place", type=Path, default=Path("/tmp/biaswise-chaos"), help="(%(default)s)")
     parser.add_argument("--faults", default=",".join(FAULTS), help="kinds, comma-separated (all)")
     parser.add_argument("--until", default="", metavar="HH:MM", help="start no run after this time of today")
-    parser.add_argument("--lock", type=Path, help="file to lock during each run, where machines are shared")
+    parser.add_argument("--lock", type=Path, help="file to lock, for 8 minutes at a time, where machines are shared")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     kinds = arguments.faults.split(",")
     wanted = [(kinds[i % len(kinds)], arguments.seed + i) for i in range(arguments.runs)]
     done = finished(arguments.out / "runs.csv")
-    with stage(arguments.place) as ready:
+    with _Turn(arguments.lock) as turn, stage(arguments.place) as ready:
         for number, (fault, seed) in enumerate(wanted, 1):
             if (fault, str(seed)) in done:
                 continue
             if arguments.until and time.strftime("%H:%M") >= arguments.until:
                 break
-            with _turn(arguments.lock):
-                result = perform(ready, fault, seed)
+            turn.renew()
+            result = perform(ready, fault, seed)
             append(arguments.out / "runs.csv", result)
             say(number, arguments.runs, result)
             write_table(arguments.out)
     return 0 if write_table(arguments.out) else 1
 
 
-@contextmanager
-def _turn(lock: Path | None) -> Iterator[None]:
-    """Hold a lock file, if there is one."""
-    if lock is None:
-        yield
-        return
-    with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+class _Turn:
+    """Holds a lock file, if there is one, for a few minutes at a time."""
+
+    def __init__(self, lock: Path | None) -> None:
+        self._file = lock.open("a") if lock else None
+
+    def __enter__(self) -> "_Turn":
+        self._take()
+        return self
+
+    def __exit__(self, *info: object) -> None:
+        if self._file:
+            self._file.close()
+
+    def _take(self) -> None:
+        if self._file:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._since = time.monotonic()
+
+    def renew(self) -> None:
+        """Let others have their turn, if it was held for long."""
+        if self._file and time.monotonic() - self._since > TURN_S:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            time.sleep(1)  # whoever waits gets it
+            self._take()
 
 
 def finished(path: Path) -> set[tuple[str, str]]:
@@ -89,7 +107,7 @@ def say(number: int, of: int, result: Result) -> None:
         f"{time.strftime('%H:%M:%S')} {number}/{of} {'ok ' if result.well else 'BAD'} "
         f"{result.fault} {result.seed} at {result.moment}: {result.what}; {result.seconds:.0f} s, "
         f"{result.resumes} resumes, {result.tally.restarts} restarts{lost} "
-        f"{'' if result.tally.clean else result.tally} {result.odd}",
+        f"{'' if result.hit else 'NOT HIT'} {'' if result.tally.clean else result.tally} {result.odd}",
         flush=True,
     )
 

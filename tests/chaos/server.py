@@ -4,14 +4,13 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 import urllib.request
 from contextlib import closing, suppress
 from pathlib import Path
 
 from pipeline.tracking import sync
-from tests.chaos.cluster import offspring, unused_port
+from tests.chaos.cluster import offspring, shim, unused_port
 
 PATIENCE_S = 300
 """It is up in 8 s, on a machine that does much else in two minutes."""
@@ -23,12 +22,12 @@ class Server:
     """The server of one run.
 
     Args:
-        scratch: for its log.
+        scratch: for its log; what stands in for Python is there.
         runs: folder of the run; its database is beside the study.
     """
 
     def __init__(self, scratch: Path, runs: Path) -> None:
-        self._log, self._runs = scratch / "mlflow.log", runs
+        self._scratch, self._log, self._runs = scratch, scratch / "mlflow.log", runs
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
@@ -41,7 +40,7 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         address = self.uri(self._runs)
-        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+        words = [str(shim(self._scratch)), "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
         words += ["--port", address.rpartition(":")[2]]
         given = {
             **os.environ,

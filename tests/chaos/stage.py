@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.folder import StudyFolder
 from experiments.recipe import Recipe
 from pipeline.scratch import scratch_folder
-from tests.chaos.cluster import ROOT, Cluster, environment, nursery
+from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery
 from tests.chaos.study import chaos_recipe, make_unbroken, make_world
 
 MAD = 1
@@ -56,11 +56,12 @@ def stage(place: Path) -> Iterator[Stage]:
         place: folder to keep data, unbroken study and runs in; what is there is used again.
     """
     place.mkdir(parents=True, exist_ok=True)
-    with scratch_folder("chaos") as scratch, environment(scratch), nursery(scratch / "nursery.log") as pid:
+    with scratch_folder("chaos") as scratch, environment(scratch), nursery(log := scratch / "log") as pid:
         made = Stage(place.resolve(), scratch, Cluster(scratch), pid)
         make_world(made.world)
         made.unbroken("")
         _report(made.unbroken("").path)
+        await_nursery(log)
         made.cluster.start()
         try:
             yield made

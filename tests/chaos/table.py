@@ -57,7 +57,7 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
     return [
         kind,
         len(runs),
-        sum(was_hit(run) for run in runs),
+        sum(run["hit"] == "True" for run in runs),
         total("lost"),
         total("doubled"),
         total("changed"),
@@ -69,11 +69,6 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
         f"{max(lost):.1f}" if lost else "",
         sum(run["well"] != "True" for run in runs),
     ]
-
-
-def was_hit(run: dict[str, str]) -> bool:
-    """Tell whether the fault struck anything: a trial may have ended before its moment came."""
-    return not run["what"].startswith(("came too late", "hit nothing"))
 
 
 def markdown(out: Path) -> str:
@@ -89,7 +84,7 @@ def draw(out: Path) -> None:
 
     lost: dict[str, list[float]] = {}
     for run in read_runs(out):
-        if run["seconds_lost"] and was_hit(run):
+        if run["seconds_lost"] and run["hit"] == "True":
             lost.setdefault(run["fault"], []).append(float(run["seconds_lost"]))
     kinds = sorted(lost, key=lambda kind: median(lost[kind]))
     figure, axes = plt.subplots(figsize=(7, 0.35 * len(kinds) + 1.2), layout="constrained")
