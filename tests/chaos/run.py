@@ -13,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+from tests.chaos.check import Result
 from tests.chaos.faults import FAULTS
 from tests.chaos.stage import stage
-from tests.chaos.check import Result
 from tests.chaos.strike import perform
 from tests.chaos.table import write_table
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--place", type=Path, default=Path("/tmp/biaswise-chaos"), help="(%(default)s)")
     parser.add_argument("--faults", default=",".join(FAULTS), help="kinds, comma-separated (all)")
     parser.add_argument("--until", default="", metavar="HH:MM", help="start no run after this time of today")
-    parser.add_argument("--lock", type=Path, help="file to lock, for 8 minutes at a time, where machines are shared")
+    parser.add_argument("--lock", type=Path, help="file to lock, 8 minutes at a time, if others run beside")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     kinds = arguments.faults.split(",")

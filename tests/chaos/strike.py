@@ -252,7 +252,7 @@ class _Run:
         hit = self.struck_at is not None
         if self.fault in ("study_driver", "head") and hit and not self.resumes:
             odd.append("the study ended without being resumed")
-        if self.fault in ("worker", "trial_driver", "raylet", "hang") and self.resumes:
+        if self.fault in ("worker", "trial_driver", "raylet", "hang", *TRACKED) and self.resumes:
             odd.append(f"the study had to be resumed {self.resumes} times")
         if "Traceback" in text:
             odd.append("a traceback was printed")

@@ -1,0 +1,22 @@
+"""The short form: three runs of the campaign, each with a fault of its own, lose and double nothing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.cluster import ROOT
+from tests.chaos.table import read_runs
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+FAULTS = ("worker", "study_driver", "mlflow_pause")
+
+
+def test_a_study_survives_one_fault_at_a_time(tmp_path):
+    words = [sys.executable, "-m", "tests.chaos.run", "--runs", str(len(FAULTS)), "--seed", "0"]
+    words += ["--faults", ",".join(FAULTS), "--out", str(tmp_path), "--place", str(tmp_path / "place")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = read_runs(tmp_path)
+    assert [(run["fault"], run["hit"], run["well"]) for run in runs] == [(f, "True", "True") for f in FAULTS]
