@@ -234,6 +234,10 @@ class _Watcher(tune.Callback):
         self._progress.ended(name, self._folder.failure(name) if failed else left)
         self._tracker.wake()
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell that a driver died."""
+        self._progress.say(f"the process that drove {trial.config['trial']} died; it is started again")
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark a trial whose driver died more often than is forgiven."""
         name = trial.config["trial"]

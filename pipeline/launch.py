@@ -51,6 +51,7 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hiding GPUs
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative MLflow or cache path would scatter over the trials
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are the record, not Tune's CSV and TensorBoard files
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of drivers that died; the study says so in a sentence
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would wait for its trials to end; files tell us what is done
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }

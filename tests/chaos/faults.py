@@ -22,7 +22,7 @@ from tests.chaos.cluster import Cluster, offspring
 SPARE_BYTES = 2 * 2**20
 """What a process may still allocate after its memory was capped: less than a training step takes."""
 
-AWAY_S = (2.0, 12.0)
+AWAY_S = (1.0, 8.0)
 """For how long a server or a node stays away."""
 
 

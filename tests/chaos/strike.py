@@ -24,10 +24,10 @@ LONGEST_S = 300
 DEAF_S = 60
 """A study driver whose head is gone is given so long to notice; it takes 10 s."""
 
-PATIENCE_S = 20
+PATIENCE_S = 12
 """Of the watchdog: a step takes a tenth of a second."""
 
-ALONE = 0.6
+ALONE = 0.75
 """Share of the runs in which the victim is the only trial under way; in the others there is another one."""
 
 DRAWS = 3
