@@ -61,6 +61,7 @@ class Result:
         seconds_lost: from the fault, through the last restart if there is one, to the victim's next new row;
             None if there was none.
         seconds: whole run.
+        load: of the machine at its end, mean of a minute; this run is one to two of it.
         odd: what is wrong beside the tally; empty if nothing is.
     """
 
@@ -73,6 +74,7 @@ class Result:
     resumes: int
     seconds_lost: float | None
     seconds: float
+    load: float
     tally: Tally
     odd: str
 

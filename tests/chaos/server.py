@@ -38,7 +38,7 @@ class Server:
         return f"http://127.0.0.1:{_PORTS[runs]}"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it; it answers after some seconds."""
         address = self.uri(self._runs)
         words = [str(shim(self._scratch)), "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
         words += ["--port", address.rpartition(":")[2]]
@@ -49,9 +49,12 @@ class Server:
         }
         with self._log.open("w") as log:
             self._process = subprocess.Popen(words, env=given, cwd=self._runs, stdout=log, stderr=log)
+
+    def await_answer(self) -> None:
+        """Wait until it answers."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5):
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri(self._runs)}/health", timeout=5):
                 return
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.1)
@@ -70,6 +73,7 @@ class Server:
         """Start it if need be, send what is missing, twice; say what is there too often or not at all."""
         if self._process is None:
             self.start()
+        self.await_answer()
         reports = [sync(study, self.uri(self._runs)) for _ in range(2)]
         odd = [f"rows were not sent: {r.warning or r.unsent}" for r in reports if r.warning or r.unsent]
         if reports[1].sent:

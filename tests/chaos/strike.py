@@ -122,8 +122,9 @@ class _Run:
             self.draw,
             f"step {self.target}" if self.target else "start",
             self.resumes,
-            self.recovered_s,
+            None if self.fault == "nan" else self.recovered_s,
             round(time.monotonic() - self.begun, 1),
+            os.getloadavg()[0],
             found,
             odd,
         )
