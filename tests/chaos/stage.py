@@ -1,7 +1,6 @@
 """Stage: the data, the unbroken study, the cluster and the nursery that all runs share."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from experiments.folder import StudyFolder
 from experiments.recipe import Recipe
 from pipeline.scratch import scratch_folder
-from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery
+from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery, shim
 from tests.chaos.study import chaos_recipe, make_unbroken, make_world
 
 MAD = 1
@@ -60,8 +59,8 @@ def stage(place: Path) -> Iterator[Stage]:
         made = Stage(place.resolve(), scratch, Cluster(scratch), pid)
         make_world(made.world)
         made.unbroken("")
-        _report(made.unbroken("").path)
         await_nursery(log)
+        _report(made.unbroken("").path, str(shim(scratch)))
         made.cluster.start()
         try:
             yield made
@@ -69,8 +68,8 @@ def stage(place: Path) -> Iterator[Stage]:
             made.cluster.stop()
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, python: str) -> None:
     """Judge the unbroken study, as a study does at its end."""
     if not (folder / "verdicts.csv").exists():
-        words = [sys.executable, "-m", "experiments.cli", "report", str(folder)]
+        words = [python, "-m", "experiments.cli", "report", str(folder)]
         subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
