@@ -8,10 +8,26 @@ import sys
 from pathlib import Path
 from statistics import median
 
+WORDS = {
+    "worker": "a worker is killed",
+    "trial_driver": "a trial's driver is killed",
+    "study_driver": "the study driver is killed",
+    "raylet": "the worker node is killed, another comes",
+    "head": "head and GCS are killed",
+    "hang": "a worker hangs",
+    "oom": "a worker is out of memory",
+    "disk": "the disk is full",
+    "data": "a file of the data is gone",
+    "nan": "a trial diverges",
+    "mlflow_pause": "MLflow is away for a while",
+    "mlflow_gone": "MLflow is away for ever",
+}
+
 COLUMNS = (
     "fault",
     "runs",
     "hit",
+    "drawn anew",
     "rows lost",
     "rows doubled",
     "numbers changed",
@@ -55,9 +71,10 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
 
     lost = [float(run["seconds_lost"]) for run in runs if run["seconds_lost"]]
     return [
-        kind,
+        WORDS.get(kind, kind),
         len(runs),
         sum(run["hit"] == "True" for run in runs),
+        total("draws") - len(runs),
         total("lost"),
         total("doubled"),
         total("changed"),
@@ -91,7 +108,7 @@ def draw(out: Path) -> None:
     for place, kind in enumerate(kinds):
         axes.plot(lost[kind], [place] * len(lost[kind]), "o", color="C0", alpha=0.6)
         axes.plot(median(lost[kind]), place, "|", color="black", markersize=16)
-    axes.set(yticks=range(len(kinds)), yticklabels=kinds, xscale="log")
+    axes.set(yticks=range(len(kinds)), yticklabels=[WORDS[kind] for kind in kinds], xscale="log")
     axes.set_xlabel("seconds from the fault to the next new row of the trial that was hit (bar: median)")
     figure.savefig(out / "seconds_lost.png", dpi=130)
 
