@@ -25,12 +25,13 @@ FACTOR = 10
 WATCHED = ("train", "evaluate")
 """Stages that give a sign after each step or chunk; others are as long as they are."""
 
+UNKNOWN = 6
+"""Where nobody knows how long a silence lasts, before the first step and between stages, as many times the
+patience is forgiven: an hour by default, for compiling, filling caches, waiting for data, measuring."""
+
 
 class Watch:
     """Tells from a trial's beacon whether it hangs.
-
-    Never before the first sign after a start: the first step compiles, fills caches and waits for data.
-    Nor between stages, whose lengths nobody knows.
 
     Args:
         folder: the trial's.
@@ -46,7 +47,7 @@ class Watch:
         """Begin anew: what the beacon says now is from before."""
         self._mark = self._stamp()
         self._word: Word | None = None
-        self._since = 0.0
+        self._since = self._clock()
         self._longest = 0.0
 
     def look(self) -> str:
@@ -56,16 +57,21 @@ class Watch:
             self._hear(now, last_word(self._folder))
             self._mark = mark
             return ""
-        word = self._word
-        if word is None or word.stage not in WATCHED or word.done >= word.total or not self._patience_s:
+        silence, word = now - self._since, self._word
+        if not self._patience_s or silence <= self._limit():
             return ""
-        silence, limit = now - self._since, max(self._patience_s, FACTOR * self._longest)
-        if silence <= limit:
-            return ""
+        last = "its start" if word is None else f"{word.stage} {word.done}/{word.total}"
         return (
-            f"no sign of life for {silence:.0f} s after {word.stage} {word.done}/{word.total} "
+            f"no sign of life for {silence:.0f} s after {last} "
             f"(the longest wait before was {self._longest:.1f} s)"
         )
+
+    def _limit(self) -> float:
+        """Return how long a silence is forgiven now, seconds."""
+        word = self._word
+        if word is None or word.stage not in WATCHED or word.done >= word.total:
+            return UNKNOWN * self._patience_s
+        return max(self._patience_s, FACTOR * self._longest)
 
     def _hear(self, now: float, word: Word | None) -> None:
         """Take a sign in, and how long it was waited for."""

@@ -65,13 +65,19 @@ class Scene:
         while self.mend:
             self.mend.pop(0)()
 
-    def worker(self) -> int:
-        """Process id of the victim's worker: the one that wrote its diary last, or the only one there is."""
+    def worker(self, begun: bool = False) -> int:
+        """Process id of the victim's worker.
+
+        Args:
+            begun: only one that has written its diary; otherwise also the only one there is.
+        """
         alive = {
             pid for pid, words in offspring(self.nursery).items() if words.startswith("ray::RayTrainWorker")
         }
         started = [event.pid for event in events(self.victim) if event.what == STARTED]
-        found = [pid for pid in reversed(started) if pid in alive] or (sorted(alive) if self.alone else [])
+        found = [pid for pid in reversed(started) if pid in alive] or (
+            sorted(alive) if self.alone and not begun else []
+        )
         if not found:
             raise LookupError("the trial has no worker")
         return found[0]
@@ -161,8 +167,11 @@ def oom(scene: Scene) -> str:
 
 
 def hang(scene: Scene) -> str:
-    """Stop the victim's worker: it lives, and does nothing."""
-    pid = scene.worker()
+    """Stop the victim's worker: it lives, and does nothing.
+
+    Once its trial has begun: Ray Train waits for ever for one that stops while it sets it up.
+    """
+    pid = scene.worker(begun=True)
     os.kill(pid, signal.SIGSTOP)
     return f"SIGSTOP {pid}"
 
