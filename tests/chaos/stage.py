@@ -42,9 +42,8 @@ class Stage:
 
     def unbroken(self, fault: str) -> StudyFolder:
         """Return the unbroken study of a fault's runs; it is made on first use."""
-        return make_unbroken(
-            self.recipe(fault), self.place / ("unbroken-nan" if fault == "nan" else "unbroken")
-        )
+        mad, name = (MAD, "unbroken-nan") if fault == "nan" else (None, "unbroken")
+        return make_unbroken(self.world, mad, self.place / name, str(shim(self.scratch)))
 
 
 @contextmanager
@@ -58,7 +57,6 @@ def stage(place: Path) -> Iterator[Stage]:
     with scratch_folder("chaos") as scratch, environment(scratch), nursery(log := scratch / "log") as pid:
         made = Stage(place.resolve(), scratch, Cluster(scratch), pid)
         make_world(made.world)
-        made.unbroken("")
         await_nursery(log)
         _report(made.unbroken("").path, str(shim(scratch)))
         made.cluster.start()

@@ -7,6 +7,8 @@ two trials, has a verdict with a degree of freedom, and shows that what was done
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from experiments.rule import Rule
 from pipeline.session import LocalSession
 from pipeline.settings import DataSettings, TrainSettings
 from pipeline.train import run_trial
+from tests.chaos.cluster import ROOT
 
 NAME = "chaos"
 STEPS = 12
@@ -76,17 +79,35 @@ def make_world(root: Path) -> None:
         make_worlds(chaos_recipe(root).worlds, Console(file=io.StringIO()))
 
 
-def make_unbroken(recipe: Recipe, runs: Path) -> StudyFolder:
-    """Run the study in this process, without Ray; what is done already stays."""
+def make_unbroken(root: Path, mad: int | None, runs: Path, python: str) -> StudyFolder:
+    """Run the study without Ray, two trials at a time; what is done already stays.
+
+    Args:
+        root: of the data.
+        mad: the trial that is to diverge, if any; it is left out.
+        runs: folder for the study.
+        python: runs the trials.
+    """
+    recipe = chaos_recipe(root, mad)
     folder = StudyFolder(runs / recipe.name)
     folder.claim(recipe, digest_inputs(recipe))
-    for name, settings in recipe.named_trials().items():
-        if folder.state(name) == "pending" and settings.train.lr_scale < MAD:
-            session = LocalSession(folder.trial(name))
-            session.recipe = recipe.digest
-            run_trial(settings, session)
-            folder.finish(name)
+    sane = [name for name, settings in recipe.named_trials().items() if settings.train.lr_scale < MAD]
+    todo = [name for name in sane if folder.state(name) == "pending"]
+    words = [python, "-m", "tests.chaos.study", str(root), "" if mad is None else str(mad), str(runs)]
+    for at in range(0, len(todo), 2):
+        made = [subprocess.Popen([*words, name], cwd=ROOT) for name in todo[at : at + 2]]
+        assert [process.wait() for process in made] == [0] * len(made)
     return folder
+
+
+def _run_alone(root: str, mad: str, runs: str, name: str) -> None:
+    """Run one trial in this process."""
+    recipe = chaos_recipe(Path(root), int(mad) if mad else None)
+    folder = StudyFolder(Path(runs) / recipe.name)
+    session = LocalSession(folder.trial(name))
+    session.recipe = recipe.digest
+    run_trial(recipe.named_trials()[name], session)
+    folder.finish(name)
 
 
 def half_done(unbroken: StudyFolder, recipe: Recipe, runs: Path, under_way: Sequence[str]) -> StudyFolder:
@@ -98,3 +119,7 @@ def half_done(unbroken: StudyFolder, recipe: Recipe, runs: Path, under_way: Sequ
             shutil.rmtree(folder.trial(name))
             shutil.copytree(unbroken.trial(name), folder.trial(name))
     return folder
+
+
+if __name__ == "__main__":
+    _run_alone(*sys.argv[1:])
