@@ -19,7 +19,7 @@ from pipeline.config_source import read_source
 # Imported for what they register in mmdet3d's registries.
 from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, vovnet, weight_map  # noqa: F401
 from pipeline.detector.detector import CmtDetector
-from pipeline.detector.optim import freeze, read_wrapper
+from pipeline.detector.optim import AMP_WRAPPER, freeze, read_wrapper
 from pipeline.detector.schedule import read_length, read_schedule
 from pipeline.plan import Plan
 
@@ -102,6 +102,8 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         ) from error
     for key, text in overrides:
         _override(cfg, key, text)
+    if any(key == "optim_wrapper.type" for key, _ in overrides) and cfg.optim_wrapper.type != AMP_WRAPPER:
+        cfg.optim_wrapper.pop("dtype", None)  # of the autocast that the override takes away
     known = OURS | set(inspect.signature(Runner.__init__).parameters)
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
     if unread:  # a name that the config itself reads is a variable of it

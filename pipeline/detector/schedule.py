@@ -112,9 +112,8 @@ class Schedule:
     ) -> None:
         self._optimizer, self._lr_scale, self._epoch = optimizer, lr_scale, epoch
         self._shadow = _Shadow(optimizer, lr_scale)
-        self._schedulers = [
-            _build(place, entry, self._shadow, length, epoch) for place, entry in enumerate(entries)
-        ]
+        made = [_build(place, entry, self._shadow, length, epoch) for place, entry in enumerate(entries)]
+        self._schedulers = [scheduler for scheduler in made if scheduler is not None]
         self._shadow.step()
         self._step = 0
         self.apply(0)
@@ -160,7 +159,7 @@ def _in_steps(epochs: Any, epoch: float) -> Any:
 def _build(
     place: int, entry: Mapping[str, Any], shadow: torch.optim.Optimizer, length: Length, epoch: float
 ) -> Any:
-    """Build one of mmengine's schedulers, as its Runner does."""
+    """Build one of mmengine's schedulers, as its Runner does; None: in so few steps its phase has none."""
     made = dict(entry)
     by_epoch = bool(made.get("by_epoch", True))
     end = length.epochs if by_epoch else length.in_steps(round(epoch))
@@ -170,6 +169,8 @@ def _build(
             raise ScheduleError(f"param_scheduler[{place}]: convert_to_iter_based needs by_epoch=True")
         made["by_epoch"] = False
         made |= {key: _in_steps(made[key], epoch) for key in IN_EPOCHS if made.get(key) is not None}
+        if made["end"] == made.get("begin", 0) and entry.get("end") != entry.get("begin", 0):
+            return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of its own use by the Runner

@@ -1,5 +1,7 @@
 """What a trial takes from its config, what its settings replace, and that the difference is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -72,3 +74,8 @@ def test_autocast_is_the_configs_where_there_is_a_gpu() -> None:
     assert "does nothing on a CPU" in " ".join(agree(on_cpu, FRAMES, 1).differs)
     asked = with_autocast(trial(MINI, device="cuda", steps=1, amp=True))
     assert "adds autocast" in " ".join(agree(asked, FRAMES, 1).differs)
+
+
+def test_an_override_takes_the_autocast_away() -> None:
+    asked = trial(FULL, device="cuda", steps=1)
+    assert not with_autocast(replace(asked, overrides=(("optim_wrapper.type", '"OptimWrapper"'),))).train.amp

@@ -33,6 +33,7 @@ from pipeline.train import Trial
 _HEAD = "model.pts_bbox_head"
 _LR = "optim_wrapper.paramwise_cfg.custom_keys"
 EXACT = (
+    ("optim_wrapper.type", '"OptimWrapper"'),  # the config's autocast would round to 8 bits
     # Batch norm: each rank norms by its own frames, which is another function than one norm over both.
     # Frozen norms use their statistics. The backbones' are frozen in the config; this one is not.
     (f"{_LR}.shared_conv", '{"lr_mult": 0.0}'),

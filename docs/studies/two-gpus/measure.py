@@ -171,7 +171,8 @@ def make_data(asked: argparse.Namespace) -> dict[str, Any]:
 
     scenes, cores = {"train": asked.frames, "val": 1}, multiprocessing.cpu_count()
     rig = MINI if asked.cpu else FULL
-    generate(asked.out / "data", 7, VERSION, 1, scenes, min(cores, asked.frames + 1), rig=rig)
+    if not (asked.out / "data" / VERSION).is_dir():
+        generate(asked.out / "data", 7, VERSION, 1, scenes, min(cores, asked.frames + 1), rig=rig)
     return {"rig": rig.name, "frames": asked.frames, "version": VERSION}
 
 

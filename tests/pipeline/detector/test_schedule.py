@@ -127,6 +127,19 @@ def test_what_cannot_be_followed_is_refused(config, message) -> None:
         read(config)
 
 
+def test_a_phase_without_a_step_is_left_out() -> None:
+    entries = read_schedule({"param_scheduler": CYCLE})
+    for steps in (1, 2, 3, 20):  # of 20 epochs
+        optimizer = optimiser()
+        schedule = Schedule(entries, optimizer, Length(epochs=20), steps / 20)
+        for step in range(steps):
+            schedule.apply(step)
+        assert all(0 < group["lr"] < 1 for group in optimizer.param_groups)
+    nothing = {"type": "LinearLR", "begin": 3, "end": 3, "convert_to_iter_based": True}
+    with pytest.raises(ScheduleError, match="end should be larger than begin"):
+        Schedule([nothing], optimiser(), Length(epochs=20), 3)
+
+
 def test_an_entry_that_mmengine_refuses_is_named() -> None:
     with pytest.raises(ScheduleError, match=r"param_scheduler\[0\], LinearLR: .*gama"):
         Schedule([{"type": "LinearLR", "gama": 1}], optimiser(), Length(steps=9), 3)
