@@ -1,7 +1,8 @@
 """Simulated hosts: network namespaces joined by a bridge, each with an address and a Ray node of its own.
 
 Nothing of the machine's own network is touched: the bridge lies in a namespace too. What the hosts share is
-the machine's file system, as hosts of a cluster share a network drive; each has its own directory for Ray.
+the machine's file system, as hosts of a cluster share a network drive; each has its own directory for Ray,
+and whatever else ``Host.own`` names.
 """
 
 import os
@@ -16,11 +17,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hosted import is_worker  # a helper of this folder; no package
+
 from pipeline.launch import OURS
 from pipeline.scratch import scratch_folder
 
+LONG = "BIASWISE_LONG_TESTS"
+"""Environment variable: set, the tests that take minutes and a machine of their own run too."""
+
 NET = "10.77.0"
 """Addresses inside the namespaces alone; nothing outside them can reach one."""
+
+METADATA = "169.254.169.254"
+"""Where a machine of EC2 asks about itself."""
 
 PORT = 6379
 SETTINGS = {
@@ -75,7 +84,9 @@ def ip(*words: str) -> None:
 
 
 def why_not() -> str:
-    """Why namespaces cannot be made here; empty if they can."""
+    """Why hosts cannot be simulated here and now; empty if they can."""
+    if not os.environ.get(LONG):
+        return f"takes minutes; {LONG}=1 runs it"
     if shutil.which("ip") is None:
         return "there is no `ip` (package iproute2)"
     probe = f"bw{os.getpid()}probe"
@@ -95,7 +106,7 @@ class Host:
         namespace: of its network.
         address: of its end of the cable.
         net, cable: namespace of the bridge, and the cable's end there.
-        ray: its own files of Ray; it sees them at ``seen``.
+        own: its disk: place that its processes see -> the folder of this machine that lies there for them.
         environment: of whatever runs on it.
         running: processes started on it.
     """
@@ -104,16 +115,15 @@ class Host:
     address: str
     net: str
     cable: str
-    ray: Path
-    seen: Path
+    own: dict[Path, Path]
     environment: dict[str, str]
     running: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self, command: list[str], log: Path, **environment: str) -> "subprocess.Popen[bytes]":
         """Run a command on the host."""
         # `ip netns exec` gives every command a space of its own for mounts
-        mount = f'mount --bind {self.ray} {self.seen} && exec "$@"'
-        whole = ["ip", "netns", "exec", self.namespace, "sh", "-c", mount, "sh", *command]
+        mounts = "".join(f"mount --bind {there} {place} && " for place, there in self.own.items())
+        whole = ["ip", "netns", "exec", self.namespace, "sh", "-c", f'{mounts}exec "$@"', "sh", *command]
         with log.open("a") as file:
             made = subprocess.Popen(
                 whole, env=self.environment | environment, stdout=file, stderr=file, start_new_session=True
@@ -137,12 +147,20 @@ class Host:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
 
+    def drive(self, command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+        """Run a command on the head that finds the cluster."""
+        return self.start(command, log, RAY_ADDRESS=f"{self.address}:{PORT}")
+
     def pids(self) -> set[int]:
         """Every process on the host."""
         done = subprocess.run(
             ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True
         )
         return {int(word) for word in done.stdout.split()}
+
+    def ranks(self) -> int:
+        """How many workers it has; one that was cut off may not know yet that it has lost its own."""
+        return sum(map(is_worker, self.pids()))
 
     def kill(self) -> None:
         """End everything on it, as a power cut does."""
@@ -154,6 +172,16 @@ class Host:
         for process in self.running:
             process.wait()
         self.running.clear()
+
+    def give_notice(self, head: "Host", logs: Path, seconds: float) -> None:
+        """Let the cloud announce its end, where `biaswise cluster watch` looks."""
+        notice = logs / f"notice-{self.namespace}"
+        server = [sys.executable, str(Path(__file__).with_name("spot.py")), METADATA, "80", str(notice)]
+        ip("-n", self.namespace, "addr", "add", f"{METADATA}/32", "dev", "lo")
+        self.start(server, logs / "metadata.log")
+        watch = [sys.executable, "-m", "experiments.cli", "cluster", "watch"]
+        notice.write_text(str(time.time() + seconds))
+        self.start([*watch, "--address", f"{head.address}:{PORT}"], logs / "watch.log")
 
     def unplug(self) -> None:
         """Cut it off: nothing arrives, and nobody is told."""
@@ -182,9 +210,8 @@ def made_hosts(number: int) -> Iterator[list[Host]]:
             for i in range(number + 1):
                 own = scratch / f"host{i}"
                 own.mkdir()
-                host = Host(
-                    f"bw{os.getpid()}h{i}", f"{NET}.{10 + i}", net, f"p{i}", own, scratch / "ray", given
-                )
+                address, places = f"{NET}.{10 + i}", {scratch / "ray": own}
+                host = Host(f"bw{os.getpid()}h{i}", address, net, f"p{i}", places, dict(given))
                 hosts.append(host)
                 _wire(host)
             yield hosts

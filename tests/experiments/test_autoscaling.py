@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
@@ -15,6 +14,9 @@ import ray
 import torch
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+from spot import server  # a helper of this folder; no package
 
 from experiments.cluster_watch import Cloud, watch
 from experiments.preflight import make_worlds
@@ -101,32 +103,6 @@ def wait(condition, what: str) -> None:
         time.sleep(0.2)
 
 
-class Metadata(BaseHTTPRequestHandler):
-    """What a spot instance of EC2 is told, as documented; notice is given once ``notice`` is set."""
-
-    notice = False
-
-    def do_PUT(self):
-        assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-        self.answer("token-of-imds" if self.path == "/latest/api/token" else None)
-
-    def do_GET(self):
-        assert self.headers["X-aws-ec2-metadata-token"] == "token-of-imds"
-        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 25))
-        said = {"/latest/meta-data/instance-life-cycle": "spot"}
-        if type(self).notice:
-            said["/latest/meta-data/spot/instance-action"] = json.dumps({"action": "terminate", "time": end})
-        self.answer(said.get(self.path))
-
-    def answer(self, text):
-        self.send_response(200 if text else 404)
-        self.end_headers()
-        self.wfile.write((text or "").encode())
-
-    def log_message(self, *words):
-        pass
-
-
 def play() -> None:
     """Run by the test in a process of its own: Ray reads its token and settings once, when it is imported."""
     ray.init(log_to_driver=False, logging_level="ERROR")
@@ -159,16 +135,17 @@ def play() -> None:
     check_capacity({"three": replace(gpu, workers=3)})  # two when they are free, and one to be launched
 
     # the cloud's notice becomes a drain
-    server = HTTPServer(("127.0.0.1", 0), Metadata)
-    Thread(target=server.serve_forever, daemon=True).start()
+    notice = Path(os.environ["BIASWISE_HOME"]) / "notice"
+    metadata = server("127.0.0.1", 0, notice)
+    Thread(target=metadata.serve_forever, daemon=True).start()
     lost = placement_group_table(trials)["bundles_to_node_id"][0]  # an idle one would be gone at once
-    Metadata.notice = True
+    notice.write_text(str(time.time() + 25))
     said: list[str] = []
-    cloud = Cloud(aws=f"http://127.0.0.1:{server.server_port}", gcp="http://127.0.0.1:1")
+    cloud = Cloud(aws=f"http://127.0.0.1:{metadata.server_port}", gcp="http://127.0.0.1:1")
     assert watch(os.environ["RAY_ADDRESS"], lost, said.append, cloud) == 0, said
     assert said[0] == "spot machine: waiting for its notice"
     assert said[1].startswith("notice: this machine ends in 2")
-    server.shutdown()
+    metadata.shutdown()
     wait(lambda: lost in ray._private.state.state.get_draining_nodes(), "it drains")
 
     # nothing waits any more: every worker goes
