@@ -5,6 +5,7 @@ same; only the trial's own steps say that it is stuck. The watch sits in Ray Tra
 its own, and looks at the trial's beacon.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +38,17 @@ class Watch:
         folder: the trial's.
         patience_s: silence that is always forgiven; 0 forgives every silence.
         clock: monotonic seconds.
+        far: the workers may have a disk of their own, from which no sign ever comes: nothing is told then.
     """
 
-    def __init__(self, folder: Path, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._patience_s, self._clock = folder, patience_s, clock
+    def __init__(
+        self,
+        folder: Path,
+        patience_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        far: bool = False,
+    ) -> None:
+        self._folder, self._patience_s, self._clock, self._far = folder, patience_s, clock, far
         self.restart()
 
     def restart(self) -> None:
@@ -69,6 +77,8 @@ class Watch:
     def _limit(self) -> float:
         """Return how long a silence is forgiven now, seconds."""
         word = self._word
+        if word is None and self._far:
+            return math.inf
         if word is None or word.stage not in WATCHED or word.done >= word.total:
             return UNKNOWN * self._patience_s
         return max(self._patience_s, FACTOR * self._longest)
@@ -93,12 +103,12 @@ class HangCallback(WorkerGroupCallback):
 
     Args:
         folder: the trial's.
-        patience_s: see ``Watch``.
+        patience_s, far: see ``Watch``.
     """
 
-    def __init__(self, folder: Path, patience_s: float) -> None:
+    def __init__(self, folder: Path, patience_s: float, far: bool = False) -> None:
         self._folder = folder
-        self._watch = Watch(folder, patience_s)
+        self._watch = Watch(folder, patience_s, far=far)
         self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:

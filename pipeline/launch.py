@@ -198,7 +198,7 @@ def run_under_ray(
     began = time.time()
     cuda = settings.device == "cuda"
     trainer = Trainer(
-        HangCallback(folder, patience_s),
+        HangCallback(folder, patience_s, far=mirror is not None),
         train_loop,
         train_loop_config={
             "settings": settings.to_dict(),

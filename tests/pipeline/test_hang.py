@@ -58,6 +58,13 @@ def test_the_first_step_may_take_long_but_not_for_ever(tmp_path, clock, say):
     assert "after its start" in looks(watch, clock, 1)
 
 
+def test_a_worker_whose_disk_is_another_gives_no_sign_and_is_not_ended_for_it(tmp_path, clock, say):
+    watch = Watch(tmp_path, 10, clock, far=True)
+    assert not looks(watch, clock, 30 * UNKNOWN)
+    say("train", 2, 9)  # a disk that both see after all
+    assert "after train 2/9" in looks(watch, clock, 30)
+
+
 def test_after_a_restart_the_same_word_again_is_a_sign(tmp_path, clock, say):
     watch = Watch(tmp_path, 10, clock)
     say("train", 3, 9)
