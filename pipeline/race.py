@@ -19,7 +19,12 @@ import torch
 from pipeline.data.stand_in import stand_in_frame
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
-from pipeline.detector.deploy import convolutions_channels_last, for_inference, use_graphs
+from pipeline.detector.deploy import (
+    convolutions_channels_last,
+    for_inference,
+    train_through_graphs,
+    use_graphs,
+)
 from pipeline.detector.optim import build_optimizer, clip_norm, is_amp
 from pipeline.optimise import Optimiser, deterministic, seed_everything
 from pipeline.parts import PartClock
@@ -58,7 +63,7 @@ class Course:
         sweeps: LiDAR turns per frame.
         boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
         fold: fold batch norms for inference.
-        graph: detect through CUDA graphs, on a GPU.
+        graph: detect, and train the head, through CUDA graphs, on a GPU.
         parts: time the parts of the model too.
         rounds: how often all plans run, one after the other, each time from the same weights.
         overrides: see ``load_config``.
@@ -165,6 +170,7 @@ def _optimiser(course: Course, model: Any, amp: bool) -> Optimiser:
     wrapper = load_config(course.config, course.overrides).optim_wrapper
     limit = clip_norm(wrapper)
     optimizer = build_optimizer(model, wrapper)
+    train_through_graphs(model, course.graph)
     return Optimiser(model.train(), optimizer, float("inf") if limit is None else limit, amp)
 
 
@@ -222,8 +228,24 @@ def _train(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool)
         return []
     device = torch.device(course.device)
     optimiser = _optimiser(course, model, amp)
-    clock, losses = StepClock(device), []
-    parts = PartClock(model, device) if course.parts else None
+    clock, losses = _steps(course, optimiser, batches)
+    ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
+    timed = [m for m in clock.measures(course.batch) if m.metric != "data_wait_ms"]
+    found = [*timed, _peak("train", device)]
+    found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
+    train_through_graphs(model, False)
+    if course.parts:  # once more, launched part by part: a graph has none
+        parts = PartClock(model, device)
+        _steps(course, optimiser, batches)
+        found += parts.measures("train")
+    return found
+
+
+def _steps(
+    course: Course, optimiser: Optimiser, batches: list[dict[str, Any]]
+) -> tuple[StepClock, list[float]]:
+    """Train; return the times and the losses."""
+    clock, losses = StepClock(torch.device(course.device)), []
     for step in range(course.steps):
         batch = _joined([batches[(step * course.batch + i) % len(batches)] for i in range(course.batch)])
         seed_everything(course.seed, step)
@@ -234,11 +256,7 @@ def _train(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool)
         except (TrialError, FloatingPointError) as error:
             raise RaceError(f"training stopped at step {step + 1} of {course.steps}: {error}") from error
         clock.end()
-    ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
-    timed = [m for m in clock.measures(course.batch) if m.metric != "data_wait_ms"]
-    found = [*timed, _peak("train", device)]
-    found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
-    return found + (parts.measures("train") if parts else [])
+    return clock, losses
 
 
 def _detect(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool) -> list[Measure]:

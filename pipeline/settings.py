@@ -78,6 +78,7 @@ class TrainSettings:
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
+        graph: train the head through CUDA graphs (GPU only); False launches kernel by kernel.
     """
 
     steps: int
@@ -90,6 +91,7 @@ class TrainSettings:
     checkpoint_every: int = 1000
     log_every: int = 10
     amp: bool = False
+    graph: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class TrialSettings:
         plain = self.to_dict()
         # A setting that came later must not rename the trials that ran before it.
         plain["data"] = {k: v for k, v in plain["data"].items() if v or k not in _LATER}
+        if plain["train"]["graph"]:
+            del plain["train"]["graph"]
         text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

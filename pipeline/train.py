@@ -23,6 +23,7 @@ from pipeline.departure import Departure
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.checkpoint import load_weights, save_weights
+from pipeline.detector.deploy import train_through_graphs
 from pipeline.detector.optim import build_optimizer, clip_norm
 from pipeline.diary import STARTED, note
 from pipeline.feed import Feed
@@ -212,6 +213,7 @@ class Trial:
 
     def _profile(self) -> None:
         """Record which kernels a training step runs; the weights stay as they are."""
+        train_through_graphs(self.model, False)  # a replay does not say which site a kernel is of
         samples = next(self.batches(0, 1))
         seed_everything(self.settings.seed, 0, self.session.rank)
         self.model.train()
@@ -254,6 +256,7 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
         load_weights(model, locate(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
     for plan in (*settings.mix, settings.plan):
         model.apply_plan(plan, dtype=dtype)
+    train_through_graphs(model, settings.train.graph)
     optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)
     limit = clip_norm(optim_wrapper)
     return model, Optimiser(

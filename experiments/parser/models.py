@@ -73,7 +73,7 @@ def add_throughput(commands: Commands) -> None:
     race.add_argument("--profile", action="store_true", help="the kernels of one step and one detection too")
     race.add_argument("--waits", action="store_true", help="where the host waits for the GPU too")
     race.add_argument("--no-fold", action="store_true", help="detect without folding batch norms")
-    race.add_argument("--no-graph", action="store_true", help="detect without CUDA graphs")
+    race.add_argument("--no-graph", action="store_true", help="train and detect without CUDA graphs")
     cfg_options(race)
     race.add_argument("--device", choices=("cpu", "cuda"), help="(cuda if there is one)")
     race.add_argument("--seed", type=int, default=0, help="of weights and frames (%(default)s)")

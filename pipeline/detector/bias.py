@@ -127,6 +127,7 @@ class AttentionBiasGenerator(BaseModule):
         weights: Tensor,
         geometry: ProjectedQueries,
         windows: Sequence[int | None] = (),
+        scales: Tensor | None = None,
     ) -> list[Bias | None]:
         """Make the bias of every layer.
 
@@ -135,6 +136,7 @@ class AttentionBiasGenerator(BaseModule):
             weights: (B, Q, 2) in [-1, 1]: LiDAR, camera.
             geometry: where the queries project to.
             windows: of each layer, its window in cells or None (``windows_of``); empty: None for all.
+            scales: what ``watched_scales`` returned; None: asks for it.
 
         Returns:
             Per layer a bias in the dtype of ``weights``, with gradients to them and ``bias_scale``; None for
@@ -148,10 +150,7 @@ class AttentionBiasGenerator(BaseModule):
             raise BiasConfigError(
                 f"the bias generator makes none, {', '.join(self.KINDS)}; got {', '.join(map(repr, unknown))}"
             )
-        scales = self.layer_scales(len(kinds))
-        self.slopes = None
-        if scales.requires_grad:
-            scales.register_hook(self._keep_slopes)  # type: ignore[no-untyped-call]
+        scales = self.watched_scales(len(kinds)) if scales is None else scales
         sizes = [self.windows_of(window) for window in windows or [None] * len(kinds)]
         wanted = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
         rects = {size: geometry.rects(size) for size in wanted}
@@ -175,6 +174,14 @@ class AttentionBiasGenerator(BaseModule):
             )
         scale: Tensor = _InwardClamp.apply(self.bias_scale, *self.scale_range)  # type: ignore[no-untyped-call]
         return scale.expand(layers)
+
+    def watched_scales(self, layers: int) -> Tensor:
+        """Return ``layer_scales``, whose gradient will be kept as ``slopes``."""
+        scales = self.layer_scales(layers)
+        self.slopes = None
+        if scales.requires_grad:
+            scales.register_hook(self._keep_slopes)  # type: ignore[no-untyped-call]
+        return scales
 
     def _keep_slopes(self, grad: Tensor) -> None:
         self.slopes = grad.detach()

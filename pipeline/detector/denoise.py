@@ -5,15 +5,19 @@ centre that moved too far has to be called background. Only training uses them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from operators import DenseBias
 from pipeline.detector.transfer import upload
 
 SLOT_RADIUS_VOLUME = 3.14159 / 6  # share of the noise cube that a ball of radius 1 fills; CMT's digits of pi
+
+MATCHING, PADDING = -1, -2
+"""In the place of a group: a matching query, a slot that pads."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class DenoisingQueries:
         labels: (n,) class, or ``num_classes`` for background.
         boxes: (n, 9) clean targets, also of background rows; z at the box centre.
         points: (B, P, 3) noised centres in [0, 1]; unused slots are 0, 0, 0.
+        padding: slots after those of the groups; a group of their own, of which none is used.
     """
 
     groups: int
@@ -63,34 +68,58 @@ class DenoisingQueries:
     labels: Tensor
     boxes: Tensor
     points: Tensor
+    padding: int = 0
 
     @property
     def num_slots(self) -> int:
         """P: slots per sample, used or not."""
-        return self.groups * self.slots_per_group
+        return self.groups * self.slots_per_group + self.padding
+
+    def padded(self, num_queries: int, multiple: int) -> "DenoisingQueries":
+        """Add slots until there are a multiple of so many queries, the matching ones counted.
+
+        Nobody but themselves looks at what is added, and no loss does. Sizes that recur let a graph be
+        replayed.
+        """
+        more = -(self.num_slots + num_queries) % multiple
+        return replace(self, points=F.pad(self.points, (0, 0, 0, more)), padding=self.padding + more)
+
+    def membership(self, num_queries: int) -> Tensor:
+        """Return which group a query is in, (P + num_queries,) int64: see ``blocked``."""
+        group = torch.arange(self.num_slots + num_queries, device=self.points.device) // self.slots_per_group
+        group[self.num_slots - self.padding :] = PADDING
+        group[self.num_slots :] = MATCHING
+        return group
 
     def blocked(self, num_queries: int) -> Tensor:
-        """Who may not look at whom in self-attention.
-
-        Matching queries must not see denoising ones, which know the answer; a group must not see
-        another. Denoising queries may look at matching queries.
+        """Who may not look at whom in self-attention; see the function of this name.
 
         Args:
             num_queries: matching queries, which follow the denoising slots.
-
-        Returns:
-            (P + num_queries, P + num_queries) bool, True = blocked; rows look, columns are looked at.
         """
-        group = torch.arange(self.num_slots + num_queries, device=self.points.device) // self.slots_per_group
-        group[self.num_slots :] = self.groups
-        looks, seen = group[:, None], group[None, :]
-        return (seen != self.groups) & (looks != seen)
+        return blocked(self.membership(num_queries))
 
-    def mask(self, num_queries: int) -> DenseBias:
-        """Return ``blocked`` as what self-attention takes: minus infinity where blocked."""
-        blocked = self.blocked(num_queries)
-        values = torch.zeros(blocked.shape, device=blocked.device).masked_fill_(blocked, float("-inf"))
-        return DenseBias(values[None, None])
+
+def blocked(group: Tensor) -> Tensor:
+    """Tell who may not look at whom in self-attention.
+
+    Matching queries must not see denoising ones, which know the answer; a group must not see
+    another. Denoising queries may look at matching queries.
+
+    Args:
+        group: (N,) group of each query, or ``MATCHING``.
+
+    Returns:
+        (N, N) bool, True = blocked; rows look, columns are looked at.
+    """
+    looks, seen = group[:, None], group[None, :]
+    return (seen != MATCHING) & (looks != seen)
+
+
+def denoising_mask(group: Tensor) -> DenseBias:
+    """Return ``blocked`` as what self-attention takes: minus infinity where blocked."""
+    values = torch.zeros((len(group),) * 2, device=group.device)
+    return DenseBias(values.masked_fill_(blocked(group), float("-inf"))[None, None])
 
 
 def make_denoising_queries(

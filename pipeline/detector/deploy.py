@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.detector.attention import PackedProjections
 from pipeline.detector.graph import Graphs
+from pipeline.detector.graph_train import TrainGraphs
 
 CONVOLUTIONS = ("img_backbone", "img_neck", "pts_branch", "pts_backbone", "pts_neck")
 """Parts of ``CmtDetector`` that autocast runs in half precision from end to end."""
@@ -56,6 +57,24 @@ def use_graphs(model: Any, graphs: bool = True) -> Any:
     """
     on = graphs and next(model.parameters()).is_cuda
     model.graphs = model.pts_bbox_head.graphs = Graphs() if on else None
+    return model
+
+
+def train_through_graphs(model: Any, graphs: bool = True) -> Any:
+    """Let the head of a model on a GPU train through CUDA graphs from now on, or no longer.
+
+    Losses and gradients are the same, but for the order of sums and for where dropout falls, because the
+    denoising slots are padded. Parameters must stay the same objects where they are: move the model before.
+
+    Args:
+        model: a ``CmtDetector``.
+        graphs: False: launch kernel by kernel, and give the graphs' memory back.
+
+    Returns:
+        The model; on a CPU as it was.
+    """
+    on = graphs and next(model.parameters()).is_cuda
+    model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head) if on else None
     return model
 
 

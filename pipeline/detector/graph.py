@@ -29,21 +29,11 @@ WARM = 2
 log = logging.getLogger(__name__)
 
 
-class Graphs:
-    """The captured parts of one model, whose weights must stay where they are (their values may change).
+class Gate:
+    """Keeps away from graphs what was never captured."""
 
-    Args:
-        most: graphs kept; the one that was not used for longest is dropped.
-    """
-
-    def __init__(self, most: int = MOST) -> None:
-        self._kept: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._most = most
+    def __init__(self) -> None:
         self._refused: set[tuple[str, ...]] = set()
-
-    def __len__(self) -> int:
-        """Return how many graphs are kept."""
-        return len(self._kept)
 
     def admit(self, impls: Iterable[str]) -> bool:
         """Say whether all implementations can be captured; if not, log which cannot, once."""
@@ -56,6 +46,23 @@ class Graphs:
                 ", ".join(sorted(CAPTURED)),
             )
         return not others
+
+
+class Graphs(Gate):
+    """The captured parts of one model, whose weights must stay where they are (their values may change).
+
+    Args:
+        most: graphs kept; the one that was not used for longest is dropped.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        super().__init__()
+        self._kept: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._most = most
+
+    def __len__(self) -> int:
+        """Return how many graphs are kept."""
+        return len(self._kept)
 
     def run(self, part: str, key: Hashable, function: Part, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run a part, captured the first time.

@@ -20,8 +20,9 @@ from pipeline.detector.aqr import ProjectedQueries
 from pipeline.detector.attention import SiteAttention
 from pipeline.detector.batch import read_meta
 from pipeline.detector.decoder import CmtTransformer
-from pipeline.detector.denoise import DenoisingSettings, make_denoising_queries
+from pipeline.detector.denoise import DenoisingSettings, denoising_mask, make_denoising_queries
 from pipeline.detector.graph import Graphs, replayed
+from pipeline.detector.graph_train import TrainGraphs
 from pipeline.detector.loss import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.position import (
     Cameras,
@@ -36,6 +37,10 @@ from pipeline.detector.position import (
 from pipeline.detector.task_head import SeparateTaskHead
 from pipeline.detector.transfer import download
 
+SLOTS = 128
+"""Where training is captured, queries with denoising slots come in multiples of this: eight sizes for 900
+learned ones, 64 queries more on average. Attention kernels take blocks of 64 or 128 anyway."""
+
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
 
 
@@ -47,6 +52,7 @@ class CmtAqrHead(nn.Module):
         transformer: decoder; its sites hold their choice of bias and implementation.
         aqr, bias_generator: None without AQR.
         graphs: through which ``predict`` runs; None: kernel by kernel. See ``deploy.use_graphs``.
+        trained: the same for training; see ``deploy.train_through_graphs``.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class CmtAqrHead(nn.Module):
         self.num_query, self.num_classes = num_query, int(tasks[0]["num_class"])
         self.depth_num = depth_num
         self.graphs: Graphs | None = None
+        self.trained: TrainGraphs | None = None
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         if self.bbox_coder.num_classes != self.num_classes:
             raise ValueError(
@@ -238,25 +245,82 @@ class CmtAqrHead(nn.Module):
             rand01: (n, 3) draws of the denoising noise, for tests.
             last_only: read only the last decoder layer (inference).
         """
-        memory = self.make_memory(bev_feats, img_feats, lidar2img, pad_hw)
-        points = self.reference_points.weight.expand(len(bev_feats), -1, -1)
-        queries = None
+        given = lidar2img
+        cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
+        graphs = self._train_graphs()
+        queries = noised = group = None
         if targets is not None:
             sizes = (self.num_query, self.num_classes)
             queries = make_denoising_queries(*targets, *sizes, self.point_range, self.dn, rand01)
         if queries is not None:
-            points = torch.cat([queries.points, points], dim=1)
+            queries = queries if graphs is None else queries.padded(self.num_query, SLOTS)
+            noised, group = queries.points, queries.membership(self.num_query)
+        compute = partial(self.compute, pad_hw=pad_hw, last_only=last_only)
+        inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse, noised, group)
+        if graphs is None:
+            codes, logits, *weights = compute(*inputs)
+        else:
+            key = (pad_hw, last_only, tuple(site.choice for site in self.sites.values()))
+            scales, kinds = None, self._kinds()
+            if self.bias_generator is not None and set(kinds) != {"none"}:
+                scales = self.bias_generator.watched_scales(len(kinds))
+            codes, logits, *weights = graphs.run(key, lambda *x: compute(*x)[:2], (*inputs, scales))
+        slots = 0 if queries is None else queries.num_slots
+        matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])
+        rated = weights[0] if weights else None
+        if queries is None:
+            return HeadOutput(matching, None, rated)
+        return HeadOutput(matching, (Predictions(codes[:, :, :slots], logits[:, :, :slots]), queries), rated)
+
+    def _train_graphs(self) -> TrainGraphs | None:
+        """Return the graphs through which a training step goes now, if it does."""
+        graphs = self.trained
+        if graphs is None or not (self.training and torch.is_grad_enabled()):
+            return None
+        used = {site.choice.impl for site in self.sites.values()}
+        if any(getattr(module, "with_cp", False) for module in self.modules()):
+            used.add("with_cp=True")
+        return graphs if graphs.admit(used) else None
+
+    def compute(
+        self,
+        bev_feats: Tensor,
+        img_feats: Tensor,
+        lidar2img: Tensor,
+        inverse: Tensor,
+        noised: Tensor | None,
+        group: Tensor | None,
+        scales: Tensor | None = None,
+        *,
+        pad_hw: tuple[int, int],
+        last_only: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Predict from tensors, without asking the host for anything but shapes.
+
+        Args:
+            bev_feats: see ``forward``.
+            img_feats: see ``forward``.
+            lidar2img: see ``Cameras``.
+            inverse: see ``Cameras``.
+            noised: (B, P, 3) reference points of the denoising slots, which come first; None: there are none.
+            group: see ``denoise.blocked``.
+            scales: see ``AttentionBiasGenerator.forward``.
+            pad_hw: see ``forward``.
+            last_only: see ``forward``.
+
+        Returns:
+            Codes and logits of all queries, see ``Predictions``, and ``HeadOutput.weights`` if there are any.
+        """
+        memory = self.make_memory(bev_feats, img_feats, Cameras(lidar2img, inverse), pad_hw)
+        points = self.reference_points.weight.expand(len(bev_feats), -1, -1)
+        if noised is not None:
+            points = torch.cat([noised, points], dim=1)
         query_pos = self.embed_queries(points, memory)
-        weights, biases, memory = self._weigh(points, query_pos, memory)
-        mask = None if queries is None else queries.mask(self.num_query)
+        weights, biases, memory = self._weigh(points, query_pos, memory, scales)
+        mask = None if group is None else denoising_mask(group)
         states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
         found = self._read(states, points)
-        slots = 0 if queries is None else queries.num_slots
-        matching = Predictions(found.codes[:, :, slots:], found.logits[:, :, slots:])
-        if queries is None:
-            return HeadOutput(matching, None, weights)
-        noised = Predictions(found.codes[:, :, :slots], found.logits[:, :, :slots])
-        return HeadOutput(matching, (noised, queries), weights)
+        return (found.codes, found.logits, *([] if weights is None else [weights]))
 
     def make_memory(
         self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
@@ -296,12 +360,15 @@ class CmtAqrHead(nn.Module):
             pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
             return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
 
+    def _kinds(self) -> list[str]:
+        """Return the bias of every layer's cross-attention."""
+        return [site.choice.bias for site in self.transformer.decoder.crosses]
+
     def _weigh(
-        self, points: Tensor, query_pos: Tensor, memory: Memory
+        self, points: Tensor, query_pos: Tensor, memory: Memory, scales: Tensor | None
     ) -> tuple[Tensor | None, list[Bias | None], Memory]:
         """Rate the sensors; make the bias of every layer, and the memory that the decoder reads."""
-        choices = [site.choice for site in self.transformer.decoder.crosses]
-        kinds = [choice.bias for choice in choices]
+        kinds = self._kinds()
         wanted = {kind for kind in kinds if kind != "none"}
         if not wanted and self.weight_map is None:  # a plain CMT: the weights would go nowhere
             return None, [None] * len(kinds), memory
@@ -312,7 +379,8 @@ class CmtAqrHead(nn.Module):
         seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
         geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
         weights = self.aqr(memory.tokens, memory.position, query_pos, geometry)
-        biases = self.bias_generator(kinds, weights, geometry, [choice.window for choice in choices])
+        windows = [site.choice.window for site in self.transformer.decoder.crosses]
+        biases = self.bias_generator(kinds, weights, geometry, windows, scales)
         if self.weight_map is not None:
             matching = self.num_query  # without the denoising queries, which know where the objects are
             memory = self.weight_map(memory, weights[:, -matching:], geometry.last(matching))

@@ -48,7 +48,7 @@ class HeadOutput:
         matching: predictions of the learned queries.
         denoising: predictions of the denoising slots and their bookkeeping, or None.
         weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
-            layer asked for a bias.
+            layer asked for a bias, and in a training step through CUDA graphs, which keep them.
     """
 
     matching: Predictions
