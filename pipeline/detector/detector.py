@@ -238,7 +238,10 @@ class CmtDetector(Base3DDetector):
         return replayed(self, "images", self._image_maps, (images,))[0]
 
     def _image_maps(self, images: Tensor) -> tuple[Tensor]:
-        return (self.img_neck(self.img_backbone(_as_convolutions_like(images)))[0],)
+        images, graphs = _as_convolutions_like(images), self.pts_bbox_head.trained
+        if graphs is None or not (self.training and torch.is_grad_enabled()):
+            return (self.img_neck(self.img_backbone(images))[0],)
+        return (self.img_neck(graphs.run_frozen(self.img_backbone, images))[0],)
 
     def point_features(self, points: list[Tensor]) -> Tensor:
         """Run the LiDAR branch on point clouds (N, C); see ``extract_feat``."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.detector.graph import WARM, Gate, Part
 
@@ -22,18 +23,23 @@ log = logging.getLogger(__name__)
 
 Values = tuple[Tensor | None, ...]
 Call = Callable[[], None]
+Buffer = Callable[[Hashable, Tensor], Tensor]
 
 
 class TrainGraphs(Gate):
     """The captured passes of one module, whose parameters must stay the same objects.
 
-    All pairs share one pool of memory, because only one of them is between its forward and its backward pass
-    at a time; what goes in and what comes out of them lies in buffers that they share too. The random state
+    All share one pool of memory, because only one pair is between its forward and its backward pass at a
+    time; what goes in and what comes out of them lies in buffers that they share too. The random state
     moves as if the part had run kernel by kernel, and running statistics are updated once a call.
+
+    What comes for the first time runs as it is, and is captured when it comes again: rare sizes are not worth
+    a graph, and the optimiser has made its moments before the first capture, in which the peak of the
+    allocator's statistics thus holds all that is there later.
 
     Args:
         owner: the module whose function is captured.
-        most: pairs kept; what comes later runs kernel by kernel.
+        most: graphs or pairs of them kept; what comes later runs kernel by kernel.
     """
 
     def __init__(self, owner: nn.Module, most: int = MOST) -> None:
@@ -41,20 +47,19 @@ class TrainGraphs(Gate):
         self._owner = owner
         self._parameters = dict(owner.named_parameters())
         self._pairs: dict[Hashable, _Pair] = {}
+        self._frozen: dict[Hashable, _Frozen] = {}
         self._most = most
-        self._begun = self._full = False
+        self._seen: set[Hashable] = set()
+        self._full = False
         self._buffers: dict[Hashable, Tensor] = {}
         self._recorder: _Recorder | None = None
 
     def __len__(self) -> int:
-        """Return how many pairs are kept."""
-        return len(self._pairs)
+        """Return how many are kept."""
+        return len(self._pairs) + len(self._frozen)
 
     def run(self, key: Hashable, function: Part, inputs: Values) -> tuple[Tensor, ...]:
-        """Run a function of the module and of tensors, captured when it is called for the second time.
-
-        The first call of all runs as it is, and so the optimiser has made its moments before the first
-        capture: the peak of the allocator's statistics then holds all that is there later.
+        """Run a function of the module and of tensors.
 
         Args:
             key: whatever else than inputs and parameters decides what it computes.
@@ -64,34 +69,50 @@ class TrainGraphs(Gate):
         Returns:
             What the function returns, with gradients to inputs and parameters; copies.
         """
-        kinds = tuple(None if x is None else _kind(x) for x in inputs)
         parameters = tuple((p.data_ptr(), p.requires_grad) for p in self._parameters.values())
-        at = (key, kinds, parameters, _autocast(_given(inputs)[0].device.type))
+        at = (key, parameters, _kinds(inputs))
         pair = self._pairs.get(at)
         if pair is None:
-            if not self._may_capture():
+            if not self._comes_again(at):
                 return function(*inputs)
-            pair = self._pairs[at] = self._capture(function, inputs)
+            recorder = self._recorder_on(_given(inputs)[0].device)
+            passes = _Passes(self._owner, function, self._parameters, inputs, self._buffer)
+            replays = recorder.record(passes.rehearse, (passes.forward, passes.backward))
+            reached = [self._parameters[name] for name in passes.reached]
+            pair = self._pairs[at] = _Pair(recorder, passes, replays, reached)
         found: tuple[Tensor, ...] = _Replay.apply(pair, *_given(inputs), *pair.parameters)  # type: ignore[no-untyped-call]
         return found
 
-    def _may_capture(self) -> bool:
-        begun, self._begun = self._begun, True
-        full = len(self._pairs) >= self._most
-        if full and not self._full:
+    def run_frozen(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        """Run a module in which nothing trains, without gradients, before the pair of the same step.
+
+        Args:
+            module: makes a tuple of a tensor; one that trains runs as it is.
+            x: its input, without gradient.
+        """
+        parameters = tuple(p.data_ptr() for p in module.parameters())
+        at = (id(module), parameters, _kinds((x,)))
+        if x.requires_grad or trains(module) or not (at in self._frozen or self._comes_again(at)):
+            return tuple(module(x))
+        if at not in self._frozen:
+            self._frozen[at] = _Frozen(module, x, self._buffer, self._recorder_on(x.device))
+        return self._frozen[at].replay(x)
+
+    def _comes_again(self, at: Hashable) -> bool:
+        """Tell whether to capture what comes now."""
+        seen = at in self._seen
+        self._seen.add(at)
+        full = len(self) >= self._most
+        if seen and full and not self._full:
             log.warning(
                 "training has %d CUDA graphs; further plans and sizes run kernel by kernel", self._most
             )
             self._full = True
-        return begun and not full
+        return seen and not full
 
-    def _capture(self, function: Part, inputs: Values) -> "_Pair":
-        if self._recorder is None:
-            self._recorder = _Recorder(_given(inputs)[0].device)
-        passes = _Passes(self._owner, function, self._parameters, inputs, self._buffer)
-        replays = self._recorder.record(passes.rehearse, (passes.forward, passes.backward))
-        reached = [self._parameters[name] for name in passes.reached]
-        return _Pair(self._recorder, passes, replays, reached)
+    def _recorder_on(self, device: torch.device) -> "_Recorder":
+        self._recorder = self._recorder or _Recorder(device)
+        return self._recorder
 
     def _buffer(self, role: Hashable, like: Tensor) -> Tensor:
         """Return memory like a tensor, the same for every pair that asks with the same role."""
@@ -128,7 +149,7 @@ class _Passes:
         function: Part,
         parameters: Mapping[str, Tensor],
         inputs: Values,
-        buffer: Callable[[Hashable, Tensor], Tensor],
+        buffer: Buffer,
     ) -> None:
         self._function, self._buffer = _Function(owner, function), buffer
         self._autocast = _autocast(_given(inputs)[0].device.type)
@@ -260,6 +281,29 @@ class _Pair:
         return [None if x is None else x.detach() for x in grads]
 
 
+class _Frozen:
+    """A forward pass without a backward pass."""
+
+    def __init__(self, module: nn.Module, x: Tensor, buffer: Buffer, recorder: "_Recorder") -> None:
+        self._module, self._recorder = module, recorder
+        self._autocast = _autocast(x.device.type)
+        self._input = buffer(("input", 0), x)
+        self._input.copy_(x)
+        self._outputs: tuple[Tensor, ...] = ()
+        (self._replay,) = recorder.record(self._forward, (self._forward,))
+
+    def replay(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return copies of the results."""
+        self._input.copy_(x)
+        self._replay()
+        self._recorder.turn += 1
+        return tuple(x.clone() for x in self._outputs)
+
+    def _forward(self) -> None:
+        with torch.no_grad(), torch.autocast(*self._autocast, cache_enabled=False):
+            self._outputs = tuple(self._module(self._input))
+
+
 class _Replay(torch.autograd.Function):
     """Joins the two passes of a pair."""
 
@@ -275,6 +319,19 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Replay the backward pass."""
         return None, *ctx.pair.backward(grads, ctx.turn)
+
+
+def trains(module: nn.Module) -> bool:
+    """Tell whether a module has a parameter with gradient or a batch norm that takes statistics."""
+    return any(p.requires_grad for p in module.parameters()) or any(
+        isinstance(m, _BatchNorm) and m.training for m in module.modules()
+    )
+
+
+def _kinds(inputs: Values) -> Hashable:
+    """Return what must be alike in two calls of a captured function, beside the numbers."""
+    autocast = _autocast(_given(inputs)[0].device.type)
+    return autocast, tuple(None if x is None else _kind(x) for x in inputs)
 
 
 def _kind(x: Tensor) -> tuple[Hashable, ...]:

@@ -36,6 +36,7 @@ from pipeline.detector.position import (
 )
 from pipeline.detector.task_head import SeparateTaskHead
 from pipeline.detector.transfer import download
+from pipeline.plan import Choice
 
 SLOTS = 128
 """Where training is captured, queries with denoising slots come in multiples of this: eight sizes for 900
@@ -247,7 +248,8 @@ class CmtAqrHead(nn.Module):
         """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        graphs = self._train_graphs()
+        choices = tuple(site.choice for site in self.sites.values())
+        graphs = self._train_graphs(choices)
         queries = noised = group = None
         if targets is not None:
             sizes = (self.num_query, self.num_classes)
@@ -260,7 +262,7 @@ class CmtAqrHead(nn.Module):
         if graphs is None:
             codes, logits, *weights = compute(*inputs)
         else:
-            key = (pad_hw, last_only, tuple(site.choice for site in self.sites.values()))
+            key = (pad_hw, last_only, choices)
             scales, kinds = None, self._kinds()
             if self.bias_generator is not None and set(kinds) != {"none"}:
                 scales = self.bias_generator.watched_scales(len(kinds))
@@ -272,13 +274,14 @@ class CmtAqrHead(nn.Module):
             return HeadOutput(matching, None, rated)
         return HeadOutput(matching, (Predictions(codes[:, :, :slots], logits[:, :, :slots]), queries), rated)
 
-    def _train_graphs(self) -> TrainGraphs | None:
+    def _train_graphs(self, choices: Sequence[Choice]) -> TrainGraphs | None:
         """Return the graphs through which a training step goes now, if it does."""
         graphs = self.trained
         if graphs is None or not (self.training and torch.is_grad_enabled()):
             return None
-        used = {site.choice.impl for site in self.sites.values()}
-        if any(getattr(module, "with_cp", False) for module in self.modules()):
+        used = {choice.impl for choice in choices}
+        parts = [self.transformer.decoder, *([] if self.aqr is None else [self.aqr.encoder])]
+        if any(layer.with_cp for part in parts for layer in part.layers):
             used.add("with_cp=True")
         return graphs if graphs.admit(used) else None
 

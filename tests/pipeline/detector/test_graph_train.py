@@ -4,14 +4,21 @@ On a CPU the two passes run anew instead of being captured: everything but the c
 """
 
 import logging
+import os
+import socket
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.detector.batch import collate
 from pipeline.detector.build import build_model
@@ -22,15 +29,22 @@ from pipeline.race import named_plans
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 
-ROUNDING = 1e-3
-"""Of a gradient's norm, in single precision, where sums have another order: as much as between us and the
-published code. Now and then a ReLU, or the sign in an L1 loss, flips. Losses: a hundredth of it."""
-
-HALF = 5e-2
-"""The same in bfloat16, whose digits end at 2^-8."""
-
+LOSSES, GRADIENTS = 1e-5, 1e-3
+"""In single precision, of their size and norm: as between us and the published code. Sums have another order,
+and now and then a ReLU, or the sign in an L1 loss, flips."""
 
 Course = list[tuple[Any, Plan]]
+
+
+class Tupled(nn.Module):
+    """A module that returns a tuple, as a backbone does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.inner(x),)
 
 
 class Toy(nn.Module):
@@ -84,6 +98,22 @@ def test_results_gradients_statistics_and_dropout_are_those_of_the_module(device
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # a few roundings of numbers around 1
     assert len(other[1]) == 2
+
+
+@pytest.mark.parametrize("device", devices())
+def test_a_frozen_part_gives_the_same_without_gradients(device: str) -> None:
+    part = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).to(device)
+    graphs, tupled = TrainGraphs(part), Tupled(part)
+    for frozen, kept in ((False, 0), (False, 0), (True, 0), (True, 1), (True, 1)):
+        part.requires_grad_(not frozen)
+        part[1].train(not frozen)
+        x = batch_of(device, kept).detach()
+        torch.manual_seed(0)
+        (found,) = graphs.run_frozen(tupled, x)
+        assert found.requires_grad == (not frozen)
+        assert len(graphs) == kept
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, tupled(x)[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", devices())
@@ -146,30 +176,35 @@ def test_what_comes_after_the_last_pair_runs_without_and_says_so_once(caplog: An
     ]
 
 
-def plans_on(device: str) -> dict[str, Plan]:
+def plans_on(device: str, half: bool) -> dict[str, Plan]:
     """Plans that train on the device, by name."""
-    named = named_plans(cuda=device == "cuda")
-    return named if device == "cuda" else {name: named[name] for name in ("plain", "dense_mask")}
+    if device == "cpu":
+        named = named_plans(cuda=False)
+        return {name: named[name] for name in ("plain", "dense_mask")}
+    single = {"plain": Plan.of({"*": "none/sdpa_efficient"})}  # flash attention takes no single precision
+    return named_plans(cuda=True) | ({} if half else single)
 
 
-def built(plan: Plan, device: str, dropout: bool) -> tuple[Any, Optimiser]:
+def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, Optimiser]:
     """The mini detector in training, the same weights every time."""
     seed_everything(5)
-    dtype = "bfloat16" if device == "cuda" else "float32"
-    model = build_model(CONFIG, plan=plan, device=device, dtype=dtype).to(device)
+    model = build_model(CONFIG, plan=plan, device=device, dtype=dtype_of(half)).to(device)
     for module in model.modules():
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    return model.train(), Optimiser(model, optimizer, 35.0, amp=device == "cuda")
+    return model.train(), Optimiser(model, optimizer, 35.0, amp=half)
 
 
-def steps(model: Any, optimiser: Optimiser, course: Course, factor: float) -> list[Any]:
+def dtype_of(half: bool) -> str:
+    return "bfloat16" if half else "float32"
+
+
+def steps(model: Any, optimiser: Optimiser, course: Course, factor: float, half: bool) -> list[Any]:
     """Train at a share of the learning rate; return numbers and gradients of every step."""
     found = []
-    dtype = "bfloat16" if next(model.parameters()).is_cuda else "float32"
     for i, (batch, plan) in enumerate(course):
-        model.apply_plan(plan, dtype=dtype)
+        model.apply_plan(plan, dtype=dtype_of(half))
         seed_everything(7, i)
         numbers = optimiser.step(batch, factor)
         named = model.named_parameters()
@@ -177,42 +212,104 @@ def steps(model: Any, optimiser: Optimiser, course: Course, factor: float) -> li
     return found
 
 
-def compare(found: list[Any], expected: list[Any], share: float) -> None:
+def distances(found: list[Any], expected: list[Any]) -> tuple[float, float]:
+    """Return the largest distance of a loss, of its size, and of a gradient, of its norm."""
+    losses, gradients = [], []
     for (numbers, grads), (wanted, wanted_grads) in zip(found, expected, strict=True):
         assert numbers.keys() == wanted.keys()
-        for name, value in numbers.items():
-            if name.startswith(("loss", "d")):
-                assert abs(value - wanted[name]) <= share / 100 * abs(wanted[name]), name
         assert grads.keys() == wanted_grads.keys()
+        for name, value in numbers.items():
+            if "loss" in name and wanted[name]:
+                losses.append(abs(value - wanted[name]) / abs(wanted[name]))
         for name, grad in grads.items():
-            assert (grad - wanted_grads[name]).norm() <= share * wanted_grads[name].norm(), name
+            norm = wanted_grads[name].norm()
+            gradients.append(float((grad - wanted_grads[name]).norm() / norm) if norm else float(grad.norm()))
+    print(f"losses {max(losses):.2e}, gradients {max(gradients):.2e}")
+    return max(losses), max(gradients)
 
 
-def course_on(device: str, make_sample: Any) -> Course:
-    """Batches of several numbers of boxes, one without any, under plans that change in between."""
+def course_on(device: str, make_sample: Any, half: bool) -> Course:
+    """Batches of several numbers of boxes, one without any, under plans that change in between; all twice."""
     batches = [collate([make_sample(n, num_boxes=n)]) for n in (6, 60, 0)]
-    plans = list(plans_on(device).values())
-    return [*((batch, plan) for plan in plans for batch in batches), *((batches[0], plan) for plan in plans)]
+    return [(batch, plan) for plan in plans_on(device, half).values() for batch in batches] * 2
 
 
 @pytest.mark.parametrize("device", devices())
-def test_the_detector_trains_as_without(device: str, make_sample: Any) -> None:
-    course = course_on(device, make_sample)
-    expected = steps(*built(course[0][1], device, dropout=False), course, 0.0)
-    model, optimiser = built(course[0][1], device, dropout=False)
-    graphs = model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head)
-    found = steps(model, optimiser, course, 0.0)
-    compare(found, expected, HALF if device == "cuda" else ROUNDING)
+def test_the_detector_trains_as_without(device: str, make_sample: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    course = course_on(device, make_sample, half=False)
+    model = built(course[0][1], device, dropout=False, half=False)
+    expected = steps(*model, course, 0.0, half=False)
+    model = built(course[0][1], device, dropout=False, half=False)
+    graphs = model[0].pts_bbox_head.trained = TrainGraphs(model[0].pts_bbox_head)
+    found = steps(*model, course, 0.0, half=False)
+    losses, gradients = distances(found, expected)
+    assert losses <= LOSSES
+    assert gradients <= GRADIENTS
     assert sum(name.startswith("bias_scale_grad@decoder") for name in found[-1][0]) == 3
-    assert len(graphs) == 3 * len(plans_on(device))  # 256 and 384 queries, and 150 without denoising
+    assert len(graphs) == 1 + len(course) / 2  # the frozen backbone; 256, 384 and 150 queries of each plan
 
 
 @pytest.mark.parametrize("device", devices())
 def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any) -> None:
-    course, found = course_on(device, make_sample), []
+    half = device == "cuda"
+    course, found = course_on(device, make_sample, half), []
     for most in (0, 24):
-        model, optimiser = built(course[0][1], device, dropout=True)
-        graphs = model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head, most)
-        found.append(steps(model, optimiser, course, 1.0))
-        assert len(graphs) == (3 * len(plans_on(device)) if most else 0)
-    compare(*found, HALF if device == "cuda" else 0.0)  # on a GPU some sums come in any order
+        model = built(course[0][1], device, dropout=True, half=half)
+        graphs = model[0].pts_bbox_head.trained = TrainGraphs(model[0].pts_bbox_head, most)
+        found.append(steps(*model, course, 1.0, half))
+        assert len(graphs) == min(most, 1 + len(course) // 2)
+    losses, gradients = distances(*found)
+    assert losses <= (10 * LOSSES if half else 0)  # on a GPU some sums come in any order
+    assert gradients <= (10 * GRADIENTS if half else 0)
+
+
+def work(rank: int, folder: Path, port: int) -> None:
+    """Train the toy with another process; keep the gradients of the last step."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    for graphs in (None, TrainGraphs):
+        model = Through(graphs)
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+        for seed in range(4):
+            model.zero_grad(set_to_none=True)
+            torch.manual_seed(seed)
+            wrapped(batch_of("cpu", 10 * seed + rank)).backward()
+        found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        save_file(found, folder / f"{rank}{graphs is None}.safetensors")
+    dist.destroy_process_group()
+
+
+class Through(nn.Module):
+    """The toy as a part of a model."""
+
+    def __init__(self, graphs: Any) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.toy = Toy()
+        self.graphs = None if graphs is None else graphs(self.toy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.graphs is None:
+            a, b = self.toy.compute(x)
+        else:
+            a, b = self.graphs.run("toy", self.toy.compute, (x,))
+        return a.sum() + 2 * b
+
+
+def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    mp.start_processes(work, (tmp_path, free_port()), nprocs=2, start_method=method)
+    names = ("0False", "1False", "0True")
+    first, second, expected = (load_file(tmp_path / f"{name}.safetensors") for name in names)
+    trained = ("linear.weight", "linear.bias", "norm.weight", "norm.bias")
+    assert set(first) == set(expected) == {f"toy.{name}" for name in trained}
+    for name, grad in expected.items():
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(first[name], grad)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
