@@ -5,7 +5,6 @@ per query, and a bias generator turns the ratings into the attention bias of the
 cross-attentions. All sizes come from the config or from the features; keys are those of CMT.
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,38 +14,27 @@ from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from operators import Bias, TokenGrid
+from operators import Bias
 from pipeline.detector.aqr import ProjectedQueries
 from pipeline.detector.attention import SiteAttention
 from pipeline.detector.batch import read_meta
 from pipeline.detector.decoder import CmtTransformer
 from pipeline.detector.denoise import DenoisingSettings, denoising_mask, make_denoising_queries
+from pipeline.detector.embed import Embedding
 from pipeline.detector.graph import Graphs, replayed
 from pipeline.detector.graph_train import TrainGraphs
 from pipeline.detector.loss import HeadOutput, Predictions, SetCriterion
-from pipeline.detector.position import (
-    Cameras,
-    Memory,
-    PositionMlp,
-    Rays,
-    embed_bev_cells,
-    inverse_sigmoid,
-    project,
-    sine_embedding_2d,
-)
+from pipeline.detector.position import Cameras, Memory, inverse_sigmoid
 from pipeline.detector.task_head import SeparateTaskHead
 from pipeline.detector.transfer import download
-from pipeline.plan import Choice
 
 SLOTS = 128
 """Where training is captured, queries with denoising slots come in multiples of this: eight sizes for 900
 learned ones, 64 queries more on average. Attention kernels take blocks of 64 or 128 anyway."""
 
-RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
-
 
 @MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
-class CmtAqrHead(nn.Module):
+class CmtAqrHead(Embedding):
     """CMT's head with an optional AQR weight generator and attention bias.
 
     Attributes:
@@ -99,10 +87,9 @@ class CmtAqrHead(nn.Module):
             default_bias: ours: bias of cross-attentions whose config names none; None means what
                 ``bias_config`` says (``window`` if nothing else), ``none`` without AQR.
         """
-        super().__init__()
+        super().__init__(in_channels, hidden_dim, num_query, depth_num)
         _check_parts(tasks, aqr_config, bias_config, weight_map_config)
-        self.num_query, self.num_classes = num_query, int(tasks[0]["num_class"])
-        self.depth_num = depth_num
+        self.num_classes = int(tasks[0]["num_class"])
         self.graphs: Graphs | None = None
         self.trained: TrainGraphs | None = None
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
@@ -111,10 +98,8 @@ class CmtAqrHead(nn.Module):
                 f"pts_bbox_head: tasks have {self.num_classes} classes, "
                 f"bbox_coder.num_classes is {self.bbox_coder.num_classes}"
             )
-        self.point_range: Tensor
         self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
         self.dn = DenoisingSettings(**(denoising or {}))
-        self._build_layers(in_channels, hidden_dim)
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
         kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
@@ -129,19 +114,6 @@ class CmtAqrHead(nn.Module):
         self.criterion = None
         if train_cfg is not None:
             self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.dn)
-
-    def _build_layers(self, in_channels: int, dims: int) -> None:
-        self.shared_conv = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(in_channels, dims, 3, padding=1, bias=False),
-                bn=nn.BatchNorm2d(dims),
-                activate=nn.ReLU(),
-            )
-        )
-        self.reference_points = nn.Embedding(self.num_query, 3)
-        nn.init.uniform_(self.reference_points.weight)
-        self.bev_embedding = PositionMlp(2 * dims, dims, dims)
-        self.rv_embedding = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims)
 
     @property
     def sites(self) -> dict[str, SiteAttention]:
@@ -248,8 +220,7 @@ class CmtAqrHead(nn.Module):
         """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        choices = tuple(site.choice for site in self.sites.values())
-        graphs = self._train_graphs(choices)
+        graphs = self._train_graphs()
         queries = noised = group = None
         if targets is not None:
             sizes = (self.num_query, self.num_classes)
@@ -257,33 +228,40 @@ class CmtAqrHead(nn.Module):
         if queries is not None:
             queries = queries if graphs is None else queries.padded(self.num_query, SLOTS)
             noised, group = queries.points, queries.membership(self.num_query)
-        compute = partial(self.compute, pad_hw=pad_hw, last_only=last_only)
         inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse, noised, group)
         if graphs is None:
-            codes, logits, *weights = compute(*inputs)
+            codes, logits, *weights = self.compute(*inputs, pad_hw=pad_hw, last_only=last_only)
         else:
-            key = (pad_hw, last_only, choices)
-            scales, kinds = None, self._kinds()
-            if self.bias_generator is not None and set(kinds) != {"none"}:
-                scales = self.bias_generator.watched_scales(len(kinds))
-            codes, logits, *weights = graphs.run(key, lambda *x: compute(*x)[:2], (*inputs, scales))
-        slots = 0 if queries is None else queries.num_slots
-        matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])
+            codes, logits, *weights = self._replay(graphs, inputs, pad_hw, last_only)
         rated = weights[0] if weights else None
         if queries is None:
-            return HeadOutput(matching, None, rated)
+            return HeadOutput(Predictions(codes, logits), None, rated)
+        slots = queries.num_slots
+        matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])
         return HeadOutput(matching, (Predictions(codes[:, :, :slots], logits[:, :, :slots]), queries), rated)
 
-    def _train_graphs(self, choices: Sequence[Choice]) -> TrainGraphs | None:
+    def _train_graphs(self) -> TrainGraphs | None:
         """Return the graphs through which a training step goes now, if it does."""
-        graphs = self.trained
-        if graphs is None or not (self.training and torch.is_grad_enabled()):
+        if self.trained is None or not (self.training and torch.is_grad_enabled()):
             return None
-        used = {choice.impl for choice in choices}
+        used = {site.choice.impl for site in self.sites.values()}
         parts = [self.transformer.decoder, *([] if self.aqr is None else [self.aqr.encoder])]
         if any(layer.with_cp for part in parts for layer in part.layers):
             used.add("with_cp=True")
-        return graphs if graphs.admit(used) else None
+        if self.weight_map is not None:
+            used.add("weight_map_config")
+        return self.trained if self.trained.admit(used) else None
+
+    def _replay(
+        self, graphs: TrainGraphs, inputs: tuple[Tensor | None, ...], pad_hw: tuple[int, int], last_only: bool
+    ) -> tuple[Tensor, ...]:
+        """Run ``compute`` through graphs, without the weights."""
+        kinds, scales = self._kinds(), None
+        if self.bias_generator is not None and set(kinds) != {"none"}:
+            scales = self.bias_generator.watched_scales(len(kinds))  # outside: a replay runs no hook
+        compute = partial(self.compute, pad_hw=pad_hw, last_only=last_only)
+        key = (pad_hw, last_only, tuple(site.choice for site in self.sites.values()))
+        return graphs.run(key, lambda *given: compute(*given)[:2], (*inputs, scales))
 
     def compute(
         self,
@@ -324,44 +302,6 @@ class CmtAqrHead(nn.Module):
         states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
         found = self._read(states, points)
         return (found.codes, found.logits, *([] if weights is None else [weights]))
-
-    def make_memory(
-        self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
-    ) -> Memory:
-        """Lay BEV and camera features out as keys, with their position embeddings; see ``forward``."""
-        given = lidar2img
-        cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        batch, views = cameras.lidar2img.shape[:2]
-        if len(img_feats) != batch * views:
-            raise ValueError(
-                f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
-                f"got {len(img_feats)}"
-            )
-        bev = self.shared_conv(bev_feats)
-        bev_hw, img_hw = bev.shape[-2:], img_feats.shape[-2:]
-        images = img_feats.flatten(2).mT.reshape(batch, views * img_hw.numel(), -1)
-        tokens = torch.cat([bev.flatten(2).mT, images.to(bev.dtype)], dim=1)
-        grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
-        with torch.autocast(bev.device.type, enabled=False):
-            rays = Rays(cameras.inverse, self.point_range, self.depth_num)
-            of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
-            of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
-        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, cameras.lidar2img, pad_hw)
-
-    def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
-        """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""
-        of_bev, of_img = self.query_embeddings(points, memory)
-        return of_bev + of_img
-
-    def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """BEV and camera part of the query embedding, (B, Q, C) each."""
-        with torch.autocast(points.device.type, enabled=False):
-            points = inverse_sigmoid(points).sigmoid()
-            low, high = self.point_range[:3], self.point_range[3:]
-            dims = self.bev_embedding.first.in_features // 2
-            of_bev = self.bev_embedding(sine_embedding_2d(points[..., :2], dims))
-            pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
-            return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
 
     def _kinds(self) -> list[str]:
         """Return the bias of every layer's cross-attention."""
