@@ -6,7 +6,6 @@ that drifts from deciding: ratios are taken within a round.
 """
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pipeline.detector.deploy import (
     use_graphs,
 )
 from pipeline.detector.optim import build_optimizer, clip_norm, is_amp
+from pipeline.memory import PeakMemory, forget
 from pipeline.optimise import Optimiser, deterministic, seed_everything
 from pipeline.parts import PartClock
 from pipeline.plan import Plan
@@ -33,7 +33,7 @@ from pipeline.predict import Detector
 from pipeline.record import Measure, commit, versions
 from pipeline.rows import Row, append_rows
 from pipeline.session import TrialError
-from pipeline.throughput import StepClock, device_name, latency, peak_memory
+from pipeline.throughput import WARMUP_STEPS, StepClock, device_name, latency
 
 STUDY = "throughput"
 """Name of the study in the rows."""
@@ -144,7 +144,7 @@ def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> 
                 append_rows(path, made)
                 rows += made
             del model
-            _forget(device)
+            forget(device)
     return rows
 
 
@@ -212,43 +212,47 @@ def _measured(
     measures: Any, course: Course, model: Any, batches: list[dict[str, Any]], amp: bool
 ) -> list[Measure]:
     """Run one half of a race; running out of memory is its result."""
-    device = torch.device(course.device)
-    _forget(device)
+    memory = PeakMemory(torch.device(course.device))
     try:
-        found: list[Measure] = measures(course, model, batches, amp)
+        found: list[Measure] = measures(course, model, batches, amp, memory)
     except torch.OutOfMemoryError:
         kind = measures.__name__.removeprefix("_")
-        return [Measure(f"{kind}_out_of_memory", "1", 1.0), _peak(kind, device)]
+        return [Measure(f"{kind}_out_of_memory", "1", 1.0), memory.measure(kind)]
     return found
 
 
-def _train(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool) -> list[Measure]:
+def _train(
+    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+) -> list[Measure]:
     """Train: step time, samples per second, peak memory, loss at the start and at the end."""
     if not course.steps:
         return []
     device = torch.device(course.device)
     optimiser = _optimiser(course, model, amp)
-    clock, losses = _steps(course, optimiser, batches)
+    clock, losses = _steps(course, optimiser, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
     timed = [m for m in clock.measures(course.batch) if m.metric != "data_wait_ms"]
-    found = [*timed, _peak("train", device)]
+    graphs = model.pts_bbox_head.trained
+    found = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
     found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if course.parts:  # once more, launched part by part: a graph has none
         parts = PartClock(model, device)
-        _steps(course, optimiser, batches)
+        _steps(course, optimiser, batches, memory)
         found += parts.measures("train")
     return found
 
 
 def _steps(
-    course: Course, optimiser: Optimiser, batches: list[dict[str, Any]]
+    course: Course, optimiser: Optimiser, batches: list[dict[str, Any]], memory: PeakMemory
 ) -> tuple[StepClock, list[float]]:
     """Train; return the times and the losses."""
     clock, losses = StepClock(torch.device(course.device)), []
     for step in range(course.steps):
         batch = _joined([batches[(step * course.batch + i) % len(batches)] for i in range(course.batch)])
         seed_everything(course.seed, step)
+        if step == WARMUP_STEPS:
+            memory.settle()
         clock.begin()
         clock.fed()
         try:
@@ -259,7 +263,9 @@ def _steps(
     return clock, losses
 
 
-def _detect(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool) -> list[Measure]:
+def _detect(
+    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+) -> list[Measure]:
     """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
     if not course.calls:
         return []
@@ -268,7 +274,7 @@ def _detect(course: Course, model: Any, batches: list[dict[str, Any]], amp: bool
     detector = _detector(course, model, amp)
     times = latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
     fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
-    found = [*times, fps, _peak("detect", device)]
+    found = [*times, fps, memory.measure("detect")]
     if course.parts:  # once more, launched part by part: a graph has none
         parts = PartClock(use_graphs(model, False).eval(), device)
         latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
@@ -281,19 +287,6 @@ def _detector(course: Course, model: Any, amp: bool) -> Detector:
     if course.fold:
         for_inference(model, torch.bfloat16 if amp else None)
     return Detector(use_graphs(model, course.graph), model.image_size, amp)
-
-
-def _peak(kind: str, device: torch.device) -> Measure:
-    return replace(peak_memory(device), metric=f"{kind}_peak_gib")
-
-
-def _forget(device: torch.device) -> None:
-    """Give all memory of what ran before back, and begin to look for a new peak."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _common(course: Course, name: str, plan: str, device: torch.device) -> Row:

@@ -6,6 +6,7 @@ forward pass and its backward pass are captured once per kind of input, and join
 
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class TrainGraphs(Gate):
         self._parameters = dict(owner.named_parameters())
         self._pairs: dict[Hashable, _Pair] = {}
         self._frozen: dict[Hashable, _Frozen] = {}
+        self._parts: dict[nn.Module, tuple[list[nn.Parameter], list[_BatchNorm]]] = {}
         self._most = most
         self._seen: set[Hashable] = set()
         self._full = False
@@ -90,9 +92,13 @@ class TrainGraphs(Gate):
             module: makes a tuple of a tensor; one that trains runs as it is.
             x: its input, without gradient.
         """
-        parameters = tuple(p.data_ptr() for p in module.parameters())
-        at = (id(module), parameters, _kinds((x,)))
-        if x.requires_grad or trains(module) or not (at in self._frozen or self._comes_again(at)):
+        if module not in self._parts:  # looked up once: walking through a backbone takes a millisecond
+            norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+            self._parts[module] = (list(module.parameters()), norms)
+        parameters, norms = self._parts[module]
+        trains = any(p.requires_grad for p in parameters) or any(norm.training for norm in norms)
+        at = (module, tuple(p.data_ptr() for p in parameters), _kinds((x,)))
+        if x.requires_grad or trains or not (at in self._frozen or self._comes_again(at)):
             return tuple(module(x))
         if at not in self._frozen:
             self._frozen[at] = _Frozen(module, x, self._buffer, self._recorder_on(x.device))
@@ -113,6 +119,16 @@ class TrainGraphs(Gate):
     def _recorder_on(self, device: torch.device) -> "_Recorder":
         self._recorder = self._recorder or _Recorder(device)
         return self._recorder
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that is kept for replays and that the allocator does not count as allocated."""
+        pool = None if self._recorder is None else self._recorder.pool
+        if pool is None:
+            return 0
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        own = [s for s in segments if tuple(s["segment_pool_id"]) == tuple(pool)]
+        return sum(int(s["total_size"] - s["allocated_size"]) for s in own)
 
     def _buffer(self, role: Hashable, like: Tensor) -> Tensor:
         """Return memory like a tensor, the same for every pair that asks with the same role."""
@@ -207,14 +223,16 @@ class _Recorder:
 
     Attributes:
         turn: replays so far: nothing may come between a forward pass and its backward pass.
+        pool: handle of the memory; None on a CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.turn = 0
+        self.pool: Any = None
         self._device = device
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = _stream(device)
+            self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, rehearse: Call, passes: Sequence[Call]) -> list[Call]:
         """Rehearse, capture the passes, and return what replays each; the random state stays as it is."""
@@ -234,7 +252,7 @@ class _Recorder:
     def _captured(self, one: Call) -> Call:
         graph = torch.cuda.CUDAGraph()
         # thread_local: a loader's thread that pins memory meanwhile does no harm, nor does NCCL's watchdog.
-        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self.pool, self._stream, capture_error_mode="thread_local"):
             one()
         return graph.replay
 
@@ -321,11 +339,10 @@ class _Replay(torch.autograd.Function):
         return None, *ctx.pair.backward(grads, ctx.turn)
 
 
-def trains(module: nn.Module) -> bool:
-    """Tell whether a module has a parameter with gradient or a batch norm that takes statistics."""
-    return any(p.requires_grad for p in module.parameters()) or any(
-        isinstance(m, _BatchNorm) and m.training for m in module.modules()
-    )
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all captures; cuBLAS keeps 32 MiB for every stream that it has ever seen."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _kinds(inputs: Values) -> Hashable:

@@ -33,6 +33,9 @@ LOSSES, GRADIENTS = 1e-5, 1e-3
 """In single precision, of their size and norm: as between us and the published code. Sums have another order,
 and now and then a ReLU, or the sign in an L1 loss, flips."""
 
+LOSSES_HALF, GRADIENTS_HALF = 1e-3, 2e-2
+"""In bfloat16, whose digits end at 4e-3, where nothing but the order of a few sums differs."""
+
 Course = list[tuple[Any, Plan]]
 
 
@@ -181,8 +184,11 @@ def plans_on(device: str, half: bool) -> dict[str, Plan]:
     if device == "cpu":
         named = named_plans(cuda=False)
         return {name: named[name] for name in ("plain", "dense_mask")}
-    single = {"plain": Plan.of({"*": "none/sdpa_efficient"})}  # flash attention takes no single precision
-    return named_plans(cuda=True) | ({} if half else single)
+    named = named_plans(cuda=True)
+    if half:
+        return named
+    single = Plan.of({"*": "none/sdpa_efficient"})  # flash attention takes no single precision
+    return {"plain": single, "mask": named["mask"], "dense_mask": named["dense_mask"]}
 
 
 def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, Optimiser]:
@@ -257,11 +263,12 @@ def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any
     for most in (0, 24):
         model = built(course[0][1], device, dropout=True, half=half)
         graphs = model[0].pts_bbox_head.trained = TrainGraphs(model[0].pts_bbox_head, most)
-        found.append(steps(*model, course, 1.0, half))
+        # in bfloat16 sums in another order would be another training before long
+        found.append(steps(*model, course, 0.0 if half else 1.0, half))
         assert len(graphs) == min(most, 1 + len(course) // 2)
     losses, gradients = distances(*found)
-    assert losses <= (10 * LOSSES if half else 0)  # on a GPU some sums come in any order
-    assert gradients <= (10 * GRADIENTS if half else 0)
+    assert losses <= (LOSSES_HALF if half else 0)
+    assert gradients <= (GRADIENTS_HALF if half else 0)
 
 
 def work(rank: int, folder: Path, port: int) -> None:
