@@ -250,10 +250,15 @@ class _Recorder:
             return [self._captured(one) for one in passes]
 
     def _captured(self, one: Call) -> Call:
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a loader's thread that pins memory meanwhile does no harm, nor does NCCL's watchdog.
+        graph, failed = torch.cuda.CUDAGraph(), None
+        # thread_local: a loader's thread that pins memory meanwhile does no harm.
         with torch.cuda.graph(graph, self.pool, self._stream, capture_error_mode="thread_local"):
-            one()
+            try:
+                one()
+            except torch.OutOfMemoryError as error:  # the end of a capture would hide it
+                failed = error
+        if failed is not None:
+            raise failed
         return graph.replay
 
 

@@ -34,6 +34,7 @@ def test_settings_survive_json():
         {"mix": ()},
         {"data": replace(SETTINGS.data, train=("data/b", "data/a"))},
         {"train": replace(SETTINGS.train, lr_scale=0.5)},
+        {"train": replace(SETTINGS.train, graph=False)},
         {"seed": 1},
         {"init": "weights.safetensors"},
         {"conditions": ("clean",)},
@@ -44,6 +45,10 @@ def test_settings_survive_json():
 )
 def test_every_change_changes_the_digest(changes):
     assert replace(SETTINGS, **changes).digest != SETTINGS.digest
+
+
+def test_settings_that_came_later_leave_names_alone():
+    assert SETTINGS.digest == "37f1aa4c678f"  # as before train.graph was one
 
 
 def test_unknown_and_missing_keys_are_refused():

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_memory_that_cannot_be_had_says_what_to_lower(tmp_path):
         with pytest.raises(TrialError, match=LOWER), told(tmp_path):
             raise error
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] != 2**32
+
+
+def test_a_gpu_is_told_that_graphs_take_memory(tmp_path):
+    settings = replace(smoke().trials[0], device="cuda")
+    for graph in (True, False):
+        less = replace(settings, train=replace(settings.train, graph=graph))
+        with pytest.raises(TrialError, match="on the cuda") as caught, shortages_told(less, tmp_path):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried")
+        assert ("train.graph=False" in str(caught.value)) == graph
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -320,3 +320,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_the_head_says_what_keeps_it_from_graphs(caplog: pytest.LogCaptureFixture) -> None:
+    head = build_model(CONFIG).train().pts_bbox_head
+    assert head._train_graphs() is None
+    head.trained = TrainGraphs(head)
+    assert head._train_graphs() is head.trained
+    with torch.no_grad():
+        assert head._train_graphs() is None
+    assert head.eval()._train_graphs() is None
+    assert not caplog.records
+    head.train().transformer.decoder.layers[1].with_cp = True
+    assert head._train_graphs() is None
+    assert "no test has captured with_cp=True" in caplog.text
