@@ -35,8 +35,7 @@ class TrainGraphs(Gate):
     moves as if the part had run kernel by kernel, and running statistics are updated once a call.
 
     What comes for the first time runs as it is, and is captured when it comes again: rare sizes are not worth
-    a graph, and the optimiser has made its moments before the first capture, in which the peak of the
-    allocator's statistics thus holds all that is there later.
+    a graph. The memory of the pool counts as free in the allocator's statistics: see ``held_bytes``.
 
     Args:
         owner: the module whose function is captured.
