@@ -78,7 +78,7 @@ class TrainSettings:
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
-        graph: train the head through CUDA graphs (one GPU); False launches kernel by kernel, in less memory.
+        graph: train the head through CUDA graphs (GPU only); False launches kernel by kernel, in less memory.
     """
 
     steps: int

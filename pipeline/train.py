@@ -256,7 +256,7 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
         load_weights(model, locate(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
     for plan in (*settings.mix, settings.plan):
         model.apply_plan(plan, dtype=dtype)
-    train_through_graphs(model, settings.train.graph, session.world_size)
+    train_through_graphs(model, settings.train.graph)
     optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)
     limit = clip_norm(optim_wrapper)
     return model, Optimiser(

@@ -1,6 +1,5 @@
 """A trained model made ready to detect fast: batch norms folded, weights cast once, CUDA graphs."""
 
-import logging
 from typing import Any
 
 import torch
@@ -10,8 +9,6 @@ from torch import nn
 from pipeline.detector.attention import PackedProjections
 from pipeline.detector.graph import Graphs
 from pipeline.detector.graph_train import TrainGraphs
-
-log = logging.getLogger(__name__)
 
 CONVOLUTIONS = ("img_backbone", "img_neck", "pts_branch", "pts_backbone", "pts_neck")
 """Parts of ``CmtDetector`` that autocast runs in half precision from end to end."""
@@ -63,7 +60,7 @@ def use_graphs(model: Any, graphs: bool = True) -> Any:
     return model
 
 
-def train_through_graphs(model: Any, graphs: bool = True, workers: int = 1) -> Any:
+def train_through_graphs(model: Any, graphs: bool = True) -> Any:
     """Let a model on a GPU train its head, and run a frozen image backbone, through CUDA graphs from now on.
 
     Losses and gradients are the same but for the order of sums, and dropout falls as it would with the padded
@@ -73,15 +70,11 @@ def train_through_graphs(model: Any, graphs: bool = True, workers: int = 1) -> A
     Args:
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel, and give the graphs' memory back.
-        workers: processes that train together; several train without graphs, which no test has captured.
 
     Returns:
         The model; on a CPU as it was.
     """
     on = graphs and next(model.parameters()).is_cuda
-    if on and workers > 1:
-        log.warning("%d workers train without CUDA graphs: none was captured beside NCCL so far", workers)
-    on = on and workers == 1
     model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head) if on else None
     return model
 
