@@ -133,7 +133,6 @@ def head(scene: Scene) -> str:
 
 def mlflow_pause(scene: Scene) -> str:
     """Take the tracking server away for a while."""
-    scene.mlflow.await_answer()
     scene.mlflow.kill()
     scene.after(scene.mlflow.start)
     return "tracking server killed, comes back"
@@ -141,7 +140,6 @@ def mlflow_pause(scene: Scene) -> str:
 
 def mlflow_gone(scene: Scene) -> str:
     """Take the tracking server away until the study is over."""
-    scene.mlflow.await_answer()
     scene.mlflow.kill()
     return "tracking server killed"
 

@@ -198,6 +198,8 @@ class _Run:
         for name in self.recipe.named_trials():
             newest = newest_state(self.folder.trial(name) / "checkpoints")
             self.checkpoints[name] = int(newest.name[5:]) if newest and not self._done(name) else 0
+        if scene.mlflow:
+            scene.mlflow.await_answer()
         while scene.driver.poll() is None and not self._overdue():  # until there is something to hit
             self.rows_then, self.starts_then = self._num_rows(), self._num_starts()
             self.struck_at = time.monotonic()

@@ -69,7 +69,7 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
     def total(column: str) -> int:
         return sum(int(run[column]) for run in runs)
 
-    lost = [float(run["seconds_lost"]) for run in runs if run["seconds_lost"]]
+    lost = [float(run["seconds_lost"]) for run in runs if _has_lost(run)]
     return [
         WORDS.get(kind, kind),
         len(runs),
@@ -88,6 +88,12 @@ def _line(kind: str, runs: list[dict[str, str]]) -> list[object]:
     ]
 
 
+def _has_lost(run: dict[str, str]) -> bool:
+    """Tell whether a run lost time: something was started again, and the trial that was hit went on."""
+    again = int(run["restarts"]) + int(run["resumes"])
+    return bool(again and run["seconds_lost"])
+
+
 def markdown(out: Path) -> str:
     """Return ``table.csv`` as Markdown."""
     with (out / "table.csv").open(encoding="utf-8", newline="") as file:
@@ -101,15 +107,19 @@ def draw(out: Path) -> None:
 
     lost: dict[str, list[float]] = {}
     for run in read_runs(out):
-        if run["seconds_lost"] and run["hit"] == "True":
+        if _has_lost(run):
             lost.setdefault(run["fault"], []).append(float(run["seconds_lost"]))
     kinds = sorted(lost, key=lambda kind: median(lost[kind]))
     figure, axes = plt.subplots(figsize=(7, 0.35 * len(kinds) + 1.2), layout="constrained")
     for place, kind in enumerate(kinds):
         axes.plot(lost[kind], [place] * len(lost[kind]), "o", color="C0", alpha=0.6)
         axes.plot(median(lost[kind]), place, "|", color="black", markersize=16)
-    axes.set(yticks=range(len(kinds)), yticklabels=[WORDS[kind] for kind in kinds], xscale="log")
-    axes.set_xlabel("seconds from the fault to the next new row of the trial that was hit (bar: median)")
+    axes.set(yticks=range(len(kinds)), yticklabels=[WORDS[kind] for kind in kinds])
+    axes.set_xlim(left=0)
+    figure.supxlabel(
+        "seconds from the fault to the next new row of the trial that was hit (bar: median)",
+        fontsize="medium",
+    )
     figure.savefig(out / "seconds_lost.png", dpi=130)
 
 
