@@ -270,6 +270,7 @@ def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any
 
 def work(rank: int, folder: Path, port: int) -> None:
     """Train the toy with another process; keep the gradients of the last step."""
+    torch.set_num_threads(1)  # a forked process cannot use its parent's thread pool
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for graphs in (None, TrainGraphs):
