@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from operators.bias import LocalMask
 from operators.grid import TokenGrid
 from pipeline.detector.attention import SiteAttention
-from pipeline.detector.decoder import DecoderLayer, keys_of, layer_configs
+from pipeline.detector.decoder import DecoderLayer, layer_configs
 from pipeline.detector.position import project
 from pipeline.detector.transfer import constant
 
@@ -94,17 +94,19 @@ class AqrEncoder(nn.Module):
             DecoderLayer(**cfg, path=path, default_bias="local", cross_kinds=AQR_KINDS)
             for path, cfg in layer_configs(transformerlayers, num_layers, "aqr")
         )
+        for layer in self.layers:  # its keys and values are as large as those of a decoder layer
+            cast(DecoderLayer, layer).cross.recompute = True
         self.post_norm = nn.LayerNorm(embed_dims)
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:
+    def forward(self, keys: Tensor, memory: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:
         """Attend from queries of zero content; shapes as in ``AqrWeightGenerator.forward``: (B, Q, C)."""
-        query, key = torch.zeros_like(query_pos), keys_of(memory, memory_pos)
+        query = torch.zeros_like(query_pos)
         for layer in self.layers:
             masked = cast(DecoderLayer, layer).cross.choice.bias == "local"
-            query = layer(query, key, memory, query_pos, bias=mask if masked else None)
+            query = layer(query, keys, memory, query_pos, bias=mask if masked else None)
         return cast(Tensor, self.post_norm(query))
 
 
@@ -142,14 +144,12 @@ class AqrWeightGenerator(BaseModule):
         """The attention sites, first layer first."""
         return [module for module in self.encoder.modules() if isinstance(module, SiteAttention)]
 
-    def forward(
-        self, memory: Tensor, memory_pos: Tensor, query_pos: Tensor, geometry: ProjectedQueries
-    ) -> Tensor:
+    def forward(self, keys: Tensor, memory: Tensor, query_pos: Tensor, geometry: ProjectedQueries) -> Tensor:
         """Weigh the sensors.
 
         Args:
+            keys: (B, K, C) memory with its position embedding.
             memory: (B, K, C) BEV tokens, then camera tokens.
-            memory_pos: (B or 1, K, C).
             query_pos: (B, Q, C) the decoder's query embedding.
             geometry: where the queries project to.
 
@@ -158,4 +158,4 @@ class AqrWeightGenerator(BaseModule):
         """
         mask = LocalMask(geometry.grid, geometry.rects(self.windows))
         position = query_pos + self.bev_type_embed + self.rv_type_embed
-        return torch.tanh(self.weight_head(self.encoder(memory, memory_pos, position, mask)).float())
+        return torch.tanh(self.weight_head(self.encoder(keys, memory, position, mask)).float())

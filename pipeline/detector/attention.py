@@ -6,11 +6,12 @@ which bias is the caller's; which implementation computes it is ``SiteAttention.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from operators import attention, objections
 from operators.bias import Bias
@@ -124,6 +125,7 @@ class SiteAttention(nn.Module):
         site: path of the site, such as ``decoder.3.cross``.
         kinds: bias kinds that make sense here.
         choice: bias kind and implementation; assigning one that makes no sense here raises PlanError.
+        recompute: project keys and values, and attend, again in the backward pass instead of keeping them.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class SiteAttention(nn.Module):
         self.attn = PackedProjections(embed_dims)
         self.dropout = nn.Dropout(dropout)
         self.choice = choice or Choice("none", DEFAULT_IMPL)
+        self.recompute = False
 
     @property
     def choice(self) -> Choice:
@@ -208,18 +211,20 @@ class SiteAttention(nn.Module):
         if key is None:
             key, value, key_pos = query, query, query_pos
         value = key if value is None else value
-        with torch.profiler.record_function(f"site:{self.site}"):
-            q, k, v = self.attn.qkv(add(query, query_pos), add(key, key_pos), value)
-            out = attention(
-                self._heads(q),
-                self._heads(k),
-                self._heads(v),
-                bias if mask is None else mask,
-                impl=self.choice.impl,
-                rank=self.choice.rank,
-            )
-            out = self.attn.out_proj(out.transpose(1, 2).flatten(2))
+        given = (add(query, query_pos), add(key, key_pos), value, bias if mask is None else mask)
+        if self.recompute and torch.is_grad_enabled():
+            # No random number is drawn in there, and a CUDA graph could not keep the generator's state.
+            out = checkpoint(self._attend, *given, use_reentrant=False, preserve_rng_state=False)
+        else:
+            out = self._attend(*given)
         return query + self.dropout(out)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> Tensor:
+        """Project, attend, and project back: (B, Q, C)."""
+        with torch.profiler.record_function(f"site:{self.site}"):
+            q, k, v = (self._heads(x) for x in self.attn.qkv(query, key, value))
+            out = attention(q, k, v, bias, impl=self.choice.impl, rank=self.choice.rank)
+            return cast(Tensor, self.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, H, N, D)."""

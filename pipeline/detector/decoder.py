@@ -150,15 +150,6 @@ class DecoderLayer(nn.Module):
         return query
 
 
-def keys_of(memory: Tensor, position: Tensor) -> Tensor:
-    """Add the position embedding (B or 1, K, C) to the memory (B, K, C), in the dtype that attention uses.
-
-    Under autocast every layer would cast the sum for itself, and keep its copy for the backward pass.
-    """
-    key, device = memory + position, memory.device.type
-    return key.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else key
-
-
 class Decoder(nn.Module):
     """Layers and the norm that all returned states share."""
 
@@ -197,9 +188,9 @@ class Decoder(nn.Module):
 
     def forward(
         self,
+        keys: Tensor,
         memory: Tensor,
         query_pos: Tensor,
-        memory_pos: Tensor,
         self_mask: DenseBias | None = None,
         biases: Sequence[Bias | None] | None = None,
         last_only: bool = False,
@@ -207,9 +198,9 @@ class Decoder(nn.Module):
         """Decode.
 
         Args:
+            keys: (B, K, C) memory with its position embedding.
             memory: (B, K, C).
             query_pos: (B, Q, C); the content of the queries starts at zero.
-            memory_pos: (B or 1, K, C).
             self_mask: who may not see whom among the queries.
             biases: of every layer's cross-attention.
             last_only: return the last layer alone.
@@ -217,9 +208,9 @@ class Decoder(nn.Module):
         Returns:
             (L or 1, B, Q, C).
         """
-        states, query, key = [], torch.zeros_like(query_pos), keys_of(memory, memory_pos)
+        states, query = [], torch.zeros_like(query_pos)
         for layer, bias in zip(self.layers, biases or [None] * len(self.layers), strict=True):
-            query = layer(query, key, memory, query_pos, self_mask, bias)
+            query = layer(query, keys, memory, query_pos, self_mask, bias)
             states.append(query)
         return self.post_norm(torch.stack(states[-1:] if last_only else states))
 

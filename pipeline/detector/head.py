@@ -299,7 +299,7 @@ class CmtAqrHead(Embedding):
         query_pos = self.embed_queries(points, memory)
         weights, biases, memory = self._weigh(points, query_pos, memory, scales)
         mask = None if group is None else denoising_mask(group)
-        states = self.transformer.decoder(memory.tokens, query_pos, memory.position, mask, biases, last_only)
+        states = self.transformer.decoder(memory.keys, memory.tokens, query_pos, mask, biases, last_only)
         found = self._read(states, points)
         return (found.codes, found.logits, *([] if weights is None else [weights]))
 
@@ -321,7 +321,7 @@ class CmtAqrHead(Embedding):
             )
         seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
         geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
-        weights = self.aqr(memory.tokens, memory.position, query_pos, geometry)
+        weights = self.aqr(memory.keys, memory.tokens, query_pos, geometry)
         windows = [site.choice.window for site in self.transformer.decoder.crosses]
         biases = self.bias_generator(kinds, weights, geometry, windows, scales)
         if self.weight_map is not None:

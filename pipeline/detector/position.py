@@ -6,6 +6,7 @@ says: a pixel coordinate of 1600 has no half-pixel left in half precision.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -211,6 +212,16 @@ class Memory:
     rays: Rays
     lidar2img: Tensor
     pad_hw: tuple[int, int]
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """Tokens with their position, (B, K, C), in the dtype that attention uses.
+
+        Made once: under autocast every site would cast the sum for itself, and keep its copy for the
+        backward pass.
+        """
+        keys, device = self.tokens + self.position, self.tokens.device.type
+        return keys.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else keys
 
 
 def project(points: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:

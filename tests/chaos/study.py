@@ -5,7 +5,6 @@ two trials, has a verdict with a degree of freedom, and shows that what was done
 """
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -25,18 +24,12 @@ from pipeline.session import LocalSession
 from pipeline.settings import DataSettings, TrainSettings
 from pipeline.train import run_trial
 from tests.chaos.cluster import ROOT
+from tests.smallest import SMALLEST
 
 NAME = "chaos"
 STEPS = 12
 """Long enough for a moment drawn at random to lie in training as often as in what follows."""
 
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
 MAD = 1e20
 """Factor on the learning rate of the trial that is to diverge."""
 
@@ -49,7 +42,7 @@ def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
         study=NAME,
         data=DataSettings(train=(world.root,), val=world.root),
         train=TrainSettings(steps=STEPS, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
-        overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+        overrides=SMALLEST,
     )
     design = full([Factor(CROSS_SITES[0])])
     rest = REST | dict.fromkeys(CROSS_SITES[1:], f"none/{IMPL}")

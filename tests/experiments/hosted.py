@@ -15,17 +15,11 @@ from experiments.recipes import smoke
 from pipeline.diary import STARTED, events
 from pipeline.rows import read_rows, select
 from pipeline.settings import TrialSettings
+from tests.smallest import SMALLEST
 
 PATIENCE_S = 400
 """Workers start in 15 s, on a machine that does much else in minutes."""
 
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
 TIMES = ("ms", "samples/s", "GiB")
 """Units of what differs from run to run."""
 
@@ -42,7 +36,7 @@ def settings_of(world: Path, workers: int, steps: int, every: int) -> TrialSetti
         data=replace(base.data, train=(str(world),), val=str(world)),
         train=replace(base.train, steps=steps, warmup_steps=2, checkpoint_every=every),
         workers=workers,
-        overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+        overrides=SMALLEST,
     )
 
 

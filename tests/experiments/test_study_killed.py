@@ -1,7 +1,6 @@
 """A sequential study under Ray, killed twice at random moments, gives the rows of an unbroken one."""
 
 import io
-import json
 import os
 import pickle
 import random
@@ -26,17 +25,11 @@ from experiments.waves import ended_rows, rungs_of
 from pipeline.rows import read_rows
 from pipeline.session import LocalSession
 from pipeline.train import run_trial
+from tests.smallest import SMALLEST
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
 PROGRAM = """
 import pickle, sys
 from pathlib import Path
@@ -66,7 +59,7 @@ def recipe(tmp_path):
         base,
         data=replace(base.data, train=(world.root,), val=world.root),
         train=replace(base.train, steps=4, lr_scale=2.0),
-        overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+        overrides=SMALLEST,
     )
     design = full([Factor(CROSS_SITES[0])])
     rest = REST | dict.fromkeys(CROSS_SITES[1:], f"none/{IMPL}")

@@ -25,15 +25,9 @@ from experiments.storage import FILE, stored
 from pipeline.rows import read_rows, seal_fault
 from pipeline.session import LocalSession
 from pipeline.train import run_trial
+from tests.smallest import SMALLEST
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
 PROGRAM = """
 import pickle, sys
 from pathlib import Path
@@ -59,7 +53,7 @@ def recipe(tmp_path):
             settings,
             data=replace(settings.data, train=(world.root,), val=world.root),
             train=replace(settings.train, steps=12, checkpoint_every=2),
-            overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+            overrides=SMALLEST,
         )
         for settings in smoke().trials
     )

@@ -1,6 +1,5 @@
 """A tiny generated dataset, and settings of a trial on it that takes seconds."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,17 +7,10 @@ import pytest
 
 from pipeline.data.synth import generate
 from pipeline.settings import DataSettings, Plan, TrainSettings, TrialSettings
+from tests.smallest import SMALLEST
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-    "optim_wrapper.optimizer.lr": 1e-3,
-}
-OVERRIDES = tuple((key, json.dumps(value)) for key, value in SMALL.items())
+OVERRIDES = (*SMALLEST, ("optim_wrapper.optimizer.lr", "1e-3"))
 PLAN = Plan.of(
     {
         "aqr.0.cross": "local/sdpa_math",

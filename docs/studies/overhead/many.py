@@ -32,15 +32,7 @@ from experiments.recipe import Recipe
 from experiments.recipes import smoke
 from pipeline.scratch import scratch_folder
 from tests.chaos.cluster import await_nursery, environment, nursery, shim
-
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
-"""The smallest model that the mini's config makes."""
+from tests.smallest import SMALLEST
 
 ROLES = {
     "gcs_server": "head",
@@ -97,7 +89,7 @@ def trivial(trials: int) -> Recipe:
         base,
         study="many",
         train=replace(base.train, steps=1, checkpoint_every=1),
-        overrides=tuple((key, json.dumps(value)) for key, value in SMALL.items()),
+        overrides=SMALLEST,
     )
     return replace(
         smoke(),

@@ -98,7 +98,7 @@ def compare(settings: Mapping[str, TrialSettings], out: Path) -> dict[str, Any]:
 
 
 def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
-    """Step as one of two ranks; then, on rank 0, step alone on both frames, twice, and on one of them."""
+    """Step as one of two ranks; then, on rank 0, alone: on both frames twice, moved a bit, and on one."""
     cuda = next(iter(plain.values()))["device"] == "cuda"
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
@@ -118,16 +118,26 @@ def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
     for config, made in plain.items():
         half = TrialSettings.from_dict(made)
         joint = replace(half, train=replace(half.train, batch_size=2))
-        for name, settings in (("joint", joint), ("again", joint), ("half", half)):
-            _save(out, f"{config}.{name}", *step(settings, Rank(out, 0, 1, device)))
+        for name, settings in (("joint", joint), ("again", joint), ("moved", joint), ("half", half)):
+            _save(out, f"{config}.{name}", *step(settings, Rank(out, 0, 1, device), moved=name == "moved"))
 
 
-def step(settings: TrialSettings, session: Rank) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def step(
+    settings: TrialSettings, session: Rank, moved: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run forward and backward of a trial's first step; return gradients, and loss, plan and frames.
 
     Twice: on a GPU the second time goes through CUDA graphs, as most steps of a training do.
+
+    Args:
+        settings: the trial.
+        session: where it runs.
+        moved: every coordinate of the reference points is the next number that float32 has.
     """
     running = Trial(settings, session, Rungs())
+    if moved:
+        points = running.model.pts_bbox_head.reference_points.weight.data
+        points.copy_(torch.nextafter(points, torch.ones_like(points)))
     running.source = OneBox(running.source)
     samples = next(running.batches(0, 1))
     running.model.train()
@@ -162,14 +172,14 @@ def _save(out: Path, name: str, gradients: dict[str, Tensor], about: dict[str, A
 
 def _judge(out: Path, config: str) -> dict[str, Any]:
     """Compare what the processes left; the tensors go into a table, worst first."""
-    names = ("rank0", "rank1", "joint", "again", "half")
+    names = ("rank0", "rank1", "joint", "again", "moved", "half")
     read = {name: torch.load(out / f"{config}.{name}.pt", weights_only=True) for name in names}
     gradients = {name: held["gradients"] for name, held in read.items()}
     about = {name: held["about"] for name, held in read.items()}
     joint = gradients["joint"]
     lines = [
         {"tensor": name, "largest_entry": float(joint[name].abs().max())}
-        | {who: relative(gradients[who][name], joint[name]) for who in ("rank0", "again", "half")}
+        | {who: relative(gradients[who][name], joint[name]) for who in ("rank0", "again", "moved", "half")}
         for name in joint
     ]
     lines.sort(key=lambda line: -line["rank0"])
@@ -188,6 +198,7 @@ def _judge(out: Path, config: str) -> dict[str, Any]:
         "both_ranks_hold_the_same_bits": same,
         "two_ranks_against_joint_batch": summary([line["rank0"] for line in lines]),
         "joint_batch_against_itself": summary([line["again"] for line in lines]),
+        "points_moved_by_one_rounding": summary([line["moved"] for line in lines]),
         "one_half_against_joint_batch": summary([line["half"] for line in lines]),
         "worst_tensor": worst["tensor"],
         "agree": same and worst["rank0"] <= LIMIT,

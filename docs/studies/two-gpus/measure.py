@@ -9,7 +9,6 @@ NCCL (the same batch per GPU), compares gradients (``gradients.py``), and writes
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -27,20 +26,13 @@ from experiments.folder import write_json
 from pipeline.plan import Plan
 from pipeline.rows import Row, append_rows, read_rows, select
 from pipeline.settings import DataSettings, TrainSettings, TrialSettings
+from tests.smallest import SMALLEST
 
 CONFIGS = {
     "r50": "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py",
     "vov": "experiments/configs/cmt_aqr_voxel0075_vov_1600x640_cbgs.py",
 }
 MINI = {"mini": "experiments/configs/cmt_aqr_pillar_mini.py"}
-SMALL = {
-    "model.image_size": [48, 112],
-    "model.pts_branch.grid_shape": [64, 64],
-    "model.pts_bbox_head.num_query": 24,
-    "model.pts_bbox_head.depth_num": 8,
-    "model.pts_bbox_head.denoising.scalar": 1,
-}
-"""What makes the mini model tiny: on a CPU the script itself is tried, nothing is measured."""
 
 VERSION = "v1.0-trainval"
 """Its splits have scenes enough for every core; the frames repeat after ``--frames`` samples."""
@@ -179,7 +171,7 @@ def make_data(asked: argparse.Namespace) -> dict[str, Any]:
 def settings_of(asked: argparse.Namespace, name: str, workers: int, exact: bool = False) -> TrialSettings:
     """Return a trial: of the config on ``workers`` GPUs, or the exact one whose gradients are compared."""
     root, cuda = str(asked.out / "data"), not asked.cpu
-    small = () if cuda else tuple((key, json.dumps(value)) for key, value in SMALL.items())
+    small = () if cuda else SMALLEST  # there the script itself is tried, nothing is measured
     return TrialSettings(
         study="two-gpus",
         config=(CONFIGS | MINI)[name],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import pipeline.detector  # noqa: F401  first: tests import mmdet3d, which it prepares
 from pipeline.data.sample import Sample
 
 SPEC = importlib.util.spec_from_file_location("detector_parity", Path(__file__).with_name("parity.py"))

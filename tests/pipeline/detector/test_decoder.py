@@ -26,8 +26,8 @@ def layer(**cross):
 
 
 def inputs(batch=2, queries=5):
-    memory = torch.randn(batch, GRID.num_keys, DIMS)
-    return memory, torch.randn(batch, queries, DIMS), torch.randn(batch, GRID.num_keys, DIMS)
+    keys, memory = torch.randn(2, batch, GRID.num_keys, DIMS)
+    return keys, memory, torch.randn(batch, queries, DIMS)
 
 
 def choices(decoder):
@@ -38,7 +38,7 @@ def test_site_equals_torch_multi_head_attention():
     site = SiteAttention(DIMS, HEADS, "decoder.0.cross", dropout=0.0)
     oracle = nn.MultiheadAttention(DIMS, HEADS, batch_first=True)
     oracle.load_state_dict(site.attn.state_dict())
-    memory, query, position = inputs()
+    position, memory, query = inputs()
     got = site(query, memory, query_pos=query.flip(1), key_pos=position)
     expected = query + oracle(query + query.flip(1), memory + position, memory)[0]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)  # another order of summation over 24 keys
@@ -59,7 +59,7 @@ def test_self_attention_equals_torch_with_a_mask():
 
 def test_bias_moves_attention_and_takes_a_gradient():
     site = SiteAttention(DIMS, HEADS, "decoder.0.cross", choice=Choice("global", "sdpa_math"), dropout=0.0)
-    memory, query, _ = inputs()
+    _, memory, query = inputs()
     weight = torch.zeros(2, 5, 2, requires_grad=True)
     plain = site(query, memory, bias=GlobalBias(GRID, weight))
     pushed = site(query, memory, bias=GlobalBias(GRID, weight + torch.tensor([3.0, -3.0])))
@@ -156,20 +156,41 @@ def test_a_list_of_layers_must_have_one_for_each():
 def test_returned_states_are_normed_once_and_passed_on_without():
     decoder = Decoder(2, layer()).eval()
     nn.init.normal_(decoder.post_norm.weight)  # fresh norms would hide a second application
-    memory, query_pos, memory_pos = inputs()
-    states = decoder(memory, query_pos, memory_pos)
+    keys, memory, query_pos = inputs()
+    states = decoder(keys, memory, query_pos)
     state = torch.zeros_like(query_pos)
     for i, one in enumerate(decoder.layers):
-        state = one(state, memory + memory_pos, memory, query_pos)
+        state = one(state, keys, memory, query_pos)
         torch.testing.assert_close(states[i], decoder.post_norm(state))
 
 
 def test_position_of_the_memory_is_not_part_of_what_is_read():
     decoder = Decoder(1, layer()).eval()
-    memory, query_pos, memory_pos = inputs()
+    keys, memory, query_pos = inputs()
     constant = torch.randn(1, 1, DIMS).expand_as(memory)
-    first, second = (decoder(constant, query_pos, p) for p in (memory_pos, torch.zeros_like(memory_pos)))
+    first, second = (decoder(k, constant, query_pos) for k in (keys, torch.zeros_like(keys)))
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)  # equal values: weights cannot matter
+
+
+def test_a_site_that_recomputes_keeps_no_keys_and_gives_the_same():
+    site = SiteAttention(DIMS, HEADS, "aqr.0.cross", dropout=0.0)
+    given = [x.requires_grad_() for x in inputs()]
+    keys, memory, query = given
+    results, sizes = [], []
+
+    def keep(x):
+        if x.data_ptr() not in {g.data_ptr() for g in given} and GRID.num_keys in x.shape:
+            sizes[-1] += x.numel()
+        return x
+
+    for site.recompute in (False, True):
+        sizes.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            out = site(query, keys, memory)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*given, *site.parameters()])])
+    assert sizes[0] >= 2 * keys.numel()
+    assert sizes[1] == 0
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_recomputing_a_layer_changes_neither_result_nor_gradient():
