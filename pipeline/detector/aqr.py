@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from operators.bias import LocalMask
 from operators.grid import TokenGrid
 from pipeline.detector.attention import SiteAttention
-from pipeline.detector.decoder import DecoderLayer, layer_configs
+from pipeline.detector.decoder import FFN, DecoderLayer, layer_configs
 from pipeline.detector.position import project
 from pipeline.detector.transfer import constant
 
@@ -94,8 +94,11 @@ class AqrEncoder(nn.Module):
             DecoderLayer(**cfg, path=path, default_bias="local", cross_kinds=AQR_KINDS)
             for path, cfg in layer_configs(transformerlayers, num_layers, "aqr")
         )
-        for layer in self.layers:  # its keys and values are as large as those of a decoder layer
-            cast(DecoderLayer, layer).cross.recompute = True
+        for (
+            module
+        ) in self.modules():  # else it keeps as much as a layer of the decoder, and plain CMT has none
+            if isinstance(module, SiteAttention | FFN):
+                module.recompute = True
         self.post_norm = nn.LayerNorm(embed_dims)
         for parameter in self.parameters():
             if parameter.ndim > 1:

@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from operators import attention, objections
 from operators.bias import Bias
 from operators.spec import BIAS_KINDS, Request
+from pipeline.detector.recompute import recomputed
 from pipeline.plan import Choice, PlanError
 
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
@@ -212,11 +212,7 @@ class SiteAttention(nn.Module):
             key, value, key_pos = query, query, query_pos
         value = key if value is None else value
         given = (add(query, query_pos), add(key, key_pos), value, bias if mask is None else mask)
-        if self.recompute and torch.is_grad_enabled():
-            # No random number is drawn in there, and a CUDA graph could not keep the generator's state.
-            out = checkpoint(self._attend, *given, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out = self._attend(*given)
+        out = recomputed(self._attend, *given) if self.recompute else self._attend(*given)
         return query + self.dropout(out)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> Tensor:

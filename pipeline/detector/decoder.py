@@ -5,7 +5,7 @@ to the next layer has not passed the shared last norm, the states that are retur
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,18 @@ from torch.utils.checkpoint import checkpoint
 
 from operators.bias import Bias, DenseBias
 from pipeline.detector.attention import SiteAttention, build_attention
+from pipeline.detector.recompute import recomputed
 
 SELF_KINDS = ("none",)  # queries lie on no grid: there is nothing to bias
 CROSS_KINDS = ("none", "global", "window", "gaussian")  # what the bias generator makes
 
 
 class FFN(nn.Module):
-    """Two linear layers with residual; keys ``layers.0.0`` and ``layers.1`` as in mmcv."""
+    """Two linear layers with residual; keys ``layers.0.0`` and ``layers.1`` as in mmcv.
+
+    Attributes:
+        recompute: compute the first layer again in the backward pass instead of keeping it.
+    """
 
     def __init__(
         self,
@@ -36,10 +41,14 @@ class FFN(nn.Module):
             raise ValueError(f"ffn_cfgs.act_cfg: expected ReLU, got {act_cfg['type']!r}")
         inner = nn.Sequential(nn.Linear(embed_dims, feedforward_channels), nn.ReLU(), nn.Dropout(ffn_drop))
         self.layers = nn.Sequential(inner, nn.Linear(feedforward_channels, embed_dims), nn.Dropout(ffn_drop))
+        self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), residual included."""
-        return x + self.layers(x)
+        inner = cast(nn.Sequential, self.layers[0])
+        first, dropout = inner[:2], inner[2]
+        hidden = recomputed(first, x) if self.recompute else first(x)
+        return x + self.layers[1:](dropout(hidden))
 
 
 class DecoderLayer(nn.Module):

@@ -63,7 +63,11 @@ def test_equals_the_reference_in_half(dtype, device):
 def test_weight_gradients_of_windows_that_cover_everything_cancel(device):
     # Their exact sum is 0: what is left is the rounding of dS and of D = rowsum(dO * O) alone.
     sizes = Sizes(1, 1, 1, 64, bev=(4, 5), cameras=(1, 2, 3), window=(15, 15), placement="one_cell")
-    check_case(make_case("window", sizes, torch.float16, device), "rects")
+    case = make_case("window", sizes, torch.float16, device)
+    check_case(case, "rects")
+    found = outputs_and_grads(case, "rects")["dweight"]
+    # 0.004 with O as exact as the kernel knows it; 0.06 with O as it was stored, in half precision
+    assert found.sum().abs() <= 0.02 * found.abs().max()
 
 
 def test_scores_beyond_the_safe_range_are_computed_again(device):

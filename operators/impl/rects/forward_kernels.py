@@ -172,7 +172,7 @@ def forward_kernel(
     K,
     V,
     Out,
-    Exact,
+    Rest,
     Lse,
     order,
     sorted_rects,
@@ -231,7 +231,7 @@ def forward_kernel(
         Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
         Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
-        Exact: (B, H, Q, D) float32: the result before it is rounded, if KEEP and there is one share.
+        Rest: (B, H, Q, D): what rounding takes from the result, if KEEP and there is one share.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -301,15 +301,14 @@ def forward_kernel(
     nothing = float("inf") if SPLITS == 1 else float("-inf")
     lse = tl.where(empty, nothing, shift + tl.log2(total))
     o_rows = Out + split * o_split + batch * o_b + head * o_h + rows * o_n
-    tl.store(
-        o_rows[:, None] + d[None, :] * o_d,
-        acc.to(Out.dtype.element_ty),
-        mask=present[:, None] & in_head[None, :],
-    )
+    rounded = acc.to(Out.dtype.element_ty)
+    stored = present[:, None] & in_head[None, :]
+    tl.store(o_rows[:, None] + d[None, :] * o_d, rounded, mask=stored)
     flat = (split * batches * heads + pair).to(tl.int64) * num_queries + rows
     tl.store(Lse + flat, lse, mask=present)
     if KEEP and SPLITS == 1:
-        tl.store(Exact + flat[:, None] * HEAD + d[None, :], acc, mask=present[:, None] & in_head[None, :])
+        rest = (acc - rounded.to(tl.float32)).to(Rest.dtype.element_ty)
+        tl.store(Rest + flat[:, None] * HEAD + d[None, :], rest, mask=stored)
 
 
 @triton.jit
@@ -317,7 +316,7 @@ def merge_kernel(
     Parts,
     PartLse,
     Out,
-    Exact,
+    Rest,
     Lse,
     o_b,
     o_h,
@@ -338,7 +337,7 @@ def merge_kernel(
         Parts: (splits, B * H, Q, D) float32, contiguous.
         PartLse: (splits, B * H, Q) float32, in powers of two.
         Out: (B, H, Q, D) by its strides.
-        Exact: (B * H, Q, D) float32: the same before it is rounded, if KEEP.
+        Rest: (B * H, Q, D): what rounding takes from it, if KEEP.
         Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
     """
     if EARLY:
@@ -364,8 +363,10 @@ def merge_kernel(
         acc += part[:, None] * tl.load(Parts + flat[:, None] * HEAD + d[None, :], mask=kept, other=0.0)
     acc /= tl.where(empty, 1.0, total)[:, None]
     o_rows = Out + (pair // heads).to(tl.int64) * o_b + (pair % heads).to(tl.int64) * o_h + rows * o_n
-    tl.store(o_rows[:, None] + d[None, :] * o_d, acc.to(Out.dtype.element_ty), mask=kept)
+    rounded = acc.to(Out.dtype.element_ty)
+    tl.store(o_rows[:, None] + d[None, :] * o_d, rounded, mask=kept)
     flat = pair.to(tl.int64) * num_queries + rows
     if KEEP:
-        tl.store(Exact + flat[:, None] * HEAD + d[None, :], acc, mask=kept)
+        rest = (acc - rounded.to(tl.float32)).to(Rest.dtype.element_ty)
+        tl.store(Rest + flat[:, None] * HEAD + d[None, :], rest, mask=kept)
     tl.store(Lse + flat, tl.where(empty, float("inf"), best + tl.log2(total)), mask=present)

@@ -116,9 +116,9 @@ def near(tensor: Tensor) -> Tensor:
 
 
 def _outputs(q: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate the output, with the strides of q so that the caller's reshape is free, its twin, and LSE."""
-    twin = q.new_empty(q.shape if keep else (0,), dtype=torch.float32)
-    return torch.empty_like(q), twin, q.new_empty(q.shape[:3], dtype=torch.float32)
+    """Allocate the output, with the strides of q so that the caller's reshape is free, its rest, and LSE."""
+    rest = q.new_empty(q.shape if keep and q.dtype != torch.float32 else (0,))
+    return torch.empty_like(q), rest, q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("biaswise::rects_forward", mutates_args=())
@@ -139,10 +139,11 @@ def rects_forward(
     """Attend.
 
     Returns:
-        the output; if ``keep``, the same as float32 and contiguous, for the backward; the log2-sum-exp
-        (B, H, Q); and the lists.
+        the output; if ``keep`` and it is of half precision, what rounding took from it, contiguous, for the
+        backward; the log2-sum-exp (B, H, Q); and the lists.
     """
-    out, exact, lse = _outputs(q, keep)
+    out, rest, lse = _outputs(q, keep)
+    keep = rest.numel() > 0
     call = Call(q, k, v, weight, centers, segments, kind, scale, sigma, limit)
     splits = call.splits()
     first, later = overlap(q.device)
@@ -155,7 +156,7 @@ def rects_forward(
             part = q.new_empty((splits, *q.shape), dtype=torch.float32)
             part_lse = q.new_empty((splits, *lse.shape), dtype=torch.float32)
         forward_kernels.forward_kernel[(call.num_blocks, splits, call.pairs)](
-            call.q, call.k, call.v, part, exact, part_lse, lists.order, lists.rects, *call.fields,
+            call.q, call.k, call.v, part, rest, part_lse, lists.order, lists.rects, *call.fields,
             lists.tiles, lists.counts, *call.q.stride()[:3], *call.key_strides,
             part.stride(0) if splits > 1 else 0, *part.stride()[-4:], *call.field_strides,
             call.batch, call.heads, call.num_queries, call.padded, call.num_keys, call.num_tiles,
@@ -165,11 +166,11 @@ def rects_forward(
         )  # fmt: skip
         if splits > 1:
             forward_kernels.merge_kernel[(triton.cdiv(call.num_queries, 16), call.pairs)](
-                part, part_lse, out, exact, lse, *out.stride(), call.heads, call.num_queries,
+                part, part_lse, out, rest, lse, *out.stride(), call.heads, call.num_queries,
                 HEAD=call.head_size, BLOCK_D=call.block_d, SPLITS=splits, KEEP=keep, ROWS=16, num_warps=2,
                 **later,
             )  # fmt: skip
-    return out, exact, lse, *lists.tensors
+    return out, rest, lse, *lists.tensors
 
 
 @rects_forward.register_fake
@@ -201,7 +202,8 @@ def rects_backward(
     v: Tensor,
     weight: Tensor | None,
     centers: Tensor | None,
-    exact: Tensor,
+    out: Tensor,
+    rest: Tensor,
     lse: Tensor,
     lists: Sequence[Tensor],
     segments: Sequence[int],
@@ -220,9 +222,10 @@ def rects_backward(
         rows = [q.new_empty((call.pairs, call.padded, call.head_size)) for _ in range(2)]
         rows += [q.new_empty((call.pairs, call.padded), dtype=torch.float32) for _ in range(2)]
         query_grad_kernels.prepare_kernel[(triton.cdiv(call.padded, 32), call.pairs)](
-            call.q, exact, grad, lse, found.order, *rows, *call.q.stride()[:3], *grad.stride()[:3],
+            call.q, out, rest, grad, lse, found.order, *rows,
+            *call.q.stride()[:3], *out.stride(), *grad.stride()[:3],
             call.heads, call.num_queries, call.padded,
-            KIND=kind, HEAD=call.head_size, BLOCK_D=call.block_d, ROWS=32, num_warps=4,
+            KIND=kind, HEAD=call.head_size, BLOCK_D=call.block_d, KEPT=rest.numel() > 0, ROWS=32, num_warps=4,
         )  # fmt: skip
         if need[0] or need[2]:
             _query_grads(call, rows, found, dq if need[0] else None, dw if need[2] else None)
@@ -264,15 +267,14 @@ def _key_grads(call: Call, rows: list[Tensor], lists: Lists, dk: Tensor, dv: Ten
 
 
 @rects_backward.register_fake
-def _(grad, q, k, v, weight, centers, exact, lse, lists, segments, kind, scale, sigma, limit, need):
+def _(grad, q, k, v, weight, centers, out, rest, lse, lists, segments, kind, scale, sigma, limit, need):
     return _gradients(q, k, v, weight, need)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Keep what the backward reads."""
     q, k, v, _, weight, centers, *ctx.numbers, _ = inputs
-    _, exact, lse, *lists = output
-    ctx.save_for_backward(q, k, v, weight, centers, exact, lse, *lists)
+    ctx.save_for_backward(q, k, v, weight, centers, *output)
     ctx.set_materialize_grads(False)
 
 
@@ -280,10 +282,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     """Return the gradients in the order of the inputs."""
     if grad is None:
         return (None,) * 12
-    q, k, v, weight, centers, exact, lse, *lists = ctx.saved_tensors
+    q, k, v, weight, centers, out, rest, lse, *lists = ctx.saved_tensors
     need_q, need_k, need_v, _, need_weight, *_ = ctx.needs_input_grad
     need = [need_q, need_k or need_v, need_weight]
-    dq, dk, dv, dw = rects_backward(grad, q, k, v, weight, centers, exact, lse, lists, *ctx.numbers, need)
+    kept = (q, k, v, weight, centers, out, rest, lse)
+    dq, dk, dv, dw = rects_backward(grad, *kept, lists, *ctx.numbers, need)
     found = (
         dq if need_q else None,
         dk if need_k else None,

@@ -29,6 +29,7 @@ from operators.impl.rects.scores import (
 def prepare_kernel(
     Q,
     Out,
+    Rest,
     dOut,
     Lse,
     order,
@@ -39,6 +40,10 @@ def prepare_kernel(
     q_b,
     q_h,
     q_n,
+    o_b,
+    o_h,
+    o_n,
+    o_d,
     g_b,
     g_h,
     g_n,
@@ -48,12 +53,15 @@ def prepare_kernel(
     KIND: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    KEPT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Bring queries and gradients into sorted order, and compute D = rowsum(dO * O).
 
     Operands:
-        Out: (B * H, Q, D) float32: rounded to half, it would make the largest error of the weights' gradient.
+        Out: (B, H, Q, D) by its strides.
+        Rest: (B * H, Q, D), if KEPT: what rounding took from it, and what would make the largest error of the
+            weights' gradient.
         SortedQ, SorteddO: (B * H, padded, D); padding is 0.
         SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0: probabilities of 0.
     """
@@ -71,12 +79,14 @@ def prepare_kernel(
     rows = rows.to(tl.int64)
     kept = present[:, None] & (d < HEAD)[None, :]
     q = tl.load((Q + batch * q_b + head * q_h + rows * q_n)[:, None] + d[None, :], mask=kept, other=0.0)
-    o = tl.load(
-        Out + (pair.to(tl.int64) * num_queries + rows)[:, None] * HEAD + d[None, :], mask=kept, other=0.0
-    )
+    o_rows = Out + batch * o_b + head * o_h + rows * o_n
+    o = tl.load(o_rows[:, None] + d[None, :] * o_d, mask=kept, other=0.0).to(tl.float32)
+    if KEPT:
+        rests = Rest + (pair.to(tl.int64) * num_queries + rows)[:, None] * HEAD
+        o += tl.load(rests + d[None, :], mask=kept, other=0.0).to(tl.float32)
     g = tl.load((dOut + batch * g_b + head * g_h + rows * g_n)[:, None] + d[None, :], mask=kept, other=0.0)
     lse = tl.load(Lse + pair.to(tl.int64) * num_queries + rows, mask=present, other=float("inf"))
-    delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), axis=1)
+    delta = tl.sum(o * g.to(tl.float32), axis=1)
     flat = pair.to(tl.int64) * padded + places
     stored = here[:, None] & (d < HEAD)[None, :]
     tl.store(SortedQ + flat[:, None] * HEAD + d[None, :], q, mask=stored)

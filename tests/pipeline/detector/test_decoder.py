@@ -6,7 +6,7 @@ from torch import nn
 
 from operators import DenseBias, GlobalBias, TokenGrid
 from pipeline.detector.attention import SiteAttention
-from pipeline.detector.decoder import CmtTransformer, Decoder
+from pipeline.detector.decoder import FFN, CmtTransformer, Decoder
 from pipeline.plan import Choice, PlanError
 
 DIMS, HEADS = 16, 4
@@ -172,24 +172,29 @@ def test_position_of_the_memory_is_not_part_of_what_is_read():
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)  # equal values: weights cannot matter
 
 
-def test_a_site_that_recomputes_keeps_no_keys_and_gives_the_same():
-    site = SiteAttention(DIMS, HEADS, "aqr.0.cross", dropout=0.0)
-    given = [x.requires_grad_() for x in inputs()]
-    keys, memory, query = given
-    results, sizes = [], []
+def grown(module, given):
+    """What a module makes of its inputs, all gradients, and the numbers that it keeps beside its inputs."""
+    known, kept = {x.data_ptr() for x in (*given, *module.parameters())}, []
+    torch.manual_seed(0)  # of dropout
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        out = module(*given)
+    grads = torch.autograd.grad(out.square().sum(), [*given, *module.parameters()])
+    sizes = {x.data_ptr(): x.numel() for x in kept if x.data_ptr() not in known}
+    return [out, *grads], sum(sizes.values())
 
-    def keep(x):
-        if x.data_ptr() not in {g.data_ptr() for g in given} and GRID.num_keys in x.shape:
-            sizes[-1] += x.numel()
-        return x
 
-    for site.recompute in (False, True):
-        sizes.append(0)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            out = site(query, keys, memory)
-        results.append([out, *torch.autograd.grad(out.square().sum(), [*given, *site.parameters()])])
-    assert sizes[0] >= 2 * keys.numel()
-    assert sizes[1] == 0
+@pytest.mark.parametrize(
+    "module", [SiteAttention(DIMS, HEADS, "aqr.0.cross", dropout=0.5), FFN(DIMS, 64, ffn_drop=0.5)]
+)
+def test_what_is_recomputed_is_not_kept_and_the_same(module):
+    keys, _, query = (x.requires_grad_() for x in inputs())
+    site = isinstance(module, SiteAttention)
+    results, kept = [], []
+    for module.recompute in (False, True):
+        found, numbers = grown(module, (query, keys) if site else (query,))
+        results.append(found)
+        kept.append(numbers)
+    assert kept[0] - kept[1] >= (2 * keys.numel() if site else 64 * query.numel() / DIMS)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
