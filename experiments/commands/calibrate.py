@@ -32,7 +32,7 @@ def calibrate(arguments: Namespace) -> int:
 
         def tick() -> None:
             progress.advance(task)
-            done = int(progress.tasks[0].completed)
+            done = int(progress.tasks[task].completed)
             if not console.is_terminal and done % max(total // 20, 1) == 0:  # a log has no bar
                 console.print(f"{done} of {total} simulated studies", highlight=False)
 

@@ -94,9 +94,8 @@ class AqrEncoder(nn.Module):
             DecoderLayer(**cfg, path=path, default_bias="local", cross_kinds=AQR_KINDS)
             for path, cfg in layer_configs(transformerlayers, num_layers, "aqr")
         )
-        for (
-            module
-        ) in self.modules():  # else it keeps as much as a layer of the decoder, and plain CMT has none
+        # Else it would keep as much as a layer of the decoder does, and plain CMT has no such layer.
+        for module in self.modules():
             if isinstance(module, SiteAttention | FFN):
                 module.recompute = True
         self.post_norm = nn.LayerNorm(embed_dims)

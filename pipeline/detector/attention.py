@@ -125,7 +125,7 @@ class SiteAttention(nn.Module):
         site: path of the site, such as ``decoder.3.cross``.
         kinds: bias kinds that make sense here.
         choice: bias kind and implementation; assigning one that makes no sense here raises PlanError.
-        recompute: project keys and values, and attend, again in the backward pass instead of keeping them.
+        recompute: project and attend again in the backward pass instead of keeping what comes out on the way.
     """
 
     def __init__(
@@ -211,16 +211,16 @@ class SiteAttention(nn.Module):
         if key is None:
             key, value, key_pos = query, query, query_pos
         value = key if value is None else value
-        given = (add(query, query_pos), add(key, key_pos), value, bias if mask is None else mask)
-        out = recomputed(self._attend, *given) if self.recompute else self._attend(*given)
+        with torch.profiler.record_function(f"site:{self.site}"):
+            given = (add(query, query_pos), add(key, key_pos), value, bias if mask is None else mask)
+            out = recomputed(self._attend, *given) if self.recompute else self._attend(*given)
         return query + self.dropout(out)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> Tensor:
         """Project, attend, and project back: (B, Q, C)."""
-        with torch.profiler.record_function(f"site:{self.site}"):
-            q, k, v = (self._heads(x) for x in self.attn.qkv(query, key, value))
-            out = attention(q, k, v, bias, impl=self.choice.impl, rank=self.choice.rank)
-            return cast(Tensor, self.attn.out_proj(out.transpose(1, 2).flatten(2)))
+        q, k, v = (self._heads(x) for x in self.attn.qkv(query, key, value))
+        out = attention(q, k, v, bias, impl=self.choice.impl, rank=self.choice.rank)
+        return cast(Tensor, self.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, H, N, D)."""

@@ -45,10 +45,14 @@ class FFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C), residual included."""
-        inner = cast(nn.Sequential, self.layers[0])
-        first, dropout = inner[:2], inner[2]
-        hidden = recomputed(first, x) if self.recompute else first(x)
-        return x + self.layers[1:](dropout(hidden))
+        hidden = recomputed(self._hidden, x) if self.recompute else self._hidden(x)
+        dropout = cast(nn.Sequential, self.layers[0])[2]
+        return x + cast(Tensor, self.layers[2](self.layers[1](dropout(hidden))))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., feedforward_channels), before dropout, which cannot be drawn twice."""
+        linear, relu, _ = cast(nn.Sequential, self.layers[0])
+        return cast(Tensor, relu(linear(x)))
 
 
 class DecoderLayer(nn.Module):

@@ -12,7 +12,11 @@ def recomputed(function: Callable[..., Tensor], *given: object) -> Tensor:
 
     Args:
         function: draws no random number. (The generator's state is not put back: a CUDA graph could not.)
+            Parameters of a module that it reads must hold the same numbers at the second time.
         given: its arguments, which are kept.
+
+    Returns:
+        What the function returns.
     """
     if not torch.is_grad_enabled():
         return function(*given)

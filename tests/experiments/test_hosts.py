@@ -56,7 +56,7 @@ def lost(run: Run, host: Host, how: str) -> None:
 
 
 def test_a_trial_outlives_a_host_that_is_cut_off_and_one_that_is_given_notice(world, tmp_path):
-    steps, every = 300, 20
+    steps, every = 700, 20  # two minutes: a trial that is over before the notice shows nothing
     settings = settings_of(world, 2, steps, every)
     with made_hosts(2) as hosts:
         head, others = up(hosts, tmp_path)

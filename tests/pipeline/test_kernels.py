@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import record_function
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from pipeline import kernels
+from pipeline.detector.attention import SiteAttention
 from pipeline.kernels import kernels_per_site
 
 
@@ -39,3 +40,17 @@ def test_each_site_lists_what_ran_in_it_forward_and_backward(monkeypatch: pytest
 
 def test_no_site_gives_no_row() -> None:
     assert kernels_per_site(lambda: torch.randn(3).sum(), cuda=False) == []
+
+
+def test_what_the_backward_pass_computes_again_counts_once() -> None:
+    site = SiteAttention(16, 2, "aqr.0.cross")
+    site.recompute = True
+    x = torch.randn(1, 5, 16, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        site(x, torch.randn(1, 7, 16)).sum().backward()
+    events = list(seen.events() or [])
+    products = [e for _, e in kernels._events_of_sites(events) if e.name == "aten::bmm"]
+    assert len(products) == len({id(e) for e in products})
+    assert (
+        len(products) == sum(e.name == "aten::bmm" for e in events) == 8
+    )  # two, again two, and their four gradients

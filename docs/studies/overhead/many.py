@@ -216,7 +216,7 @@ def summarised(chosen: Recipe, folder: StudyFolder, begun: float, concurrent: in
 def flatness(path: Path) -> dict[str, object]:
     """Return, per role that lives throughout, MiB in the first and last quarter and the slope."""
     found: dict[str, object] = {}
-    for role in ("study driver", "head", "driver of trials"):
+    for role in ("study driver", "head", "driver of trials", "other"):
         seconds, sizes = curve(path, role)
         if len(sizes) < 8:
             continue

@@ -50,12 +50,13 @@ NECK = ((f"{_LR}.pts_neck", '{"lr_mult": 0.0}'),)
 """The other batch norm that trains, of the full-size models alone."""
 
 LIMIT = 1e-3
-"""Largest difference of a tensor over its largest entry that still counts as agreement. Two kernels that add
-in another order differ by some 1e-6 each; the rest is what a hundred layers make of it."""
+"""Difference of an entry, over its tensor's largest, that counts as agreement. Two kernels that add in
+another order differ by some 1e-6 each; the rest is what a hundred layers make of it."""
 
-KINKS = 0.01
-"""Share of a tensor's entries that may differ by more. A ReLU within a rounding of zero lets a gradient
-pass or does not, which shows where a tensor has entries for each query; moving the points does it too."""
+KINKS, FLIP = 0.01, 0.1
+"""Share of a tensor's entries that may differ by more, and by how much. A ReLU within a rounding of zero lets
+a gradient pass or does not, which shows where a tensor has entries for each query: 0.15 % by 0.02 were seen,
+and moving the points by a rounding does it too. Without averaging, 97 % differ, by 0.3 and more."""
 
 
 class OneBox:
@@ -207,7 +208,7 @@ def _judge(out: Path, config: str) -> dict[str, Any]:
         "one_half_against_joint_batch": summary([line["half"] for line in lines]),
         "worst_tensor": worst["tensor"],
         "share_of_its_entries_that_are_off": {who: worst[f"off_{who}"] for who in ("rank0", "moved", "half")},
-        "agree": same and max(line["off_rank0"] for line in lines) <= KINKS,
+        "agree": same and all(line["rank0"] <= FLIP and line["off_rank0"] <= KINKS for line in lines),
         "loss_joint": about["joint"]["loss"],
         "loss_mean_of_ranks": sum(losses) / 2,
         "same_frames": about["rank0"]["frames"] + about["rank1"]["frames"] == about["joint"]["frames"],
@@ -224,7 +225,8 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def off(found: Tensor, expected: Tensor) -> float:
     """Return the share of entries that differ by more than ``LIMIT`` of the largest entry expected."""
-    return float(((found - expected).abs() > LIMIT * expected.abs().max()).double().mean())
+    within = (found - expected).abs() <= LIMIT * expected.abs().max()  # false for what is not a number
+    return 1 - float(within.double().mean())
 
 
 def summary(values: list[float]) -> dict[str, float]:

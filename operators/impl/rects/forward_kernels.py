@@ -231,7 +231,8 @@ def forward_kernel(
         Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
         Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
             or, if there is one share only, +inf: the backward then finds probabilities of 0.
-        Rest: (B, H, Q, D): what rounding takes from the result, if KEEP and there is one share.
+        Rest: (B, H, Q, D) of Out's dtype, contiguous: what rounding takes from the result, if KEEP and there
+            is one share.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -337,7 +338,7 @@ def merge_kernel(
         Parts: (splits, B * H, Q, D) float32, contiguous.
         PartLse: (splits, B * H, Q) float32, in powers of two.
         Out: (B, H, Q, D) by its strides.
-        Rest: (B * H, Q, D): what rounding takes from it, if KEEP.
+        Rest: (B * H, Q, D) of Out's dtype, contiguous: what rounding takes from it, if KEEP.
         Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
     """
     if EARLY:

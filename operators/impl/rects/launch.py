@@ -116,7 +116,7 @@ def near(tensor: Tensor) -> Tensor:
 
 
 def _outputs(q: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate the output, with the strides of q so that the caller's reshape is free, its rest, and LSE."""
+    """Allocate output, with the strides of q so that the caller's reshape is free, rest, and LSE."""
     rest = q.new_empty(q.shape if keep and q.dtype != torch.float32 else (0,))
     return torch.empty_like(q), rest, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -139,8 +139,8 @@ def rects_forward(
     """Attend.
 
     Returns:
-        the output; if ``keep`` and it is of half precision, what rounding took from it, contiguous, for the
-        backward; the log2-sum-exp (B, H, Q); and the lists.
+        the output; if ``keep`` and it is of half precision, what rounding took from it, (B, H, Q, D) in its
+        dtype and contiguous, for the backward, else no elements; the log2-sum-exp (B, H, Q); and the lists.
     """
     out, rest, lse = _outputs(q, keep)
     keep = rest.numel() > 0

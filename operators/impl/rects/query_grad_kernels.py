@@ -59,9 +59,9 @@ def prepare_kernel(
     """Bring queries and gradients into sorted order, and compute D = rowsum(dO * O).
 
     Operands:
-        Out: (B, H, Q, D) by its strides.
-        Rest: (B * H, Q, D), if KEPT: what rounding took from it, and what would make the largest error of the
-            weights' gradient.
+        Out: (B, H, Q, D) by its strides, of Q's dtype.
+        Rest: (B * H, Q, D) of that dtype, contiguous, if KEPT: what rounding took from Out, which would make
+            the largest error of the weights' gradient.
         SortedQ, SorteddO: (B * H, padded, D); padding is 0.
         SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0: probabilities of 0.
     """

@@ -46,7 +46,9 @@ def test_the_encoder_is_mome_s_where_its_mask_is_right(parity: Any) -> None:
         generator.rv_type_embed.zero_()
         captured: list[Tensor] = []
         generator.encoder.register_forward_hook(lambda module, args, out: captured.append(out))
-        generator(draw("memory"), draw("key_pos"), golden["router_query_embed"].transpose(0, 1)[:1], geometry)
+        memory = draw("memory")
+        query_pos = golden["router_query_embed"].transpose(0, 1)[:1]
+        generator(memory + draw("key_pos"), memory, query_pos, geometry)
     expected = golden["router_encoder_out"].transpose(0, 1)[:1]
     assert int(seen.sum()) > 25
     # 1e-4: suggested by the golden data; its own two programs differ by 1e-5
@@ -62,7 +64,7 @@ def small() -> tuple[AqrWeightGenerator, tuple[Tensor, Tensor, Tensor, Projected
     visible[:, 0] = True
     visible[:, 1, 0] = True  # the third query is seen by nothing
     generator = AqrWeightGenerator(16, encoder_config(16, 2, dropout=0.0), window_lidar=3, window_camera=3)
-    inputs = (torch.randn(2, grid.num_keys, 16), torch.randn(1, grid.num_keys, 16), torch.randn(2, 3, 16))
+    inputs = (*torch.randn(2, 2, grid.num_keys, 16), torch.randn(2, 3, 16))
     return generator, (*inputs, ProjectedQueries(grid, cells, visible))
 
 
@@ -77,15 +79,15 @@ def test_weights_lie_between_minus_one_and_one_and_start_trusting(small: Any) ->
 
 
 def test_only_tokens_in_the_windows_matter(small: Any) -> None:
-    generator, (memory, position, query_pos, geometry) = small
+    generator, (keys, memory, query_pos, geometry) = small
     with torch.no_grad():
-        before = generator(memory, position, query_pos, geometry)
-        far = memory.clone()
+        before = generator(keys, memory, query_pos, geometry)
+        far = torch.zeros_like(memory)
         far[:, 15] += 10.0  # BEV cell (3, 3), outside the 3 x 3 window around (0, 0)
-        assert torch.equal(generator(far, position, query_pos, geometry), before)
-        near = memory.clone()
+        assert torch.equal(generator(keys + far, memory + far, query_pos, geometry), before)
+        near = torch.zeros_like(memory)
         near[:, 0] += 10.0
-        after = generator(near, position, query_pos, geometry)
+        after = generator(keys + near, memory + near, query_pos, geometry)
     assert not torch.equal(after[:, 1], before[:, 1])
     assert torch.equal(after[:, 2], before[:, 2])
 
