@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from experiments.parser import build_parser
-from pipeline.refusal import is_refusal
+from pipeline.errors import is_refusal
 
 DONE, FINDINGS, WRONG = 0, 1, 2
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,8 @@ The public face; importing it loads no kernel (those come with their first use).
 """
 
 from operators.api import attention, objections
-from operators.bias import Bias, DenseBias, GaussianBias, GlobalBias, LocalMask, NoBias, RectsForm, WindowBias
+from operators.bias import DenseBias, GaussianBias, GlobalBias, LocalMask, NoBias, WindowBias
+from operators.forms import Bias, RectsForm
 from operators.grid import Segment, TokenGrid
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, Form, Request, Unsupported
 

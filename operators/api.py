@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from operators import registry
-from operators.bias import Bias
+from operators.forms import Bias
 from operators.spec import Form, Request, Unsupported
 from operators.validation import check_call, check_values
 

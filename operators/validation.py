@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from operators.bias import Bias
+from operators.forms import Bias
 from operators.grid import TokenGrid
 
 

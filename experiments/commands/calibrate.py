@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments.calibrate import calibrate_scenario, scenarios
-from experiments.calibration_report import Findings, criteria, write_findings
-from experiments.economy import by_size, economy
-from experiments.folder import StudyError
+from experiments.calibration.design_efficiency import by_size, economy
+from experiments.calibration.error_rates import calibrate_scenario, scenarios
+from experiments.calibration.report import Findings, criteria, write_findings
+from experiments.storage.study_folder import StudyError
 
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))
 """Sizes of the effects of the comparison with the full grid, noises of one run: the least, and a range."""

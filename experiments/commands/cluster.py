@@ -8,7 +8,7 @@ from rich.console import Console
 
 def check(arguments: Namespace) -> int:
     """Check cluster files; 1 if something is wrong."""
-    from experiments.cluster import check_cluster
+    from experiments.cluster.check import check_cluster
 
     console, wrong = Console(), 0
     for name in arguments.file or ("cluster.yaml", "ray-job.yaml"):
@@ -23,6 +23,6 @@ def check(arguments: Namespace) -> int:
 
 def watch(arguments: Namespace) -> int:
     """Wait for the cloud's notice and drain this machine."""
-    from experiments.cluster_watch import watch as wait
+    from experiments.cluster.preemption_watch import watch as wait
 
     return wait(arguments.address, arguments.node_id, lambda text: print(text, flush=True))

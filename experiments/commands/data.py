@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from experiments.folder import StudyError
-from experiments.progress import task_bar
+from experiments.storage.study_folder import StudyError
+from experiments.study.progress import task_bar
 
 if TYPE_CHECKING:
-    from pipeline.data.train_pipeline import TrainPipeline
+    from pipeline.data.augmentation.train_pipeline import TrainPipeline
 
 
 def synth(arguments: Namespace) -> int:
     """Generate a dataset."""
-    from pipeline.data.synth import generate
-    from pipeline.data.synth.rig import RIGS
+    from pipeline.data.synthetic import generate
+    from pipeline.data.synthetic.sensor_rig import RIGS
 
     console = Console()
     with task_bar(console, f"generating {arguments.root}") as advance:
@@ -47,7 +47,7 @@ def _scenes(text: str) -> dict[str, int]:
 
 def shard(arguments: Namespace) -> int:
     """Convert splits of a dataset to shards."""
-    from pipeline.data.sharding import Run, one_by_one, write_shards
+    from pipeline.data.formats.shard_writer import Run, one_by_one, write_shards
 
     if arguments.workers < 1:
         raise StudyError(f"--workers {arguments.workers}: expected 1 or more files to be written at once")
@@ -55,7 +55,7 @@ def shard(arguments: Namespace) -> int:
     with ExitStack() as stack:
         run: Run = one_by_one
         if arguments.workers > 1:
-            from experiments.shard_tasks import ray_writers  # Ray takes seconds to start
+            from experiments.cluster.shard_tasks import ray_writers  # Ray takes seconds to start
 
             run = stack.enter_context(ray_writers(arguments.workers))
         for split in arguments.split:
@@ -74,7 +74,7 @@ def shard(arguments: Namespace) -> int:
 
 def check(arguments: Namespace) -> int:
     """Verify a dataset or shards; 1 if there are problems."""
-    from pipeline.data.check import check as verify
+    from pipeline.data.formats.verify import check as verify
 
     console = Console()
     with task_bar(console, f"checking {arguments.path}") as advance:
@@ -91,8 +91,9 @@ def draw(arguments: Namespace) -> int:
     import cv2
     import numpy as np
 
-    from pipeline.data.draw import draw_sample
-    from pipeline.data.loader import ALL, open_source
+    from pipeline.data.augmentation.drawing import draw_sample
+    from pipeline.data.formats.open import open_source
+    from pipeline.data.source import ALL
 
     if arguments.frames < 1:
         raise StudyError(f"--frames {arguments.frames}: expected 1 or more")
@@ -118,7 +119,7 @@ def _read_pipeline(arguments: Namespace) -> "TrainPipeline | None":
     if not arguments.config:
         return None
     from experiments.commands.trial import read_override
-    from pipeline.data.train_pipeline import read_train_pipeline
+    from pipeline.data.augmentation.train_pipeline import read_train_pipeline
     from pipeline.detector.build import load_config
 
     pipeline = read_train_pipeline(
@@ -131,8 +132,8 @@ def _read_pipeline(arguments: Namespace) -> "TrainPipeline | None":
 
 def database(arguments: Namespace) -> int:
     """Cut the objects of a split out."""
-    from pipeline.data.database import write_database
-    from pipeline.data.loader import open_source
+    from pipeline.data.augmentation.object_database import write_database
+    from pipeline.data.formats.open import open_source
 
     console = Console()
     source = open_source(arguments.root, arguments.version, arguments.split)
@@ -147,8 +148,8 @@ def database(arguments: Namespace) -> int:
 
 def infos(arguments: Namespace) -> int:
     """Write an info file."""
-    from pipeline.data.infos import write_infos
-    from pipeline.data.tables import read_frames
+    from pipeline.data.formats.info_files import write_infos
+    from pipeline.data.formats.nuscenes_tables import read_frames
 
     frames = read_frames(Path(arguments.root), arguments.version, arguments.split)
     write_infos(frames, Path(arguments.out), arguments.version)

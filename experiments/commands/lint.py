@@ -10,7 +10,7 @@ def lint(arguments: Namespace) -> int:
     """Lint a config, and mend it if asked; 1 if something is wrong (still)."""
     from experiments.lint.check import lint as check
     from experiments.lint.fix import remove
-    from experiments.lint.show import as_json, print_report
+    from experiments.lint.formatting import as_json, print_report
 
     config = Path(arguments.config)
     report = check(config, arguments.device)

@@ -13,6 +13,6 @@ def table(arguments: Namespace) -> int:
 
 def bench(arguments: Namespace) -> int:
     """Run the benchmark."""
-    from operators.bench import main
+    from operators.bench.command import main
 
     return main(arguments)

@@ -4,12 +4,12 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from pipeline.plan import Plan
+from pipeline.config.plan import Plan
 
 
 def plan(arguments: Namespace) -> int:
     """Print or write the config."""
-    from pipeline.detector.plan_config import plan_of, print_config
+    from pipeline.detector.inspection.plan_config import plan_of, print_config
 
     config = Path(arguments.config).resolve()
     found = plan_of(config, Plan.parse(";".join(arguments.set)))

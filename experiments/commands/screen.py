@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.folder import DONE, StudyFolder, write_json
-from experiments.recipe import Recipe
-from experiments.recipes import recipe
-from experiments.screen import FOLDER, ROWS, masks, rank, rule_of, screened
-from pipeline.rows import Row, read_rows
-from pipeline.settings import TrialSettings
+from experiments.analysis.screening import FOLDER, ROWS, masks, rank, rule_of, screened
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.registry import recipe
+from experiments.storage.study_folder import DONE, StudyFolder, write_json
+from pipeline.config.settings import TrialSettings
+from pipeline.metrics.rows import Row, read_rows
 
 CAVEAT = "An intervention, not a retraining: it ranks the layers and draws no verdict."
 
@@ -40,8 +40,8 @@ def screen(arguments: Namespace) -> int:
 
 def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, console: Console) -> Path | None:
     """Return the folder of the trained trial: the study's own if it has run, else one of the screening's."""
-    from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-    from experiments.study import Running, run_trials
+    from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
+    from experiments.study.tune_runner import Running, run_trials
 
     name = chosen.trial_name(settings)
     if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
@@ -63,8 +63,8 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
 
 
 def _measure(settings: TrialSettings, trained: Path, chosen: Recipe, path: Path, console: Console) -> None:
-    from experiments.progress import task_bar
-    from pipeline.switch import switch_plans
+    from experiments.study.progress import task_bar
+    from pipeline.evaluation.intervention import switch_plans
 
     path.parent.mkdir(parents=True, exist_ok=True)
     common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe=chosen.digest)

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.folder import StudyError, StudyFolder, read_json
-from experiments.recipe import Recipe
-from experiments.recipes import RECIPES, recipe
-from experiments.storage import fetched
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.registry import RECIPES, recipe
+from experiments.storage.remote_study import fetched
+from experiments.storage.study_folder import StudyError, StudyFolder, read_json
 
 ROOT = Path(__file__).parents[2]
 """Project root."""
@@ -80,7 +80,10 @@ def listing(arguments: Namespace) -> int:
 
 def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
     """Run a study from the first check to the report; return the exit code."""
-    from experiments.conduct import Wishes, conduct  # loads Ray and torch, which lists and states need not
+    from experiments.study.run_study import (  # loads Ray and torch, which lists and states need not
+        Wishes,
+        conduct,
+    )
 
     if arguments.gpus_per_trial is not None:
         chosen = chosen.with_workers(arguments.gpus_per_trial)

@@ -3,13 +3,18 @@
 import sys
 from argparse import Namespace
 
-from experiments.recipes import recipe
+from experiments.recipes.registry import recipe
 
 
 def submit(arguments: Namespace) -> int:
     """Send a study, show its log, return what its driver returns."""
     chosen = recipe(arguments.recipe)
-    from experiments.submit import default_address, follow, runtime_env, send  # imports Ray: 1 s
+    from experiments.cluster.job_submission import (  # imports Ray: 1 s
+        default_address,
+        follow,
+        runtime_env,
+        send,
+    )
 
     words = ["study", "run", chosen.name]
     if arguments.concurrent is not None:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.overrides import read_overrides
-from pipeline.plan import Plan, PlanError
-from pipeline.rows import Row
+from pipeline.config.plan import Plan, PlanError
+from pipeline.metrics.rows import Row
 
 COLUMNS = {
     "step_ms": "train step, ms",
@@ -37,7 +37,7 @@ def throughput(arguments: Namespace) -> int:
     """Run the race, print its table, and what else was asked for."""
     import torch
 
-    from pipeline.race import Course, named_plans, run_race
+    from pipeline.training.benchmark import Course, named_plans, run_race
 
     cuda = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
     course = Course(
@@ -161,8 +161,8 @@ def _look_closer(
     course: Any, plans: Mapping[str, Plan | None], arguments: Namespace, console: Console
 ) -> None:
     """Print the kernels of one step, and the waits, of every plan."""
-    from pipeline.profiling import kernel_table, waits
-    from pipeline.race import steps_of
+    from pipeline.metrics.profiling import kernel_table, waits
+    from pipeline.training.benchmark import steps_of
 
     for name, plan in plans.items():
         for kind, step, cuda in steps_of(course, plan):

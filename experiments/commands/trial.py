@@ -9,17 +9,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.folder import StudyError, StudyFolder
 from experiments.overrides import read_overrides
-from experiments.preflight import make_worlds
-from experiments.progress import StudyProgress
-from experiments.recipes import MINI_CONFIG, Recipe, cross_plan, recipe
-from pipeline.data.failures import CONDITIONS
-from pipeline.plan import Plan
-from pipeline.redact import refuse_secrets
-from pipeline.rows import read_rows, select
-from pipeline.session import LocalSession
-from pipeline.settings import DataSettings, TrainSettings, TrialSettings
+from experiments.recipes.mini import MINI_CONFIG, cross_plan
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.registry import recipe
+from experiments.storage.study_folder import StudyError, StudyFolder
+from experiments.study.preflight import make_worlds
+from experiments.study.progress import StudyProgress
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+from pipeline.data.corruptions import CONDITIONS
+from pipeline.metrics.rows import read_rows, select
+from pipeline.redaction import refuse_secrets
+from pipeline.runtime.session import LocalSession
 
 
 def train(arguments: Namespace) -> int:
@@ -36,7 +38,7 @@ def train(arguments: Namespace) -> int:
     if arguments.local:
         _run_here(settings, folder)
     else:
-        from pipeline.launch import train_one
+        from pipeline.ray_train.launch import train_one
 
         with StudyProgress(console, total=1, done=0) as progress:
             progress.started(folder.name, folder, len(settings.conditions))
@@ -68,7 +70,7 @@ def evaluate(arguments: Namespace) -> int:
 
 
 def _run_here(settings: TrialSettings, folder: Path) -> None:
-    from pipeline.train import run_trial
+    from pipeline.training.trial import run_trial
 
     run_trial(settings, LocalSession(folder, torch.device(settings.device), quiet=False))
 

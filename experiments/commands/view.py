@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.folder import StudyError, settings_of
-from experiments.storage import fetched
-from pipeline.plan import Plan
+from experiments.storage.remote_study import fetched
+from experiments.storage.study_folder import StudyError
+from experiments.study.final_report import show_report
 
 
 def report(arguments: Namespace) -> int:
@@ -15,21 +15,6 @@ def report(arguments: Namespace) -> int:
     fetched(arguments.storage, Path(arguments.runs) / arguments.study)
     show_report(_folder(arguments.study, arguments.runs), Console())
     return 0
-
-
-def show_report(folder: Path, console: Console) -> None:
-    """Judge a study, write its report, the recommended plan as a config too, and print the verdicts."""
-    from experiments.report import print_report, write_report
-
-    def config_of(plan: Plan) -> str:
-        from pipeline.detector.plan_config import print_config  # costs seconds: only if there is a plan
-
-        trials = sorted(folder.glob("trials/*/settings.json"))
-        if not trials:
-            raise StudyError(f"{folder} has no settings.json that names the model")
-        return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
-
-    print_report(write_report(folder, config_of), console)
 
 
 def sync(arguments: Namespace) -> int:
@@ -42,7 +27,7 @@ def sync(arguments: Namespace) -> int:
     names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
     if not names:
         raise StudyError(f"{runs}: no study here; run one, or name --runs")
-    from pipeline.tracking import sync as send
+    from pipeline.tracking.mlflow_sync import sync as send
 
     console, behind = Console(), 0
     for name in names:
@@ -58,7 +43,7 @@ def sync(arguments: Namespace) -> int:
 
 def ui(arguments: Namespace) -> int:
     """Serve the MLflow UI until interrupted."""
-    from pipeline.tracking_uri import start_ui
+    from pipeline.tracking.mlflow_server import start_ui
 
     console, host = Console(), arguments.host
     if not 0 < arguments.port < 65536:

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.lint.attention_rules import check_site, handed_as, read_choice, received
+from experiments.lint.data_rules import check_pipelines, check_ranges
 from experiments.lint.finding import Finding, LintError
 from experiments.lint.model_rules import check_model
 from experiments.lint.notes import notes
-from experiments.lint.pipeline_rules import check_pipelines, check_ranges
-from experiments.lint.rules import check_site, handed_as, read_choice, received
-from pipeline.config_source import Place, Source, read_source
-from pipeline.detector.sites import Site
-from pipeline.detector.survey import survey
+from pipeline.config.provenance import Place, Source, read_source
+from pipeline.detector.inspection.sites import Site
+from pipeline.detector.inspection.survey import survey
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config_source import Key, Place
+from pipeline.config.provenance import Key, Place
 
 
 class LintError(ValueError):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.lint.finding import LintError
-from pipeline.config_source import Place
+from pipeline.config.provenance import Place
 
 
 def remove(places: Iterable[Place]) -> list[Path]:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments.lint.attention_rules import read_choice
 from experiments.lint.finding import Finding
-from experiments.lint.rules import read_choice
-from pipeline.config_source import Key
-from pipeline.detector.sites import HEAD
-from pipeline.detector.survey import Survey
-from pipeline.plan import WINDOWED
+from pipeline.config.plan import WINDOWED
+from pipeline.config.provenance import Key
+from pipeline.detector.inspection.sites import HEAD
+from pipeline.detector.inspection.survey import Survey
 
 PUBLISHED_GRID = (1080, 1024)
 """Voxels along a side of the range, and of the grid, in CMT's published R50 config."""

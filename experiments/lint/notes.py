@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from experiments.lint.attention_rules import handed_as, memory_gib, read_choice
 from experiments.lint.finding import Finding
-from experiments.lint.rules import handed_as, memory_gib, read_choice
-from pipeline.detector.sites import HEAD
-from pipeline.detector.survey import Survey
+from pipeline.detector.inspection.sites import HEAD
+from pipeline.detector.inspection.survey import Survey
 
 NOTED_GIB = 1.0
 """Memory of one sample from which on a note is made: less has never been what fills a GPU."""

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from experiments.parser.commands import Commands, cfg_options, command
-from pipeline.home import runs
+from pipeline.storage.paths import runs
 
 
 def add_operators(commands: Commands, bench: bool) -> None:
@@ -14,7 +14,7 @@ def add_operators(commands: Commands, bench: bool) -> None:
     text = "time the attention implementations at the decoder's shapes"
     timing = command(commands, "bench", "operators:bench", text, "bench --shapes mini")
     if bench:
-        import_module("operators.bench").add_arguments(timing)
+        import_module("operators.bench.command").add_arguments(timing)
 
 
 def add_config(commands: Commands) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from experiments.parser.commands import Commands, command, group
-from pipeline.home import runs
+from pipeline.storage.paths import runs
 
 
 def add_demo(commands: Commands) -> None:

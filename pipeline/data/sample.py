@@ -1,6 +1,8 @@
 """Sample: one frame in memory, as every reader makes it and every transform takes it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ class Sample:
         lidar2img: (V, 4, 4) float64: LiDAR frame (m) -> pixels (u*d, v*d, d, 1).
         boxes: (M, 9) float32: centre x, y, z (gravity), length, width, height in m, yaw in
             rad about z from the x axis, velocity x, y in m/s (NaN if unknown).
-        labels: (M,) int64, index into ``pipeline.settings.CLASSES``.
+        labels: (M,) int64, index into ``pipeline.config.settings.CLASSES``.
         lidar2ego, ego2global: (4, 4) float64.
     """
 
@@ -60,3 +62,20 @@ class Detections:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+
+MAX_SWEEPS = 10
+"""Earlier LiDAR scans joined to a key frame (``sweeps_num`` of CMT's configs, junjie18/CMT)."""
+
+
+Transform = Callable[[Sample, np.random.Generator], Sample]
+"""What is done to a training sample; draws from the given generator alone."""
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A transform that changes with the epoch."""
+
+    def at(self, epoch: int) -> Transform:
+        """Return what is done to a sample in an epoch (from 0)."""
+        ...

@@ -4,6 +4,6 @@ Importing it prepares those libraries (``compat``), because every module here ne
 own first line. The classes register themselves in mmdet3d when ``pipeline.detector.build`` is imported.
 """
 
-from pipeline.detector import compat
+from pipeline.detector.openmmlab import compat
 
 compat.prepare()

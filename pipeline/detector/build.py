@@ -14,17 +14,17 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from pipeline.config_source import read_source
+from pipeline.config.plan import Plan
+from pipeline.config.provenance import read_source
 
 # Imported for what they register in mmdet3d's registries.
-from pipeline.detector import aqr, assign, bias, coder, head, image, lidar, vovnet, weight_map  # noqa: F401
-from pipeline.detector.detector import CmtDetector
-from pipeline.detector.optim import AMP_WRAPPER, freeze, read_wrapper
-from pipeline.detector.schedule import read_length, read_schedule
-from pipeline.plan import Plan
-
-ROOT = Path(__file__).resolve().parents[2]
-"""Project root: relative config paths start here."""
+from pipeline.detector.aqr import bias_generator, query_weights, weight_maps  # noqa: F401
+from pipeline.detector.backbones import image, pillars, vovnet  # noqa: F401
+from pipeline.detector.cmt_detector import CmtDetector
+from pipeline.detector.head import box_coder, cmt_head, matching  # noqa: F401
+from pipeline.detector.openmmlab.lr_schedule import read_length, read_schedule
+from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrapper
+from pipeline.storage.paths import ROOT
 
 OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
 """Sections of a config that we read; what mmengine's Runner reads may stand there too."""
@@ -59,8 +59,9 @@ def build_model(
 
     Raises:
         ConfigError: no such file, or a key nobody reads.
-        pipeline.plan.PlanError: a plan that does not fit, or an implementation that cannot serve a bias.
-        pipeline.detector.optim.OptimError: see there.
+        pipeline.config.plan.PlanError: a plan that does not fit, or an implementation that cannot serve
+            a bias.
+        pipeline.detector.openmmlab.optimizer.OptimError: see there.
     """
     cfg = load_config(config, overrides)
     # mmengine's logger would print every initialisation; what matters here raises instead.

@@ -18,13 +18,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
 
-from pipeline.data import steps
-from pipeline.data.decode import lidar2img
-from pipeline.data.paste import UnifiedObjectSample
+from pipeline.data.augmentation import pipeline_steps
+from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
+from pipeline.data.formats.decoding import lidar2img
 from pipeline.data.sample import Sample
 from pipeline.detector import build  # noqa: F401  registers the model's classes
-from pipeline.detector.batch import BOX_COLUMNS, GRAVITY
-from pipeline.detector.optim import build_optimizer, freeze
+from pipeline.detector.openmmlab.data_samples import BOX_COLUMNS, GRAVITY
+from pipeline.detector.openmmlab.optimizer import build_optimizer, freeze
 
 
 def to_sample(results: dict[str, Any]) -> Sample:
@@ -69,7 +69,7 @@ def from_sample(sample: Sample, results: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _apply(step: steps.Step, results: dict[str, Any]) -> dict[str, Any]:
+def _apply(step: pipeline_steps.Step, results: dict[str, Any]) -> dict[str, Any]:
     """Do a step; its generator is seeded from numpy's global one, which mmengine seeds per worker."""
     rng = np.random.default_rng(np.random.randint(2**31, size=4))
     return from_sample(step(to_sample(results), rng), results)
@@ -91,10 +91,10 @@ def _register(step: Any) -> None:
 
 
 for _step in (
-    steps.ModalMask3D,
-    steps.GlobalRotScaleTransAll,
-    steps.CustomRandomFlip3D,
-    steps.ResizeCropFlipImage,
+    pipeline_steps.ModalMask3D,
+    pipeline_steps.GlobalRotScaleTransAll,
+    pipeline_steps.CustomRandomFlip3D,
+    pipeline_steps.ResizeCropFlipImage,
 ):
     _register(_step)
 

@@ -151,7 +151,7 @@ def out_is_a_file(place: Place) -> Words:
 
 def database(info: dict[str, Any]) -> Callable[[Place], Any]:
     def make(place: Place) -> Callable[[], Any]:
-        from pipeline.data.database import InfoDatabase
+        from pipeline.data.augmentation.object_database import InfoDatabase
 
         path = Path(place.written("dbinfos.pkl", pickle.dumps({"car": [info]})))
         return lambda: InfoDatabase(path, place.tmp).points(0)

@@ -69,8 +69,8 @@ def settings(change: Callable[[Any], Any]) -> Callable[[Place], Callable[[], Any
     """Settings of a recipe of the user's own: made in Python, checked before anything runs."""
 
     def make(place: Place) -> Callable[[], Any]:
-        from experiments.recipes import smoke
-        from pipeline.preflight import check
+        from experiments.recipes.mini import smoke
+        from pipeline.training.preflight import check
 
         data = str(place.good / "data")
         first = smoke().trials[0]

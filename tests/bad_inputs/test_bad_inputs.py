@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from pipeline.refusal import is_refusal
+from pipeline.errors import is_refusal
 
 sys.path.insert(0, str(Path(__file__).parent))
 from of_data import DATA  # helpers of this folder; the tests are no package
@@ -37,10 +37,10 @@ holds that it is current.
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with its shards and its info file."""
-    from pipeline.data.infos import write_infos
-    from pipeline.data.sharding import write_shards
-    from pipeline.data.synth import generate
-    from pipeline.data.tables import read_frames
+    from pipeline.data.formats.info_files import write_infos
+    from pipeline.data.formats.nuscenes_tables import read_frames
+    from pipeline.data.formats.shard_writer import write_shards
+    from pipeline.data.synthetic import generate
 
     folder = tmp_path_factory.mktemp("good")
     generate(folder / "data", 3, frames_per_scene=2, scenes_per_split={"mini_train": 1, SPLIT: 1}, workers=1)

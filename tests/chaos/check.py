@@ -5,11 +5,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.decide import DecideError
-from experiments.folder import StudyFolder
-from experiments.integrity import refuse_edits
-from pipeline.diary import STARTED, events
-from pipeline.rows import Row, read_rows
+from experiments.recipes.decision_rule import DecideError
+from experiments.reporting.integrity import refuse_edits
+from experiments.storage.study_folder import StudyFolder
+from pipeline.metrics.rows import Row, read_rows
+from pipeline.runtime.event_log import STARTED, events
 
 TIMES = ("ms", "samples/s", "GiB")
 """Units of what no two runs measure alike."""

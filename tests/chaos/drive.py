@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments import recipes
 from experiments.cli import main
+from experiments.recipes import mini
 from tests.chaos.study import NAME, chaos_recipe
 
 
@@ -18,5 +18,5 @@ def _recipe():
 
 
 if __name__ == "__main__":
-    recipes.RECIPES[NAME] = _recipe
+    mini.RECIPES[NAME] = _recipe
     sys.exit(main())

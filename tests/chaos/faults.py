@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.diary import STARTED, events
+from pipeline.runtime.event_log import STARTED, events
 from tests.chaos.cluster import Cluster, offspring
 
 SPARE_BYTES = 2 * 2**20

@@ -36,11 +36,11 @@ IMPORTS = (
     "scipy.stats",
     "statsmodels.api",
     "torch.profiler",
-    "pipeline.train",
-    "pipeline.tracking",
-    "pipeline.scene_view",
-    "pipeline.evaluate",
-    "experiments.report",
+    "pipeline.training.trial",
+    "pipeline.tracking.mlflow_sync",
+    "pipeline.evaluation.scene_figure",
+    "pipeline.evaluation.nuscenes_metric",
+    "experiments.reporting.report",
     "experiments.commands.view",
 )
 """Not Ray: it reads its environment once, when it is loaded. What is left of its imports takes a second."""

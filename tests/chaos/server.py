@@ -9,7 +9,7 @@ import urllib.request
 from contextlib import closing, suppress
 from pathlib import Path
 
-from pipeline.tracking import sync
+from pipeline.tracking.mlflow_sync import sync
 from tests.chaos.cluster import offspring, shim, unused_port
 
 PATIENCE_S = 300

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.folder import StudyFolder
-from experiments.recipe import Recipe
-from pipeline.scratch import scratch_folder
+from experiments.recipes.recipe import Recipe
+from experiments.storage.study_folder import StudyFolder
+from pipeline.storage.temporary import scratch_folder
 from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery, shim
 from tests.chaos.study import chaos_recipe, make_unbroken, make_world
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.diary import STARTED, events
-from pipeline.state import newest_state
+from pipeline.runtime.event_log import STARTED, events
+from pipeline.storage.checkpoint import newest_state
 from tests.chaos.check import Result, Tally, tally
 from tests.chaos.cluster import ROOT, shim
 from tests.chaos.faults import FAULTS, LONELY, QUIET, TRACKED, Scene

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.designs import Factor, full, plan_of
-from experiments.folder import StudyFolder
-from experiments.preflight import digest_inputs, make_worlds
-from experiments.recipe import Recipe, World, trials_of
-from experiments.recipes import CROSS_SITES, IMPL, REST, smoke
-from experiments.rule import Rule
-from pipeline.session import LocalSession
-from pipeline.settings import DataSettings, TrainSettings
-from pipeline.train import run_trial
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Factor, full, plan_of
+from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke
+from experiments.recipes.recipe import Recipe, World, trials_of
+from experiments.storage.study_folder import StudyFolder
+from experiments.study.preflight import digest_inputs, make_worlds
+from pipeline.config.settings import DataSettings, TrainSettings
+from pipeline.runtime.session import LocalSession
+from pipeline.training.trial import run_trial
 from tests.chaos.cluster import ROOT
 from tests.smallest import SMALLEST
 

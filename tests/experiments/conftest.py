@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.scratch import scratch_folder
+from pipeline.storage.temporary import scratch_folder
 
 PATIENCE_S = 120
 """A head is up in 8 s, on a machine that does much else in 30."""

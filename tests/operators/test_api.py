@@ -9,7 +9,7 @@ import torch
 
 from operators import DenseBias, LocalMask, NoBias, TokenGrid, Unsupported, WindowBias, attention
 from operators.api import describe
-from operators.testing import Sizes, make_case
+from operators.testing.cases import Sizes, make_case
 
 SIZES = Sizes(2, 2, 7, 16, bev=(4, 5), cameras=(2, 2, 3), window=(3, 3))
 

@@ -8,7 +8,7 @@ import torch
 from operators import Request, Unsupported, attention
 from operators.auto import ORDER, pick
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
-from operators.testing import Sizes, make_case
+from operators.testing.cases import Sizes, make_case
 
 
 def test_table_names_every_kind_and_known_implementations_alone():

@@ -18,7 +18,7 @@ from operators import (
     WindowBias,
 )
 from operators.spec import Form
-from operators.testing import Sizes, make_case
+from operators.testing.cases import Sizes, make_case
 
 SIZES = Sizes(2, 3, 9, 8, bev=(5, 6), cameras=(2, 3, 4), window=(3, 2))
 KINDS = [kind for kind in BIAS_KINDS if kind != "none"]

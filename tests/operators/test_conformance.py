@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from operators import laws
-from operators.oracle import make_oracle
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
-from operators.testing import Sizes, check_case, gradients_served, make_case, outputs_and_grads
+from operators.testing import laws
+from operators.testing.cases import Sizes, check_case, gradients_served, make_case, outputs_and_grads
+from operators.testing.oracle import make_oracle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ODD = Sizes(2, 3, 65, 32, bev=(7, 9), cameras=(2, 3, 5), window=(4, 3))  # K = 93: no multiple of any tile

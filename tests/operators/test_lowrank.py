@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from operators import DenseBias, attention
-from operators.oracle import make_oracle
-from operators.testing import Sizes, make_case, outputs_and_grads
+from operators.testing.cases import Sizes, make_case, outputs_and_grads
+from operators.testing.oracle import make_oracle
 
 SIZES = Sizes(2, 2, 21, 16, bev=(6, 7), cameras=(2, 3, 4), window=(3, 4))
 

@@ -10,9 +10,9 @@ pytest.importorskip("triton", reason="the kernel is written in Triton")
 from operators import WindowBias, attention
 from operators.impl.rects import forward, launch, lists, objections
 from operators.impl.rects import sizes as chosen
-from operators.oracle import make_oracle
 from operators.spec import Request
-from operators.testing import Sizes, check_case, make_case, outputs_and_grads
+from operators.testing.cases import Sizes, check_case, make_case, outputs_and_grads
+from operators.testing.oracle import make_oracle
 
 TAIL = Sizes(1, 1, 37, 32, bev=(9, 13), cameras=(2, 5, 6), window=(4, 3))  # maps that no tile divides
 NARROW = Sizes(1, 2, 9, 16, bev=(21, 1), cameras=(1, 3, 2), window=(5, 2), bias_per_head=True)  # one column

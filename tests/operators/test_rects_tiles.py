@@ -11,7 +11,7 @@ import triton.language as tl
 
 from operators.impl.rects import lists, scores, tiles
 from operators.impl.rects.sizes import Blocks, Compile
-from operators.testing import Sizes, make_case
+from operators.testing.cases import Sizes, make_case
 
 
 @triton.jit

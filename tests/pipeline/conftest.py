@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.synth import generate
-from pipeline.settings import DataSettings, Plan, TrainSettings, TrialSettings
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+from pipeline.data.synthetic import generate
 from tests.smallest import SMALLEST
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"

@@ -202,10 +202,10 @@ def training(log: Log, name: str) -> None:
 
 def train(asked: Asked, name: str, config: str) -> None:
     """Run the trial: the project's own training, evaluation and rows."""
-    from pipeline.race import named_plans
-    from pipeline.session import LocalSession
-    from pipeline.settings import DataSettings, TrainSettings, TrialSettings
-    from pipeline.train import run_trial
+    from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+    from pipeline.runtime.session import LocalSession
+    from pipeline.training.benchmark import named_plans
+    from pipeline.training.trial import run_trial
 
     root, cuda = asked.work / "data", asked.device == "cuda"
     plan = named_plans(cuda)["mask" if cuda else "dense_mask"]  # what the configs say

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cli import main as biaswise
-from pipeline.rows import read_rows, select
+from pipeline.metrics.rows import read_rows, select
 
 CHECKPOINT = "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
 CONDITIONS = "clean,no_cameras"

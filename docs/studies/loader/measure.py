@@ -68,10 +68,10 @@ def main() -> None:
 
 def make(out: Path, sizes: list[int]) -> None:
     """Generate 160 training frames once, and info files and shards of them, repeated to each size."""
-    from pipeline.data.infos import write_infos
-    from pipeline.data.sharding import write_shards
-    from pipeline.data.synth import generate
-    from pipeline.data.tables import read_frames
+    from pipeline.data.formats.info_files import write_infos
+    from pipeline.data.formats.nuscenes_tables import read_frames
+    from pipeline.data.formats.shard_writer import write_shards
+    from pipeline.data.synthetic import generate
 
     data = out / "data"
     if not (data / VERSION).is_dir():
@@ -221,11 +221,12 @@ Batches = Callable[[int], Iterator[Any]]
 
 def open_ours(out: Path, frames: int, shards: bool, buffer: int = 0) -> Callable[[], Batches]:
     """Return what opens our loader."""
-    from pipeline.data.batches import training_batches
-    from pipeline.data.loader import FileSource, Reading
-    from pipeline.data.order import BatchOrder
-    from pipeline.data.shards import ShardSource
-    from pipeline.data.tables import open_tables, read_frames
+    from pipeline.data.formats.file_source import FileSource
+    from pipeline.data.formats.nuscenes_tables import open_tables, read_frames
+    from pipeline.data.formats.shards import ShardSource
+    from pipeline.data.loading.batches import training_batches
+    from pipeline.data.loading.sampler import BatchOrder
+    from pipeline.data.source import Reading
 
     open_tables(out / "data", VERSION)  # imports the devkit
 
@@ -243,13 +244,13 @@ def open_ours(out: Path, frames: int, shards: bool, buffer: int = 0) -> Callable
 
 def prepare() -> Any:
     """Return what is done to a sample of ours: as mmdet3d's pipeline below."""
-    from pipeline.data.steps import (
+    from pipeline.data.augmentation.pipeline_steps import (
         LoadAnnotations3D,
         ObjectRangeFilter,
         PointsRangeFilter,
         ResizeCropFlipImage,
     )
-    from pipeline.data.train_pipeline import TrainPipeline
+    from pipeline.data.augmentation.train_pipeline import TrainPipeline
 
     steps = (
         LoadAnnotations3D(),
@@ -345,7 +346,7 @@ def compare(out: Path) -> None:
     """Fail unless mmdet3d's pipeline and ours make the same images and points of the same frames."""
     import numpy as np
 
-    from pipeline.data.shards import ShardSource
+    from pipeline.data.formats.shards import ShardSource
 
     dataset = mmdet3d_dataset(out)(200)
     source, change = ShardSource(out / "shards", SPLIT), prepare().at(0)

@@ -26,11 +26,11 @@ import matplotlib
 import numpy as np
 from rich.console import Console
 
-from experiments.conduct import Wishes, conduct
-from experiments.folder import DONE, StudyFolder, read_json, write_json
-from experiments.recipe import Recipe
-from experiments.recipes import smoke
-from pipeline.scratch import scratch_folder
+from experiments.recipes.mini import smoke
+from experiments.recipes.recipe import Recipe
+from experiments.storage.study_folder import DONE, StudyFolder, read_json, write_json
+from experiments.study.run_study import Wishes, conduct
+from pipeline.storage.temporary import scratch_folder
 from tests.chaos.cluster import await_nursery, environment, nursery, shim
 from tests.smallest import SMALLEST
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from many import looked_at
 from rich.console import Console
 
-from experiments.conduct import Wishes, conduct
-from experiments.folder import write_json
-from experiments.preflight import make_worlds
-from experiments.recipe import Recipe
-from experiments.recipes import smoke
-from pipeline.launch import ray_session
+from experiments.recipes.mini import smoke
+from experiments.recipes.recipe import Recipe
+from experiments.storage.study_folder import write_json
+from experiments.study.preflight import make_worlds
+from experiments.study.run_study import Wishes, conduct
+from pipeline.ray_train.local_cluster import ray_session
 
 TEN_MINUTES_S = 600
 
@@ -67,8 +67,8 @@ def timed(way: str, out: Path) -> float:
 def go(way: str, out: Path) -> None:
     """Run the trial in this process, one or three of them in a study, or a Ray that waits."""
     if way == "plain":
-        from pipeline.session import LocalSession
-        from pipeline.train import run_trial
+        from pipeline.runtime.session import LocalSession
+        from pipeline.training.trial import run_trial
 
         (settings,) = mini(1).trials
         run_trial(settings, LocalSession(out / "trials" / "plain"))

@@ -17,15 +17,15 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.checks import final_values
-from experiments.folder import BEGUN, DONE, StudyFolder, read_json, write_json
-from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-from experiments.recipe import Recipe
-from experiments.recipes import recipe
-from experiments.rule import Rule
-from experiments.sharing import packing_of
-from experiments.study import Running, run_trials
-from pipeline.rows import Row, read_rows, read_study, select
+from experiments.analysis.row_checks import final_values
+from experiments.packing.policy import packing_of
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.recipe import Recipe
+from experiments.recipes.registry import recipe
+from experiments.storage.study_folder import BEGUN, DONE, StudyFolder, read_json, write_json
+from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
+from experiments.study.tune_runner import Running, run_trials
+from pipeline.metrics.rows import Row, read_rows, read_study, select
 
 WAYS = ("packed", "alone")
 """In this order: what is slow the first time (bytecode, kernels, page cache) counts against packing."""

@@ -20,15 +20,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from pipeline.data.loader import Source
+from pipeline.config.early_stopping import Rungs
+from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
-from pipeline.detector.batch import collate
-from pipeline.optimise import seed_everything
-from pipeline.ranks import highest
-from pipeline.rungs import Rungs
-from pipeline.session import LocalSession
-from pipeline.settings import TrialSettings
-from pipeline.train import Trial
+from pipeline.data.source import Source
+from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.runtime.collectives import highest
+from pipeline.runtime.determinism import seed_everything
+from pipeline.runtime.session import LocalSession
+from pipeline.training.trial import Trial
 
 _HEAD = "model.pts_bbox_head"
 _LR = "optim_wrapper.paramwise_cfg.custom_keys"

@@ -22,10 +22,10 @@ from typing import Any
 
 from gradients import EXACT, NECK, compare
 
-from experiments.folder import write_json
-from pipeline.plan import Plan
-from pipeline.rows import Row, append_rows, read_rows, select
-from pipeline.settings import DataSettings, TrainSettings, TrialSettings
+from experiments.storage.study_folder import write_json
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+from pipeline.metrics.rows import Row, append_rows, read_rows, select
 from tests.smallest import SMALLEST
 
 CONFIGS = {
@@ -158,8 +158,8 @@ def nccl_environment() -> dict[str, str]:
 
 def make_data(asked: argparse.Namespace) -> dict[str, Any]:
     """Generate frames in as many processes as there are cores; one frame a scene."""
-    from pipeline.data.synth import generate
-    from pipeline.data.synth.rig import FULL, MINI
+    from pipeline.data.synthetic import generate
+    from pipeline.data.synthetic.sensor_rig import FULL, MINI
 
     scenes, cores = {"train": asked.frames, "val": 1}, multiprocessing.cpu_count()
     rig = MINI if asked.cpu else FULL
@@ -205,7 +205,8 @@ def plan(cuda: bool) -> Plan:
 
 def run_trials(asked: argparse.Namespace, report: Report) -> None:
     """Run every config on one worker and on two, all in one session of Ray."""
-    from pipeline.launch import ray_session, run_under_ray
+    from pipeline.ray_train.launch import run_under_ray
+    from pipeline.ray_train.local_cluster import ray_session
 
     with report.part("ray"), ray_session(cpus=8, gpus=0 if asked.cpu else 2):
         report.found["machine"]["environment_of_workers"] = _remote_environment()

@@ -10,7 +10,7 @@ import os
 
 from torch import Tensor
 
-from operators.bias import RectsForm
+from operators.forms import RectsForm
 from operators.spec import Request
 
 _DTYPES = ("float16", "bfloat16", "float32")

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.lint.finding import LintError
 from experiments.lint.fix import remove
-from pipeline.config_source import Place, read_source
+from pipeline.config.provenance import Place, read_source
 
 CASES = {
     "in the middle": ("x = dict(a=1, flag=True, b=2)\n", "x = dict(a=1, b=2)\n"),

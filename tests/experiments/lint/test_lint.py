@@ -9,9 +9,9 @@ import pytest
 
 from experiments.cli import main
 from experiments.lint.check import Report, lint
-from pipeline.config_source import Place
+from pipeline.config.provenance import Place
 from pipeline.detector.build import build_model
-from pipeline.detector.plan_config import plan_of
+from pipeline.detector.inspection.plan_config import plan_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.synth import generate
+from pipeline.data.synthetic import generate
 
 VERSION = "v1.0-mini"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from shapely.geometry import Point, Polygon
 
+from pipeline.data.augmentation.transforms import box_corners
 from pipeline.data.boxes import overlap_bev, points_inside
-from pipeline.data.transforms import box_corners
 
 
 def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.detector.build import ROOT, ConfigError, build_model, load_config
-from pipeline.detector.checkpoint import load_weights
-from pipeline.detector.detector import CmtDetector
-from pipeline.detector.optim import OptimError
-from pipeline.plan import Plan, PlanError
+from pipeline.config.plan import Plan, PlanError
+from pipeline.detector.build import ConfigError, build_model, load_config
+from pipeline.detector.cmt_detector import CmtDetector
+from pipeline.detector.openmmlab.optimizer import OptimError
+from pipeline.detector.weights import load_weights
+from pipeline.storage.paths import ROOT
 
 MINI = "experiments/configs/cmt_aqr_pillar_mini.py"
 SITES = ["aqr.0.cross", *[f"decoder.{i}.{kind}" for i in range(3) for kind in ("self", "cross")]]

@@ -7,11 +7,11 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
+from pipeline.config.plan import Plan
+from pipeline.detector.backbones.sparse_conv import IS_SPCONV2_AVAILABLE
 from pipeline.detector.build import build_model, load_config
-from pipeline.detector.detector import BranchError
-from pipeline.detector.optim import freeze, multipliers
-from pipeline.detector.sparse import IS_SPCONV2_AVAILABLE
-from pipeline.plan import Plan
+from pipeline.detector.cmt_detector import BranchError
+from pipeline.detector.openmmlab.optimizer import freeze, multipliers
 
 FOLDER = "experiments/configs"
 R50, VOV = "voxel0100_r50_800x320_cbgs", "voxel0075_vov_1600x640_cbgs"

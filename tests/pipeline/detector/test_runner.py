@@ -14,19 +14,21 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from pipeline.data.database import write_database
-from pipeline.data.infos import write_infos
-from pipeline.data.loader import FileSource
-from pipeline.data.steps import LoadAnnotations3D
-from pipeline.data.synth import generate
-from pipeline.data.tables import read_frames
-from pipeline.data.train_pipeline import STEPS
-from pipeline.detector.batch import to_detections
-from pipeline.detector.build import ROOT, build_model
-from pipeline.detector.optim import build_optimizer
+from pipeline.data.augmentation.object_database import write_database
+from pipeline.data.augmentation.pipeline_steps import LoadAnnotations3D
+from pipeline.data.augmentation.train_pipeline import STEPS
+from pipeline.data.formats.file_source import FileSource
+from pipeline.data.formats.info_files import write_infos
+from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.synthetic import generate
+from pipeline.detector.build import build_model
+from pipeline.detector.openmmlab.data_samples import to_detections
+from pipeline.detector.openmmlab.optimizer import build_optimizer
 from pipeline.detector.runner import to_sample
-from pipeline.optimise import Optimiser, deterministic, seed_everything
-from pipeline.predict import Detector
+from pipeline.evaluation.inference import Detector
+from pipeline.runtime.determinism import deterministic, seed_everything
+from pipeline.storage.paths import ROOT
+from pipeline.training.step import Optimiser
 
 CONFIG = ROOT / "experiments/configs/cmt_aqr_pillar_mini_runner.py"
 STEPS_RUN = 2

@@ -1,0 +1,109 @@
+"""Censored trials: what a trial that was stopped early still tells.
+
+A trial is stopped because of its metric at an early step (a rung), which is known for all trials. Given
+that, its unknown final metric is missing at random, so the likelihood factors (Anderson, JASA 52, 1957):
+the rungs are regressed on the design in all trials that reached them, the final metric on the design
+and the rungs in the trials that ended. Leaving stopped trials out instead would make bad arms look better.
+
+Where every trial with a treatment was stopped, nothing says what else the treatment would have done after
+the rung; then the rung is taken to carry all of its effect, and the fit says so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.recipes.decision_rule import DecideError
+
+Array = NDArray[np.float64]
+
+ROUNDING = 1e-9
+"""A column of which so little is its own follows from the others; rounding errors are far smaller."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A regression.
+
+    Attributes:
+        effect: (columns,) coefficients.
+        covariance: (columns, columns) of the coefficients.
+        df: degrees of freedom of the noise.
+        noise: standard deviation of one trial.
+        carried: columns whose effect after a rung is taken to be carried by the rung.
+    """
+
+    effect: Array
+    covariance: Array
+    df: int
+    noise: float
+    carried: frozenset[int] = frozenset()
+
+
+def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
+    """Regress the last of several measurements, of which ever fewer trials have the later ones.
+
+    Args:
+        matrix: (trials, columns) the design.
+        stages: measurements from the earliest on, (trials,) each; NaN from a trial's stop on. Every trial
+            has the first one.
+
+    Returns:
+        Coefficients of the design for the last measurement. They equal those of least squares after
+        each unknown value has been replaced by its prediction; the covariance counts what that leaves open.
+
+    Raises:
+        DecideError: too few trials reached a stage to learn how it follows from the earlier ones.
+    """
+    columns = matrix.shape[1]
+    found: list[Array] = []  # coefficients per stage
+    joint: Array = np.empty((0, 0))  # their covariance, stages one after another
+    noise: Array = np.empty((0, 0))  # covariance of a trial's stages
+    df = 0
+    carried: set[int] = set()
+    for index, values in enumerate(stages):
+        reached = np.isfinite(values)
+        wide = np.hstack([matrix[reached], *(earlier[reached, None] for earlier in stages[:index])])
+        kept = _independent(wide)
+        carried |= set(range(columns)) - set(kept)
+        df = len(wide) - len(kept)
+        if df < 1 or not {*range(columns, wide.shape[1])} <= {*kept} or (carried and not index):
+            raise DecideError(
+                f"only {int(reached.sum())} of {len(matrix)} trials were trained to the end, too few "
+                f"to judge the stopped ones by; run further seeds without early stopping"
+            )
+        inverse = np.zeros((wide.shape[1], len(wide)))
+        inverse[kept] = np.linalg.pinv(wide[:, kept])
+        fitted = inverse @ values[reached]
+        scale = float(((values[reached] - wide @ fitted) ** 2).sum() / df)
+        own, slopes = fitted[:columns], fitted[columns:]
+        mix = np.hstack([np.eye(columns), *(earlier[:, None] for earlier in found)])
+        chain = np.kron(slopes, np.eye(columns)) if index else np.empty((columns, 0))
+        across = chain @ joint
+        variance = mix @ (scale * inverse @ inverse.T) @ mix.T + across @ chain.T
+        found.append(
+            own + sum((s * earlier for s, earlier in zip(slopes, found, strict=True)), np.zeros(columns))
+        )
+        joint = np.block([[joint, across.T], [across, variance]])
+        along = noise @ slopes
+        noise = np.block([[noise, along[:, None]], [along[None, :], np.array([[scale + slopes @ along]])]])
+    covariance = joint[-columns:, -columns:]
+    return Stage(found[-1], covariance, df, math.sqrt(noise[-1, -1]), frozenset(carried))
+
+
+def _independent(wide: Array) -> list[int]:
+    """Return columns that do not follow from one another, rungs before blocks before sites."""
+    kept: list[int] = []
+    basis: Array = np.empty((len(wide), 0))
+    for index in reversed(range(wide.shape[1])):
+        column = wide[:, index]
+        rest = column - basis @ (basis.T @ column)
+        rest -= basis @ (basis.T @ rest)  # again: rounding errors of the first time
+        length = float(np.linalg.norm(rest))
+        if length > ROUNDING * max(float(np.linalg.norm(column)), 1.0):
+            basis = np.column_stack([basis, rest / length])
+            kept.append(index)
+    return sorted(kept)

@@ -1,0 +1,89 @@
+"""Confirmation: what the recommended plan, all layers and none measured on seeds that chose nothing.
+
+The trials lie beside the study's own, in ``confirmation/trials``, because no verdict may be drawn from
+them: the plan was chosen on the others. Gains are paired by seed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy.special import stdtrit
+
+from experiments.analysis.decide import Evidence
+from experiments.analysis.recommend import THROUGHPUT
+from experiments.analysis.row_checks import final_values, one_plan_each, typical_values
+from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.factorial import Arm, level_of
+from pipeline.metrics.rows import Row
+
+FOLDER = "confirmation"
+"""Folder of a study that holds its confirmation: ``trials/<trial>/rows.jsonl``, as the study itself does."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What a plan measured on fresh seeds.
+
+    Attributes:
+        levels: a level per site.
+        accuracy: mean of the rule's metric, points.
+        samples_per_s: mean training throughput; NaN if nobody measured it.
+        seeds: trials that ended with a finite metric.
+        gain, low, high: over the baseline everywhere, paired by seed, points; Student's interval at the
+            rule's confidence, this plan alone; NaN without two seeds that both have.
+    """
+
+    levels: Arm
+    accuracy: float
+    samples_per_s: float
+    seeds: int
+    gain: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+
+
+def confirm(rows: Sequence[Row], evidence: Evidence) -> tuple[Confirmed, ...]:
+    """Compare the plans of a confirmation, the most accurate first.
+
+    Args:
+        rows: of the confirmation.
+        evidence: of the study; its sites, rule and seeds.
+
+    Raises:
+        DecideError: a seed of the study is used again, or a trial has several plans.
+    """
+    table, rule = evidence.table, evidence.rule
+    plans = one_plan_each(rows)
+    if used := sorted({seed for _, seed in plans.values()} & set(table.seeds)):
+        raise DecideError(
+            f"seed {', '.join(map(str, used))} of the confirmation is one of those that chose the plan; "
+            f"confirm with others"
+        )
+    values, speeds = final_values(rows, rule.metric, rule.condition), typical_values(rows, THROUGHPUT)
+    found: dict[Arm, dict[int, tuple[float, float]]] = {}
+    for trial, (plan, seed) in plans.items():
+        levels = tuple(level_of(plan[site]) for site in table.sites)
+        if math.isfinite(values.get(trial, math.nan)):
+            found.setdefault(levels, {})[seed] = (100 * values[trial], speeds.get(trial, math.nan))
+    baseline = found.get((table.baseline,) * len(table.sites), {})
+    confirmed = [_compare(levels, trials, baseline, rule.confidence) for levels, trials in found.items()]
+    return tuple(sorted(confirmed, key=lambda one: -one.accuracy))
+
+
+def _compare(
+    levels: Arm,
+    trials: dict[int, tuple[float, float]],
+    baseline: dict[int, tuple[float, float]],
+    confidence: float,
+) -> Confirmed:
+    accuracy = fmean(value for value, _ in trials.values())
+    speeds = [speed for _, speed in trials.values() if speed > 0]
+    whole = Confirmed(levels, accuracy, fmean(speeds) if speeds else math.nan, len(trials))
+    pairs = [trials[seed][0] - baseline[seed][0] for seed in sorted(trials.keys() & baseline.keys())]
+    if len(pairs) < 2 or trials is baseline:
+        return whole
+    gain = fmean(pairs)
+    half = float(stdtrit(len(pairs) - 1, (1 + confidence) / 2)) * stdev(pairs) / math.sqrt(len(pairs))
+    return Confirmed(*(levels, accuracy, whole.samples_per_s, len(trials)), gain, gain - half, gain + half)

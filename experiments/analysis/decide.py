@@ -1,0 +1,211 @@
+"""Rows in, verdicts out: which sites' bias pays off, by a rule fixed before the first trial.
+
+A pure function: no files, no clock, no GPU. ``arms`` reads the design off the rows, ``estimate`` fits what
+each site gains, ``price`` what it costs, ``verdicts`` weighs both; here they are put together.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.analysis.design_table import Table, tabulate
+from experiments.analysis.linear_model import Fit, Interaction, aliases, fit_gain
+from experiments.analysis.price import price_of
+from experiments.analysis.responses import respond
+from experiments.analysis.row_checks import enumerate_few
+from experiments.analysis.verdicts import (
+    Verdict,
+    joint_quantile,
+    judge,
+    shares_spent,
+    single_quantile,
+)
+from experiments.recipes.decision_rule import DecideError, Rule
+from operators.bench.rows import BenchRow
+from pipeline.metrics.rows import Row
+
+BESIDE = ("NDS", "mAP")
+"""Metrics whose effects are estimated beside the rule's, where all trials have them."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the treatment of one site does to one metric under one condition.
+
+    Attributes:
+        site, metric, condition: which.
+        effect: treatment minus baseline, points (100 times the fraction).
+        low, high: its interval, points; together with the other sites' at the rule's confidence.
+        level: the treatment.
+    """
+
+    site: str
+    metric: str
+    condition: str
+    effect: float
+    low: float
+    high: float
+    level: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Verdicts with all that they rest on.
+
+    Attributes:
+        rule: the rule that was applied.
+        table: the design as it ran.
+        verdicts: one per site and treatment.
+        effects: on the rule's metric, one per site, treatment and condition; only those of the rule's
+            condition are judged.
+        residual_df: degrees of freedom left to estimate the noise.
+        noise: standard deviation of one trial's metric, points.
+        notes: what a reader must know: trials left out, conditions without an estimate.
+        other_effects: the same for NDS and mAP, whichever is not the rule's metric.
+        interactions: pairs of sites, where the design supports them; each interval holds alone.
+        aliases: groups of effects the design cannot tell apart; ``a:b`` is the interaction of a and b.
+        num_scenes: scenes that were resampled; 0 if the verdict is about the validation scenes as they are.
+        scene_share: per verdict, the share of the squared error of its gain that is due to the scenes.
+        spent: share of the error probability that the looks so far have spent, 0 to 1.
+    """
+
+    rule: Rule
+    table: Table
+    verdicts: tuple[Verdict, ...]
+    effects: tuple[Effect, ...]
+    residual_df: int
+    noise: float
+    notes: tuple[str, ...]
+    other_effects: tuple[Effect, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    aliases: tuple[tuple[str, ...], ...] = ()
+    num_scenes: int = 0
+    scene_share: tuple[float, ...] = ()
+    spent: float = 1.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether every verdict is settled."""
+        return all(verdict.settled for verdict in self.verdicts)
+
+
+def decide(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
+    """Return the verdict of every site; see ``weigh`` for what they rest on.
+
+    Raises:
+        DecideError: the rows do not support a verdict; says why and what to do.
+    """
+    return list(weigh(rows, rule, bench).verdicts)
+
+
+def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Evidence:
+    """Estimate every site's effect and price and judge them by the rule.
+
+    Args:
+        rows: the rows of one study.
+        rule: its rule.
+        bench: operator benchmark; needed if the rule is priced by it.
+
+    Raises:
+        DecideError: the rows do not support a verdict; says why and what to do.
+    """
+    table = tabulate(rows, rule)
+    scores = _scores(rows)
+    judged = scores[rule.metric, rule.condition]
+    gain = fit_gain(respond(judged, table, rule, rule.metric, rule.condition), table)
+    slowdown, said = price_of(rows, table, rule, bench)
+    effects, silent = _effects(scores, table, rule, rule.metric)
+    others = [_effects(scores, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
+    return Evidence(
+        rule=rule,
+        table=table,
+        verdicts=judge(table, gain, slowdown, rule),
+        effects=tuple(effects),
+        residual_df=gain.residual_df,
+        noise=gain.noise,
+        notes=(*_left_out(table, gain), *silent, *said, *_about_scenes(gain)),
+        other_effects=tuple(effect for found in others for effect in found),
+        interactions=_interactions(gain, table, rule),
+        aliases=aliases(table),
+        num_scenes=gain.num_scenes,
+        scene_share=tuple(map(float, gain.scene_share)),
+        spent=shares_spent(table.looks, table.look, rule),
+    )
+
+
+def _effects(
+    scores: Mapping[tuple[str, str], list[Row]], table: Table, rule: Rule, metric: str
+) -> tuple[list[Effect], list[str]]:
+    """Return the effects on a metric under every condition, and why some are missing."""
+    effects, notes = [], []
+    measured = {condition for found, condition in scores if found == metric}
+    others = measured - {rule.condition, ""}
+    for condition in [*sorted(measured & {rule.condition}), *sorted(others)]:
+        try:
+            found = scores[metric, condition] + (scores[rule.metric, rule.condition] if table.stopped else [])
+            fit = fit_gain(respond(found, table, rule, metric, condition), table)
+        except DecideError as error:
+            notes.append(f"No effects under the condition {condition}: {error}.")
+            continue
+        margin = joint_quantile(fit.df, table, rule) * fit.error
+        for (site, level), value, half in zip(table.terms, fit.effect, margin, strict=True):
+            low, high = float(value - half), float(value + half)
+            effects.append(Effect(site, metric, condition, float(value), low, high, level))
+    return effects, notes
+
+
+def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Sort the rows of whole-model fractions by metric and condition: there are many, of draws above all."""
+    scores: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.unit == "fraction" and not row.site:
+            scores[row.metric, row.condition].append(row)
+    return dict(scores)
+
+
+def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...]:
+    wide = float(single_quantile(np.array(float(gain.residual_df)), table, rule))
+    return tuple(
+        replace(pair, low=pair.effect - wide * pair.error, high=pair.effect + wide * pair.error)
+        for pair in gain.interactions
+    )
+
+
+def _left_out(table: Table, gain: Fit) -> list[str]:
+    notes = [f"Left out because it diverged: {name}." for name in table.diverged]
+    if table.diverged:
+        notes += filter(None, (_imbalance(site, table) for site in table.sites))
+    notes += [
+        f"Left out because it collapsed, far below what the others lead to expect: {name}."
+        for name in gain.collapsed
+    ]
+    if table.stopped:
+        notes.append(
+            f"Stopped early and counted as censored: {len(table.stopped)} of {len(table.trials)} trials "
+            f"({enumerate_few(sorted(table.stopped))})."
+        )
+    notes += [
+        f"All trials with {level} at {site} were stopped early: its effect is taken from where they stopped."
+        for site, level in gain.carried
+    ]
+    if table.waiting:
+        seeds = ", ".join(map(str, table.waiting))
+        notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")
+    return notes
+
+
+def _imbalance(site: str, table: Table) -> str:
+    """Say if trials diverged with a treatment alone: what is left out then is no accident."""
+    index = table.sites.index(site)
+    lost = [t.levels[index] != table.baseline for t in table.trials if t.name in table.diverged]
+    if len(lost) > 1 and all(lost):
+        return f"All {len(lost)} trials that diverged have the bias at {site}: that may be its doing."
+    return ""
+
+
+def _about_scenes(gain: Fit) -> list[str]:
+    if gain.num_scenes:
+        return []
+    return ["The verdicts are about these validation scenes: too few to be resampled, or not resampled."]

@@ -1,0 +1,241 @@
+"""From rows to the table a linear model can read: one line a trial, one column a site and level.
+
+Says which trials ran, which diverged, which were stopped early, and which seeds the next look waits for.
+Arms that are missing are refused with one sentence.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.analysis.row_checks import (
+    enumerate_few,
+    final_values,
+    last_steps,
+    one_plan_each,
+    refuse_mixtures,
+    refuse_unknown_metric,
+)
+from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.factorial import Arm, level_of
+from pipeline.config.plan import Choice, Plan
+from pipeline.metrics.rows import Row, select
+
+STOPPED = "stopped"
+"""Metric of the row of a trial that was stopped early: its value is the step, its unit ``steps``."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as the model sees it.
+
+    Attributes:
+        name: the trial's name.
+        seed: its block.
+        levels: level per site of the table.
+    """
+
+    name: str
+    seed: int
+    levels: Arm
+
+
+@dataclass(frozen=True)
+class Table:
+    """The design of a study as it really ran.
+
+    Attributes:
+        sites: the factors.
+        trials: all trials of the seeds that are judged, in the order of arms and seeds.
+        diverged: names of the trials whose metric or loss is not finite.
+        baseline: the level that the others are compared with.
+        treatments: those others.
+        stopped: trial -> step at which it was stopped early; its final metric is unknown (censored).
+        look: which look this is, from 1.
+        looks: numbers of seeds of all planned looks.
+        waiting: seeds that have rows but wait for the next look.
+    """
+
+    sites: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    diverged: tuple[str, ...]
+    baseline: str = "none"
+    treatments: tuple[str, ...] = ("window",)
+    stopped: dict[str, int] = field(default_factory=dict)
+    look: int = 1
+    looks: tuple[int, ...] = (1,)
+    waiting: tuple[int, ...] = ()
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The blocks."""
+        return tuple(sorted({trial.seed for trial in self.trials}))
+
+    @property
+    def num_arms(self) -> int:
+        """How many different plans there are."""
+        return len({trial.levels for trial in self.trials})
+
+    @cached_property
+    def terms(self) -> tuple[tuple[str, str], ...]:
+        """The contrasts: (site, level) for every level but the baseline that ran at the site."""
+        return tuple(
+            (site, level)
+            for index, site in enumerate(self.sites)
+            for level in self.treatments
+            if any(trial.levels[index] == level for trial in self.trials)
+        )
+
+    @cached_property
+    def treated(self) -> NDArray[np.float64]:
+        """(trials, terms): 1 where the trial has the term's level at the term's site, else 0."""
+        where = {site: index for index, site in enumerate(self.sites)}
+        cells = [[trial.levels[where[s]] == level for s, level in self.terms] for trial in self.trials]
+        return np.array(cells, dtype=float).reshape(len(self.trials), len(self.terms))
+
+    @cached_property
+    def blocks(self) -> NDArray[np.float64]:
+        """(trials, seeds): 1 where the trial has the seed, else 0."""
+        return np.array([[t.seed == seed for seed in self.seeds] for t in self.trials], dtype=float)
+
+
+def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
+    """Read the design off the rows, or refuse.
+
+    Args:
+        rows: the rows of one study.
+        rule: its rule.
+
+    Raises:
+        DecideError: no rows, mixed circumstances, an unknown metric, a plan that varies in
+            something the rule does not ask about, missing or doubled arms or seeds.
+    """
+    sites, present, diverged = ended_trials(rows, rule)
+    stopped = {row.trial: int(row.value) for row in select(rows, metric=STOPPED, site="")}
+    look, seeds = _reached(present, sites, rule)
+    judged = tuple(trial for trial in present if trial.seed in seeds)
+    names = {trial.name for trial in judged}
+    return Table(
+        sites,
+        judged,
+        tuple(trial.name for trial in judged if trial.name in diverged),
+        rule.baseline,
+        rule.treatments,
+        {name: step for name, step in stopped.items() if name in names - diverged},
+        look,
+        rule.looks or (len(seeds),),
+        tuple(sorted({trial.seed for trial in present} - set(seeds))),
+    )
+
+
+def ended_trials(rows: Sequence[Row], rule: Rule) -> tuple[tuple[str, ...], list[Trial], set[str]]:
+    """Return the sites, the trials that have the rule's metric or diverged, and the names of the latter.
+
+    Raises:
+        DecideError: see ``tabulate``; missing arms and seeds are no reason yet.
+    """
+    if not rows:
+        raise DecideError("there are no rows; run the study before asking for its verdicts")
+    refuse_mixtures(rows)
+    refuse_unknown_metric(rows, rule)
+    plans = one_plan_each(rows)
+    sites = _factors([plan for plan, _ in plans.values()], rule)
+    trials = [Trial(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
+    order = (rule.baseline, *rule.treatments)
+    trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
+    values = final_values(rows, rule.metric, rule.condition)
+    measured = last_steps(rows, rule.metric, rule.condition)
+    bad = [row for row in select(rows, metric="loss") if not math.isfinite(row.value)]
+    # After its last measurement: a rung may have been measured before the loss was lost.
+    diverged = {row.trial for row in bad if row.step > measured.get(row.trial, -1)}
+    diverged |= {name for name, value in values.items() if not math.isfinite(value)}
+    present = [trial for trial in trials if trial.name in values or trial.name in diverged]
+    _refuse_strangers(present, rule)
+    return sites, present, diverged
+
+
+def expected_arms(sites: Sequence[str], rule: Rule) -> tuple[Arm, ...]:
+    """Return what the design runs: the rule's arms, or all combinations of its levels."""
+    return rule.arms or tuple(product((rule.baseline, *rule.treatments), repeat=len(sites)))
+
+
+def spell_arm(arm: Sequence[str], sites: Sequence[str], rule: Rule) -> str:
+    """Name an arm by its treated sites: ``window at decoder.0.cross + decoder.2.cross``."""
+    parts = []
+    for level in rule.treatments:
+        treated = [site for site, found in zip(sites, arm, strict=True) if found == level]
+        parts += [f"{level} at {' + '.join(treated)}"] if treated else []
+    return ", ".join(parts) or f"{rule.baseline} everywhere"
+
+
+def _levels(plan: Plan, sites: Sequence[str]) -> Arm:
+    return tuple(level_of(plan[site]) for site in sites)
+
+
+def _factors(plans: Sequence[Plan], rule: Rule) -> tuple[str, ...]:
+    names = [tuple(site for site, _ in plan.choices) for plan in plans]
+    if len(set(names)) > 1:
+        raise DecideError("the plans of the trials name different sites; trials of one study share one model")
+    choices = {site: {plan[site] for plan in plans} for site in names[0]}
+    if unknown := [site for site in rule.sites if site not in choices]:
+        raise DecideError(f"the rule names {', '.join(unknown)}; the model has {', '.join(choices)}")
+    sites = rule.sites or tuple(s for s, found in choices.items() if len(set(map(level_of, found))) > 1)
+    if not sites:
+        raise DecideError("no site's bias differs between the trials; a verdict needs some without it")
+    for site, found in choices.items():
+        _refuse_odd_choices(site, found, site in sites, rule)
+    return sites
+
+
+def _refuse_odd_choices(site: str, found: set[Choice], asked: bool, rule: Rule) -> None:
+    spelled = ", ".join(sorted(map(str, found)))
+    if not asked and len(found) > 1:
+        raise DecideError(f"site {site} varies ({spelled}) but the rule does not ask about it")
+    levels = set(map(level_of, found))
+    if asked and (levels - {rule.baseline, *rule.treatments} or len(found) != len(levels)):
+        raise DecideError(
+            f"site {site} has the choices {spelled}; the rule compares {' and '.join(rule.treatments)} with "
+            f"{rule.baseline}, each with one implementation"
+        )
+
+
+def _refuse_strangers(trials: Sequence[Trial], rule: Rule) -> None:
+    if strange := [trial.name for trial in trials if rule.seeds and trial.seed not in rule.seeds]:
+        raise DecideError(
+            f"trial {enumerate_few(strange)} has a seed that the rule does not name ({rule.seeds})"
+        )
+    if strange := [trial.name for trial in trials if rule.arms and trial.levels not in rule.arms]:
+        raise DecideError(
+            f"trial {enumerate_few(strange)} is an arm that the design does not have; judge it on its own"
+        )
+    names: dict[tuple[Arm, int], list[str]] = defaultdict(list)
+    for trial in trials:
+        names[trial.levels, trial.seed].append(trial.name)
+    if doubled := [" and ".join(group) for group in names.values() if len(group) > 1]:
+        raise DecideError(f"{enumerate_few(doubled, 2)} are the same arm and seed; keep one of them")
+
+
+def _reached(trials: Sequence[Trial], sites: tuple[str, ...], rule: Rule) -> tuple[int, tuple[int, ...]]:
+    """Return which look was reached, and the seeds that it judges; refuse gaps in them."""
+    seeds = rule.seeds or tuple(sorted({trial.seed for trial in trials}))
+    found = {(trial.levels, trial.seed) for trial in trials}
+    gaps = {seed: [arm for arm in expected_arms(sites, rule) if (arm, seed) not in found] for seed in seeds}
+    looks = rule.looks or (len(seeds),)
+    complete = next((n for n, seed in enumerate(seeds) if gaps[seed]), len(seeds))
+    taken = sum(look <= complete for look in looks)
+    if taken:
+        return taken, seeds[: looks[taken - 1]]
+    wanted = seeds[: looks[0]]
+    missing = [f"{spell_arm(arm, sites, rule)}, seed {seed}" for seed in wanted for arm in gaps[seed]]
+    listed = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
+    total = len(wanted) * len(expected_arms(sites, rule))
+    raise DecideError(
+        f"{len(missing)} of {total} trials lack {rule.metric} ({rule.condition}): "
+        f"{listed}; finish the study with `biaswise study resume`"
+    )

@@ -1,0 +1,294 @@
+"""Estimate: the effect of every site from one linear model over all trials, with a block per seed.
+
+Three sources of uncertainty meet in an interval: the noise of a training (residuals), the choice of the
+validation scenes (the metric recomputed on resamples of them, the same for all trials), and trials that
+were stopped early (``experiments.analysis.censoring``). Pairwise interactions join the model where the
+design and the number of trials support them; otherwise they are part of its noise.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr
+from statsmodels.regression.linear_model import OLS
+
+from experiments.analysis.censoring import Stage, regress_stages
+from experiments.analysis.design_table import Table
+from experiments.recipes.decision_rule import DecideError
+from pipeline.evaluation.bootstrap import FEWEST_SCENES
+
+Array = NDArray[np.float64]
+
+LEAST_DF = 12
+"""Interactions are estimated if this many degrees of freedom stay for the noise: below, the growth of
+Student's quantile costs more than the noise of usual interactions. Six sites in 16 arms have 17 after two
+seeds: of effects of twice the noise one in a hundred is missed for it, and interactions do no harm."""
+COLLAPSED = 0.001
+"""A trial so low that the lowest of all would be so by chance with less than this probability has
+collapsed: it is left out like one that diverged, and named. Normal noise loses one study in a thousand."""
+SEEN_THROUGH = 1e-9
+"""Leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One metric under one condition, points (or any unit); columns are the trials of a table.
+
+    Attributes:
+        values: (trials,) final values; NaN for a trial that diverged or was stopped.
+        draws: (draws, trials) the same on resamples of the scenes; no rows if there are none.
+        num_scenes: how many scenes were resampled.
+        rungs: (rungs, trials) values at the steps where trials were stopped, earliest first; NaN from
+            the stop on, so that a trial stopped at the first rung has a value there alone.
+    """
+
+    values: Array
+    draws: Array = field(default_factory=lambda: np.empty((0, 0)))
+    num_scenes: int = 0
+    rungs: Array = field(default_factory=lambda: np.empty((0, 0)))
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What two sites gain together beyond the sum of their gains.
+
+    Attributes:
+        pairs: the pairs of sites that the design cannot tell apart; one pair if it can.
+        effect: gain of one site with the other treated minus without, points.
+        error: its standard error.
+        low, high: its interval at the rule's confidence, this pair alone, points.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    effect: float
+    error: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Coefficients of the terms in the linear model.
+
+    Attributes:
+        effect: (terms,) in the unit of the response, averaged over the other sites.
+        error: (terms,) standard errors, scenes included.
+        df: (terms,) degrees of freedom of the errors (Satterthwaite).
+        residual_df: degrees of freedom of the noise of a training.
+        noise: standard deviation of one trial.
+        num_trials: how many trials were fitted.
+        scene_share: (terms,) share of the squared error that is due to the choice of scenes.
+        num_scenes: scenes that were resampled; 0 if they were not.
+        interactions: those the design supports.
+        collapsed: trials that were left out because they are far below what the others lead to expect.
+        carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
+            what they gained at the rung.
+    """
+
+    effect: Array
+    error: Array
+    df: Array
+    residual_df: int
+    noise: float
+    num_trials: int
+    scene_share: Array
+    num_scenes: int = 0
+    interactions: tuple[Interaction, ...] = ()
+    collapsed: tuple[str, ...] = ()
+    carried: tuple[tuple[str, str], ...] = ()
+
+
+def fit_gain(response: Response, table: Table) -> Fit:
+    """Fit an accuracy: ``fit_sites`` without trials whose training collapsed to a finite, useless value.
+
+    One such trial among 32 would swamp the noise of all others. It is found by its studentised residual
+    (Bonferroni over the trials; Cook and Weisberg, Residuals and Influence in Regression, 1982).
+
+    Raises:
+        DecideError: see ``fit_sites``.
+    """
+    collapsed: list[str] = []
+    fit = fit_sites(response, table)
+    while (worst := _collapsed(response, table)) is not None:
+        response = _without(response, worst)
+        collapsed.append(table.trials[worst].name)
+        fit = fit_sites(response, table)
+    return replace(fit, collapsed=tuple(collapsed))
+
+
+def fit_sites(response: Response, table: Table) -> Fit:
+    """Fit ``value ~ seed block + sites (+ pairs of sites)`` by least squares.
+
+    Args:
+        response: the values; trials without any are left out.
+        table: the design.
+
+    Raises:
+        DecideError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
+    """
+    first = response.rungs[0] if len(response.rungs) else response.values
+    usable = np.isfinite(first) | np.isfinite(response.values)
+    mains = table.treated[usable]
+    blocks = table.blocks[usable]
+    blocks = blocks[:, blocks.any(axis=0)]
+    matrix = np.hstack([mains, blocks])
+    _refuse_unestimable(matrix, blocks.shape[1], table)
+    pairs = pair_columns(table, usable)
+    wider = np.hstack([matrix, *(column[:, None] for column in pairs.values())])
+    ended = wider[np.isfinite(response.values[usable])]  # the others have rungs alone
+    df = len(ended) - ended.shape[1] - len(response.rungs)
+    if df < LEAST_DF or np.linalg.matrix_rank(ended) < ended.shape[1]:
+        pairs, wider = {}, matrix
+    num_terms = mains.shape[1]
+    runs = _regress(wider, response, usable, table)
+    scenes, joint_df = _scene_variance(wider, response, usable, runs, num_terms)
+    of_terms = slice(0, num_terms)
+    variance = np.diag(runs.covariance)[of_terms] + scenes
+    at = num_terms + blocks.shape[1]
+    errors = np.sqrt(np.diag(runs.covariance))
+    interactions = tuple(
+        Interaction(names, float(runs.effect[at + i]), float(errors[at + i])) for i, names in enumerate(pairs)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(variance > 0, scenes / variance, 0.0)
+    return Fit(
+        runs.effect[of_terms],
+        np.sqrt(variance),
+        joint_df,
+        runs.df,
+        runs.noise,
+        int(usable.sum()),
+        share,
+        response.num_scenes if len(response.draws) else 0,
+        interactions,
+        carried=tuple(term for index, term in enumerate(table.terms) if index in runs.carried),
+    )
+
+
+def pair_columns(table: Table, usable: NDArray[np.bool_]) -> dict[tuple[tuple[str, str], ...], Array]:
+    """Return the interactions of two-level sites that the arms can tell from the sites' own effects.
+
+    Returns:
+        Pairs of sites that are aliased with one another (their products are equal up to the sign in every
+        arm) -> centred product (usable trials,). Pairs aliased with a site itself are left out.
+    """
+    halves = table.treated[usable] - 0.5
+    levels = [site for site, _ in table.terms]
+    single = [i for i, site in enumerate(levels) if levels.count(site) == 1]
+    groups: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
+    columns: dict[bytes, Array] = {}
+    for i, j in combinations(single, 2):
+        column = halves[:, i] * halves[:, j]
+        key = (column * np.sign(column[0])).tobytes() if len(column) else b""
+        groups[key].append((levels[i], levels[j]))
+        columns.setdefault(key, column)
+    mixed = {(half * np.sign(half[0]) / 2).tobytes() for half in halves.T} if len(halves) else set()
+    constant = {np.full(len(halves), 0.25).tobytes()}
+    return {tuple(groups[key]): column for key, column in columns.items() if key not in mixed | constant}
+
+
+def aliases(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Return what the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
+
+    Sites whose levels are more than two have no pairs here. Empty in a full factorial.
+    """
+    halves = table.treated - 0.5
+    levels = [site for site, _ in table.terms]
+    groups: dict[bytes, list[str]] = defaultdict(list)
+    single = [i for i, site in enumerate(levels) if levels.count(site) == 1]
+    for size in (1, 2):
+        for chosen in combinations(single, size):
+            column = np.prod(2 * halves[:, chosen], axis=1)
+            groups[(column * column[0]).tobytes()].append(":".join(levels[i] for i in chosen))
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _without(response: Response, trial: int) -> Response:
+    values, draws, rungs = response.values.copy(), response.draws.copy(), response.rungs.copy()
+    for measured in (values, draws, rungs):
+        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no rungs
+    return replace(response, values=values, draws=draws, rungs=rungs)
+
+
+def _collapsed(response: Response, table: Table) -> int | None:
+    """Return the index of the lowest trial that ended, if it has collapsed."""
+    ended = np.isfinite(response.values)
+    blocks = table.blocks[ended]
+    matrix = np.hstack([table.treated[ended], blocks[:, blocks.any(axis=0)]])
+    df = len(matrix) - np.linalg.matrix_rank(matrix) - 1
+    if df < 1:
+        return None
+    inverse = np.linalg.pinv(matrix)
+    values = response.values[ended]
+    residuals = values - matrix @ (inverse @ values)
+    left = 1 - np.einsum("ij,ji->i", matrix, inverse)  # share of a residual that the fit leaves
+    left = np.where(left > SEEN_THROUGH, left, np.inf)  # a trial that decides a coefficient alone
+    others = (residuals @ residuals - residuals**2 / left) / df
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scores = np.where(others > 0, residuals / np.sqrt(others * left), 0.0)
+    lowest = int(scores.argmin())
+    if stdtr(df, scores[lowest]) * len(values) >= COLLAPSED:
+        return None
+    return int(np.flatnonzero(ended)[lowest])
+
+
+def _refuse_unestimable(matrix: Array, num_blocks: int, table: Table) -> None:
+    sites = ", ".join(table.sites)
+    if not len(matrix) or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
+        raise DecideError(
+            f"the {len(matrix)} usable trials of {len(table.trials)} cannot tell the effects of "
+            f"{sites} apart; run the missing or diverged trials again"
+        )
+    if len(matrix) - matrix.shape[1] < 1:
+        raise DecideError(
+            f"{len(matrix)} trials for {len(table.terms)} sites and {num_blocks} seeds leave no degree "
+            f"of freedom to estimate the noise; add a seed"
+        )
+
+
+def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table: Table) -> Stage:
+    values = response.values[usable]
+    if np.isfinite(values).all():
+        result: Any = OLS(values, matrix).fit()
+        df = len(matrix) - matrix.shape[1]
+        return Stage(result.params, result.cov_params(), df, math.sqrt(result.scale))
+    return regress_stages(matrix, [*response.rungs[:, usable], values])
+
+
+def _scene_variance(
+    matrix: Array, response: Response, usable: NDArray[np.bool_], runs: Stage, num_terms: int
+) -> tuple[Array, Array]:
+    """Return what the scenes add to the terms' variance, and the degrees of freedom of the sum.
+
+    Trials and scenes are crossed. The variance over resamples of the scenes holds the noise of a training
+    per scene as well, which the residuals hold already; the part that both hold is what resampling adds
+    to the residual variance, and is taken off (two-way clustering: Cameron, Gelbach and Miller, JBES 29,
+    2011). Variances over resamples are enlarged by S / (S - 1): S scenes spread less around their own mean.
+    """
+    own = np.diag(runs.covariance)[:num_terms]
+    plain = np.full(num_terms, float(runs.df))
+    if response.num_scenes < FEWEST_SCENES or not len(response.draws):
+        return np.zeros(num_terms), plain
+    kept = np.asarray(np.isfinite(response.draws).all(axis=0))[usable]
+    rows = matrix[kept]
+    if np.linalg.matrix_rank(rows) < rows.shape[1] or len(rows) <= rows.shape[1]:
+        return np.zeros(num_terms), plain
+    draws = response.draws[:, usable][:, kept]
+    inverse = np.linalg.pinv(rows)
+    effects = draws @ inverse.T
+    residuals = draws - effects @ rows.T
+    df = len(rows) - rows.shape[1]
+    leverage = (inverse**2).sum(axis=1)[:num_terms]
+    of_scenes = 1 / (1 / (response.num_scenes - 1) + 1 / (len(draws) - 1))  # few draws blur it, too
+    grown = response.num_scenes / (response.num_scenes - 1)
+    over_scenes = grown * effects[:, :num_terms].var(axis=0, ddof=1)
+    in_both = grown * residuals.var(axis=0, ddof=1).sum() / df * leverage
+    added = np.maximum(over_scenes - in_both, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        joint = (own + added) ** 2 / (own**2 / runs.df + over_scenes**2 / of_scenes + in_both**2 / df)
+    return added, np.where(added > 0, joint, plain)

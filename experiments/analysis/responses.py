@@ -1,0 +1,102 @@
+"""Responses: what the trials of a table measured, as the linear model takes it.
+
+The metric is in points. Resamples of the scenes are rows of their own (``pipeline.evaluation.bootstrap``):
+the metric of all detections of a trial, recomputed on scenes drawn with replacement, the same draws for
+every trial.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.analysis.design_table import STOPPED, Table
+from experiments.analysis.linear_model import Response
+from experiments.analysis.row_checks import enumerate_few, final_values, last_steps, step_values
+from experiments.recipes.decision_rule import DecideError, Rule
+from pipeline.metrics.rows import Row, draw_of, select
+
+Array = NDArray[np.float64]
+
+
+def respond(rows: Sequence[Row], table: Table, rule: Rule, metric: str, condition: str) -> Response:
+    """Gather one metric under one condition.
+
+    Args:
+        rows: the rows of the study.
+        table: the design as it ran.
+        rule: its metric and condition say what stopped trials were stopped by.
+        metric: any metric in the unit ``fraction``.
+        condition: sensor condition.
+
+    Raises:
+        DecideError: a trial that ended lacks the metric, or was measured after another number of steps.
+    """
+    values = final_values(rows, metric, condition)
+    names = [t.name for t in table.trials if t.name not in table.diverged and t.name not in table.stopped]
+    if absent := [name for name in names if name not in values]:
+        raise DecideError(f"{metric} is missing in {len(absent)} trials ({enumerate_few(absent)})")
+    usable = {name: 100 * values[name] for name in names if math.isfinite(values[name])}
+    if not usable:
+        raise DecideError(f"no trial has a finite {metric} ({condition}); look at the trials' losses")
+    steps = last_steps(rows, metric, condition)
+    lengths = sorted({steps[name] for name in usable})
+    if len(lengths) > 1:
+        raise DecideError(
+            f"{metric} ({condition}) was measured after {enumerate_few(map(str, lengths))} steps in "
+            f"different trials; they are compared after equally many: finish with `biaswise study resume`"
+        )
+    draws, num_scenes = _draws(rows, list(usable), metric, condition)
+    return Response(
+        _in_order(usable, table),
+        np.array([_in_order(draw, table) for draw in draws]).reshape(len(draws), len(table.trials)),
+        num_scenes,
+        _rungs(rows, table, rule),
+    )
+
+
+def _in_order(values: dict[str, float], table: Table) -> Array:
+    return np.array([values.get(trial.name, math.nan) for trial in table.trials])
+
+
+def _draws(
+    rows: Sequence[Row], names: Sequence[str], metric: str, condition: str
+) -> tuple[list[dict[str, float]], int]:
+    """Return the draws that all trials have, and how many scenes each has."""
+    found: dict[int, dict[str, float]] = defaultdict(dict)
+    scenes: set[int] = set()
+    for row in select(rows, metric=metric, condition=condition, site=""):
+        draw = draw_of(row.scene)
+        if draw is not None:
+            found[draw][row.trial] = 100 * row.value
+            scenes.add(row.n)
+    if len(scenes) > 1:
+        raise DecideError(
+            f"{metric} ({condition}) was resampled over {enumerate_few(map(str, sorted(scenes)))} scenes in "
+            f"different trials; evaluate them on the same ones"
+        )
+    complete = [found[draw] for draw in sorted(found) if all(name in found[draw] for name in names)]
+    return complete, scenes.pop() if complete else 0
+
+
+def _rungs(rows: Sequence[Row], table: Table, rule: Rule) -> Array:
+    """Return (rungs, trials) the rule's metric at the steps where trials were stopped; NaN after a stop."""
+    if not table.stopped:
+        return np.empty((0, 0))
+    values = step_values(rows, rule.metric, rule.condition)
+    rungs = []
+    for rung in sorted(set(table.stopped.values())):
+        reached = [
+            trial.name
+            for trial in table.trials
+            if trial.name not in table.diverged and table.stopped.get(trial.name, rung) >= rung
+        ]
+        if absent := [name for name in reached if (name, rung) not in values]:
+            raise DecideError(
+                f"trials were stopped after {rung} steps, but {enumerate_few(absent)} lacks {rule.metric} "
+                f"({rule.condition}) there; measure it at every step where `{STOPPED}` may be decided"
+            )
+        rungs.append(_in_order({name: 100 * values[name, rung] for name in reached}, table))
+    return np.array(rungs)

@@ -1,0 +1,148 @@
+"""Screen: train once with every layer biased, then switch the bias off layer by layer at inference.
+
+All on/off combinations are measured, and the layers ranked by what the bias of each is worth on average
+over the others. An intervention, not a retraining: it says how much the trained detector leans on a
+bias, not what training without it would have given. So it ranks, and draws no verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from statistics import mean
+
+from experiments.recipes.decision_rule import BY_SCREENING, DecideError, Rule
+from experiments.recipes.factorial import level_of
+from experiments.recipes.recipe import Recipe, RecipeError
+from pipeline.config.plan import Plan, PlanError
+from pipeline.config.settings import TrialSettings
+from pipeline.metrics.rows import Row, read_rows, seal_fault, select
+
+INTERVENTION = "intervention/"
+"""Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
+
+FOLDER = "screen"
+"""Folder of a study that holds its screening: ``masks.jsonl``, and the training if the study has it not."""
+
+ROWS = "masks.jsonl"
+"""The rows of a screening: one plan an on/off mask."""
+
+MOST_SITES = 10
+"""Sites that are switched: every further one doubles the masks, and 1,024 take a night."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What the bias of one site is worth to the trained detector.
+
+    Attributes:
+        site: the attention site.
+        effect: points of the metric, on minus off, averaged over all masks of the other sites.
+        last: points lost when it alone is switched off.
+        alone: points gained when it alone is on.
+    """
+
+    site: str
+    effect: float
+    last: float
+    alone: float
+
+
+def screened(recipe: Recipe) -> TrialSettings:
+    """Return the trial that is trained: the rule's treatment at every site, the first seed.
+
+    Raises:
+        RecipeError: the recipe has no rule, no factors, or too many of them.
+    """
+    rule = rule_of(recipe)
+    if not 1 <= len(recipe.factors) <= MOST_SITES:
+        raise RecipeError(
+            f"recipe {recipe.name}: a screening switches 1 to {MOST_SITES} sites, and it has "
+            f"{len(recipe.factors)} factors"
+        )
+    return replace(recipe.trials[0], plan=recipe.plan([rule.treatment] * len(recipe.factors)))
+
+
+def masks(recipe: Recipe) -> list[Plan]:
+    """Return the plans of all on/off combinations, nothing on first."""
+    rule = rule_of(recipe)
+    screened(recipe)  # refuses what cannot be screened
+    levels = product((rule.baseline, rule.treatment), repeat=len(recipe.factors))
+    return [recipe.plan(arm) for arm in levels]
+
+
+def rank(rows: Sequence[Row], sites: Sequence[str], rule: Rule, condition: str = "") -> list[Ranked]:
+    """Rank the sites by the rule's metric, the most valuable bias first.
+
+    Args:
+        rows: of a screening, all masks.
+        sites: the sites that were switched.
+        rule: names metric, condition and treatment.
+        condition: another sensor condition than the rule's.
+
+    Raises:
+        RecipeError: masks are missing.
+    """
+    wanted = select(rows, metric=INTERVENTION + rule.metric, condition=condition or rule.condition)
+    values = {_mask(row.plan, sites, rule.baseline): 100 * row.value for row in wanted}
+    cells = list(product((False, True), repeat=len(sites)))
+    if missing := [cell for cell in cells if cell not in values]:
+        raise RecipeError(
+            f"{len(missing)} of {len(cells)} masks have no {rule.metric} "
+            f"({condition or rule.condition}); run `biaswise screen` again, it goes on where it stopped"
+        )
+    found = [_ranked(site, index, values, len(sites)) for index, site in enumerate(sites)]
+    return sorted(found, key=lambda one: -one.effect)
+
+
+def _ranked(site: str, index: int, values: Mapping[tuple[bool, ...], float], num_sites: int) -> Ranked:
+    off = (False,) * num_sites
+    on = (True,) * num_sites
+    single = tuple(i == index for i in range(num_sites))
+    without = tuple(i != index for i in range(num_sites))
+    return Ranked(
+        site,
+        mean(value if mask[index] else -value for mask, value in values.items()) * 2,
+        values[on] - values[without],
+        values[single] - values[off],
+    )
+
+
+def _mask(plan: str, sites: Sequence[str], baseline: str) -> tuple[bool, ...]:
+    parsed = Plan.parse(plan)
+    return tuple(level_of(parsed[site]) != baseline for site in sites)
+
+
+def rule_of(recipe: Recipe) -> Rule:
+    """Return the rule of a recipe, which must have one."""
+    if recipe.rule is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has no rule, so nothing says which bias to switch off where; "
+            f"choose one that compares"
+        )
+    return recipe.rule
+
+
+def in_force(rule: Rule, study_folder: Path, digest: str) -> Rule:
+    """Return the rule with the order that the study's screening gives, if it asks for one and there is one.
+
+    Args:
+        rule: of the study.
+        study_folder: the study.
+        digest: of its recipe, which every row of the screening carries.
+
+    Raises:
+        DecideError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
+    """
+    path = study_folder / FOLDER / ROWS
+    if rule.order != BY_SCREENING or not path.exists():
+        return rule
+    if fault := seal_fault(path):
+        raise DecideError(f"the rows in {path} are not those that the screening wrote: {fault}; run it again")
+    rows = read_rows(path)
+    if strange := sorted({row.recipe for row in rows} - {digest}):
+        raise DecideError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
+    try:
+        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))
+    except (RecipeError, PlanError) as error:
+        raise DecideError(str(error)) from error

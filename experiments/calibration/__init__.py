@@ -1,0 +1,1 @@
+"""How often verdicts are right, on studies whose truth is planted."""

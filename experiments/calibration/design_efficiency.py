@@ -1,0 +1,121 @@
+"""Economy: how often a cheap study names the layers that the full grid names, and at what size of effects."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from experiments.analysis.verdicts import PAYS, UNDECIDED, Verdict
+from experiments.calibration.error_rates import (
+    AGAIN,
+    APART,
+    GRID,
+    LEAN,
+    MISLED,
+    ORDERED,
+    SCREENED,
+    SITES,
+    Study,
+    Tally,
+)
+from experiments.calibration.simulation import Surface, follow, judge_look, measure, names, ranked
+
+SCREENING_ERROR = 0.7
+"""Assumed error of a screening's estimate of a site: switching a bias off is not training without it.
+In the demo, cut to 4 steps a trial, it was half a noise (docs/log.md)."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a study compares with the full grid, on the same trainings unless its name says otherwise.
+
+    Attributes:
+        study: what was run.
+        effect: the planted effect, noises of one run: as a text for tables.
+        confidence: the rule's.
+        tally: ``agrees``, ``false PAYS``, ``missed PAYS`` (of the study), ``grid false PAYS``.
+    """
+
+    study: Study
+    effect: str
+    confidence: float
+    tally: Tally
+
+
+def economy(
+    effects: tuple[float, float], confidence: float, studies: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Agreement, ...]:
+    """Compare cheap studies, and another grid, with the full grid.
+
+    Every layer has no effect with probability one half, else one whose size is drawn evenly from
+    ``effects``; three of four are gains.
+
+    Args:
+        effects: smallest and largest effect.
+        confidence: of the rule of all.
+        studies: how many.
+        tick: called after each.
+    """
+    tallies = {study: Tally() for study in (LEAN, APART, ORDERED, MISLED, SCREENED, AGAIN)}
+    for draw in range(studies):
+        rng = np.random.default_rng([draw, *(int(100 * e) for e in effects)])
+        surface = _random_surface(effects, rng)
+        measured = measure(surface, GRID.arms, (0, 1, 2), rng)
+        grid = judge_look(measured, GRID.arms, 1, GRID.rule(confidence))
+        order = ranked(surface, SCREENING_ERROR, rng)
+        fresh = measure(surface, GRID.arms, (0, 1, 2), rng)  # other trainings, other scenes
+        orders = {SCREENED: order, ORDERED: order, MISLED: ranked(surface, 2 * SCREENING_ERROR, rng)}
+        for study, tally in tallies.items():
+            rule = study.rule(confidence, orders.get(study, ()))
+            verdicts, trials = follow(fresh if study in (AGAIN, APART) else measured, study.arms, rule)
+            _compare(tally, verdicts, grid, surface)
+            tally.trials += trials
+        tick()
+    spelled = f"{effects[0]:g}" if effects[0] == effects[1] else f"{effects[0]:g} to {effects[1]:g}"
+    return tuple(Agreement(study, spelled, confidence, tally) for study, tally in tallies.items())
+
+
+def by_size(
+    sizes: Sequence[float], most_seeds: int, studies: int, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[float, int, Tally]]:
+    """Yield, per effect size and number of seeds of the fraction, agreement with the full grid and UNDECIDED.
+
+    Each number of seeds is a study of its own with one look. Half of the layers have the effect.
+    """
+    for size in sizes:
+        tallies = {seeds: Tally() for seeds in range(1, most_seeds + 1)}
+        for draw in range(studies):
+            rng = np.random.default_rng([draw, int(1000 * size)])
+            surface = _random_surface((size, size), rng)
+            measured = measure(surface, GRID.arms, tuple(range(max(3, most_seeds))), rng)
+            grid = judge_look(measured, GRID.arms, 1, GRID.rule())
+            for seeds, tally in tallies.items():
+                study = replace(LEAN, looks=(seeds,))
+                verdicts = judge_look(measured, LEAN.arms, 1, study.rule())
+                _compare(tally, verdicts, grid, surface)
+                tally.trials += study.most_trials
+            tick()
+        yield from ((size, seeds, tally) for seeds, tally in tallies.items())
+
+
+def _random_surface(effects: tuple[float, float], rng: np.random.Generator) -> Surface:
+    gains = rng.uniform(*effects, len(SITES)) * np.where(rng.random(len(SITES)) < 0.75, 1, -1)
+    present = rng.random(len(SITES)) < 0.5
+    return Surface({site: float(g * on) for site, g, on in zip(SITES, gains, present, strict=True)})
+
+
+def _compare(tally: Tally, verdicts: Sequence[Verdict], grid: Sequence[Verdict], surface: Surface) -> None:
+    good = {site for site, gain in surface.gain.items() if gain > 0}
+    pays, theirs = names(verdicts, PAYS), names(grid, PAYS)
+    events = {
+        "agrees": pays == theirs,
+        "false PAYS": bool(pays - good),
+        "missed PAYS": bool(good - pays),
+        "grid false PAYS": bool(theirs - good),
+        "grid missed PAYS": bool(good - theirs),
+        "right": pays == good,
+    }
+    tally.studies += 1
+    tally.counts.update(event for event, happened in events.items() if happened)
+    tally.verdicts += len(verdicts)
+    tally.undecided += sum(v.verdict == UNDECIDED for v in verdicts)

@@ -1,0 +1,165 @@
+"""Rules for a KubeRay RayJob; fields of KubeRay 1.7 (docs.ray.io, KubeRay CRD API reference)."""
+
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+from experiments.cluster.ray_rules import LOOPBACK, Config, words, wrong_version
+
+JOB = words(
+    "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
+    "entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec "
+    "runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
+    "ttlSecondsAfterFinished"
+)
+CLUSTER = words(
+    "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "headServiceAnnotations managedBy rayVersion suspend upgradeStrategy workerGroupSpecs"
+)
+HEAD = words("enableIngress headService labels rayStartParams resources serviceType template")
+WORKER = words(
+    "groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts priority rayStartParams replicas "
+    "resources scaleStrategy suspend template"
+)
+DRAIN_S = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+
+def derive_config(job: Config) -> dict[str, Any]:
+    """Return the autoscaler's configuration as Ray makes it from the job's cluster.
+
+    Raises:
+        ValueError: Ray refuses it, or it is no RayJob.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    if job.get("kind") != "RayJob":
+        raise ValueError(f"kind is {job.get('kind')}; expected RayJob")
+    metadata = {"namespace": "default", **job["metadata"]}
+    cluster = {"metadata": metadata, "spec": job["spec"]["rayClusterSpec"]}
+    return dict(_derive_autoscaling_config_from_ray_cr(cluster))
+
+
+def check_ray_job(job: Config) -> Iterator[str]:
+    """Yield what is wrong with a RayJob whose cluster Ray can read."""
+    spec = job["spec"]
+    cluster = spec["rayClusterSpec"]
+    if job.get("apiVersion") != "ray.io/v1":
+        yield f"apiVersion is {job.get('apiVersion')}; expected ray.io/v1"
+    yield from _unknown("spec", spec, JOB)
+    yield from _unknown("spec.rayClusterSpec", cluster, CLUSTER)
+    yield from _unknown("headGroupSpec", cluster["headGroupSpec"], HEAD)
+    yield from _job(spec)
+    yield from _cluster(cluster)
+    yield from _head(cluster["headGroupSpec"])
+    for group in cluster["workerGroupSpecs"]:
+        yield from _unknown(f"workerGroupSpecs.{group['groupName']}", group, WORKER)
+        yield from _group(group)
+    yield from _market(cluster["workerGroupSpecs"])
+    for at, pod in _pods(cluster):
+        yield from _pod(at, pod)
+
+
+def _unknown(at: str, found: Config, known: frozenset[str]) -> Iterator[str]:
+    for key in found.keys() - known:
+        close = get_close_matches(key, known, 1)
+        yield f"{at}.{key}: KubeRay knows no such key" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _job(spec: Config) -> Iterator[str]:
+    if not str(spec.get("entrypoint", "")).startswith("biaswise "):
+        yield f"spec.entrypoint is {spec.get('entrypoint')!r}; expected such as biaswise study run demo"
+    if spec.get("shutdownAfterJobFinishes") is not True:
+        yield "spec.shutdownAfterJobFinishes is not true; the cluster would be billed after the study's end"
+    try:
+        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
+    except yaml.YAMLError:
+        yield "spec.runtimeEnvYAML: not YAML"
+
+
+def _cluster(cluster: Config) -> Iterator[str]:
+    from ray import __version__ as ours
+
+    if cluster.get("rayVersion") != ours:
+        yield f"rayClusterSpec.rayVersion is {cluster.get('rayVersion')}; the project pins {ours}"
+    if cluster.get("enableInTreeAutoscaling") is not True:
+        yield "rayClusterSpec.enableInTreeAutoscaling is not true; no worker would ever start"
+    if (cluster.get("autoscalerOptions") or {}).get("version") != "v2":
+        yield "rayClusterSpec.autoscalerOptions.version is not v2; v1 does not prefer spot by priority"
+    if (cluster.get("authOptions") or {}).get("mode") != "token":
+        yield "rayClusterSpec.authOptions.mode is not token; whoever reaches a port could run code"
+
+
+def _head(head: Config) -> Iterator[str]:
+    params = head["rayStartParams"]
+    if params.get("num-cpus") != "0":
+        yield f'headGroupSpec: num-cpus is {params.get("num-cpus")}; expected "0": no trial runs on the head'
+    try:
+        drivers = json.loads(json.loads(params.get("resources", '"{}"'))).get("tune_driver", 0)
+    except (ValueError, TypeError, AttributeError):
+        drivers = 0
+    if drivers < 1:
+        yield (
+            "headGroupSpec.rayStartParams.resources: trial drivers need the resource tune_driver; expected "
+            '\'"{\\"tune_driver\\": 16}"\', quoted twice'
+        )
+    if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
+        yield "headGroupSpec: its service is open to the outside; expected ClusterIP and port-forward"
+
+
+def _group(group: Config) -> Iterator[str]:
+    at = f"workerGroupSpecs.{group['groupName']}"
+    low, now, high = (group.get(k, 0) for k in ("minReplicas", "replicas", "maxReplicas"))
+    if low or now:
+        yield f"{at}: minReplicas {low}, replicas {now}; expected 0: billed while no trial runs"
+    if high < 1:
+        yield f"{at}.maxReplicas is {high}; expected at least 1"
+    limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    if not int(limits.get("nvidia.com/gpu", 0)):
+        yield f"{at}: no nvidia.com/gpu in the limits of its first container; trials need a GPU"
+    seconds = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)  # Kubernetes' default
+    drain = int(_variables(group["template"]["spec"]["containers"][0]).get(DRAIN_S, 0))
+    if not 0 < drain < seconds:
+        yield (
+            f"{at}: {DRAIN_S} is {drain}, terminationGracePeriodSeconds {seconds}; expected above 0 and "
+            "below the second: a pod that must go drains first, so that its trial moves in time"
+        )
+
+
+def _market(groups: list[Config]) -> Iterator[str]:
+    spot = [group for group in groups if (group.get("labels") or {}).get("market") == "spot"]
+    firm = [group for group in groups if group not in spot]
+    if spot and firm and min(g.get("priority", 0) for g in spot) <= max(g.get("priority", 0) for g in firm):
+        yield "workerGroupSpecs: spot is preferred only if its priority is above that of the others"
+    if not firm:
+        yield "workerGroupSpecs: all workers are spot; a study waits for ever when there is none to be had"
+
+
+def _pods(cluster: Config) -> Iterator[tuple[str, Config]]:
+    yield "headGroupSpec", cluster["headGroupSpec"]["template"]["spec"]
+    for group in cluster["workerGroupSpecs"]:
+        yield f"workerGroupSpecs.{group['groupName']}", group["template"]["spec"]
+
+
+def _variables(container: Config) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+
+
+def _pod(at: str, pod: Config) -> Iterator[str]:
+    claims = {v["name"] for v in pod.get("volumes", []) if "persistentVolumeClaim" in v}
+    ray = pod["containers"][0]
+    home = _variables(ray).get("BIASWISE_HOME", "")
+    lasting = {m["mountPath"] for m in ray.get("volumeMounts", []) if m["name"] in claims}
+    if home not in lasting:
+        yield f"{at}: BIASWISE_HOME is {home!r}; expected a persistent claim mounted there"
+    for container in pod["containers"]:
+        name = f"{at}.{container['name']}"
+        image = container.get("image", "")
+        if image.endswith(":latest") or (":" not in image and image != "FILL-IN"):
+            yield f"{name}.image is {image}; expected a fixed tag: pods of one study must run the same code"
+        yield from wrong_version(f"{name}.image", image)
+        words = [str(w) for w in (*container.get("command", []), *container.get("args", []))]
+        if "--host" in words and words[words.index("--host") + 1] not in LOOPBACK:
+            yield f"{name}: listens on {words[words.index('--host') + 1]}; expected 127.0.0.1"

@@ -1,0 +1,1 @@
+"""How many trials share one GPU: probes, the planner, the policy."""

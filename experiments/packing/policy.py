@@ -1,0 +1,88 @@
+"""How a study shares the machine: as the user says, as its folder says, or as the probe finds."""
+
+import math
+import os
+
+from rich.console import Console
+
+from experiments.packing.planner import Packing
+from experiments.recipes.recipe import AUTO, Recipe
+from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
+
+FILE = "packing.json"
+"""File of a study that holds the packing a probe chose; a study that goes on keeps it."""
+
+
+def as_packed(recipe: Recipe, folder: StudyFolder) -> Recipe:
+    """Return the recipe with the threads that a probe chose when the study began."""
+    kept = _kept(folder)
+    return recipe.with_threads(kept.threads) if kept and kept.threads else recipe
+
+
+def packing_of(
+    recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Console
+) -> Packing:
+    """Decide how many trials run at once.
+
+    Args:
+        recipe: the study; its data are there.
+        folder: its folder; a packing that is measured is written there.
+        concurrent: what the user says; None if nothing.
+        probing: the user asks for the probe.
+        console: told the choice and its reason.
+
+    Raises:
+        StudyError: the probe cannot say, or what is asked does not fit the GPUs.
+    """
+    if concurrent is not None:
+        return _shared(recipe, concurrent)
+    if recipe.concurrent_trials != AUTO and not probing:
+        return _shared(recipe, recipe.concurrent_trials)
+    packing = _kept(folder)
+    if packing is None:
+        packing = _probed(recipe, console)
+        write_json(folder.path / FILE, packing.to_dict())
+    console.print(packing.reason, highlight=False, soft_wrap=True)
+    return packing
+
+
+def _kept(folder: StudyFolder) -> Packing | None:
+    path = folder.path / FILE
+    if not path.exists():
+        return None
+    try:
+        return Packing.from_dict(read_json(path))
+    except (TypeError, KeyError) as error:
+        raise StudyError(f"{path}: not a packing ({error}); delete it to probe again") from error
+
+
+def _probed(recipe: Recipe, console: Console) -> Packing:
+    from experiments.packing.probe import describe, probe  # loads torch
+
+    if os.environ.get("RAY_ADDRESS"):
+        raise StudyError("the probe measures this machine, not a cluster; say --concurrent")
+    dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.factors))
+    if dearest.workers > 1:
+        whole = describe(dearest.device).gpus // dearest.workers
+        reason = f"A trial takes {dearest.workers} workers, so GPUs are not shared: {whole} at once."
+        return Packing(max(whole, 1), reason=reason)
+    with console.status("probing how many trials should run at once"):
+        return probe(dearest, len(recipe.trials))
+
+
+def _shared(recipe: Recipe, concurrent: int) -> Packing:
+    """Return a packing of so many trials, with equal parts of the GPUs there are."""
+    settings = recipe.trials[0]
+    if settings.device != "cuda" or os.environ.get("RAY_ADDRESS"):
+        return Packing(concurrent)
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if concurrent * settings.workers <= gpus:
+        return Packing(concurrent)
+    if settings.workers > 1:
+        raise StudyError(
+            f"{concurrent} trials at once of {settings.workers} workers need {concurrent * settings.workers} "
+            f"GPUs, and there are {gpus}; two workers of a trial cannot share one"
+        )
+    return Packing(concurrent, gpu_share=int(1e4 / math.ceil(concurrent / gpus)) / 1e4)

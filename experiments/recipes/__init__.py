@@ -1,0 +1,1 @@
+"""Studies that ship with the project: recipe, decision rule, factorial designs."""

@@ -1,0 +1,217 @@
+"""Recipes: the studies that ship with the project, each a question with its trials and its rule."""
+
+from dataclasses import replace
+
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Design, Factor, full, plan_of
+from experiments.recipes.recipe import AUTO, EarlyStop, Recipe, World, trials_of
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+
+MINI_CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
+MINI_CHECKPOINT = "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
+CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
+CROSS_SITES = ("decoder.0.cross", "decoder.1.cross", "decoder.2.cross")
+"""The cross-attention of each decoder layer of the mini model: the factors of its studies."""
+
+IMPL = "sdpa_math"
+"""Runs on every machine, with every bias and every gradient."""
+
+REST = {"aqr.0.cross": f"local/{IMPL}", "decoder.*.self": f"none/{IMPL}"}
+"""The mini's other sites, as published: query weights under the local mask, self-attention without bias."""
+
+
+def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
+    """Return the full factorial of the window bias over the first cross-attentions of the mini model."""
+    return full([Factor(site) for site in CROSS_SITES[:num_layers]])
+
+
+def factorial() -> tuple[Plan, ...]:
+    """Return the plans of the full factorial, no bias anywhere first."""
+    design = mini_design()
+    return tuple(plan_of(design, arm, REST, IMPL) for arm in design.arms)
+
+
+def cross_plan(biases: tuple[str, ...]) -> Plan:
+    """Return the mini model's plan with the given bias kinds on its cross-attentions."""
+    return Plan.of(REST | {site: f"{bias}/{IMPL}" for site, bias in zip(CROSS_SITES, biases, strict=True)})
+
+
+MINI = World("data/mini", seed=7)
+"""What the mini's studies train and evaluate on."""
+
+
+def _fine_tuning(study: str) -> TrialSettings:
+    """Return what the trials of the mini's studies share."""
+    return TrialSettings(
+        study=study,
+        config=MINI_CONFIG,
+        plan=cross_plan(("none",) * 3),
+        data=DataSettings(train=(MINI.root,), val=MINI.root),
+        # 80 of the 160 frames, gently: at half the config's rate 40 steps lose 2 points of mAP
+        train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
+        init=MINI_CHECKPOINT,
+        conditions=CONDITIONS,
+        threads=1,  # two trials at once on two cores: start-up overlaps, and no thread waits for another
+    )
+
+
+def demo() -> Recipe:
+    """2^3 factorial of the window bias over the decoder's layers, two seeds, fine-tuned from a checkpoint."""
+    base = _fine_tuning("demo")
+    trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
+    return Recipe(
+        name="demo",
+        question="In which decoder layers does the window bias of the cross-attention pay off?",
+        cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
+        trials=trials,
+        factors=CROSS_SITES,
+        rule=Rule(sites=CROSS_SITES, seeds=(0, 1)),
+        worlds=(MINI,),
+        concurrent_trials=2,
+    )
+
+
+def demo_gpu() -> Recipe:
+    """Return the demo on a GPU, as many trials at once as the probe finds best."""
+    base = replace(_fine_tuning("demo_gpu"), device="cuda", threads=1)
+    trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
+    return replace(
+        demo(),
+        name="demo_gpu",
+        cost="16 fine-tunings of the mini model, a few minutes on one GPU",
+        trials=trials,
+        concurrent_trials=AUTO,
+    )
+
+
+def demo_waves() -> Recipe:
+    """Return the demo's question asked seed by seed, until all is settled or eight seeds have run."""
+    design, seeds = mini_design(), tuple(range(8))
+    plans = {arm: plan_of(design, arm, REST, IMPL) for arm in design.arms}
+    return Recipe(
+        name="demo_waves",
+        question="In which decoder layers does the window bias of the cross-attention pay off?",
+        cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
+        trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
+        factors=design.sites,
+        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
+        worlds=(MINI,),
+        concurrent_trials=2,
+        design=design,
+        early_stop=EarlyStop(rungs=(20,)),
+        confirm_seeds=(100, 101),
+    )
+
+
+def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
+    """Train everything on worlds that ``demo`` never sees.
+
+    Each step trains one of the eight plans that ``demo`` compares, so that no arm starts with an
+    advantage. The mini's own multipliers freeze the branches; here nothing is frozen.
+    """
+    plain, *others = factorial()
+    worlds = tuple(
+        World(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
+        for seed in range(101, 113)
+    )
+    settings = TrialSettings(
+        study=name,
+        config=MINI_CONFIG,
+        plan=plain,
+        mix=tuple(others),
+        data=DataSettings(train=tuple(world.root for world in worlds), val=worlds[0].root, loader_workers=6),
+        train=train,
+        init=init,
+        conditions=CONDITIONS,
+        device="cuda",
+        overrides=(("optim_wrapper.paramwise_cfg.custom_keys", "{}"),),
+    )
+    return Recipe(
+        name=name,
+        question="Which weights does the demo start from?",
+        cost="about 7 minutes on one H200 and 8 cores",
+        trials=(settings,),
+        worlds=worlds,
+    )
+
+
+def pretrain() -> Recipe:
+    """Make the shipped checkpoint, first stage: from scratch, CMT's masked-modal training."""
+    train = TrainSettings(
+        steps=1665,
+        batch_size=16,
+        warmup_steps=300,
+        lr_scale=2.0,
+        mask_cameras=0.25,
+        mask_lidar=0.25,
+        checkpoint_every=500,
+        log_every=50,
+    )
+    return _pretraining("pretrain", train)
+
+
+def pretrain_cameras() -> Recipe:
+    """Make the shipped checkpoint, second stage: half of the samples without points.
+
+    After the first stage the detector looks at the points alone: they give positions at once, and with
+    them most classes. Taking them away teaches it to look at the images; what it learns there it then
+    uses with both sensors, too.
+    """
+    train = TrainSettings(
+        steps=1765,
+        batch_size=32,
+        warmup_steps=300,
+        lr_scale=2.0,
+        mask_cameras=0.1,
+        mask_lidar=0.5,
+        checkpoint_every=1000,
+        log_every=25,
+    )
+    (first,) = pretrain().named_trials()
+    return _pretraining("pretrain_cameras", train, init=f"runs/pretrain/trials/{first}/weights.safetensors")
+
+
+def smoke() -> Recipe:
+    """Two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
+    tiny = World("data/smoke", seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+    base = TrialSettings(
+        study="smoke",
+        config=MINI_CONFIG,
+        plan=cross_plan(("none",) * 3),
+        data=DataSettings(train=(tiny.root,), val=tiny.root),
+        train=TrainSettings(steps=3, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
+        threads=1,
+    )
+    plans = [cross_plan(("none",) * 3), cross_plan(("window", "none", "none"))]
+    return Recipe(
+        name="smoke",
+        question="Does every part run?",
+        cost="two trials of 3 steps, under a minute",
+        trials=tuple(replace(base, plan=plan) for plan in plans),
+        factors=CROSS_SITES[:1],
+        rule=Rule(sites=CROSS_SITES[:1], seeds=(0,)),
+        worlds=(tiny,),
+        concurrent_trials=2,
+    )
+
+
+def smoke_waves() -> Recipe:
+    """Return a sequential study of a few steps: waves, rungs and confirmation run, nothing is learned."""
+    base = replace(smoke().trials[0], study="smoke_waves")
+    design, seeds = mini_design(2), (0, 1, 2)
+    rest = REST | {CROSS_SITES[2]: f"none/{IMPL}"}
+    plans = {arm: plan_of(design, arm, rest, IMPL) for arm in design.arms}
+    return Recipe(
+        name="smoke_waves",
+        question="Does every part of a sequential study run?",
+        cost="up to 15 trials of 3 steps, a few minutes",
+        trials=trials_of(design, base, seeds, plans),
+        factors=design.sites,
+        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
+        worlds=smoke().worlds,
+        concurrent_trials=2,
+        design=design,
+        early_stop=EarlyStop(rungs=(2,)),
+        confirm_seeds=(100,),
+    )

@@ -1,0 +1,127 @@
+"""The mission's full-size studies on nuScenes, for those who have the data and the GPUs.
+
+Fine-tuning CMT-AQR from the published weights of CMT. Those were trained without a bias, so every arm
+that adds one starts behind; the trials are an epoch long for that reason, and the question is what an
+epoch makes of the bias.
+"""
+
+from dataclasses import replace
+
+from experiments.recipes.decision_rule import BY_SCREENING, Rule
+from experiments.recipes.factorial import Design, Factor, fraction, full
+from experiments.recipes.recipe import EarlyStop, Recipe, trials_of
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+
+SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
+"""The cross-attention of CMT's six decoder layers."""
+
+CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
+
+IMPLS = {"none": "sdpa_flash", "window": "rects"}
+"""Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); changes the price alone."""
+
+REST = {"aqr.0.cross": "local/rects", "decoder.*.self": "none/sdpa_efficient"}
+"""The other sites; under training's denoising mask the self-attention takes no flash kernel."""
+
+FRAMES = 28_130
+"""Key frames of nuScenes' training split."""
+
+BATCH = 16
+"""Frames a step: CMT's on 8 GPUs of 2."""
+
+
+def _base(study: str, size: str, workers: int) -> TrialSettings:
+    """Return what the trials share: an epoch on nuScenes under bfloat16."""
+    return TrialSettings(
+        study=study,
+        config=f"experiments/configs/cmt_aqr_{size}_cbgs.py",
+        plan=Plan(()),
+        data=DataSettings(
+            train=("data/nuscenes",),
+            val="data/nuscenes",
+            version="v1.0-trainval",
+            train_split="train",
+            val_split="val",
+            loader_workers=6,
+        ),
+        train=TrainSettings(
+            steps=FRAMES // BATCH,
+            batch_size=BATCH // workers,
+            warmup_steps=100,
+            checkpoint_every=250,
+            log_every=50,
+            amp=True,
+        ),
+        init=f"checkpoints/cmt_{size}_cbgs.pth",
+        conditions=CONDITIONS,
+        workers=workers,
+        device="cuda",
+    )
+
+
+def _plan(design: Design, arm: tuple[str, ...]) -> Plan:
+    """Return the plan of an arm, each bias with its implementation."""
+    return Plan.of(REST | {s: f"{level}/{IMPLS[level]}" for s, level in zip(design.sites, arm, strict=True)})
+
+
+def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
+    """Quarter fraction of the window bias over six layers (resolution IV), seed after seed."""
+    design, seeds = fraction([Factor(site) for site in SITES], halvings=2), (0, 1, 2, 3)
+    base = _base(name, size, workers)
+    return Recipe(
+        name=name,
+        question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
+        cost=cost,
+        trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
+        factors=design.sites,
+        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
+        design=design,
+        early_stop=EarlyStop(rungs=(base.train.steps // 3,)),
+        confirm_seeds=(100, 101),
+    )
+
+
+def r50_waves() -> Recipe:
+    """Return the sequential study of the ResNet-50 model."""
+    cost = "16 fine-tunings of an epoch a seed, 1 to 4 seeds, then 6 that confirm; needs nuScenes and 8 GPUs"
+    return _sequential("r50_waves", "voxel0100_r50_800x320", 8, cost)
+
+
+def r50_screened() -> Recipe:
+    """Return the sequential study of which a screening says where gains are to be expected.
+
+    It waits after its first wave for `biaswise screen r50_screened`, which uses the trial with the bias in
+    all layers that this wave has trained.
+    """
+    plain = r50_waves()
+    assert plain.rule is not None  # it has a design
+    base = replace(plain.trials[0], study="r50_screened")
+    return replace(
+        plain,
+        name="r50_screened",
+        trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
+        rule=replace(plain.rule, order=BY_SCREENING),
+    )
+
+
+def vov_waves() -> Recipe:
+    """Return the sequential study of the VoVNet model."""
+    cost = "16 fine-tunings of an epoch a seed, 1 to 4 seeds, then 6 that confirm; needs nuScenes and 8 GPUs"
+    return _sequential("vov_waves", "voxel0075_vov_1600x640", 8, cost)
+
+
+def r50() -> Recipe:
+    """Return the full grid of the ResNet-50 model: what the sequential study saves."""
+    design, seeds = full([Factor(site) for site in SITES]), (0, 1, 2)
+    base = _base("r50", "voxel0100_r50_800x320", 8)
+    return replace(
+        r50_waves(),
+        name="r50",
+        cost="192 fine-tunings of an epoch; needs nuScenes and 8 GPUs. `r50_waves` asks the same for less",
+        trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
+        rule=Rule(sites=design.sites, seeds=seeds),
+        design=None,
+        early_stop=None,
+        confirm_seeds=(),
+    )

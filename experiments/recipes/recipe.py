@@ -1,0 +1,227 @@
+"""Recipe: one study as a frozen value - its question, its trials and its rule.
+
+Its digest covers every trial's settings, their data and the rule, is fixed before the first trial runs,
+and is copied into every row.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Arm, Design, level_of
+from pipeline.config.plan import Choice, Plan
+from pipeline.config.settings import TrialSettings
+
+AUTO = 0
+"""``concurrent_trials`` of a recipe that leaves them to the probe."""
+
+
+class RecipeError(ValueError):
+    """A recipe nobody knows, or one that contradicts itself."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A generated dataset that a recipe needs; made if it is absent.
+
+    Attributes:
+        root: dataset root, relative to the project root.
+        seed: decides everything in it.
+        frames_per_scene: key frames per scene.
+        scenes: number of scenes of each devkit split.
+    """
+
+    root: str
+    seed: int
+    frames_per_scene: int = 20
+    scenes: tuple[tuple[str, int], ...] = (("mini_train", 8), ("mini_val", 2))
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Which trials are not trained to their end.
+
+    A trial of the second wave or a later one stops at a rung where the rule's metric lies below that of
+    every trial of earlier waves by more than the margin. It is censored, not dropped: the estimate
+    counts what is known of it. Trials of the first wave never stop; they are what is compared with.
+
+    Attributes:
+        rungs: steps at which every trial is measured, increasing, before its last.
+        margin: points.
+    """
+
+    rungs: tuple[int, ...]
+    margin: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse what stops nothing, or everything."""
+        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
+            raise RecipeError(f"early stopping at the rungs {self.rungs}: expected increasing steps, from 1")
+        if not self.margin >= 0:
+            raise RecipeError(f"early stopping with a margin of {self.margin} points: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One study.
+
+    Attributes:
+        name: name of the study, of its folder and of its recipe.
+        question: what it answers, one sentence.
+        cost: what it costs, in words for people.
+        trials: the trials, in the order they start; of a study with a design the most that may run.
+        factors: sites whose bias the trials vary; empty if nothing is compared.
+        rule: turns rows into verdicts; None if nothing is compared.
+        worlds: generated datasets it needs.
+        concurrent_trials: trials that run at once on one machine; ``AUTO`` asks the probe.
+        design: the arms that run with every seed, wave after wave until all is settled; None: all trials
+            run in one go.
+        early_stop: which trials of later waves are stopped; None: none.
+        confirm_seeds: fresh seeds with which no bias, the bias everywhere and the recommended plan are
+            trained in the end.
+    """
+
+    name: str
+    question: str
+    cost: str
+    trials: tuple[TrialSettings, ...]
+    factors: tuple[str, ...] = ()
+    rule: Rule | None = None
+    worlds: tuple[World, ...] = ()
+    concurrent_trials: int = 1
+    design: Design | None = None
+    early_stop: EarlyStop | None = None
+    confirm_seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse two trials with the same settings, which would share a folder, and other contradictions."""
+        names = [self.trial_name(settings) for settings in self.trials]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
+        if self.design is not None:
+            self._refuse_odd_design(self.design)
+        if self.early_stop is not None:
+            self._refuse_odd_rungs(self.early_stop)
+        used = {settings.seed for settings in self.trials} & set(self.confirm_seeds)
+        if used:
+            raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
+        if self.confirm_seeds and self.rule is None:
+            raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _refuse_odd_design(self, design: Design) -> None:
+        rule = self.rule
+        if rule is None or not rule.seeds or rule.sites != design.sites or self.factors != design.sites:
+            raise RecipeError(
+                f"recipe {self.name}: a design needs a rule that names its seeds, and sites that are those "
+                f"of the design and the factors ({', '.join(design.sites)})"
+            )
+        wanted = {(arm, seed) for arm in design.arms for seed in rule.seeds}
+        if set(self.by_arm()) != wanted:
+            raise RecipeError(
+                f"recipe {self.name}: its trials are not every arm of its design with every seed"
+            )
+        if rule.arms and set(rule.arms) != set(design.arms):
+            raise RecipeError(f"recipe {self.name}: rule and design name different arms")
+
+    def _refuse_odd_rungs(self, early: EarlyStop) -> None:
+        if self.design is None:
+            raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
+        shortest = min(settings.train.steps for settings in self.trials)
+        if early.rungs[-1] >= shortest:
+            raise RecipeError(
+                f"recipe {self.name}: a rung at step {early.rungs[-1]} is too late for trials of {shortest}"
+            )
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name all trials, their data and the rule."""
+        plain = {
+            "trials": [settings.digest for settings in self.trials],
+            "worlds": [asdict(world) for world in self.worlds],
+            "rule": self.rule.to_dict() if self.rule else None,
+        }
+        if self.early_stop is not None:
+            plain["early_stop"] = asdict(self.early_stop)
+        if self.confirm_seeds:
+            plain["confirm_seeds"] = list(self.confirm_seeds)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+    def trial_name(self, settings: TrialSettings) -> str:
+        """Return a readable name: biases of the factors (``window15``), seed, digest of the settings."""
+        choices = [settings.plan[site] for site in self.factors]
+        biases = [f"{choice.bias}{choice.window or ''}" for choice in choices] or ["trial"]
+        return f"{'-'.join(biases)}_s{settings.seed}_{settings.digest}"
+
+    def named_trials(self) -> dict[str, TrialSettings]:
+        """Return trial name -> settings, in order."""
+        return {self.trial_name(settings): settings for settings in self.trials}
+
+    def by_arm(self) -> dict[tuple[Arm, int], str]:
+        """Return (levels of the factors, seed) -> trial name."""
+        return {
+            (tuple(level_of(s.plan[site]) for site in self.factors), s.seed): self.trial_name(s)
+            for s in self.trials
+        }
+
+    def choice(self, site: str, level: str) -> Choice:
+        """Return the choice of a site that has the level in some trial.
+
+        Raises:
+            RecipeError: no trial has it.
+        """
+        found = [s.plan[site] for s in self.trials if level_of(s.plan[site]) == level]
+        if not found:
+            raise RecipeError(
+                f"recipe {self.name}: no trial has {level} at {site}, so it cannot be put there"
+            )
+        return found[0]
+
+    def plan(self, levels: Sequence[str]) -> Plan:
+        """Return the plan with these levels of the factors, all else as in the first trial."""
+        choices = {site: self.choice(site, level) for site, level in zip(self.factors, levels, strict=True)}
+        return with_choices(self.trials[0].plan, choices)
+
+    def with_threads(self, threads: int) -> "Recipe":
+        """Return the recipe with another number of torch threads: on a CPU other bits, another digest."""
+        return replace(self, trials=tuple(replace(s, threads=threads) for s in self.trials))
+
+    def with_workers(self, workers: int) -> "Recipe":
+        """Return the recipe with several workers (on GPUs: as many of them) a trial and the same batches.
+
+        Raises:
+            RecipeError: a batch cannot be shared equally.
+        """
+        if workers < 1:
+            raise RecipeError(f"{workers} workers a trial: expected 1 or more")
+        return replace(self, trials=tuple(self._spread(settings, workers) for settings in self.trials))
+
+    def _spread(self, settings: TrialSettings, workers: int) -> TrialSettings:
+        together = settings.train.batch_size * settings.workers
+        if together % workers:
+            raise RecipeError(
+                f"recipe {self.name}: a batch of {together} cannot be shared equally by {workers} workers"
+            )
+        train = replace(settings.train, batch_size=together // workers)
+        return replace(settings, workers=workers, train=train)
+
+
+def with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
+    """Return a plan with other choices at some of the patterns it names."""
+    return Plan(tuple((site, choices.get(site, choice)) for site, choice in plan.choices))
+
+
+def trials_of(
+    design: Design, base: TrialSettings, seeds: Sequence[int], plans: Mapping[Arm, Plan]
+) -> tuple[TrialSettings, ...]:
+    """Return every arm of a design with every seed: settings that differ in plan and seed alone.
+
+    Args:
+        design: the arms.
+        base: all else.
+        seeds: the blocks.
+        plans: arm -> its plan.
+    """
+    return tuple(replace(base, plan=plans[arm], seed=seed) for seed in seeds for arm in design.arms)

@@ -1,0 +1,253 @@
+"""Summary: a study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from experiments.analysis import confirmation
+from experiments.analysis.confirmation import Confirmed
+from experiments.analysis.decide import Evidence, weigh
+from experiments.analysis.price import read_bench
+from experiments.analysis.recommend import Recommendation, recommend
+from experiments.analysis.row_checks import refuse_mixtures
+from experiments.analysis.screening import FOLDER, ROWS, Ranked, in_force, rank
+from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.recipe import RecipeError
+from experiments.reporting.integrity import (
+    about_code,
+    about_seals,
+    failures,
+    refuse_edits,
+    refuse_other_recipe,
+)
+from experiments.reporting.tables.base import Sheet, effect_sheet, trial_sheet, verdict_sheet
+from experiments.reporting.tables.design import (
+    STUDY,
+    alias_sheet,
+    confirmation_sheet,
+    cost_sheet,
+    interaction_sheet,
+    plan_sheet,
+)
+from experiments.reporting.tables.kernels import kernel_sheet
+from experiments.reporting.tables.screening import judge_screen, screen_sheet
+from experiments.reporting.wording import answer, listing
+from experiments.storage.usage import Used, used_by_trials
+from pipeline.config.plan import PlanError
+from pipeline.metrics.rows import Row, read_rows, read_study, seal_fault
+
+NO_RULE = "This study has no rule, so it has no verdicts."
+SCENE = "scene.png"
+"""The picture of one scene that a trial keeps in its folder."""
+
+
+class ReportError(ValueError):
+    """A study folder of which no report can be made; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``study.json`` says.
+
+    Attributes:
+        name: name of the study; may be empty.
+        question: the question it answers, in a sentence; may be empty.
+        rule: how it is answered; None if the study compares nothing.
+        digest: digest of recipe and rule, which every row carries.
+    """
+
+    name: str
+    question: str
+    rule: Rule | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All a report shows.
+
+    Attributes:
+        record: the study.
+        rows: its rows.
+        evidence: verdicts and effects; None if the rows support none.
+        advice: the plan to use; None without evidence.
+        answer: the answer in a sentence, or why there is none.
+        notes: what must be said beside the answer.
+        costs: what ran -> trial -> what it used.
+        config: the recommended plan as an mmengine config; empty if nobody printed it.
+        confirmed: plans that ran again on fresh seeds.
+        screened: the ranking of a screening, if the study has one.
+        scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
+    """
+
+    record: Record
+    rows: tuple[Row, ...]
+    evidence: Evidence | None
+    advice: Recommendation | None
+    answer: str
+    notes: tuple[str, ...]
+    costs: Mapping[str, Mapping[str, Used]] = field(default_factory=lambda: {STUDY: {}})
+    config: str = ""
+    confirmed: tuple[Confirmed, ...] = ()
+    screened: tuple[Ranked, ...] = ()
+    scene: bytes = b""
+
+    @property
+    def sheets(self) -> tuple[Sheet, ...]:
+        """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
+        rule = self.record.rule or Rule()
+        screen = (screen_sheet(self.screened, self.evidence),) if self.screened else ()
+        cost = cost_sheet(self.costs, self.evidence)
+        plain = (*screen, cost, trial_sheet(self.rows, rule), kernel_sheet(self.rows))
+        if self.evidence is None or self.advice is None:
+            return (*plain, environment_sheet(self))
+        evidence = self.evidence
+        judged = (
+            verdict_sheet(evidence),
+            effect_sheet(evidence),
+            plan_sheet(self.rows, evidence, self.advice),
+        )
+        again = confirmation_sheet(self.confirmed, evidence)
+        design = (again, interaction_sheet(evidence), alias_sheet(evidence))
+        return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_sheet(self))
+
+
+def summarize(study_folder: Path) -> Summary:
+    """Read a study folder and judge it.
+
+    Raises:
+        ReportError: no ``study.json``, one that cannot be read, or no rows at all.
+        RowsError: a rows file is broken elsewhere than in its last line.
+    """
+    record = read_record(study_folder)
+    rows = tuple(read_study(study_folder))
+    if not rows:
+        raise ReportError(f"{study_folder} has no rows yet; a report needs one trial{_blame(study_folder)}")
+    costs = {
+        STUDY: used_by_trials(study_folder, rows),
+        "confirmation on fresh seeds": used_by_trials(study_folder / confirmation.FOLDER, ()),
+        "training of the screening": used_by_trials(study_folder / FOLDER, ()),
+    }
+    notes = (*failures(study_folder), *about_code(rows), *about_seals(study_folder))
+    try:
+        refuse_edits(study_folder)
+        if record.rule is None:
+            return Summary(record, rows, None, None, NO_RULE, notes, costs)
+        refuse_other_recipe(rows, record.name, record.digest)
+        rule = in_force(record.rule, study_folder, record.digest)
+        evidence = weigh(rows, rule, read_bench(study_folder))
+        advice = recommend(rows, evidence)
+    except DecideError as error:
+        return Summary(record, rows, None, None, f"No verdicts: {error}.", notes, costs)
+    confirmed, about_confirmation = read_confirmation(study_folder, rows, evidence)
+    screened, about_screen = read_screen(study_folder, evidence)
+    return Summary(
+        record,
+        rows,
+        evidence,
+        advice,
+        answer(evidence),
+        (*evidence.notes, *notes, *about_confirmation, *about_screen),
+        costs,
+        confirmed=confirmed,
+        screened=screened,
+        scene=_scene(study_folder, rows, advice),
+    )
+
+
+def read_confirmation(
+    study_folder: Path, study: Sequence[Row], evidence: Evidence
+) -> tuple[tuple[Confirmed, ...], tuple[str, ...]]:
+    """Read the study's confirmation, and what to say about it; nothing if there is none.
+
+    Args:
+        study_folder: the study.
+        study: its own rows; the confirmation must have run like them.
+        evidence: drawn from them.
+    """
+    folder = study_folder / confirmation.FOLDER
+    rows = read_study(folder)
+    if not rows:
+        return (), ()
+    try:
+        refuse_edits(folder)
+        refuse_mixtures([replace(row, recipe="") for row in (*study, *rows)])  # its recipe is its own
+        return confirmation.confirm(rows, evidence), ()
+    except DecideError as error:
+        return (), (f"The confirmation is left out: {error}.",)
+
+
+def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
+    """Read the ranking of the study's screening, and what to say about it; nothing if there is none."""
+    path = study_folder / FOLDER / ROWS
+    if not path.exists():
+        return (), ()
+    if fault := seal_fault(path):
+        return (), (f"The screening is left out: the rows in {path.name} are not those it wrote: {fault}.",)
+    try:
+        ranked = tuple(rank(read_rows(path), evidence.table.sites, evidence.rule))
+    except (RecipeError, PlanError) as error:
+        return (), (f"The screening is left out: {error}.",)
+    return ranked, tuple(filter(None, [judge_screen(ranked, evidence)]))
+
+
+def read_record(study_folder: Path) -> Record:
+    """Read ``study.json``: ``name``, ``question``, ``rule`` (``Rule.to_dict``) and ``digest``."""
+    path = study_folder / "study.json"
+    try:
+        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ReportError(f"{study_folder} is not a study: it has no study.json") from None
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{path} is not JSON ({error}); restore it or run the study again") from error
+    if "rule" not in plain:
+        raise ReportError(f"{path} has no rule, so nothing says what its verdicts would mean")
+    try:
+        rule = None if plain["rule"] is None else Rule.from_dict(plain["rule"])
+    except (DecideError, TypeError) as error:
+        raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
+    return Record(plain.get("name", ""), plain.get("question", ""), rule, plain.get("digest", ""))
+
+
+def environment_sheet(summary: Summary) -> Sheet:
+    """Return what must be equal to get the same numbers again."""
+    rows, record = summary.rows, summary.record
+    times = [row.time for row in rows if row.time > 0]
+    facts = {
+        "study": record.name,
+        "recipe": record.digest,
+        "rule": record.rule.digest if record.rule else "none",
+        "device": listing(sorted({row.device for row in rows})),
+        "commit": listing(sorted({row.commit or "unknown" for row in rows})),
+        "trials": str(len({row.trial for row in rows})),
+        "rows": str(len(rows)),
+    }
+    if times:
+        first, last = (
+            datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(times), max(times))
+        )
+        facts["measured (UTC)"] = f"{first} to {last}"
+    for versions in sorted({row.versions for row in rows if row.versions}):
+        facts |= dict(pair.split("=", 1) for pair in versions.split(";") if "=" in pair)
+    return Sheet("environment", "Environment", ("what", "value"), tuple(facts.items()))
+
+
+def _blame(study_folder: Path) -> str:
+    failed = failures(study_folder)
+    return f"; {len(failed)} failed. {failed[0]}" if failed else ""
+
+
+def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation) -> bytes:
+    """Return the picture of a trial of the recommended plan, else of the one with the most sites treated."""
+    pictures = {path.parent.name: path for path in sorted(study_folder.glob(f"trials/*/{SCENE}"))}
+    if not pictures:
+        return b""
+    plans = {row.trial: row.plan for row in rows if row.trial in pictures}
+    alike = [trial for trial in sorted(plans) if plans[trial] == str(advice.plan)]
+    trial = (
+        alike[0] if alike else max(sorted(plans), key=lambda name: -plans[name].count("=none/"), default="")
+    )
+    return pictures[trial].read_bytes() if trial else b""

@@ -1,0 +1,182 @@
+"""Sheets: the tables of a report, as plain values.
+
+Terminal, Markdown, CSV and HTML print the same sheets, so they cannot disagree.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.analysis.decide import Effect, Evidence
+from experiments.analysis.row_checks import final_values, typical_values
+from experiments.analysis.verdicts import MOST_FURTHER_SEEDS, UNDECIDED, Verdict
+from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.factorial import level_of
+from pipeline.config.plan import Plan
+from pipeline.metrics.rows import Row, select
+
+MINUS = "\N{MINUS SIGN}"
+TIMES = {
+    "step_ms": "step, ms",
+    "train_samples_per_s": "training, samples/s",
+    "latency_p50_ms": "latency p50, ms",
+    "latency_p95_ms": "latency p95, ms",
+    "peak_gib": "peak memory, GiB",
+}
+"""Metrics of speed and memory that the table of trials shows, and how its head calls them."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table.
+
+    Attributes:
+        name: stem of its CSV file.
+        title: what it shows.
+        columns: heads, with units.
+        lines: values; numbers stay numbers, None is a missing one.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[tuple[str | float | int | None, ...], ...]
+
+
+def settling(verdict: Verdict, num_arms: int, margin: float) -> str:
+    """Say what would settle a verdict."""
+    further = verdict.further_trials
+    if verdict.verdict == UNDECIDED and verdict.equivalent:
+        return f"settled: no difference of {margin:g} points or more"
+    if further == 0:
+        return "settled"
+    if further is None:
+        return f"too small to settle within {MOST_FURTHER_SEEDS} more seeds"
+    return f"{further} more seed{'s' if further > 1 else ''} ({further * num_arms} trials)"
+
+
+def short_names(sites: Sequence[str]) -> dict[str, str]:
+    """Drop the parts of the paths that all sites share: ``decoder.0.cross`` -> ``0``."""
+    parts = [site.split(".") for site in sites]
+    if len(sites) < 2 or len({len(path) for path in parts}) > 1:
+        return {site: site for site in sites}
+    differ = [i for i in range(len(parts[0])) if len({path[i] for path in parts}) > 1]
+    return {site: ".".join(path[i] for i in differ) for site, path in zip(sites, parts, strict=True)}
+
+
+def varied_sites(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the sites whose level differs between the trials."""
+    levels: dict[str, set[str]] = defaultdict(set)
+    for text in {row.plan for row in rows}:
+        for site, choice in Plan.parse(text).choices:
+            levels[site].add(level_of(choice))
+    return tuple(sorted(site for site, found in levels.items() if len(found) > 1))
+
+
+def arm_label(plan: str, sites: Sequence[str], rule: Rule) -> str:
+    """Name a trial's plan as ``spell_levels`` does."""
+    choices = dict(Plan.parse(plan).choices)
+    return spell_levels([level_of(choices[site]) if site in choices else "" for site in sites], sites, rule)
+
+
+def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: Rule) -> str:
+    """Name a plan by its treated sites, shortly: ``0 + 2``; the level too where the rule knows several."""
+    short, many = short_names(sites), len(rule.treatments) > 1
+    treated = [(short[s], level) for s, level in zip(sites, levels, strict=True) if level in rule.treatments]
+    return " + ".join(f"{name} {level}" if many else name for name, level in treated) or rule.baseline
+
+
+def term_label(term: Verdict | Effect, evidence: Evidence, names: Mapping[str, str] | None = None) -> str:
+    """Name a site; its level too where the rule knows several."""
+    name = (names or {}).get(term.site, term.site)
+    return f"{name} {term.level}" if len(evidence.rule.treatments) > 1 else name
+
+
+VERDICT_COLUMNS = (
+    *("site", "level", "verdict", "gain", "gain_low", "gain_high", "slowdown_percent", "price", "price_low"),
+    *("price_high", "net", "net_low", "net_high", "equivalent", "p_value", "tested_at"),
+    "further_trials_per_arm",
+)
+
+
+def verdict_sheet(evidence: Evidence) -> Sheet:
+    """Return one line per site and level, with everything its verdict rests on."""
+    own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
+    own["further_trials_per_arm"] = "further_trials"
+    lines = tuple(
+        tuple(getattr(v, own.get(column, column)) for column in VERDICT_COLUMNS) for v in evidence.verdicts
+    )
+    return Sheet("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
+
+
+def effect_sheet(evidence: Evidence) -> Sheet:
+    """Return one line per site, level, metric and sensor condition."""
+    effects = (*evidence.effects, *evidence.other_effects)
+    lines = tuple((e.site, e.level, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
+    heads = ("site", "level", "metric", "condition", "gain", "low", "high")
+    return Sheet("effects", "Gain per layer and sensor condition, points", heads, lines)
+
+
+def condition_table(evidence: Evidence) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the effects as heads and lines to print: a line per metric and condition, a column per term."""
+    cells: dict[str, dict[str, str]] = defaultdict(dict)
+    columns = [term_label(verdict, evidence) for verdict in evidence.verdicts]
+    for e in (*evidence.effects, *evidence.other_effects):
+        text = f"{signed(e.effect)} [{signed(e.low)}, {signed(e.high)}]"
+        cells[f"{e.metric} {e.condition}"][term_label(e, evidence)] = text
+    lines = tuple((name, *(line.get(column, "-") for column in columns)) for name, line in cells.items())
+    return ("condition", *columns), lines
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a number with its sign, a true minus included; zero has none."""
+    text = f"{abs(value):.{digits}f}"
+    sign = "" if float(text) == 0 else "+" if value > 0 else MINUS
+    return sign + text
+
+
+def trial_sheet(rows: Sequence[Row], rule: Rule) -> Sheet:
+    """Return one line per trial: accuracy per condition in points, speed, memory."""
+    sites = rule.sites or varied_sites(rows)
+    trials = {row.trial: row for row in rows}
+    first: dict[str, dict[str, float]] = {}
+    further: dict[str, dict[str, float]] = {}
+    for metric in dict.fromkeys((rule.metric, "mAP")):
+        for condition in sorted(
+            {r.condition for r in select(rows, metric=metric, unit="fraction", site="", scene="")}
+        ):
+            found = lenient_values(rows, metric, condition)
+            points = {trial: 100 * value for trial, value in found.items() if not math.isnan(value)}
+            (first if condition == rule.condition else further)[f"{metric} {condition}"] = points
+    times = {head: typical_values(rows, metric) for metric, head in TIMES.items()}
+    columns = {**first, **{head: values for head, values in times.items() if values}, **further}
+    lines = [
+        (arm_label(row.plan, sites, rule), row.seed, *(values.get(name) for values in columns.values()), name)
+        for name, row in trials.items()
+    ]
+    lines.sort(key=lambda line: (line[0] != rule.baseline, str(line[0]), line[1], line[-1]))
+    heads = (f"{' or '.join(rule.treatments)} at", "seed", *columns, "trial")
+    return Sheet("trials", "All trials (accuracy in points)", heads, tuple(lines))
+
+
+def spell(cell: str | float | int | None) -> str:
+    """Write a cell for people: floats with two decimals, a missing value as a dash."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, float):
+        return f"{cell:.2f}".replace("-", MINUS)
+    return str(cell)
+
+
+def lenient_values(rows: Sequence[Row], metric: str, condition: str) -> dict[str, float]:
+    """Return ``final_values``; of contradicting rows the newest, since a table shows and does not judge."""
+    try:
+        return final_values(rows, metric, condition)
+    except DecideError:
+        newest = sorted(select(rows, metric=metric, condition=condition, site="", scene=""), key=_age)
+        return {row.trial: row.value for row in newest}
+
+
+def _age(row: Row) -> tuple[int, float]:
+    return row.step, row.time

@@ -1,0 +1,41 @@
+"""Sheets of kernels: what really ran at each site."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from experiments.reporting.tables.base import Sheet
+from pipeline.config.plan import Plan
+from pipeline.metrics.rows import Row
+
+SLOWEST = 4
+"""Kernels that a page names per site; the CSV file has them all."""
+
+
+def kernel_sheet(rows: Sequence[Row]) -> Sheet:
+    """Return, per site and choice, the kernels that really ran, slowest first."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    choices = {text: dict(Plan.parse(text).choices) for text in {row.plan for row in rows}}
+    for row in rows:
+        if row.metric.startswith("kernel:"):
+            choice = str(choices[row.plan].get(row.site, ""))
+            found[row.site, choice][row.metric.removeprefix("kernel:")].append(row.value)
+    lines = []
+    for (site, choice), kernels in sorted(found.items()):
+        slowest = sorted(((sum(v) / len(v), name) for name, v in kernels.items()), reverse=True)
+        lines += [(site, choice, name, ms) for ms, name in slowest]
+    return Sheet(
+        "kernels", "Kernels that really ran", ("site", "choice", "kernel", "ms in one step"), tuple(lines)
+    )
+
+
+def kernel_table(sheet: Sheet) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Return the kernels as heads and lines to print: a line per site and choice, the slowest named."""
+    groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for site, choice, kernel, ms in sheet.lines:
+        groups[str(site), str(choice)].append((str(kernel), float(ms or 0)))
+    lines = []
+    for (site, choice), kernels in groups.items():
+        named = ", ".join(f"{kernel} {ms:.2f}" for kernel, ms in kernels[:SLOWEST])
+        rest = f", {len(kernels) - SLOWEST} more" if len(kernels) > SLOWEST else ""
+        lines.append((site, choice, named + rest, f"{sum(ms for _, ms in kernels):.2f}"))
+    return ("site", "choice", "slowest kernels, ms in one step", "together, ms"), tuple(lines)

@@ -1,0 +1,53 @@
+"""Sheets of a screening: what switching a bias off at inference promised, and what retraining found."""
+
+from collections.abc import Sequence
+
+from scipy.stats import spearmanr
+
+from experiments.analysis.decide import Evidence
+from experiments.analysis.screening import Ranked
+from experiments.analysis.verdicts import PAYS, Verdict
+from experiments.reporting.tables.base import Sheet
+
+
+def screen_sheet(ranked: Sequence[Ranked], evidence: Evidence | None) -> Sheet:
+    """Return one line per site, the most promising first: screened, and retrained where both exist."""
+    found = retrained(evidence) if evidence else {}
+    lines = []
+    for place, one in enumerate(ranked, 1):
+        v = found.get(one.site)
+        lines.append(
+            (
+                *(one.site, place, one.effect, one.alone, one.last),
+                *((v.effect, v.low, v.high, v.verdict) if v else (None, None, None, None)),
+            )
+        )
+    heads = (
+        *("layer", "rank", "screened gain", "switched on alone", "switched off alone"),
+        *("retrained gain", "low", "high", "verdict"),
+    )
+    title = "Screening (an intervention on one trained model, no verdict) and retraining, points"
+    return Sheet("screen", title, heads, tuple(lines))
+
+
+def judge_screen(ranked: Sequence[Ranked], evidence: Evidence) -> str:
+    """Say in a sentence how well the screening foretold the retraining; empty with fewer than two sites."""
+    found = retrained(evidence)
+    both = [(one, found[one.site]) for one in ranked if one.site in found]
+    if len(both) < 2:
+        return ""
+    paying = {v.site for _, v in both if v.verdict == PAYS}
+    top = {one.site for one, _ in both[: len(paying)]}
+    layers = "1 layer that pays" if len(paying) == 1 else f"{len(paying)} layers that pay"
+    hit = f" Of the {layers} off it put {len(paying & top)} first." if paying else ""
+    rho = float(spearmanr([one.effect for one, _ in both], [v.effect for _, v in both]).statistic)
+    bias = sum(one.effect - v.effect for one, v in both) / len(both)
+    return (
+        f"The screening's order agrees with that of retraining by Spearman's {rho:.2f} over {len(both)} "
+        f"layers; its gains are on average {abs(bias):.2f} points too {'high' if bias > 0 else 'low'}.{hit}"
+    )
+
+
+def retrained(evidence: Evidence) -> dict[str, Verdict]:
+    """Return site -> verdict on the level that a screening switches: the rule's treatment."""
+    return {v.site: v for v in evidence.verdicts if v.level == evidence.rule.treatment}

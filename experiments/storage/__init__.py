@@ -1,0 +1,1 @@
+"""Study folders: what is in them, copies at a URI, hours used."""

@@ -1,0 +1,89 @@
+"""Storage: a study that is kept at a URI as well - fetched before it goes on, claimed, copied in the end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.storage.study_folder import StudyError, StudyFolder
+from pipeline.storage.lease import Claim
+from pipeline.storage.remote import MirrorError
+from pipeline.storage.sync import PATIENCE_S, Mirror
+
+FILE = ".storage"
+"""File of a study that remembers its URI, so that nobody goes on without the copy by forgetting an option."""
+
+
+def mirror_of(storage: str, folder: Path) -> Mirror | None:
+    """Return the mirror of a study; None if it is kept on disk alone.
+
+    Args:
+        storage: URI under which studies are kept; empty: where this one was kept before.
+        folder: of the study.
+    """
+    kept = folder / FILE
+    if not storage:
+        return Mirror(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
+    mirror = Mirror(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
+    mirror.bucket.at("")  # refuses what is no URI, before anything is written
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(mirror.uri + "\n", encoding="utf-8")
+    return mirror
+
+
+def fetched(storage: str, folder: Path) -> None:
+    """Bring a study's folder up to what its URI has, to look at it.
+
+    Raises:
+        MirrorError: the URI cannot be used or read.
+    """
+    mirror = mirror_of(storage, folder)
+    if mirror is not None:
+        mirror.fetch_study()
+
+
+@contextmanager
+def stored(storage: str, folder: StudyFolder, console: Console) -> Iterator[Mirror | None]:
+    """Claim a study at its URI, fetch what is there, and copy what is new in the end.
+
+    Args:
+        storage: as ``mirror_of`` takes it.
+        folder: of the study.
+        console: where it is said.
+
+    Yields:
+        The mirror that trials copy to; None if the study is kept on disk alone.
+
+    Raises:
+        MirrorError: the URI cannot be used, or the end of the study could not be copied.
+        StudyError: another process has taken the study over.
+    """
+
+    def tell(text: str) -> None:
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    mirror = mirror_of(storage, folder.path)
+    if mirror is None:
+        yield None
+        return
+    claim = Claim(mirror, tell)
+    with claim as held:
+        for note in claim.notes:
+            tell(note)
+        number = held.fetch_study()
+        if number:
+            console.print(f"{number} files fetched from {held.uri}", highlight=False, soft_wrap=True)
+        try:
+            yield held
+        except BaseException as error:
+            if claim.lost:
+                raise StudyError(
+                    f"{held.uri}: another process has taken this study over, because this one gave no sign "
+                    f"of life for minutes; what is done here is in {folder.path}"
+                ) from error
+            with suppress(MirrorError):  # the error in hand says more
+                held.push_study()
+            raise
+        held.push_study(PATIENCE_S)
+        console.print(f"the study is copied to {held.uri}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Run a study: trials under Ray Tune, waves, confirmation, the final report."""

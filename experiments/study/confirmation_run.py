@@ -1,0 +1,137 @@
+"""Confirm: no bias, the bias everywhere and the recommended plan, trained once more with fresh seeds.
+
+The verdict chose the plan with the same trials that it was judged by, so its gain is flattered; what fresh
+seeds measure is not. The rows are a study of their own in the folder ``confirmation``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.analysis.confirmation import FOLDER
+from experiments.analysis.decide import weigh
+from experiments.analysis.price import read_bench
+from experiments.analysis.recommend import Recommendation, recommend
+from experiments.analysis.row_checks import final_values
+from experiments.analysis.screening import in_force
+from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.factorial import Arm
+from experiments.recipes.recipe import Recipe
+from experiments.storage.study_folder import StudyFolder, read_json, write_json
+from experiments.study.tune_runner import Outcome, Running, run_trials
+from experiments.study.waves import ended_rows
+from pipeline.metrics.rows import Row
+
+NONE, ALL, RECOMMENDED = "none", "all layers", "recommended"
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What the fresh seeds say about one arm.
+
+    Attributes:
+        arm: ``none``, ``all layers`` or ``recommended``.
+        levels: of the factors.
+        value: mean of the rule's metric, points.
+        gains: against no bias with the same seed, points, one per seed.
+    """
+
+    arm: str
+    levels: Arm
+    value: float
+    gains: tuple[float, ...]
+
+
+def confirm(recipe: Recipe, folder: StudyFolder, console: Console, running: Running) -> Outcome | None:
+    """Run the confirmation of a study, or go on with it; print what it measured.
+
+    Args:
+        recipe: with fresh seeds and a rule.
+        folder: of the study, whose trials have ended.
+        console: where progress and result are shown.
+        running: how trials run.
+
+    Returns:
+        How its trials ended; None if the rows support no recommendation.
+    """
+    rule, rows = _rule(recipe), ended_rows(recipe, folder)
+    try:
+        judged_by = in_force(rule, folder.path, recipe.digest)
+        advice = recommend(rows, weigh(rows, judged_by, read_bench(folder.path)))
+    except DecideError:  # the report says why
+        return None
+    arms = arms_of(recipe, advice)
+    made, place = confirmation(recipe, arms), StudyFolder(folder.path / FOLDER)
+    place.claim(made, read_json(folder.path / "study.json")["inputs"])
+    console.print(f"confirmation: {len(made.trials)} trials with fresh seeds")
+    outcome = run_trials(made, place, console, running)
+    found = confirmed(ended_rows(made, place), made, arms, rule)
+    predicted = advice.best.gain
+    content = {"metric": rule.metric, "condition": rule.condition, "predicted_gain": predicted}
+    write_json(place.path / "confirmation.json", content | {"arms": [asdict(one) for one in found]})
+    _show(found, rule, predicted, console)
+    return outcome
+
+
+def _show(found: Sequence[Confirmed], rule: Rule, predicted: float, console: Console) -> None:
+    """Print the arms; a gain is the mean over the fresh seeds of the difference to no bias."""
+    title = f"Fresh seeds, points of {rule.metric} ({rule.condition}); predicted gain {predicted:+.2f}"
+    table = Table("arm", "value", "gain", "per seed", box=None, title=title)
+    for one in found:
+        gain = f"{mean(one.gains):+.2f}" if one.gains else ""
+        table.add_row(one.arm, f"{one.value:.2f}", gain, ", ".join(f"{g:+.2f}" for g in one.gains))
+    console.print(table)
+
+
+def arms_of(recipe: Recipe, advice: Recommendation) -> dict[str, Arm]:
+    """Return name -> levels of the arms that are trained; equal ones stand there under both names."""
+    rule = _rule(recipe)
+    sites = len(recipe.factors)
+    return {
+        NONE: (rule.baseline,) * sites,
+        ALL: (rule.treatment,) * sites,
+        RECOMMENDED: advice.best.levels,
+    }
+
+
+def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
+    """Return the study that confirms: each arm with each fresh seed."""
+    plans = [recipe.plan(levels) for levels in dict.fromkeys(arms.values())]
+    return replace(
+        recipe,
+        question=f"Does the recommendation of {recipe.name} hold with fresh seeds?",
+        trials=tuple(
+            replace(recipe.trials[0], plan=plan, seed=seed) for seed in recipe.confirm_seeds for plan in plans
+        ),
+        rule=None,
+        design=None,
+        early_stop=None,
+        confirm_seeds=(),
+    )
+
+
+def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: Rule) -> list[Confirmed]:
+    """Read the confirmation off its rows; an arm that lacks a trial has fewer gains."""
+    values = {t: 100 * v for t, v in final_values(rows, rule.metric, rule.condition).items()}
+    names = made.by_arm()
+    seeds = sorted({seed for _, seed in names})
+
+    def value(levels: Arm, seed: int) -> float | None:
+        return values.get(names[levels, seed])
+
+    found = []
+    for arm, levels in arms.items():
+        own = [v for seed in seeds if (v := value(levels, seed)) is not None]
+        pairs = [(value(levels, seed), value(arms[NONE], seed)) for seed in seeds]
+        gains = tuple(a - b for a, b in pairs if a is not None and b is not None)
+        if own:
+            found.append(Confirmed(arm, levels, mean(own), gains))
+    return found
+
+
+def _rule(recipe: Recipe) -> Rule:
+    assert recipe.rule is not None  # a recipe with fresh seeds has one
+    return recipe.rule

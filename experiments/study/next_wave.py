@@ -1,0 +1,144 @@
+"""Sequential studies: which trials to add next, or why none.
+
+A pure function of the rows so far, called between waves. It judges as the report does, at the looks that
+the rule fixed before the first trial, so that looking more often does not make more verdicts false.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.analysis.decide import weigh
+from experiments.analysis.design_table import ended_trials
+from experiments.analysis.verdicts import shares_spent
+from experiments.recipes.decision_rule import DecideError, Rule, ScreeningMissing
+from experiments.recipes.factorial import Arm, Design
+from operators.bench.rows import BenchRow
+from pipeline.metrics.rows import Row
+
+SETTLED, SPENT, CONTINUE = "settled", "budget spent", "continue"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a study may cost.
+
+    Attributes:
+        trials: trainings, early-stopped ones included.
+        gpu_hours: GPU hours of all of them together.
+    """
+
+    trials: int
+    gpu_hours: float = math.inf
+
+    def __post_init__(self) -> None:
+        """Refuse a budget that buys nothing."""
+        if self.trials < 1 or not self.gpu_hours > 0:
+            hours = "" if math.isinf(self.gpu_hours) else f" and {self.gpu_hours:g} GPU hours"
+            raise DecideError(f"the budget is {self.trials} trials{hours}; expected more than 0")
+
+
+@dataclass(frozen=True)
+class Wave:
+    """What to run next.
+
+    Attributes:
+        look: the look that follows it, from 1; of an ended study the last look that was taken.
+        arms_by_seed: (seed, arms) to run, in order; empty if the study has ended.
+        state: ``continue``, ``settled`` or ``budget spent``.
+        reason: why, in a sentence for people.
+        spent: share of the error probability 1 - confidence that has been spent, 0 to 1.
+    """
+
+    look: int
+    arms_by_seed: tuple[tuple[int, tuple[Arm, ...]], ...]
+    state: str
+    reason: str
+    spent: float = 0.0
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials it adds."""
+        return sum(len(arms) for _, arms in self.arms_by_seed)
+
+
+def next_wave(
+    rows: Sequence[Row],
+    rule: Rule,
+    design: Design,
+    budget: Budget,
+    gpu_hours: float = 0.0,
+    bench: Sequence[BenchRow] = (),
+) -> Wave:
+    """Say which trials to run next.
+
+    Args:
+        rows: all rows of the study so far; none before the first wave. Trials of a wave must have
+            ended (done, stopped early, diverged or failed) before this is called. One that failed without
+            a value is asked for again; a caller who cannot run it has to stop.
+        rule: with ``sites``, ``seeds`` (the most that may run, in their order), ``looks`` and ``arms``.
+        design: the arms.
+        budget: the limits.
+        gpu_hours: GPU hours used so far; the next wave is expected to cost as much per trial.
+        bench: operator benchmark, if the rule is priced by it.
+
+    Returns:
+        The next wave: what complete blocks (every arm with the next seeds) still lack up to the next
+        look; or an empty one: ``settled`` or ``budget spent``.
+
+    Raises:
+        DecideError: the rule has no seeds, the budget does not reach the first look, or the rows
+            support no verdict although the last look has come; says why.
+        ScreeningMissing: the first look has come, and the rule waits for a screening.
+    """
+    if not rule.seeds:
+        raise DecideError("the rule names no seeds, so nothing says which blocks may run; name the most")
+    looks = rule.looks or (len(rule.seeds),)
+    ended = {(t.levels, t.seed) for t in ended_trials(rows, rule)[1]} if rows else set()
+    lacking = {seed: tuple(arm for arm in design.arms if (arm, seed) not in ended) for seed in rule.seeds}
+    complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))
+    taken = sum(look <= complete for look in looks)
+    share = shares_spent(looks, taken, rule)
+    if taken and _settled(rows, rule, bench, last=taken == len(looks)):
+        reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
+        return Wave(taken, (), SETTLED, reason, share)
+    if taken == len(looks):
+        return Wave(taken, (), SPENT, f"All {looks[-1]} seeds that the rule allows have run.", share)
+    todo = tuple((seed, lacking[seed]) for seed in rule.seeds[: looks[taken]] if lacking[seed])
+    wave = Wave(taken + 1, todo, CONTINUE, _why(taken, looks), share)
+    num_trials = len({row.trial for row in rows})
+    refusal = _over(budget, num_trials, len(ended), wave, gpu_hours)
+    if refusal and not taken:
+        raise DecideError(f"{refusal}; without a first look there is no verdict, so raise the budget")
+    return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
+
+
+def _settled(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow], last: bool) -> bool:
+    try:
+        return weigh(rows, rule, bench).settled
+    except ScreeningMissing:
+        raise
+    except DecideError:
+        if last:
+            raise
+        return False  # a seed may have diverged; the next look has more
+
+
+def _why(taken: int, looks: Sequence[int]) -> str:
+    if not taken:
+        return f"The first look comes after {looks[0]} seed{'s' if looks[0] > 1 else ''}."
+    return f"Not all is settled after {looks[taken - 1]} seeds; the next look comes after {looks[taken]}."
+
+
+def _over(budget: Budget, begun: int, ended: int, wave: Wave, gpu_hours: float) -> str:
+    """Say why a wave is beyond the budget; empty if it is not."""
+    again = begun - ended  # began before, and are asked for again
+    trials = begun + wave.num_trials - again
+    if trials > budget.trials:
+        return f"look {wave.look} needs {trials} trials in all, and the budget is {budget.trials}"
+    hours = gpu_hours * (1 + wave.num_trials / max(begun, 1))
+    if hours > budget.gpu_hours:
+        return (
+            f"look {wave.look} needs about {hours:.1f} GPU hours in all, the budget is {budget.gpu_hours:g}"
+        )
+    return ""

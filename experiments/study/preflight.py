@@ -1,0 +1,122 @@
+"""Preflight of a study: refuse what cannot run before anything starts that costs time.
+
+Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from experiments.recipes.recipe import Recipe, World
+from experiments.storage.study_folder import StudyError, StudyFolder, digest_of
+from experiments.study.progress import task_bar
+from pipeline.config.settings import TrialSettings
+from pipeline.storage.paths import locate
+from pipeline.training.preflight import check
+
+
+def make_worlds(worlds: tuple[World, ...], console: Console) -> None:
+    """Generate the datasets of a recipe that are absent; those that are there are left alone.
+
+    Raises:
+        DataError: a folder holds something else.
+    """
+    from pipeline.data.synthetic import generate
+
+    for world in worlds:
+        with task_bar(console, f"dataset {world.root}") as advance:
+            generate(
+                locate(world.root),
+                world.seed,
+                frames_per_scene=world.frames_per_scene,
+                scenes_per_split=dict(world.scenes),
+                workers=os.cpu_count() or 1,
+                progress=advance,
+            )
+
+
+def digest_inputs(recipe: Recipe) -> dict[str, str]:
+    """Return path -> digest of every config and checkpoint that the trials read.
+
+    Raises:
+        StudyError: one is missing.
+    """
+    inputs = {}
+    for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
+        if not locate(path).is_file():
+            raise StudyError(
+                f"recipe {recipe.name}: there is no {locate(path)}; put the config or the weights that it "
+                f"starts from there"
+            )
+        inputs[path] = digest_of(locate(path))
+    return dict(sorted(inputs.items()))
+
+
+def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
+    """Refuse trials whose settings make no sense here, or whose folder cannot be written."""
+    here = not os.environ.get("RAY_ADDRESS")
+    for name, settings in recipe.named_trials().items():
+        check(settings, folder.trial(name), torch.device(settings.device), here)
+
+
+def check_rule(recipe: Recipe) -> None:
+    """Refuse a rule about what the trials will not measure: it would show after the last of them.
+
+    Raises:
+        StudyError: its metric or its sensor condition is none that every trial measures.
+    """
+    from pipeline.evaluation.nuscenes_metric import GAINS, GLANCED
+
+    rule = recipe.rule
+    if rule is None:
+        return
+    known = GAINS if recipe.early_stop is None else GLANCED
+    if rule.metric not in known:
+        why = "more of it is better" if recipe.early_stop is None else "it is measured where trials may stop"
+        raise StudyError(
+            f"recipe {recipe.name}: its rule asks for {rule.metric!r}; expected a metric of which {why}: "
+            f"{', '.join(known)}"
+        )
+    for name, settings in recipe.named_trials().items():
+        if rule.condition not in settings.conditions:
+            raise StudyError(
+                f"recipe {recipe.name}: its rule asks for the condition {rule.condition!r}, and trial {name} "
+                f"measures {', '.join(settings.conditions) or 'none'}"
+            )
+
+
+def check_models(recipe: Recipe) -> None:
+    """Build each model once, load its initial weights, and put every plan of every trial on it."""
+    from pipeline.detector.build import build_model  # costs seconds: skipped when nothing is to run
+    from pipeline.detector.precision import attention_dtype
+    from pipeline.detector.weights import load_weights
+
+    kinds: dict[tuple[object, ...], list[TrialSettings]] = {}
+    for settings in recipe.trials:
+        key = (settings.config, settings.overrides, settings.init, settings.device, settings.train.amp)
+        kinds.setdefault(key, []).append(settings)
+    for alike in kinds.values():
+        first, dtype = alike[0], attention_dtype(alike[0])
+        model = build_model(locate(first.config), first.overrides, first.plan, first.device, dtype)
+        if first.init:
+            load_weights(model, locate(first.init), fresh=("aqr",))  # as a trial does
+        for plan in {plan for settings in alike for plan in (settings.plan, *settings.mix)}:
+            model.apply_plan(plan, first.device, dtype)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Open every dataset of the recipe and see that the files of its frames are there."""
+    from pipeline.data.formats.open import open_source
+
+    wanted = {
+        (root, settings.data.version, split)
+        for settings in recipe.trials
+        for root, split in (
+            *((root, settings.data.train_split) for root in settings.data.train),
+            (settings.data.val, settings.data.val_split),
+        )
+    }
+    for root, version, split in sorted(wanted):
+        open_source(Path(locate(root)), version, split)

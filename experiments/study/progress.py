@@ -1,0 +1,182 @@
+"""Progress of a study: a live bar with the time left on a terminal, one plain line per event elsewhere."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipeline.runtime.heartbeat import last_word, silence
+
+LOOK_EVERY_S = 0.5
+"""Pause between two looks at those files: a live bar that moves twice a second."""
+
+TRAINING_SHARE = 0.5
+"""Guess at which part of a trial is training; only the estimate before the first trial ends needs it."""
+
+
+@dataclass
+class _Running:
+    """A trial under way."""
+
+    folder: Path
+    conditions: int
+    started: float = field(default_factory=time.monotonic)
+    stage: str = "start-up"
+    done: int = 0
+    total: int = 0
+    passes: int = 0
+
+    def look(self) -> None:
+        """Read the trial's own word on how far it is."""
+        word = last_word(self.folder)
+        if word is None:
+            return
+        if word.stage == self.stage == "evaluate" and word.done < self.done:
+            self.passes += 1  # the next sensor condition
+        self.stage, self.done, self.total = word.stage, word.done, word.total
+
+    @property
+    def fraction(self) -> float:
+        """Part of the trial that is over, roughly."""
+        part = self.done / self.total if self.total else 0.0
+        if self.stage == "train":
+            return TRAINING_SHARE * part
+        if self.stage == "evaluate":
+            passes = min(self.passes + part, self.conditions)
+            return TRAINING_SHARE + (1 - TRAINING_SHARE) * passes / self.conditions
+        return 0.0
+
+    def __str__(self) -> str:
+        """Say where the trial is."""
+        return f"{self.stage} {self.done}/{self.total}" if self.total else self.stage
+
+
+class StudyProgress:
+    """Shows how far a study is; a context manager.
+
+    Args:
+        console: where to show it.
+        total: trials of the study.
+        done: trials that were done before.
+    """
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total, self._done, self._before = total, done, done
+        self._running: dict[str, _Running] = {}
+        self._begun = time.monotonic()
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._live: Progress | None = None
+        self._bar: TaskID | None = None
+        self._thread = threading.Thread(target=self._watch, name="study-progress", daemon=True)
+
+    def __enter__(self) -> "StudyProgress":
+        """Begin to show."""
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self._live = Progress(*columns, console=self._console, transient=True)
+            self._bar = self._live.add_task("starting", total=1.0, left="")
+            self._live.start()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clear the bar."""
+        self._over.set()
+        if self._live is not None:
+            self._thread.join()
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        elapsed = int(time.monotonic() - self._begun)
+        self._console.print(
+            f"{elapsed // 60:02d}:{elapsed % 60:02d}  {text}", highlight=False, soft_wrap=True, markup=False
+        )
+
+    def started(self, name: str, folder: Path, conditions: int) -> None:
+        """Note that a trial starts."""
+        silence(folder)
+        with self._lock:
+            self._running[name] = _Running(folder, max(conditions, 1))
+        if self._live is None:
+            self.say(f"{name} started")
+
+    def ended(self, name: str, error: str = "") -> None:
+        """Note that a trial ended, well or not."""
+        with self._lock:
+            trial = self._running.pop(name, None)
+            self._done += 1
+        took = time.monotonic() - trial.started if trial else 0.0  # it may die before it starts
+        outcome = f"failed after {took:.0f} s: {error}" if error else f"done in {took:.0f} s"
+        left = self._seconds_left()
+        rest = f", about {_spell(left)} left" if left else ""
+        self.say(f"{name} {outcome} ({self._done} of {self._total}{rest})")
+
+    def _fraction(self) -> float:
+        """Part of the trials of this run that is over."""
+        with self._lock:
+            for trial in self._running.values():
+                trial.look()
+            over = self._done - self._before + sum(trial.fraction for trial in self._running.values())
+        return over / max(self._total - self._before, 1)
+
+    def _seconds_left(self) -> float | None:
+        fraction = self._fraction()
+        if fraction <= 0:
+            return None
+        return (time.monotonic() - self._begun) * (1 - fraction) / fraction
+
+    def _watch(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            with self._lock:
+                words = ", ".join(f"{name.partition('_')[0]} {t}" for name, t in self._running.items())
+            left = self._seconds_left()
+            assert self._live is not None  # this thread runs on a terminal only
+            assert self._bar is not None
+            self._live.update(
+                self._bar,
+                description=f"{self._done}/{self._total} trials" + (f" · {words}" if words else ""),
+                completed=self._fraction(),
+                left=f"about {_spell(left)} left" if left else "",
+            )
+
+
+def _spell(seconds: float) -> str:
+    """Say a duration as people do."""
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@contextmanager
+def task_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar with the time left on a terminal, and one line elsewhere.
+
+    Args:
+        console: where.
+        what: what is being done.
+
+    Yields:
+        A function to call with what is done and the total.
+    """
+    if not console.is_terminal:
+        console.print(what, markup=False, highlight=False)
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,169 @@
+"""Conduct: one study from the first check to the report - check, share, run, confirm, judge, send."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.packing.policy import as_packed, packing_of
+from experiments.recipes.recipe import Recipe
+from experiments.storage.remote_study import stored
+from experiments.storage.study_folder import DONE, StudyError, StudyFolder
+from experiments.study.confirmation_run import confirm
+from experiments.study.next_wave import Budget
+from experiments.study.preflight import (
+    check_data,
+    check_models,
+    check_rule,
+    check_trials,
+    digest_inputs,
+    make_worlds,
+)
+from experiments.study.tune_runner import Outcome, Running, run_trials
+from experiments.study.waves import run_waves
+from pipeline.ray_train.hang_detection import PATIENCE_S
+from pipeline.storage.sync import Mirror
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user says about a run of a study; none of it is part of the recipe.
+
+    Attributes:
+        runs: folder of the studies.
+        concurrent: trials at once; None: as the recipe says.
+        probing: let the probe say.
+        trials: most trials that may run; None: all.
+        gpu_hours: most GPU hours that they may take; None: no limit.
+        confirming: train the recommendation with fresh seeds, if the recipe has some.
+        tracking: send rows to MLflow.
+        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
+        storage: URI under which the study is kept, too; empty: where it was kept before, if it was.
+    """
+
+    runs: Path
+    concurrent: int | None = None
+    probing: bool = False
+    trials: int | None = None
+    gpu_hours: float | None = None
+    confirming: bool = True
+    tracking: bool = True
+    patience_s: float = PATIENCE_S
+    storage: str = ""
+
+    def budget(self, recipe: Recipe) -> Budget:
+        """Return what the study may cost; refuse a budget that buys nothing."""
+        trials = len(recipe.trials) if self.trials is None else self.trials
+        return Budget(trials, math.inf if self.gpu_hours is None else self.gpu_hours)
+
+
+def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
+    """Run a study, or go on with it, and report on it.
+
+    Args:
+        recipe: the study.
+        wishes: how to run it.
+        console: where progress and report are shown.
+
+    Returns:
+        How its trials ended, those of the confirmation included.
+    """
+    if wishes.concurrent is not None and wishes.concurrent < 1:
+        raise StudyError(f"--concurrent {wishes.concurrent}: expected 1 or more")
+    if wishes.patience_s < 0:
+        raise StudyError(f"--patience {wishes.patience_s:g}: expected seconds, or 0 to wait for ever")
+    wishes.budget(recipe)
+    check_rule(recipe)
+    folder = StudyFolder(wishes.runs.resolve() / recipe.name)
+    console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
+    with stored(wishes.storage, folder, console) as mirror:
+        return _conduct(recipe, folder, wishes, console, mirror)
+
+
+def _conduct(
+    recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console, mirror: Mirror | None
+) -> Outcome:
+    """Run a study whose folder is up to date."""
+    budget = wishes.budget(recipe)
+    recipe = as_packed(recipe, folder)
+    folder.claim(recipe, digest_inputs(recipe))
+    make_worlds(recipe.worlds, console)
+    check_trials(recipe, folder)
+    with folder.lock():
+        if any(folder.state(name) != DONE for name in recipe.named_trials()):
+            with console.status("checking data, plans and weights"):
+                check_data(recipe)
+                check_models(recipe)
+        recipe, running = _share(recipe, folder, wishes, console)
+        running = replace(running, mirror=mirror)
+        if mirror:
+            mirror.push_study()
+        outcome, reason = _run(recipe, folder, console, running, budget)
+        if outcome.complete and wishes.confirming and recipe.confirm_seeds:
+            left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
+            outcome = _together(outcome, confirm(recipe, folder, console, left))
+        if any(folder.state(name) == DONE for name in recipe.named_trials()):
+            _report(folder, console, wishes.tracking)
+    _say_end(outcome, reason, folder, console)
+    return outcome
+
+
+def _share(recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console) -> tuple[Recipe, Running]:
+    """Decide how trials share the machine; on a CPU that may give them another number of threads."""
+    packing = packing_of(recipe, folder, wishes.concurrent, wishes.probing, console)
+    if packing.threads:
+        recipe = recipe.with_threads(packing.threads)
+        folder.claim(recipe, digest_inputs(recipe))
+    return recipe, Running(
+        packing.concurrent, packing.gpu_share, wishes.tracking, patience_s=wishes.patience_s
+    )
+
+
+def _run(
+    recipe: Recipe, folder: StudyFolder, console: Console, running: Running, budget: Budget
+) -> tuple[Outcome, str]:
+    """Run the trials, in one go or wave after wave; say why no more run."""
+    if recipe.design is not None:
+        ending = run_waves(recipe, folder, console, running, budget)
+        return ending.outcome, ending.reason
+    names = list(recipe.named_trials())[: budget.trials]
+    outcome = run_trials(recipe, folder, console, replace(running, gpu_hours=budget.gpu_hours), names)
+    left_out = len(recipe.trials) - len(names)
+    return outcome, f"The budget leaves out {left_out} of {len(recipe.trials)} trials." if left_out else ""
+
+
+def _together(one: Outcome, two: Outcome | None) -> Outcome:
+    """Return the outcome of study and confirmation."""
+    if two is None:
+        return one
+    return Outcome(
+        one.done + two.done, one.failed | two.failed, one.unfinished + two.unfinished, one.ran + two.ran
+    )
+
+
+def _say_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Console) -> None:
+    if not outcome.ran:
+        console.print("every trial is done already")
+    for name, why in outcome.failed.items():
+        console.print(f"failed: {name}: {why}", style="red", markup=False, soft_wrap=True)
+        (path,) = folder.path.rglob(f"{name}/FAILED.json")
+        console.print(f"  traceback in {path}", soft_wrap=True)
+    if outcome.unfinished:
+        console.print(f"{len(outcome.unfinished)} trials are unfinished; the same command goes on with them")
+    if reason:
+        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+
+
+def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
+    from experiments.study.final_report import show_report
+
+    show_report(folder.path, console)
+    if tracking:
+        from pipeline.tracking.mlflow_sync import sync
+
+        sent = sync(folder.path)
+        if sent.warning:
+            console.print(f"warning: {sent.warning}", style="yellow", markup=False, soft_wrap=True)
+        else:
+            console.print(f"MLflow: {sent.trials} trials in {sent.uri}", highlight=False, soft_wrap=True)

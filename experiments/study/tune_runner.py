@@ -1,0 +1,302 @@
+"""Study: run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
+
+Tune starts a driver function per trial, which runs Ray Train: the only nesting Ray supports. Drivers
+take a resource of the head node and no CPU. What is done is told by files, not by Tune: a study that
+was killed at any moment is started again and goes on.
+"""
+
+import logging
+import math
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+
+from experiments.recipes.recipe import Recipe
+from experiments.storage.study_folder import DONE, FAILED, StudyFolder, settings_of
+from experiments.study.progress import StudyProgress
+from pipeline.config.early_stopping import Rungs
+from pipeline.ray_train.hang_detection import PATIENCE_S
+from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
+from pipeline.ray_train.local_cluster import ray_session
+from pipeline.runtime.event_log import restarts
+from pipeline.runtime.resource_errors import is_full_disk, no_room
+from pipeline.storage.remote import MirrorError
+from pipeline.storage.sync import Mirror
+from pipeline.storage.temporary import scratch_folder
+
+DRIVER_FAILURES = 1
+"""Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """How trials are run; nothing here changes what they measure, but for times.
+
+    Attributes:
+        concurrent: trials at once.
+        gpu_share: part of a GPU that each worker gets.
+        tracking: send rows to MLflow after each trial.
+        gpu_hours: no trial starts once the study has used as many.
+        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
+        mirror: of the study, if it is kept at a URI, too.
+    """
+
+    concurrent: int = 1
+    gpu_share: float = 1.0
+    tracking: bool = True
+    gpu_hours: float = math.inf
+    patience_s: float = PATIENCE_S
+    mirror: Mirror | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How trials ended.
+
+    Attributes:
+        done: names of the trials that are done, in recipe order.
+        failed: name -> why, one sentence.
+        unfinished: names of trials that were interrupted or never started.
+        ran: trials that this call ran; the others were done before.
+    """
+
+    done: tuple[str, ...]
+    failed: dict[str, str]
+    unfinished: tuple[str, ...]
+    ran: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every trial is done."""
+        return not self.failed and not self.unfinished
+
+
+def run_trials(
+    recipe: Recipe,
+    folder: StudyFolder,
+    console: Console,
+    running: Running,
+    names: Sequence[str] | None = None,
+    rungs: Rungs | None = None,
+) -> Outcome:
+    """Run what is not done of a study that ``preflight`` has accepted.
+
+    Args:
+        recipe: the study.
+        folder: its folder, claimed by this recipe.
+        console: where progress is shown.
+        running: how.
+        names: the trials; None means all.
+        rungs: where they are measured before their end, and may be stopped.
+
+    Returns:
+        The state of these trials afterwards.
+    """
+    chosen = list(recipe.named_trials()) if names is None else list(names)
+    todo = [name for name in chosen if folder.state(name) != DONE]
+    if todo:
+        for name in todo:
+            (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
+        with (
+            StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
+            _Tracker(folder, progress, running) as tracker,
+        ):
+            watcher = _Watcher(folder, progress, tracker)
+            _tune(recipe, folder, todo, running, rungs or Rungs(), watcher)
+    states = {name: folder.state(name) for name in chosen}
+    return Outcome(
+        done=tuple(name for name, state in states.items() if state == DONE),
+        failed={name: folder.failure(name) for name, state in states.items() if state == FAILED},
+        unfinished=tuple(name for name, state in states.items() if state not in (DONE, FAILED)),
+        ran=len(todo),
+    )
+
+
+def drive(config: dict[str, Any]) -> None:
+    """Run one trial and mark its end; runs in a Tune trial.
+
+    A trial that fails is no failure of the driver: the study goes on and reports it.
+
+    Args:
+        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``,
+            ``gpu_hours``, the budget, ``patience_s``, and ``mirror``, or None.
+    """
+    folder, name = StudyFolder(Path(config["folder"])), config["trial"]
+    left = ""
+    if folder.state(name) != DONE and folder.gpu_hours() < config["gpu_hours"]:
+        try:
+            _run_one(config, folder, name)
+        except OSError as error:  # there is no room for the mark either; the folder tells how far it is
+            if not is_full_disk(error):
+                raise
+            left = no_room(folder.trial(name))
+    tune.report({"done": folder.state(name) == DONE, "left": left})
+
+
+def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
+    settings, share = settings_of(folder.trial(name)), config["gpu_share"]
+    folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
+    rungs = Rungs.from_dict(config["rungs"])
+    mirror: Mirror | None = config["mirror"]
+    finished = run_under_ray(
+        settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"], mirror
+    )
+    if mirror is None:
+        folder.finish(name, finished.error, finished.details)
+        return
+    unit = folder.trial(name).relative_to(mirror.folder).as_posix()
+    try:
+        mirror.fetch(unit, heavy=False)  # the worker may have been elsewhere
+    except MirrorError as error:
+        finished = Finished(finished.error or str(error), finished.details)
+    folder.finish(name, finished.error, finished.details)
+    with suppress(MirrorError):  # then it is copied with the next trial, or at the end of the study
+        mirror.push(unit)
+
+
+def _tune(
+    recipe: Recipe,
+    folder: StudyFolder,
+    todo: Sequence[str],
+    running: Running,
+    rungs: Rungs,
+    watcher: "_Watcher",
+) -> None:
+    """Start Ray, run the drivers under Tune, stop Ray."""
+    settings = [recipe.named_trials()[name] for name in todo]
+    concurrent = min(running.concurrent, len(todo))
+    cpus = concurrent * max(s.workers * s.threads for s in settings)
+    workers = max(s.workers if s.device == "cuda" else 0 for s in settings)
+    gpus = math.ceil(concurrent * workers * running.gpu_share - 1e-2)  # a share of 1/3 is 0.3333 to Ray
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
+    # Tune keeps its own state in the scratch folder; ours is in the study's.
+    with scratch_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
+        check_capacity(dict(zip(todo, settings, strict=True)), running.gpu_share)
+        tune.Tuner(
+            tune.with_resources(drive, resources),
+            param_space={
+                "trial": tune.grid_search(list(todo)),
+                "folder": str(folder.path.resolve()),
+                "recipe": recipe.digest,
+                "rungs": rungs.to_dict(),
+                "gpu_share": running.gpu_share,
+                "gpu_hours": running.gpu_hours,
+                "patience_s": running.patience_s,
+                "mirror": running.mirror,
+            },
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,  # a new driver process costs 5 s of CPU per trial
+                trial_name_creator=lambda trial: str(trial.config["trial"]),
+                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+            ),
+            run_config=tune.RunConfig(
+                name=folder.path.name,
+                storage_path=str(scratch),
+                verbose=0,
+                callbacks=[watcher],
+                failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
+            ),
+        ).fit()
+
+
+class _Watcher(tune.Callback):
+    """Tells progress and tracking what Tune sees."""
+
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, tracker: "_Tracker") -> None:
+        self._folder, self._progress, self._tracker = folder, progress, tracker
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show a trial that starts."""
+        name = trial.config["trial"]
+        self._progress.started(
+            name, self._folder.trial(name), len(settings_of(self._folder.trial(name)).conditions)
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Show how a trial ended, and send its rows."""
+        name = trial.config["trial"]
+        failed = self._folder.state(name) == FAILED
+        left = str((trial.last_result or {}).get("left", ""))
+        if again := restarts(self._folder.trial(name)):
+            self._progress.say(f"{name} was {again}")
+        self._progress.ended(name, self._folder.failure(name) if failed else left)
+        self._tracker.wake()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell that a driver died."""
+        self._progress.say(f"the process that drove {trial.config['trial']} died; it is started again")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Mark a trial whose driver died more often than is forgiven."""
+        name = trial.config["trial"]
+        reason = "the process that drove the trial died"
+        try:
+            self._folder.finish(name, reason, str(trial.get_pickled_error()))
+        except OSError as error:  # a trial without a mark is unfinished, and the same command goes on with it
+            reason = f"{reason}, and that could not be written down ({error})"
+        self._progress.ended(name, reason)
+
+
+class _Tracker:
+    """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
+
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: Running) -> None:
+        self._folder, self._progress, self._enabled = folder, progress, running.tracking
+        self._mirror = running.mirror
+        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
+        self._warned = ""
+
+    def __enter__(self) -> "_Tracker":
+        """Begin to wait for wishes."""
+        if self._enabled:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *info: object) -> None:
+        """Finish what is being sent."""
+        self._wishes.put(False)
+        if self._enabled:
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Ask for the rows to be sent; returns at once."""
+        self._wishes.put(True)
+
+    def _serve(self) -> None:
+        if hasattr(
+            os, "setpriority"
+        ):  # trials measure time: sending waits for an idle core (Ray's workers have 15)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while self._wishes.get():
+            from pipeline.tracking.mlflow_sync import (
+                sync,  # costs seconds, which only a study with an end should pay
+            )
+
+            if self._mirror and not self._copied(self._mirror):
+                continue  # what MLflow had and the copy had not would double where the study goes on
+            report = sync(self._folder.path)
+            if report.warning and report.warning != self._warned:
+                self._warned = report.warning
+                self._progress.say(f"warning: {report.warning}")
+
+    def _copied(self, mirror: Mirror) -> bool:
+        try:
+            mirror.push_study()
+        except MirrorError as error:
+            self._progress.say(f"warning: {error}")
+            return False
+        return True

@@ -1,0 +1,286 @@
+"""``biaswise bench``: every implementation that can serve a bias, at the decoder's real shapes.
+
+Correctness first: what is over its error budget (``operators.testing.oracle``) gets no time. Then the time
+of a forward pass, and of a forward and backward pass with gradients to q, k, v and the bias's weights; the
+peak memory beyond inputs and gradients; and how both grow with keys and queries. Writes ``rows.parquet``,
+``table.md`` and plots. Run it on a GPU; ``--shapes mini`` is a smoke test for a CPU.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from operators.bench.report import write_report
+from operators.bench.rows import BenchRow, write_rows
+from operators.bench.shapes import MINI, REAL, for_kind, growing
+from operators.bench.timing import peak_extra_mib, time_call
+from operators.registry import objections
+from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
+from operators.testing.cases import Case, Sizes, gradients_served, make_case, outputs_and_grads
+from operators.testing.oracle import Oracle, make_oracle
+
+_UNITS = {"latency": "ms", "host": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}
+MODES = {"forward": "none", "forward_backward": "all"}
+_GROWTH = (("window", "rects"), ("none", "rects"), ("none", "sdpa_flash"), ("none", "flash"))
+_DENSE = ("window", "sdpa_efficient")  # the only dense path with a gradient to the bias on a GPU
+
+
+class BenchError(ValueError):
+    """A benchmark that cannot run as asked."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over a benchmark: the device, the dtype and where the rows come from."""
+
+    device: torch.device
+    dtype: torch.dtype
+    budget_ms: float
+    device_name: str
+    versions: str
+    commit: str
+
+    def row(self, case: Case, place: tuple[str, str], what: tuple[str, str, str], note: str = "") -> BenchRow:
+        """Start a row without a value: place is (suite, shape), what is (implementation, mode, metric)."""
+        (suite, shape), (impl, mode, metric) = place, what
+        sizes, unit = case.sizes, _UNITS[metric]
+        return BenchRow(
+            suite=suite,
+            shape=shape,
+            impl=impl,
+            bias=case.kind,
+            mode=mode,
+            metric=metric,
+            unit=unit,
+            batch=sizes.batch,
+            heads=sizes.heads,
+            queries=sizes.queries,
+            keys=sizes.grid.num_keys,
+            head_size=sizes.head_size,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=self.device_name,
+            versions=self.versions,
+            commit=self.commit,
+            time=time.time(),
+            note=note,
+        )
+
+
+def measure(run: Run, case: Case, impl: str, place: tuple[str, str], mode: str) -> Iterator[BenchRow]:
+    """Time one implementation on one case, and its memory."""
+    call = _caller(case, impl, mode)
+    found = time_call(call, run.device, run.budget_ms)
+    row = run.row(case, place, (impl, mode, "latency"))
+    yield replace(row, value=found.median_ms, low=found.low_ms, high=found.high_ms, n=found.n)
+    yield replace(run.row(case, place, (impl, mode, "host")), value=found.host_ms, n=found.n)
+    extra = peak_extra_mib(call, run.device)
+    if extra is not None:
+        yield replace(run.row(case, place, (impl, mode, "peak_extra")), value=extra, n=1)
+
+
+def _caller(case: Case, impl: str, mode: str) -> Callable[[], object]:
+    """Return a call that runs the case once, its leaves made beforehand."""
+    from operators.api import attention
+
+    wanted = mode != "forward"
+    leaves = {name: leaf.detach().clone().requires_grad_(wanted) for name, leaf in case.leaves.items()}
+
+    def call() -> object:
+        for leaf in leaves.values():
+            leaf.grad = None
+        with torch.set_grad_enabled(wanted):
+            out = attention(leaves["q"], leaves["k"], leaves["v"], case.bias(leaves.get("weight")), impl=impl)
+        if wanted:
+            torch.autograd.backward(out, case.upstream)
+        return out
+
+    return call
+
+
+def _refusal(case: Case, impl: str, mode: str) -> str:
+    """Return why an implementation cannot do a mode of a case, or nothing."""
+    wanted = mode != "forward"
+    return "; ".join(objections(impl, case.request(wanted, wanted)))
+
+
+class _Gate:
+    """The correctness check: an implementation on a smaller batch of the same keys, once per mode."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.known: dict[tuple[str, Sizes], tuple[Case, Oracle]] = {}
+
+    def error(self, kind: str, sizes: Sizes, impl: str, mode: str) -> float:
+        """Return the largest part of its error budget that a result uses up; over 1 fails."""
+        # Two heads of one sample: the fp64 reference of all would not fit. Keys and queries are real.
+        few = replace(sizes, batch=1, heads=min(2, sizes.heads))
+        if (kind, few) not in self.known:
+            case = make_case(kind, few, self.run.dtype, self.run.device)
+            self.known = {(kind, few): (case, make_oracle(case.leaves, case.bias, case.upstream))}
+        case, oracle = self.known[kind, few]
+        return max(oracle.used(outputs_and_grads(case, impl, grads=MODES[mode])).values())
+
+
+def bench_shapes(
+    run: Run, shapes: dict[str, Sizes], kinds: list[str], impls: list[str]
+) -> Iterator[BenchRow]:
+    """Check and time every implementation on every bias kind and shape."""
+    gate = _Gate(run)
+    for shape, sizes in shapes.items():
+        for kind in kinds:
+            case = make_case(kind, for_kind(sizes, kind), run.dtype, run.device)
+            for impl in impls:
+                if gradients_served(impl, case) is None:
+                    continue  # the table of ``biaswise operators`` says why
+                for mode in MODES:
+                    yield from _checked(run, gate, case, impl, (("shapes", shape), mode))
+
+
+def _checked(
+    run: Run, gate: _Gate, case: Case, impl: str, where: tuple[tuple[str, str], str]
+) -> Iterator[BenchRow]:
+    """Time what is not refused and right; write a row with the reason for what is not."""
+    place, mode = where
+    refusal = _refusal(case, impl, mode)
+    if refusal:
+        yield run.row(case, place, (impl, mode, "latency"), refusal)
+        return
+    error = gate.error(case.kind, case.sizes, impl, mode)
+    yield replace(run.row(case, place, (impl, mode, "error_over_budget")), value=error, n=1)
+    if not error <= 1:
+        note = f"wrong: error {error:.3g} times its budget, so it gets no time"
+        yield run.row(case, place, (impl, mode, "latency"), note)
+        return
+    try:
+        yield from measure(run, case, impl, place, mode)
+    except torch.OutOfMemoryError:
+        yield run.row(case, place, (impl, mode, "latency"), "out of memory")
+
+
+def bench_growth(run: Run) -> Iterator[BenchRow]:
+    """Time how cost grows with the keys (6k to 400k) and the queries (100 to 4000), and memory with both."""
+    for suite, sizes in growing():
+        yield from _grow(run, sizes, suite, (_DENSE, *_GROWTH[:2]) if suite == "memory" else _GROWTH)
+
+
+def _grow(run: Run, sizes: Sizes, suite: str, pairs: tuple[tuple[str, str], ...]) -> Iterator[BenchRow]:
+    """Time some implementations at one size, where they have no objection."""
+    cases: dict[str, Case] = {}
+    for kind, impl in pairs:
+        if kind not in cases:
+            cases = {kind: make_case(kind, sizes, run.dtype, run.device)}
+        case = cases[kind]
+        for mode in MODES:
+            if not _refusal(case, impl, mode):
+                yield from measure(run, case, impl, (suite, str(sizes)), mode)
+
+
+def run_bench(arguments: argparse.Namespace) -> Iterator[BenchRow]:
+    """Measure what the command line asks for, row by row.
+
+    Raises:
+        BenchError: unknown shapes, kinds or implementations, or no GPU for the decoder's shapes.
+    """
+    shapes = _chosen_shapes(arguments.shapes)
+    kinds = _chosen(arguments.kinds, BIAS_KINDS, "bias kinds")
+    impls = _chosen(arguments.impls, IMPLEMENTATIONS, "implementations")
+    gpu = torch.cuda.is_available()
+    if not gpu and (arguments.growth or not set(shapes) <= set(MINI)):
+        raise BenchError(
+            "no GPU here: the decoder's shapes and --growth take one; `--shapes mini` runs without"
+        )
+    device = torch.device("cuda" if gpu else "cpu")
+    run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
+    yield from bench_shapes(run, shapes, kinds, impls)
+    if arguments.growth:
+        yield from bench_growth(run)
+
+
+def _chosen_shapes(text: str) -> dict[str, Sizes]:
+    """Read ``real``, ``mini`` or names of shapes with commas."""
+    if text in ("real", "mini"):
+        return REAL if text == "real" else MINI
+    known = REAL | MINI
+    return {name: known[name] for name in _chosen(text, ("real", "mini", *known), "shapes")}
+
+
+def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:
+    """Read names with commas; refuse one nobody knows."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BenchError(f"unknown {what} {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return names
+
+
+def _say(row: BenchRow) -> None:
+    """Print a time as it is measured."""
+    if row.metric == "latency":
+        text = row.note or f"{row.value:.3f} ms"
+        print(f"{row.shape:<14} {row.bias:<9} {row.impl:<15} {row.mode:<17} {text}", flush=True)
+
+
+def _origin(device: torch.device) -> tuple[str, str, str]:
+    """Return device, versions and commit: what a number is worth nothing without."""
+    from operators.impl.flash import installed
+
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    packages = {"torch": torch.__version__, **installed()}
+    versions = ";".join(f"{package}={version}" for package, version in packages.items())
+    here = Path(__file__).parent
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return name, versions, asked.stdout.strip() or os.environ.get("BIASWISE_COMMIT", "unknown")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``biaswise bench``."""
+    parser.add_argument(
+        "--out", default="runs/bench", help="folder of rows.parquet, table.md and plots (%(default)s)"
+    )
+    parser.add_argument("--shapes", default="real", help="real, mini, or names with commas (%(default)s)")
+    parser.add_argument("--kinds", default=",".join(BIAS_KINDS), help="bias kinds, with commas (all)")
+    parser.add_argument(
+        "--impls", default=",".join(IMPLEMENTATIONS), help="implementations, with commas (all)"
+    )
+    parser.add_argument(
+        "--growth", action="store_true", help="also measure how cost grows with keys and queries"
+    )
+    parser.add_argument(
+        "--budget-ms", type=float, default=200.0, help="time per measurement, ms (%(default)s)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the benchmark, write its folder and print the table."""
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[BenchRow] = []
+    try:
+        for row in run_bench(arguments):
+            rows.append(row)
+            _say(row)
+    finally:  # an interrupted run keeps what it has measured
+        if rows:
+            write_rows(rows, folder / "rows.parquet")
+            print(write_report(rows, folder))
+    return 0
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(_parser)
+    # Without a handler the signal would skip ``finally``; the command line has its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    raise SystemExit(main(_parser.parse_args()))

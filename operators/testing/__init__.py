@@ -1,0 +1,1 @@
+"""Cases, laws and the oracle that implementations are tested against."""

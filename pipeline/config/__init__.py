@@ -1,0 +1,1 @@
+"""What a trial is told: settings, plan, early stopping, provenance of config keys."""

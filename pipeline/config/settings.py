@@ -1,0 +1,158 @@
+"""Settings of one trial: frozen, complete, and named by their digest.
+
+The same settings give the same digest, so a trial that is done can be recognised and an
+unfinished one resumed. ``config`` names an mmengine config; ``overrides`` are what
+``--cfg-options`` takes there (dotted key, JSON value).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.config.plan import Plan
+
+CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+"""The ten detection classes in the order of CMT; a label is an index into it."""
+
+
+FROM_CONFIG = -1
+"""As many steps as the config's ``train_cfg`` says."""
+
+_LATER = ("shuffle_buffer", "skip_broken")
+"""Settings of data that were added after trials had been named, and change nothing at 0."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the frames are.
+
+    Attributes:
+        train: dataset roots to train on (nuScenes layout, or a folder of shards).
+        val: dataset root to evaluate on; its nuScenes tables must be there too.
+        version: nuScenes version, names the tables folder.
+        train_split: split of the official devkit.
+        val_split: split of the official devkit.
+        loader_workers: loader processes per training worker; 0 loads in the training process.
+        shuffle_buffer: frames that are shuffled among one another, row groups of shards among themselves;
+            0 shuffles all frames of the split, wherever they lie.
+        skip_broken: distinct training frames that may be skipped because they cannot be read, per worker;
+            0 stops at the first. Evaluation always stops: other frames would be another metric.
+    """
+
+    train: tuple[str, ...]
+    val: str
+    version: str = "v1.0-mini"
+    train_split: str = "mini_train"
+    val_split: str = "mini_val"
+    loader_workers: int = 0
+    shuffle_buffer: int = 0
+    skip_broken: int = 0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how fast. Optimiser, clipping and learning-rate multipliers are in the config.
+
+    Attributes:
+        steps: optimiser steps; 0 evaluates the initial weights, ``FROM_CONFIG`` takes the config's
+            ``train_cfg``.
+        batch_size: samples per worker and step.
+        warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it. None: the config's
+            ``param_scheduler``; a warm-up of 10 if it has none.
+        lr_scale: factor on every learning rate of the config.
+        augment: geometric and photometric augmentation on or off.
+        mask_cameras: share of the samples whose images are all black (CMT's masked-modal training: 0.25).
+        mask_lidar: share of the samples without points (CMT: 0.25).
+        checkpoint_every: steps between checkpoints.
+        log_every: steps between rows of losses and norms.
+        amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
+        graph: train the head through CUDA graphs (GPU only); False launches kernel by kernel, in less memory.
+    """
+
+    steps: int
+    batch_size: int = 4
+    warmup_steps: int | None = None
+    lr_scale: float = 1.0
+    augment: bool = True
+    mask_cameras: float = 0.0
+    mask_lidar: float = 0.0
+    checkpoint_every: int = 1000
+    log_every: int = 10
+    amp: bool = False
+    graph: bool = True
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """Everything that decides what a trial does.
+
+    Attributes:
+        study: name of the study.
+        config: mmengine config file, relative to the project root, or an absolute path.
+        plan: unresolved or resolved plan.
+        mix: further plans; if there are any, each step trains one of all plans, drawn by seed.
+        data, train: see there.
+        seed: seeds weights, data order, augmentation and denoising.
+        init: checkpoint (safetensors) to start from; empty starts from the seed.
+        conditions: sensor conditions to evaluate.
+        workers: Ray Train workers (DDP ranks).
+        threads: torch threads per worker on a CPU.
+        device: ``cpu`` or ``cuda``.
+        overrides: dotted config key -> JSON text of its value.
+    """
+
+    study: str
+    config: str
+    plan: Plan
+    data: DataSettings
+    train: TrainSettings
+    seed: int = 0
+    mix: tuple[Plan, ...] = ()
+    init: str = ""
+    conditions: tuple[str, ...] = ("clean",)
+    workers: int = 1
+    threads: int = 2
+    device: str = "cpu"
+    overrides: tuple[tuple[str, str], ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold; ``from_dict`` reads them back."""
+        plain = asdict(self)
+        plain["plan"] = str(self.plan)
+        plain["mix"] = [str(plan) for plan in self.mix]
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "TrialSettings":
+        """Rebuild settings from ``to_dict``; an unknown or a missing key is a TypeError."""
+        made = dict(plain)
+        made["plan"] = Plan.parse(plain["plan"])
+        made["mix"] = tuple(Plan.parse(text) for text in plain["mix"])
+        made["data"] = DataSettings(**{**plain["data"], "train": tuple(plain["data"]["train"])})
+        made["train"] = TrainSettings(**plain["train"])
+        made["conditions"] = tuple(plain["conditions"])
+        made["overrides"] = tuple((key, value) for key, value in plain["overrides"])
+        return cls(**made)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name these settings."""
+        plain = self.to_dict()
+        # A setting that came later must not rename the trials that ran before it.
+        plain["data"] = {k: v for k, v in plain["data"].items() if v or k not in _LATER}
+        if plain["train"]["graph"]:
+            del plain["train"]["graph"]
+        text = json.dumps(plain, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

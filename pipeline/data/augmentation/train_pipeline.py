@@ -1,0 +1,209 @@
+"""Train pipeline: what a config says about reading and augmenting frames, as functions on samples.
+
+A config lists it as users of CMT and mmdet3d know it, under ``train_dataloader.dataset``. Loading and
+packing are done by the source and by ``collate``; their entries are read for what they ask. What
+cannot be met as asked is refused here, before anything is trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
+from pipeline.data.augmentation.pipeline_steps import (
+    CustomRandomFlip3D,
+    GlobalRotScaleTransAll,
+    LoadAnnotations3D,
+    ModalMask3D,
+    ObjectNameFilter,
+    ObjectRangeFilter,
+    PointShuffle,
+    PointsRangeFilter,
+    ResizeCropFlipImage,
+    Step,
+)
+from pipeline.data.sample import DataError, Sample, Transform
+from pipeline.data.source import ALL, Reading
+
+STEPS: Mapping[str, Any] = {
+    step.__name__: step
+    for step in (
+        LoadAnnotations3D,
+        UnifiedObjectSample,
+        ModalMask3D,
+        GlobalRotScaleTransAll,
+        CustomRandomFlip3D,
+        PointsRangeFilter,
+        ObjectRangeFilter,
+        ObjectNameFilter,
+        PointShuffle,
+        ResizeCropFlipImage,
+    )
+}
+"""Entries that do something to a sample."""
+
+LOADERS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "LoadPointsFromFile": {
+        "coord_type": ("LIDAR",),
+        "load_dim": (5,),
+        "use_dim": (5, [0, 1, 2, 3, 4]),
+        "backend_args": (None,),
+    },
+    "LoadPointsFromMultiSweeps": {
+        "load_dim": (5,),
+        "use_dim": (5, [0, 1, 2, 3, 4]),
+        "pad_empty_sweeps": (False,),  # CMT
+        "test_mode": (False, True),
+        "backend_args": (None,),
+    },
+    "LoadMultiViewImageFromFiles": {
+        "to_float32": (False, True),  # the model's preprocessor makes floats of them either way
+        "color_type": ("unchanged", "color"),
+        "num_views": (5, 6),  # mmdet3d's default is 5 and counts nothing
+        "set_default_scale": (False, True),
+        "backend_args": (None,),
+    },
+}
+"""Entries that load, and the values of their keys that are what our sources do."""
+
+ELSEWHERE: Mapping[str, str] = {
+    "GlobalRotScaleTrans": "it leaves lidar2img behind; use GlobalRotScaleTransAll",
+    "RandomFlip3D": "it spoils lists of images; use CustomRandomFlip3D",
+    "ObjectSample": "use UnifiedObjectSample, with sample_2d=False to leave the images alone",
+    "NormalizeMultiviewImage": "mean and std stand in model.data_preprocessor; remove it",
+    "PadMultiViewImage": "pad_size_divisor stands in model.data_preprocessor; remove it",
+    "DefaultFormatBundle3D": "use Pack3DDetInputs",
+    "Collect3D": "use Pack3DDetInputs",
+}
+"""Entries of other versions that people bring along, and what to do with them."""
+
+FADE = "DisableObjectSampleHook"
+"""Hook of mmdet3d whose ``disable_after_epoch`` says from which epoch on nothing is pasted."""
+
+
+@dataclass(frozen=True)
+class TrainPipeline:
+    """Reading and augmentation of a config.
+
+    Attributes:
+        steps: in their order.
+        reading: what is read of a training frame.
+        val_reading: and of one to evaluate on.
+        balanced: resample the frames (CBGSDataset).
+        paste_epochs: epochs in which objects are pasted; None: all.
+    """
+
+    steps: tuple[Step, ...]
+    reading: Reading = ALL
+    val_reading: Reading = ALL
+    balanced: bool = False
+    paste_epochs: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the images that come out, pixels; None: as they come in."""
+        sizes = [step.size for step in self.steps if isinstance(step, ResizeCropFlipImage)]
+        return sizes[-1] if sizes else None
+
+    def at(self, epoch: int) -> Transform:
+        """Return what is done to a sample in an epoch (from 0)."""
+        fades = self.paste_epochs is not None and epoch >= self.paste_epochs
+        steps = [step for step in self.steps if not (fades and isinstance(step, UnifiedObjectSample))]
+
+        def transform(sample: Sample, rng: np.random.Generator) -> Sample:
+            for step in steps:
+                sample = step(sample, rng)
+            return sample
+
+        return transform
+
+
+def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
+    """Read ``train_dataloader``, ``val_dataloader`` and ``custom_hooks`` of a config.
+
+    Args:
+        config: its plain dicts and lists.
+
+    Returns:
+        None if it has no ``train_dataloader``: then the trial's settings alone say what is done.
+
+    Raises:
+        DataError: an entry, a key or a value that cannot be met; says which.
+    """
+    if "train_dataloader" not in config:
+        return None
+    dataset, wrappers = _innermost(config["train_dataloader"].get("dataset", {}))
+    odd = [name for name in wrappers if name != "CBGSDataset"]
+    if odd:
+        raise DataError(
+            f"train_dataloader.dataset: nobody reads the wrapper {odd[0]}; expected CBGSDataset or none"
+        )
+    steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
+    held = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
+    val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else ALL
+    fades = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == FADE]
+    epochs = fades[-1].get("disable_after_epoch", 15) if fades else None  # mmdet3d's default
+    return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)
+
+
+def _innermost(dataset: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return the dataset inside all wrappers, and the wrappers' types."""
+    wrappers = []
+    while "dataset" in dataset:
+        wrappers.append(str(dataset.get("type")))
+        dataset = dataset["dataset"]
+    return dataset, wrappers
+
+
+def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[Step, ...], Reading]:
+    """Read the entries of one pipeline.
+
+    Args:
+        entries: as in a config.
+        where: names the pipeline in messages.
+
+    Raises:
+        DataError: see ``read_train_pipeline``.
+    """
+    if not entries:
+        raise DataError(f"{where}.dataset: has no pipeline; expected a list such as CMT's train_pipeline")
+    steps: list[Step] = []
+    reading = Reading(sweeps=0)  # the key frame alone, unless an entry asks for more
+    for place, entry in enumerate(entries):
+        keys = dict(entry)
+        kind = str(keys.pop("type", None))
+        at = f"{where}.dataset.pipeline[{place}], {kind}"
+        if kind in STEPS:
+            steps.append(_build(kind, keys, at))
+        elif kind in LOADERS:
+            if kind == "LoadPointsFromMultiSweeps":
+                sweeps, close = (
+                    keys.pop("sweeps_num", 10),
+                    keys.pop("remove_close", False),
+                )  # mmdet3d's defaults
+                reading = Reading(sweeps=int(sweeps), remove_close=bool(close))
+            _check_loader(kind, keys, at)
+        elif kind != "Pack3DDetInputs":
+            known = ", ".join([*LOADERS, *STEPS, "Pack3DDetInputs"])
+            raise DataError(f"{at}: {ELSEWHERE.get(kind, f'nobody reads it; expected one of {known}')}")
+    return tuple(steps), reading
+
+
+def _build(kind: str, keys: Mapping[str, Any], at: str) -> Step:
+    try:
+        step: Step = STEPS[kind](**keys)
+    except TypeError as error:
+        raise DataError(f"{at}: {str(error).partition('() ')[2] or error}") from error
+    return step
+
+
+def _check_loader(kind: str, keys: Mapping[str, Any], at: str) -> None:
+    for key, value in keys.items():
+        held = LOADERS[kind].get(key)
+        value = list(value) if isinstance(value, tuple) else value
+        if held is None:
+            raise DataError(f"{at}: nobody reads the key {key!r}; remove it")
+        if value not in held:
+            raise DataError(f"{at}: {key}={value!r}, and our sources do {' or '.join(map(repr, held))} alone")

@@ -1,0 +1,35 @@
+"""Samples read from the files that frame records name."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.data.formats.decoding import load_sample
+from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.sample import Sample
+from pipeline.data.source import ALL, Reading
+
+
+class FileSource:
+    """Samples read from the files of frame records.
+
+    Args:
+        records: frames, e.g. of ``read_frames``.
+        reading: what is read of them.
+    """
+
+    def __init__(self, records: Sequence[FrameRecord], reading: Reading = ALL) -> None:
+        self._records = [
+            replace(record.with_points(reading.min_points), sweeps=record.sweeps[: reading.sweeps])
+            for record in records
+        ]
+        self._remove_close = reading.remove_close
+        self.tokens = [record.token for record in records]
+        self.scenes = [record.scene for record in records]
+        self.labels = [frozenset(record.labels.tolist()) for record in self._records]
+        self.blocks: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        return load_sample(self._records[index], self._remove_close)

@@ -1,0 +1,39 @@
+"""The one way to open a dataset, whatever its format."""
+
+from pathlib import Path
+
+from pipeline.data.formats.file_source import FileSource
+from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.sample import DataError
+from pipeline.data.source import ALL, Reading, Source, is_remote
+
+
+def open_source(root: str | Path, version: str, split: str, reading: Reading = ALL) -> Source:
+    """Open a dataset: an info file (``.pkl``), a folder or URI of shards, or a root in nuScenes layout.
+
+    Args:
+        root: where it is.
+        version: nuScenes version; names the tables folder.
+        split: split of the official devkit.
+        reading: what is read of a frame.
+
+    Raises:
+        DataError: nothing of the kind is there, or it holds no frame.
+    """
+    place = Path(root)
+    if not is_remote(root) and not place.exists():
+        raise DataError(f"{root}: no such dataset; `biaswise data synth` makes one")
+    source: Source
+    if place.suffix == ".pkl":
+        from pipeline.data.formats.info_files import InfoSource  # it builds on this module
+
+        source = InfoSource(place, reading=reading)
+    elif (place / version).is_dir():
+        source = FileSource(read_frames(place, version, split), reading)
+    else:
+        from pipeline.data.formats.shards import ShardSource  # pyarrow only for those who shard
+
+        source = ShardSource(root, split, reading)
+    if len(source) == 0:
+        raise DataError(f"{root}: no frame of split {split!r}")
+    return source

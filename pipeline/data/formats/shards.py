@@ -1,0 +1,185 @@
+"""Shards: key frames read from Parquet, one row a frame, from disk or any store pyarrow can reach.
+
+``shard_manifest`` says what lies where, ``shard_writer`` writes it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.data.formats.decoding import assemble
+from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.shard_manifest import POINTS, STATISTICS, open_store, read_manifest
+from pipeline.data.formats.shard_schema import to_record
+from pipeline.data.sample import CAMERAS, DataError, Sample
+from pipeline.data.source import ALL, Reading
+
+OPEN_FILES = 16
+"""Files a process keeps open: each holds its footer, 60 kB; opening one again costs a millisecond."""
+
+Where = Sequence[tuple[str, str, Any]]
+"""Conditions that all hold: (column, ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` or ``in``, value)."""
+
+Held = TypeVar("Held")
+
+
+class _Kept(Generic[Held]):
+    """The newest few of what costs time to get."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._held: OrderedDict[Any, Held] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Held]) -> Held:
+        """Return what is held under a key, made now if it is not there."""
+        if key not in self._held:
+            self._held[key] = make()
+            if len(self._held) > self.most:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self.most, "_held": OrderedDict()}  # each process opens its own
+
+
+class ShardSource:
+    """The frames of a split in a folder of shards, by index; equal bit for bit to those of the files.
+
+    (Unless the points were written as float16.) Opens files on first use, each process its own, so it can
+    be handed to loader processes.
+
+    Args:
+        folder: folder or URI of the shards.
+        split: which of the splits in it.
+        reading: what is read of a frame; the sweeps are in the shards whole, so none of their points
+            can be removed any more.
+        where: keep the frames for which all of this holds, told by the columns ``STATISTICS``; row groups
+            whose statistics rule it out are not read.
+
+    Attributes:
+        tokens, scenes: one a frame.
+        blocks: frames that lie together, in order; empty unless ``reading.buffer`` asks to draw by blocks.
+
+    Raises:
+        DataError: no whole shards of that split, ``reading`` asks for ``remove_close``, or a condition
+            that cannot be met.
+    """
+
+    def __init__(
+        self, folder: Path | str, split: str, reading: Reading = ALL, where: Where | None = None
+    ) -> None:
+        if reading.remove_close:
+            raise DataError(
+                f"{folder}: shards hold their sweeps in one cloud, remove_close=True cannot be met; read the "
+                "dataset itself, or set remove_close=False in LoadPointsFromMultiSweeps as CMT has it"
+            )
+        manifest = read_manifest(folder, split)
+        self.folder = folder
+        self._reading = reading
+        self._points = POINTS[manifest["points"]]
+        self._names = [entry["name"] for entry in manifest["files"]]
+        groups = [(number, i) for number, e in enumerate(manifest["files"]) for i in range(len(e["groups"]))]
+        sizes = [size for entry in manifest["files"] for size in entry["groups"]]
+        self._groups, self._first = groups, np.cumsum([0, *sizes])
+        self._places = np.arange(self._first[-1]) if where is None else self._matching(where)
+        self.tokens: Sequence[str] = tuple(manifest["tokens"][i] for i in self._places)
+        self.scenes: Sequence[str] = tuple(manifest["scenes"][i] for i in self._places)
+        owners = np.searchsorted(self._first, self._places, side="right")
+        counts = np.unique(owners, return_counts=True)[1].tolist()
+        self.blocks: Sequence[int] = tuple(counts) if reading.buffer else ()
+        self._files: _Kept[Any] = _Kept(OPEN_FILES)
+        # a buffer of frames touches as many groups as hold them, one cut at either end, and one to spare
+        self._tables: _Kept[Any] = _Kept(-(-reading.buffer * len(counts) // max(1, sum(counts))) + 3)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Sample:
+        table, row, name = self._find(index)
+        cloud = np.frombuffer(table["points"][row].as_buffer(), self._points).astype(np.float32)
+        points = cloud.reshape(-1, 5)
+        begins = np.diff(points[:, 4], prepend=np.nan) != 0  # of a sweep: they lie one after the other
+        lags = np.unique(points[begins, 4])  # 0 is the key frame
+        if len(lags) > self._reading.sweeps + 1:
+            points = points[points[:, 4] <= lags[self._reading.sweeps]]
+        jpegs = [memoryview(table[f"jpeg_{camera}"][row].as_buffer()).cast("B") for camera in CAMERAS]
+        return assemble(to_record(table, row, name).with_points(self._reading.min_points), jpegs, points)
+
+    @cached_property
+    def labels(self) -> Sequence[frozenset[int]]:
+        """Labels that occur in each frame."""
+        found: list[frozenset[int]] = []
+        for name in self._names:
+            table = self._open(name).read(columns=["labels", "num_points"], use_threads=False)
+            for labels, counts in zip(
+                table["labels"].to_pylist(), table["num_points"].to_pylist(), strict=True
+            ):
+                pairs = zip(labels, counts, strict=True)
+                found.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
+        return [found[place] for place in self._places]
+
+    def records(self) -> Iterator[FrameRecord]:
+        """Yield the records in order; their paths name the place in the shards and cannot be opened."""
+        for index in range(len(self)):
+            yield to_record(*self._find(index))
+
+    def _find(self, index: int) -> tuple[Any, int, str]:
+        """Return the table, the row in it and the file of a frame."""
+        place = self._places[range(len(self))[index]]  # refuses what is out of range, understands negative
+        group = int(np.searchsorted(self._first, place, side="right")) - 1
+        number, inner = self._groups[group]
+        name = self._names[number]
+        table = self._tables.get(group, lambda: self._read_group(name, inner))
+        return table, int(place - self._first[group]), name
+
+    def _matching(self, where: Where) -> NDArray[np.int64]:
+        """Return the places of the frames that meet all conditions."""
+        odd = [column for column, _, _ in where if column not in STATISTICS]
+        if odd or not where:
+            raise DataError(
+                f"no statistics of {odd or 'nothing'}; frames are chosen by {', '.join(STATISTICS)}"
+            )
+        store, path = open_store(self.folder)
+        found: list[int] = []
+        try:
+            wanted = pq.filters_to_expression(list(where))
+            files = pads.dataset([f"{path}/{n}" for n in self._names], filesystem=store, format="parquet")
+            numbers = {key: number for number, key in enumerate(self._groups)}
+            for file, fragment in enumerate(files.get_fragments()):
+                for part in fragment.split_by_row_group(wanted):
+                    first = self._first[numbers[file, part.row_groups[0].id]]
+                    found += (first + _rows(part, wanted)).tolist()
+        except (pa.ArrowException, OSError, TypeError, ValueError) as problem:
+            raise DataError(f"{self.folder}: no frames by {list(where)} ({problem})") from problem
+        return np.array(found, np.int64)
+
+    def _read_group(self, name: str, group: int) -> Any:
+        try:
+            return self._open(name).read_row_group(group, use_threads=False).combine_chunks()
+        except (OSError, pa.ArrowException) as problem:
+            raise DataError(
+                f"{self.folder}/{name}: cannot be read ({problem}); write the shards anew"
+            ) from problem
+
+    def _open(self, name: str) -> Any:
+        def opened() -> Any:
+            store, path = open_store(self.folder)
+            return pq.ParquetFile(store.open_input_file(f"{path}/{name}"))
+
+        return self._files.get(name, opened)
+
+
+def _rows(group: Any, wanted: Any) -> NDArray[np.int64]:
+    """Return which rows of a row group meet an expression."""
+    table = group.to_table(columns=list(STATISTICS), use_threads=False)
+    numbered = pads.dataset(table.append_column("row", pa.array(range(len(table)))))
+    return numbered.to_table(columns=["row"], filter=wanted, use_threads=False)["row"].to_numpy()

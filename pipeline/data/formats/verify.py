@@ -1,0 +1,206 @@
+"""Check: whether a dataset or a folder of shards is whole and makes sense, file by file."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.settings import CLASSES
+from pipeline.data.boxes import points_inside
+from pipeline.data.formats.decoding import load_points, load_sample, parse_points, read_bytes
+from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames, split_scenes
+from pipeline.data.formats.shard_manifest import checksum, read_manifest
+from pipeline.data.formats.shards import ShardSource
+from pipeline.data.sample import CAMERAS, DataError, Sample
+from pipeline.data.source import Reading
+
+NEAR_M = 6.0
+"""Boxes nearer than this may stand below or between all cameras; farther ones must be in a picture."""
+
+FEW_POINTS = 50
+"""Frames with fewer points in boxes than this are too sparse to compare with the table's count."""
+
+AGREEMENT = 0.5
+"""Least share of the table's points that must be found in the boxes: half, for boxes that another
+sweep or a rounded pose shifts lose some, but a wrong file or calibration loses nearly all."""
+
+Progress = Callable[[int, int], None]
+"""Called with the frames that are done and all frames."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found.
+
+    Attributes:
+        problems: one sentence each, naming the file or the frame; empty if all is well.
+        counts: frames, scenes, images, points, boxes, and boxes per class (``boxes/car``).
+    """
+
+    problems: tuple[str, ...]
+    counts: dict[str, int]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+
+@dataclass
+class _Findings:
+    problems: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def report(self) -> CheckReport:
+        return CheckReport(tuple(self.problems), dict(self.counts))
+
+
+def check(path: Path, version: str = "v1.0-mini", progress: Progress | None = None) -> CheckReport:
+    """Check a dataset in nuScenes layout, or a folder of shards, whichever ``path`` is."""
+    path = Path(path)
+    if (path / version).is_dir() or not any(path.glob("*.parquet*")):
+        return check_dataset(path, version, progress)
+    return check_shards(path, progress)
+
+
+def check_dataset(root: Path, version: str, progress: Progress | None = None) -> CheckReport:
+    """Open every file of every key frame of a nuScenes dataset.
+
+    Tables must link up; images and points must decode; boxes must be finite and of positive size,
+    appear in a camera, and hold the points the tables claim.
+
+    Args:
+        root: dataset root.
+        version: names the tables folder.
+        progress: called after each frame.
+    """
+    found = _Findings()
+    records: list[FrameRecord] = []
+    try:
+        held = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
+        for split in _splits(version):
+            if held & set(split_scenes(split)):
+                records += read_frames(Path(root), version, split)
+        stray = held - {record.scene for record in records}
+        found.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
+    except FileNotFoundError:
+        found.problems.append(
+            f"{Path(root) / version}: no nuScenes tables and no shards here; check the path"
+        )
+    except (DataError, ValueError, KeyError, TypeError) as problem:
+        found.problems.append(f"{Path(root) / version}: {problem}")
+    found.counts["scenes"] = len({record.scene for record in records})
+    for done, record in enumerate(records, start=1):
+        try:
+            _check_frame(found, record, load_sample(record), _scan_of(record))
+        except DataError as problem:
+            found.problems.append(str(problem))
+        if progress:
+            progress(done, len(records))
+    return found.report()
+
+
+def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
+    """Open every row of every split in a folder of shards; checksums, then the checks of a dataset."""
+    found = _Findings()
+    manifests = sorted(Path(folder).glob("*.json"))
+    if not manifests:
+        found.problems.append(f"{folder}: no manifest; the shards are unfinished, write them anew")
+    for path in manifests:
+        try:
+            manifest = read_manifest(folder, path.stem)
+            for entry in manifest["files"]:
+                if checksum(folder, entry["name"]) != entry["sha256"]:
+                    raise DataError(
+                        f"{folder}/{entry['name']}: checksum differs from the manifest's; write it anew"
+                    )
+            found.counts["scenes"] += len(set(manifest["scenes"]))
+            _check_rows(found, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
+        except DataError as problem:
+            found.problems.append(str(problem))
+    return found.report()
+
+
+def _splits(version: str) -> tuple[str, ...]:
+    """Return the devkit's splits that together hold all scenes of a version."""
+    for ending, splits in (("mini", ("mini_train", "mini_val")), ("test", ("test",))):
+        if version.endswith(ending):
+            return splits
+    return ("train", "val")
+
+
+def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
+    """Return the key frame's scan without sweeps: what the tables count."""
+    return (
+        parse_points(read_bytes(record.lidar_path, record.root), str(record.lidar_path))
+        if record.sweeps
+        else load_points(record)
+    )
+
+
+def _check_rows(found: _Findings, source: ShardSource, progress: Progress | None) -> None:
+    for index, record in enumerate(source.records()):
+        try:
+            sample = source[index]
+            _check_frame(found, record, sample, sample.points[sample.points[:, 4] == 0])
+        except DataError as problem:
+            found.problems.append(str(problem))
+        if progress:
+            progress(index + 1, len(source))
+
+
+def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
+    """Count one frame and note what is wrong with it."""
+    where = f"frame {record.token} of {record.scene}"
+    found.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
+    found.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
+    boxes = record.boxes
+    sound = np.isfinite(boxes[:, :7]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
+    for index in np.flatnonzero(~sound):
+        found.problems.append(
+            f"{where}: box {index} ({CLASSES[record.labels[index]]}) has centre, size and yaw "
+            f"{boxes[index, :7].tolist()}; expected finite numbers and sizes above 0"
+        )
+    far = sound & (np.hypot(boxes[:, 0], boxes[:, 1]) > NEAR_M) & (record.num_points > 0)
+    unseen = far & ~_in_picture(boxes, sample)
+    for index in np.flatnonzero(unseen):
+        x, y = boxes[index, :2]
+        found.problems.append(
+            f"{where}: box {index} ({CLASSES[record.labels[index]]} at {x:.1f}, {y:.1f} m) is in no camera's "
+            "picture; the calibration or the box is wrong"
+        )
+    claimed = int(record.num_points[sound].sum())
+    counted = int(points_in_boxes(scan, boxes[sound]).sum())
+    if claimed >= FEW_POINTS and counted < AGREEMENT * claimed:
+        found.problems.append(
+            f"{where}: its boxes hold {counted} of the {claimed} points the tables claim; "
+            f"{record.lidar_path} or the calibration does not belong to it"
+        )
+
+
+def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]:
+    """Return whether the centre or a corner of each box is before a camera and within its picture; (M,)."""
+    signs = np.array([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]) / 2
+    local = signs * boxes[:, None, 3:6]
+    cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
+    spots = np.stack(
+        [cos * local[..., 0] - sin * local[..., 1], sin * local[..., 0] + cos * local[..., 1], local[..., 2]],
+        axis=-1,
+    )
+    spots = np.concatenate([spots + boxes[:, None, :3], np.ones((*spots.shape[:2], 1))], axis=-1)
+    pixels = np.einsum("vij,mpj->vmpi", sample.lidar2img, spots)
+    before = pixels[..., 2] > 0.1  # m; nearer is within the lens
+    depth = np.where(before, pixels[..., 2], 1)
+    height, width = sample.images.shape[1:3]
+    u, v = pixels[..., 0] / depth, pixels[..., 1] / depth
+    within = before & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    return np.asarray(within.any(axis=(0, 2)))
+
+
+def points_in_boxes(points: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Count the points (N, 5) in each box (M, 9) of the same frame; (M,)."""
+    return np.array([len(points_inside(points, box)) for box in boxes], np.int64)

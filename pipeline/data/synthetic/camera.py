@@ -1,0 +1,240 @@
+"""Camera: pictures of the world by ray casting, with paint, sunlight, deep shadow and night."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.synthetic.object_classes import BANDS, CHECKS, DIAGONALS, KINDS, STRIPES
+from pipeline.data.synthetic.ray_casting import Floats, Hits, Solids, Window, cast
+from pipeline.data.synthetic.sensor_rig import MINI, Camera, Rig, cameras
+from pipeline.data.synthetic.world import BUILDINGS_M, CURB_M, CYCLE_LANE_M, LANE_M, SIDEWALK_M, World
+
+NEAR_M = 0.2
+"""What is nearer to a camera than this is cut off."""
+
+SHADE = 0.1
+"""Brightness in the deep shadow, relative to outside: five to twenty of 255 grey levels are left."""
+
+AMBIENT, SUNLIGHT = 0.75, 0.35
+"""Share of light on every face, and on one that looks at the sun."""
+
+HEADLIGHT_M = 32.0
+"""Reach of the headlights at night."""
+
+NOISE = 4
+"""Sensor noise, uniform within plus and minus this many grey levels."""
+
+QUALITY = 88
+"""JPEG quality; a picture of the mini rig takes about 15 kB."""
+
+GLASS = (70, 50, 40)
+LAMP = (235, 255, 255)
+
+
+@dataclass(frozen=True)
+class View:
+    """A camera with what never changes about it.
+
+    Attributes:
+        camera: where it is and how it looks.
+        origin: (3,) float32 in the ego frame.
+        directions: (H, W, 3) float32, rays of depth 1 in the ego frame.
+        ground: (H, W) float32, the ground's depth along each ray, inf above the horizon.
+        floor: (H * W, 2) float32, x and y where each ray meets the ground, ego frame.
+        sky: (H * W, 3) float32, BGR of the sky by day.
+    """
+
+    camera: Camera
+    origin: Floats
+    directions: Floats
+    ground: Floats
+    floor: Floats
+    sky: Floats
+
+
+@lru_cache(maxsize=1)
+def views(rig: Rig = MINI) -> tuple[View, ...]:
+    """Return the six views in the order of ``CAMERAS``."""
+    made = []
+    for camera in cameras(rig):
+        u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
+        rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(camera.intrinsic).T
+        directions = rays @ camera.rotation.T
+        below = directions[..., 2] < 0
+        ground = np.full(below.shape, np.inf)
+        ground[below] = -camera.mount[2] / directions[below][:, 2]
+        floor = np.zeros((*below.shape, 2))
+        floor[below] = np.array(camera.mount[:2]) + directions[below][:, :2] * ground[below][:, None]
+        made.append(
+            View(
+                camera,
+                np.array(camera.mount, np.float32),
+                directions.astype(np.float32),
+                ground.astype(np.float32),
+                floor.reshape(-1, 2).astype(np.float32),
+                _sky(directions).reshape(-1, 3),
+            )
+        )
+    return tuple(made)
+
+
+def shoot(
+    view: View, world: World, solids: Solids, time_s: float, rng: np.random.Generator
+) -> tuple[bytes, Hits]:
+    """Take one picture.
+
+    Returns:
+        jpeg: the encoded picture.
+        hits: what each pixel shows.
+    """
+    hits = cast(view.origin, view.directions, view.ground, solids, _windows(view.camera, solids))
+    ego = world.ego_at(time_s)
+    actor, depth = hits.actor.ravel(), hits.depth.ravel()
+    # At night the sky darkens more than the street.
+    image = view.sky * np.float32(world.light**2)
+    bare = np.flatnonzero((actor < 0) & np.isfinite(depth))
+    spots = view.floor[bare]
+    image[bare] = _ground_colour(ego, spots) * _light(world, ego, spots)[:, None]
+    met = np.flatnonzero(actor >= 0)
+    if len(met):
+        spots = view.origin + view.directions.reshape(-1, 3)[met] * depth[met, None]
+        colour = _paint(world, solids, spots, actor[met], hits.axis.ravel()[met], _to_ego(world.sun, ego[2]))
+        image[met] = colour * _light(world, ego, spots)[:, None]
+    image += rng.integers(-NOISE, NOISE + 1, image.shape, np.int8)
+    picture = np.clip(image, 0, 255).astype(np.uint8).reshape(view.camera.height, view.camera.width, 3)
+    done, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise RuntimeError("OpenCV could not encode a JPEG; its build lacks the codec")
+    return jpeg.tobytes(), hits
+
+
+def _windows(camera: Camera, solids: Solids) -> list[Window]:
+    """Return the pixels in which each object before the camera can be."""
+    corners = (solids.corners() - np.array(camera.mount)) @ camera.rotation  # (A, 8, 3) camera frame
+    windows: list[Window] = []
+    for index in np.flatnonzero((corners[..., 2] > NEAR_M).any(axis=1)):
+        ends = corners[index]
+        if (ends[:, 2] <= NEAR_M).any():
+            ends = _cut(ends)
+        pixels = ends @ camera.intrinsic.T
+        pixels = pixels[:, :2] / pixels[:, 2:]
+        low = np.maximum(np.floor(pixels.min(axis=0)), 0).astype(int)
+        high = np.minimum(np.ceil(pixels.max(axis=0)) + 1, (camera.width, camera.height)).astype(int)
+        if (low < high).all():
+            windows.append((int(index), slice(low[1], high[1]), slice(low[0], high[0])))
+    return windows
+
+
+def _cut(ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners (8, 3) before the near plane and where edges pass through it."""
+    pairs = [(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit]
+    kept = [ends[ends[:, 2] > NEAR_M]]
+    for a, b in pairs:
+        one, two = ends[a], ends[b]
+        if (one[2] > NEAR_M) != (two[2] > NEAR_M):
+            kept.append((one + (two - one) * (NEAR_M - one[2]) / (two[2] - one[2]))[None])
+    return np.concatenate(kept)
+
+
+def _to_ego(vector: NDArray[np.float64], ego_yaw: float) -> NDArray[np.float64]:
+    cos, sin = np.cos(ego_yaw), np.sin(ego_yaw)
+    return np.array([cos * vector[0] + sin * vector[1], cos * vector[1] - sin * vector[0], vector[2]])
+
+
+def _sky(directions: NDArray[np.float64]) -> Floats:
+    """Return a sky, BGR, for directions (..., 3); paler towards the horizon."""
+    rise = np.clip(directions[..., 2:] * 1.6, 0, 1)
+    sky = np.array([205, 160, 120]) * rise + np.array([225, 215, 205]) * (1 - rise)
+    return sky.astype(np.float32)
+
+
+def _on_road(ego: tuple[float, float, float], spots: Floats) -> tuple[Floats, Floats]:
+    """Return s and d (N,) of spots (N, 2 or 3) of the ego frame."""
+    cos, sin = np.float32(np.cos(ego[2])), np.float32(np.sin(ego[2]))
+    x, y = spots[:, 0], spots[:, 1]
+    return np.float32(ego[0]) + cos * x - sin * y, np.float32(ego[1]) + sin * x + cos * y
+
+
+def _light(world: World, ego: tuple[float, float, float], spots: Floats) -> Floats:
+    """Return brightness (N,) at spots (N, 2 or 3) of the ego frame: scene, deep shadow, headlights."""
+    along, _ = _on_road(ego, spots)
+    light = np.full(len(spots), world.light, np.float32)
+    light[(along > world.shade[0]) & (along < world.shade[1])] *= SHADE
+    if world.light < 0.5:  # night
+        range_m = np.hypot(spots[:, 0], spots[:, 1])
+        beam = (spots[:, 0] > 0) & (np.abs(spots[:, 1]) < 0.6 * spots[:, 0])
+        light += np.where(beam, 0.55 * np.clip(1 - range_m / HEADLIGHT_M, 0, 1), 0).astype(np.float32)
+    return light
+
+
+@lru_cache(maxsize=1)
+def _ground_table() -> Floats:
+    """Return ground colours (2048, 3) by d, eight to a metre from -64 m; then again with lane dashes."""
+    d = np.abs((np.arange(1024) + 0.5) / 8 - 64)
+    table = np.full((1024, 3), (88, 92, 92), np.float32)  # asphalt
+    table[d > CYCLE_LANE_M - 0.9] = (70, 78, 110)  # reddish cycle lane
+    table[d > CYCLE_LANE_M + 0.9] = (120, 124, 126)  # curb
+    table[d > CURB_M + 0.5] = (150, 154, 158)  # pavement
+    table[d > SIDEWALK_M + 3.6] = (96, 108, 104)  # lots
+    table[d > BUILDINGS_M - 6] = (60, 110, 80)  # grass
+    table[(d < 0.2) | (np.abs(d - 2 * LANE_M) < 0.13)] = (225, 230, 230)  # middle and edges of the road
+    dashed = table.copy()
+    dashed[np.abs(d - LANE_M) < 0.13] = (225, 230, 230)
+    return np.concatenate([table, dashed])
+
+
+@lru_cache(maxsize=1)
+def _grain() -> Floats:
+    """Return a texture (256, 256) of factors about 1 for the ground."""
+    rng = np.random.default_rng(20)  # any number; the ground looks the same in all datasets
+    return cv2.GaussianBlur(rng.uniform(0.55, 1.45, (256, 256)).astype(np.float32), (3, 3), 0)
+
+
+def _ground_colour(ego: tuple[float, float, float], spots: Floats) -> Floats:
+    """Return BGR (N, 3) of the ground at spots (N, 2) of the ego frame."""
+    s, d = _on_road(ego, np.clip(spots, -1e4, 1e4))  # near the horizon there is no end to the ground
+    row = np.clip((d + 64) * 8, 0, 1023).astype(np.int32)
+    row += 1024 * (np.mod(s, np.float32(9)) < 3)  # lanes are painted on 3 m of every 9 m
+    cell = ((s * 6).astype(np.int32) & 255) * 256 + ((d * 6).astype(np.int32) & 255)
+    return _ground_table()[row] * _grain().ravel()[cell][:, None]
+
+
+def _paint(
+    world: World,
+    solids: Solids,
+    spots: Floats,
+    actor: NDArray[np.int32],
+    axis: NDArray[np.int8],
+    sun: NDArray[np.float64],
+) -> Floats:
+    """Return BGR (N, 3) of objects: two colours in a pattern, windscreen and lamps, lit by the sun."""
+    cos, sin = np.cos(solids.yaw).astype(np.float32)[actor], np.sin(solids.yaw).astype(np.float32)[actor]
+    away = spots - solids.centre.astype(np.float32)[actor]
+    x, y = cos * away[:, 0] + sin * away[:, 1], cos * away[:, 1] - sin * away[:, 0]
+    along = np.where(axis == 0, y, x)
+    kinds = [KINDS[made.kind] for made in world.actors]
+    pattern = np.array([kind.pattern for kind in kinds])[actor]
+    period = np.array([kind.period_m for kind in kinds], np.float32)[actor] / 2
+    tint = np.array([made.tint for made in world.actors], np.float32)[actor]
+    across, up = np.floor(along / period).astype(np.int32), np.floor(spots[:, 2] / period).astype(np.int32)
+    slanted = np.floor((along + spots[:, 2]) / period).astype(np.int32)
+    cell = np.select(
+        [pattern == STRIPES, pattern == BANDS, pattern == CHECKS, pattern == DIAGONALS],
+        [across, up, across + up, slanted],
+    )
+    colours = np.array([(kind.colour, kind.second) for kind in kinds], np.float32)
+    colour = colours[actor, cell & 1] * tint[:, None]
+    half = solids.half.astype(np.float32)[actor]
+    front = (axis == 0) & (x > 0) & np.array([kind.glazed for kind in kinds])[actor]
+    high = away[:, 2] / half[:, 2]
+    colour[front & (high > 0.15) & (high < 0.8)] = GLASS
+    colour[front & (high < -0.3) & (high > -0.65) & (np.abs(y) > 0.55 * half[:, 1])] = LAMP
+    facing = np.select(
+        [axis == 0, axis == 1],
+        [np.sign(x) * (cos * sun[0] + sin * sun[1]), np.sign(y) * (cos * sun[1] - sin * sun[0])],
+        sun[2],
+    )
+    return (colour * (AMBIENT + SUNLIGHT * np.clip(facing, 0, 1))[:, None]).astype(np.float32)

@@ -1,0 +1,138 @@
+"""Dataset: generated in the layout of nuScenes v1.0-mini, the same bit for bit for the same seed."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from pipeline.data.formats.nuscenes_tables import split_scenes
+from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.synthetic.nuscenes_writer import LIDAR, SceneLog, build_tables, write_tables
+from pipeline.data.synthetic.scene import SceneTask, make_scene
+from pipeline.data.synthetic.sensor_rig import MINI, Rig
+
+EDITION = 4
+"""Edition of the generator: raised whenever the same seed gives other data than before."""
+
+NIGHT_EVERY = 5
+"""One scene in five is at night."""
+
+Progress = Callable[[int, int], None]
+"""Called with the frames that are done and all frames."""
+
+
+def generate(
+    root: Path,
+    seed: int,
+    version: str = "v1.0-mini",
+    frames_per_scene: int = 20,
+    scenes_per_split: Mapping[str, int] | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+    rig: Rig = MINI,
+) -> None:
+    """Write a dataset; does nothing if ``root`` holds exactly this one already.
+
+    The tables are written last, so a folder with tables is complete. Data depend on nothing but
+    the arguments before ``workers``, and the rig.
+
+    Args:
+        root: dataset root, made if it does not exist.
+        seed: decides everything that is drawn.
+        version: name of the tables folder; the devkit's evaluation of mini splits wants ``...mini``.
+        frames_per_scene: key frames per scene, two a second.
+        scenes_per_split: scenes of each devkit split, e.g. ``{"mini_train": 8, "mini_val": 2}``, which
+            is the default; the first so many of the split's names are used.
+        workers: processes.
+        progress: called as frames get done.
+        rig: image size and sweeps.
+
+    Raises:
+        DataError: if an argument makes no sense, or ``root`` holds something else or cannot be written.
+    """
+    root = Path(root)
+    wanted = {"mini_train": 8, "mini_val": 2} if scenes_per_split is None else dict(scenes_per_split)
+    request = {
+        "edition": EDITION,
+        "seed": seed,
+        "version": version,
+        "frames_per_scene": frames_per_scene,
+        "scenes_per_split": wanted,
+        **({} if rig == MINI else {"rig": rig.name}),  # marks of older datasets have none: they are mini
+    }
+    if frames_per_scene < 1 or workers < 1 or seed < 0:
+        raise DataError(
+            f"frames_per_scene and workers must be at least 1 and seed at least 0, "
+            f"got {frames_per_scene}, {workers} and {seed}"
+        )
+    names = _scene_names(wanted)
+    if _is_done(root, version, request):
+        return
+    _make_folders(root)
+    tasks = [
+        SceneTask(root, seed, name, frames_per_scene, place % NIGHT_EVERY == NIGHT_EVERY - 1, rig)
+        for place, name in enumerate(names)
+    ]
+    logs: dict[str, SceneLog] = {}
+    try:
+        for log in _work(tasks, workers):
+            logs[log.name] = log
+            if progress:
+                progress(len(logs) * frames_per_scene, len(tasks) * frames_per_scene)
+        write_tables(root / f".{version}.part", build_tables(seed, [logs[name] for name in names]))
+        (root / "synth.json").write_text(json.dumps(request, indent=1))
+        os.replace(root / f".{version}.part", root / version)
+    except OSError as problem:
+        raise DataError(
+            f"{root}: the dataset cannot be written ({problem}); free space or choose another"
+        ) from problem
+
+
+def _scene_names(wanted: Mapping[str, int]) -> list[str]:
+    names: list[str] = []
+    for split, count in wanted.items():
+        held = split_scenes(split)
+        if not 0 <= count <= len(held):
+            raise DataError(f"split {split!r} has {len(held)} scenes, cannot make {count}")
+        names += held[:count]
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"expected splits that share no scene and at least one scene, got {dict(wanted)}")
+    return names
+
+
+def _is_done(root: Path, version: str, request: Mapping[str, object]) -> bool:
+    """Return whether this dataset is here already; refuse to write over another one."""
+    mark = root / "synth.json"
+    if not (root / version).exists():
+        return False
+    held = json.loads(mark.read_text()) if mark.is_file() else None
+    if held == request:
+        return True
+    what = "a dataset that was not generated" if held is None else f"another generated dataset ({held})"
+    raise DataError(
+        f"{root / version}: holds {what}; expected {dict(request)} or nothing, choose another folder"
+    )
+
+
+def _make_folders(root: Path) -> None:
+    try:
+        for folder in ("samples", "sweeps"):
+            for channel in (*CAMERAS, LIDAR):
+                (root / folder / channel).mkdir(parents=True, exist_ok=True)
+        (root / "maps").mkdir(exist_ok=True)
+    except OSError as problem:
+        raise DataError(f"{root}: cannot be written ({problem.strerror}); choose another folder") from problem
+
+
+def _work(tasks: list[SceneTask], workers: int) -> Iterator[SceneLog]:
+    """Yield the scenes as they get done."""
+    if min(workers, len(tasks)) == 1:
+        yield from map(make_scene, tasks)
+        return
+    # Spawned, not forked: a fork of a process that runs torch or OpenCV threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        for done in as_completed([pool.submit(make_scene, task) for task in tasks]):
+            yield done.result()

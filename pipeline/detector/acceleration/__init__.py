@@ -1,0 +1,1 @@
+"""CUDA graphs, recomputation, transfers that do not wait."""

@@ -1,0 +1,140 @@
+"""CUDA graphs in training: forward and backward pass of a part of the model, one launch each.
+
+A training step of a few samples waits for the host, which launches thousands of small kernels. Here a part's
+forward pass and its backward pass are captured once per kind of input, and joined by one autograd node.
+"""
+
+import logging
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipeline.detector.acceleration.captured_passes import (
+    Frozen,
+    Pair,
+    Passes,
+    Recorder,
+    Replay,
+    Values,
+    given,
+    kind,
+    kinds,
+)
+from pipeline.detector.acceleration.cuda_graph import Gate, Part
+
+MOST = 24
+"""Pairs of graphs that are kept: eight numbers of denoising slots under three plans. A pair holds some MB."""
+
+log = logging.getLogger(__name__)
+
+
+class TrainGraphs(Gate):
+    """The captured passes of one module, whose parameters must stay the same objects.
+
+    All share one pool of memory, because only one pair is between its forward and its backward pass at a
+    time; what goes in and what comes out of them lies in buffers that they share too. The random state
+    moves as if the part had run kernel by kernel, and running statistics are updated once a call.
+
+    What comes for the first time runs as it is, and is captured when it comes again: rare sizes are not worth
+    a graph. The memory of the pool counts as free in the allocator's statistics: see ``held_bytes``.
+
+    Args:
+        owner: the module whose function is captured.
+        most: graphs or pairs of them kept; what comes later runs kernel by kernel.
+    """
+
+    def __init__(self, owner: nn.Module, most: int = MOST) -> None:
+        super().__init__()
+        self._owner = owner
+        self._parameters = dict(owner.named_parameters())
+        self._pairs: dict[Hashable, Pair] = {}
+        self._frozen: dict[Hashable, Frozen] = {}
+        self._parts: dict[nn.Module, tuple[list[nn.Parameter], list[_BatchNorm]]] = {}
+        self._most = most
+        self._seen: set[Hashable] = set()
+        self._full = False
+        self._buffers: dict[Hashable, Tensor] = {}
+        self._recorder: Recorder | None = None
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._pairs) + len(self._frozen)
+
+    def run(self, key: Hashable, function: Part, inputs: Values) -> tuple[Tensor, ...]:
+        """Run a function of the module and of tensors.
+
+        Args:
+            key: whatever else than inputs and parameters decides what it computes.
+            function: asks nothing of the host but shapes; its results all have gradients.
+            inputs: tensors of one device; None is handed on.
+
+        Returns:
+            What the function returns, with gradients to inputs and parameters; copies.
+        """
+        parameters = tuple((p.data_ptr(), p.requires_grad) for p in self._parameters.values())
+        at = (key, parameters, kinds(inputs))
+        pair = self._pairs.get(at)
+        if pair is None:
+            if not self._comes_again(at):
+                return function(*inputs)
+            recorder = self._recorder_on(given(inputs)[0].device)
+            passes = Passes(self._owner, function, self._parameters, inputs, self._buffer)
+            replays = recorder.record(passes.rehearse, (passes.forward, passes.backward))
+            reached = [self._parameters[name] for name in passes.reached]
+            pair = self._pairs[at] = Pair(recorder, passes, replays, reached)
+        found: tuple[Tensor, ...] = Replay.apply(pair, *given(inputs), *pair.parameters)  # type: ignore[no-untyped-call]
+        return found
+
+    def run_frozen(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+        """Run a module in which nothing trains, without gradients, before the pair of the same step.
+
+        Args:
+            module: makes a tuple of a tensor; one that trains runs as it is.
+            x: its input, without gradient.
+        """
+        if module not in self._parts:  # looked up once: walking through a backbone takes a millisecond
+            norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+            self._parts[module] = (list(module.parameters()), norms)
+        parameters, norms = self._parts[module]
+        trains = any(p.requires_grad for p in parameters) or any(norm.training for norm in norms)
+        at = (module, tuple(p.data_ptr() for p in parameters), kinds((x,)))
+        if x.requires_grad or trains or not (at in self._frozen or self._comes_again(at)):
+            return tuple(module(x))
+        if at not in self._frozen:
+            self._frozen[at] = Frozen(module, x, self._buffer, self._recorder_on(x.device))
+        return self._frozen[at].replay(x)
+
+    def _comes_again(self, at: Hashable) -> bool:
+        """Tell whether to capture what comes now."""
+        seen = at in self._seen
+        self._seen.add(at)
+        full = len(self) >= self._most
+        if seen and full and not self._full:
+            log.warning(
+                "training has %d CUDA graphs; further plans and sizes run kernel by kernel", self._most
+            )
+            self._full = True
+        return seen and not full
+
+    def _recorder_on(self, device: torch.device) -> Recorder:
+        self._recorder = self._recorder or Recorder(device)
+        return self._recorder
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that is kept for replays and that the allocator does not count as allocated."""
+        pool = None if self._recorder is None else self._recorder.pool
+        if pool is None:
+            return 0
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        own = [s for s in segments if tuple(s["segment_pool_id"]) == tuple(pool)]
+        return sum(int(s["total_size"] - s["allocated_size"]) for s in own)
+
+    def _buffer(self, role: Hashable, like: Tensor) -> Tensor:
+        """Return memory like a tensor, the same for every pair that asks with the same role."""
+        at = (role, *kind(like))
+        if at not in self._buffers:
+            self._buffers[at] = torch.zeros_like(like, requires_grad=False)
+        return self._buffers[at]

@@ -1,0 +1,1 @@
+"""Query weights (AQR), their projection, and the attention bias made from them."""

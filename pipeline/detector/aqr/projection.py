@@ -1,0 +1,64 @@
+"""Where the queries of AQR lie on the BEV map and in the images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from operators.grid import TokenGrid
+from pipeline.detector.acceleration.async_transfer import constant
+from pipeline.detector.transformer.position_encoding import project
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedQueries:
+    """Where the queries of a batch fall among the keys; made once per forward pass.
+
+    Attributes:
+        grid: the key axis: the BEV map, then V camera maps; S = 1 + V segments.
+        cells: (B, Q, S, 2) int64: row and column; 0, 0 where not visible.
+        visible: (B, Q, S) bool: BEV: the point lies in the range; camera: it is the first one that sees the
+            point. A query without a camera has none visible, and one outside the range has no BEV cell. (The
+            published code gives the former the top-left corner of the front camera, and the latter a cell at
+            the opposite edge of the map.)
+    """
+
+    grid: TokenGrid
+    cells: Tensor
+    visible: Tensor
+
+    @classmethod
+    def of(
+        cls, points: Tensor, lidar2img: Tensor, point_range: Tensor, pad_hw: tuple[int, int], grid: TokenGrid
+    ) -> "ProjectedQueries":
+        """Project reference points.
+
+        Args:
+            points: (B, Q, 3) normalised by the range; in it if 0 <= x, y < 1.
+            lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
+            point_range: (6,) x, y, z minima and maxima in m.
+            pad_hw: height and width in pixels of the padded images.
+            grid: BEV map and V equal camera maps.
+        """
+        points = points.detach()
+        low, high = point_range[:3].to(points), point_range[3:].to(points)
+        bev, camera = grid.segments[0], grid.segments[1]
+        pixels, seen = project(points * (high - low) + low, lidar2img, pad_hw)
+        first = seen & (seen.cumsum(dim=1) == 1)
+        # Row from y, column from x.
+        bev_cells = (points[..., :2].flip(-1) * constant((bev.rows, bev.cols), points.device)).floor()
+        per_pixel = constant((camera.rows / pad_hw[0], camera.cols / pad_hw[1]), pixels.device)
+        camera_cells = (pixels[..., :2].flip(-1) * per_pixel).floor()
+        in_range = ((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)
+        visible = torch.cat([in_range[:, None], first], dim=1).movedim(1, 2)
+        cells = torch.cat([bev_cells[:, None], camera_cells], dim=1).movedim(1, 2)
+        # Masked before the cast: an infinite or huge float has no defined integer.
+        return cls(grid, cells.masked_fill(~visible[..., None], 0).long(), visible)
+
+    def last(self, queries: int) -> "ProjectedQueries":
+        """Keep the last queries alone."""
+        return ProjectedQueries(self.grid, self.cells[:, -queries:], self.visible[:, -queries:])
+
+    def rects(self, windows: tuple[int, int]) -> Tensor:
+        """Windows of the given sizes in cells (LiDAR, camera) around the cells: (B, Q, S, 4) int32."""
+        return self.grid.rects_around(self.cells, self.visible, windows)

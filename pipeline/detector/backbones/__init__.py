@@ -1,0 +1,1 @@
+"""Branches in front of the decoder: images, pillars, voxels."""

@@ -1,0 +1,112 @@
+"""LiDAR branch of small machines: points -> pillars -> BEV map, without compiled ops.
+
+The pillars are ours (``voxels``); what follows are mmdet3d's own modules.
+"""
+
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from pipeline.detector.backbones.voxelization import Cells, Voxels, gather, join
+
+
+class SizeError(ValueError):
+    """Sizes in a config that contradict each other."""
+
+
+def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int], max_points: int) -> Voxels:
+    """Sort points into a grid of pillars; the same input gives the same output bit for bit.
+
+    A pillar keeps its first ``max_points`` points and drops the rest, as the compiled hard voxeliser
+    does; no pillar is dropped. Points outside the range, and points with a NaN, are left out.
+
+    Args:
+        clouds: one (N, C) float tensor per sample, x, y, z first, in m; N may be 0.
+        point_range: (6,) x, y, z minima (inclusive) and maxima (exclusive) in m.
+        shape: rows and columns of the grid.
+        max_points: M.
+    """
+    points, sample = join(clouds)
+    low, high = point_range[:3].to(points), point_range[3:].to(points)
+    xyz = points[:, :3]
+    inside = ((xyz >= low) & (xyz < high)).all(dim=1) & points.isfinite().all(dim=1)
+    place = torch.zeros_like(xyz)
+    for axis, cells in ((1, shape[0]), (0, shape[1])):  # rows run along y
+        along = (xyz[:, axis] - low[axis]) * (cells / (high[axis] - low[axis]))
+        # Rounding can lift a point just below the maximum onto it: it belongs to the last cell.
+        place[:, 2 - axis] = along.masked_fill(~inside, 0).floor().clamp(max=cells - 1)
+    return gather(Cells(points, sample, place.long(), inside, (1, *shape), len(clouds)), max_points)
+
+
+@MODELS.register_module()
+class PillarBranch(BaseModule):
+    """Points to one BEV map: pillars, mmdet3d's encoder and scatter, SECOND, SECONDFPN.
+
+    Args:
+        point_cloud_range: x, y, z minima and maxima in m.
+        grid_shape: rows (y) and columns (x) of the pillar grid.
+        max_points: points kept per pillar.
+        voxel_encoder, middle_encoder, backbone, neck: mmdet3d modules; the encoder's ``voxel_size`` and
+            ``point_cloud_range`` and the scatter's ``output_shape`` are set from the arguments above.
+        init_cfg: see mmengine.
+
+    Raises:
+        SizeError: the grid is not two positive numbers, the range is empty, or a size is given twice.
+    """
+
+    def __init__(
+        self,
+        point_cloud_range: list[float],
+        grid_shape: tuple[int, int],
+        max_points: int,
+        voxel_encoder: dict[str, Any],
+        middle_encoder: dict[str, Any],
+        backbone: dict[str, Any],
+        neck: dict[str, Any],
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        rows, cols = grid_shape
+        low, high = point_cloud_range[:3], point_cloud_range[3:]
+        if rows < 1 or cols < 1 or any(a >= b for a, b in zip(low, high, strict=True)):
+            raise SizeError(
+                "expected a grid of at least 1 x 1 pillars and minima below maxima, "
+                f"got {grid_shape} and {point_cloud_range}"
+            )
+        given = {"voxel_size", "point_cloud_range"} & set(voxel_encoder)
+        ours = given | {"output_shape"} & set(middle_encoder)
+        if ours:
+            raise SizeError(
+                f"{', '.join(sorted(ours))} follow from grid_shape and point_cloud_range; leave them out"
+            )
+        self.grid_shape = (rows, cols)
+        self.max_points = max_points
+        self.register_buffer("point_range", torch.tensor(point_cloud_range), persistent=False)
+        size = [(high[0] - low[0]) / cols, (high[1] - low[1]) / rows, high[2] - low[2]]
+        encoder = {**voxel_encoder, "voxel_size": size, "point_cloud_range": list(point_cloud_range)}
+        self.voxel_encoder = MODELS.build(encoder)
+        self.middle_encoder = MODELS.build({**middle_encoder, "output_shape": [rows, cols]})
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck)
+
+    def forward(self, clouds: list[Tensor]) -> Tensor:
+        """Encode point clouds, each (N, C) float with N >= 0, as a BEV map (B, C', H, W)."""
+        pillars = pillars_of(clouds, self.point_range, self.grid_shape, self.max_points)
+        if len(pillars.counts):
+            features = self.voxel_encoder(pillars.points, pillars.counts, pillars.coords)
+        else:
+            features = self._no_features(pillars.points)
+        canvas = self.middle_encoder(features, pillars.coords, len(clouds))
+        return self.neck(self.backbone(canvas))[0]
+
+    def _no_features(self, points: Tensor) -> Tensor:
+        """Features of no pillar, (0, C): batch norm refuses an empty batch.
+
+        They hang on every parameter of the encoder, whose gradients are then zeros rather than absent:
+        DDP waits for each of them.
+        """
+        anchor = torch.stack([p.sum() for p in self.voxel_encoder.parameters()]).sum() * 0.0
+        return points.new_zeros(0, self.middle_encoder.in_channels) + anchor

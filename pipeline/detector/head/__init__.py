@@ -1,0 +1,1 @@
+"""Detection head: queries, matching, losses, boxes."""

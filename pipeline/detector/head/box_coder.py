@@ -1,0 +1,120 @@
+"""Boxes as the network predicts them (codes), and back.
+
+A code has ten numbers, in the order of ``CODES``. The published checkpoints spread them over heads
+whose names mislead: `center` 2, `height` 1, `dim` 3, `rot` 2, `vel` 2 are concatenated, so the
+channel called *height* is the logarithm of the length, *dim* holds log width, **centre z** and
+log height. Loss, assigner and decoder of CMT agree on it (junjie18/CMT, issues 71 and 103); the
+keys stay as they are and the code speaks of what the numbers mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet3d.registry import TASK_UTILS
+from torch import Tensor
+
+from pipeline.detector.acceleration.async_transfer import constant
+
+CODES = ("x", "y", "log_length", "log_width", "z", "log_height", "sin_yaw", "cos_yaw", "vx", "vy")
+"""Meaning of the ten channels; x, y, z of the box centre in m, velocities in m/s."""
+
+HEADS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
+"""Checkpoint names of the heads, in channel order, and the channels each predicts."""
+
+
+def encode_boxes(boxes: Tensor) -> Tensor:
+    """Turn boxes into codes.
+
+    Args:
+        boxes: (M, 9) centre x, y, z, length, width, height in m, yaw in rad, velocity x, y in m/s.
+
+    Returns:
+        (M, 10), see ``CODES``. A NaN velocity stays NaN.
+    """
+    x, y, z = boxes[:, 0], boxes[:, 1], boxes[:, 2]
+    log_length, log_width, log_height = boxes[:, 3:6].log().unbind(dim=1)
+    yaw, vx, vy = boxes[:, 6], boxes[:, 7], boxes[:, 8]
+    return torch.stack([x, y, log_length, log_width, z, log_height, yaw.sin(), yaw.cos(), vx, vy], dim=1)
+
+
+def decode_boxes(codes: Tensor) -> Tensor:
+    """Turn (..., 10) codes into (..., 9) boxes; the inverse of ``encode_boxes``."""
+    x, y, log_length, log_width, z, log_height, sin, cos, vx, vy = codes.unbind(dim=-1)
+    sizes = (log_length.exp(), log_width.exp(), log_height.exp())
+    return torch.stack([x, y, z, *sizes, torch.atan2(sin, cos), vx, vy], dim=-1)
+
+
+@dataclass(frozen=True)
+class DecodedBoxes:
+    """Boxes of one sample, best first.
+
+    Attributes:
+        boxes: (N, 9), z at the box centre.
+        scores: (N,) in [0, 1].
+        labels: (N,) int64.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@TASK_UTILS.register_module()
+class MultiTaskBBoxCoder:
+    """Take the best (query, class) pairs and turn their codes into boxes. No threshold, no NMS."""
+
+    def __init__(
+        self, pc_range: Sequence[float], post_center_range: Sequence[float], max_num: int, num_classes: int
+    ):
+        """Keep the settings.
+
+        Args:
+            pc_range: x, y, z minima and maxima in m that [0, 1] spans.
+            post_center_range: the same for the centres of boxes that are kept.
+            max_num: most boxes per sample.
+            num_classes: width of the logits.
+        """
+        for name, values in (("pc_range", pc_range), ("post_center_range", post_center_range)):
+            if len(values) != 6 or any(low >= high for low, high in zip(values[:3], values[3:], strict=True)):
+                raise ValueError(
+                    f"bbox_coder.{name}: expected x, y, z minima then maxima, got {list(values)}"
+                )
+        self.pc_range = tuple(float(v) for v in pc_range)
+        self.post_center_range = tuple(float(v) for v in post_center_range)
+        self.max_num = max_num
+        self.num_classes = num_classes
+
+    def decode(self, codes: Tensor, logits: Tensor) -> list[DecodedBoxes]:
+        """Decode one decoder layer.
+
+        Args:
+            codes: (B, Q, 10).
+            logits: (B, Q, num_classes).
+        """
+        return self.keep(*self.best(codes, logits))
+
+    def best(self, codes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pick the best pairs, N of each sample, without waiting for the device.
+
+        Args:
+            codes: (B, Q, 10).
+            logits: (B, Q, num_classes).
+
+        Returns:
+            boxes (B, N, 9), best first; scores, labels (int64), whether the centre is in range: (B, N) each.
+        """
+        scores = logits.sigmoid().flatten(1)
+        best, index = scores.topk(min(self.max_num, scores.shape[1]))
+        boxes = decode_boxes(codes.take_along_dim((index // self.num_classes)[..., None], dim=1))
+        limits = constant(self.post_center_range, boxes.device, boxes.dtype)
+        inside = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(dim=-1)
+        return boxes, best, index % self.num_classes, inside
+
+    def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, inside: Tensor) -> list[DecodedBoxes]:
+        """Drop what is out of range from what ``best`` returned; on a GPU the host waits for it."""
+        places = [one.nonzero().squeeze(1) for one in inside]
+        return [
+            DecodedBoxes(b[at], s[at], c[at])
+            for b, s, c, at in zip(boxes, scores, labels, places, strict=True)
+        ]

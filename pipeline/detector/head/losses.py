@@ -1,0 +1,284 @@
+"""Set-prediction and denoising losses of CMT: focal for classes, L1 for box codes.
+
+Every decoder layer is matched and charged on its own, with equal weight.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmdet3d.registry import TASK_UTILS
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.detector.acceleration.async_transfer import constant, download, upload
+from pipeline.detector.head.box_coder import CODES, encode_boxes
+from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
+from pipeline.detector.head.matching import HungarianAssigner3D, Matching, read_cost
+
+NEGATIVE_SHARE = 0.1  # what a negative query counts in the divisor of the classification loss (CMT)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the task heads say; L decoder layers, B samples, Q queries.
+
+    Attributes:
+        codes: (L, B, Q, 10), see ``coder.CODES``.
+        logits: (L, B, Q, C), one sigmoid per class.
+    """
+
+    codes: Tensor
+    logits: Tensor
+
+    @property
+    def finite(self) -> Tensor:
+        """Which layers hold neither a NaN nor an infinity: (L,) bool."""
+        return torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)]).all(dim=0)
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a forward pass gives.
+
+    Attributes:
+        matching: predictions of the learned queries.
+        denoising: predictions of the denoising slots and their bookkeeping, or None.
+        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
+            layer asked for a bias, and in a training step through CUDA graphs, which keep them.
+    """
+
+    matching: Predictions
+    denoising: tuple[Predictions, DenoisingQueries] | None
+    weights: Tensor | None
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss (arXiv 1708.02002), not reduced.
+
+    Plain PyTorch on every device; mmdet's class needs a compiled kernel for integer labels on a GPU.
+
+    Args:
+        logits: (..., C).
+        labels: (...), a class or C for background.
+        alpha: weight of positives.
+        gamma: focusing exponent.
+
+    Returns:
+        (..., C).
+    """
+    classes = logits.shape[-1]
+    target = F.one_hot(labels, classes + 1)[..., :classes].to(logits)
+    p = logits.sigmoid()
+    miss = (1 - p) * target + p * (1 - target)
+    weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
+
+
+def index_pairs(pairs: Sequence[Sequence[Matching]], counts: Sequence[int]) -> Tensor:
+    """Gather matchings in one tensor, so that they reach the device in one copy.
+
+    Args:
+        pairs: ``[layer][sample]``.
+        counts: boxes of each sample.
+
+    Returns:
+        (4, n) int64: layer, sample, query, and the box in the concatenation of all samples.
+    """
+    first = [0, *itertools.accumulate(counts)]
+    columns = [
+        torch.stack(
+            [torch.full_like(pair.gt, layer), torch.full_like(pair.gt, b), pair.query, pair.gt + first[b]]
+        )
+        for layer, samples in enumerate(pairs)
+        for b, pair in enumerate(samples)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def mean_over_ranks(counts: Tensor) -> Tensor:
+    """Average over the processes of a distributed training; the counts themselves in a single one.
+
+    DDP averages gradients, so a sum over all samples divided by the global count is a local sum
+    divided by the mean count. CMT averages only the divisor of the denoising box loss; averaging
+    all of them makes one worker and many workers train the same thing.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    counts = counts.clone()
+    dist.all_reduce(counts)
+    return counts / dist.get_world_size()
+
+
+class SetCriterion:
+    """Losses of a batch.
+
+    Attributes:
+        assigner: matches queries and boxes.
+        code_weights: ten factors on the box loss, in the order of ``coder.CODES``.
+        dn_weight: factor on both denoising losses.
+        positive_share: expected share of positive denoising queries, for their divisor.
+    """
+
+    def __init__(
+        self,
+        assigner: HungarianAssigner3D,
+        loss_cls: dict,
+        loss_bbox: dict,
+        code_weights: Sequence[float],
+        dn_weight: float,
+        positive_share: float,
+    ):
+        """Read the losses of CMT's config.
+
+        Args:
+            assigner: matches queries and boxes.
+            loss_cls: ``dict(type='FocalLoss', use_sigmoid=True, gamma=2, alpha=.25, loss_weight)``.
+            loss_bbox: ``dict(type='L1Loss', loss_weight)``.
+            code_weights: ten factors.
+            dn_weight: factor on the denoising losses.
+            positive_share: of the denoising queries.
+        """
+        if len(code_weights) != len(CODES):
+            raise ValueError(
+                f"code_weights: expected {len(CODES)} numbers ({', '.join(CODES)}), got {code_weights}"
+            )
+        cls_cfg = dict(loss_cls)
+        if not cls_cfg.pop("use_sigmoid", True):
+            raise ValueError("loss_cls: use_sigmoid=False is not CMT's loss; leave the key out or say True")
+        focal = read_cost("loss_cls", cls_cfg, "FocalLoss", {"loss_weight": 1.0, "alpha": 0.25, "gamma": 2.0})
+        self.cls_weight, self.alpha, self.gamma = focal["loss_weight"], focal["alpha"], focal["gamma"]
+        self.bbox_weight = read_cost("loss_bbox", loss_bbox, "L1Loss", {"loss_weight": 1.0})["loss_weight"]
+        self.assigner = assigner
+        self.code_weights = tuple(float(w) for w in code_weights)
+        self.dn_weight, self.positive_share = dn_weight, positive_share
+
+    @classmethod
+    def of(
+        cls,
+        train_cfg: Mapping[str, Any],
+        loss_cls: Mapping[str, Any],
+        loss_bbox: Mapping[str, Any],
+        denoising: DenoisingSettings,
+    ) -> "SetCriterion":
+        """Build from ``train_cfg`` (``dict(assigner, code_weights)``) and the losses of the head's config."""
+        unknown = sorted(set(train_cfg) - {"assigner", "code_weights"})
+        if unknown:
+            raise ValueError(f"pts_bbox_head.train_cfg: nobody reads {', '.join(unknown)}")
+        assigner = TASK_UTILS.build(train_cfg["assigner"])
+        share, factor = denoising.positive_share, denoising.dn_weight
+        return cls(assigner, dict(loss_cls), dict(loss_bbox), train_cfg["code_weights"], factor, share)
+
+    def __call__(
+        self,
+        matching: Predictions,
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute all losses.
+
+        Args:
+            matching: predictions of the matching queries.
+            boxes: per sample (M, 9), z at the box centre; a box with a NaN velocity is matched and
+                classified, and leaves the box loss.
+            labels: per sample (M,).
+            denoising: predictions for the denoising slots and their bookkeeping.
+
+        Returns:
+            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` ... of the others, and
+            ``dn_loss_cls``, ``d0.dn_loss_cls`` ... of the denoising queries (0 without any).
+
+        Raises:
+            FloatingPointError: a prediction is NaN or infinite.
+        """
+        targets = [encode_boxes(b) for b in boxes]
+        divisors = self._divisors(matching, labels, denoising)
+        dn_cls = dn_bbox = matching.codes.new_zeros(len(matching.codes))
+        if denoising:
+            dn_cls, dn_bbox = self._denoising_losses(*denoising, divisors[2])
+        pairs = self._match(matching, targets, labels, denoising)
+        cls, bbox = self._matching_losses(matching, pairs, targets, labels, divisors)
+        last = len(cls) - 1
+        losses = {"loss_cls": cls, "loss_bbox": bbox, "dn_loss_cls": dn_cls, "dn_loss_bbox": dn_bbox}
+        return {
+            (name if layer == last else f"d{layer}.{name}"): value[layer]
+            for layer in (last, *range(last))
+            for name, value in losses.items()
+        }
+
+    def _divisors(
+        self,
+        matching: Predictions,
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None,
+    ) -> Tensor:
+        """Count matched, unmatched and denoising queries: (3,), the mean over the ranks."""
+        batch, queries = matching.logits.shape[1:3]
+        matched = sum(min(len(label), queries) for label in labels)  # all boxes that can be are
+        slots = len(denoising[1].slot) if denoising else 0
+        counts = torch.tensor([matched, batch * queries - matched, slots], dtype=matching.codes.dtype)
+        return mean_over_ranks(upload(counts, matching.codes.device))
+
+    def _match(
+        self,
+        matching: Predictions,
+        targets: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        denoising: tuple[Predictions, DenoisingQueries] | None,
+    ) -> list[list[Matching]]:
+        """Match on the host, and check what came there: the only wait of the losses."""
+        heads = {"matching queries": matching} | ({"denoising queries": denoising[0]} if denoising else {})
+        cost = self.assigner.cost_matrix(matching.codes, matching.logits, targets, labels)
+        cost, finite = download(cost, torch.stack([head.finite for head in heads.values()]))
+        for name, layers in zip(heads, finite.tolist(), strict=True):
+            if not all(layers):
+                raise FloatingPointError(
+                    f"{name}: decoder layer {layers.index(False)} predicts NaN or inf; inputs or weights are "
+                    "not finite, or the learning rate is too high"
+                )
+        return self.assigner.match(cost, [len(label) for label in labels])
+
+    def _matching_losses(
+        self,
+        predictions: Predictions,
+        pairs: list[list[Matching]],
+        targets: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        divisors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        logits, codes = predictions.logits.float(), predictions.codes.float()
+        background = logits.shape[-1]
+        wanted = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
+        target = torch.full_like(codes, torch.nan)  # a row without target is not finite and drops out
+        found = index_pairs(pairs, [len(label) for label in labels])
+        layer, sample, query, gt = upload(found, logits.device)
+        wanted[layer, sample, query] = torch.cat(list(labels))[gt]
+        target[layer, sample, query] = torch.cat(list(targets)).to(codes)[gt]
+        cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
+        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
+        bbox = self._box_sum(codes, target) / divisors[0].clamp(min=1)
+        return cls * self.cls_weight, bbox * self.bbox_weight
+
+    def _denoising_losses(
+        self, predictions: Predictions, queries: DenoisingQueries, count: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits = predictions.logits[:, queries.batch, queries.slot].float()
+        codes = predictions.codes[:, queries.batch, queries.slot].float()
+        wanted = queries.labels.expand(len(logits), -1)
+        target = encode_boxes(queries.boxes).to(codes).expand(len(codes), -1, -1)
+        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1)
+        cls = cls / (count * self.positive_share).clamp(min=1)
+        bbox = self._box_sum(codes, target) / count.clamp(min=1)
+        return cls * self.cls_weight * self.dn_weight, bbox * self.bbox_weight * self.dn_weight
+
+    def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
+        """Weighted L1 per layer over the rows whose target is finite: (L,)."""
+        usable = target.isfinite().all(dim=-1, keepdim=True)
+        distance = (codes - target.where(usable, codes.detach())).abs() * constant(
+            self.code_weights, codes.device
+        )
+        return (distance * usable).flatten(1).sum(dim=1)

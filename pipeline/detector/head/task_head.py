@@ -1,0 +1,107 @@
+"""Task heads: what the states of the decoder say about boxes and classes, one set of weights per layer.
+
+Keys and shapes are those of CMT's grouped 1-D convolutions with kernel 1; a batched matrix product
+computes the same.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.detector.head.box_coder import HEADS
+
+NORM_EPS = 1e-6  # of the group layer norm in CMT's heads
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer per decoder layer, stored as the convolution it is in the checkpoints."""
+
+    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(groups * outputs, inputs, 1))
+        self.bias = nn.Parameter(torch.zeros(groups * outputs)) if bias else None
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as CMT initialises Conv1d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, N, inputs) -> (n, N, outputs) with the weights of the last n of all layers."""
+        weight = self.weight.view(self.groups, -1, x.shape[-1])[-len(x) :]
+        if self.bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(self.bias.view(self.groups, 1, -1)[-len(x) :], x, weight.mT)
+
+
+class GroupedNorm(nn.Module):
+    """A layer norm per decoder layer."""
+
+    def __init__(self, groups: int, channels: int):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(groups * channels))
+        self.bias = nn.Parameter(torch.zeros(groups * channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, N, channels), normalised; with the weights of the last n of all layers."""
+        weight, bias = (p.view(self.groups, 1, -1)[-len(x) :] for p in (self.weight, self.bias))
+        return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
+
+
+class SeparateTaskHead(nn.Module):
+    """One small network per kind of output and decoder layer."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_layers: int,
+        common_heads: Mapping[str, Sequence[int]],
+        head_conv: int = 64,
+        final_kernel: int = 1,
+        init_bias: float = -2.19,
+    ):
+        """Make the networks.
+
+        Args:
+            in_channels: C.
+            num_classes: width of the logits.
+            num_layers: L.
+            common_heads: name -> (channels, linear layers); names and channels of ``coder.HEADS``.
+            head_conv: hidden channels.
+            final_kernel: 1; CMT's LiDAR-only model has 3, across queries.
+            init_bias: of the logits; -2.19 starts every class at a probability of 0.1.
+        """
+        super().__init__()
+        channels = {name: outputs for name, (outputs, _) in common_heads.items()}
+        if channels != HEADS:
+            raise ValueError(f"common_heads: a box code needs the channels {HEADS}, got {channels}")
+        if final_kernel != 1:
+            raise ValueError(f"separate_head.final_kernel: expected 1 (fusion models), got {final_kernel}")
+        for name, (outputs, depth) in {**common_heads, "cls_logits": (num_classes, 2)}.items():
+            parts: list[nn.Module] = []
+            inputs = in_channels
+            for _ in range(depth - 1):
+                parts += [GroupedLinear(num_layers, inputs, head_conv, bias=False)]
+                parts += [GroupedNorm(num_layers, head_conv), nn.ReLU()]
+                inputs = head_conv
+            last = GroupedLinear(num_layers, inputs, outputs, bias=True)
+            if name == "cls_logits" and last.bias is not None:
+                nn.init.constant_(last.bias, init_bias)
+            self.add_module(name, nn.Sequential(*parts, last))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Read boxes and classes off the states of the last n decoder layers.
+
+        Args:
+            states: (n, B, Q, C).
+
+        Returns:
+            (n, B, Q, 10) raw codes, before the reference point is added, and (n, B, Q, classes).
+        """
+        n, batch, queries, _ = states.shape
+        flat = states.flatten(1, 2)
+        outputs = [
+            self.get_submodule(name)(flat).view(n, batch, queries, -1) for name in (*HEADS, "cls_logits")
+        ]
+        return torch.cat(outputs[:-1], dim=-1), outputs[-1]

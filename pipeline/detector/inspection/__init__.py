@@ -1,0 +1,1 @@
+"""What a config builds, without training it: sites, shapes, plans, surveys."""

@@ -1,0 +1,166 @@
+"""A plan as a config: the same attention, layer by layer, in the syntax that users know.
+
+What is printed derives from the config it was made of and holds nothing but what differs: the
+``transformerlayers`` of the decoder and of AQR's encoder.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.registry import init_default_scope
+
+from pipeline.config.plan import Plan, PlanError
+from pipeline.detector import build
+from pipeline.detector.inspection.sites import PARTS, plain
+from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
+
+WIDTH = 110
+"""Characters of a printed line, at most, as in the project's own files."""
+
+
+def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
+    """Read the plan that a config builds, without weights and on any machine.
+
+    Args:
+        config: mmengine config file; a relative path starts at the project root.
+        changes: choices for some of the sites; a later pattern wins over an earlier one.
+
+    Returns:
+        The resolved plan.
+
+    Raises:
+        pipeline.detector.build.ConfigError: the config cannot be read.
+        PlanError: a pattern matches no site, a bias makes no sense at its site, or the implementation that
+            is chosen for it cannot train with it on any machine.
+    """
+    cfg = build.load_config(config)
+    init_default_scope("mmdet3d")
+    with torch.device("meta"):
+        head = MODELS.build(cfg.model.pts_bbox_head)
+    sites = head.sites
+    for site, choice in (changes or Plan(())).overlaid(sites).items():
+        sites[site].choice = choice  # refuses what makes no sense there
+        sizes = sites[site].sizes(head.num_query, head.dn.scalar > 0)
+        found = {device: standing_objections(choice, sizes, device) for device in ("cuda", "cpu")}
+        if all(found.values()):
+            reasons = "; ".join(dict.fromkeys(text for texts in found.values() for text in texts))
+            raise PlanError(f"{site} cannot train with {choice} on any machine: {choice.impl}: {reasons}")
+    return Plan(tuple((site, module.choice) for site, module in sites.items()))
+
+
+def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> str:
+    """Print a plan as a config that derives from another.
+
+    Args:
+        config: the config whose model the plan is for; a relative path starts at the project root.
+        plan: resolved or not.
+        folder: where the printed config will lie; None: the working directory.
+
+    Returns:
+        The text of a config file. It builds the same model as ``config`` under ``plan``.
+
+    Raises:
+        pipeline.detector.build.ConfigError: the config cannot be read.
+        PlanError: the plan does not fit its sites.
+    """
+    path = build.config_path(config)
+    head = plain(build.load_config(path).model.pts_bbox_head)
+    resolved = plan.resolve(site for site, _ in plan_of(path).choices)
+    base = os.path.relpath(path, folder or Path.cwd())
+    lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
+    changes: dict[str, Any] = {}
+    for part, keys in PARTS.items():
+        if any(site.startswith(f"{part}.") for site, _ in resolved.choices):
+            variables, found = _layers(_under(head, keys), part, resolved)
+            lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in variables.items()]
+            for key in reversed(keys):
+                found = {key: found}
+            changes.update(found)
+    return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
+
+
+def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Say what has to be merged into a config so that its layers do what the plan says.
+
+    Returns:
+        Variables to define, and the change, which names them.
+    """
+    given = cfg["transformerlayers"]
+    layers = [given] * cfg.get("num_layers", 1) if isinstance(given, dict) else given
+    attentions = [_attentions(layer, f"{part}.{i}", plan) for i, layer in enumerate(layers)]
+    name = Code(f"_{part}")
+    if isinstance(given, dict) and all(attention == attentions[0] for attention in attentions):
+        # A dict is merged into that of the base: the rest of the layer stays as it is.
+        return {name: attentions[0]}, {"transformerlayers": {"attn_cfgs": name}}
+    # A list replaces what the base has, so that it has to say everything.
+    rests = [{key: value for key, value in layer.items() if key != "attn_cfgs"} for layer in layers]
+    shared = Code(f"_{part}_layer")
+    if any(rest != rests[0] for rest in rests):
+        each = [{**rest, "attn_cfgs": a} for rest, a in zip(rests, attentions, strict=True)]
+        return {name: each}, {"transformerlayers": name}
+    each = [{f"**{shared}": None, "attn_cfgs": attention} for attention in attentions]
+    return {shared: rests[0], name: each}, {"transformerlayers": name}
+
+
+def _attentions(layer: Mapping[str, Any], path: str, plan: Plan) -> list[dict[str, Any]]:
+    """Return the ``attn_cfgs`` of a layer with the plan's choices written in."""
+    names = [op.removesuffix("_attn") for op in layer["operation_order"] if op.endswith("_attn")]
+    found = []
+    for name, cfg in zip(names, layer["attn_cfgs"], strict=True):
+        choice = plan[f"{path}.{name}"]
+        kept = {k: v for k, v in cfg.items() if k not in CHOICE_KEYS}
+        further = {"window": choice.window, "rank": choice.rank}
+        named = {key: value for key, value in further.items() if value is not None}
+        found.append({**kept, "bias": choice.bias, "impl": choice.impl, **named})
+    return found
+
+
+def _under(node: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if key not in node:
+            raise PlanError(f"model.pts_bbox_head has no {'.'.join(keys)}, where the plan has sites")
+        node = node[key]
+    return node
+
+
+class Code(str):
+    """Text that is printed as it is, such as a variable's name."""
+
+    __slots__ = ()
+
+
+def literal(value: Any, indent: int = 0, used: int = 0) -> str:
+    """Write a value as configs do: ``dict(...)``, in one line if it fits.
+
+    Args:
+        value: of dicts with names as keys (``**name`` spreads a variable), lists, tuples and plain values.
+        indent: columns that a broken value is indented by.
+        used: columns that stand in the line before the value.
+    """
+    if isinstance(value, Code):
+        return str(value)
+    if isinstance(value, str):
+        return json.dumps(value)  # in double quotes
+    if not isinstance(value, dict | list | tuple):
+        return repr(value)
+    items = _items(value)
+    opening, closing = {dict: ("dict(", ")"), list: ("[", "]"), tuple: ("(", ")")}[type(value)]
+    flat = opening + ", ".join(head + literal(item, used=-(10**6)) for head, item in items)
+    flat += ("," if isinstance(value, tuple) and len(value) == 1 else "") + closing
+    if used + len(flat) < WIDTH or not value:
+        return flat
+    inner = " " * (indent + 4)
+    lines = [f"{inner}{head}{literal(item, indent + 4, indent + 4 + len(head))},\n" for head, item in items]
+    return opening + "\n" + "".join(lines) + " " * indent + closing
+
+
+def _items(value: dict[str, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
+    """List what stands before each item of a display (``key=``, ``**name``, nothing), and the item."""
+    if not isinstance(value, dict):
+        return [("", item) for item in value]
+    return [(key, Code("")) if key.startswith("**") else (f"{key}=", item) for key, item in value.items()]

@@ -1,0 +1,219 @@
+"""Shapes: from image and point range to the maps that the head sees, and where two numbers must agree.
+
+Backbones and necks run on the meta device, where a tensor has a shape and no values. The sparse encoder
+does not run: its output follows from ``sparse_shape`` by the arithmetic of mmdet3d's ``SparseEncoder``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.detector.inspection.sites import HEAD, PARTS, Key
+
+
+@dataclass(frozen=True)
+class Join:
+    """A number of the config that has to be what another part gives.
+
+    Attributes:
+        key: where it stands.
+        takes: what it is.
+        gives: what it has to be.
+        giver: who gives that, such as ``img_backbone``.
+        what: such as ``channels``.
+    """
+
+    key: Key
+    takes: Any
+    gives: Any
+    giver: str
+    what: str = "channels"
+
+    @property
+    def fits(self) -> bool:
+        """Whether the two agree."""
+        return _listed(self.takes) == _listed(self.gives)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What the LiDAR backbone reads: channels, rows, columns; and where the LiDAR parts stand."""
+
+    channels: int
+    size: tuple[int, int]
+
+
+Maps: TypeAlias = tuple[tuple[int, int] | None, tuple[int, int] | None, list[Join]]
+
+
+def flow(model: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> Maps:
+    """Follow both branches into the head.
+
+    Args:
+        model: ``cfg.model`` as plain dicts.
+        modules: its parts that could be built, on the meta device.
+
+    Returns:
+        Rows and columns of the BEV map and of a camera map (None where a part is missing or does not fit),
+        and every pair of numbers that has to agree.
+    """
+    joins = list(_widths(model["pts_bbox_head"]))
+    camera = _image(model, modules, joins)
+    bev = _lidar(model, modules, joins)
+    return bev, camera, joins
+
+
+def _image(
+    model: Mapping[str, Any], modules: Mapping[str, nn.Module], joins: list[Join]
+) -> tuple[int, int] | None:
+    backbone, neck, size = modules.get("img_backbone"), modules.get("img_neck"), model.get("image_size")
+    if backbone is None or size is None:
+        return None
+    levels = _run(backbone, torch.zeros(1, 3, *size, device="meta"))
+    neck_cfg = model.get("img_neck") or {}
+    if levels is None:
+        return None
+    fed = Join(
+        ("model", "img_neck", "in_channels"), neck_cfg.get("in_channels"), _widths_of(levels), "img_backbone"
+    )
+    joins.append(fed)
+    if neck is not None and fed.fits:
+        levels = _run(neck, levels) or levels
+        _into_head(model, "hidden_dim", levels[0].shape[1], "img_neck", joins)
+    return _size(levels[0])
+
+
+@dataclass(frozen=True)
+class _LidarParts:
+    """The four LiDAR parts, which stand in ``pts_branch`` or, named ``pts_...``, in the model itself."""
+
+    model: Mapping[str, Any]
+    modules: Mapping[str, nn.Module]
+
+    @property
+    def branch(self) -> Mapping[str, Any] | None:
+        return self.model.get("pts_branch")
+
+    def name(self, part: str) -> tuple[str, ...]:
+        return ("pts_branch", part) if self.branch else (f"pts_{part}",)
+
+    def cfg(self, part: str) -> Mapping[str, Any]:
+        return (self.branch or self.model).get(self.name(part)[-1]) or {}
+
+    def module(self, part: str) -> nn.Module | None:
+        if self.branch is None:
+            return self.modules.get(self.name(part)[-1])
+        return getattr(self.modules.get("pts_branch"), part, None)
+
+    def join(self, part: str, gives: Any, giver: str) -> Join:
+        key = ("model", *self.name(part), "in_channels")
+        return Join(key, self.cfg(part).get("in_channels"), gives, ".".join(self.name(giver)))
+
+
+def _lidar(
+    model: Mapping[str, Any], modules: Mapping[str, nn.Module], joins: list[Join]
+) -> tuple[int, int] | None:
+    parts = _LidarParts(model, modules)
+    encoded = _encoded_channels(parts.cfg("voxel_encoder"))
+    if encoded is not None:
+        joins.append(parts.join("middle_encoder", encoded, "voxel_encoder"))
+    canvas = _canvas(parts.cfg("middle_encoder"), parts.branch or {})
+    if canvas is None:
+        return None
+    levels: Any = torch.zeros(1, canvas.channels, *canvas.size, device="meta")
+    gives: Any = canvas.channels
+    for part, giver in (("backbone", "middle_encoder"), ("neck", "backbone")):
+        joins.append(parts.join(part, gives, giver))
+        module = parts.module(part)
+        levels = _run(module, levels) if module is not None and joins[-1].fits else None
+        if levels is None:
+            return None
+        gives = _widths_of(levels)
+    _into_head(model, "in_channels", gives[0], ".".join(parts.name("neck")), joins)
+    return _size(levels[0])
+
+
+def _canvas(middle: Mapping[str, Any], branch: Mapping[str, Any]) -> Canvas | None:
+    """What the middle encoder makes: pillars fill their grid, the sparse encoder halves its own."""
+    if "grid_shape" in branch:
+        rows, cols = branch["grid_shape"]
+        return Canvas(int(middle.get("in_channels", 0)), (rows, cols))
+    if "output_shape" in middle:
+        return Canvas(int(middle.get("in_channels", 0)), tuple(middle["output_shape"]))
+    if "sparse_shape" not in middle:
+        return None
+    levels, rows, cols = middle["sparse_shape"]
+    for stage in list(middle.get("encoder_paddings", ()))[:-1]:
+        down = stage[-1] if isinstance(stage, Sequence) else stage
+        pad_z, pad_y, pad_x = down if isinstance(down, Sequence) else (down,) * 3
+        levels, rows, cols = (_strided(n, pad) for n, pad in ((levels, pad_z), (rows, pad_y), (cols, pad_x)))
+    return Canvas(int(middle.get("output_channels", 128)) * _strided(levels, 0), (rows, cols))
+
+
+def _strided(cells: int, padding: int) -> int:
+    """Cells that a convolution of kernel 3 and stride 2 leaves."""
+    return (cells + 2 * padding - 3) // 2 + 1
+
+
+def _encoded_channels(encoder: Mapping[str, Any]) -> int | None:
+    if "feat_channels" in encoder:
+        return int(encoder["feat_channels"][-1])
+    return int(encoder["num_features"]) if "num_features" in encoder else None
+
+
+def _widths(head: Mapping[str, Any]) -> Iterator[Join]:
+    """Every place that repeats the width of the model, ``hidden_dim``."""
+    width = head.get("hidden_dim")
+    generator = head.get("aqr_config") or {}
+    if "embed_dims" in generator:
+        yield Join((*HEAD, "aqr_config", "embed_dims"), generator["embed_dims"], width, "hidden_dim")
+    for keys in PARTS.values():
+        node: Any = head
+        for key in keys:
+            node = (node or {}).get(key)
+        layers = (node or {}).get("transformerlayers") or ()
+        many = (
+            [((), layers)]
+            if isinstance(layers, Mapping)
+            else [((i,), layer) for i, layer in enumerate(layers)]
+        )
+        for number, layer in many:
+            at = (*HEAD, *keys, "transformerlayers", *number)
+            for j, attention in enumerate(layer.get("attn_cfgs", ())):
+                if "embed_dims" in attention:
+                    yield Join(
+                        (*at, "attn_cfgs", j, "embed_dims"), attention["embed_dims"], width, "hidden_dim"
+                    )
+            ffn = layer.get("ffn_cfgs") or {}
+            if "embed_dims" in ffn:
+                yield Join((*at, "ffn_cfgs", "embed_dims"), ffn["embed_dims"], width, "hidden_dim")
+
+
+def _into_head(model: Mapping[str, Any], key: str, gives: int, giver: str, joins: list[Join]) -> None:
+    joins.append(Join((*HEAD, key), model["pts_bbox_head"].get(key), gives, giver))
+
+
+def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
+    """Run a module on meta tensors; None if it does not take them."""
+    module.eval()  # mmdet's backbones return None
+    try:
+        with torch.no_grad():
+            found = module(given)
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # sizes that do not fit, mostly
+        return None
+    return found if isinstance(found, list | tuple) else [found]
+
+
+def _widths_of(levels: Sequence[Tensor]) -> list[int]:
+    return [level.shape[1] for level in levels]
+
+
+def _size(level: Tensor) -> tuple[int, int]:
+    return int(level.shape[-2]), int(level.shape[-1])
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,235 @@
+"""Survey: what a config builds to, found part by part on the meta device.
+
+No weights, no data, no GPU, no compiled op. A part that does not build is reported and the others go on,
+so that one survey finds all that is wrong. It states facts; judging them is for ``experiments.lint``.
+"""
+
+import copy
+import inspect
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from pipeline.detector import build
+from pipeline.detector.inspection import shapes
+from pipeline.detector.inspection.shapes import Join
+from pipeline.detector.inspection.sites import HEAD, PARTS, Key, Site, attn_cfgs, plain, sites_of
+from pipeline.detector.openmmlab.lr_schedule import ScheduleError, read_length, read_schedule
+from pipeline.detector.openmmlab.optimizer import OptimError, read_wrapper
+from pipeline.detector.transformer.site_attention import DEFAULT_IMPL
+
+PACKAGES = ("spconv",)
+"""Packages that a part may need to build, and that a machine for editing configs lacks."""
+
+_UNREAD = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        model: ``cfg.model`` as plain dicts.
+        sections: all other sections likewise, variables left out.
+        sites: in the order of computation.
+        unread: (who does not read it, key).
+        failed: (key of the part, the error's sentence).
+        left_out: (key of the part, the error's sentence) of what only another machine could build.
+        joins: numbers that are said twice and have to agree.
+        bev, camera: rows and columns of the maps that the head sees; None where they could not be computed.
+        parameters: names of the parameters of all that was built.
+        custom_keys: keys of ``optim_wrapper.paramwise_cfg.custom_keys`` that no parameter's name contains.
+    """
+
+    model: dict[str, Any]
+    sections: dict[str, Any] = field(default_factory=dict)
+    sites: list[Site] = field(default_factory=list)
+    unread: list[tuple[str, Key]] = field(default_factory=list)
+    failed: list[tuple[Key, str]] = field(default_factory=list)
+    left_out: list[tuple[Key, str]] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+    bev: tuple[int, int] | None = None
+    camera: tuple[int, int] | None = None
+    parameters: list[str] = field(default_factory=list)
+    custom_keys: list[str] = field(default_factory=list)
+
+
+def survey(config: Path) -> Survey:
+    """Survey a config.
+
+    Args:
+        config: mmengine config file.
+
+    Raises:
+        ConfigError: the file cannot be read as a config, or has no model.
+    """
+    cfg = _load(config)
+    sections = {key: plain(cfg[key]) for key in cfg if key != "model" and not key.startswith(build.VARIABLE)}
+    found = Survey(plain(cfg.model), sections)
+    init_default_scope("mmdet3d")
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    modules = _build_parts(found)
+    found.parameters = [
+        f"{part}.{name}" for part, module in modules.items() for name, _ in module.named_parameters()
+    ]
+    found.bev, found.camera, found.joins = shapes.flow(found.model, modules)
+    found.sites = sites_of(found.model, found.bev, found.camera)
+    _survey_sections(cfg, found)
+    return found
+
+
+def _load(config: Path) -> Config:
+    try:
+        cfg = Config.fromfile(config)
+    except Exception as error:  # a config is a program, and may fail in any way
+        place = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise build.ConfigError(f"{config}: cannot be read as a config{place}: {error}") from error
+    if not isinstance(cfg.get("model"), Mapping) or not isinstance(cfg.model.get("pts_bbox_head"), Mapping):
+        raise build.ConfigError(f"{config}: expected a model with a pts_bbox_head, found none")
+    return cfg
+
+
+def _build_parts(found: Survey) -> dict[str, nn.Module]:
+    """Build every part of the model by itself; note what nobody reads and what fails."""
+    detector = MODELS.get(str(found.model.get("type")))
+    if detector is None:
+        found.failed.append((("model", "type"), f"no model is registered as {found.model.get('type')!r}"))
+    else:
+        known = {"type", "train_cfg", "test_cfg", *inspect.signature(detector.__init__).parameters}
+        unread = [key for key in found.model if key not in known]
+        found.unread += [(detector.__name__, ("model", key)) for key in unread]
+    modules = {}
+    for part, cfg in found.model.items():
+        if isinstance(cfg, Mapping) and "type" in cfg and part not in ("train_cfg", "test_cfg"):
+            module = _build_part(copy.deepcopy(dict(cfg)), ("model", part), found)
+            if module is not None:
+                modules[part] = module
+    return modules
+
+
+def _build_part(cfg: dict[str, Any], key: Key, found: Survey) -> nn.Module | None:
+    """Build one part, again without a key that its owner does not read as long as there is one."""
+    if key == HEAD:
+        _neutralise(cfg)
+    while True:
+        try:
+            with torch.device("meta"):
+                module: nn.Module = MODELS.build(copy.deepcopy(cfg))
+            return module
+        except Exception as error:  # noqa: BLE001  whatever a constructor raises is a fact about the config
+            match = _UNREAD.search(str(error)) if isinstance(error, TypeError) else None
+            places = _owned(cfg, match.group(1), match.group(2)) if match else []
+            if match and places:
+                for place in places:
+                    _pop(cfg, place)
+                    found.unread.append((match.group(1), key + place))
+                continue
+            missing = any(name in str(error) for name in PACKAGES)
+            (found.left_out if missing else found.failed).append((key, _sentence(error)))
+            return None
+
+
+def _neutralise(head: dict[str, Any]) -> None:
+    """Make all attention of a head plain: what is wrong there is judged site by site, not by building."""
+    head["default_bias"] = "none"
+    for part in PARTS:
+        for _, _, cfg in attn_cfgs(head, part):
+            kept: dict[str, Any] = {k: cfg[k] for k in ("embed_dims", "num_heads") if k in cfg}
+            cfg.clear()
+            bias = "local" if part == "aqr" else "none"
+            cfg.update(kept, type="PETRMultiheadFlashAttention", bias=bias, impl=DEFAULT_IMPL)
+
+
+def _survey_sections(cfg: Config, found: Survey) -> None:
+    """Find what no program reads outside the model."""
+    known = build.OURS | set(inspect.signature(Runner.__init__).parameters)
+    found.unread += [
+        ("anybody", (key,)) for key in cfg if key not in known and not key.startswith(build.VARIABLE)
+    ]
+    wrapper = plain(cfg.get("optim_wrapper") or {})
+    try:
+        read_wrapper(wrapper)
+    except OptimError as error:
+        found.failed.append((("optim_wrapper",), str(error)))
+    for section, read in (("param_scheduler", read_schedule), ("train_cfg", read_length)):
+        try:
+            read(found.sections)
+        except ScheduleError as error:
+            found.failed.append(((section,), str(error)))
+    custom = ((wrapper.get("paramwise_cfg") or {}).get("custom_keys")) or {}
+    built_elsewhere = [str(key[-1]) for key, _ in found.left_out]
+    names = [*found.parameters, *built_elsewhere]
+    if not found.failed:  # else a name may be missing because its part is
+        found.custom_keys = [
+            key
+            for key in custom
+            if not any(key in name for name in names)
+            and not any(key.startswith(f"{part}.") for part in built_elsewhere)
+        ]
+
+
+def _owned(cfg: Any, owner: str, key: str, at: Key = ()) -> list[Key]:
+    """List where ``key`` stands in a dict that configures ``owner``; where it stands at all if none does."""
+    places = [place for place in _walk(cfg, at) if place[-1] == key]
+    mine = [place for place in places if _is_of(cfg, place[:-1], owner)]
+    return mine or places
+
+
+def _walk(node: Any, at: Key) -> Iterator[Key]:
+    items = (
+        node.items()
+        if isinstance(node, Mapping)
+        else enumerate(node)
+        if isinstance(node, list | tuple)
+        else ()
+    )
+    for name, child in items:
+        yield (*at, name)
+        yield from _walk(child, (*at, name))
+
+
+_OWNERS = {
+    "DecoderLayer": "operation_order",
+    "Decoder": "return_intermediate",
+    "FFN": "feedforward_channels",
+    "AqrEncoder": "transformerlayers",
+}
+"""Classes that configs do not name, and a key by which the dict that configures one is known."""
+
+
+def _is_of(cfg: Any, at: Key, owner: str) -> bool:
+    node = cfg
+    for part in at:
+        node = node[part]
+    if not isinstance(node, Mapping):
+        return False
+    if owner in _OWNERS:
+        return _OWNERS[owner] in node
+    kind = node.get("type")
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", "")
+    return name.rpartition(".")[2] == owner
+
+
+def _pop(cfg: Any, at: Key) -> None:
+    for part in at[:-1]:
+        cfg = cfg[part]
+    cfg.pop(at[-1])
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error's message without what mmengine's registry puts before it."""
+    text = str(error).strip().splitlines()
+    message = text[0] if text else type(error).__name__
+    message = re.sub(r"^class `\w+` in [^:]+: ", "", message)
+    return message.partition(" Please check ")[0].strip("'\"")

@@ -1,0 +1,1 @@
+"""Where mmdet3d and mmengine are adapted: data samples, optimizer, schedules."""

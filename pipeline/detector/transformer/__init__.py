@@ -1,0 +1,1 @@
+"""Decoder, attention of a site, position encodings."""

@@ -1,0 +1,283 @@
+"""Transformer decoder of the PETR kind (arXiv 2203.05625), as CMT uses it.
+
+Module and parameter names are those of CMT's checkpoints. Layers are post-norm; the state that goes
+to the next layer has not passed the shared last norm, the states that are returned have.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from operators.bias import DenseBias
+from operators.forms import Bias
+from pipeline.detector.acceleration.recompute import recomputed
+from pipeline.detector.transformer.site_attention import SiteAttention, build_attention
+
+SELF_KINDS = ("none",)  # queries lie on no grid: there is nothing to bias
+CROSS_KINDS = ("none", "global", "window", "gaussian")  # what the bias generator makes
+
+
+class FFN(nn.Module):
+    """Two linear layers with residual; keys ``layers.0.0`` and ``layers.1`` as in mmcv.
+
+    Attributes:
+        recompute: compute the first layer again in the backward pass instead of keeping it.
+    """
+
+    def __init__(
+        self,
+        embed_dims: int,
+        feedforward_channels: int,
+        num_fcs: int = 2,
+        ffn_drop: float = 0.0,
+        act_cfg: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if num_fcs != 2:
+            raise ValueError(f"ffn_cfgs.num_fcs: expected 2, got {num_fcs}")
+        if act_cfg is not None and act_cfg["type"] != "ReLU":
+            raise ValueError(f"ffn_cfgs.act_cfg: expected ReLU, got {act_cfg['type']!r}")
+        inner = nn.Sequential(nn.Linear(embed_dims, feedforward_channels), nn.ReLU(), nn.Dropout(ffn_drop))
+        self.layers = nn.Sequential(inner, nn.Linear(feedforward_channels, embed_dims), nn.Dropout(ffn_drop))
+        self.recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C), residual included."""
+        hidden = recomputed(self._hidden, x) if self.recompute else self._hidden(x)
+        dropout = cast(nn.Sequential, self.layers[0])[2]
+        return x + cast(Tensor, self.layers[2](self.layers[1](dropout(hidden))))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., feedforward_channels), before dropout, which cannot be drawn twice."""
+        linear, relu, _ = cast(nn.Sequential, self.layers[0])
+        return cast(Tensor, relu(linear(x)))
+
+
+class DecoderLayer(nn.Module):
+    """One layer: attentions, norms and feed-forward in the order of the config.
+
+    Attributes:
+        attentions: sites in the order of the operations.
+    """
+
+    def __init__(
+        self,
+        attn_cfgs: Sequence[Mapping[str, Any]],
+        ffn_cfgs: Mapping[str, Any],
+        operation_order: Sequence[str],
+        path: str,
+        default_bias: str = "none",
+        cross_kinds: tuple[str, ...] = CROSS_KINDS,
+        with_cp: bool = False,
+    ):
+        """Build from ``transformerlayers``.
+
+        Args:
+            attn_cfgs: one entry per attention in ``operation_order``; see ``build_attention``.
+            ffn_cfgs: ``dict(type='FFN', embed_dims, feedforward_channels, ffn_drop)``.
+            operation_order: of self_attn, cross_attn, norm and ffn; a norm follows what it normalises.
+            path: of the layer, such as ``decoder.3``.
+            default_bias: of cross-attentions whose entry names none.
+            cross_kinds: bias kinds that the cross-attention takes.
+            with_cp: recompute the layer in the backward pass instead of keeping its activations.
+        """
+        super().__init__()
+        order = tuple(operation_order)
+        unknown = set(order) - {"self_attn", "cross_attn", "norm", "ffn"}
+        if unknown or not order or order[0] == "norm":
+            raise ValueError(
+                f"{path}.operation_order: expected self_attn, cross_attn, ffn, each followed by norm "
+                f"(post-norm), got {order}"
+            )
+        names = [op.removesuffix("_attn") for op in order if op.endswith("_attn")]
+        if len(attn_cfgs) != len(names) or len(set(names)) != len(names):
+            raise ValueError(
+                f"{path}: operation_order has {names}, attn_cfgs has {len(attn_cfgs)} entries; one each"
+            )
+        self.order, self.with_cp = order, with_cp
+        self.attentions = nn.ModuleList(
+            build_attention(
+                cfg,
+                f"{path}.{name}",
+                *((SELF_KINDS, "none") if name == "self" else (cross_kinds, default_bias)),
+            )
+            for cfg, name in zip(attn_cfgs, names, strict=True)
+        )
+        ffn = {key: value for key, value in ffn_cfgs.items() if key != "type"}
+        dims = int(ffn["embed_dims"])
+        self.ffns = nn.ModuleList(FFN(**ffn) for op in order if op == "ffn")
+        self.norms = nn.ModuleList(nn.LayerNorm(dims) for op in order if op == "norm")
+
+    @property
+    def cross(self) -> SiteAttention:
+        """The cross-attention of this layer."""
+        return next(s for s in self.attentions if isinstance(s, SiteAttention) and s.site.endswith(".cross"))
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_pos: Tensor,
+        self_mask: DenseBias | None = None,
+        bias: Bias | None = None,
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            query: (B, Q, C) state.
+            key: (B, K, C) memory with its position embedding.
+            value: (B, K, C) memory.
+            query_pos: (B, Q, C).
+            self_mask: who may not see whom among the queries.
+            bias: of the cross-attention.
+
+        Returns:
+            (B, Q, C).
+        """
+        if self.with_cp and self.training:
+            return checkpoint(self._run, query, key, value, query_pos, self_mask, bias, use_reentrant=False)
+        return self._run(query, key, value, query_pos, self_mask, bias)
+
+    def _run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        query_pos: Tensor,
+        self_mask: DenseBias | None,
+        bias: Bias | None,
+    ) -> Tensor:
+        attentions, ffns, norms = iter(self.attentions), iter(self.ffns), iter(self.norms)
+        for op in self.order:
+            if op == "self_attn":
+                query = next(attentions)(query, query_pos=query_pos, mask=self_mask)
+            elif op == "cross_attn":
+                query = next(attentions)(query, key, value, query_pos=query_pos, bias=bias)
+            elif op == "ffn":
+                query = next(ffns)(query)
+            else:
+                query = next(norms)(query)
+        return query
+
+
+class Decoder(nn.Module):
+    """Layers and the norm that all returned states share."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        transformerlayers: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        default_bias: str = "none",
+        return_intermediate: bool = True,
+    ):
+        """Build from ``transformer.decoder``.
+
+        Args:
+            num_layers: L.
+            transformerlayers: one config for all layers, or a list with one per layer.
+            default_bias: bias kind of cross-attentions that name none.
+            return_intermediate: must stay True: every layer is charged with a loss.
+        """
+        super().__init__()
+        if not return_intermediate:
+            raise ValueError("decoder.return_intermediate=False: every layer has a loss; leave it at True")
+        per_layer = layer_configs(transformerlayers, num_layers, "decoder")
+        self.layers = nn.ModuleList(
+            DecoderLayer(**cfg, path=path, default_bias=default_bias) for path, cfg in per_layer
+        )
+        self.post_norm = nn.LayerNorm(per_layer[0][1]["attn_cfgs"][0]["embed_dims"])
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def crosses(self) -> list[SiteAttention]:
+        """The cross-attention of every layer."""
+        return [layer.cross for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def forward(
+        self,
+        keys: Tensor,
+        memory: Tensor,
+        query_pos: Tensor,
+        self_mask: DenseBias | None = None,
+        biases: Sequence[Bias | None] | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Decode.
+
+        Args:
+            keys: (B, K, C) memory with its position embedding.
+            memory: (B, K, C).
+            query_pos: (B, Q, C); the content of the queries starts at zero.
+            self_mask: who may not see whom among the queries.
+            biases: of every layer's cross-attention.
+            last_only: return the last layer alone.
+
+        Returns:
+            (L or 1, B, Q, C).
+        """
+        states, query = [], torch.zeros_like(query_pos)
+        for layer, bias in zip(self.layers, biases or [None] * len(self.layers), strict=True):
+            query = layer(query, keys, memory, query_pos, self_mask, bias)
+            states.append(query)
+        return self.post_norm(torch.stack(states[-1:] if last_only else states))
+
+
+class CmtTransformer(nn.Module):
+    """Holder of the decoder, so that keys read ``transformer.decoder...`` as in CMT."""
+
+    def __init__(self, decoder: Mapping[str, Any], default_bias: str = "none"):
+        """Build from ``transformer`` without its ``type``."""
+        super().__init__()
+        cfg = dict(decoder)
+        kind = cfg.pop("type", "PETRTransformerDecoder")
+        if kind != "PETRTransformerDecoder":
+            raise ValueError(f"transformer.decoder: expected type 'PETRTransformerDecoder', got {kind!r}")
+        self.decoder = Decoder(**cfg, default_bias=default_bias)
+
+
+def layer_configs(
+    transformerlayers: Mapping[str, Any] | Sequence[Mapping[str, Any]], num_layers: int, part: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """Spread ``transformerlayers`` over the layers: one config for all, or a list with one for each.
+
+    Args:
+        transformerlayers: as in the config.
+        num_layers: L.
+        part: ``decoder`` or ``aqr``.
+
+    Returns:
+        (path such as ``decoder.3``, arguments of ``DecoderLayer``) per layer.
+    """
+    if isinstance(transformerlayers, Mapping):
+        per_layer: list[Mapping[str, Any]] = [transformerlayers] * num_layers
+    else:
+        per_layer = list(transformerlayers)
+    if len(per_layer) != num_layers:
+        raise ValueError(f"{part}: num_layers={num_layers}, but transformerlayers lists {len(per_layer)}")
+    return [(f"{part}.{i}", read_layer(cfg, f"{part}.{i}")) for i, cfg in enumerate(per_layer)]
+
+
+def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Read an entry of ``transformerlayers``; drop ``type`` and the width that configs say twice."""
+    given = dict(cfg)
+    kind = given.pop("type", "PETRTransformerDecoderLayer")
+    if kind != "PETRTransformerDecoderLayer":
+        raise ValueError(f"{path}: expected type 'PETRTransformerDecoderLayer', got {kind!r}")
+    said = given.pop("feedforward_channels", None)
+    if "ffn_cfgs" not in given:
+        dims = given["attn_cfgs"][0]["embed_dims"]
+        given["ffn_cfgs"] = {
+            "embed_dims": dims,
+            "feedforward_channels": said or 4 * dims,
+        }  # 1024 for 256, as in CMT
+    width = given["ffn_cfgs"]["feedforward_channels"]
+    if said not in (None, width):
+        raise ValueError(f"{path}: feedforward_channels={said}, but ffn_cfgs.feedforward_channels={width}")
+    return given

@@ -1,0 +1,89 @@
+"""What a head makes of its inputs before anything attends: keys, queries, embeddings of their positions."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from operators import TokenGrid
+from pipeline.detector.transformer.position_encoding import (
+    Cameras,
+    Memory,
+    PositionMlp,
+    Rays,
+    embed_bev_cells,
+    inverse_sigmoid,
+    project,
+    sine_embedding_2d,
+)
+
+RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
+
+
+class Embedding(nn.Module):
+    """The part of CMT's head that knows positions; names of parameters are those of its checkpoints.
+
+    Args:
+        in_channels: of the BEV features.
+        dims: C.
+        num_query: learned queries.
+        depth_num: depth samples of a viewing ray.
+
+    Attributes:
+        point_range: (6,) x, y, z minima and maxima in m; the subclass registers it.
+    """
+
+    point_range: Tensor
+
+    def __init__(self, in_channels: int, dims: int, num_query: int, depth_num: int) -> None:
+        super().__init__()
+        self.num_query, self.depth_num = num_query, depth_num
+        self.shared_conv = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(in_channels, dims, 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(dims),
+                activate=nn.ReLU(),
+            )
+        )
+        self.reference_points = nn.Embedding(self.num_query, 3)
+        nn.init.uniform_(self.reference_points.weight)
+        self.bev_embedding = PositionMlp(2 * dims, dims, dims)
+        self.rv_embedding = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims)
+
+    def make_memory(
+        self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
+    ) -> Memory:
+        """Lay BEV and camera features out as keys, with their position embeddings; see ``forward``."""
+        given = lidar2img
+        cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
+        batch, views = cameras.lidar2img.shape[:2]
+        if len(img_feats) != batch * views:
+            raise ValueError(
+                f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
+                f"got {len(img_feats)}"
+            )
+        bev = self.shared_conv(bev_feats)
+        bev_hw, img_hw = bev.shape[-2:], img_feats.shape[-2:]
+        images = img_feats.flatten(2).mT.reshape(batch, views * img_hw.numel(), -1)
+        tokens = torch.cat([bev.flatten(2).mT, images.to(bev.dtype)], dim=1)
+        grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
+        with torch.autocast(bev.device.type, enabled=False):
+            rays = Rays(cameras.inverse, self.point_range, self.depth_num)
+            of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
+            of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
+        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, cameras.lidar2img, pad_hw)
+
+    def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
+        """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""
+        of_bev, of_img = self.query_embeddings(points, memory)
+        return of_bev + of_img
+
+    def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """BEV and camera part of the query embedding, (B, Q, C) each."""
+        with torch.autocast(points.device.type, enabled=False):
+            points = inverse_sigmoid(points).sigmoid()
+            low, high = self.point_range[:3], self.point_range[3:]
+            dims = self.bev_embedding.first.in_features // 2
+            of_bev = self.bev_embedding(sine_embedding_2d(points[..., :2], dims))
+            pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
+            return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)

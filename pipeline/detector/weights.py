@@ -1,0 +1,244 @@
+"""Weights on disk: ours as safetensors, the published ones as they come; loaded strictly, with a report.
+
+A file holds parameters and buffers of the model. Training state is elsewhere. CMT's names are ours; MoME's
+router, which AQR grew from, has other names. Nothing that a checkpoint pickled is ever run.
+"""
+
+import logging
+import pickle
+import re
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.detector.backbones.sparse_conv import KERNEL_DIMS, to_spconv2
+
+FRESH_PARTS: Mapping[str, tuple[str, ...]] = {
+    "aqr": ("pts_bbox_head.aqr.", "pts_bbox_head.bias_generator."),
+    "all but images": ("pts_",),
+}
+"""Parts that a checkpoint of CMT, or of an image backbone, does not have: name -> prefixes of their keys."""
+
+OFFICIAL_NAMES: Mapping[str, str] = {
+    "pts_bbox_head.transformer.encoder.": "pts_bbox_head.aqr.encoder.",
+    "pts_bbox_head.transformer.bev_type_embed": "pts_bbox_head.aqr.bev_type_embed",
+    "pts_bbox_head.transformer.rv_type_embed": "pts_bbox_head.aqr.rv_type_embed",
+}
+"""How keys of the official detectors begin -> how ours do. All others are the same: CMT's have no other."""
+
+MOME_ONLY = ("pts_bbox_head.transformer.selected_cls.", "pts_bbox_head.transformer.cam_embed.")
+"""Keys of MoME without counterpart: its router picks one of three experts, AQR weighs two sensors."""
+
+WRAPPERS = ("module.",)
+"""What DDP and its kin put before every key."""
+
+DAMAGE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    ValueError,
+    struct.error,
+)
+"""What ``torch.load`` raises on files that are cut off, of another kind, or hold more than tensors."""
+
+_LOG = logging.getLogger(__name__)
+
+NAMED = 3  # keys that an error message spells out; a wrong architecture has hundreds
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading did.
+
+    Attributes:
+        loaded: number of tensors taken from the file.
+        fresh: keys of the model that the file lacks and that keep their initial values.
+        dropped: keys of the file for which the model has no place (``MOME_ONLY``).
+        turned: keys of sparse convolutions that came in mmcv's layout.
+    """
+
+    loaded: int
+    fresh: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        notes = {
+            "start fresh": self.fresh,
+            "of MoME have no place here": self.dropped,
+            "were turned from mmcv's layout": self.turned,
+        }
+        parts = [f"{len(keys)} {what}: {_some(list(keys))}" for what, keys in notes.items() if keys]
+        return "; ".join([f"{self.loaded} tensors loaded", *parts])
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write parameters and buffers; the file appears whole or not at all.
+
+    Args:
+        model: the detector, or DDP around it.
+        path: file to write, usually ``*.safetensors``.
+    """
+    model = getattr(model, "module", model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> LoadReport:
+    """Read weights into a model; either all fit or the model is left as it was.
+
+    Args:
+        model: the detector, or DDP around it.
+        path: file of ``save_weights``, or a checkpoint of CMT or MoME (``.pth``).
+        fresh: names in ``FRESH_PARTS`` that may be missing from the file, each as a whole, and then keep
+            their initial values.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or holds more than tensors, or keys are missing,
+            unexpected or of another shape.
+    """
+    model = getattr(model, "module", model)
+    own = model.state_dict()
+    given = from_official(read_tensors(path))
+    dropped = tuple(key for key in given if key.startswith(MOME_ONLY) and key not in own)
+    tensors = {key: value for key, value in given.items() if key not in dropped}
+    turned = tuple(key for key, value in tensors.items() if key in own and _is_turned(value, own[key]))
+    tensors |= {key: to_spconv2(tensors[key]) for key in turned}
+    missing = [key for key in own if key not in tensors]
+    absent = [prefix for part in fresh for prefix in _absent_prefixes(part, tensors)]
+    initial = tuple(key for key in missing if absent and key.startswith(tuple(absent)))
+    _refuse_misfits(path, own, tensors, [key for key in missing if key not in initial])
+    state = OrderedDict(tensors)
+    # mmdet3d's sparse layers turn every weight that comes without the version in this table.
+    cast(Any, state)._metadata = cast(Any, own)._metadata
+    model.load_state_dict(state, strict=False)
+    report = LoadReport(len(tensors), initial, dropped, turned)
+    if initial or dropped or turned:
+        _LOG.warning("%s: %s", path.name, report)
+    return report
+
+
+def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a CMT or MoME checkpoint our names; the wrappers' prefixes go."""
+    return {_renamed(_unwrapped(key), OFFICIAL_NAMES): value for key, value in tensors.items()}
+
+
+def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give our tensors the names that CMT and MoME use; AQR's own (its weight head, the bias) keep theirs."""
+    ours = {our: official for official, our in OFFICIAL_NAMES.items()}
+    return {_renamed(key, ours): value for key, value in tensors.items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of named tensors: safetensors, or PyTorch's own format without running what is pickled.
+
+    Args:
+        path: ``.safetensors``, or ``.pth`` with the tensors at the top or under ``state_dict``.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if path.suffix != ".safetensors":
+        return _read_torch(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); copy or make it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGE as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise CheckpointError(
+                f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy or make it again"
+            ) from error
+        raise CheckpointError(
+            f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
+            "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
+        ) from error
+    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
+        )
+    return {key: value.contiguous() for key, value in state.items()}
+
+
+def _unwrapped(key: str) -> str:
+    for prefix in WRAPPERS:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _renamed(key: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _is_turned(given: Tensor, own: Tensor) -> bool:
+    """Tell whether a weight is one of a sparse convolution in the layout of mmcv and spconv 1."""
+    if given.ndim != KERNEL_DIMS or given.shape == own.shape:
+        return False
+    return to_spconv2(given.to("meta")).shape == own.shape
+
+
+def _absent_prefixes(part: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the prefixes of a part of which the file has nothing."""
+    prefixes = _prefixes(part)
+    return () if any(key.startswith(prefixes) for key in tensors) else prefixes
+
+
+def _prefixes(part: str) -> tuple[str, ...]:
+    if part not in FRESH_PARTS:
+        raise CheckpointError(f"unknown part {part!r}; expected one of {', '.join(FRESH_PARTS)}")
+    return FRESH_PARTS[part]
+
+
+def _refuse_misfits(
+    path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], missing: list[str]
+) -> None:
+    unexpected = [key for key in tensors if key not in own]
+    shaped = [
+        f"{key} ({tuple(tensors[key].shape)}, the model has {tuple(own[key].shape)})"
+        for key in tensors
+        if key in own and tensors[key].shape != own[key].shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
+    found = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+    if found:
+        raise CheckpointError(
+            f"{path} is of another architecture than the model ({'; '.join(found)}); "
+            "use the config that it was trained with"
+        )
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - NAMED
+    return ", ".join(keys[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,1 @@
+"""Detections of a split, the official metric, interventions, the figure of a scene."""

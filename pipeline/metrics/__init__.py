@@ -1,0 +1,1 @@
+"""Rows, and what measures them: timers, memory, kernels, versions."""

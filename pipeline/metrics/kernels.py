@@ -1,0 +1,90 @@
+"""Kernels: what really ran at every attention site, seen by the profiler in one training step.
+
+``SiteAttention`` opens a profiler range ``site:<name>``. The operators inside it, and the backward
+nodes that autograd made for them, belong to the site. On a GPU their CUDA kernels are listed by
+name; on a CPU the ATen operators are.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline.metrics.recorder import Measure
+
+PREFIX = "site:"
+BACKWARD = "autograd::engine::evaluate_function"
+"""Prefix of the events in which autograd runs one backward node."""
+
+FORWARD = 0
+"""``RecordScope::FUNCTION`` of ATen: operators; backward nodes have other scopes."""
+
+LISTED = 8
+"""Kernels listed per site, slowest first; what follows is copies and additions. Those with
+``attention`` in their name are listed in any case: they say which implementation was dispatched."""
+
+NAME_LENGTH = 100
+"""CUDA kernel names carry template arguments of any length; they differ well before this many characters."""
+
+
+def kernels_per_site(step: Callable[[], object], cuda: bool) -> list[Measure]:
+    """Profile one call of ``step`` and return rows ``kernel:<name>`` (ms, forward and backward) per site.
+
+    Args:
+        step: runs forward and backward of one batch.
+        cuda: list CUDA kernels instead of ATen operators.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities) as seen:
+        step()
+    times: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for site, event in _events_of_sites(list(seen.events() or [])):
+        for name, us in _work(event, cuda):
+            times[site][name[:NAME_LENGTH]] += us / 1e3  # microseconds to milliseconds
+    return [
+        Measure(f"kernel:{name}", "ms", ms, site=site)
+        for site, kernels in times.items()
+        for place, (name, ms) in enumerate(sorted(kernels.items(), key=lambda item: -item[1]))
+        if place < LISTED or "attention" in name
+    ]
+
+
+def _events_of_sites(events: list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (site, operator event): those in the site's range, then those of their backward nodes."""
+    ranges = [e for e in events if e.name.startswith(PREFIX) and e.device_type.name == "CPU"]
+    inside = [(event.name[len(PREFIX) :], inner) for event in ranges for inner in _inside(event)]
+    yield from inside
+    owners = _node_owners(events, {id(event): site for site, event in inside})
+    for event in events:
+        if event.name.startswith(BACKWARD):
+            site = owners.get((event.fwd_thread, event.sequence_nr))
+            if site is not None:
+                yield from ((site, inner) for inner in _inside(event))
+
+
+def _node_owners(events: list[Any], site_of: dict[int, str]) -> dict[tuple[int, int], str | None]:
+    """Return (thread, sequence number) of a backward node -> the site whose operator made it.
+
+    An operator that makes no node carries the number of the next node, so the last one to carry a
+    number is the one that made it.
+    """
+    forward = [
+        e for e in events if e.scope == FORWARD and e.sequence_nr >= 0 and not e.name.startswith(BACKWARD)
+    ]
+    forward.sort(key=lambda event: event.time_range.start)
+    return {(event.thread, event.sequence_nr): site_of.get(id(event)) for event in forward}
+
+
+def _inside(event: Any) -> Iterator[Any]:
+    for child in event.cpu_children:
+        yield child
+        yield from _inside(child)
+
+
+def _work(event: Any, cuda: bool) -> Iterator[tuple[str, float]]:
+    """Yield (name, time in us) of the work an operator does itself, not through its children."""
+    if cuda:
+        yield from ((kernel.name, kernel.duration) for kernel in event.kernels)
+    elif event.name.startswith("aten::"):
+        yield event.name, event.self_cpu_time_total

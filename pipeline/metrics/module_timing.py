@@ -1,0 +1,75 @@
+"""Parts: where the time of a pass through the model goes, by its top-level modules.
+
+Forward passes only, between marks in the GPU's own queue, so that nothing waits. What lies between the
+parts (losses, backward pass, optimiser) is the difference to the whole step.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.metrics.recorder import Measure
+
+HEAD = "pts_bbox_head"
+"""The part that is looked into: its children are parts of their own."""
+
+SKIPPED = 3
+"""First passes that are left out: lazy initialisation and autotuning."""
+
+
+class PartClock:
+    """Times the forward pass of the parts of a model; attach it once, for the model's life.
+
+    Args:
+        model: a ``CmtDetector``.
+        device: where it runs.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: dict[str, list[tuple[Any, Any]]] = {}
+        parts = dict(model.named_children())
+        inner = parts.get(HEAD, nn.Module()).named_children()
+        parts |= {f"{HEAD}.{name}": part for name, part in inner}
+        for holder in ("transformer", "task_heads"):  # not called themselves
+            held = parts.pop(f"{HEAD}.{holder}", nn.Module()).named_children()
+            parts |= {f"{HEAD}.{holder}.{name}": part for name, part in held}
+        self._handles = []
+        for name, part in parts.items():
+            if any(True for _ in part.parameters()) or name.endswith("voxel_layer"):
+                begun: list[Any] = []
+                self._handles += [
+                    part.register_forward_pre_hook(lambda *_, to=begun: to.append(self._now())),
+                    part.register_forward_hook(
+                        lambda *_, at=name, of=begun: self._marks.setdefault(at, []).append(
+                            (of.pop(), self._now())
+                        )
+                    ),
+                ]
+
+    def measures(self, prefix: str) -> list[Measure]:
+        """Return ``<prefix>_part_ms`` per part, and stop timing."""
+        for handle in self._handles:
+            handle.remove()
+        if self._cuda:
+            torch.cuda.synchronize()
+        found = []
+        for name, marks in self._marks.items():
+            took = np.array([self._between(*pair) for pair in marks[SKIPPED:] or marks])
+            low, middle, high = np.percentile(took, (20, 50, 80))
+            spread = float(high - low) / 2 if len(took) > 1 else float("nan")
+            found.append(Measure(f"{prefix}_part_ms", "ms", float(middle), name, spread=spread, n=len(took)))
+        return found
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        mark = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        mark.record()
+        return mark
+
+    def _between(self, first: Any, last: Any) -> float:
+        return float(first.elapsed_time(last)) if self._cuda else (last - first) * 1e3

@@ -1,0 +1,41 @@
+"""The versions of code and packages that a row names."""
+
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from pipeline.storage.paths import COMMIT, ROOT
+
+PACKAGES = ("torch", "ray", "mmdet3d", "numpy", "biaswise")
+"""What a row's ``versions`` names, if installed."""
+
+
+def versions() -> str:
+    """Return ``torch=...;ray=...`` of the packages that decide numbers."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name}={metadata.version(name)}")
+        except metadata.PackageNotFoundError:  # an optional package
+            continue
+    return ";".join(found)
+
+
+def commit() -> str:
+    """Return the short commit of the code, ``+`` appended if the tree is dirty.
+
+    Outside git it is what ``BIASWISE_COMMIT`` says (`biaswise submit` sets it), or empty.
+    """
+    root = ROOT
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
+        return os.environ.get(COMMIT, "")
+    return head + ("+" if dirty else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

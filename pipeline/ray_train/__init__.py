@@ -1,0 +1,1 @@
+"""A trial under Ray Train."""

@@ -1,0 +1,1 @@
+"""Surroundings of a trial: session, collectives, determinism, heartbeat, event log."""

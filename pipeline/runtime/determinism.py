@@ -1,0 +1,25 @@
+"""Seeds and switches that make a CPU compute the same bits every time."""
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed Python, numpy and torch from a tuple of integers such as (seed, step, rank)."""
+    words = np.random.SeedSequence(parts).generate_state(2, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]) % 2**32)  # numpy's global generator takes 32 bits
+    torch.manual_seed(int(words[1]) % 2**63)  # torch takes a signed 64-bit number
+
+
+def deterministic(device: torch.device, threads: int) -> None:
+    """Make a CPU compute the same bits every time; a GPU is left at full speed."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads)  # the split of a sum over threads decides its last bits
+        torch.use_deterministic_algorithms(True)
+        # filling every new tensor with NaN is for finding bugs, and costs a pass over it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    else:
+        torch.backends.cudnn.benchmark = True  # images and maps keep their sizes: the fastest kernels pay

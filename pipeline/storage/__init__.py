@@ -1,0 +1,1 @@
+"""Files of a trial and a study: paths, atomic writes, checkpoints, remote copies, leases."""

@@ -1,0 +1,241 @@
+"""Mirror: the copy of a study folder at a URI.
+
+The folder itself stays local, for it needs what a bucket has not: appends, renames, locks. New files are
+copied to the URI after each checkpoint and each trial, rows before checkpoints and ``DONE.json`` last, so
+that what the URI has is always a state to go on from. Whoever goes on elsewhere fetches it first.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pyarrow import fs
+
+from pipeline.storage.remote import Bucket, MirrorError, short
+from pipeline.storage.sync_state import (
+    LEDGER,
+    alone,
+    files_of,
+    is_older,
+    may_vanish,
+    order,
+    read_ledger,
+    stamp,
+    unit_of,
+    write_ledger,
+)
+
+CLAIMS = ".claims"
+"""Folder at the URI in which processes say that they run the study; see ``pipeline.storage.lease``."""
+
+HEAVY = ("checkpoints", "weights.safetensors", "predictions")
+"""What only a trial that goes on needs: a study that is looked at leaves it in the bucket."""
+
+PATIENCE_S = 600.0
+"""How long the end of a trial waits for a store that does not answer, before the trial counts as failed."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A study folder and its copy. Small and picklable: workers elsewhere get one, too.
+
+    Attributes:
+        uri: of the study, its name included.
+        folder: the local folder; need not exist.
+        claim: id of the claim under which the study runs; files are copied only while it is there. Empty
+            for somebody who only looks.
+    """
+
+    uri: str
+    folder: Path
+    claim: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the names alone to another process: connections, and what they know, stay."""
+        return Mirror, (self.uri, self.folder, self.claim)
+
+    @cached_property
+    def bucket(self) -> Bucket:
+        """The files at the URI."""
+        return Bucket(self.uri)
+
+    def holds(self) -> bool:
+        """Tell whether the claim is there; a store that does not answer says nothing against it."""
+        try:
+            return not self.claim or self.bucket.exists(f"{CLAIMS}/{self.claim}.json")
+        except OSError:
+            return True
+
+    def push_study(self, patience_s: float = 0.0) -> None:
+        """Copy what is new anywhere in the study, the trials first.
+
+        Raises:
+            MirrorError: see ``push``.
+        """
+        trials = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("trials/*")]
+        for unit in (*sorted(trials), ""):
+            self.push(unit, patience_s)
+
+    def push(self, unit: str = "", patience_s: float = 0.0) -> None:
+        """Copy what is new of a unit, in the order in which it is safe to be cut off.
+
+        Args:
+            unit: a trial, relative to the study; empty for what lies around the trials.
+            patience_s: how long to try again if the store does not answer.
+
+        Raises:
+            MirrorError: the store does not take it, or another process has taken the study over.
+        """
+        deadline, pause = time.monotonic() + patience_s, 2.0
+        while True:
+            try:
+                with alone(self.folder / unit):
+                    self._push(unit)
+                return
+            except OSError as error:
+                if time.monotonic() + pause > deadline:
+                    raise MirrorError(
+                        f"{self.uri} did not take {unit or 'the study'} ({short(error)}); its files are in "
+                        f"{self.folder / unit}, and the same command copies them once the store answers"
+                    ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, 60.0)
+
+    def _push(self, unit: str) -> None:
+        here = self.folder / unit
+        ledger = read_ledger(here)
+        files = {name: stamp(here / name) for name in files_of(here, unit)}
+        fresh = sorted((name for name, now in files.items() if ledger.get(name) != now), key=order)
+        gone = sorted(name for name in ledger if name not in files and may_vanish(name))
+        if (fresh or gone) and self.claim and not self.bucket.exists(f"{CLAIMS}/{self.claim}.json"):
+            raise MirrorError(
+                f"{self.uri}: another process has taken this study over; nothing is copied there"
+            )
+        for name in fresh:
+            if (here / name).exists():  # it may be an old checkpoint that has just been dropped
+                self.bucket.upload(here / name, f"{unit}/{name}".lstrip("/"))
+                ledger[name] = files[name]
+                write_ledger(here, ledger)
+        for name in gone:  # last; state.json before its tensors, by the alphabet
+            self.bucket.remove(f"{unit}/{name}".lstrip("/"))
+            del ledger[name]
+            write_ledger(here, ledger)
+
+    def fetch_study(self) -> int:
+        """Bring the local folder up to what the URI has, less what is heavy; return the files fetched.
+
+        Raises:
+            MirrorError: the store does not answer, there is no such bucket, or the folder holds another
+                study.
+        """
+        with self._explained():
+            listed = self._listed()
+            self._refuse_another(listed)
+            units = sorted({unit_of(name) for name in listed})
+            return sum(self._fetch(unit, listed) for unit in units)
+
+    def fetch(self, unit: str, heavy: bool = True, exact: bool = False) -> None:
+        """Bring a trial's folder up to what the URI has.
+
+        Args:
+            unit: the trial, relative to the study.
+            heavy: its newest checkpoint and its weights, too.
+            exact: drop checkpoints that the URI has not; for ranks that follow one on another machine.
+
+        Raises:
+            MirrorError: the store does not answer.
+        """
+        with self._explained(), alone(self.folder / unit):
+            listed = self._listed(unit)
+            self._fetch(unit, listed, heavy)
+            if heavy:
+                self._fetch_checkpoint(unit, listed, exact)
+
+    def _refuse_another(self, listed: dict[str, fs.FileInfo]) -> None:
+        here = self.folder / "study.json"
+        if "study.json" not in listed or not here.exists():
+            return
+        ours, theirs = (
+            json.loads(text)["digest"] for text in (here.read_bytes(), self.bucket.read("study.json"))
+        )
+        if ours != theirs:
+            raise MirrorError(
+                f"{self.uri} holds the recipe {theirs} and {self.folder} the recipe {ours}; move the folder "
+                f"away, or choose another --storage"
+            )
+
+    def _fetch(self, unit: str, listed: dict[str, fs.FileInfo], heavy: bool = False) -> int:
+        here = self.folder / unit
+        start = len(unit) + 1 if unit else 0
+        theirs = {name[start:]: info for name, info in listed.items() if unit_of(name) == unit}
+        if unit and "rows.jsonl" in theirs:
+            self._make_way(unit)
+        ledger = read_ledger(here)
+        fetched = 0
+        for name, info in sorted(theirs.items(), key=lambda item: order(item[0])):
+            if name.startswith("checkpoints/") or (name.startswith(HEAVY) and not heavy):
+                continue
+            if not (here / name).exists() or (
+                is_older(here / name, info) and ledger.get(name) == stamp(here / name)
+            ):
+                self.bucket.download(f"{unit}/{name}".lstrip("/"), here / name)
+                os.utime(here / name, (info.mtime.timestamp(),) * 2)  # GPU hours are read off it
+                ledger[name] = stamp(here / name)
+                fetched += 1
+        if fetched:
+            write_ledger(here, ledger)
+        return fetched
+
+    def _fetch_checkpoint(self, unit: str, listed: dict[str, fs.FileInfo], exact: bool) -> None:
+        """Fetch the newest complete checkpoint in one step; ``state.json`` is its last file there."""
+        place = self.folder / unit / "checkpoints"
+        steps = sorted(PurePosixPath(name).parent.name for name in listed if name.endswith("/state.json"))
+        for path in place.glob("step_*"):
+            if exact and path.name not in steps[-1:]:
+                shutil.rmtree(path)
+        if not steps or (place / steps[-1]).exists():
+            return
+        partial = place / f".{steps[-1]}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in listed:
+            if PurePosixPath(name).parent.name == steps[-1]:
+                self.bucket.download(name, partial / PurePosixPath(name).name)
+        partial.rename(place / steps[-1])
+
+    def _make_way(self, unit: str) -> None:
+        """Clear a trial that has gone on elsewhere since; what was measured here alone is put aside."""
+        here = self.folder / unit
+        path = here / "rows.jsonl"
+        remote = self.bucket.read(f"{unit}/rows.jsonl")  # before the local file, which may be growing
+        local = path.read_bytes() if path.exists() else b""
+        if not here.exists() or local.startswith(remote[: remote.rfind(b"\n") + 1]):
+            return
+        if not remote.startswith(local[: local.rfind(b"\n") + 1]):
+            aside = self.folder / ".superseded" / f"{unit.replace('/', '.')}.{time.time_ns()}"
+            shutil.copytree(here, aside)
+        for old in here.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old.name == LEDGER or not old.name.startswith("."):  # not the locks
+                old.unlink()
+
+    def _listed(self, under: str = "") -> dict[str, fs.FileInfo]:
+        """Return the name of each file of the copy, relative to the study -> what the store says of it."""
+        found = self.bucket.files(under)
+        return {
+            name: info for name, info in found.items() if not any(p.startswith(".") for p in name.split("/"))
+        }
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise MirrorError(f"{self.uri} cannot be read ({short(error)})") from error

@@ -1,0 +1,58 @@
+"""Tracking URI: where MLflow keeps what is sent to it, and the UI that shows it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.redaction import redact
+from pipeline.storage.paths import home
+
+
+class TrackingError(RuntimeError):
+    """The MLflow UI cannot be started; the message is one sentence."""
+
+
+def default_uri() -> str:
+    """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home() or Path.cwd()) / 'mlflow.db'}"
+
+
+def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:
+    """Become the MLflow UI: this process is replaced by the server, which gets its signals.
+
+    One worker and no job runner: 2 processes and 350 MiB where MLflow's defaults take 15 and 2.2 GiB.
+
+    Raises:
+        TrackingError: there is nothing to show, or the URI is a server, which has its own UI.
+    """
+    uri = uri or default_uri()
+    if uri.startswith("http"):
+        raise TrackingError(
+            f"the tracking server {redact(uri)} has its own UI; open that address in a browser"
+        )
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
+    command = [sys.executable, "-m", "mlflow", "server"]
+    command += ["--host", host, "--port", str(port), "--workers", "1"]
+    sys.stdout.flush()
+    # the URI may hold a password, and everybody on the machine sees a command line
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_BACKEND_STORE_URI": uri,
+    }
+    os.execve(sys.executable, command, environment)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the database file of a URI; None if it is no SQLite database."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def refuse_unwritable(database: Path) -> None:
+    """Fail at once where MLflow would try for minutes."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(database if database.exists() else database.parent, os.W_OK):
+        raise PermissionError(f"{database} is not writable")

@@ -1,0 +1,71 @@
+"""Labels: what rows and trials are called where people browse, filter and compare them."""
+
+import re
+from typing import Any
+
+from pipeline.config.plan import Plan
+from pipeline.metrics.rows import Row
+
+
+def metric_key(row: Row) -> str:
+    """Name a row's curve: ``clean/NDS``, ``no_lidar/AP/car``, ``loss``; the first part groups the charts."""
+    parts = (row.condition, row.metric, row.site, row.scene)
+    return metric_name("/".join(part for part in parts if part))
+
+
+def metric_name(text: str) -> str:
+    """Replace what MLflow takes in no metric's name."""
+    return re.sub(r"[^/\w.\- ]", "_", text)
+
+
+def search_hint(row: Row) -> str:
+    """Say how to search for a study's trials, in Markdown; MLflow wants quotes around a name with dots."""
+    site = Plan.parse(row.plan).choices[-1][0]
+    wanted = f"tags.\"biaswise.study\" = '{row.study}' and params.\"{site}\" = 'window'"
+    return f"Search for trials like this: `{wanted}`\n\n"
+
+
+def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
+    """Return what people filter and compare trials by.
+
+    Args:
+        rows: rows of one trial.
+        settings: ``TrialSettings.to_dict`` of it; may be empty.
+
+    Returns:
+        Per site ``<site>`` (bias kind), ``<site>.impl`` and, where named, ``<site>.window`` (cells)
+        and ``<site>.rank``; the seed; the settings, nested ones dotted. The whole plan is a tag: it would
+        fill every axis of a comparison.
+    """
+    plan = Plan.parse(rows[0].plan)
+    params = {"seed": str(rows[0].seed)}
+    for site, choice in plan.choices:
+        params[site] = choice.bias
+        params[f"{site}.impl"] = choice.impl
+        for name, value in (("window", choice.window), ("rank", choice.rank)):
+            if value is not None:
+                params[f"{site}.{name}"] = str(value)
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            params.update({f"{key}.{inner}": _spell(deep) for inner, deep in value.items()})
+        elif key not in ("plan", "seed", "study"):
+            params[key] = _spell(value)
+    return params
+
+
+def _spell(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def kernels_by_site(rows: list[Row]) -> dict[str, str]:
+    """Name, per site, the kernels that really ran; as curves they would drown the others."""
+    kernels: dict[str, list[str]] = {}
+    for row in rows:
+        if is_kernel(row):
+            kernels.setdefault(row.site, []).append(row.metric.removeprefix("kernel:"))
+    return {site: ", ".join(names) for site, names in kernels.items()}
+
+
+def is_kernel(row: Row) -> bool:
+    """Tell whether a row is about one kernel at one site."""
+    return row.metric.startswith("kernel:")

@@ -1,0 +1,1 @@
+"""One trial: the training loop, its step, its checks before and after."""

@@ -1,0 +1,306 @@
+"""Race: one model under several plans, timed on the same stand-in frames: training, inference, memory.
+
+Each plan trains (the trial's own step: preprocessing, autocast, clipping, optimiser) and then detects at
+batch 1. What does not fit the GPU is a result too, not a crash. Several rounds of all plans keep a clock
+that drifts from deciding: ratios are taken within a round.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config.plan import Plan
+from pipeline.data.synthetic.random_frames import stand_in_frame
+from pipeline.detector.build import build_model, load_config
+from pipeline.detector.deployment import (
+    convolutions_channels_last,
+    for_inference,
+    train_through_graphs,
+    use_graphs,
+)
+from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm, is_amp
+from pipeline.errors import TrialError
+from pipeline.evaluation.inference import Detector
+from pipeline.metrics.memory import PeakMemory, forget
+from pipeline.metrics.module_timing import PartClock
+from pipeline.metrics.recorder import Measure
+from pipeline.metrics.rows import Row, append_rows
+from pipeline.metrics.timing import WARMUP_STEPS, StepClock, device_name, latency
+from pipeline.metrics.versions import commit, versions
+from pipeline.runtime.determinism import deterministic, seed_everything
+from pipeline.training.step import Optimiser
+
+STUDY = "throughput"
+"""Name of the study in the rows."""
+
+LOSS_WINDOW = 5
+"""Steps whose mean loss is the first and the last one of a run."""
+
+RAMP = 10
+"""Steps in which the learning rate rises to that of the config, so that fresh weights do not explode."""
+
+
+class RaceError(ValueError):
+    """A race that cannot be run as asked."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all plans of a race have in common.
+
+    Attributes:
+        config: mmengine config.
+        device: ``cpu`` or ``cuda``.
+        steps: training steps, warm-up included; 0 skips training.
+        calls: inference calls timed; 0 skips inference.
+        batch: samples per training step.
+        frames: different frames; training goes round.
+        sweeps: LiDAR turns per frame.
+        boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
+        fold: fold batch norms for inference.
+        graph: detect, and train the head, through CUDA graphs, on a GPU.
+        parts: time the parts of the model too.
+        rounds: how often all plans run, one after the other, each time from the same weights.
+        overrides: see ``load_config``.
+        seed: of weights, frames and noise.
+    """
+
+    config: str
+    device: str
+    steps: int = 40
+    calls: int = 50
+    batch: int = 1
+    frames: int = 4
+    sweeps: int = 10
+    boxes: int = 45
+    fold: bool = True
+    graph: bool = True
+    parts: bool = False
+    rounds: int = 1
+    overrides: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
+
+
+def named_plans(cuda: bool) -> dict[str, Plan]:
+    """Return the plans that a race knows by name, for a model with AQR.
+
+    ``plain`` is CMT: without a bias AQR does not run. ``mask`` is ``rects`` with the local mask in AQR.
+    """
+    own, free = ("sdpa_efficient", "sdpa_flash") if cuda else ("sdpa_math", "sdpa_math")
+    dense = own
+    choices = {
+        "plain": (f"none/{free}", f"none/{free}"),
+        "dense": (f"none/{free}", f"window/{dense}"),
+        "rects": (f"none/{free}", "window/rects"),
+        "mask": ("local/rects", "window/rects"),
+        "dense_mask": (f"local/{dense}", f"window/{dense}"),
+    }
+    return {
+        name: Plan.of({"aqr.*": aqr, "decoder.*.self": f"none/{own}", "decoder.*.cross": cross})
+        for name, (aqr, cross) in choices.items()
+    }
+
+
+def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> list[Row]:
+    """Time every plan; rows go to ``folder / "rows.jsonl"`` as they are measured.
+
+    Args:
+        course: what the plans have in common.
+        plans: name -> plan; None is what the config says.
+        folder: made if it is not there; a race that is there is not overwritten.
+
+    Returns:
+        The rows; those of round i have the seed of the course plus i.
+
+    Raises:
+        RaceError: the folder holds a race.
+        pipeline.config.plan.PlanError: a plan does not fit the model; before anything is timed.
+    """
+    path = folder / "rows.jsonl"
+    if path.exists():
+        raise RaceError(f"{path} is there already; name another folder with --out")
+    device = torch.device(course.device)
+    amp = is_amp(load_config(course.config, course.overrides).optim_wrapper) and device.type == "cuda"
+    fresh = _model(course, None, amp)
+    for plan in plans.values():  # refused before the first one has cost minutes
+        _planned(fresh, plan, course, amp)
+    deterministic(device, torch.get_num_threads())
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = _frames(course, device)
+    rows: list[Row] = []
+    for i in range(course.rounds):
+        lap = replace(course, seed=course.seed + i)
+        for name, plan in plans.items():
+            model = _planned(fresh, plan, course, amp).to(device)
+            common = _common(lap, name, str(model.plan), device)
+            for measures in (_train, _detect):
+                found = _measured(measures, lap, model, batches, amp)
+                made = [replace(common, **vars(m), step=course.steps, time=time.time()) for m in found]
+                append_rows(path, made)
+                rows += made
+            del model
+            forget(device)
+    return rows
+
+
+def steps_of(course: Course, plan: Plan | None) -> Iterator[tuple[str, Callable[[], object], bool]]:
+    """Yield a training step and a detection to look at closer: (name, call, whether on a GPU)."""
+    device = torch.device(course.device)
+    wrapper = load_config(course.config, course.overrides).optim_wrapper
+    amp = is_amp(wrapper) and device.type == "cuda"
+    deterministic(device, torch.get_num_threads())
+    batches = _frames(course, device)
+    model = _planned(_model(course, None, amp), plan, course, amp).to(device)
+    optimiser = _optimiser(course, model, amp)
+    batch = _joined([batches[i % len(batches)] for i in range(course.batch)])
+    yield "training step", lambda: optimiser.step(batch, 0.0), device.type == "cuda"
+    detector = _detector(course, model, amp)
+    yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
+
+
+def _optimiser(course: Course, model: Any, amp: bool) -> Optimiser:
+    """Make the trial's own optimiser of a model on its device."""
+    if course.device == "cuda":
+        convolutions_channels_last(model)
+    wrapper = load_config(course.config, course.overrides).optim_wrapper
+    limit = clip_norm(wrapper)
+    optimizer = build_optimizer(model, wrapper)
+    train_through_graphs(model, course.graph)
+    return Optimiser(model.train(), optimizer, float("inf") if limit is None else limit, amp)
+
+
+def _model(course: Course, plan: Plan | None, amp: bool) -> Any:
+    seed_everything(course.seed)
+    return build_model(course.config, course.overrides, plan, course.device, _dtype(amp))
+
+
+def _planned(fresh: Any, plan: Plan | None, course: Course, amp: bool) -> Any:
+    """Copy a model and give the copy a plan; building one anew takes seconds."""
+    model = copy.deepcopy(fresh)
+    if plan is not None:
+        model.apply_plan(plan, course.device, _dtype(amp))
+    return model
+
+
+def _dtype(amp: bool) -> str:
+    return "bfloat16" if amp else "float32"
+
+
+def _frames(course: Course, device: torch.device) -> list[dict[str, Any]]:
+    """Make single-frame batches whose images and points are on the device."""
+    size = load_config(course.config, course.overrides).model.image_size
+    made = []
+    for i in range(course.frames):
+        batch = collate([stand_in_frame(course.seed + i, (size[0], size[1]), course.boxes, course.sweeps)])
+        batch["inputs"] = {key: [t.to(device) for t in value] for key, value in batch["inputs"].items()}
+        made.append(batch)
+    return made
+
+
+def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put single-frame batches together."""
+    inputs = {key: [b["inputs"][key][0] for b in batches] for key in batches[0]["inputs"]}
+    return {"inputs": inputs, "data_samples": [b["data_samples"][0] for b in batches]}
+
+
+def _measured(
+    measures: Any, course: Course, model: Any, batches: list[dict[str, Any]], amp: bool
+) -> list[Measure]:
+    """Run one half of a race; running out of memory is its result."""
+    memory = PeakMemory(torch.device(course.device))
+    try:
+        found: list[Measure] = measures(course, model, batches, amp, memory)
+    except torch.OutOfMemoryError:
+        kind = measures.__name__.removeprefix("_")
+        return [Measure(f"{kind}_out_of_memory", "1", 1.0), memory.measure(kind)]
+    return found
+
+
+def _train(
+    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+) -> list[Measure]:
+    """Train: step time, samples per second, peak memory, loss at the start and at the end."""
+    if not course.steps:
+        return []
+    device = torch.device(course.device)
+    optimiser = _optimiser(course, model, amp)
+    clock, losses = _steps(course, optimiser, batches, memory)
+    ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
+    timed = [m for m in clock.measures(course.batch) if m.metric != "data_wait_ms"]
+    graphs = model.pts_bbox_head.trained
+    found = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
+    found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
+    train_through_graphs(model, False)
+    if course.parts:  # once more, launched part by part: a graph has none
+        parts = PartClock(model, device)
+        _steps(course, optimiser, batches, memory)
+        found += parts.measures("train")
+    return found
+
+
+def _steps(
+    course: Course, optimiser: Optimiser, batches: list[dict[str, Any]], memory: PeakMemory
+) -> tuple[StepClock, list[float]]:
+    """Train; return the times and the losses."""
+    clock, losses = StepClock(torch.device(course.device)), []
+    for step in range(course.steps):
+        batch = _joined([batches[(step * course.batch + i) % len(batches)] for i in range(course.batch)])
+        seed_everything(course.seed, step)
+        if step == WARMUP_STEPS:
+            memory.settle()
+        clock.begin()
+        clock.fed()
+        try:
+            losses.append(optimiser.step(batch, min(1.0, (step + 1) / RAMP))["loss"])
+        except (TrialError, FloatingPointError) as error:
+            raise RaceError(f"training stopped at step {step + 1} of {course.steps}: {error}") from error
+        clock.end()
+    return clock, losses
+
+
+def _detect(
+    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+) -> list[Measure]:
+    """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
+    if not course.calls:
+        return []
+    device = torch.device(course.device)
+    model.zero_grad(set_to_none=True)
+    detector = _detector(course, model, amp)
+    times = latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
+    fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
+    found = [*times, fps, memory.measure("detect")]
+    if course.parts:  # once more, launched part by part: a graph has none
+        parts = PartClock(use_graphs(model, False).eval(), device)
+        latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
+        found += parts.measures("detect")
+    return found
+
+
+def _detector(course: Course, model: Any, amp: bool) -> Detector:
+    """Make a model ready to detect, as the course says."""
+    if course.fold:
+        for_inference(model, torch.bfloat16 if amp else None)
+    return Detector(use_graphs(model, course.graph), model.image_size, amp)
+
+
+def _common(course: Course, name: str, plan: str, device: torch.device) -> Row:
+    return Row(
+        study=STUDY,
+        trial=f"{name}@{Path(course.config).stem}_b{course.batch}",
+        plan=plan,
+        metric="",
+        unit="",
+        value=0.0,
+        seed=course.seed,
+        device=device_name(device),
+        versions=versions(),
+        commit=commit(),
+    )

@@ -1,0 +1,101 @@
+"""Feed: the training frames of a trial, from its settings and its config's ``train_pipeline``."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from pipeline.config.settings import TrialSettings
+from pipeline.data.augmentation.train_pipeline import read_train_pipeline
+from pipeline.data.augmentation.transforms import augment, filter_range, mask_modality, resize_crop
+from pipeline.data.formats.open import open_source
+from pipeline.data.loading.class_balance import BalancedSource
+from pipeline.data.sample import Sample, Schedule, Transform
+from pipeline.data.source import ALL, JoinedSource, Reading, Source, is_remote
+from pipeline.detector.build import load_config
+from pipeline.errors import TrialError
+from pipeline.storage.paths import locate
+
+
+class Feed:
+    """Training frames and what is done to them.
+
+    Attributes:
+        source: the frames, resampled if the config says so.
+        transform: what is done to each.
+        val_reading: what is read of a frame to evaluate on.
+
+    Where the config lists a ``train_pipeline``, it decides about reading, augmentation and resampling,
+    and the settings say where the data are; ``augment=False`` leaves its augmentation out. Else the
+    settings alone decide.
+
+    Args:
+        settings: the trial.
+        size: (height, width) of the model's images, pixels.
+        limits: x, y, z minima and maxima of what the model detects, in m.
+
+    Raises:
+        TrialError: settings and config contradict one another.
+        DataError: a dataset or an entry of the config that cannot be used.
+    """
+
+    def __init__(self, settings: TrialSettings, size: tuple[int, int], limits: tuple[float, ...]) -> None:
+        config = load_config(locate(settings.config), settings.overrides)
+        pipeline = read_train_pipeline(config.to_dict())
+        train = settings.train
+        mask = (train.mask_cameras, train.mask_lidar)
+        plain = partial(prepare_training, size=size, limits=limits, vary=train.augment, mask=mask)
+        self.transform: Transform | Schedule = plain
+        if pipeline is not None and train.augment:
+            if any(mask):
+                raise TrialError(
+                    f"settings.train.mask_cameras and mask_lidar are {mask[0]} and {mask[1]}, but the "
+                    "config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
+                )
+            if pipeline.size != size:
+                raise TrialError(
+                    f"{settings.config}: train_pipeline makes images of {pipeline.size or 'native size'}, "
+                    f"the model takes {size} (height, width); make ResizeCropFlipImage's final_dim and "
+                    "model.image_size equal"
+                )
+            self.transform = pipeline
+        self.val_reading: Reading = pipeline.val_reading if pipeline else ALL
+        buffer = settings.data.shuffle_buffer
+        reading = replace(pipeline.reading if pipeline else ALL, buffer=buffer)
+        joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
+        balanced = pipeline is not None and pipeline.balanced
+        if balanced and buffer:
+            raise TrialError(
+                f"settings.data.shuffle_buffer is {buffer}, and the config's CBGSDataset draws frames from "
+                "all over the split; set it to 0"
+            )
+        self.source: Source = BalancedSource(joined, settings.seed) if balanced else joined
+
+
+def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
+    place = root if is_remote(root) else locate(root)
+    return open_source(place, settings.data.version, settings.data.train_split, reading)
+
+
+def prepare_training(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    limits: tuple[float, ...],
+    vary: bool,
+    mask: tuple[float, float],
+) -> Sample:
+    """Turn a frame of native size into a training sample, where no config says how.
+
+    Args:
+        sample: the frame.
+        rng: source of every draw.
+        size: (height, width) of the model's images, pixels.
+        limits: x, y, z minima and maxima of what the model detects, in m.
+        vary: augment.
+        mask: probabilities of losing all images, and all points.
+    """
+    sample = mask_modality(sample, rng, *mask)
+    sample = augment(sample, rng, size) if vary else resize_crop(sample, size)
+    return filter_range(sample, limits)

@@ -1,0 +1,100 @@
+"""Preflight: everything about a trial that can be refused before anything is loaded or trained."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pipeline.config.settings import FROM_CONFIG, DataSettings, TrainSettings, TrialSettings
+from pipeline.data.corruptions import CONDITIONS
+from pipeline.data.source import is_remote
+from pipeline.errors import TrialError
+from pipeline.redaction import refuse_secrets
+from pipeline.storage.paths import locate
+
+
+def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
+    """Refuse a trial that cannot run.
+
+    Args:
+        settings: the trial.
+        folder: where its rows and checkpoints will go; made if missing.
+        device: where it will run.
+        here: on this machine; a cluster's head has no GPU, its workers do.
+
+    Raises:
+        TrialError: the first thing that is wrong, in one sentence.
+        SecretError: a setting holds a password or a token.
+    """
+    refuse_secrets(settings.to_dict())
+    _check_files(settings)
+    _check_conditions(settings)
+    _check_numbers(settings.train)
+    _check_loading(settings.data)
+    _check_device(settings, device, here)
+    _check_folder(folder)
+
+
+def _check_files(settings: TrialSettings) -> None:
+    for what, path in (("config", settings.config), ("init checkpoint", settings.init)):
+        if path and not locate(path).is_file():
+            raise TrialError(f"{what} {locate(path)}: no such file")
+    roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
+    for root in roots:
+        if not locate(root).exists():
+            raise TrialError(f"dataset {locate(root)}: no such folder; `biaswise data synth` makes one")
+    if not settings.data.train:
+        raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
+    if is_remote(settings.data.val):
+        raise TrialError(f"dataset {settings.data.val}: the official metric needs nuScenes tables on disk")
+
+
+def _check_conditions(settings: TrialSettings) -> None:
+    unknown = [name for name in settings.conditions if name not in CONDITIONS]
+    if unknown:
+        raise TrialError(f"unknown sensor condition {unknown[0]!r}; expected {', '.join(CONDITIONS)}")
+    if len(set(settings.conditions)) != len(settings.conditions):
+        raise TrialError(f"a sensor condition is named twice: {', '.join(settings.conditions)}")
+
+
+def _check_numbers(train: TrainSettings) -> None:
+    least = {"steps": FROM_CONFIG, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    for name, minimum in least.items():
+        value = getattr(train, name)
+        if value is not None and value < minimum:
+            raise TrialError(f"settings.train.{name} is {value}; expected {max(0, minimum)} or more")
+    shares = train.mask_cameras, train.mask_lidar
+    if min(shares) < 0 or not sum(shares) <= 1:
+        raise TrialError(
+            f"settings.train.mask_cameras and mask_lidar are {shares[0]} and {shares[1]}; expected shares of "
+            "the samples, together 1 at most"
+        )
+    if not train.lr_scale > 0:
+        raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
+
+
+def _check_loading(data: DataSettings) -> None:
+    for name in ("loader_workers", "shuffle_buffer", "skip_broken"):
+        if getattr(data, name) < 0:
+            raise TrialError(f"settings.data.{name} is {getattr(data, name)}; expected 0 or more")
+
+
+def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> None:
+    if device.type != settings.device:
+        raise TrialError(f"the settings ask for {settings.device}, the session gives {device}")
+    if here and device.type == "cuda" and not torch.cuda.is_available():
+        raise TrialError("the settings ask for cuda, and torch sees no CUDA device; use device='cpu'")
+    if settings.train.amp and device.type != "cuda":
+        raise TrialError("settings.train.amp (bfloat16 autocast) is for cuda; set amp=False on a CPU")
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TrialError(
+            f"{folder}: cannot write here ({os.strerror(error.errno or 0)}); choose another output folder"
+        ) from error

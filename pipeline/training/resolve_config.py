@@ -1,0 +1,106 @@
+"""Agree: what a trial's settings leave to its config, and what they say otherwise.
+
+A config's ``param_scheduler``, ``optim_wrapper`` and ``train_cfg`` hold unless the settings give the same
+thing themselves; where they do and differ, it is said.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pipeline.config.settings import FROM_CONFIG, TrialSettings
+from pipeline.detector.build import load_config
+from pipeline.detector.openmmlab.lr_schedule import Length, Schedule, read_length, read_schedule
+from pipeline.detector.openmmlab.optimizer import is_amp
+from pipeline.errors import TrialError
+from pipeline.storage.paths import locate
+
+WARMUP = 10
+"""Steps of linear warm-up where neither settings nor config have a schedule."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Settings and config of a trial put together.
+
+    Attributes:
+        settings: with autocast and the number of steps filled in.
+        entries: of the config's ``param_scheduler``; none if the settings' warm-up and cosine hold.
+        length: of the config's training; None if it does not say.
+        epoch: steps of an epoch, by the data.
+        differs: what the settings say otherwise than the config, a sentence each.
+    """
+
+    settings: TrialSettings
+    entries: tuple[Mapping[str, Any], ...]
+    length: Length | None
+    epoch: int
+    differs: tuple[str, ...]
+
+    def schedule(self, optimizer: torch.optim.Optimizer) -> Schedule | None:
+        """Make the schedule of the config; None: linear warm-up, then cosine, as the settings say."""
+        if not self.entries:
+            return None
+        train, length = self.settings.train, self.length or Length(steps=self.settings.train.steps)
+        whole = length.in_steps(self.epoch)
+        epoch = self.epoch * train.steps / whole if train.steps else float(self.epoch)
+        return Schedule(self.entries, optimizer, length, epoch, train.lr_scale)
+
+
+def agree(settings: TrialSettings, frames: int, workers: int) -> Agreement:
+    """Put the settings and the config of a trial together.
+
+    Args:
+        settings: the trial; ``with_autocast`` has seen it.
+        frames: in an epoch, resampled ones counted as often as they come.
+        workers: ranks that share a step.
+
+    Raises:
+        TrialError: neither says how long to train.
+        pipeline.detector.openmmlab.lr_schedule.ScheduleError: the config cannot be followed.
+    """
+    config = load_config(locate(settings.config), settings.overrides).to_dict()
+    train, length = settings.train, read_length(config)
+    entries = read_schedule(config) if train.warmup_steps is None else []
+    epoch = -(-frames // (train.batch_size * workers))
+    if train.steps != FROM_CONFIG:
+        steps = train.steps
+    elif length is None:
+        raise TrialError(
+            f"{settings.config}: has no train_cfg, and settings.train.steps says nothing; give one"
+        )
+    else:
+        steps = length.in_steps(epoch)
+    differs = tuple(_differences(settings, config, length, epoch))
+    settings = replace(settings, train=replace(train, steps=steps, warmup_steps=train.warmup_steps or 0))
+    if train.warmup_steps is None and not entries:
+        settings = replace(settings, train=replace(settings.train, warmup_steps=WARMUP))
+    return Agreement(settings, tuple(entries), length, epoch, differs)
+
+
+def _differences(
+    settings: TrialSettings, config: Mapping[str, Any], length: Length | None, epoch: int
+) -> list[str]:
+    """List what the settings say otherwise than the config."""
+    train, found = settings.train, []
+    if train.warmup_steps is not None and config.get("param_scheduler"):
+        found.append(f"settings.train.warmup_steps={train.warmup_steps} and a cosine replace param_scheduler")
+    whole = None if length is None else length.in_steps(epoch)
+    if whole is not None and train.steps not in (FROM_CONFIG, whole):
+        kept = train.warmup_steps is None and config.get("param_scheduler")
+        found.append(
+            f"settings.train.steps={train.steps} replaces the {whole} steps of the config's train_cfg"
+            + ("; its schedule is stretched over them" if kept else "")
+        )
+    batch = config.get("train_dataloader", {}).get("batch_size")
+    if batch not in (None, train.batch_size):
+        found.append(f"settings.train.batch_size={train.batch_size}, train_dataloader.batch_size={batch}")
+    if is_amp(config["optim_wrapper"]) != train.amp:
+        found.append(
+            "settings.train.amp=True adds autocast to the config"
+            if train.amp
+            else "the config's AmpOptimWrapper does nothing on a CPU"
+        )
+    return found

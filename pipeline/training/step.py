@@ -1,0 +1,108 @@
+"""Optimise: one training step, its learning rate and its random state, as functions of (settings, step).
+
+Nothing a step does depends on what ran before it except weights and optimiser moments. That is what
+makes a resumed run equal to an unbroken one, bit for bit, without storing generator states.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config.plan import Plan
+from pipeline.errors import TrialError
+
+LAST_LR = 1e-3
+"""What the cosine leaves of the learning rate at the end."""
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Return the factor on the learning rate at a step (from 0): linear warm-up, then cosine to 1e-3."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return LAST_LR + (1 - LAST_LR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def plan_of_step(plans: Sequence[Plan], seed: int, step: int) -> Plan:
+    """Draw the plan a step trains, the same on every rank."""
+    if len(plans) == 1:
+        return plans[0]
+    return plans[int(np.random.default_rng((seed, step)).integers(len(plans)))]
+
+
+class Optimiser:
+    """A detector in training.
+
+    Args:
+        model: the bare detector, on its device.
+        optimizer: over its parameters; its learning rates are the peaks.
+        clip_norm: L2 norm to which all gradients together are cut.
+        amp: bfloat16 autocast.
+        distributed: wrap the model in DDP; the process group is initialised.
+        idle: a plan of the trial leaves parameters without gradient (no bias anywhere, say); DDP then
+            looks for them in every step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        amp: bool = False,
+        distributed: bool = False,
+        idle: bool = True,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._clip_norm = clip_norm
+        self._amp = amp
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self._wrapped: nn.Module = model
+        if distributed:
+            self._wrapped = DistributedDataParallel(model, find_unused_parameters=idle)
+
+    def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its parts for a collated batch."""
+        device = next(self.model.parameters()).device.type
+        prepared = self.model.data_preprocessor(batch, True)
+        with torch.autocast(device, torch.bfloat16, enabled=self._amp):
+            parts = self._wrapped(**prepared, mode="loss")
+        total, logs = self.model.parse_losses(parts)
+        return total, logs
+
+    def step(self, batch: Mapping[str, Any], factor: float | None) -> dict[str, float]:
+        """Train on one batch.
+
+        Args:
+            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made.
+            factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
+
+        Returns:
+            ``loss``, its parts, ``grad_norm`` (before clipping), and how the scale of the bias learns
+            (``CmtDetector.bias_numbers``; ``name@site`` is about one site).
+
+        Raises:
+            TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
+                all of them raise, and none waits for another.
+        """
+        if factor is not None:
+            for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        total, logs = self.losses(batch)
+        torch.autograd.backward(total)
+        seen = {name: value.detach() for name, value in logs.items()} | self.model.bias_numbers()
+        seen["grad_norm"] = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        # one transfer for all numbers: each would make the host wait for the GPU
+        found = dict(zip(seen, torch.stack(list(seen.values())).tolist(), strict=True))
+        if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
+            bad = [name for name, value in found.items() if not math.isfinite(value)]
+            raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+        self.optimizer.step()
+        return found

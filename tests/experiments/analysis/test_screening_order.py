@@ -1,0 +1,113 @@
+"""A rule that takes the order of its layers from the study's screening: it waits and trusts no other."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS, in_force, masks, screened
+from experiments.recipes.decision_rule import BY_SCREENING, DecideError, ScreeningMissing
+from experiments.recipes.factorial import level_of
+from experiments.recipes.mini import CROSS_SITES, smoke_waves
+from experiments.recipes.registry import recipe
+from experiments.reporting.summary import summarize
+from experiments.storage.study_folder import StudyFolder
+from experiments.study.next_wave import Budget
+from experiments.study.tune_runner import Running
+from experiments.study.waves import run_waves
+from pipeline.config.plan import Plan
+from pipeline.metrics.rows import Row, append_rows
+from tests.experiments.planted_rows import Truth, plant
+
+SITES = CROSS_SITES[:2]
+SEEDS = (0, 1)
+TRUTH = Truth({SITES[0]: 6.0, SITES[1]: -6.0}, seeds=SEEDS, noise=0.05, seed_noise=0.1)
+EVERY_SITE = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind in ("self", "cross")]
+
+
+@pytest.fixture
+def study():
+    plain = smoke_waves()
+    return replace(plain, rule=replace(plain.rule, order=BY_SCREENING))
+
+
+@pytest.fixture
+def folder(tmp_path, study):
+    """The study, of which all trials of the first two seeds have ended."""
+    made = StudyFolder(tmp_path / study.name)
+    made.claim(study, {})
+    for row in plant(TRUTH, base=Row(study.name, "", "", "", "", 0.0, step=3, recipe=study.digest)):
+        arm = tuple(level_of(Plan.parse(row.plan)[site]) for site in study.factors)
+        name = study.by_arm()[arm, row.seed]
+        plan = str(study.named_trials()[name].plan.resolve(EVERY_SITE))
+        append_rows(made.trial(name) / "rows.jsonl", [replace(row, trial=name, plan=plan)])
+    for (_, seed), name in study.by_arm().items():
+        if seed in SEEDS:
+            made.finish(name)
+    return made
+
+
+def screen(study, folder, digest=None, leave_out=0):
+    """Write a screening that finds the second site worth more."""
+    worth = dict(zip(SITES, (0.01, 0.05), strict=True))
+    rows = [
+        Row(
+            *(study.name, "t", str(plan), f"{INTERVENTION}NDS", "fraction"),
+            sum(gain for site, gain in worth.items() if plan[site].bias == "window"),
+            condition="clean",
+            recipe=digest or study.digest,
+        )
+        for plan in masks(study)
+    ]
+    path = folder.path / FOLDER / ROWS
+    append_rows(path, rows[leave_out:])
+    return path
+
+
+def go_on(study, folder):
+    return run_waves(study, folder, Console(file=io.StringIO()), Running(), Budget(100))
+
+
+def test_it_waits_for_the_screening_and_says_so(study, folder):
+    with pytest.raises(ScreeningMissing, match="and there is none; run `biaswise screen`"):
+        go_on(study, folder)
+    assert "in the order of the study's screening, and there is none" in summarize(folder.path).answer
+
+
+def test_the_ranking_decides_at_which_level_a_layer_is_tested(study, folder):
+    screen(study, folder)
+    assert go_on(study, folder).reason == "Every verdict is settled after 2 seeds."
+    evidence = summarize(folder.path).evidence
+    assert evidence.rule.order == (SITES[1], SITES[0])
+    settled = {verdict.site: verdict.verdict for verdict in evidence.verdicts}
+    assert settled == {SITES[0]: "PAYS", SITES[1]: "COSTS"}  # a wrong ranking turns no verdict
+    assert f"by the order {SITES[1]}, {SITES[0]}" in str(evidence.rule)
+
+
+def test_screenings_that_are_not_the_studys_are_refused(study, folder):
+    path = screen(study, folder, digest="other")
+    with pytest.raises(DecideError, match=f"is of the recipe other, the study of {study.digest}"):
+        in_force(study.rule, folder.path, study.digest)
+    path.unlink()
+    path = screen(study, folder, leave_out=1)
+    with pytest.raises(DecideError, match="1 of 4 masks have no NDS"):
+        in_force(study.rule, folder.path, study.digest)
+    path.unlink()
+    path = screen(study, folder)
+    path.write_text(path.read_text().replace('"value": 0.05', '"value": 0.5'))
+    with pytest.raises(DecideError, match="are not those that the screening wrote"):
+        in_force(study.rule, folder.path, study.digest)
+    assert "are not those that the screening wrote" in summarize(folder.path).answer
+
+
+def test_a_rule_without_the_wish_ignores_a_screening(study, folder):
+    screen(study, folder)
+    plain = smoke_waves().rule
+    assert in_force(plain, folder.path, study.digest) is plain
+
+
+def test_the_recipe_that_ships_screens_a_trial_of_its_first_wave():
+    found = recipe("r50_screened")
+    assert found.rule.order == BY_SCREENING
+    assert screened(found) in found.trials

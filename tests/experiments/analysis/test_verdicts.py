@@ -1,0 +1,129 @@
+"""Verdicts: Holm by hand, equivalence by hand, ranks of a screening, and rules that are refused."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+from experiments.analysis.design_table import Table, Trial
+from experiments.analysis.linear_model import Fit
+from experiments.analysis.price import free
+from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, holm, judge
+from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.factorial import Factor, fraction, full
+
+DF = 20
+SITES = tuple("abcd")
+RULE = Rule(sites=SITES, price_points_per_percent=0.0, margin=1.0)
+
+
+def table_of(sites=SITES, looks=(1,), look=1):
+    design = full([Factor(site) for site in sites])
+    trials = tuple(Trial(str(i), 0, arm) for i, arm in enumerate(design.arms))
+    return Table(tuple(sites), trials, (), looks=looks, look=look)
+
+
+def fit_of(effects, error):
+    effects = np.array(effects, dtype=float)
+    same = np.full(len(effects), float(error))
+    return Fit(effects, same, np.full(len(effects), float(DF)), DF, 1.0, 32, 0 * effects)
+
+
+def judged(effects, error, rule=RULE, **changes):
+    table = table_of(rule.sites, **changes)
+    return judge(table, fit_of(effects, error), free(table), rule)
+
+
+def quantile(level):
+    return student.isf(level / 2, DF)
+
+
+def test_holm_by_hand():
+    # 0.05 among four: 0.0125, then 0.0167, 0.025, 0.05; the third fails, and the fourth with it
+    p_values = np.array([0.016, 0.9, 0.001, 0.03])
+    levels = holm(p_values, np.ones(4), 0.05, table_of(), RULE)
+    assert levels == pytest.approx([0.05 / 3, 0.025, 0.0125, 0.025])
+
+
+def test_ranks_weigh_the_levels_and_leave_them_to_the_rest():
+    weights = np.array([8.0, 4.0, 2.0, 1.0])
+    p_values = np.array([0.026, 0.02, 0.9, 0.9])
+    levels = holm(p_values, weights, 0.05, table_of(), RULE)
+    # first by p / weight is the first: 0.026 <= 0.05 * 8/15; then 0.02 <= 0.05 * 4/7
+    assert levels[:2] == pytest.approx([0.05 * 8 / 15, 0.05 * 4 / 7])
+    assert levels[2:] == pytest.approx([0.05 * 2 / 3, 0.05 * 1 / 3])
+    assert (holm(p_values, np.ones(4), 0.05, table_of(), RULE)[:2] < p_values[:2]).all()
+
+
+def test_a_screening_that_ranks_a_layer_first_lets_less_settle_it():
+    just = 0.5 * (quantile(0.05 * 8 / 15) + quantile(0.05 / 4))
+    plain = judged([just, 0, 0, 0], 1.0)
+    first = judged([just, 0, 0, 0], 1.0, replace(RULE, order=("a", "b", "c", "d")))
+    last = judged([just, 0, 0, 0], 1.0, replace(RULE, order=("d", "c", "b", "a")))
+    assert [found[0].verdict for found in (plain, first, last)] == [UNDECIDED, PAYS, UNDECIDED]
+
+
+def test_verdicts_are_read_off_the_net_interval():
+    verdicts = judged([9, -9, 0.1, 2.2], 1.0)
+    assert [v.verdict for v in verdicts] == [PAYS, COSTS, UNDECIDED, UNDECIDED]
+    for v in verdicts:
+        assert (v.verdict == PAYS) == (v.net_low > 0)
+        assert (v.verdict == COSTS) == (v.net_high < 0)
+        assert (v.p_value <= v.tested_at) == (v.verdict != UNDECIDED)
+        # all intervals of the gains hold together
+        assert v.high - v.effect == pytest.approx(quantile(0.05 / 4), abs=1e-9)
+
+
+def test_equivalence_is_two_one_sided_tests_over_all_sites():
+    one_sided = student.isf(0.05 / 4, DF)
+    inside, outside = (1 - one_sided * 0.3) * 0.99, (1 - one_sided * 0.3) * 1.01
+    # the others are far outside: Holm stays at its first step
+    verdicts = judged([inside, 5, 5, 5], 0.3)
+    assert [v.equivalent for v in verdicts] == [True, False, False, False]
+    assert not judged([outside, 5, 5, 5], 0.3)[0].equivalent
+    assert verdicts[0].settled
+    assert verdicts[0].further_trials == 0
+
+
+def test_an_early_look_asks_for_more():
+    effects = [quantile(0.05 / 4) * 1.05, 0, 0, 0]
+    assert judged(effects, 1.0)[0].verdict == PAYS
+    early = judged(effects, 1.0, looks=(1, 2), look=1)
+    assert early[0].verdict == UNDECIDED
+    assert early[0].tested_at < 0.001  # O'Brien and Fleming spend a sixteenth of the level at half-time
+
+
+def test_without_noise_verdicts_are_certain():
+    verdicts = judged([1e-6, -1e-6, 0, 3], 0.0)
+    assert [v.verdict for v in verdicts] == [PAYS, COSTS, UNDECIDED, PAYS]
+    assert [v.equivalent for v in verdicts] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"margin": 0.0}, "smallest gain worth having, above 0"),
+        ({"margin": math.nan}, "above 0"),
+        ({"price_points_per_percent": math.nan}, "0 or more"),
+        ({"looks": (2, 1)}, "increasing numbers of seeds"),
+        ({"looks": (0, 1)}, "increasing numbers of seeds"),
+        ({"looks": (1, 3), "seeds": (0, 1)}, "last look comes after 3 seeds, but it names 2"),
+        ({"spending": "all"}, "expected obrien_fleming or pocock"),
+        ({"priced_by": "guess"}, "expected trials or bench"),
+        ({"order": ("a", "b")}, "each once; rank all of them"),
+        ({"arms": (("none",),)}, "an arm is a level per site"),
+        ({"more_treatments": ("window",)}, "compares 'window' with itself"),
+        ({"more_treatments": ("magic/lowrank@2",)}, "names the bias 'magic/lowrank@2'"),
+    ],
+)
+def test_rules_that_contradict_themselves_are_refused(changes, sentence):
+    with pytest.raises(DecideError, match=sentence):
+        replace(RULE, **changes)
+
+
+def test_a_rule_with_arms_and_levels_survives_json():
+    design = fraction([Factor(site) for site in SITES], 1)
+    rule = replace(RULE, arms=design.arms, more_treatments=("window/lowrank@16", "window:8"), looks=(1, 2))
+    assert Rule.from_dict(rule.to_dict()) == rule

@@ -1,0 +1,178 @@
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from experiments.parser import build_parser
+from experiments.recipes.mini import smoke
+from experiments.recipes.registry import RECIPES
+from experiments.storage.study_folder import StudyFolder
+from pipeline.metrics.rows import Row, append_rows
+
+ROOT = Path(__file__).parents[3]
+
+
+def parsers(parser=None, words=()):
+    """Yield (words, parser) of all commands that do something."""
+    parser = parser or build_parser()
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for name, child in (item for group in groups for item in group.choices.items()):
+        yield from parsers(child, (*words, name))
+
+
+def test_the_commands_of_the_design_are_there():
+    assert {" ".join(words) for words, _ in parsers()} == {
+        "demo", "data synth", "data shard", "data check", "data draw", "data infos", "data database",
+        "operators", "bench", "plan", "lint", "train", "evaluate", "screen",
+        "study run", "study resume", "study status", "study list", "study calibrate", "report", "sync", "ui",
+        "throughput", "submit", "cluster check", "cluster watch",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "parser"), list(parsers()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_command_has_an_example_that_parses(words, parser):
+    example = parser.epilog.removeprefix("example: biaswise ").split()
+    assert tuple(example[: len(words)]) == words
+    assert build_parser(bench=True).parse_args(example).run == parser.get_default("run")
+
+
+@pytest.mark.parametrize(
+    ("words", "parser"), list(parsers()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_command_leads_to_a_function(words, parser):
+    module, _, function = parser.get_default("run").partition(":")
+    found = __import__(f"experiments.commands.{module}", fromlist=[function])
+    assert callable(getattr(found, function))
+
+
+def test_help_loads_neither_torch_nor_ray():
+    code = (
+        "import sys, experiments.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'ray', 'mlflow', 'numpy', 'mmengine'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_listing_recipes_loads_neither_ray_nor_models():
+    code = (
+        "import sys, experiments.cli as cli\n"
+        "assert cli.main(['study', 'list']) == 0\n"
+        "print({'ray', 'mlflow', 'mmengine'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert "In which decoder layers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nope"], ["study"], ["study", "run"], ["train", "demo", "--seed", "x"]]
+)
+def test_wrong_words_are_wrong_usage(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert "usage: biaswise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["study", "run", "nope"], f"no recipe 'nope'; there are {', '.join(RECIPES)}"),
+        (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
+        (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
+        (
+            ["study", "run", "smoke", "--trials", "0"],
+            "the budget is 0 trials; expected more",
+        ),
+        (["study", "run", "smoke", "--gpu-hours", "-1"], "and -1 GPU hours; expected more than 0"),
+        (["study", "run", "smoke", "--gpus-per-trial", "0"], "0 workers a trial: expected 1 or more"),
+        (["screen", "pretrain"], "recipe pretrain has no rule, so nothing says which bias to switch off"),
+        (["study", "run", "r50_waves"], "cmt_voxel0100_r50_800x320_cbgs.pth; put the config or the weights"),
+        (["demo"], "into the project; cd"),
+        (["report", "nope"], "no study 'nope'"),
+        (["sync"], "no study here"),
+        (["data", "synth", "--scenes", "all"], "--scenes all: cannot read 'all'"),
+        (["train", "demo", "--trial", "w"], "--trial 'w' fits 8 trials of demo; they are none-none-none_s0"),
+        (["train", "smoke", "--set", "x"], "--set x: expected KEY=JSON"),
+        (["train", "smoke", "--plan", "a=b"], "cannot read the choice 'b'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_refusals_are_one_line_and_exit_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("biaswise: error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
+    study = tmp_path / "s"
+    rows = study / "trials" / "t" / "rows.jsonl"
+    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "1", 1.0)] * 2)
+    rows.write_bytes(rows.read_bytes()[:-20])
+    (study / "study.json").write_text('{"name": "s", "question": "", "digest": "", "rule": null}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["report", "s", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"biaswise: warning: {rows}: the last line was cut short and is left out"]
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("experiments.commands.study.listing", lambda arguments: int("bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["study", "list"])
+
+
+def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.commands.study.listing", interrupted)
+    assert main(["study", "list"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = StudyFolder(tmp_path / "smoke")
+    folder.claim(smoke(), {})
+    first, second = smoke().named_trials()
+    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 0
+    folder.finish(first)
+    folder.finish(second, "it broke")
+    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert f"{first}" in out
+    assert "failed: it broke" in out
+
+
+def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("experiments.commands.trial.make_worlds", lambda worlds, console: None)
+    monkeypatch.setattr(
+        "experiments.commands.trial._run_here", lambda settings, folder: seen.append((settings, folder))
+    )
+    monkeypatch.setattr("experiments.commands.trial._print_scores", lambda folder, console: None)
+    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9", "--set", "a.b=[1]"]
+    assert main([*words, "--local", "--out", str(tmp_path)]) == 0
+    ((settings, folder),) = seen
+    assert (settings.seed, settings.train.steps, settings.overrides) == (4, 9, (("a.b", "[1]"),))
+    assert settings.plan == smoke().trials[1].plan
+    assert folder.parent == tmp_path / "smoke" / "trials"
+    assert json.loads((folder / "settings.json").read_text()) == json.loads(json.dumps(settings.to_dict()))

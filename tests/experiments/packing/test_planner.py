@@ -1,0 +1,103 @@
+"""Which packing is picked from which measurements, and one real probe."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from experiments.packing.planner import Candidate, Load, Machine, Packing, choose, ladder
+from experiments.packing.probe import probe
+from experiments.recipes.mini import smoke
+from experiments.storage.study_folder import StudyError
+from experiments.study.preflight import make_worlds
+
+LOAD = Load(steps=100, chunks=10)
+H200 = Machine("NVIDIA H200", gpus=1, cores=16, gpu_gib=140.0, host_gib=128.0)
+CPU = Machine("cpu", gpus=0, cores=2, gpu_gib=0.0, host_gib=8.0)
+
+
+def candidate(concurrent: int, step_s: float, gpu_gib: float = 1.0, host_gib: float = 2.0) -> Candidate:
+    return Candidate(concurrent, 1, 0.0, step_s, 0.0, concurrent * gpu_gib, concurrent * host_gib)
+
+
+def picked(candidates: list[Candidate], machine: Machine = H200) -> Packing:
+    return choose(candidates, LOAD, machine)
+
+
+def test_the_most_trials_per_hour_win():
+    packing = picked([candidate(1, 1.0), candidate(2, 1.1), candidate(4, 3.0)])
+    assert (packing.concurrent, packing.gpu_share, packing.threads) == (2, 0.5, 0)
+
+
+def test_a_fuller_gpu_must_earn_its_place():
+    assert picked([candidate(1, 1.0), candidate(2, 1.96)]).concurrent == 1
+    assert picked([candidate(1, 1.0), candidate(2, 1.90)]).concurrent == 2
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    sizes = [candidate(1, 1.0, gpu_gib=40), candidate(2, 1.0, gpu_gib=40), candidate(4, 1.0, gpu_gib=40)]
+    packing = picked(sizes)
+    assert packing.concurrent == 2
+    assert "4 at once 144.0 (does not fit into memory)" in packing.reason
+    assert "They take 80.0 of 140 GiB." in packing.reason
+    assert picked([candidate(1, 1.0), candidate(2, 1.0, host_gib=60)]).concurrent == 1
+
+
+def test_shares_of_three_fit_on_a_gpu():
+    assert 3 * picked([candidate(1, 1.0), candidate(3, 1.0)]).gpu_share <= 1
+
+
+def test_every_gpu_gets_as_many():
+    assert picked([candidate(2, 1.0)], replace(H200, gpus=4)).concurrent == 8
+
+
+def test_start_and_evaluation_count():
+    quick_steps = Candidate(2, 1, start_s=500.0, step_s=0.5, chunk_s=50.0, gpu_gib=1.0, host_gib=1.0)
+    assert quick_steps.trials_per_hour(LOAD) == pytest.approx(3600 * 2 / (500 + 50 + 500))
+
+
+def test_on_a_cpu_trials_and_threads_share_the_cores():
+    assert ladder(CPU, most=16) == [(1, 2), (2, 1)]
+    assert ladder(replace(CPU, cores=16), most=6) == [(1, 16), (2, 8), (4, 4)]
+    assert ladder(H200, most=6) == [(1, 1), (2, 1), (4, 1)]
+    packing = picked([replace(candidate(1, 1.0), threads=2), candidate(2, 1.5)], CPU)
+    assert (packing.concurrent, packing.threads) == (2, 1)
+    assert packing.reason == (
+        "2 at once with 1 thread on 2 CPU cores: 48.0 trials an hour, against 1 alone with 2 threads 36.0 "
+        "(by the probe)."
+    )
+
+
+def test_a_packing_survives_json():
+    packing = picked([candidate(1, 1.0), candidate(2, 1.1)])
+    assert Packing.from_dict(json.loads(json.dumps(packing.to_dict()))) == packing
+
+
+@pytest.fixture
+def settings(tmp_path):
+    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    make_worlds((world,), Console(quiet=True))
+    base = smoke().trials[1]
+    small = {"model.image_size": [48, 112], "model.pts_bbox_head.num_query": 24}
+    return replace(
+        base,
+        data=replace(base.data, train=(world.root,), val=world.root),
+        overrides=tuple((key, json.dumps(value)) for key, value in small.items()),
+    )
+
+
+@pytest.mark.slow
+def test_a_real_probe_measures_one_alone_and_two_at_once(settings):
+    packing = probe(settings, most=2, seconds=0.5)
+    assert packing.machine is not None
+    assert [one.concurrent for one in packing.candidates] == [1, 2][: packing.machine.cores]
+    assert packing.concurrent in (1, 2)
+    for one in packing.candidates:
+        assert min(one.start_s, one.step_s, one.chunk_s, one.host_gib) > 0
+        assert one.gpu_gib == 0
+
+
+def test_a_trial_that_cannot_run_is_told_by_the_probe(settings):
+    with pytest.raises(StudyError, match=r"a trial cannot run: TrialError: .*expected 1 or more"):
+        probe(replace(settings, train=replace(settings.train, batch_size=0)), most=2)

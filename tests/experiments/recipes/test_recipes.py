@@ -1,0 +1,170 @@
+from dataclasses import replace
+
+import pytest
+
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Factor, full, plan_of
+from experiments.recipes.mini import CROSS_SITES, demo, demo_waves, factorial, pretrain, smoke, smoke_waves
+from experiments.recipes.nuscenes import r50, r50_waves
+from experiments.recipes.recipe import EarlyStop, RecipeError, trials_of
+from experiments.recipes.registry import RECIPES, recipe
+from pipeline.config.plan import Choice, PlanError
+from pipeline.config.settings import TrialSettings
+
+
+def test_demo_is_a_full_factorial_with_two_seeds():
+    arms = {(s.seed, tuple(s.plan[site].bias for site in CROSS_SITES)) for s in demo().trials}
+    assert len(demo().trials) == len(arms) == 2 * 2**3
+    assert {bias for _, arm in arms for bias in arm} == {"none", "window"}
+
+
+def test_demo_trials_differ_in_plan_and_seed_alone():
+    trials = demo().trials
+    assert {replace(s, plan=trials[0].plan, seed=0) for s in trials} == {trials[0]}
+
+
+def sites(num_layers):
+    return ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(num_layers) for kind in ("self", "cross")]
+
+
+def test_arms_that_differ_in_the_window_alone_are_arms():
+    base, site = smoke().trials[0], CROSS_SITES[0]
+    levels = ("none", "window", "window:7", "gaussian:3")
+    design = full([Factor(site, levels)])
+    rest = {s: str(base.plan[s]) for s, _ in base.plan.choices if s != site}
+    plans = {arm: plan_of(design, arm, rest) for arm in design.arms}
+    trials = trials_of(design, base, (0, 1), plans)
+    rule = Rule(sites=(site,), seeds=(0, 1), arms=design.arms, more_treatments=levels[2:])
+    made = replace(smoke(), trials=trials, factors=(site,), rule=rule, design=design)
+    assert {arm for arm, _ in made.by_arm()} == {(level,) for level in levels}
+    assert made.plan(("window:7",))[site] == Choice("window", "sdpa_math", window=7)
+    assert {name.partition("_")[0] for name in made.named_trials()} == {
+        "none",
+        "window",
+        "window7",
+        "gaussian3",
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_plan_names_every_site_of_its_model(name):
+    for settings in recipe(name).trials:
+        every = sites(3 if "mini" in settings.config else 6)
+        for plan in (settings.plan, *settings.mix):
+            assert [site for site, _ in plan.resolve(every).choices] == every
+
+
+def test_pretraining_favours_no_arm_of_the_demo():
+    (settings,) = pretrain().trials
+    assert {settings.plan, *settings.mix} == {s.plan for s in demo().trials} == set(factorial())
+    assert len(settings.mix) == 7
+
+
+def test_pretraining_never_sees_the_demo_world():
+    seen = {world.seed for world in pretrain().worlds}
+    assert not seen & {world.seed for world in demo().worlds}
+    assert not {world.root for world in pretrain().worlds} & {world.root for world in demo().worlds}
+
+
+def test_every_trial_reads_a_world_of_its_recipe():
+    for name in RECIPES:
+        found = recipe(name)
+        roots = {world.root for world in found.worlds} or {"data/nuscenes"}
+        assert all({s.data.val, *s.data.train} <= roots for s in found.trials)
+
+
+def test_digest_covers_settings_and_rule_and_world():
+    base = demo()
+    assert base.digest == demo().digest
+    longer = replace(base.trials[0], seed=9)
+    assert replace(base, trials=(longer, *base.trials[1:])).digest != base.digest
+    assert base.rule is not None
+    assert replace(base, rule=replace(base.rule, confidence=0.9)).digest != base.digest
+    assert replace(base, worlds=(replace(base.worlds[0], seed=8),)).digest != base.digest
+
+
+def test_concurrency_is_no_part_of_the_digest():
+    assert replace(demo(), concurrent_trials=1).digest == demo().digest
+
+
+def test_trial_names_are_readable_and_unique():
+    names = list(demo().named_trials())
+    assert len(set(names)) == 16
+    assert names[1].startswith("none-none-window_s0_")
+
+
+def test_settings_survive_json():
+    for settings in demo().trials:
+        assert TrialSettings.from_dict(settings.to_dict()) == settings
+
+
+def test_two_equal_trials_are_refused():
+    with pytest.raises(RecipeError, match="is in it twice"):
+        replace(demo(), trials=(demo().trials[0],) * 2)
+
+
+def test_a_factor_that_no_plan_names_is_refused():
+    with pytest.raises(PlanError, match=r"no site 'decoder\.7\.cross'"):
+        replace(demo(), factors=("decoder.7.cross",))
+
+
+def test_the_settings_of_the_demo_are_those_of_its_documented_trials():
+    # docs/studies/demo names them: changing a default of the settings must not rename what has run
+    assert [settings.digest for settings in demo().trials[:3]] == [
+        "3b6954ca1b99",
+        "8e39668b4f62",
+        "9cc87144c340",
+    ]
+    assert [settings.digest for settings in smoke().trials] == ["e6d94cd55b8e", "fff447000dd9"]
+
+
+def test_sequential_recipes_hold_every_arm_of_every_seed():
+    for found in (demo_waves(), smoke_waves(), r50_waves()):
+        assert set(found.by_arm()) == {(arm, s) for arm in found.design.arms for s in found.rule.seeds}
+    assert r50_waves().design.resolution == 4
+    assert len(r50_waves().design.arms) * 4 == len(r50().design.arms if r50().design else r50().trials) // 3
+
+
+def test_changes_of_early_stopping_and_confirmation_change_the_digest():
+    base = smoke_waves()
+    assert replace(base, early_stop=EarlyStop((1,))).digest != base.digest
+    assert replace(base, early_stop=None).digest != base.digest
+    assert replace(base, confirm_seeds=(7,)).digest != base.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"confirm_seeds": (1,)}, "confirmation needs fresh seeds, and 1 is used"),
+        ({"rule": None}, "a design needs a rule that names its seeds"),
+        ({"trials": smoke_waves().trials[1:]}, "not every arm of its design with every seed"),
+        ({"early_stop": EarlyStop((3,))}, "a rung at step 3 is too late for trials of 3"),
+        ({"design": None}, "early stopping needs waves, hence a design"),
+        ({"rule": replace(smoke_waves().rule, arms=(("none", "none"),))}, "name different arms"),
+    ],
+)
+def test_recipes_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        replace(smoke_waves(), **changes)
+
+
+def test_bad_early_stopping_is_refused():
+    for rungs in ((), (0,), (4, 2)):
+        with pytest.raises(RecipeError, match="expected increasing steps, from 1"):
+            EarlyStop(rungs)
+    with pytest.raises(RecipeError, match=r"a margin of -1\.0 points"):
+        EarlyStop((1,), -1.0)
+
+
+def test_more_workers_keep_the_batch():
+    spread = demo().with_workers(2)
+    assert {(s.workers, s.train.batch_size) for s in spread.trials} == {(2, 1)}
+    with pytest.raises(RecipeError, match="a batch of 2 cannot be shared equally by 3 workers"):
+        demo().with_workers(3)
+    with pytest.raises(RecipeError, match="0 workers a trial: expected 1 or more"):
+        demo().with_workers(0)
+
+
+def test_unknown_recipe_is_refused_with_the_known_ones():
+    with pytest.raises(RecipeError, match="no recipe 'nope'; there are demo, "):
+        recipe("nope")

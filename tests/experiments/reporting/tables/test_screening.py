@@ -1,0 +1,68 @@
+"""Screening beside retraining: the order, the size, and what it may not say."""
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
+from experiments.reporting.report import drawings, to_markdown
+from experiments.reporting.summary import summarize
+from pipeline.metrics.rows import Row, append_rows
+from tests.experiments.planted_rows import factorial_plan
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "report"
+SITES = {"decoder.0.cross": 0.0, "decoder.1.cross": 0.0}
+
+
+@pytest.fixture
+def golden(tmp_path):
+    return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
+
+
+def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> Path:
+    """Write the rows of a screening in which the layers' gains add up."""
+    rows = []
+    for on in product((False, True), repeat=2):
+        plan = str(factorial_plan(SITES, [s for s, o in zip(SITES, on, strict=True) if o]))
+        value = 0.4 + sum(gain for gain, o in zip(gains, on, strict=True) if o) / 100
+        rows.append(Row("golden", "m", plan, INTERVENTION + "NDS", "fraction", value, condition="clean"))
+    path = folder / FOLDER / ROWS
+    append_rows(path, rows[leave_out:])
+    return path
+
+
+def test_screened_gains_stand_beside_the_retrained(golden):
+    screening(golden, (1.32, 0.24))
+    summary = summarize(golden)
+    (sheet,) = [sheet for sheet in summary.sheets if sheet.name == "screen"]
+    first, second = summary.evidence.verdicts
+    assert sheet.lines[0][:2] == ("decoder.0.cross", 1)
+    assert sheet.lines[0][2:5] == pytest.approx((1.32, 1.32, 1.32))
+    assert sheet.lines[0][5:] == (first.effect, first.low, first.high, first.verdict)
+    assert sheet.lines[1][2] == pytest.approx(0.24)
+    assert sheet.lines[1][5] == second.effect
+    low = (first.effect + second.effect - 1.32 - 0.24) / 2
+    assert (
+        f"Spearman's 1.00 over 2 layers; its gains are on average {low:.2f} points too low. "
+        "Of the 1 layer that pays off it put 1 first." in summary.notes[-1]
+    )
+    assert "screen" in [drawing.name for drawing in drawings(summary)]
+    assert "no verdict" in sheet.title
+
+
+def test_a_screening_that_is_wrong_is_said_to_be(golden):
+    screening(golden, (-1.0, 3.0))
+    note = summarize(golden).notes[-1]
+    assert "Spearman's -1.00" in note
+    assert "it put 0 first" in note
+
+
+def test_an_edited_or_unfinished_screening_is_left_out(golden):
+    path = screening(golden, (1.0, 0.0), leave_out=1)
+    assert "left out: 1 of 4 masks have no NDS" in summarize(golden).notes[-1]
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))
+    summary = summarize(golden)
+    assert "left out: the rows in masks.jsonl are not those it wrote: line 1" in summary.notes[-1]
+    assert "## Verdict per layer" in to_markdown(summary)

@@ -1,0 +1,406 @@
+"""Reports from fixed rows: the Markdown to the letter, the page as a browser and a reader need it."""
+
+import base64
+import csv
+import io
+import json
+import math
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.analysis.decide import decide
+from experiments.analysis.verdicts import UNDECIDED
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Factor, fraction
+from experiments.reporting.figures.style import to_png
+from experiments.reporting.report import drawings, print_report, to_html, to_markdown, write_report
+from experiments.reporting.summary import ReportError, read_record, summarize
+from experiments.reporting.tables.base import arm_label, settling, short_names, signed
+from pipeline.config.plan import Plan, PlanError
+from pipeline.metrics.rows import Row, append_rows, last_seal, read_study
+from tests.experiments.planted_rows import Truth, decorate, plant
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "report"
+
+
+@pytest.fixture
+def golden(tmp_path):
+    return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
+
+
+@pytest.fixture(scope="module")
+def page_text():
+    return to_html(summarize(GOLDEN))
+
+
+def rewrite(folder: Path, change) -> None:
+    """Apply ``change`` (rows -> rows) to all rows of a study."""
+    rows = change(read_study(folder))
+    shutil.rmtree(folder / "trials")
+    for row in rows:
+        append_rows(folder / "trials" / row.trial / "rows.jsonl", [row])
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def named(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def test_markdown_to_the_letter(golden):
+    """After a wanted change: read the difference, then copy the new report.md into tests/golden/report."""
+    assert to_markdown(summarize(golden)) == (GOLDEN / "report.md").read_text(encoding="utf-8")
+
+
+def test_tables_hold_the_verdicts_in_full(golden):
+    report = write_report(golden)
+    with (golden / "verdicts.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    verdicts = decide(read_study(golden), report.summary.record.rule)
+    assert [(line["site"], line["verdict"]) for line in lines] == [(v.site, v.verdict) for v in verdicts]
+    assert [float(line["net_low"]) for line in lines] == [v.net_low for v in verdicts]
+    assert {path.name for path in report.tables} == {
+        "verdicts.csv",
+        "effects.csv",
+        "plans.csv",
+        "cost.csv",
+        "trials.csv",
+        "kernels.csv",
+        "environment.csv",
+    }
+
+
+def test_page_is_self_contained(page_text):
+    page = Page(page_text)
+    assert "://" not in page_text
+    assert not page.named("script")
+    loads = [attrs[key] for _, attrs in page.tags for key in ("src", "href", "xlink:href") if key in attrs]
+    assert all(target.startswith(("#", "data:,")) for target in loads)
+    assert "@import" not in page_text
+    (policy,) = [a["content"] for a in page.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def test_page_is_sound_html(page_text):
+    page = Page(page_text)
+    ids = Counter(attrs["id"] for _, attrs in page.tags if "id" in attrs)
+    assert [name for name, count in ids.items() if count > 1] == []
+    assert {a["href"][1:] for _, a in page.tags if a.get("href", "").startswith("#")} <= set(ids)
+    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
+    assert page.named("html") == [{"lang": "en"}]
+    assert len(page.named("svg")) == 4
+    assert all(a.get("aria-label") for _, a in page.tags if a.get("role") == "img")
+    assert len(page.named("h1")) == 1
+    assert all("scope" in attrs for attrs in page.named("th"))
+
+
+def test_figures_take_their_colours_from_the_page(page_text):
+    figures = page_text[page_text.index("<svg") : page_text.rindex("</svg>")]
+    assert "#00000" not in figures  # a stand-in colour that was not replaced
+    assert "var(--ink)" in figures
+    assert "DejaVu" not in figures
+
+
+def test_same_rows_same_page(page_text):
+    assert to_html(summarize(GOLDEN)) == page_text
+
+
+def test_names_of_people_do_not_become_markup(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    plain["question"] = "<script>alert(1)</script>"
+    (golden / "study.json").write_text(json.dumps(plain))
+    assert not Page(write_report(golden).html.read_text(encoding="utf-8")).named("script")
+
+
+def test_terminal_fits_80_columns(golden):
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_report(write_report(golden), console)
+    text = console.export_text()
+    for verdict in decide(read_study(golden), Rule()):
+        assert f"{verdict.site}" in text
+        assert f"{verdict.verdict}" in text
+    assert "…" not in text
+
+
+def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
+    shutil.rmtree(golden / "trials/w11-s0")
+    report = write_report(golden)
+    assert report.summary.evidence is None
+    text = report.markdown.read_text(encoding="utf-8")
+    assert "**No verdicts: 1 of 8 trials lack NDS (clean)" in text
+    assert "| w10-s0 |" in text
+    assert not (golden / "verdicts.csv").exists()
+    print_report(report, Console(quiet=True))
+
+
+def test_old_verdicts_do_not_survive_rows_that_support_none(golden):
+    write_report(golden)
+    assert (golden / "verdicts.csv").exists()
+    shutil.rmtree(golden / "trials/w11-s0")
+    write_report(golden)
+    assert not (golden / "verdicts.csv").exists()
+    assert not (golden / "effects.csv").exists()
+
+
+def test_contradicting_rows_are_refused_and_shown(golden):
+    rows = read_study(golden)
+    double = next(row for row in rows if row.metric == "NDS")
+    append_rows(golden / "trials" / double.trial / "rows.jsonl", [replace(double, value=0.9)])
+    summary = summarize(golden)
+    assert "two values of NDS" in summary.answer
+    assert double.trial in to_markdown(summary)
+
+
+def test_a_rule_that_was_changed_after_the_fact_is_refused(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    (golden / "study.json").write_text(json.dumps({**plain, "digest": "ddddeeeeffff"}))
+    assert "changed after the study began" in summarize(golden).answer
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (lambda text: text.replace('"value": 0.4', '"value": 0.5', 1), "line 1 does not match its seal"),
+        (lambda text: text.partition("\n")[2], "line 1 does not match its seal"),
+        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "rows are missing at its end"),
+    ],
+    ids=["changed", "removed", "end"],
+)
+def test_edited_rows_give_no_verdict(golden, edit, fault):
+    path = golden / "trials/w00-s0/rows.jsonl"
+    (path.parent / "DONE.json").write_text(json.dumps({"seal": last_seal(path)}))
+    assert summarize(golden).evidence is not None
+    path.write_text(edit(path.read_text()))
+    summary = summarize(golden)
+    assert summary.evidence is None
+    assert summary.answer.startswith("No verdicts: the rows of trial w00-s0 are not those that it wrote: ")
+    assert fault in summary.answer
+    assert "| w10-s0 |" in to_markdown(summary)  # the rest stays usable
+
+
+def test_rows_without_seals_are_said(golden):
+    path = golden / "trials/w00-s0/rows.jsonl"
+    bare = [
+        {k: v for k, v in json.loads(line).items() if k != "seal"} for line in path.read_text().splitlines()
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in bare))
+    summary = summarize(golden)
+    assert summary.evidence is not None
+    assert any("without seals" in note and "w00-s0" in note for note in summary.notes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"commit": "fedcba987654"},
+        {"device": "NVIDIA H200"},
+        {"versions": "torch=2.13.0;ray=2.60.0;data=0123456789ab"},
+    ],
+    ids=["commits", "hardware", "data"],
+)
+def test_mixtures_are_refused(golden, change):
+    def mix(rows):
+        return [replace(row, **change) if row.seed == 1 else row for row in rows]
+
+    rewrite(golden, mix)
+    summary = summarize(golden)
+    assert summary.evidence is None
+    assert f"the trials differ in {next(iter(change))}" in summary.answer
+
+
+def test_the_trials_of_another_study_are_refused(golden):
+    rewrite(golden, lambda rows: [replace(row, study="other") for row in rows])
+    assert "the rows are those of the study other, study.json is that of golden" in summarize(golden).answer
+
+
+def test_an_unknown_metric_is_refused(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    plain["rule"]["metric"] = "mIoU"
+    (golden / "study.json").write_text(json.dumps(plain))
+    assert "no row measures mIoU under the condition 'clean'; measured were" in summarize(golden).answer
+
+
+def diverge(*trials):
+    def change(rows):
+        spoilt = [row.unit == "fraction" and (not trials or row.trial in trials) for row in rows]
+        return [replace(r, value=math.nan) if bad else r for r, bad in zip(rows, spoilt, strict=True)]
+
+    return change
+
+
+def test_one_diverged_trial_is_left_out_and_said(golden):
+    rewrite(golden, diverge("w00-s1"))
+    summary = write_report(golden).summary
+    assert summary.evidence is not None
+    assert any("diverged: w00-s1" in note for note in summary.notes)
+
+
+def test_when_all_trials_diverged_there_is_no_verdict(golden):
+    rewrite(golden, diverge())
+    summary = write_report(golden).summary
+    assert summary.evidence is None
+    assert summary.answer.startswith("No verdicts: ")
+
+
+def test_failed_trials_are_said_with_their_reason(golden):
+    for name in ("w11-s0", "w11-s1"):
+        (golden / f"trials/{name}/FAILED.json").write_text(json.dumps({"error": "no such file: x.jpg"}))
+    summary = summarize(golden)
+    assert "Failed: w11-s0: no such file: x.jpg." in summary.notes
+    shutil.rmtree(golden / "trials/w00-s0")
+    for path in golden.glob("trials/*/rows.jsonl"):
+        path.unlink()
+    with pytest.raises(ReportError, match=r"one trial; 2 failed. Failed: w11-s0: no such file"):
+        summarize(golden)
+
+
+def test_the_recommended_plan_is_a_config_beside_the_report(golden):
+    report = write_report(golden, lambda plan: f"# <{plan}>\nmodel = dict()\n")
+    best = "decoder.0.cross=window/sdpa_math;decoder.1.self=none/sdpa_math;decoder.1.cross=window/sdpa_math"
+    text = (golden / "recommended.py").read_text()
+    assert best in text
+    assert text in report.markdown.read_text(encoding="utf-8")
+    page = report.html.read_text(encoding="utf-8")
+    assert f"{best}&gt;" in page
+    write_report(golden)
+    assert not (golden / "recommended.py").exists()  # of the earlier report
+
+
+def test_a_config_that_cannot_be_printed_is_said(golden):
+    def refuse(plan):
+        raise PlanError("the model has changed")
+
+    report = write_report(golden, refuse)
+    assert report.summary.evidence is not None
+    assert "The plan is not printed as a config: the model has changed." in report.summary.notes
+
+
+def test_the_picture_of_the_recommended_plans_trial_is_shown(golden):
+    for name in ("w00-s0", "w10-s0", "w11-s1"):  # the best plan is w11
+        (golden / f"trials/{name}/scene.png").write_bytes(b"\x89PNG " + name.encode())
+    report = write_report(golden)
+    assert (golden / "figures" / "scene.png").read_bytes() == b"\x89PNG w11-s1"
+    (picture,) = Page(report.html.read_text(encoding="utf-8")).named("img")
+    assert picture["src"] == "data:image/png;base64," + base64.b64encode(b"\x89PNG w11-s1").decode()
+    assert picture["alt"]
+
+
+def test_figures_are_files_too_and_repeat(golden, tmp_path):
+    write_report(golden)
+    names = {path.name: path.read_bytes() for path in (golden / "figures").iterdir()}
+    assert set(names) == {"speed.png", "forest.png", "map.png", "scale.png"}
+    for drawing in drawings(summarize(golden)):
+        assert to_png(drawing) == names[f"{drawing.name}.png"]
+    assert cv2.imdecode(np.frombuffer(names["map.png"], np.uint8), cv2.IMREAD_COLOR).shape[1] == 980
+
+
+def test_a_fraction_says_what_it_cannot_tell_apart(tmp_path):
+    sites = tuple(f"decoder.{i}.cross" for i in range(4))
+    arms = fraction([Factor(site) for site in sites], 1).arms
+    rule = Rule(sites=sites, arms=arms)
+    everything = plant(Truth(dict.fromkeys(sites, 1.0)))
+    rows = [r for r in everything if tuple(Plan.parse(r.plan)[site].bias for site in sites) in arms]
+    append_rows(tmp_path / "trials/all/rows.jsonl", rows)
+    (tmp_path / "study.json").write_text(json.dumps({"rule": rule.to_dict()}))
+    text = to_markdown(summarize(tmp_path))
+    assert "## What these arms cannot tell apart" in text
+    assert "decoder.0.cross with decoder.1.cross = decoder.2.cross with decoder.3.cross" in text
+    (grid,) = [line for line in text.splitlines() if "full grid" in line]
+    assert grid.split("|")[2].strip() == "32"  # 2^4 plans, two seeds; 16 trials ran
+
+
+def test_code_outside_any_commit_is_said(golden):
+    rewrite(golden, lambda rows: [replace(row, commit="0123+") for row in rows])
+    assert any("0123+" in note for note in summarize(golden).notes)
+
+
+def test_a_study_without_a_rule_lists_its_trials(golden):
+    plain = json.loads((golden / "study.json").read_text())
+    (golden / "study.json").write_text(json.dumps({**plain, "rule": None}))
+    report = write_report(golden)
+    assert "no rule" in report.summary.answer
+    assert "w10-s0" in report.html.read_text(encoding="utf-8")
+
+
+def test_a_last_line_cut_short_is_left_out(golden):
+    with (golden / "trials/w00-s0/rows.jsonl").open("a") as file:
+        file.write('{"study": "gol')
+    with pytest.warns(UserWarning, match="cut short"):
+        assert summarize(golden).evidence is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "it has no study.json"),
+        ('{"rule"', "is not JSON"),
+        ('{"name": "x"}', "has no rule"),
+        ('{"rule": {"speed": 3}}', "cannot be read"),
+    ],
+)
+def test_folders_that_are_no_study(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "study.json").write_text(content)
+    with pytest.raises(ReportError, match=sentence):
+        read_record(tmp_path)
+
+
+def test_a_study_without_rows(golden):
+    shutil.rmtree(golden / "trials")
+    with pytest.raises(ReportError, match="no rows yet"):
+        write_report(golden)
+
+
+def test_a_report_of_two_rows_of_one_trial(tmp_path):
+    plan = "decoder.0.cross=none/sdpa_math"
+    rows = [Row("s", "t", plan, metric, "ms", 3.0) for metric in ("step_ms", "train_samples_per_s")]
+    append_rows(tmp_path / "trials/t/rows.jsonl", rows)
+    (tmp_path / "study.json").write_text(json.dumps({"rule": Rule().to_dict()}))
+    assert "No verdicts" in write_report(tmp_path).summary.answer
+
+
+@pytest.mark.parametrize(
+    ("gains", "sentence"),
+    [
+        ((9.0, 9.0), "The window bias pays off at decoder.0.cross and decoder.1.cross."),
+        ((-9.0, 9.0), "pays off at decoder.1.cross and costs more than it gains at decoder.0.cross."),
+        ((0.0, 0.0), "Undecided: after 8 trials the window bias neither pays off nor costs beyond doubt at"),
+    ],
+)
+def test_the_answer_in_one_sentence(tmp_path, gains, sentence):
+    truth = Truth({"decoder.0.cross": gains[0], "decoder.1.cross": gains[1]})
+    append_rows(tmp_path / "trials/all/rows.jsonl", decorate(plant(truth, draw=2)))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": Rule().to_dict()}))
+    assert sentence in summarize(tmp_path).answer
+
+
+def test_wording():
+    assert short_names(["decoder.0.cross", "decoder.2.cross"]) == {
+        "decoder.0.cross": "0",
+        "decoder.2.cross": "2",
+    }
+    assert short_names(["aqr.0.cross"]) == {"aqr.0.cross": "aqr.0.cross"}
+    assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], Rule()) == "0"
+    (undecided,) = [v for v in summarize(GOLDEN).evidence.verdicts if v.verdict == UNDECIDED]
+    assert settling(undecided, 8, 0.5) == "1 more seed (8 trials)"
+    assert settling(replace(undecided, further_trials=0), 8, 0.5) == "settled"
+    assert "100 more seeds" in settling(replace(undecided, further_trials=None), 8, 0.5)
+    assert "no difference of 0.5 points" in settling(replace(undecided, equivalent=True), 8, 0.5)
+    assert [signed(-0.001), signed(1), signed(-1)] == ["0.00", "+1.00", "\N{MINUS SIGN}1.00"]

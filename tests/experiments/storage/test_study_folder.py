@@ -1,0 +1,110 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from experiments.recipes.mini import smoke
+from experiments.reporting.summary import read_record
+from experiments.storage.study_folder import (
+    DONE,
+    FAILED,
+    PARTIAL,
+    PENDING,
+    StudyError,
+    StudyFolder,
+    settings_of,
+)
+
+INPUTS = {"config.py": "abc"}
+FIRST, SECOND = smoke().named_trials()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = StudyFolder(tmp_path / "runs" / "smoke")
+    made.claim(smoke(), INPUTS)
+    return made
+
+
+def begin(folder, name=FIRST):
+    (folder.trial(name) / "rows.jsonl").write_text("")
+
+
+def test_a_claimed_folder_holds_what_the_report_reads(folder):
+    record = read_record(folder.path)
+    assert (record.name, record.question) == ("smoke", smoke().question)
+    assert (record.rule, record.digest) == (smoke().rule, smoke().digest)
+
+
+def test_settings_are_read_back(folder):
+    assert settings_of(folder.trial(FIRST)) == smoke().trials[0]
+
+
+def test_states_follow_the_files(folder):
+    assert folder.state(FIRST) == PENDING
+    begin(folder)
+    assert folder.state(FIRST) == PARTIAL
+    folder.finish(FIRST, "it broke", "Traceback ...")
+    assert (folder.state(FIRST), folder.failure(FIRST)) == (FAILED, "it broke")
+    folder.finish(FIRST)
+    assert folder.state(FIRST) == DONE
+
+
+def test_a_checkpoint_without_rows_is_partial(folder):
+    (folder.trial(FIRST) / "checkpoints" / "step_00000002").mkdir(parents=True)
+    assert folder.state(FIRST) == PARTIAL
+
+
+def test_claiming_again_changes_nothing(folder):
+    begin(folder)
+    before = (folder.path / "study.json").stat().st_mtime_ns
+    folder.claim(smoke(), INPUTS)
+    assert (folder.path / "study.json").stat().st_mtime_ns == before
+
+
+def test_another_rule_is_refused_once_a_trial_has_run(folder):
+    begin(folder)
+    other = replace(smoke(), rule=replace(smoke().rule, confidence=0.8))
+    with pytest.raises(StudyError, match=r"since then changed: digest, rule: confidence; move .* away"):
+        folder.claim(other, INPUTS)
+
+
+def test_a_changed_config_is_refused_once_a_trial_has_run(folder):
+    begin(folder)
+    with pytest.raises(StudyError, match=r"changed: inputs: config\.py;"):
+        folder.claim(smoke(), {"config.py": "xyz"})
+
+
+def test_a_study_of_which_nothing_ran_takes_another_recipe(folder):
+    other = replace(smoke(), trials=tuple(replace(s, seed=5) for s in smoke().trials))
+    folder.claim(other, INPUTS)
+    assert read_record(folder.path).digest == other.digest
+    assert {path.name for path in folder.path.glob("trials/*")} == set(other.named_trials())
+
+
+def test_tampered_settings_are_refused(folder):
+    begin(folder)
+    path = folder.trial(SECOND) / "settings.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 9}))
+    with pytest.raises(StudyError, match="changed: threads"):
+        folder.claim(smoke(), INPUTS)
+
+
+def test_a_broken_study_file_is_refused_by_name(folder):
+    begin(folder)
+    (folder.path / "study.json").write_text("{")
+    with pytest.raises(StudyError, match=r"study\.json: cannot be read as JSON"):
+        folder.claim(smoke(), INPUTS)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"cannot write here \(Not a directory\); choose another --runs"):
+        StudyFolder(tmp_path / "file" / "smoke").claim(smoke(), INPUTS)
+
+
+def test_one_process_at_a_time(folder):
+    with folder.lock(), pytest.raises(StudyError, match="another process runs this study"), folder.lock():
+        pass
+    with folder.lock():
+        pass

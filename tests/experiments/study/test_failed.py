@@ -1,0 +1,47 @@
+"""A study of which trials diverge: told by name, the rest done and reported, and no traceback."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from experiments.recipes.mini import smoke
+from experiments.storage.study_folder import DONE, FAILED, StudyFolder
+from experiments.study.preflight import make_worlds
+from experiments.study.run_study import Wishes, conduct
+from pipeline.metrics.rows import read_rows
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def test_one_trial_diverges_and_then_all_do(tmp_path):
+    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    make_worlds((world,), Console(file=io.StringIO()))
+    healthy, other = (
+        replace(s, data=replace(s.data, train=(world.root,), val=world.root)) for s in smoke().trials
+    )
+    mad = replace(other, train=replace(other.train, lr_scale=1e20, warmup_steps=0))
+    console = Console(file=io.StringIO(), width=300)
+    wishes = Wishes(tmp_path / "runs", tracking=False)
+
+    recipe = replace(smoke(), trials=(healthy, mad), worlds=(world,))
+    outcome = conduct(recipe, wishes, console)
+    folder = StudyFolder(tmp_path / "runs" / "smoke")
+    well, ill = recipe.named_trials()
+    assert (outcome.done, tuple(outcome.failed)) == ((well,), (ill,))
+    assert (folder.state(well), folder.state(ill)) == (DONE, FAILED)
+    text = console.file.getvalue()
+    assert f"failed: {ill}: training stopped at step" in text
+    assert "Traceback" not in text
+    assert (folder.path / "report.html").exists()
+
+    # all fail: no report to make, and a sentence each
+    again = Console(file=io.StringIO(), width=300)
+    alone = replace(recipe, name="ill", trials=(mad,))
+    outcome = conduct(alone, wishes, again)
+    assert not outcome.done
+    assert f"failed: {ill}: training stopped at step" in again.file.getvalue()
+    assert "Traceback" not in again.file.getvalue()
+    place = StudyFolder(tmp_path / "runs" / "ill").trial(ill)
+    assert read_rows(place / "rows.jsonl")[-1].metric == "loss"

@@ -1,0 +1,138 @@
+"""A sequential study under Ray, killed twice at random moments, gives the rows of an unbroken one."""
+
+import io
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.recipes.decision_rule import Rule
+from experiments.recipes.factorial import Factor, full, plan_of
+from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke_waves
+from experiments.recipes.recipe import EarlyStop, trials_of
+from experiments.storage.study_folder import StudyFolder
+from experiments.study.next_wave import Budget, next_wave
+from experiments.study.preflight import make_worlds
+from experiments.study.waves import ended_rows, rungs_of
+from pipeline.metrics.rows import read_rows
+from pipeline.runtime.session import LocalSession
+from pipeline.training.trial import run_trial
+from tests.smallest import SMALLEST
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import pickle, sys
+from pathlib import Path
+from rich.console import Console
+from experiments.folder import StudyFolder
+from experiments.sequential import Budget
+from experiments.study import Running
+from experiments.waves import run_waves
+
+if __name__ == "__main__":
+    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
+    folder = StudyFolder(Path(sys.argv[2]))
+    folder.claim(recipe, {})
+    print(run_waves(recipe, folder, Console(), Running(2, tracking=False), Budget(100)))
+"""
+PATIENCE_S = 600
+"""The whole needs a minute, on a machine that does much else ten times that."""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """One layer, three seeds judged at two looks, and a rung."""
+    world = replace(smoke_waves().worlds[0], root=str(tmp_path / "world"))
+    make_worlds((world,), Console(file=io.StringIO()))
+    base = smoke_waves().trials[0]
+    base = replace(
+        base,
+        data=replace(base.data, train=(world.root,), val=world.root),
+        train=replace(base.train, steps=4, lr_scale=2.0),
+        overrides=SMALLEST,
+    )
+    design = full([Factor(CROSS_SITES[0])])
+    rest = REST | dict.fromkeys(CROSS_SITES[1:], f"none/{IMPL}")
+    plans = {arm: plan_of(design, arm, rest, IMPL) for arm in design.arms}
+    return replace(
+        smoke_waves(),
+        trials=trials_of(design, base, (0, 1, 2), plans),
+        factors=design.sites,
+        rule=Rule(metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, looks=(2, 3)),
+        worlds=(world,),
+        design=design,
+        early_stop=EarlyStop(rungs=(2,)),
+        confirm_seeds=(),
+    )
+
+
+def run_unbroken(recipe, folder):
+    """The same waves in this process, one trial after another, without Ray."""
+    folder.claim(recipe, {})
+    while asked := next_wave(
+        rows := ended_rows(recipe, folder), recipe.rule, recipe.design, Budget(100)
+    ).arms_by_seed:
+        wave = next_wave(rows, recipe.rule, recipe.design, Budget(100))
+        rungs = rungs_of(recipe, rows, wave)
+        for seed, arms in asked:
+            for arm in arms:
+                name = recipe.by_arm()[arm, seed]
+                run_trial(recipe.named_trials()[name], LocalSession(folder.trial(name)), rungs)
+                folder.finish(name)
+
+
+def numbers(folder):
+    """Everything that is measured and is no time."""
+    found = {}
+    for path in folder.path.glob("trials/*/rows.jsonl"):
+        for row in read_rows(path):
+            if row.unit not in ("ms", "samples/s", "GiB"):
+                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.step)
+                assert key not in found, key
+                found[key] = (row.value, row.n, row.seed, row.plan)
+    return found
+
+
+def num_rows(folder):
+    return sum(path.read_bytes().count(b"\n") for path in folder.path.glob("trials/*/rows.jsonl"))
+
+
+def begin(tmp_path, folder):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    words = [sys.executable, str(program), str(tmp_path / "recipe"), str(folder.path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    with (tmp_path / "log").open("a") as log:
+        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+
+
+def test_killed_twice_and_resumed_equals_unbroken(recipe, tmp_path):
+    unbroken, killed = StudyFolder(tmp_path / "unbroken"), StudyFolder(tmp_path / "killed")
+    run_unbroken(recipe, unbroken)
+    total = num_rows(unbroken)
+    (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
+    rng = random.Random(20261123)
+    for cut in sorted(rng.sample(range(total // 20, total), 2)):
+        process = begin(tmp_path, killed)
+        deadline = time.monotonic() + PATIENCE_S
+        while num_rows(killed) < cut and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert cut <= num_rows(killed)
+    process = begin(tmp_path, killed)
+    assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
+
+    assert numbers(killed) == numbers(unbroken)
+    assert {row.trial for row in ended_rows(recipe, killed)} == set(recipe.named_trials())

@@ -1,0 +1,103 @@
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from experiments.study.progress import StudyProgress, task_bar
+from pipeline.runtime.heartbeat import FILE, Beacon, Word, last_word
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=200)
+
+
+def text(console):
+    return console.file.getvalue()
+
+
+def test_one_plain_line_per_event_without_a_terminal(console, tmp_path):
+    with StudyProgress(console, total=3, done=1) as progress:
+        progress.started("a", tmp_path, 1)
+        progress.ended("a")
+        progress.started("b", tmp_path, 1)
+        progress.ended("b", "it broke")
+    lines = text(console).splitlines()
+    assert [re.sub(r"^\d\d:\d\d  ", "", line) for line in lines] == [
+        "a started",
+        "a done in 0 s (2 of 3, about 0 s left)",
+        "b started",
+        "b failed after 0 s: it broke (3 of 3)",
+    ]
+
+
+def test_a_trial_that_died_before_it_started_is_told(console):
+    with StudyProgress(console, total=1, done=0) as progress:
+        progress.ended("a", "died")
+    assert "a failed after 0 s: died (1 of 1)" in text(console)
+
+
+def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with StudyProgress(console, total=2, done=0) as progress:
+        progress.started("window-none_s0_abc", tmp_path, 2)
+        Beacon(tmp_path).say("train", 30, 60, 12.0)
+        deadline = time.monotonic() + 10
+        while "window-none train 30/60" not in text(console) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert "0/2 trials" in text(console)
+    assert "window-none train 30/60" in text(console)
+    assert "left" in text(console)
+
+
+def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
+    beacon = Beacon(tmp_path)
+    with StudyProgress(console, total=1, done=0) as progress:
+        progress.started("a", tmp_path, 2)
+        trial = progress._running["a"]
+        seen = []
+        for stage, done in (
+            ("train", 0),
+            ("train", 4),
+            ("evaluate", 2),
+            ("evaluate", 4),
+            ("evaluate", 2),
+            ("evaluate", 4),
+        ):
+            beacon._said_at = float("-inf")
+            beacon.say(stage, done, 4, float("nan"))
+            trial.look()
+            seen.append(trial.fraction)
+        assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
+        progress.ended("a")
+
+
+def test_beacon_drops_words_that_come_too_fast(tmp_path):
+    beacon = Beacon(tmp_path)
+    beacon.say("train", 1, 9, 8.0)
+    beacon.say("train", 2, 9, 7.0)
+    assert last_word(tmp_path) == Word("train", 1, 9, 8.0)
+    beacon.say("train", 9, 9, 0.0)
+    assert last_word(tmp_path) == Word("train", 9, 9, 0.0)
+    beacon.say("evaluate", 1, 9, float("nan"))
+    assert last_word(tmp_path) == Word("evaluate", 1, 9, None)
+
+
+def test_a_silent_trial_has_no_word_and_an_old_one_is_removed(tmp_path, console):
+    assert last_word(tmp_path) is None
+    Beacon(tmp_path).say("train", 1, 2, 0.0)
+    with StudyProgress(console, 1, 0) as progress:
+        progress.started("a", tmp_path, 1)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_bar_of_a_single_task(console):
+    with task_bar(console, "making data") as advance:
+        advance(1, 2)
+    assert text(console) == "making data\n"
+    live = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with task_bar(live, "making data") as advance:
+        advance(1, 2)
+    assert "making data" in text(live)

@@ -1,0 +1,164 @@
+"""One real study under Ray: a worker is killed and goes on, two workers train one trial, a rerun skips."""
+
+import io
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.recipes.mini import World, cross_plan, smoke
+from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
+from experiments.study.tune_runner import Running, run_trials
+from pipeline.config.settings import DataSettings, TrainSettings
+from pipeline.metrics.rows import read_rows, select
+from pipeline.runtime.session import LocalSession
+from pipeline.storage.checkpoint import newest_state
+from pipeline.training.trial import run_trial
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at processes and sockets through /proc"),
+]
+
+PATIENCE_S = 300
+"""Wait for a checkpoint: the trial needs 20 s, on a machine that does much else 15 times that."""
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::ffff:127.0.0.1 in /proc/net/tcp*
+
+
+def offspring() -> dict[int, str]:
+    """All living descendants of this process: pid -> command line."""
+    parents, words = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(folder.name)] = int(parent)
+                words[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+    family = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return {pid: words[pid] for pid in family - {os.getpid()}}
+
+
+def listening_addresses(family) -> list[str]:
+    """Addresses, in hex, on which these processes accept TCP connections."""
+    sockets = set()
+    for pid in family:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+            except OSError:  # closed since
+                continue
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:  # 0A is LISTEN
+                found.append(fields[1].partition(":")[0])
+    return found
+
+
+class Killer(threading.Thread):
+    """Kills the worker of a trial once it has a checkpoint, and notes where Ray listens."""
+
+    def __init__(self, trial: Path) -> None:
+        super().__init__(daemon=True)
+        self.trial = trial
+        self.checkpoint: Path | None = None
+        self.inode = 0
+        self.listening: list[str] = []
+
+    def run(self) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while self.checkpoint is None and time.monotonic() < deadline:
+            self.checkpoint = newest_state(self.trial / "checkpoints")
+            time.sleep(0.02)
+        assert self.checkpoint is not None
+        self.inode = (self.checkpoint / "state.json").stat().st_ino
+        family = offspring()
+        self.listening = listening_addresses(family)
+        (worker,) = [pid for pid, words in family.items() if words.startswith("ray::RayTrainWorker")]
+        os.kill(worker, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    root = str(tmp_path_factory.mktemp("world"))
+    world = World(root, seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+    base = replace(
+        smoke().trials[0],
+        data=DataSettings(train=(root,), val=root),
+        train=TrainSettings(steps=4, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
+    )
+    window = cross_plan(("window", "none", "none"))
+    made = replace(
+        smoke(), worlds=(world,), trials=(base, replace(base, plan=window, workers=2)), concurrent_trials=1
+    )
+    make_worlds(made.worlds, Console(file=io.StringIO()))
+    return made
+
+
+def values(trial: Path) -> dict[tuple[str, str, str, int], float]:
+    """Everything a trial measures that is no time."""
+    rows = [
+        row for row in read_rows(trial / "rows.jsonl") if row.unit in ("1", "fraction", "logits", "1/logits")
+    ]
+    found = {(row.metric, row.site, row.condition, row.step): row.value for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would let other tests beside this one starve it
+    folder = StudyFolder(tmp_path / "runs" / "smoke")
+    folder.claim(recipe, digest_inputs(recipe))
+    check_trials(recipe, folder)
+    check_data(recipe)
+    check_models(recipe)
+    killed, doubled = (folder.trial(name) for name in recipe.named_trials())
+    killer = Killer(killed)
+    killer.start()
+    console = Console(file=io.StringIO(), width=200)
+
+    outcome = run_trials(recipe, folder, console, Running(tracking=False))
+
+    killer.join()
+    assert outcome.complete, outcome
+    assert outcome.ran == 2
+    # Ray listens on this machine alone, leaves no process, and no token in the home directory
+    assert killer.listening
+    assert set(killer.listening) <= LOOPBACK
+    assert not [words for words in offspring().values() if "ray" in words]
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    # the checkpoint that was there at the kill was gone on from, not written again
+    assert killer.checkpoint is not None
+    assert (killer.checkpoint / "state.json").stat().st_ino == killer.inode
+    # killed and resumed under Ray equals unbroken in this process, bit for bit
+    run_trial(recipe.trials[0], LocalSession(tmp_path / "unbroken"))
+    assert values(killed) == values(tmp_path / "unbroken")
+    # two workers: one set of rows, the plan of the settings, other data than one worker sees
+    rows = read_rows(doubled / "rows.jsonl")
+    assert {row.plan for row in rows} == {str(recipe.trials[1].plan.resolve(_sites(rows[0].plan)))}
+    assert len(list(select(rows, metric="loss"))) == 4
+    assert {row.recipe for row in rows} == {recipe.digest}
+
+    again = run_trials(recipe, folder, console, Running(tracking=False))
+    assert (again.ran, again.complete) == (0, True)
+    assert all(folder.state(name) == DONE for name in recipe.named_trials())
+
+
+def _sites(plan: str) -> list[str]:
+    return [part.partition("=")[0] for part in plan.split(";")]

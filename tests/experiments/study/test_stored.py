@@ -1,0 +1,194 @@
+"""A study kept in a bucket: killed, its folder lost, and gone on with from the bucket elsewhere."""
+
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.cli import main
+from experiments.recipes.mini import smoke
+from experiments.storage.remote_study import FILE, stored
+from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.study.preflight import make_worlds
+from pipeline.metrics.rows import read_rows, seal_fault
+from pipeline.runtime.session import LocalSession
+from pipeline.training.trial import run_trial
+from tests.smallest import SMALLEST
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import pickle, sys
+from pathlib import Path
+from rich.console import Console
+from experiments.conduct import Wishes, conduct
+
+if __name__ == "__main__":
+    recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
+    wishes = Wishes(Path(sys.argv[2]), 1, tracking=False, storage=sys.argv[3])
+    sys.exit(not conduct(recipe, wishes, Console(width=200)).complete)
+"""
+PATIENCE_S = 600
+"""The whole needs a minute, on a machine that does much else ten times that."""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Two trials of twelve steps, a checkpoint after every other."""
+    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    make_worlds((world,), Console(file=io.StringIO()))
+    trials = tuple(
+        replace(
+            settings,
+            data=replace(settings.data, train=(world.root,), val=world.root),
+            train=replace(settings.train, steps=12, checkpoint_every=2),
+            overrides=SMALLEST,
+        )
+        for settings in smoke().trials
+    )
+    return replace(smoke(), trials=trials, worlds=(world,))
+
+
+def numbers(folder):
+    """Everything that is measured and is no time."""
+    found = {}
+    for path in folder.path.glob("trials/*/rows.jsonl"):
+        for row in read_rows(path):
+            if row.unit not in ("ms", "samples/s", "GiB"):
+                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.step)
+                assert key not in found, key
+                found[key] = (row.value, row.n, row.seed, row.plan)
+    return found
+
+
+def timed(trial):
+    """How many steps the session that ended a trial has timed."""
+    return max(row.n for row in read_rows(trial / "rows.jsonl") if row.metric == "step_ms")
+
+
+def begin(tmp_path, runs, uri, environment=os.environ):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "recipe"), str(runs), uri]
+    environment = {**environment, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    with (tmp_path / "log").open("a") as log:
+        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+
+
+def parents():
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+            found[int(folder.name)] = 0 if state == "Z" else int(parent)
+    return found
+
+
+def kill(process):
+    """As a power cut: driver, Ray and workers at once."""
+    known, family = parents(), {process.pid}
+    while more := {child for child, parent in known.items() if parent in family} - family:
+        family |= more
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    while [pid for pid in family if parents().get(pid)]:
+        time.sleep(0.1)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp_path):
+    unbroken = StudyFolder(tmp_path / "unbroken")
+    unbroken.claim(recipe, {})
+    for name, settings in recipe.named_trials().items():
+        run_trial(settings, LocalSession(unbroken.trial(name)))
+    (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
+    first, second = recipe.named_trials()
+    copy = f"studies/{recipe.name}/trials"
+
+    process = begin(tmp_path, tmp_path / "runs", s3.uri)
+    deadline = time.monotonic() + PATIENCE_S
+    wanted = re.compile(rf"{copy}/{second}/checkpoints/step_0000000[468]/state.json")
+    while not any(map(wanted.fullmatch, s3.objects())):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    kill(process)
+    before = s3.objects()
+    assert f"{copy}/{first}/DONE.json" in before
+    assert not [key for key in before if "step_00000012" in key and second in key], "killed too late"
+    shutil.rmtree(tmp_path / "runs")
+
+    process = begin(tmp_path, tmp_path / "elsewhere", s3.uri)
+    assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    after, log = s3.objects(), (tmp_path / "log").read_text()
+    folder = StudyFolder(tmp_path / "elsewhere" / recipe.name)
+    assert [folder.state(name) for name in (first, second)] == [DONE, DONE]
+    assert numbers(folder) == numbers(unbroken)
+    # the done trial was left alone, the other was gone on with: its first rows are those from before
+    for name, file in ((first, "DONE.json"), (first, "rows.jsonl"), (first, "BEGUN.json")):
+        assert after[f"{copy}/{name}/{file}"] == before[f"{copy}/{name}/{file}"]
+    rows = before[f"{copy}/{second}/rows.jsonl"]
+    assert after[f"{copy}/{second}/rows.jsonl"].startswith(rows[: rows.rfind(b"\n") + 1])
+    assert json.loads(after[f"{copy}/{second}/BEGUN.json"])["seconds"] > 0
+    steps, all_steps = (timed(study.trial(second)) for study in (folder, unbroken))
+    assert steps < all_steps, "steps before the checkpoint were not taken again"
+    # the copy is whole, and nobody holds it
+    for name in (first, second):
+        assert after[f"{copy}/{name}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
+        end = json.loads(after[f"{copy}/{name}/DONE.json"])["seal"]
+        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
+    assert not [key for key in after if ".claims" in key]
+    assert f"studies/{recipe.name}/report.html" in after
+    assert "taken over from process" in log
+    # the secret is nowhere
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if secret in path.read_bytes()]
+    assert not [key for key, content in after.items() if secret in content]
+
+
+def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsys):
+    chosen, (first, _) = smoke(), smoke().named_trials()
+    folder = StudyFolder(tmp_path / "runs" / chosen.name)
+    with stored(s3.uri, folder, Console(file=io.StringIO())):
+        folder.claim(chosen, {})
+        folder.finish(first, "it broke")
+    assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
+    with stored("", folder, Console(file=io.StringIO())) as mirror:
+        assert mirror.uri == f"{s3.uri}/smoke"
+    looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
+    assert main(["study", "status", "smoke", *looker]) == 1
+    assert "failed: it broke" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "laptop/smoke/study.json").exists()
+    assert main(["sync", *looker]) == 2
+    assert "name the studies" in capsys.readouterr().err
+
+
+def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
+    folder = StudyFolder(tmp_path / "runs" / "smoke")
+    words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
+    with stored(s3.uri, folder, Console(file=io.StringIO())):
+        assert main(words) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
+    words = ["study", "run", "smoke", "--runs", str(tmp_path), "--storage", "s3://me:hunter22222@bucket/x"]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert "holds a password in a URI" in said.err
+    assert "hunter22222" not in said.out + said.err
+    assert not list(tmp_path.rglob("*"))

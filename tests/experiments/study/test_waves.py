@@ -1,0 +1,208 @@
+"""What a sequential study asks for next, from files alone: planted rows stand in for trainings."""
+
+import io
+import json
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from experiments.packing.planner import Packing
+from experiments.packing.policy import FILE as PACKING
+from experiments.packing.policy import as_packed, packing_of
+from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
+from experiments.storage.study_folder import BEGUN, DONE, PARTIAL, StudyError, StudyFolder, write_json
+from experiments.study.confirmation_run import ALL, NONE, RECOMMENDED, confirmation, confirmed
+from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
+from experiments.study.tune_runner import Running
+from experiments.study.waves import FILE, ended_rows, run_waves, rungs_of
+from pipeline.config.plan import Plan
+from pipeline.metrics.rows import Row, append_rows
+from tests.experiments.planted_rows import Truth, plant
+
+SITES = CROSS_SITES[:2]
+CLEAR = Truth({SITES[0]: 6.0, SITES[1]: -6.0}, seeds=(0, 1, 2), noise=0.05, seed_noise=0.1)
+VAGUE = replace(CLEAR, gain={SITES[0]: 0.2, SITES[1]: 0.0}, noise=2.0)
+SECOND = Wave(2, (), SETTLED, "")
+EVERY_SITE = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind in ("self", "cross")]
+
+
+@pytest.fixture
+def recipe():
+    return smoke_waves()
+
+
+@pytest.fixture
+def folder(tmp_path, recipe):
+    made = StudyFolder(tmp_path / "runs" / recipe.name)
+    made.claim(recipe, {})
+    return made
+
+
+@pytest.fixture
+def console():
+    return Console(file=io.StringIO(), width=300)
+
+
+def rows_of(recipe, truth, seeds):
+    """Planted rows under the names and plans of a recipe's trials, with a value at the rung as well."""
+    for row in plant(truth, draw=1, base=Row(recipe.name, "", "", "", "", 0.0, step=3, recipe=recipe.digest)):
+        arm = tuple(Plan.parse(row.plan)[site].bias for site in recipe.factors)
+        if row.seed in seeds:
+            name = recipe.by_arm()[arm, row.seed]
+            plan = recipe.named_trials()[name].plan.resolve(EVERY_SITE)
+            yield replace(row, trial=name, plan=str(plan))
+            if row.metric == "NDS":
+                yield replace(row, trial=name, plan=str(plan), step=2, value=row.value - 0.1)
+
+
+def end(recipe, folder, truth, seeds):
+    """Write the rows of all trials with these seeds, and mark them done."""
+    for row in rows_of(recipe, truth, seeds):
+        append_rows(folder.trial(row.trial) / "rows.jsonl", [row])
+    for (_, seed), name in recipe.by_arm().items():
+        if seed in seeds:
+            folder.finish(name)
+
+
+def waves(folder):
+    return json.loads((folder.path / FILE).read_text())
+
+
+def test_a_study_ends_when_all_is_settled(recipe, folder, console):
+    end(recipe, folder, CLEAR, (0, 1))
+    ending = run_waves(recipe, folder, console, Running(), Budget(100))
+    assert (ending.reason, ending.outcome.ran) == ("Every verdict is settled after 2 seeds.", 0)
+    assert ending.outcome.complete
+
+
+def test_a_study_that_is_not_settled_ends_with_its_seeds(recipe, folder, console):
+    end(recipe, folder, VAGUE, (0, 1, 2))
+    ending = run_waves(recipe, folder, console, Running(), Budget(100))
+    assert ending.reason == "All 3 seeds that the rule allows have run."
+
+
+def test_the_budget_ends_a_study_before_a_look_it_does_not_reach(recipe, folder, console):
+    end(recipe, folder, VAGUE, (0, 1))
+    ending = run_waves(recipe, folder, console, Running(), Budget(11))
+    assert ending.reason == "Look 3 needs 12 trials in all, and the budget is 11."
+    assert ending.outcome.complete
+
+
+def test_a_budget_below_the_first_look_is_refused_before_anything_runs(recipe, folder, console):
+    with pytest.raises(
+        DecideError, match="look 1 needs 4 trials in all, and the budget is 3; without a first"
+    ):
+        run_waves(recipe, folder, console, Running(), Budget(3))
+
+
+@pytest.mark.parametrize(("trials", "hours"), [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0)])
+def test_a_budget_that_buys_nothing_is_refused(trials, hours):
+    with pytest.raises(DecideError, match=r"the budget is .*; expected more than 0"):
+        Budget(trials, hours)
+
+
+def test_the_first_wave_is_measured_at_rungs_and_stopped_nowhere(recipe):
+    rungs = rungs_of(recipe, [], Wave(1, (), SETTLED, ""))
+    assert (rungs.metric, rungs.condition, rungs.floors) == ("NDS", "clean", ((2, None),))
+
+
+def test_the_floor_is_the_worst_of_earlier_waves_less_the_margin(recipe):
+    rows = list(rows_of(recipe, CLEAR, (0, 1)))
+    worst = min(row.value for row in rows if row.metric == "NDS" and row.step == 2 and row.seed == 0)
+    ((rung, floor),) = rungs_of(recipe, rows, SECOND).floors  # seed 1 is of this wave
+    assert (rung, floor) == (2, pytest.approx(worst - 0.05))
+    assert rungs_of(replace(recipe, early_stop=None), rows, SECOND).floors == ()
+
+
+def test_half_a_trial_says_nothing(recipe, folder):
+    end(recipe, folder, CLEAR, (0,))
+    whole = ended_rows(recipe, folder)
+    for row in rows_of(recipe, CLEAR, (1,)):
+        append_rows(folder.trial(row.trial) / "rows.jsonl", [row])  # killed before DONE.json
+    assert ended_rows(recipe, folder) == whole
+    broken, diverged, *_ = (recipe.by_arm()[arm, 1] for arm in recipe.design.arms)
+    for name in (broken, diverged):
+        folder.finish(name, "it broke")
+    (lost,) = [r for r in rows_of(recipe, CLEAR, (1,)) if r.trial == diverged and r.metric == "step_ms"]
+    lost = replace(lost, metric="loss", value=float("nan"), step=3)
+    append_rows(folder.trial(diverged) / "rows.jsonl", [lost])
+    (kept,) = [row for row in ended_rows(recipe, folder) if row not in whole]
+    assert (kept.trial, kept.metric) == (diverged, "loss")
+
+
+def test_the_waves_are_written_down_alike_however_often_it_was_begun(recipe, folder, console):
+    end(recipe, folder, VAGUE, (0,))
+    write_json(folder.path / FILE, {"waves": [{"look": 1, "trials": list(recipe.named_trials())[:4]}]})
+    end(recipe, folder, VAGUE, (1, 2))
+    run_waves(recipe, folder, console, Running(), Budget(100))
+    once = waves(folder)
+    assert once["ended"]["state"] == SPENT
+    run_waves(recipe, folder, console, Running(), Budget(100))
+    assert waves(folder) == once
+
+
+def test_gpu_hours_count_what_a_killed_session_used(recipe, folder):
+    name = recipe.trial_name(recipe.trials[0])
+    folder.begin(name, gpus=0.5)
+    now = time.time()
+    write_json(folder.trial(name) / BEGUN, {"begun": now - 7200, "gpus": 0.5, "seconds": 0, "gpu_hours": 0})
+    rows = folder.trial(name) / "rows.jsonl"
+    rows.write_text("")
+    os.utime(rows, (now - 3600, now - 3600))  # its last sign of life, an hour after it began
+    assert folder.state(name) == PARTIAL
+    assert folder.gpu_hours() == pytest.approx(0.5, abs=0.01)
+    folder.begin(name, gpus=1.0)
+    folder.finish(name)
+    ended = json.loads((folder.trial(name) / "DONE.json").read_text())
+    assert ended["seconds"] == pytest.approx(3600, abs=5)
+    assert ended["gpu_hours"] == pytest.approx(0.5, abs=0.01)
+    assert folder.state(name) == DONE
+
+
+def test_the_confirmation_trains_three_arms_and_reads_their_gains(recipe):
+    arms = {NONE: ("none", "none"), ALL: ("window", "window"), RECOMMENDED: ("window", "none")}
+    recipe = replace(recipe, confirm_seeds=(7, 8))
+    made = confirmation(recipe, arms)
+    assert set(made.by_arm()) == {(levels, seed) for levels in arms.values() for seed in (7, 8)}
+    assert not {s.digest for s in made.trials} & {s.digest for s in recipe.trials}
+    truth = replace(CLEAR, seeds=(7, 8), noise=0.0)
+    rows = [
+        replace(row, trial=made.by_arm()[arm, row.seed])
+        for row in plant(truth)
+        if (arm := tuple(Plan.parse(row.plan)[site].bias for site in SITES)) in arms.values()
+    ]
+    none, everywhere, recommended = confirmed(rows, made, arms, recipe.rule)
+    assert recommended.gains == pytest.approx((6.0, 6.0))
+    assert everywhere.gains == pytest.approx((0.0, 0.0))
+    assert none.gains == (0.0, 0.0)
+
+
+def test_a_recommendation_that_is_the_baseline_is_trained_once(recipe):
+    arms = {NONE: ("none", "none"), ALL: ("window", "window"), RECOMMENDED: ("none", "none")}
+    assert len(confirmation(recipe, arms).trials) == 2
+
+
+def test_a_study_keeps_the_packing_it_began_with(folder, console):
+    kept = Packing(3, threads=5, reason="as measured")
+    write_json(folder.path / PACKING, kept.to_dict())
+    assert {s.threads for s in as_packed(demo(), folder).trials} == {5}
+    assert packing_of(demo(), folder, None, True, console) == kept
+    assert "as measured" in console.file.getvalue()
+    assert packing_of(demo(), folder, None, False, console) == Packing(2)
+    assert packing_of(demo(), folder, 4, True, console) == Packing(4)
+
+
+def test_a_packing_that_cannot_be_read_is_refused(folder, console):
+    write_json(folder.path / PACKING, {"concurrent": 2})
+    with pytest.raises(StudyError, match=r"packing\.json: not a packing \('machine'\); delete it to probe"):
+        as_packed(demo(), folder)
+
+
+def test_the_probe_is_refused_on_a_cluster(folder, console, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(StudyError, match="the probe measures this machine, not a cluster; say --concurrent"):
+        packing_of(demo(), folder, None, True, console)

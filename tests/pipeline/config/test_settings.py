@@ -1,0 +1,68 @@
+"""Settings are values: they survive JSON, and any change of them changes their name."""
+
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from pipeline.config.plan import Plan
+from pipeline.config.settings import CLASSES, DataSettings, TrainSettings, TrialSettings
+
+SETTINGS = TrialSettings(
+    study="demo",
+    config="mini.py",
+    plan=Plan.of({"*": "window/sdpa_math"}),
+    data=DataSettings(train=("data/a", "data/b"), val="data/a"),
+    train=TrainSettings(steps=10),
+    mix=(Plan.of({"*": "none/sdpa_math"}),),
+    conditions=("clean", "no_lidar"),
+    overrides=(("model.head.num_query", "200"),),
+)
+
+
+def test_settings_survive_json():
+    plain = json.loads(json.dumps(SETTINGS.to_dict()))
+    again = TrialSettings.from_dict(plain)
+    assert again == SETTINGS
+    assert again.digest == SETTINGS.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plan": Plan.of({"*": "none/sdpa_math"})},
+        {"mix": ()},
+        {"data": replace(SETTINGS.data, train=("data/b", "data/a"))},
+        {"train": replace(SETTINGS.train, lr_scale=0.5)},
+        {"train": replace(SETTINGS.train, graph=False)},
+        {"seed": 1},
+        {"init": "weights.safetensors"},
+        {"conditions": ("clean",)},
+        {"overrides": (("model.head.num_query", "201"),)},
+        {"device": "cuda"},
+        {"threads": 1},
+    ],
+)
+def test_every_change_changes_the_digest(changes):
+    assert replace(SETTINGS, **changes).digest != SETTINGS.digest
+
+
+def test_settings_that_came_later_leave_names_alone():
+    assert SETTINGS.digest == "37f1aa4c678f"  # as before train.graph was one
+
+
+def test_unknown_and_missing_keys_are_refused():
+    plain = SETTINGS.to_dict()
+    with pytest.raises(TypeError, match="colour"):
+        TrialSettings.from_dict({**plain, "colour": "red"})
+    with pytest.raises(TypeError, match="steps"):
+        TrialSettings.from_dict({**plain, "train": {}})
+
+
+def test_settings_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        SETTINGS.seed = 1
+
+
+def test_ten_classes():
+    assert len(set(CLASSES)) == 10

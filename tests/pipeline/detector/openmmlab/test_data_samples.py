@@ -1,0 +1,58 @@
+"""Samples to mmdet3d's structures and back."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData
+
+from pipeline.data.sample import DataError, Sample
+from pipeline.detector.openmmlab.data_samples import collate, to_detections
+
+MakeSample = Callable[..., Sample]
+
+
+def test_images_points_and_matrices_arrive_unchanged(make_sample: MakeSample) -> None:
+    samples = [make_sample(0), make_sample(1, num_points=0, num_boxes=0)]
+    batch = collate(samples)
+    for i, sample in enumerate(samples):
+        assert batch["inputs"]["img"][i].dtype == torch.uint8
+        assert np.array_equal(batch["inputs"]["img"][i].permute(0, 2, 3, 1).numpy(), sample.images)
+        assert np.array_equal(batch["inputs"]["points"][i].numpy(), sample.points)
+        meta = batch["data_samples"][i].metainfo
+        assert np.array_equal(meta["lidar2img"], sample.lidar2img)
+        assert meta["lidar2img"].dtype == np.float64
+        assert meta["token"] == sample.token
+
+
+def test_boxes_go_there_and_back(make_sample: MakeSample) -> None:
+    sample = make_sample(3)
+    boxes = sample.boxes.copy()
+    boxes[0, 7:] = np.nan  # unknown velocity
+    (made,) = collate([replace(sample, boxes=boxes)])["data_samples"]
+    truth = made.gt_instances_3d
+    # 1e-6: one addition and one subtraction of half a height in fp32
+    assert np.allclose(truth.bboxes_3d.gravity_center.numpy(), boxes[:, :3], atol=1e-6)
+    scores = torch.linspace(0.9, 0.1, len(boxes))
+    made.pred_instances_3d = InstanceData(
+        bboxes_3d=truth.bboxes_3d, scores_3d=scores.flip(0), labels_3d=truth.labels_3d
+    )
+    (found,) = to_detections([made])
+    assert np.allclose(found.boxes[::-1], boxes, atol=1e-6, equal_nan=True)
+    assert np.array_equal(found.labels[::-1], sample.labels)
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_a_frame_without_boxes_has_an_empty_truth(make_sample: MakeSample) -> None:
+    (made,) = collate([make_sample(0, num_boxes=0)])["data_samples"]
+    assert made.gt_instances_3d.bboxes_3d.tensor.shape == (0, 9)
+    assert made.gt_instances_3d.labels_3d.shape == (0,)
+
+
+def test_images_of_two_sizes_and_no_sample_are_refused(make_sample: MakeSample) -> None:
+    with pytest.raises(DataError, match="images of one size"):
+        collate([make_sample(0), make_sample(1, size=(48, 120))])
+    with pytest.raises(DataError, match="got none"):
+        collate([])

@@ -1,0 +1,86 @@
+"""Sharing features between conditions and plans changes no detection."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.plan import Choice, Plan
+from pipeline.data.corruptions import CONDITIONS
+from pipeline.data.formats.open import open_source
+from pipeline.detector.build import build_model
+from pipeline.evaluation.evaluator import FAILURE_SEED
+from pipeline.evaluation.inference import Detector, Views, predict, predict_each
+from pipeline.runtime.determinism import deterministic
+from pipeline.runtime.session import LocalSession
+
+
+@pytest.fixture
+def detector(trial):
+    settings = trial()
+    deterministic(torch.device("cpu"), 1)
+    torch.manual_seed(0)
+    model = build_model(settings.config, settings.overrides, settings.plan)
+    return Detector(model, model.image_size)
+
+
+@pytest.fixture
+def views(trial):
+    data = trial().data
+    return Views(open_source(data.val, data.version, data.val_split), tuple(CONDITIONS), FAILURE_SEED)
+
+
+def plans(detector) -> list[Plan]:
+    plan = detector._model.plan
+    swaps = ("none", "window", "global")
+    return [Plan((*plan.choices[:-1], (plan.choices[-1][0], Choice(bias)))) for bias in swaps]
+
+
+def same(a, b) -> bool:
+    return all(
+        np.array_equal(getattr(x, name), getattr(y, name))
+        for x, y in zip(a, b, strict=True)
+        for name in ("boxes", "scores", "labels")
+    )
+
+
+def test_shared_features_give_what_a_pass_per_condition_and_plan_gives(detector, views):
+    samples = next(views.chunks(0, 1))
+    shown = detector.resize(views.of(samples))
+    found = detector.compare(shown, plans(detector))
+    for plan, by_condition in zip(plans(detector), found, strict=True):
+        detector._model.apply_plan(plan)
+        for condition, detections in by_condition.items():
+            # corrupted at native size, nothing shared: the plain way
+            alone = detector.run(detector.prepare(views.of(samples)[condition]))
+            assert same(detections, alone), (str(plan), condition)
+    assert not same(found[0]["clean"], found[1]["clean"])
+    assert not same(found[0]["clean"], found[0]["no_lidar"])
+
+
+def test_each_branch_runs_once_per_input(detector, views):
+    runs = {"points": 0, "images": 0}
+
+    def count(name):
+        def hook(*_):
+            runs[name] += 1
+
+        return hook
+
+    detector._model.pts_branch.register_forward_hook(count("points"))
+    detector._model.img_backbone.register_forward_hook(count("images"))
+    source = views.source
+    joined = replace(views, source=[source[i] for i in (0, 1, 0, 1, 0, 1, 0, 1)])
+    predict_each(detector, joined, plans(detector), LocalSession(None))
+    # two chunks, each with the points as they are and those of four failures, the images as they are, one
+    # camera lost and dirt on all; seen once for all: no points, black
+    assert runs == {"points": 2 * 5 + 1, "images": 2 * 3 + 1}
+
+
+def test_every_frame_is_there_under_every_condition(detector, views):
+    found = predict(detector, views, LocalSession(None))
+    assert list(found) == list(CONDITIONS)
+    for poses, detections in found.values():
+        assert [pose.token for pose in poses] == list(views.source.tokens)
+        assert len(detections) == len(poses)

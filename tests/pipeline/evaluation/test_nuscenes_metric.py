@@ -1,0 +1,163 @@
+"""Detections to the official metric: the truth scores 1, damage costs what it should."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nuscenes.utils.data_classes import Box
+from pyquaternion import Quaternion
+
+from pipeline.config.settings import CLASSES
+from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.sample import DataError, Detections
+from pipeline.evaluation.nuscenes_metric import Judge
+from pipeline.evaluation.submission import (
+    EvaluationError,
+    FramePose,
+    load_detections,
+    save_detections,
+    submission_boxes,
+    write_submission,
+)
+
+
+@pytest.fixture(scope="module")
+def frames(small_dataset: Path) -> list[FrameRecord]:
+    return read_frames(small_dataset, "v1.0-mini", "mini_val")
+
+
+@pytest.fixture(scope="module")
+def judge(small_dataset: Path) -> Judge:
+    return Judge(small_dataset, "v1.0-mini", "mini_val")
+
+
+def truth(frames: list[FrameRecord]) -> tuple[list[FramePose], list[Detections]]:
+    poses = [FramePose(frame.token, frame.ego2global @ frame.lidar2ego) for frame in frames]
+    found = [
+        Detections(np.nan_to_num(f.boxes), np.full(len(f.boxes), 0.9, np.float32), f.labels) for f in frames
+    ]
+    return poses, found
+
+
+def scores(judge: Judge, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
+    return {score.metric: score.value for score in judge.score(poses, found)}
+
+
+def test_the_truth_scores_one_in_every_class_there_is(judge: Judge, frames: list[FrameRecord]) -> None:
+    got = scores(judge, *truth(frames))
+    present = {CLASSES[label] for frame in frames for label in frame.labels[frame.num_points > 0]}
+    whole = {name for name in CLASSES if got[f"AP/{name}"] == pytest.approx(1.0)}
+    # a class that stands beyond its own range does not count: 0, as if it were absent
+    assert all(got[f"AP/{name}"] == 0.0 for name in set(CLASSES) - whole)
+    assert whole <= present
+    assert len(whole) >= len(present) - 2
+    assert got["mAP"] == pytest.approx(np.mean([got[f"AP/{name}"] for name in CLASSES]))
+
+
+def test_a_shift_of_three_metres_fails_three_of_four_thresholds(
+    judge: Judge, frames: list[FrameRecord]
+) -> None:
+    poses, found = truth(frames)
+    cars = [replace_boxes(f, f.labels == 0) for f in found]
+    moved = [replace(f, boxes=f.boxes + np.array([3, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in cars]
+    assert scores(judge, poses, cars)["AP/car"] == pytest.approx(1.0)
+    assert (
+        scores(judge, poses, moved)["AP/car"] <= 0.25 + 0.25
+    )  # 4 m alone may match; 2 m by chance, a neighbour
+
+
+def replace_boxes(found: Detections, keep: np.ndarray) -> Detections:
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
+
+
+def test_nothing_found_scores_nothing(judge: Judge, frames: list[FrameRecord]) -> None:
+    poses, found = truth(frames)
+    got = scores(judge, poses, [replace_boxes(f, f.labels < 0) for f in found])
+    assert got["mAP"] == got["NDS"] == 0.0
+    assert got["mATE"] == 1.0
+
+
+def test_boxes_go_to_the_global_frame_as_the_devkit_moves_them(frames: list[FrameRecord]) -> None:
+    frame = frames[0]
+    found = Detections(
+        np.nan_to_num(frame.boxes), np.linspace(1, 0.1, len(frame.boxes), dtype=np.float32), frame.labels
+    )
+    pose = FramePose(frame.token, frame.ego2global @ frame.lidar2ego)
+    for made, box in zip(submission_boxes(pose, found), found.boxes.astype(float), strict=True):
+        oracle = Box(
+            box[:3], box[[4, 3, 5]], Quaternion(axis=[0, 0, 1], radians=box[6]), velocity=(*box[7:9], 0)
+        )
+        for matrix in (frame.lidar2ego, frame.ego2global):
+            # the devkit's check of orthogonality allows float64 rounding only; poses are stored so
+            oracle.rotate(Quaternion(matrix=matrix[:3, :3], rtol=1e-6, atol=1e-6))
+            oracle.translate(matrix[:3, 3])
+        np.testing.assert_allclose(
+            made["translation"], oracle.center, atol=1e-6
+        )  # 1e-9 of a city's coordinates
+        np.testing.assert_allclose(made["velocity"], oracle.velocity[:2], atol=1e-9)
+        assert Quaternion.absolute_distance(Quaternion(made["rotation"]), oracle.orientation) < 1e-9
+        np.testing.assert_allclose(made["size"], oracle.wlh)
+
+
+def test_attributes_follow_class_and_speed() -> None:
+    boxes = np.zeros((4, 9), np.float32)
+    boxes[:, 3:6] = 1
+    boxes[1::2, 7] = 5.0
+    labels = np.array([CLASSES.index(name) for name in ("car", "car", "pedestrian", "barrier")])
+    made = submission_boxes(FramePose("t", np.eye(4)), Detections(boxes, np.ones(4, np.float32), labels))
+    assert [box["attribute_name"] for box in made] == [
+        "vehicle.parked",
+        "vehicle.moving",
+        "pedestrian.standing",
+        "",
+    ]
+
+
+def test_at_most_500_boxes_the_best_first() -> None:
+    rng = np.random.default_rng(0)
+    found = Detections(
+        np.ones((700, 9), np.float32), rng.uniform(size=700).astype(np.float32), np.zeros(700, np.int64)
+    )
+    made = [box["detection_score"] for box in submission_boxes(FramePose("t", np.eye(4)), found)]
+    assert made == sorted(found.scores.tolist(), reverse=True)[:500]
+
+
+def test_detections_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    found = Detections(np.full((1, 9), np.nan, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    with pytest.raises(EvaluationError, match="frame t: detections hold numbers that are not finite"):
+        write_submission(tmp_path / "s.json", [FramePose("t", np.eye(4))], [found])
+
+
+def test_missing_frames_are_refused(judge: Judge, frames: list[FrameRecord]) -> None:
+    poses, found = truth(frames)
+    with pytest.raises(EvaluationError, match="Samples in split doesn't match"):
+        judge.score(poses[1:], found[1:])
+
+
+def test_tables_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        Judge(tmp_path, "v1.0-mini", "mini_val")
+
+
+def test_kept_detections_come_back_exactly(tmp_path: Path, frames: list[FrameRecord]) -> None:
+    poses, found = truth(frames)
+    found[0] = replace_boxes(found[0], found[0].labels < 0)  # a frame without any
+    save_detections(tmp_path / "p.npz", poses, found)
+    back_poses, back = load_detections(tmp_path / "p.npz")
+    assert [pose.token for pose in back_poses] == [pose.token for pose in poses]
+    for one, two in zip(found, back, strict=True):
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        np.testing.assert_array_equal(one.scores, two.scores)
+        np.testing.assert_array_equal(one.labels, two.labels)
+    for one, two in zip(poses, back_poses, strict=True):
+        np.testing.assert_array_equal(one.lidar2global, two.lidar2global)
+
+
+def test_scores_do_not_depend_on_what_was_scored_before(
+    judge: Judge, frames: list[FrameRecord], small_dataset: Path
+) -> None:
+    poses, found = truth(frames)
+    moved = [replace(f, boxes=f.boxes + np.array([0.4, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in found]
+    judge.score(poses, moved)
+    assert judge.score(poses, found) == Judge(small_dataset, "v1.0-mini", "mini_val").score(poses, found)

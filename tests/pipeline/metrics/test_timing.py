@@ -1,0 +1,82 @@
+"""Timing: warm-up left out, medians right, waits apart from steps."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.metrics import timing
+from pipeline.metrics.timing import WARMUP_CALLS, WARMUP_STEPS, StepClock, latency, peak_memory
+
+CPU = torch.device("cpu")
+
+
+class Ticks:
+    """A clock that tests turn by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    made = Ticks()
+    monkeypatch.setattr(timing, "time", made)
+    return made
+
+
+def run(clock: StepClock, ticks: Ticks, waits_and_steps: list[tuple[float, float]]) -> None:
+    for wait, step in waits_and_steps:
+        clock.begin()
+        ticks.now += wait
+        clock.fed()
+        ticks.now += step
+        clock.end()
+
+
+def test_steps_are_timed_without_warm_up_and_without_what_lies_between(ticks: Ticks) -> None:
+    clock = StepClock(CPU)
+    assert math.isnan(clock.seconds_left(3))
+    run(clock, ticks, [(0.5, 9.0)] * WARMUP_STEPS)
+    for _ in range(20):
+        run(clock, ticks, [(0.01, 0.09)])
+        ticks.now += 2.0  # a report
+    step, wait, rate = clock.measures(samples_per_step=8)
+    assert (step.metric, step.value, step.n) == ("step_ms", pytest.approx(90), 20)
+    assert (wait.metric, wait.value) == ("data_wait_ms", pytest.approx(10))
+    assert (rate.metric, rate.value) == ("train_samples_per_s", pytest.approx(80))
+    assert clock.seconds_left(10) == pytest.approx(1.0)
+
+
+def test_spread_is_half_of_the_middle_three_fifths(ticks: Ticks) -> None:
+    clock = StepClock(CPU)
+    run(clock, ticks, [(0, 1)] * WARMUP_STEPS + [(0, 0.1 * i) for i in range(1, 12)])
+    assert clock.measures(1)[0].spread == pytest.approx((900 - 300) / 2)
+
+
+def test_short_runs_are_timed_too_and_no_run_is_not(ticks: Ticks) -> None:
+    clock = StepClock(CPU)
+    assert clock.measures(1) == []
+    run(clock, ticks, [(0, 5), (0, 1)])
+    assert clock.measures(1)[0].value == pytest.approx(1000)
+
+
+def test_latency_leaves_the_first_calls_out(ticks: Ticks) -> None:
+    def call(i: int) -> None:
+        ticks.now += 10.0 if i < WARMUP_CALLS else 0.001 * (i - WARMUP_CALLS + 1)
+
+    p50, p95 = latency(call, CPU, calls=21)
+    assert (p50.metric, p50.value, p50.n) == ("latency_p50_ms", pytest.approx(11), 21)
+    assert (p95.metric, p95.value) == ("latency_p95_ms", pytest.approx(20))
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory(CPU).value
+    held = bytearray(2**30 // 4)
+    held[::4096] = b"\x01" * len(held[::4096])  # touch every page
+    after = peak_memory(CPU)
+    assert after.unit == "GiB"
+    assert before < after.value < 64

@@ -1,0 +1,128 @@
+"""Secrets are found by shape and by the environment's values, masked where shown, refused where stored."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments.cli import main
+from experiments.recipes.mini import smoke
+from experiments.storage.study_folder import StudyFolder
+from pipeline.metrics.rows import Row, append_rows
+from pipeline.redaction import MASK, SecretError, find_secret, redact, refuse_secrets
+from pipeline.storage.paths import ROOT
+from pipeline.tracking.mlflow_sync import sync
+from pipeline.training.preflight import check
+from tests.experiments.planted_rows import Truth, decorate, plant
+
+PASSWORD = "Xq7" + "vPlanted"
+TOKEN = "planted-" + "9f3a71c2"
+
+FOUND = [
+    ("postgresql://me:" + PASSWORD + "@db:5432/mlflow", "a password in a URI", PASSWORD),
+    ("s3://AKIA" + "IOSFODNN7EXAMPLE:abc/def@bucket", "an AWS access key", "AKIA" + "IOSFODNN7EXAMPLE"),
+    ("export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI7MDENGbPxRfiCY", "the value of a token or key", "wJalrXUtn"),
+    ('{"api_key": "0123456789abcdef0123"}', "the value of a token or key", "0123456789abcdef0123"),
+    ("-----BEGIN RSA PRIVATE KEY-----MIIE", "a private key", "MIIE"),
+    ("ghp_" + "a1" * 20, "a GitHub token", "a1a1"),
+    ("hf_" + "a1" * 20, "a Hugging Face token", "a1a1"),
+    (f"it said {TOKEN}.", "the value of the environment variable MY_SERVICE_TOKEN", TOKEN),
+]
+INNOCENT = (
+    "sqlite:////home/me/mlflow.db",
+    "http://127.0.0.1:5000/#/experiments/1",
+    "s3://bucket/shards",
+    "mode: token",
+    "RAY_AUTH_TOKEN=$(cat ~/.ray/auth_token)",
+    "me@host:path",
+    "decoder.0.cross=window/sdpa_math;decoder.*.self=none/sdpa_math",
+)
+ENVIRONMENT = {"MY_SERVICE_TOKEN": TOKEN, "SHORT_TOKEN": "true", "PATH": "/usr/bin"}
+
+
+@pytest.mark.parametrize(("text", "kind", "secret"), FOUND)
+def test_found_and_masked(text, kind, secret):
+    assert find_secret(text, ENVIRONMENT) == kind
+    shown = redact(text, ENVIRONMENT)
+    assert secret not in shown
+    assert MASK in shown
+    assert not find_secret(shown, ENVIRONMENT)
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_left_alone(text):
+    assert find_secret(text, ENVIRONMENT) == ""
+    assert redact(text, ENVIRONMENT) == text
+
+
+def test_what_ships_holds_none():
+    for settings in smoke().trials:
+        refuse_secrets(settings.to_dict())
+    configs = [*ROOT.glob("experiments/configs/*.py"), ROOT / "cluster.yaml", ROOT / "ray-job.yaml"]
+    assert not [path for path in configs if find_secret(path.read_text(), {})]
+
+
+def test_settings_with_a_secret_are_refused_before_a_file_is_written(tmp_path, monkeypatch):
+    data = replace(smoke().trials[0].data, train=(f"https://me:{PASSWORD}@host/shards",))
+    settings = replace(smoke().trials[0], data=data)
+    message = r"^settings\.data\.train\[0\] holds a password in a URI, and settings are copied into files"
+    with pytest.raises(SecretError, match=message) as refused:
+        StudyFolder(tmp_path / "study").claim(replace(smoke(), trials=(settings,)), {})
+    assert PASSWORD not in str(refused.value)
+    with pytest.raises(SecretError, match=message):
+        check(settings, tmp_path / "trial", torch.device("cpu"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("MY_SERVICE_TOKEN", TOKEN)
+    with pytest.raises(
+        SecretError, match=r"overrides\[0\]\[1\] holds the value of the environment variable MY_SER"
+    ):
+        check(
+            replace(settings, data=smoke().trials[0].data, overrides=(("a", f'"{TOKEN}"'),)), tmp_path, None
+        )
+
+
+def test_why_a_trial_failed_is_kept_without_its_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", TOKEN)
+    folder = StudyFolder(tmp_path)
+    folder.trial("t").mkdir(parents=True)
+    folder.finish("t", f"no access to https://me:{PASSWORD}@host", f"Traceback: header {TOKEN}")
+    kept = (folder.trial("t") / "FAILED.json").read_text()
+    assert PASSWORD not in kept
+    assert TOKEN not in kept
+    assert folder.failure("t") == f"no access to https://me:{MASK}@host"
+
+
+@pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
+def test_a_planted_secret_reaches_neither_mlflow_nor_a_log(tmp_path, capsys, monkeypatch):
+    """One in the environment, one in the URI of a server that is not there; then a real database."""
+    monkeypatch.setenv("MY_SERVICE_TOKEN", TOKEN)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    study = tmp_path / "runs" / "planted"
+    base = Row("planted", "", "", "", "", 0.0, step=1, device="cpu", commit="abc", recipe="r", time=1.0)
+    for row in decorate(plant(Truth({"decoder.0.cross": 1.0}, seeds=(1,)), base=base)):
+        append_rows(study / "trials" / row.trial / "rows.jsonl", [row])
+    (study / "study.json").write_text("{}")
+
+    nowhere = f"http://me:{PASSWORD}@127.0.0.1:1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nowhere)
+    assert main(["sync", str(study)]) == 1
+    said = "".join(capsys.readouterr())
+    assert f"http://me:{MASK}@127.0.0.1:1 did not take everything" in " ".join(said.split())
+    assert PASSWORD not in said
+
+    database = tmp_path / "mlflow.db"
+    assert sync(study, f"sqlite:///{database}").unsent == 0
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert database in written
+    assert not [path for path in written for word in (TOKEN, PASSWORD) if word.encode() in path.read_bytes()]
+
+
+def test_a_server_that_listens_to_the_network_is_announced(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no database here: the server is refused, after the warning
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["ui", "--host", "0.0.0.0"]) == 2
+    assert "--host 0.0.0.0 lets everybody who reaches this machine read and change the runs" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert main(["ui"]) == 2
+    assert "warning" not in capsys.readouterr().out

@@ -1,0 +1,318 @@
+"""MLflow gets every row once: first, second and resumed syncs, lost cursors, dead servers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from experiments.recipes.decision_rule import Rule
+from experiments.reporting.report import write_report
+from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
+from pipeline.tracking.mlflow_sync import CURSOR, EXPERIMENT, sync
+from pipeline.tracking.naming import metric_key, search_hint, trial_params
+from tests.experiments.planted_rows import Truth, decorate, plant
+
+# MLflow and what it pulls in announce their own future changes; none of it is about our calls.
+pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
+
+SITES = {"decoder.0.cross": 1.0, "decoder.1.cross": 0.0}
+SEEDS = (1,)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A database with its tables, which the first connection takes 3 s to make."""
+    path = tmp_path_factory.mktemp("store") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def uri(empty_store):
+    return f"sqlite:///{shutil.copy(empty_store, empty_store.with_name('mlflow.db'))}"
+
+
+@pytest.fixture
+def study(tmp_path, request):
+    """A finished study of four trials, its name that of the test."""
+    return make_study(tmp_path / "runs" / request.node.name, request.node.name)
+
+
+def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
+    base = Row(name, "", "", "", "", 0.0, step=100, device="cpu", commit="abc", recipe="r1", time=born)
+    rows = list(decorate(plant(Truth(SITES, seeds=SEEDS), base=base)))
+    for trial in {row.trial for row in rows}:
+        place = folder / "trials" / trial
+        append_rows(place / "rows.jsonl", [row for row in rows if row.trial == trial])
+        (place / "settings.json").write_text(json.dumps({"seed": 0, "train": {"steps": 100}, "init": "mini"}))
+        (place / "DONE.json").write_text("{}")
+    (folder / "study.json").write_text("{}")
+    return folder
+
+
+def runs_of(uri, study):
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    runs = client.search_runs([experiment], f"tags.`biaswise.study` = '{study.name}'")
+    parents = [run for run in runs if run.data.tags["biaswise.kind"] == "study"]
+    return client, parents, {r.info.run_name: r for r in runs if r.data.tags["biaswise.kind"] == "trial"}
+
+
+def points(client, run):
+    """All points of a run's curves: {(key, step, time, value)}, with repetitions."""
+    return sorted(
+        (key, p.step, p.timestamp, p.value)
+        for key in run.data.metrics
+        for p in client.get_metric_history(run.info.run_id, key)
+    )
+
+
+def assert_complete(uri, study):
+    client, parents, children = runs_of(uri, study)
+    assert len(parents) == 1
+    folders = sorted((study / "trials").iterdir())
+    assert sorted(children) == [folder.name for folder in folders]
+    for folder in folders:
+        run = children[folder.name]
+        assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+        rows = [r for r in read_rows(folder / "rows.jsonl") if not r.metric.startswith("kernel:")]
+        expected = sorted((metric_key(r), r.step, round(r.time * 1000), r.value) for r in rows)
+        assert points(client, run) == expected
+
+
+def test_a_study_becomes_a_parent_and_its_children(uri, study):
+    report = sync(study, uri)
+    assert (report.trials, report.unsent, report.warning) == (4, 0, "")
+    assert report.sent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
+    assert_complete(uri, study)
+    client, (parent,), children = runs_of(uri, study)
+    run = children["w10-s1"]
+    assert report.parent == parent.info.run_id
+    assert {run.info.status, parent.info.status} == {"FINISHED"}
+    assert run.data.params["decoder.0.cross"] == "window"
+    assert run.data.params["decoder.0.cross.impl"] == "sdpa_math"
+    assert run.data.params["decoder.1.cross"] == "none"
+    assert (run.data.params["seed"], run.data.params["train.steps"]) == ("1", "100")
+    assert "aten::add" in run.data.tags["kernels.decoder.0.cross"]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"rows.jsonl", "settings.json"}
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} == {"study.json"}
+
+
+def test_the_ui_can_search_by_the_choice_at_a_site(uri, study):
+    sync(study, uri)
+    client, (parent,), _ = runs_of(uri, study)
+    wanted = f"params.`decoder.0.cross` = 'window' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    assert len(client.search_runs([parent.info.experiment_id], wanted)) == 2
+    hint = search_hint(Row(study.name, "", "decoder.0.cross=none/flex", "", "", 0.0)).split("`")[1]
+    assert len(client.search_runs([parent.info.experiment_id], hint)) == 2
+
+
+@pytest.mark.parametrize("lose_cursor", [False, True])
+def test_sent_twice_nothing_doubles(uri, study, lose_cursor):
+    sync(study, uri)
+    if lose_cursor:
+        (study / CURSOR).unlink()
+    again = sync(study, uri)
+    assert again.unsent == 0
+    assert (again.sent > 0) == lose_cursor
+    assert_complete(uri, study)
+
+
+def test_new_rows_are_sent_and_only_those(uri, study):
+    (study / "trials/w00-s1/DONE.json").unlink()
+    sync(study, uri)
+    _, (parent,), children = runs_of(uri, study)
+    assert {children["w00-s1"].info.status, parent.info.status} == {"RUNNING"}
+    file = study / "trials/w00-s1/rows.jsonl"
+    append_rows(file, [replace(row, step=200) for row in read_rows(file) if row.metric == "NDS"])
+    (study / "trials/w00-s1/DONE.json").write_text("{}")
+    assert sync(study, uri).sent == 1
+    assert_complete(uri, study)
+    _, (parent,), children = runs_of(uri, study)
+    assert {children["w00-s1"].info.status, parent.info.status} == {"FINISHED"}
+
+
+def test_failed_trials_and_missing_ones_are_states(uri, study):
+    (study / "trials/w01-s1/DONE.json").rename(study / "trials/w01-s1/FAILED.json")
+    sync(study, uri)
+    _, (parent,), children = runs_of(uri, study)
+    assert (children["w01-s1"].info.status, parent.info.status) == ("FAILED", "RUNNING")
+    (study / "trials/w01-s1/FAILED.json").rename(study / "trials/w01-s1/DONE.json")
+    (study / "study.json").write_text('{"trials": ["w00-s1", "to-come"]}')
+    sync(study, uri)
+    _, (parent,), children = runs_of(uri, study)
+    assert (children["w01-s1"].info.status, parent.info.status) == ("FINISHED", "RUNNING")
+
+
+def test_a_spoilt_cursor_is_as_good_as_none(uri, study):
+    sync(study, uri)
+    (study / CURSOR).write_text('{"rows": 3')
+    assert sync(study, uri).unsent == 0
+    assert_complete(uri, study)
+
+
+def test_a_study_run_anew_gets_new_runs(uri, study):
+    first = sync(study, uri).parent
+    other = make_study(study.parent / "again", study.name, born=2000.0)
+    assert sync(other, uri).parent != first
+    _, parents, _ = runs_of(uri, study)
+    assert len(parents) == 2
+
+
+def test_another_store_gets_everything_although_the_cursor_is_full(uri, study, empty_store, tmp_path):
+    total = sync(study, uri).sent
+    second = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'second.db')}"
+    assert sync(study, second).sent == total
+    assert_complete(second, study)
+
+
+def judged(study):
+    """Give the study a rule, and write its report."""
+    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": Rule().to_dict()}))
+    return write_report(study, lambda plan: f"# {plan}\n")
+
+
+def test_the_ui_alone_shows_verdicts_report_and_figures(uri, study):
+    evidence = judged(study).summary.evidence
+    sync(study, uri)
+    (study / "report.md").write_text("The window costs.\n")
+    sync(study, uri)
+    client, (parent,), _ = runs_of(uri, study)
+    run_id, data = parent.info.run_id, parent.data
+    for verdict in evidence.verdicts:
+        assert data.tags[f"verdict.{verdict.site}"] == verdict.verdict
+        assert data.metrics[f"net/{verdict.site}"] == verdict.net
+    assert data.tags["verdict.recommended"].startswith("window at ")
+    assert data.metrics["recommended/utility"] > 0
+    assert len(client.get_metric_history(run_id, "gain/decoder.0.cross")) == 1
+    assert data.tags["mlflow.note.content"].endswith("`\n\nThe window costs.\n")
+    assert Path(client.download_artifacts(run_id, "report.md")).read_text() == "The window costs.\n"
+    assert {"report.html", "recommended.py", "plans.csv"} <= {a.path for a in client.list_artifacts(run_id)}
+    figures = {a.path for a in client.list_artifacts(run_id, "figures")}
+    assert figures == {f"figures/{path.name}" for path in (study / "figures").iterdir()}
+
+
+def test_a_verdict_that_was_withdrawn_leaves_the_parent(uri, study):
+    judged(study)
+    sync(study, uri)
+    (study / "verdicts.csv").unlink()
+    (study / "plans.csv").unlink()
+    sync(study, uri)
+    _, (parent,), _ = runs_of(uri, study)
+    assert not [key for key in parent.data.tags if key.startswith("verdict.")]
+
+
+def test_the_picture_of_a_scene_is_a_trials_artifact(uri, study):
+    (study / "trials" / "w10-s1" / "scene.png").write_bytes(b"\x89PNG")
+    sync(study, uri)
+    client, _, children = runs_of(uri, study)
+    assert "scene.png" in {a.path for a in client.list_artifacts(children["w10-s1"].info.run_id)}
+
+
+def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}"
+    report = sync(study, dead)
+    assert (report.sent, report.parent) == (0, "")
+    assert report.unsent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
+    assert dead in report.warning
+    assert "biaswise sync" in report.warning
+    assert sync(study, uri).unsent == 0
+    assert_complete(uri, study)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["sqlite:////proc/mlflow.db", "file:///tmp/mlruns", "gopher://nowhere", "mysql://nobody@127.0.0.1/x"],
+)
+def test_a_store_that_cannot_be_is_a_warning(study, bad):
+    report = sync(study, bad)
+    assert report.sent == 0
+    assert report.warning.count("\n") == 0
+    assert bad in report.warning
+
+
+def test_a_study_without_rows(tmp_path, uri):
+    assert "no rows yet" in sync(tmp_path, uri).warning
+
+
+@pytest.mark.slow
+def test_two_processes_may_create_the_database_at_once(study, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline.tracking.mlflow_sync import sync;"
+        "print(sync(Path(sys.argv[1]), sys.argv[2]).warning)"
+    )
+    store = f"sqlite:///{tmp_path / 'raced.db'}"
+    racers = [
+        subprocess.Popen([sys.executable, "-c", code, str(study), store], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [racer.communicate()[0].strip() for racer in racers] == ["", ""]
+    assert_complete(store, study)
+
+
+def test_where_rows_go_by_default(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert default_uri() == "http://tracking:5000"
+
+
+def test_the_ui_needs_a_database_of_its_own(tmp_path):
+    with pytest.raises(TrackingError, match=r"there is no .*mlflow.db"):
+        start_ui(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(TrackingError, match="its own UI"):
+        start_ui(uri="http://tracking:5000")
+
+
+@pytest.mark.slow
+def test_the_ui_answers_and_ends_when_interrupted(uri):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    wanted = "start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
+    code = f"import sys; from pipeline.tracking.mlflow_server import start_ui; {wanted}"
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(port), uri], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        assert "<title>MLflow" in page_of(f"http://127.0.0.1:{port}/", patience_s=90)
+    finally:
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+        server.wait(timeout=30)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1)
+
+
+def page_of(address, patience_s):
+    for _ in range(4 * patience_s):
+        try:
+            with urllib.request.urlopen(address, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.URLError:
+            time.sleep(0.25)
+    raise TimeoutError(address)
+
+
+def test_keys_group_by_condition_and_params_name_rank_and_window():
+    row = Row("s", "t", "a.0.cross=window:15/lowrank@8", "AP/car", "fraction", 0.5, condition="no_lidar")
+    assert metric_key(row) == "no_lidar/AP/car"
+    assert metric_key(replace(row, condition="", metric="loss(x)")) == "loss_x_"
+    params = trial_params([row], {"data": {"train": ["a", "b"]}})
+    assert (params["a.0.cross"], params["a.0.cross.window"]) == ("window", "15")
+    assert (params["a.0.cross.rank"], params["data.train"]) == ("8", "a, b")

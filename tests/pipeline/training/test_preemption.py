@@ -1,0 +1,74 @@
+"""A trial that is told that its machine goes saves itself, twice, and another machine goes on from there."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.train.v2._internal.execution import context as ray_train_context
+from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionInfo
+
+from pipeline.config.settings import TrialSettings
+from pipeline.evaluation import evaluator
+from pipeline.metrics.rows import read_rows
+from pipeline.ray_train.worker import RaySession
+from pipeline.runtime.session import LocalSession
+from pipeline.storage.checkpoint import newest_state
+from pipeline.training.preemption import LAST_CALL_S
+from pipeline.training.trial import run_trial
+
+Trial = Callable[..., TrialSettings]
+
+
+class Leaving(LocalSession):
+    """Told after the second step; the last call comes after the fourth, the machine goes after the fifth."""
+
+    left = (None, LAST_CALL_S + 40, LAST_CALL_S + 20, LAST_CALL_S - 1, LAST_CALL_S - 2)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked = 0
+
+    def seconds_left(self) -> float | None:
+        if self.asked == len(self.left):
+            raise InterruptedError("the machine is gone")
+        self.asked += 1
+        return self.left[self.asked - 1]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {row.step: row.value for row in read_rows(folder / "rows.jsonl") if row.metric == "loss"}
+
+
+def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "CALLS", 3)
+    settings = trial(steps=7, checkpoint_every=1000)
+    leaving = Leaving(tmp_path / "broken")
+    with pytest.raises(InterruptedError):
+        run_trial(settings, leaving)
+    assert [report["step"] for report in leaving.reports] == [2, 4]
+    assert str(newest_state(tmp_path / "broken" / "checkpoints")).endswith("step_00000004")
+    run_trial(settings, LocalSession(tmp_path / "broken"))
+    run_trial(settings, LocalSession(tmp_path / "unbroken"))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+    assert len(losses(tmp_path / "broken")) == 7
+
+
+def test_the_notice_is_read_where_ray_train_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails if a new version of Ray moves it."""
+    assert "preemption_context" in {field.name for field in fields(ray_train_context.TrainContext)}
+    held = PreemptionContext()
+    monkeypatch.setattr(
+        ray_train_context, "get_train_context", lambda: SimpleNamespace(preemption_context=held)
+    )
+    session = object.__new__(RaySession)  # its constructor asks a worker of Ray Train for the rank
+    assert session.seconds_left() is None
+    held.preemption_info = PreemptionInfo(1000 * (time.time() + 30), {"node": [0]})
+    assert session.seconds_left() == pytest.approx(30, abs=5)
+    held.preemption_info = PreemptionInfo(None, {"node": [0]})
+    assert session.seconds_left() == math.inf
