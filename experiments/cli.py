@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from experiments.parser import build_parser
-from pipeline.errors import is_refusal
+from pipeline.errors import is_user_error
 
 DONE, FINDINGS, WRONG = 0, 1, 2
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(getattr(import_module(f"experiments.commands.{module}"), function)(arguments))
     except (ValueError, RuntimeError) as error:
-        if not is_refusal(error):
+        if not is_user_error(error):
             raise
         print(f"biaswise: error: {error}", file=sys.stderr)
         return WRONG

@@ -8,7 +8,7 @@ PACKAGES = ("operators", "pipeline", "experiments")
 """Packages whose own error classes are refusals."""
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Tell whether an error's message is meant for the user and the same attempt would fail again."""
     return type(error).__module__.partition(".")[0] in PACKAGES
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.decision_rule import AnalysisError
 
 Array = NDArray[np.float64]
 
@@ -71,7 +71,7 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
         carried |= set(range(columns)) - set(kept)
         df = len(wide) - len(kept)
         if df < 1 or not {*range(columns, wide.shape[1])} <= {*kept} or (carried and not index):
-            raise DecideError(
+            raise AnalysisError(
                 f"only {int(reached.sum())} of {len(matrix)} trials were trained to the end, too few "
                 f"to judge the stopped ones by; run further seeds without early stopping"
             )

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from experiments.analysis.decide import Evidence
 from experiments.analysis.recommend import THROUGHPUT
 from experiments.analysis.row_checks import final_values, one_plan_each, typical_values
-from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Arm, level_of
 from pipeline.metrics.rows import Row
 
@@ -57,7 +57,7 @@ def confirm(rows: Sequence[Row], evidence: Evidence) -> tuple[Confirmed, ...]:
     table, rule = evidence.table, evidence.rule
     plans = one_plan_each(rows)
     if used := sorted({seed for _, seed in plans.values()} & set(table.seeds)):
-        raise DecideError(
+        raise AnalysisError(
             f"seed {', '.join(map(str, used))} of the confirmation is one of those that chose the plan; "
             f"confirm with others"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.analysis.design_table import Table, tabulate
+from experiments.analysis.design_table import DesignTable, tabulate
 from experiments.analysis.linear_model import Fit, Interaction, aliases, fit_gain
 from experiments.analysis.price import price_of
 from experiments.analysis.responses import respond
@@ -22,7 +22,7 @@ from experiments.analysis.verdicts import (
     shares_spent,
     single_quantile,
 )
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
 from pipeline.metrics.rows import Row
 
@@ -71,8 +71,8 @@ class Evidence:
         spent: share of the error probability that the looks so far have spent, 0 to 1.
     """
 
-    rule: Rule
-    table: Table
+    rule: DecisionRule
+    table: DesignTable
     verdicts: tuple[Verdict, ...]
     effects: tuple[Effect, ...]
     residual_df: int
@@ -91,7 +91,7 @@ class Evidence:
         return all(verdict.settled for verdict in self.verdicts)
 
 
-def decide(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
+def decide(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
     """Return the verdict of every site; see ``weigh`` for what they rest on.
 
     Raises:
@@ -100,7 +100,7 @@ def decide(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> l
     return list(weigh(rows, rule, bench).verdicts)
 
 
-def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Evidence:
+def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = ()) -> Evidence:
     """Estimate every site's effect and price and judge them by the rule.
 
     Args:
@@ -136,7 +136,7 @@ def weigh(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow] = ()) -> Ev
 
 
 def _effects(
-    scores: Mapping[tuple[str, str], list[Row]], table: Table, rule: Rule, metric: str
+    scores: Mapping[tuple[str, str], list[Row]], table: DesignTable, rule: DecisionRule, metric: str
 ) -> tuple[list[Effect], list[str]]:
     """Return the effects on a metric under every condition, and why some are missing."""
     effects, notes = [], []
@@ -146,7 +146,7 @@ def _effects(
         try:
             found = scores[metric, condition] + (scores[rule.metric, rule.condition] if table.stopped else [])
             fit = fit_gain(respond(found, table, rule, metric, condition), table)
-        except DecideError as error:
+        except AnalysisError as error:
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
         margin = joint_quantile(fit.df, table, rule) * fit.error
@@ -165,7 +165,7 @@ def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     return dict(scores)
 
 
-def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...]:
+def _interactions(gain: Fit, table: DesignTable, rule: DecisionRule) -> tuple[Interaction, ...]:
     wide = float(single_quantile(np.array(float(gain.residual_df)), table, rule))
     return tuple(
         replace(pair, low=pair.effect - wide * pair.error, high=pair.effect + wide * pair.error)
@@ -173,7 +173,7 @@ def _interactions(gain: Fit, table: Table, rule: Rule) -> tuple[Interaction, ...
     )
 
 
-def _left_out(table: Table, gain: Fit) -> list[str]:
+def _left_out(table: DesignTable, gain: Fit) -> list[str]:
     notes = [f"Left out because it diverged: {name}." for name in table.diverged]
     if table.diverged:
         notes += filter(None, (_imbalance(site, table) for site in table.sites))
@@ -196,7 +196,7 @@ def _left_out(table: Table, gain: Fit) -> list[str]:
     return notes
 
 
-def _imbalance(site: str, table: Table) -> str:
+def _imbalance(site: str, table: DesignTable) -> str:
     """Say if trials diverged with a treatment alone: what is left out then is no accident."""
     index = table.sites.index(site)
     lost = [t.levels[index] != table.baseline for t in table.trials if t.name in table.diverged]

@@ -22,7 +22,7 @@ from experiments.analysis.row_checks import (
     refuse_mixtures,
     refuse_unknown_metric,
 )
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, select
@@ -32,7 +32,7 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRow:
     """One trial as the model sees it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Table:
+class DesignTable:
     """The design of a study as it really ran.
 
     Attributes:
@@ -63,7 +63,7 @@ class Table:
     """
 
     sites: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialRow, ...]
     diverged: tuple[str, ...]
     baseline: str = "none"
     treatments: tuple[str, ...] = ("window",)
@@ -105,7 +105,7 @@ class Table:
         return np.array([[t.seed == seed for seed in self.seeds] for t in self.trials], dtype=float)
 
 
-def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
+def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
     """Read the design off the rows, or refuse.
 
     Args:
@@ -121,7 +121,7 @@ def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
     look, seeds = _reached(present, sites, rule)
     judged = tuple(trial for trial in present if trial.seed in seeds)
     names = {trial.name for trial in judged}
-    return Table(
+    return DesignTable(
         sites,
         judged,
         tuple(trial.name for trial in judged if trial.name in diverged),
@@ -134,19 +134,19 @@ def tabulate(rows: Sequence[Row], rule: Rule) -> Table:
     )
 
 
-def ended_trials(rows: Sequence[Row], rule: Rule) -> tuple[tuple[str, ...], list[Trial], set[str]]:
+def ended_trials(rows: Sequence[Row], rule: DecisionRule) -> tuple[tuple[str, ...], list[TrialRow], set[str]]:
     """Return the sites, the trials that have the rule's metric or diverged, and the names of the latter.
 
     Raises:
         DecideError: see ``tabulate``; missing arms and seeds are no reason yet.
     """
     if not rows:
-        raise DecideError("there are no rows; run the study before asking for its verdicts")
+        raise AnalysisError("there are no rows; run the study before asking for its verdicts")
     refuse_mixtures(rows)
     refuse_unknown_metric(rows, rule)
     plans = one_plan_each(rows)
     sites = _factors([plan for plan, _ in plans.values()], rule)
-    trials = [Trial(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
+    trials = [TrialRow(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
     order = (rule.baseline, *rule.treatments)
     trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
     values = final_values(rows, rule.metric, rule.condition)
@@ -160,12 +160,12 @@ def ended_trials(rows: Sequence[Row], rule: Rule) -> tuple[tuple[str, ...], list
     return sites, present, diverged
 
 
-def expected_arms(sites: Sequence[str], rule: Rule) -> tuple[Arm, ...]:
+def expected_arms(sites: Sequence[str], rule: DecisionRule) -> tuple[Arm, ...]:
     """Return what the design runs: the rule's arms, or all combinations of its levels."""
     return rule.arms or tuple(product((rule.baseline, *rule.treatments), repeat=len(sites)))
 
 
-def spell_arm(arm: Sequence[str], sites: Sequence[str], rule: Rule) -> str:
+def spell_arm(arm: Sequence[str], sites: Sequence[str], rule: DecisionRule) -> str:
     """Name an arm by its treated sites: ``window at decoder.0.cross + decoder.2.cross``."""
     parts = []
     for level in rule.treatments:
@@ -178,50 +178,54 @@ def _levels(plan: Plan, sites: Sequence[str]) -> Arm:
     return tuple(level_of(plan[site]) for site in sites)
 
 
-def _factors(plans: Sequence[Plan], rule: Rule) -> tuple[str, ...]:
+def _factors(plans: Sequence[Plan], rule: DecisionRule) -> tuple[str, ...]:
     names = [tuple(site for site, _ in plan.choices) for plan in plans]
     if len(set(names)) > 1:
-        raise DecideError("the plans of the trials name different sites; trials of one study share one model")
+        raise AnalysisError(
+            "the plans of the trials name different sites; trials of one study share one model"
+        )
     choices = {site: {plan[site] for plan in plans} for site in names[0]}
     if unknown := [site for site in rule.sites if site not in choices]:
-        raise DecideError(f"the rule names {', '.join(unknown)}; the model has {', '.join(choices)}")
+        raise AnalysisError(f"the rule names {', '.join(unknown)}; the model has {', '.join(choices)}")
     sites = rule.sites or tuple(s for s, found in choices.items() if len(set(map(level_of, found))) > 1)
     if not sites:
-        raise DecideError("no site's bias differs between the trials; a verdict needs some without it")
+        raise AnalysisError("no site's bias differs between the trials; a verdict needs some without it")
     for site, found in choices.items():
         _refuse_odd_choices(site, found, site in sites, rule)
     return sites
 
 
-def _refuse_odd_choices(site: str, found: set[Choice], asked: bool, rule: Rule) -> None:
+def _refuse_odd_choices(site: str, found: set[Choice], asked: bool, rule: DecisionRule) -> None:
     spelled = ", ".join(sorted(map(str, found)))
     if not asked and len(found) > 1:
-        raise DecideError(f"site {site} varies ({spelled}) but the rule does not ask about it")
+        raise AnalysisError(f"site {site} varies ({spelled}) but the rule does not ask about it")
     levels = set(map(level_of, found))
     if asked and (levels - {rule.baseline, *rule.treatments} or len(found) != len(levels)):
-        raise DecideError(
+        raise AnalysisError(
             f"site {site} has the choices {spelled}; the rule compares {' and '.join(rule.treatments)} with "
             f"{rule.baseline}, each with one implementation"
         )
 
 
-def _refuse_strangers(trials: Sequence[Trial], rule: Rule) -> None:
+def _refuse_strangers(trials: Sequence[TrialRow], rule: DecisionRule) -> None:
     if strange := [trial.name for trial in trials if rule.seeds and trial.seed not in rule.seeds]:
-        raise DecideError(
+        raise AnalysisError(
             f"trial {enumerate_few(strange)} has a seed that the rule does not name ({rule.seeds})"
         )
     if strange := [trial.name for trial in trials if rule.arms and trial.levels not in rule.arms]:
-        raise DecideError(
+        raise AnalysisError(
             f"trial {enumerate_few(strange)} is an arm that the design does not have; judge it on its own"
         )
     names: dict[tuple[Arm, int], list[str]] = defaultdict(list)
     for trial in trials:
         names[trial.levels, trial.seed].append(trial.name)
     if doubled := [" and ".join(group) for group in names.values() if len(group) > 1]:
-        raise DecideError(f"{enumerate_few(doubled, 2)} are the same arm and seed; keep one of them")
+        raise AnalysisError(f"{enumerate_few(doubled, 2)} are the same arm and seed; keep one of them")
 
 
-def _reached(trials: Sequence[Trial], sites: tuple[str, ...], rule: Rule) -> tuple[int, tuple[int, ...]]:
+def _reached(
+    trials: Sequence[TrialRow], sites: tuple[str, ...], rule: DecisionRule
+) -> tuple[int, tuple[int, ...]]:
     """Return which look was reached, and the seeds that it judges; refuse gaps in them."""
     seeds = rule.seeds or tuple(sorted({trial.seed for trial in trials}))
     found = {(trial.levels, trial.seed) for trial in trials}
@@ -235,7 +239,7 @@ def _reached(trials: Sequence[Trial], sites: tuple[str, ...], rule: Rule) -> tup
     missing = [f"{spell_arm(arm, sites, rule)}, seed {seed}" for seed in wanted for arm in gaps[seed]]
     listed = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
     total = len(wanted) * len(expected_arms(sites, rule))
-    raise DecideError(
+    raise AnalysisError(
         f"{len(missing)} of {total} trials lack {rule.metric} ({rule.condition}): "
         f"{listed}; finish the study with `biaswise study resume`"
     )

@@ -18,8 +18,8 @@ from scipy.special import stdtr
 from statsmodels.regression.linear_model import OLS
 
 from experiments.analysis.censoring import Stage, regress_stages
-from experiments.analysis.design_table import Table
-from experiments.recipes.decision_rule import DecideError
+from experiments.analysis.design_table import DesignTable
+from experiments.recipes.decision_rule import AnalysisError
 from pipeline.evaluation.bootstrap import FEWEST_SCENES
 
 Array = NDArray[np.float64]
@@ -103,7 +103,7 @@ class Fit:
     carried: tuple[tuple[str, str], ...] = ()
 
 
-def fit_gain(response: Response, table: Table) -> Fit:
+def fit_gain(response: Response, table: DesignTable) -> Fit:
     """Fit an accuracy: ``fit_sites`` without trials whose training collapsed to a finite, useless value.
 
     One such trial among 32 would swamp the noise of all others. It is found by its studentised residual
@@ -121,7 +121,7 @@ def fit_gain(response: Response, table: Table) -> Fit:
     return replace(fit, collapsed=tuple(collapsed))
 
 
-def fit_sites(response: Response, table: Table) -> Fit:
+def fit_sites(response: Response, table: DesignTable) -> Fit:
     """Fit ``value ~ seed block + sites (+ pairs of sites)`` by least squares.
 
     Args:
@@ -170,7 +170,7 @@ def fit_sites(response: Response, table: Table) -> Fit:
     )
 
 
-def pair_columns(table: Table, usable: NDArray[np.bool_]) -> dict[tuple[tuple[str, str], ...], Array]:
+def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> dict[tuple[tuple[str, str], ...], Array]:
     """Return the interactions of two-level sites that the arms can tell from the sites' own effects.
 
     Returns:
@@ -192,7 +192,7 @@ def pair_columns(table: Table, usable: NDArray[np.bool_]) -> dict[tuple[tuple[st
     return {tuple(groups[key]): column for key, column in columns.items() if key not in mixed | constant}
 
 
-def aliases(table: Table) -> tuple[tuple[str, ...], ...]:
+def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
     """Return what the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
 
     Sites whose levels are more than two have no pairs here. Empty in a full factorial.
@@ -215,7 +215,7 @@ def _without(response: Response, trial: int) -> Response:
     return replace(response, values=values, draws=draws, rungs=rungs)
 
 
-def _collapsed(response: Response, table: Table) -> int | None:
+def _collapsed(response: Response, table: DesignTable) -> int | None:
     """Return the index of the lowest trial that ended, if it has collapsed."""
     ended = np.isfinite(response.values)
     blocks = table.blocks[ended]
@@ -237,21 +237,21 @@ def _collapsed(response: Response, table: Table) -> int | None:
     return int(np.flatnonzero(ended)[lowest])
 
 
-def _refuse_unestimable(matrix: Array, num_blocks: int, table: Table) -> None:
+def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> None:
     sites = ", ".join(table.sites)
     if not len(matrix) or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
-        raise DecideError(
+        raise AnalysisError(
             f"the {len(matrix)} usable trials of {len(table.trials)} cannot tell the effects of "
             f"{sites} apart; run the missing or diverged trials again"
         )
     if len(matrix) - matrix.shape[1] < 1:
-        raise DecideError(
+        raise AnalysisError(
             f"{len(matrix)} trials for {len(table.terms)} sites and {num_blocks} seeds leave no degree "
             f"of freedom to estimate the noise; add a seed"
         )
 
 
-def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table: Table) -> Stage:
+def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table: DesignTable) -> Stage:
     values = response.values[usable]
     if np.isfinite(values).all():
         result: Any = OLS(values, matrix).fit()

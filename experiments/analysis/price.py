@@ -12,10 +12,10 @@ from statistics import median
 import numpy as np
 from scipy.stats import norm
 
-from experiments.analysis.design_table import Table
+from experiments.analysis.design_table import DesignTable
 from experiments.analysis.linear_model import Fit, Response, fit_sites
 from experiments.analysis.row_checks import enumerate_few, typical_values
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
 from operators.bench.rows import read_rows as read_bench_rows
 from operators.spec import TRUNCATABLE_KINDS
@@ -28,7 +28,7 @@ ERROR_OF_MEDIAN = math.sqrt(math.pi / 2)
 
 
 def price_of(
-    rows: Sequence[Row], table: Table, rule: Rule, bench: Sequence[BenchRow] = ()
+    rows: Sequence[Row], table: DesignTable, rule: DecisionRule, bench: Sequence[BenchRow] = ()
 ) -> tuple[Fit, tuple[str, ...]]:
     """Return the effect of every term on the logarithm of the step time, and what to say about it.
 
@@ -46,7 +46,7 @@ def price_of(
     times = typical_values(rows, rule.price_metric)
     usable = [trial.name for trial in table.trials if trial.name not in table.diverged]
     if lacking := [name for name in usable if times.get(name, 0.0) <= 0]:
-        raise DecideError(
+        raise AnalysisError(
             f"{rule.price_metric} is missing or not positive in {enumerate_few(lacking)}; without it the "
             f"bias has no price (a rule with price_points_per_percent 0 asks for none)"
         )
@@ -57,7 +57,7 @@ def price_of(
             if trial.name in usable and set(trial.levels) == {table.baseline}
         ]
         if not plain:
-            raise DecideError(
+            raise AnalysisError(
                 "no trial without any bias ended, so the benchmark's times have no step to be part of"
             )
         return _from_bench(bench, median(plain), table, rule)
@@ -65,7 +65,7 @@ def price_of(
     return fit_sites(Response(np.array(logs)), table), ()
 
 
-def free(table: Table) -> Fit:
+def free(table: DesignTable) -> Fit:
     """Return no slow-down at all, known exactly."""
     zeros = np.zeros(len(table.terms))
     count = len(table.trials)
@@ -73,7 +73,7 @@ def free(table: Table) -> Fit:
 
 
 def _from_bench(
-    bench: Sequence[BenchRow], step_ms: float, table: Table, rule: Rule
+    bench: Sequence[BenchRow], step_ms: float, table: DesignTable, rule: DecisionRule
 ) -> tuple[Fit, tuple[str, ...]]:
     """Add the difference of two operators' times to a step, per term; a step has one call per site."""
     timed = [
@@ -82,14 +82,14 @@ def _from_bench(
         if row.mode == "forward_backward" and row.metric == "latency" and math.isfinite(row.value)
     ]
     if not timed:
-        raise DecideError(
+        raise AnalysisError(
             "the rule is priced by the benchmark, and none was given; run `biaswise bench` on the device of "
             "the trials and name its rows"
         )
     shapes = sorted({row.shape for row in timed})
     shape = rule.bench_shape or shapes[0]
     if shape not in shapes or (not rule.bench_shape and len(shapes) > 1):
-        raise DecideError(
+        raise AnalysisError(
             f"the benchmark has the shapes {enumerate_few(shapes, 8)}; the rule's bench_shape is "
             f"{rule.bench_shape!r}, name one of them"
         )
@@ -119,7 +119,7 @@ def _fastest(timed: Sequence[BenchRow], shape: str, level: str) -> BenchRow:
         and (row.impl == impl if impl else row.impl != "lowrank" or kind not in TRUNCATABLE_KINDS)
     ]
     if not found:
-        raise DecideError(f"the benchmark has no time of {level} at {shape}; run it for that bias")
+        raise AnalysisError(f"the benchmark has no time of {level} at {shape}; run it for that bias")
     return min(found, key=lambda row: row.value)
 
 

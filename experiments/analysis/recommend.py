@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from experiments.analysis.decide import Evidence
-from experiments.analysis.design_table import Table
+from experiments.analysis.design_table import DesignTable
 from experiments.analysis.row_checks import final_values, typical_values
 from experiments.analysis.verdicts import PAYS
 from experiments.recipes.factorial import Arm, level_of
@@ -163,12 +163,12 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
     return front[::-1]
 
 
-def num_treated(levels: Arm, table: Table) -> int:
+def num_treated(levels: Arm, table: DesignTable) -> int:
     """Count the sites that are not at the baseline."""
     return sum(level != table.baseline for level in levels)
 
 
-def _plans(table: Table) -> Iterable[Arm]:
+def _plans(table: DesignTable) -> Iterable[Arm]:
     """Return all combinations of the levels that were estimated."""
     options = [(table.baseline, *(lv for s, lv in table.terms if s == site)) for site in table.sites]
     if math.prod(map(len, options)) <= MOST_PLANS:
@@ -191,7 +191,7 @@ def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tupl
     return accuracy, speed
 
 
-def _whole_plan(levels: Arm, table: Table, rows: Sequence[Row]) -> Plan:
+def _whole_plan(levels: Arm, table: DesignTable, rows: Sequence[Row]) -> Plan:
     """Return the plan with these levels; each level keeps the implementation that it ran with."""
     plans = [Plan.parse(text) for text in sorted({row.plan for row in rows})]
     ran: dict[tuple[str, str], Choice] = {

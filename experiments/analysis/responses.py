@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.analysis.design_table import STOPPED, Table
+from experiments.analysis.design_table import STOPPED, DesignTable
 from experiments.analysis.linear_model import Response
 from experiments.analysis.row_checks import enumerate_few, final_values, last_steps, step_values
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.metrics.rows import Row, draw_of, select
 
 Array = NDArray[np.float64]
 
 
-def respond(rows: Sequence[Row], table: Table, rule: Rule, metric: str, condition: str) -> Response:
+def respond(
+    rows: Sequence[Row], table: DesignTable, rule: DecisionRule, metric: str, condition: str
+) -> Response:
     """Gather one metric under one condition.
 
     Args:
@@ -37,14 +39,14 @@ def respond(rows: Sequence[Row], table: Table, rule: Rule, metric: str, conditio
     values = final_values(rows, metric, condition)
     names = [t.name for t in table.trials if t.name not in table.diverged and t.name not in table.stopped]
     if absent := [name for name in names if name not in values]:
-        raise DecideError(f"{metric} is missing in {len(absent)} trials ({enumerate_few(absent)})")
+        raise AnalysisError(f"{metric} is missing in {len(absent)} trials ({enumerate_few(absent)})")
     usable = {name: 100 * values[name] for name in names if math.isfinite(values[name])}
     if not usable:
-        raise DecideError(f"no trial has a finite {metric} ({condition}); look at the trials' losses")
+        raise AnalysisError(f"no trial has a finite {metric} ({condition}); look at the trials' losses")
     steps = last_steps(rows, metric, condition)
     lengths = sorted({steps[name] for name in usable})
     if len(lengths) > 1:
-        raise DecideError(
+        raise AnalysisError(
             f"{metric} ({condition}) was measured after {enumerate_few(map(str, lengths))} steps in "
             f"different trials; they are compared after equally many: finish with `biaswise study resume`"
         )
@@ -57,7 +59,7 @@ def respond(rows: Sequence[Row], table: Table, rule: Rule, metric: str, conditio
     )
 
 
-def _in_order(values: dict[str, float], table: Table) -> Array:
+def _in_order(values: dict[str, float], table: DesignTable) -> Array:
     return np.array([values.get(trial.name, math.nan) for trial in table.trials])
 
 
@@ -73,7 +75,7 @@ def _draws(
             found[draw][row.trial] = 100 * row.value
             scenes.add(row.n)
     if len(scenes) > 1:
-        raise DecideError(
+        raise AnalysisError(
             f"{metric} ({condition}) was resampled over {enumerate_few(map(str, sorted(scenes)))} scenes in "
             f"different trials; evaluate them on the same ones"
         )
@@ -81,7 +83,7 @@ def _draws(
     return complete, scenes.pop() if complete else 0
 
 
-def _rungs(rows: Sequence[Row], table: Table, rule: Rule) -> Array:
+def _rungs(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Array:
     """Return (rungs, trials) the rule's metric at the steps where trials were stopped; NaN after a stop."""
     if not table.stopped:
         return np.empty((0, 0))
@@ -94,7 +96,7 @@ def _rungs(rows: Sequence[Row], table: Table, rule: Rule) -> Array:
             if trial.name not in table.diverged and table.stopped.get(trial.name, rung) >= rung
         ]
         if absent := [name for name in reached if (name, rung) not in values]:
-            raise DecideError(
+            raise AnalysisError(
                 f"trials were stopped after {rung} steps, but {enumerate_few(absent)} lacks {rule.metric} "
                 f"({rule.condition}) there; measure it at every step where `{STOPPED}` may be decided"
             )

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, select
 
@@ -27,24 +27,26 @@ def refuse_mixtures(rows: Sequence[Row]) -> None:
             groups = "; ".join(
                 f"{v or 'none'}: {enumerate_few(sorted(names), 2)}" for v, names in trials.items()
             )
-            raise DecideError(
+            raise AnalysisError(
                 f"the trials differ in {field} ({groups}), so a difference between them proves nothing about "
                 f"the bias; run them again alike"
             )
 
 
-def refuse_unknown_metric(rows: Sequence[Row], rule: Rule) -> None:
+def refuse_unknown_metric(rows: Sequence[Row], rule: DecisionRule) -> None:
     """Refuse a metric that no row has, or that is no fraction."""
     found = list(select(rows, metric=rule.metric, condition=rule.condition, site="", scene=""))
     if not found:
         fractions = select(rows, unit="fraction", site="", scene="")
         known = sorted({f"{row.metric} ({row.condition})" for row in fractions})
-        raise DecideError(
+        raise AnalysisError(
             f"no row measures {rule.metric} under the condition {rule.condition!r}; "
             f"measured were {enumerate_few(known, 8) or 'no fractions at all'}"
         )
     if wrong := sorted({row.unit for row in found} - {"fraction"}):
-        raise DecideError(f"{rule.metric} is in {', '.join(wrong)}; the rule needs one in the unit fraction")
+        raise AnalysisError(
+            f"{rule.metric} is in {', '.join(wrong)}; the rule needs one in the unit fraction"
+        )
 
 
 def one_plan_each(rows: Sequence[Row]) -> dict[str, tuple[Plan, int]]:
@@ -54,7 +56,9 @@ def one_plan_each(rows: Sequence[Row]) -> dict[str, tuple[Plan, int]]:
         seen[row.trial].add((row.plan, row.seed))
     for trial, variants in seen.items():
         if len(variants) > 1:
-            raise DecideError(f"the rows of trial {trial} name several plans or seeds; expected one of each")
+            raise AnalysisError(
+                f"the rows of trial {trial} name several plans or seeds; expected one of each"
+            )
     plans = {text: Plan.parse(text) for text in {row.plan for row in rows}}
     return {trial: (plans[plan], seed) for trial, ((plan, seed),) in seen.items()}
 
@@ -75,7 +79,7 @@ def step_values(rows: Iterable[Row], metric: str, condition: str) -> dict[tuple[
     for row in select(rows, metric=metric, condition=condition, site="", scene=""):
         other = newest.get((row.trial, row.step))
         if other is not None and not _same(other.value, row.value):
-            raise DecideError(
+            raise AnalysisError(
                 f"trial {row.trial} has two values of {metric} ({condition or 'no condition'}) at step "
                 f"{row.step}, {other.value:g} and {row.value:g}; remove the trial's folder and run it again"
             )

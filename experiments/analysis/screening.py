@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
-from experiments.recipes.decision_rule import BY_SCREENING, DecideError, Rule
+from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
@@ -71,7 +71,7 @@ def masks(recipe: Recipe) -> list[Plan]:
     return [recipe.plan(arm) for arm in levels]
 
 
-def rank(rows: Sequence[Row], sites: Sequence[str], rule: Rule, condition: str = "") -> list[Ranked]:
+def rank(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule, condition: str = "") -> list[Ranked]:
     """Rank the sites by the rule's metric, the most valuable bias first.
 
     Args:
@@ -113,7 +113,7 @@ def _mask(plan: str, sites: Sequence[str], baseline: str) -> tuple[bool, ...]:
     return tuple(level_of(parsed[site]) != baseline for site in sites)
 
 
-def rule_of(recipe: Recipe) -> Rule:
+def rule_of(recipe: Recipe) -> DecisionRule:
     """Return the rule of a recipe, which must have one."""
     if recipe.rule is None:
         raise RecipeError(
@@ -123,7 +123,7 @@ def rule_of(recipe: Recipe) -> Rule:
     return recipe.rule
 
 
-def in_force(rule: Rule, study_folder: Path, digest: str) -> Rule:
+def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> DecisionRule:
     """Return the rule with the order that the study's screening gives, if it asks for one and there is one.
 
     Args:
@@ -138,11 +138,13 @@ def in_force(rule: Rule, study_folder: Path, digest: str) -> Rule:
     if rule.order != BY_SCREENING or not path.exists():
         return rule
     if fault := seal_fault(path):
-        raise DecideError(f"the rows in {path} are not those that the screening wrote: {fault}; run it again")
+        raise AnalysisError(
+            f"the rows in {path} are not those that the screening wrote: {fault}; run it again"
+        )
     rows = read_rows(path)
     if strange := sorted({row.recipe for row in rows} - {digest}):
-        raise DecideError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
+        raise AnalysisError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
     try:
         return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))
     except (RecipeError, PlanError) as error:
-        raise DecideError(str(error)) from error
+        raise AnalysisError(str(error)) from error

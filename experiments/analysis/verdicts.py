@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level, spent
-from experiments.analysis.design_table import Table
+from experiments.analysis.design_table import DesignTable
 from experiments.analysis.linear_model import Fit
-from experiments.recipes.decision_rule import BY_SCREENING, Rule, ScreeningMissing
+from experiments.recipes.decision_rule import BY_SCREENING, DecisionRule, ScreeningMissing
 
 Array = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ class Net:
     price_high: Array
 
 
-def judge(table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> tuple[Verdict, ...]:
+def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> tuple[Verdict, ...]:
     """Weigh gains against prices.
 
     Args:
@@ -143,18 +143,18 @@ def judge(table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> tuple[Verdict, 
     return tuple(verdicts)
 
 
-def joint_quantile(df: Array, table: Table, rule: Rule) -> Array:
+def joint_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
     """Return Student's quantiles (terms,) at which all terms' intervals hold together, at every look."""
     level = _at_look((1 - rule.confidence) / len(table.terms), table, rule)
     return np.asarray(-stdtrit(df, level / 2))
 
 
-def single_quantile(df: Array, table: Table, rule: Rule) -> Array:
+def single_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
     """Return Student's quantile at which one interval alone holds, at every look."""
     return np.asarray(-stdtrit(df, _at_look(1 - rule.confidence, table, rule) / 2))
 
 
-def shares_spent(looks: Sequence[int], taken: int, rule: Rule) -> float:
+def shares_spent(looks: Sequence[int], taken: int, rule: DecisionRule) -> float:
     """Return the share of the error probability that the looks taken have spent, 0 to 1.
 
     Args:
@@ -166,7 +166,7 @@ def shares_spent(looks: Sequence[int], taken: int, rule: Rule) -> float:
     return spent(level, looks[taken - 1] / looks[-1], rule.spending) / level if taken else 0.0
 
 
-def holm(p_values: Array, weights: Array, level: float, table: Table, rule: Rule) -> Array:
+def holm(p_values: Array, weights: Array, level: float, table: DesignTable, rule: DecisionRule) -> Array:
     """Return the level at which weighted Holm tests each p-value at this look.
 
     A p-value is rejected if it is at most its level. The smallest ``p / weight`` is tested first, at its
@@ -192,12 +192,12 @@ def holm(p_values: Array, weights: Array, level: float, table: Table, rule: Rule
     return levels
 
 
-def _at_look(level: float, table: Table, rule: Rule) -> float:
+def _at_look(level: float, table: DesignTable, rule: DecisionRule) -> float:
     # rounded: levels that differ in the last bit share one integration
     return nominal_level(round(level, 12), table.looks, table.look, rule.spending)
 
 
-def _net(table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> Net:
+def _net(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> Net:
     rate = 100 * rule.price_points_per_percent
     price = rate * np.expm1(slowdown.effect)
     price_error = rate * np.exp(slowdown.effect) * slowdown.error  # first order: d(exp g) = exp(g) dg
@@ -212,7 +212,7 @@ def _net(table: Table, gain: Fit, slowdown: Fit, rule: Rule) -> Net:
     )
 
 
-def _test_difference(net: Net, table: Table, rule: Rule) -> tuple[Array, Array]:
+def _test_difference(net: Net, table: DesignTable, rule: DecisionRule) -> tuple[Array, Array]:
     """Return level and p-value (terms,) of the test that there is no net gain."""
     p_values = 2 * _tail(np.abs(net.value), net)
     ranks = {site: 0.5**rank for rank, site in enumerate(rule.order)}  # each as much as all after it
@@ -220,7 +220,7 @@ def _test_difference(net: Net, table: Table, rule: Rule) -> tuple[Array, Array]:
     return holm(p_values, weights, 1 - rule.confidence, table, rule), p_values
 
 
-def _test_equivalence(net: Net, table: Table, rule: Rule) -> NDArray[np.bool_]:
+def _test_equivalence(net: Net, table: DesignTable, rule: DecisionRule) -> NDArray[np.bool_]:
     """Return (terms,) whether two one-sided tests place the net gain within the margin of zero."""
     # a one-sided test has the bound of a two-sided one at twice its level
     p_values = 2 * _tail(rule.margin - np.abs(net.value), net)
@@ -234,7 +234,9 @@ def _tail(distance: Array, net: Net) -> Array:
         return np.where(net.error > 0, stdtr(net.df, -distance / net.error), (1 - np.sign(distance)) / 2)
 
 
-def _further(index: int, net: Net, level: float, gain: Fit, table: Table, rule: Rule) -> int | None:
+def _further(
+    index: int, net: Net, level: float, gain: Fit, table: DesignTable, rule: DecisionRule
+) -> int | None:
     """Return the fewest further seeds, each run on every arm, that would settle a term either way."""
     further = np.arange(1, MOST_FURTHER_SEEDS + 1)
     trials = gain.num_trials + table.num_arms * further

@@ -42,7 +42,7 @@ class Agreement:
     tally: Tally
 
 
-def economy(
+def design_efficiency(
     effects: tuple[float, float], confidence: float, studies: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Agreement, ...]:
     """Compare cheap studies, and another grid, with the full grid.

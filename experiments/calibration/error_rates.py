@@ -13,8 +13,8 @@ from scipy.special import stdtrit
 from scipy.stats import beta
 
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, Verdict
-from experiments.calibration.simulation import Measured, Surface, fit_look, follow, measure, names
-from experiments.recipes.decision_rule import Rule
+from experiments.calibration.simulation import SimulatedMeasurement, Surface, fit_look, follow, measure, names
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Factor, fraction, full
 
 SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
@@ -39,9 +39,9 @@ class Study:
     arms: tuple[Arm, ...]
     looks: tuple[int, ...]
 
-    def rule(self, confidence: float = 0.95, order: tuple[str, ...] = ()) -> Rule:
+    def rule(self, confidence: float = 0.95, order: tuple[str, ...] = ()) -> DecisionRule:
         """Return its rule: no price, and one noise of a run as the smallest gain worth having."""
-        return Rule(
+        return DecisionRule(
             sites=self.sites,
             seeds=tuple(range(self.looks[-1])),
             looks=self.looks,
@@ -176,7 +176,7 @@ def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None
     return tally
 
 
-def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: Rule) -> None:
+def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: DecisionRule) -> None:
     truth = surface.gain
     pays, costs = names(verdicts, PAYS), names(verdicts, COSTS)
     good = {site for site, gain in truth.items() if gain > 0}
@@ -195,7 +195,7 @@ def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: Ru
     tally.undecided += sum(v.verdict == UNDECIDED for v in verdicts)
 
 
-def _count_single(tally: Tally, measured: Measured, surface: Surface, rule: Rule) -> None:
+def _count_single(tally: Tally, measured: SimulatedMeasurement, surface: Surface, rule: DecisionRule) -> None:
     """Look at every site's own 95 % interval after all trials, as of a study with one look."""
     fit, table = fit_look(measured, rule.arms, len(rule.looks), rule)
     wide = -stdtrit(fit.df, 0.025) * fit.error

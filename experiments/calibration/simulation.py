@@ -13,11 +13,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.analysis.design_table import Table, Trial
+from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit, Response, fit_gain
 from experiments.analysis.price import free
 from experiments.analysis.verdicts import Verdict, judge
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm
 from pipeline.evaluation.bootstrap import drawn_counts
 
@@ -65,7 +65,7 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Measured:
+class SimulatedMeasurement:
     """What trials scored.
 
     Attributes:
@@ -80,7 +80,7 @@ class Measured:
 
 def measure(
     surface: Surface, arms: Sequence[Arm], seeds: Sequence[int], rng: np.random.Generator
-) -> Measured:
+) -> SimulatedMeasurement:
     """Train every arm with every seed.
 
     Args:
@@ -119,10 +119,12 @@ def measure(
             worst = of_seed[np.argsort(early[of_seed])[: int(STOPPED_SHARE * len(of_seed))]]
             values[worst], draws[:, worst] = np.nan, np.nan
         rungs = early[None]
-    return Measured(tuple(arms), tuple(seeds), Response(values, draws, scenes, rungs))
+    return SimulatedMeasurement(tuple(arms), tuple(seeds), Response(values, draws, scenes, rungs))
 
 
-def judge_look(measured: Measured, arms: Sequence[Arm], look: int, rule: Rule) -> tuple[Verdict, ...]:
+def judge_look(
+    measured: SimulatedMeasurement, arms: Sequence[Arm], look: int, rule: DecisionRule
+) -> tuple[Verdict, ...]:
     """Judge some arms at one look, without any price: what is planted are net gains.
 
     Args:
@@ -135,7 +137,9 @@ def judge_look(measured: Measured, arms: Sequence[Arm], look: int, rule: Rule) -
     return judge(table, fit, free(table), rule)
 
 
-def fit_look(measured: Measured, arms: Sequence[Arm], look: int, rule: Rule) -> tuple[Fit, Table]:
+def fit_look(
+    measured: SimulatedMeasurement, arms: Sequence[Arm], look: int, rule: DecisionRule
+) -> tuple[Fit, DesignTable]:
     """Fit what ``judge_look`` judges."""
     seeds = measured.seeds[: rule.looks[look - 1]]
     columns = _columns(measured.arms, tuple(arms), len(measured.seeds), len(seeds))
@@ -150,7 +154,9 @@ def fit_look(measured: Measured, arms: Sequence[Arm], look: int, rule: Rule) -> 
     return fit_gain(part, table), table
 
 
-def follow(measured: Measured, arms: Sequence[Arm], rule: Rule) -> tuple[tuple[Verdict, ...], int]:
+def follow(
+    measured: SimulatedMeasurement, arms: Sequence[Arm], rule: DecisionRule
+) -> tuple[tuple[Verdict, ...], int]:
     """Go from look to look as ``sequential.next_wave`` does, until all is settled or no look is left.
 
     Returns:
@@ -160,7 +166,7 @@ def follow(measured: Measured, arms: Sequence[Arm], rule: Rule) -> tuple[tuple[V
     for look, seeds in enumerate(rule.looks, 1):
         try:
             verdicts = judge_look(measured, arms, look, rule)
-        except DecideError:  # too many trials diverged; there may be a next look
+        except AnalysisError:  # too many trials diverged; there may be a next look
             verdicts = ()
         if (verdicts and all(verdict.settled for verdict in verdicts)) or look == len(rule.looks):
             return verdicts, seeds * len(arms)
@@ -202,6 +208,8 @@ def _columns(have: tuple[Arm, ...], want: tuple[Arm, ...], of: int, seeds: int) 
 @lru_cache
 def _table(
     sites: tuple[str, ...], arms: tuple[Arm, ...], seeds: tuple[int, ...], look: int, looks: tuple[int, ...]
-) -> Table:
-    trials = tuple(Trial(f"{index}-s{seed}", seed, arm) for index, arm in enumerate(arms) for seed in seeds)
-    return Table(sites, trials, (), look=look, looks=looks)
+) -> DesignTable:
+    trials = tuple(
+        TrialRow(f"{index}-s{seed}", seed, arm) for index, arm in enumerate(arms) for seed in seeds
+    )
+    return DesignTable(sites, trials, (), look=look, looks=looks)

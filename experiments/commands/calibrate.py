@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from experiments.calibration.design_efficiency import by_size, economy
+from experiments.calibration.design_efficiency import by_size, design_efficiency
 from experiments.calibration.error_rates import calibrate_scenario, scenarios
 from experiments.calibration.report import Findings, criteria, write_findings
 from experiments.storage.study_folder import StudyError
@@ -41,7 +41,7 @@ def calibrate(arguments: Namespace) -> int:
             found
             for effects in EFFECTS
             for confidence in CONFIDENCES
-            for found in economy(effects, confidence, arguments.studies, tick)
+            for found in design_efficiency(effects, confidence, arguments.studies, tick)
         ]
         sizes = list(by_size(SIZES, MOST_SEEDS, arguments.studies, tick))
     seconds = time.monotonic() - begun

@@ -93,13 +93,13 @@ def draw(arguments: Namespace) -> int:
 
     from pipeline.data.augmentation.drawing import draw_sample
     from pipeline.data.formats.open import open_source
-    from pipeline.data.source import ALL
+    from pipeline.data.source import READ_ALL
 
     if arguments.frames < 1:
         raise StudyError(f"--frames {arguments.frames}: expected 1 or more")
     pipeline = _read_pipeline(arguments)
     source = open_source(
-        arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else ALL
+        arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else READ_ALL
     )
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

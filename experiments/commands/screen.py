@@ -40,8 +40,14 @@ def screen(arguments: Namespace) -> int:
 
 def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, console: Console) -> Path | None:
     """Return the folder of the trained trial: the study's own if it has run, else one of the screening's."""
-    from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-    from experiments.study.tune_runner import Running, run_trials
+    from experiments.study.preflight import (
+        check_data,
+        check_models,
+        check_trials,
+        digest_inputs,
+        make_datasets,
+    )
+    from experiments.study.tune_runner import ExecutionOptions, run_trials
 
     name = chosen.trial_name(settings)
     if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
@@ -50,13 +56,13 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
     alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stop=None, confirm_seeds=())
     folder = StudyFolder(study.path / FOLDER)
     folder.claim(alone, digest_inputs(alone))
-    make_worlds(alone.worlds, console)
+    make_datasets(alone.worlds, console)
     check_trials(alone, folder)
     with folder.lock():
         if folder.state(name) != DONE:
             check_data(alone)
             check_models(alone)
-        outcome = run_trials(alone, folder, console, Running(tracking=False))
+        outcome = run_trials(alone, folder, console, ExecutionOptions(tracking=False))
     for reason in outcome.failed.values():
         console.print(f"failed: {name}: {reason}", style="red", markup=False, soft_wrap=True)
     return folder.trial(name) if outcome.complete else None
@@ -64,13 +70,13 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
 
 def _measure(settings: TrialSettings, trained: Path, chosen: Recipe, path: Path, console: Console) -> None:
     from experiments.study.progress import task_bar
-    from pipeline.evaluation.intervention import switch_plans
+    from pipeline.evaluation.intervention import evaluate_under_plans
 
     path.parent.mkdir(parents=True, exist_ok=True)
     common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
-        switch_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
+        evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
 
 
 def _show(chosen: Recipe, path: Path, conditions: tuple[str, ...], console: Console) -> None:

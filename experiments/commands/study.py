@@ -9,7 +9,7 @@ from rich.table import Table
 
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import RECIPES, recipe
-from experiments.storage.remote_study import fetched
+from experiments.storage.remote_study import download_study
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def resume(arguments: Namespace) -> int:
     """Go on with a study that has begun."""
     chosen = recipe(arguments.recipe)
     folder = Path(arguments.runs) / chosen.name
-    fetched(arguments.storage, folder)
+    download_study(arguments.storage, folder)
     if not (folder / "study.json").exists():
         raise StudyError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.name}`")
     return _conduct(chosen, arguments, Console())
@@ -51,7 +51,7 @@ def status(arguments: Namespace) -> int:
     """Show the state of every trial; 1 if one failed."""
     chosen = recipe(arguments.recipe)
     folder = StudyFolder(Path(arguments.runs) / chosen.name)
-    fetched(arguments.storage, folder.path)
+    download_study(arguments.storage, folder.path)
     table = Table("trial", "state", box=None)
     failed = 0
     for name in chosen.named_trials():
@@ -81,13 +81,13 @@ def listing(arguments: Namespace) -> int:
 def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
     """Run a study from the first check to the report; return the exit code."""
     from experiments.study.run_study import (  # loads Ray and torch, which lists and states need not
-        Wishes,
-        conduct,
+        RunOptions,
+        run_study,
     )
 
     if arguments.gpus_per_trial is not None:
         chosen = chosen.with_workers(arguments.gpus_per_trial)
-    wishes = Wishes(
+    wishes = RunOptions(
         runs=Path(arguments.runs),
         concurrent=arguments.concurrent,
         probing=arguments.probe,
@@ -98,4 +98,4 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
         patience_s=arguments.patience,
         storage=arguments.storage,
     )
-    return 0 if conduct(chosen, wishes, console).complete else 1
+    return 0 if run_study(chosen, wishes, console).complete else 1

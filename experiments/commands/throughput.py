@@ -37,10 +37,10 @@ def throughput(arguments: Namespace) -> int:
     """Run the race, print its table, and what else was asked for."""
     import torch
 
-    from pipeline.training.benchmark import Course, named_plans, run_race
+    from pipeline.training.benchmark import BenchmarkSettings, named_plans, run_benchmark
 
     cuda = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
-    course = Course(
+    course = BenchmarkSettings(
         config=arguments.config,
         device="cuda" if cuda else "cpu",
         steps=arguments.steps,
@@ -62,7 +62,7 @@ def throughput(arguments: Namespace) -> int:
     if not console.is_terminal:
         console.width = WIDTH
     folder = Path(arguments.out or f"runs/throughput/{Path(course.config).stem}_{int(time.time())}")
-    rows = run_race(course, plans, folder)
+    rows = run_benchmark(course, plans, folder)
     console.print(table(rows))
     if arguments.parts:
         console.print(parts_table(rows))

@@ -14,7 +14,7 @@ from experiments.recipes.mini import MINI_CONFIG, cross_plan
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyError, StudyFolder
-from experiments.study.preflight import make_worlds
+from experiments.study.preflight import make_datasets
 from experiments.study.progress import StudyProgress
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -30,7 +30,7 @@ def train(arguments: Namespace) -> int:
     chosen = recipe(arguments.recipe)
     settings = _changed(_choose(chosen, arguments.trial), arguments)
     refuse_secrets(settings.to_dict())
-    make_worlds(chosen.worlds, console)
+    make_datasets(chosen.worlds, console)
     folder = StudyFolder(Path(arguments.out).resolve() / chosen.name).trial(chosen.trial_name(settings))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=2) + "\n", encoding="utf-8")

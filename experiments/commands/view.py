@@ -5,14 +5,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.storage.remote_study import fetched
+from experiments.storage.remote_study import download_study
 from experiments.storage.study_folder import StudyError
 from experiments.study.final_report import show_report
 
 
 def report(arguments: Namespace) -> int:
     """Print the verdicts and write the report."""
-    fetched(arguments.storage, Path(arguments.runs) / arguments.study)
+    download_study(arguments.storage, Path(arguments.runs) / arguments.study)
     show_report(_folder(arguments.study, arguments.runs), Console())
     return 0
 
@@ -23,7 +23,7 @@ def sync(arguments: Namespace) -> int:
     if arguments.storage and not arguments.study:
         raise StudyError("sync --storage: name the studies; a bucket is not searched for them")
     for name in arguments.study:
-        fetched(arguments.storage, runs / name)
+        download_study(arguments.storage, runs / name)
     names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
     if not names:
         raise StudyError(f"{runs}: no study here; run one, or name --runs")

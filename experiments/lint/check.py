@@ -9,7 +9,7 @@ from experiments.lint.data_rules import check_pipelines, check_ranges
 from experiments.lint.finding import Finding, LintError
 from experiments.lint.model_rules import check_model
 from experiments.lint.notes import notes
-from pipeline.config.provenance import Place, Source, read_source
+from pipeline.config.provenance import ConfigSource, SourcePlace, read_source
 from pipeline.detector.inspection.sites import Site
 from pipeline.detector.inspection.survey import survey
 
@@ -26,7 +26,7 @@ class SiteLine:
 
 
 @dataclass(frozen=True)
-class Report:
+class LintReport:
     """What lint found in a config; findings first, then notes, each in the order of files and lines."""
 
     config: Path
@@ -45,7 +45,7 @@ class Report:
         return [finding for finding in self.findings if finding.note]
 
 
-def lint(config: Path, device: str = "cuda") -> Report:
+def lint(config: Path, device: str = "cuda") -> LintReport:
     """Lint a config.
 
     Args:
@@ -73,17 +73,19 @@ def lint(config: Path, device: str = "cuda") -> Report:
         SiteLine(site.name, received(site, found), read_choice(site)[1], handed_as(site), site.name in wrong)
         for site in found.sites
     ]
-    return Report(config, device, tuple(lines), tuple(findings))
+    return LintReport(config, device, tuple(lines), tuple(findings))
 
 
-def _working_flags(sites: list[Site], findings: list[Finding], source: Source) -> dict[Place, str]:
+def _working_flags(
+    sites: list[Site], findings: list[Finding], source: ConfigSource
+) -> dict[SourcePlace, str]:
     """Return where a ``use_flashbias`` that works is written, and at which site it does."""
     dead = {finding.key for finding in findings if finding.remove}
     keys = [(site.name, (*site.key, "use_flashbias")) for site in sites if read_choice(site)[2]]
     return {source.find(key)[0]: name for name, key in keys if key not in dead}
 
 
-def _placed(finding: Finding, source: Source, alive: dict[Place, str]) -> Finding:
+def _placed(finding: Finding, source: ConfigSource, alive: dict[SourcePlace, str]) -> Finding:
     """Say where a finding was written; one that cannot be mended by deleting that gets other advice."""
     place, exact = source.find(finding.key)
     found = replace(finding, place=place)

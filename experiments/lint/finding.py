@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.config.provenance import Key, Place
+from pipeline.config.provenance import Key, SourcePlace
 
 
 class LintError(ValueError):
@@ -32,4 +32,4 @@ class Finding:
     sites: tuple[str, ...] = ()
     note: bool = False
     remove: bool = False
-    place: Place = field(default_factory=lambda: Place(Path(), 1, 1))
+    place: SourcePlace = field(default_factory=lambda: SourcePlace(Path(), 1, 1))

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.lint.finding import LintError
-from pipeline.config.provenance import Place
+from pipeline.config.provenance import SourcePlace
 
 
-def remove(places: Iterable[Place]) -> list[Path]:
+def remove(places: Iterable[SourcePlace]) -> list[Path]:
     """Delete items such as ``key=value`` from their files.
 
     Args:
@@ -23,7 +23,7 @@ def remove(places: Iterable[Place]) -> list[Path]:
     Raises:
         LintError: the text that would be left is no Python.
     """
-    by_file: dict[Path, set[Place]] = defaultdict(set)
+    by_file: dict[Path, set[SourcePlace]] = defaultdict(set)
     for place in places:
         by_file[place.file].add(place)
     texts = {file: _without(file.read_bytes(), found) for file, found in by_file.items()}
@@ -37,7 +37,7 @@ def remove(places: Iterable[Place]) -> list[Path]:
     return list(texts)
 
 
-def _without(text: bytes, places: Iterable[Place]) -> bytes:
+def _without(text: bytes, places: Iterable[SourcePlace]) -> bytes:
     """Delete items, last first, so that the places of the others stay true."""
     for place in sorted(places, key=lambda p: (p.line, p.column), reverse=True):
         assert place.end is not None

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.lint.check import Report
+from experiments.lint.check import LintReport
 from experiments.lint.finding import Finding
 
 
-def print_report(report: Report, fixed: list[Finding], console: Console) -> None:
+def print_report(report: LintReport, fixed: list[Finding], console: Console) -> None:
     """Print the sites, then what was mended, what is wrong and what is worth knowing.
 
     Args:
@@ -64,7 +64,7 @@ def _count(number: int, word: str) -> str:
     return f"{number or 'no'} {word}{'' if number == 1 else 's'}"
 
 
-def as_json(report: Report, fixed: list[Finding]) -> str:
+def as_json(report: LintReport, fixed: list[Finding]) -> str:
     """Return the report as JSON, findings and notes apart; arguments as for ``print_report``."""
     return json.dumps(
         {

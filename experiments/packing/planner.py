@@ -16,7 +16,7 @@ LEAST_GAIN = 1.05
 
 
 @dataclass(frozen=True)
-class Load:
+class TrialLoad:
     """What one trial does.
 
     Attributes:
@@ -69,7 +69,7 @@ class Candidate:
     gpu_gib: float
     host_gib: float
 
-    def trials_per_hour(self, load: Load) -> float:
+    def trials_per_hour(self, load: TrialLoad) -> float:
         """Return how many trials end per hour on one GPU; what the official metric takes is left out."""
         seconds = self.start_s + load.steps * self.step_s + load.chunks * self.chunk_s
         return 3600 * self.concurrent / seconds
@@ -82,7 +82,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackingPlan:
     """How trials share a machine.
 
     Attributes:
@@ -106,7 +106,7 @@ class Packing:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "Packing":
+    def from_dict(cls, plain: dict[str, Any]) -> "PackingPlan":
         """Rebuild a packing from ``to_dict``; a missing or unknown key is a TypeError."""
         made = dict(plain)
         made["machine"] = Machine(**made["machine"]) if made["machine"] else None
@@ -130,7 +130,7 @@ def ladder(machine: Machine, most: int) -> list[tuple[int, int]]:
     return [(size, cores // size if machine.gpus == 0 else 1) for size in sizes]
 
 
-def choose(candidates: Sequence[Candidate], load: Load, machine: Machine) -> Packing:
+def choose(candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -> PackingPlan:
     """Pick the packing with the most trials per hour that fits.
 
     Args:
@@ -144,7 +144,7 @@ def choose(candidates: Sequence[Candidate], load: Load, machine: Machine) -> Pac
         if one.trials_per_hour(load) >= LEAST_GAIN * best.trials_per_hour(load):
             best = one
     gpus = max(machine.gpus, 1)
-    return Packing(
+    return PackingPlan(
         concurrent=gpus * best.concurrent,
         threads=best.threads if machine.gpus == 0 else 0,
         gpu_share=int(1e4 / best.concurrent) / 1e4,  # Ray counts in steps of 1e-4
@@ -154,7 +154,7 @@ def choose(candidates: Sequence[Candidate], load: Load, machine: Machine) -> Pac
     )
 
 
-def _reason(best: Candidate, candidates: Sequence[Candidate], load: Load, machine: Machine) -> str:
+def _reason(best: Candidate, candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -> str:
     """Say in words what was measured."""
     place = machine.name if machine.gpus else f"{machine.cores} CPU cores"
     chosen = f"{_spell(best, machine)} on {place}: {best.trials_per_hour(load):.1f} trials an hour"

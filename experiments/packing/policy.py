@@ -5,7 +5,7 @@ import os
 
 from rich.console import Console
 
-from experiments.packing.planner import Packing
+from experiments.packing.planner import PackingPlan
 from experiments.recipes.recipe import AUTO, Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 
@@ -13,7 +13,7 @@ FILE = "packing.json"
 """File of a study that holds the packing a probe chose; a study that goes on keeps it."""
 
 
-def as_packed(recipe: Recipe, folder: StudyFolder) -> Recipe:
+def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
     """Return the recipe with the threads that a probe chose when the study began."""
     kept = _kept(folder)
     return recipe.with_threads(kept.threads) if kept and kept.threads else recipe
@@ -21,7 +21,7 @@ def as_packed(recipe: Recipe, folder: StudyFolder) -> Recipe:
 
 def packing_of(
     recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Console
-) -> Packing:
+) -> PackingPlan:
     """Decide how many trials run at once.
 
     Args:
@@ -46,17 +46,17 @@ def packing_of(
     return packing
 
 
-def _kept(folder: StudyFolder) -> Packing | None:
+def _kept(folder: StudyFolder) -> PackingPlan | None:
     path = folder.path / FILE
     if not path.exists():
         return None
     try:
-        return Packing.from_dict(read_json(path))
+        return PackingPlan.from_dict(read_json(path))
     except (TypeError, KeyError) as error:
         raise StudyError(f"{path}: not a packing ({error}); delete it to probe again") from error
 
 
-def _probed(recipe: Recipe, console: Console) -> Packing:
+def _probed(recipe: Recipe, console: Console) -> PackingPlan:
     from experiments.packing.probe import describe, probe  # loads torch
 
     if os.environ.get("RAY_ADDRESS"):
@@ -65,24 +65,24 @@ def _probed(recipe: Recipe, console: Console) -> Packing:
     if dearest.workers > 1:
         whole = describe(dearest.device).gpus // dearest.workers
         reason = f"A trial takes {dearest.workers} workers, so GPUs are not shared: {whole} at once."
-        return Packing(max(whole, 1), reason=reason)
+        return PackingPlan(max(whole, 1), reason=reason)
     with console.status("probing how many trials should run at once"):
         return probe(dearest, len(recipe.trials))
 
 
-def _shared(recipe: Recipe, concurrent: int) -> Packing:
+def _shared(recipe: Recipe, concurrent: int) -> PackingPlan:
     """Return a packing of so many trials, with equal parts of the GPUs there are."""
     settings = recipe.trials[0]
     if settings.device != "cuda" or os.environ.get("RAY_ADDRESS"):
-        return Packing(concurrent)
+        return PackingPlan(concurrent)
     import torch
 
     gpus = torch.cuda.device_count()
     if concurrent * settings.workers <= gpus:
-        return Packing(concurrent)
+        return PackingPlan(concurrent)
     if settings.workers > 1:
         raise StudyError(
             f"{concurrent} trials at once of {settings.workers} workers need {concurrent * settings.workers} "
             f"GPUs, and there are {gpus}; two workers of a trial cannot share one"
         )
-    return Packing(concurrent, gpu_share=int(1e4 / math.ceil(concurrent / gpus)) / 1e4)
+    return PackingPlan(concurrent, gpu_share=int(1e4 / math.ceil(concurrent / gpus)) / 1e4)

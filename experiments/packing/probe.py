@@ -13,12 +13,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
 
-from experiments.packing.planner import Candidate, Load, Machine, Packing, choose, ladder
-from experiments.packing.probe_worker import Pace, serve
+from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, ladder
+from experiments.packing.probe_worker import TrialSpeed, serve
 from experiments.storage.study_folder import StudyError
 from pipeline.config.settings import TrialSettings
 from pipeline.metrics.timing import device_name
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.temporary import temporary_folder
 
 SECONDS = {"cuda": 4.0, "cpu": 8.0}
 """How long each size is measured: about ten steps of a trial, more on a GPU."""
@@ -27,7 +27,7 @@ PATIENCE_S = 600
 """A trial of the probe that has not answered by then never will: compiling takes minutes at worst."""
 
 
-def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> Packing:
+def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> PackingPlan:
     """Measure packings of a trial on this machine and pick one.
 
     Args:
@@ -40,7 +40,7 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
     """
     machine = describe(settings.device)
     seconds = seconds or SECONDS[settings.device]
-    with scratch_folder("probe") as folder, _crew(settings, folder) as crew:
+    with temporary_folder("probe") as folder, _crew(settings, folder) as crew:
         crew.grow(1)
         candidates, alone = [], None
         for size, threads in ladder(machine, most):
@@ -57,7 +57,7 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
             alone = alone or paces[0]
             candidates.append(_candidate(threads, crew.start_s(size), paces, alone))
     assert alone is not None  # the ladder has a first rung, and it raises or measures
-    return choose(candidates, Load(settings.train.steps, alone.chunks), machine)
+    return choose(candidates, TrialLoad(settings.train.steps, alone.chunks), machine)
 
 
 def describe(device: str) -> Machine:
@@ -72,16 +72,16 @@ def describe(device: str) -> Machine:
     return Machine(device_name(torch.device("cuda")), torch.cuda.device_count(), cores, memory, host)
 
 
-def _largest(machine: Machine, most: int, alone: Pace) -> int:
+def _largest(machine: Machine, most: int, alone: TrialSpeed) -> int:
     return max(size for size, _ in ladder(machine, most) if size == 1 or _may_fit(size, alone, machine))
 
 
-def _may_fit(size: int, alone: Pace, machine: Machine) -> bool:
+def _may_fit(size: int, alone: TrialSpeed, machine: Machine) -> bool:
     """Tell whether ``size`` trials should fit, judged by one alone."""
     return _candidate(1, 0.0, [alone] * size, alone).fits(machine)
 
 
-def _candidate(threads: int, start_s: float, paces: Sequence[Pace], alone: Pace) -> Candidate:
+def _candidate(threads: int, start_s: float, paces: Sequence[TrialSpeed], alone: TrialSpeed) -> Candidate:
     """Sum up what trials saw that ran at once; what one alone has beside its allocator's memory, each has."""
     context = alone.device_gib - alone.reserved_gib
     return Candidate(
@@ -127,13 +127,13 @@ class _Crew:
             _answer(member)
             member.start_s = time.monotonic() - begun
 
-    def measure(self, size: int, threads: int, seconds: float) -> list[Pace]:
+    def measure(self, size: int, threads: int, seconds: float) -> list[TrialSpeed]:
         """Let the first ``size`` processes run at the same time."""
         chosen = self._members[:size]
         for member in chosen:
             with suppress(OSError):  # it has died; its answer will say so
                 member.pipe.send((threads, seconds))
-        return [pace for member in chosen if isinstance(pace := _answer(member), Pace)]
+        return [pace for member in chosen if isinstance(pace := _answer(member), TrialSpeed)]
 
     def start_s(self, size: int) -> float:
         """Return the longest start among the first ``size``."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.early_stopping import Rungs
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.evaluation.inference import BATCH
@@ -34,7 +34,7 @@ ENDLESS = 10**6
 
 
 @dataclass(frozen=True)
-class Pace:
+class TrialSpeed:
     """What one of several equal trials saw.
 
     Attributes:
@@ -54,7 +54,7 @@ class Pace:
     resident_gib: float
 
 
-class Pacer:
+class TrialSpeedProbe:
     """A trial that is ready to run for as long as it is told.
 
     Args:
@@ -66,7 +66,7 @@ class Pacer:
         session = LocalSession(folder, settings.device)
         check(settings, folder, session.device)
         deterministic(session.device, settings.threads)
-        self._trial = Trial(settings, session, Rungs())
+        self._trial = Trial(settings, session, EarlyStopping())
         self._batches = enumerate(self._trial.batches(0, ENDLESS))
         self._views = self._trial.assessment.views
         self._chunks = self._endless_chunks()
@@ -74,7 +74,7 @@ class Pacer:
             self._step()
         self._detect()
 
-    def run(self, threads: int, seconds: float) -> Pace:
+    def run(self, threads: int, seconds: float) -> TrialSpeed:
         """Train and detect for a while.
 
         Args:
@@ -86,7 +86,7 @@ class Pacer:
         step_s = self._time(self._step, TRAINING_SHARE * seconds)
         chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * seconds)
         chunks = -(-len(self._views.source) // BATCH)
-        return Pace(step_s, chunk_s, chunks, *_memory(self._trial.session.device))
+        return TrialSpeed(step_s, chunk_s, chunks, *_memory(self._trial.session.device))
 
     def _time(self, call: Any, seconds: float) -> float:
         """Return seconds per call."""
@@ -122,11 +122,11 @@ def _memory(device: torch.device) -> tuple[float, float, float]:
 def serve(settings: TrialSettings, folder: Path, pipe: Connection) -> None:
     """Be one of the probe's processes: say when ready, run whenever told how.
 
-    Sends True when it is ready, then a ``Pace`` for each (threads, seconds) it receives; or,
+    Sends True when it is ready, then a ``TrialSpeed`` for each (threads, seconds) it receives; or,
     as its last word, the sentence that says why it cannot.
     """
     try:
-        pacer = Pacer(settings, folder)
+        pacer = TrialSpeedProbe(settings, folder)
         pipe.send(True)
         while (order := pipe.recv()) is not None:
             pipe.send(pacer.run(*order))

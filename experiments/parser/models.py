@@ -3,7 +3,7 @@
 from importlib import import_module
 
 from experiments.parser.commands import Commands, cfg_options, command
-from pipeline.storage.paths import runs
+from pipeline.storage.paths import default_runs_dir
 
 
 def add_operators(commands: Commands, bench: bool) -> None:
@@ -99,7 +99,9 @@ def add_trial(commands: Commands) -> None:
         help="override a config key; may be repeated",
     )
     cfg_options(train)
-    train.add_argument("--out", default=runs(), help="folder for <study>/trials/<trial> (%(default)s)")
+    train.add_argument(
+        "--out", default=default_runs_dir(), help="folder for <study>/trials/<trial> (%(default)s)"
+    )
     train.add_argument("--local", action="store_true", help="in this process, without Ray")
     text = "score a checkpoint under each sensor condition"
     example = "evaluate experiments/checkpoints/cmt_aqr_pillar_mini.safetensors --data data/mini"
@@ -113,4 +115,6 @@ def add_trial(commands: Commands) -> None:
     evaluate.add_argument("--split", default="mini_val", help="devkit split (%(default)s)")
     evaluate.add_argument("--conditions", default="", help="names, comma-separated (all)")
     evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
-    evaluate.add_argument("--out", default=runs(), help="folder for evaluate/trials/<name> (%(default)s)")
+    evaluate.add_argument(
+        "--out", default=default_runs_dir(), help="folder for evaluate/trials/<name> (%(default)s)"
+    )

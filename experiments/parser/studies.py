@@ -3,7 +3,7 @@
 import argparse
 
 from experiments.parser.commands import Commands, command, group
-from pipeline.storage.paths import runs
+from pipeline.storage.paths import default_runs_dir
 
 
 def add_demo(commands: Commands) -> None:
@@ -27,12 +27,12 @@ def add_study(commands: Commands) -> None:
     text = "show which trials are done, failed, partial or pending"
     status = command(study, "status", "study:status", text, "study status demo")
     status.add_argument("recipe", help="a name that `biaswise study list` shows")
-    status.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    status.add_argument("--runs", default=default_runs_dir(), help="folder of the studies (%(default)s)")
     _storage(status)
     text = "train once with every layer biased, switch layers off at inference, rank them"
     screen = command(commands, "screen", "screen:screen", text, "screen demo")
     screen.add_argument("recipe", help="a name that `biaswise study list` shows")
-    screen.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    screen.add_argument("--runs", default=default_runs_dir(), help="folder of the studies (%(default)s)")
     screen.add_argument("--conditions", default="", help="names, comma-separated (those of the recipe)")
     command(study, "list", "study:listing", "list the recipes, their questions and their costs", "study list")
     text = "judge simulated studies of known truth; say how often the verdicts are right"
@@ -49,7 +49,7 @@ def _storage(parser: argparse.ArgumentParser) -> None:
 
 
 def _running(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    parser.add_argument("--runs", default=default_runs_dir(), help="folder of the studies (%(default)s)")
     _storage(parser)
     parser.add_argument("--concurrent", type=int, help="trials at once (as the recipe says)")
     parser.add_argument("--probe", action="store_true", help="measure how many trials at once are best")
@@ -75,11 +75,11 @@ def add_view(commands: Commands) -> None:
     text = "print a study's verdicts and write its report, from its rows alone"
     report = command(commands, "report", "view:report", text, "report demo")
     report.add_argument("study", help="name of a study, or its folder")
-    report.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    report.add_argument("--runs", default=default_runs_dir(), help="folder of the studies (%(default)s)")
     _storage(report)
     sync = command(commands, "sync", "view:sync", "send rows to MLflow that it lacks", "sync demo")
     sync.add_argument("study", nargs="*", help="names or folders of studies (all)")
-    sync.add_argument("--runs", default=runs(), help="folder of the studies (%(default)s)")
+    sync.add_argument("--runs", default=default_runs_dir(), help="folder of the studies (%(default)s)")
     _storage(sync)
     ui = command(commands, "ui", "view:ui", "start the MLflow UI on 127.0.0.1", "ui --port 5000")
     ui.add_argument("--port", type=int, default=5000, help="(%(default)s)")

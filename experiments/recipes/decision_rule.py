@@ -21,16 +21,16 @@ BY_SCREENING = ("screening",)
 """``order`` of a rule that takes it from the study's own screening (``biaswise screen``)."""
 
 
-class DecideError(ValueError):
+class AnalysisError(ValueError):
     """Rows or a rule from which no verdict can be drawn; the message is one sentence."""
 
 
-class ScreeningMissing(DecideError):
+class ScreeningMissing(AnalysisError):
     """A rule that asks for a screening, and there is none yet."""
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """How rows become verdicts.
 
     A site PAYS if its gain in ``metric`` (treatment minus baseline, in points: 100 times the
@@ -85,41 +85,45 @@ class Rule:
         """Refuse a rule that can decide nothing."""
         for level in (*self.treatments, self.baseline):
             if level.partition("/")[0].partition(":")[0] not in BIAS_KINDS:
-                raise DecideError(
+                raise AnalysisError(
                     f"the rule names the bias {level!r}; expected one of {', '.join(BIAS_KINDS)}"
                 )
         levels = (self.baseline, *self.treatments)
         if twice := sorted({level for level in levels if levels.count(level) > 1}):
-            raise DecideError(f"the rule compares {twice[0]!r} with itself; name two bias kinds")
+            raise AnalysisError(f"the rule compares {twice[0]!r} with itself; name two bias kinds")
         if not 0.5 <= self.confidence < 1:
-            raise DecideError(f"the rule's confidence is {self.confidence}; expected 0.5 <= it < 1")
+            raise AnalysisError(f"the rule's confidence is {self.confidence}; expected 0.5 <= it < 1")
         if not self.price_points_per_percent >= 0:
-            raise DecideError(
+            raise AnalysisError(
                 f"the rule's price is {self.price_points_per_percent} points; expected 0 or more"
             )
         if not self.margin > 0:
-            raise DecideError(
+            raise AnalysisError(
                 f"the rule's margin is {self.margin} points; expected the smallest gain worth having, above 0"
             )
         self._refuse_bad_plan()
 
     def _refuse_bad_plan(self) -> None:
         if any(len(arm) != len(self.sites) for arm in self.arms):
-            raise DecideError(
+            raise AnalysisError(
                 f"the rule has arms that do not fit its {len(self.sites)} sites; an arm is a level per site"
             )
         if self.looks and (self.looks[0] < 1 or list(self.looks) != sorted(set(self.looks))):
-            raise DecideError(f"the rule's looks are {self.looks}; expected increasing numbers of seeds")
+            raise AnalysisError(f"the rule's looks are {self.looks}; expected increasing numbers of seeds")
         if self.looks and self.seeds and self.looks[-1] > len(self.seeds):
-            raise DecideError(
+            raise AnalysisError(
                 f"the rule's last look comes after {self.looks[-1]} seeds, but it names {len(self.seeds)}"
             )
         if self.spending not in SPENDINGS:
-            raise DecideError(f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}")
+            raise AnalysisError(
+                f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}"
+            )
         if self.priced_by not in PRICED_BY:
-            raise DecideError(f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}")
+            raise AnalysisError(
+                f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}"
+            )
         if self.order not in ((), BY_SCREENING) and sorted(self.order) != sorted(self.sites):
-            raise DecideError("the rule's order does not hold its sites, each once; rank all of them")
+            raise AnalysisError("the rule's order does not hold its sites, each once; rank all of them")
 
     @property
     def treatments(self) -> tuple[str, ...]:
@@ -138,11 +142,11 @@ class Rule:
         return f" Each layer is tested with twice the weight of the next, by {order}."
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> "Rule":
+    def from_dict(cls, plain: dict[str, Any]) -> "DecisionRule":
         """Rebuild a rule from ``to_dict``; refuse a key that no rule has."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(plain) - set(known)):
-            raise DecideError(f"a rule has no {', '.join(unknown)}; it has {', '.join(known)}")
+            raise AnalysisError(f"a rule has no {', '.join(unknown)}; it has {', '.join(known)}")
         return cls(**{key: _frozen(value) for key, value in plain.items()})
 
     @property

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Design, Factor, full, plan_of
-from experiments.recipes.recipe import AUTO, EarlyStop, Recipe, World, trials_of
+from experiments.recipes.recipe import AUTO, EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 
@@ -37,7 +37,7 @@ def cross_plan(biases: tuple[str, ...]) -> Plan:
     return Plan.of(REST | {site: f"{bias}/{IMPL}" for site, bias in zip(CROSS_SITES, biases, strict=True)})
 
 
-MINI = World("data/mini", seed=7)
+MINI = SyntheticDataset("data/mini", seed=7)
 """What the mini's studies train and evaluate on."""
 
 
@@ -66,7 +66,7 @@ def demo() -> Recipe:
         cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
         trials=trials,
         factors=CROSS_SITES,
-        rule=Rule(sites=CROSS_SITES, seeds=(0, 1)),
+        rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1)),
         worlds=(MINI,),
         concurrent_trials=2,
     )
@@ -95,11 +95,11 @@ def demo_waves() -> Recipe:
         cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
         trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
         factors=design.sites,
-        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
         worlds=(MINI,),
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStop(rungs=(20,)),
+        early_stop=EarlyStoppingRule(rungs=(20,)),
         confirm_seeds=(100, 101),
     )
 
@@ -112,7 +112,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
     """
     plain, *others = factorial()
     worlds = tuple(
-        World(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
+        SyntheticDataset(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
         for seed in range(101, 113)
     )
     settings = TrialSettings(
@@ -174,7 +174,9 @@ def pretrain_cameras() -> Recipe:
 
 def smoke() -> Recipe:
     """Two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
-    tiny = World("data/smoke", seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+    tiny = SyntheticDataset(
+        "data/smoke", seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2))
+    )
     base = TrialSettings(
         study="smoke",
         config=MINI_CONFIG,
@@ -190,7 +192,7 @@ def smoke() -> Recipe:
         cost="two trials of 3 steps, under a minute",
         trials=tuple(replace(base, plan=plan) for plan in plans),
         factors=CROSS_SITES[:1],
-        rule=Rule(sites=CROSS_SITES[:1], seeds=(0,)),
+        rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
         worlds=(tiny,),
         concurrent_trials=2,
     )
@@ -208,10 +210,10 @@ def smoke_waves() -> Recipe:
         cost="up to 15 trials of 3 steps, a few minutes",
         trials=trials_of(design, base, seeds, plans),
         factors=design.sites,
-        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
         worlds=smoke().worlds,
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStop(rungs=(2,)),
+        early_stop=EarlyStoppingRule(rungs=(2,)),
         confirm_seeds=(100,),
     )

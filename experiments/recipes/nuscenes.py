@@ -7,9 +7,9 @@ epoch makes of the bias.
 
 from dataclasses import replace
 
-from experiments.recipes.decision_rule import BY_SCREENING, Rule
+from experiments.recipes.decision_rule import BY_SCREENING, DecisionRule
 from experiments.recipes.factorial import Design, Factor, fraction, full
-from experiments.recipes.recipe import EarlyStop, Recipe, trials_of
+from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 
@@ -75,9 +75,9 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         cost=cost,
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
         factors=design.sites,
-        rule=Rule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
         design=design,
-        early_stop=EarlyStop(rungs=(base.train.steps // 3,)),
+        early_stop=EarlyStoppingRule(rungs=(base.train.steps // 3,)),
         confirm_seeds=(100, 101),
     )
 
@@ -120,7 +120,7 @@ def r50() -> Recipe:
         name="r50",
         cost="192 fine-tunings of an epoch; needs nuScenes and 8 GPUs. `r50_waves` asks the same for less",
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
-        rule=Rule(sites=design.sites, seeds=seeds),
+        rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,
         early_stop=None,
         confirm_seeds=(),

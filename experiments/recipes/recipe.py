@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Design, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
@@ -23,7 +23,7 @@ class RecipeError(ValueError):
 
 
 @dataclass(frozen=True)
-class World:
+class SyntheticDataset:
     """A generated dataset that a recipe needs; made if it is absent.
 
     Attributes:
@@ -40,7 +40,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class EarlyStop:
+class EarlyStoppingRule:
     """Which trials are not trained to their end.
 
     A trial of the second wave or a later one stops at a rung where the rule's metric lies below that of
@@ -88,11 +88,11 @@ class Recipe:
     cost: str
     trials: tuple[TrialSettings, ...]
     factors: tuple[str, ...] = ()
-    rule: Rule | None = None
-    worlds: tuple[World, ...] = ()
+    rule: DecisionRule | None = None
+    worlds: tuple[SyntheticDataset, ...] = ()
     concurrent_trials: int = 1
     design: Design | None = None
-    early_stop: EarlyStop | None = None
+    early_stop: EarlyStoppingRule | None = None
     confirm_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class Recipe:
         if rule.arms and set(rule.arms) != set(design.arms):
             raise RecipeError(f"recipe {self.name}: rule and design name different arms")
 
-    def _refuse_odd_rungs(self, early: EarlyStop) -> None:
+    def _refuse_odd_rungs(self, early: EarlyStoppingRule) -> None:
         if self.design is None:
             raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
         shortest = min(settings.train.steps for settings in self.trials)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.analysis.row_checks import enumerate_few
-from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.wording import listing
 from pipeline.metrics.rows import Row, seal_fault
 
@@ -26,7 +26,7 @@ def refuse_edits(study_folder: Path) -> None:
     for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
         fault = seal_fault(path, _end_seal(path.parent))
         if fault and fault != UNSEALED:
-            raise DecideError(
+            raise AnalysisError(
                 f"the rows of trial {path.parent.name} are not those that it wrote: {fault}; restore "
                 f"{path.name}, or remove the trial's folder and run it again"
             )
@@ -45,13 +45,13 @@ def refuse_other_recipe(rows: Sequence[Row], name: str, digest: str) -> None:
     """
     strangers = sorted({row.study for row in rows} - {name}) if name else []
     if strangers:
-        raise DecideError(
+        raise AnalysisError(
             f"the rows are those of the study {listing(strangers)}, study.json is that of {name}: "
             f"put the trials back into their own folder"
         )
     strange = sorted({row.recipe for row in rows} - {digest})
     if digest and strange:
-        raise DecideError(
+        raise AnalysisError(
             f"the rows were measured under the recipe {listing(strange)}, study.json says {digest}: "
             f"recipe or rule were changed after the study began"
         )

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from experiments.analysis.decide import Evidence
 from experiments.analysis.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.figures.effects import forest, heat_map
 from experiments.reporting.figures.plans import accuracy_speed, learned_scale
 from experiments.reporting.figures.screening import foretold
@@ -30,7 +30,7 @@ from experiments.reporting.figures.style import Drawing, to_png, to_svg
 from experiments.reporting.summary import Summary, summarize
 from experiments.reporting.tables.base import (
     MINUS,
-    Sheet,
+    Table,
     condition_table,
     settling,
     signed,
@@ -166,7 +166,7 @@ def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
     )
 
 
-def to_csv(sheet: Sheet) -> str:
+def to_csv(sheet: Table) -> str:
     """Write a sheet as CSV, numbers in full."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -193,7 +193,7 @@ def to_markdown(summary: Summary) -> str:
     parts += (
         ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
     )
-    for sheet in shown_sheets(summary):
+    for sheet in shown_tables(summary):
         parts += [f"## {sheet.title}", _markdown_table(sheet.columns, sheet.lines)]
     parts += ["## Reproduce it", f"```\n{commands(summary)}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -213,7 +213,7 @@ def to_html(summary: Summary) -> str:
         else "",
         reading=reading,
         label=term_label,
-        tables=[_page_table(sheet) for sheet in shown_sheets(summary)],
+        tables=[_page_table(sheet) for sheet in shown_tables(summary)],
         commands=commands(summary),
         marks=MARKS,
         signed=signed,
@@ -221,7 +221,7 @@ def to_html(summary: Summary) -> str:
     )
 
 
-def shown_sheets(summary: Summary) -> list[Sheet]:
+def shown_tables(summary: Summary) -> list[Table]:
     """Return the sheets as printed, effects and kernels folded; the verdicts have their own table."""
     shown = []
     for sheet in summary.sheets:
@@ -253,7 +253,7 @@ def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _page_table(sheet: Sheet) -> dict[str, Any]:
+def _page_table(sheet: Table) -> dict[str, Any]:
     cells = zip(*sheet.lines, strict=True)
     numeric = {i for i, column in enumerate(cells) if all(_NUMBER.fullmatch(str(cell)) for cell in column)}
     return {**vars(sheet), "numeric": numeric}
@@ -264,7 +264,7 @@ _NUMBER = re.compile(rf"[+{MINUS}]?[\d.]+( .*)?|-")
 
 def drawings(summary: Summary) -> list[Drawing]:
     """Return the figures that the rows support."""
-    rule, evidence, best = summary.record.rule or Rule(), summary.evidence, ""
+    rule, evidence, best = summary.record.rule or DecisionRule(), summary.evidence, ""
     if evidence is not None and summary.advice is not None:
         best = spell_levels(summary.advice.best.levels, evidence.table.sites, evidence.rule)
     found = (

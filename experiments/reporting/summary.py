@@ -13,8 +13,8 @@ from experiments.analysis.decide import Evidence, weigh
 from experiments.analysis.price import read_bench
 from experiments.analysis.recommend import Recommendation, recommend
 from experiments.analysis.row_checks import refuse_mixtures
-from experiments.analysis.screening import FOLDER, ROWS, Ranked, in_force, rank
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.analysis.screening import FOLDER, ROWS, Ranked, rank, rule_in_force
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.recipe import RecipeError
 from experiments.reporting.integrity import (
     about_code,
@@ -23,17 +23,17 @@ from experiments.reporting.integrity import (
     refuse_edits,
     refuse_other_recipe,
 )
-from experiments.reporting.tables.base import Sheet, effect_sheet, trial_sheet, verdict_sheet
+from experiments.reporting.tables.base import Table, effect_table, trial_table, verdict_table
 from experiments.reporting.tables.design import (
     STUDY,
-    alias_sheet,
-    confirmation_sheet,
-    cost_sheet,
-    interaction_sheet,
-    plan_sheet,
+    alias_table,
+    confirmation_table,
+    cost_table,
+    interaction_table,
+    plan_table,
 )
-from experiments.reporting.tables.kernels import kernel_sheet
-from experiments.reporting.tables.screening import judge_screen, screen_sheet
+from experiments.reporting.tables.kernels import kernel_table_of_study
+from experiments.reporting.tables.screening import compare_screening, screening_table
 from experiments.reporting.wording import answer, listing
 from experiments.storage.usage import Used, used_by_trials
 from pipeline.config.plan import PlanError
@@ -49,7 +49,7 @@ class ReportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Record:
+class StudyRecord:
     """What ``study.json`` says.
 
     Attributes:
@@ -61,7 +61,7 @@ class Record:
 
     name: str
     question: str
-    rule: Rule | None
+    rule: DecisionRule | None
     digest: str
 
 
@@ -83,7 +83,7 @@ class Summary:
         scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
     """
 
-    record: Record
+    record: StudyRecord
     rows: tuple[Row, ...]
     evidence: Evidence | None
     advice: Recommendation | None
@@ -96,23 +96,23 @@ class Summary:
     scene: bytes = b""
 
     @property
-    def sheets(self) -> tuple[Sheet, ...]:
+    def sheets(self) -> tuple[Table, ...]:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
-        rule = self.record.rule or Rule()
-        screen = (screen_sheet(self.screened, self.evidence),) if self.screened else ()
-        cost = cost_sheet(self.costs, self.evidence)
-        plain = (*screen, cost, trial_sheet(self.rows, rule), kernel_sheet(self.rows))
+        rule = self.record.rule or DecisionRule()
+        screen = (screening_table(self.screened, self.evidence),) if self.screened else ()
+        cost = cost_table(self.costs, self.evidence)
+        plain = (*screen, cost, trial_table(self.rows, rule), kernel_table_of_study(self.rows))
         if self.evidence is None or self.advice is None:
-            return (*plain, environment_sheet(self))
+            return (*plain, environment_table(self))
         evidence = self.evidence
         judged = (
-            verdict_sheet(evidence),
-            effect_sheet(evidence),
-            plan_sheet(self.rows, evidence, self.advice),
+            verdict_table(evidence),
+            effect_table(evidence),
+            plan_table(self.rows, evidence, self.advice),
         )
-        again = confirmation_sheet(self.confirmed, evidence)
-        design = (again, interaction_sheet(evidence), alias_sheet(evidence))
-        return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_sheet(self))
+        again = confirmation_table(self.confirmed, evidence)
+        design = (again, interaction_table(evidence), alias_table(evidence))
+        return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_table(self))
 
 
 def summarize(study_folder: Path) -> Summary:
@@ -137,13 +137,13 @@ def summarize(study_folder: Path) -> Summary:
         if record.rule is None:
             return Summary(record, rows, None, None, NO_RULE, notes, costs)
         refuse_other_recipe(rows, record.name, record.digest)
-        rule = in_force(record.rule, study_folder, record.digest)
+        rule = rule_in_force(record.rule, study_folder, record.digest)
         evidence = weigh(rows, rule, read_bench(study_folder))
         advice = recommend(rows, evidence)
-    except DecideError as error:
+    except AnalysisError as error:
         return Summary(record, rows, None, None, f"No verdicts: {error}.", notes, costs)
     confirmed, about_confirmation = read_confirmation(study_folder, rows, evidence)
-    screened, about_screen = read_screen(study_folder, evidence)
+    screened, about_screen = read_screening(study_folder, evidence)
     return Summary(
         record,
         rows,
@@ -176,11 +176,11 @@ def read_confirmation(
         refuse_edits(folder)
         refuse_mixtures([replace(row, recipe="") for row in (*study, *rows)])  # its recipe is its own
         return confirmation.confirm(rows, evidence), ()
-    except DecideError as error:
+    except AnalysisError as error:
         return (), (f"The confirmation is left out: {error}.",)
 
 
-def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
+def read_screening(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
     """Read the ranking of the study's screening, and what to say about it; nothing if there is none."""
     path = study_folder / FOLDER / ROWS
     if not path.exists():
@@ -191,11 +191,11 @@ def read_screen(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, .
         ranked = tuple(rank(read_rows(path), evidence.table.sites, evidence.rule))
     except (RecipeError, PlanError) as error:
         return (), (f"The screening is left out: {error}.",)
-    return ranked, tuple(filter(None, [judge_screen(ranked, evidence)]))
+    return ranked, tuple(filter(None, [compare_screening(ranked, evidence)]))
 
 
-def read_record(study_folder: Path) -> Record:
-    """Read ``study.json``: ``name``, ``question``, ``rule`` (``Rule.to_dict``) and ``digest``."""
+def read_record(study_folder: Path) -> StudyRecord:
+    """Read ``study.json``: ``name``, ``question``, ``rule`` (``DecisionRule.to_dict``) and ``digest``."""
     path = study_folder / "study.json"
     try:
         plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -206,13 +206,13 @@ def read_record(study_folder: Path) -> Record:
     if "rule" not in plain:
         raise ReportError(f"{path} has no rule, so nothing says what its verdicts would mean")
     try:
-        rule = None if plain["rule"] is None else Rule.from_dict(plain["rule"])
-    except (DecideError, TypeError) as error:
+        rule = None if plain["rule"] is None else DecisionRule.from_dict(plain["rule"])
+    except (AnalysisError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
-    return Record(plain.get("name", ""), plain.get("question", ""), rule, plain.get("digest", ""))
+    return StudyRecord(plain.get("name", ""), plain.get("question", ""), rule, plain.get("digest", ""))
 
 
-def environment_sheet(summary: Summary) -> Sheet:
+def environment_table(summary: Summary) -> Table:
     """Return what must be equal to get the same numbers again."""
     rows, record = summary.rows, summary.record
     times = [row.time for row in rows if row.time > 0]
@@ -232,7 +232,7 @@ def environment_sheet(summary: Summary) -> Sheet:
         facts["measured (UTC)"] = f"{first} to {last}"
     for versions in sorted({row.versions for row in rows if row.versions}):
         facts |= dict(pair.split("=", 1) for pair in versions.split(";") if "=" in pair)
-    return Sheet("environment", "Environment", ("what", "value"), tuple(facts.items()))
+    return Table("environment", "Environment", ("what", "value"), tuple(facts.items()))
 
 
 def _blame(study_folder: Path) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.storage.study_folder import StudyError, StudyFolder
-from pipeline.storage.lease import Claim
-from pipeline.storage.remote import MirrorError
-from pipeline.storage.sync import PATIENCE_S, Mirror
+from pipeline.storage.lease import Lease
+from pipeline.storage.remote import StorageError
+from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
 
 FILE = ".storage"
 """File of a study that remembers its URI, so that nobody goes on without the copy by forgetting an option."""
 
 
-def mirror_of(storage: str, folder: Path) -> Mirror | None:
+def study_sync_of(storage: str, folder: Path) -> StudySync | None:
     """Return the mirror of a study; None if it is kept on disk alone.
 
     Args:
@@ -24,31 +24,33 @@ def mirror_of(storage: str, folder: Path) -> Mirror | None:
     """
     kept = folder / FILE
     if not storage:
-        return Mirror(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
-    mirror = Mirror(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
+        return (
+            StudySync(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
+        )
+    mirror = StudySync(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
     mirror.bucket.at("")  # refuses what is no URI, before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(mirror.uri + "\n", encoding="utf-8")
     return mirror
 
 
-def fetched(storage: str, folder: Path) -> None:
+def download_study(storage: str, folder: Path) -> None:
     """Bring a study's folder up to what its URI has, to look at it.
 
     Raises:
         MirrorError: the URI cannot be used or read.
     """
-    mirror = mirror_of(storage, folder)
+    mirror = study_sync_of(storage, folder)
     if mirror is not None:
         mirror.fetch_study()
 
 
 @contextmanager
-def stored(storage: str, folder: StudyFolder, console: Console) -> Iterator[Mirror | None]:
+def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterator[StudySync | None]:
     """Claim a study at its URI, fetch what is there, and copy what is new in the end.
 
     Args:
-        storage: as ``mirror_of`` takes it.
+        storage: as ``study_sync_of`` takes it.
         folder: of the study.
         console: where it is said.
 
@@ -63,11 +65,11 @@ def stored(storage: str, folder: StudyFolder, console: Console) -> Iterator[Mirr
     def tell(text: str) -> None:
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
-    mirror = mirror_of(storage, folder.path)
+    mirror = study_sync_of(storage, folder.path)
     if mirror is None:
         yield None
         return
-    claim = Claim(mirror, tell)
+    claim = Lease(mirror, tell)
     with claim as held:
         for note in claim.notes:
             tell(note)
@@ -82,8 +84,8 @@ def stored(storage: str, folder: StudyFolder, console: Console) -> Iterator[Mirr
                     f"{held.uri}: another process has taken this study over, because this one gave no sign "
                     f"of life for minutes; what is done here is in {folder.path}"
                 ) from error
-            with suppress(MirrorError):  # the error in hand says more
+            with suppress(StorageError):  # the error in hand says more
                 held.push_study()
             raise
-        held.push_study(PATIENCE_S)
+        held.push_study(RETRY_LIMIT_S)
         console.print(f"the study is copied to {held.uri}", highlight=False, soft_wrap=True)

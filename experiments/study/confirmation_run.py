@@ -16,12 +16,12 @@ from experiments.analysis.decide import weigh
 from experiments.analysis.price import read_bench
 from experiments.analysis.recommend import Recommendation, recommend
 from experiments.analysis.row_checks import final_values
-from experiments.analysis.screening import in_force
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.analysis.screening import rule_in_force
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, read_json, write_json
-from experiments.study.tune_runner import Outcome, Running, run_trials
+from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import ended_rows
 from pipeline.metrics.rows import Row
 
@@ -45,7 +45,9 @@ class Confirmed:
     gains: tuple[float, ...]
 
 
-def confirm(recipe: Recipe, folder: StudyFolder, console: Console, running: Running) -> Outcome | None:
+def run_confirmation(
+    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions
+) -> Outcome | None:
     """Run the confirmation of a study, or go on with it; print what it measured.
 
     Args:
@@ -59,9 +61,9 @@ def confirm(recipe: Recipe, folder: StudyFolder, console: Console, running: Runn
     """
     rule, rows = _rule(recipe), ended_rows(recipe, folder)
     try:
-        judged_by = in_force(rule, folder.path, recipe.digest)
+        judged_by = rule_in_force(rule, folder.path, recipe.digest)
         advice = recommend(rows, weigh(rows, judged_by, read_bench(folder.path)))
-    except DecideError:  # the report says why
+    except AnalysisError:  # the report says why
         return None
     arms = arms_of(recipe, advice)
     made, place = confirmation(recipe, arms), StudyFolder(folder.path / FOLDER)
@@ -76,7 +78,7 @@ def confirm(recipe: Recipe, folder: StudyFolder, console: Console, running: Runn
     return outcome
 
 
-def _show(found: Sequence[Confirmed], rule: Rule, predicted: float, console: Console) -> None:
+def _show(found: Sequence[Confirmed], rule: DecisionRule, predicted: float, console: Console) -> None:
     """Print the arms; a gain is the mean over the fresh seeds of the difference to no bias."""
     title = f"Fresh seeds, points of {rule.metric} ({rule.condition}); predicted gain {predicted:+.2f}"
     table = Table("arm", "value", "gain", "per seed", box=None, title=title)
@@ -113,7 +115,7 @@ def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
     )
 
 
-def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: Rule) -> list[Confirmed]:
+def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: DecisionRule) -> list[Confirmed]:
     """Read the confirmation off its rows; an arm that lacks a trial has fewer gains."""
     values = {t: 100 * v for t, v in final_values(rows, rule.metric, rule.condition).items()}
     names = made.by_arm()
@@ -132,6 +134,6 @@ def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: Rul
     return found
 
 
-def _rule(recipe: Recipe) -> Rule:
+def _rule(recipe: Recipe) -> DecisionRule:
     assert recipe.rule is not None  # a recipe with fresh seeds has one
     return recipe.rule

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.analysis.decide import weigh
 from experiments.analysis.design_table import ended_trials
 from experiments.analysis.verdicts import shares_spent
-from experiments.recipes.decision_rule import DecideError, Rule, ScreeningMissing
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule, ScreeningMissing
 from experiments.recipes.factorial import Arm, Design
 from operators.bench.rows import BenchRow
 from pipeline.metrics.rows import Row
@@ -35,7 +35,7 @@ class Budget:
         """Refuse a budget that buys nothing."""
         if self.trials < 1 or not self.gpu_hours > 0:
             hours = "" if math.isinf(self.gpu_hours) else f" and {self.gpu_hours:g} GPU hours"
-            raise DecideError(f"the budget is {self.trials} trials{hours}; expected more than 0")
+            raise AnalysisError(f"the budget is {self.trials} trials{hours}; expected more than 0")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Wave:
 
 def next_wave(
     rows: Sequence[Row],
-    rule: Rule,
+    rule: DecisionRule,
     design: Design,
     budget: Budget,
     gpu_hours: float = 0.0,
@@ -92,7 +92,7 @@ def next_wave(
         ScreeningMissing: the first look has come, and the rule waits for a screening.
     """
     if not rule.seeds:
-        raise DecideError("the rule names no seeds, so nothing says which blocks may run; name the most")
+        raise AnalysisError("the rule names no seeds, so nothing says which blocks may run; name the most")
     looks = rule.looks or (len(rule.seeds),)
     ended = {(t.levels, t.seed) for t in ended_trials(rows, rule)[1]} if rows else set()
     lacking = {seed: tuple(arm for arm in design.arms if (arm, seed) not in ended) for seed in rule.seeds}
@@ -109,16 +109,16 @@ def next_wave(
     num_trials = len({row.trial for row in rows})
     refusal = _over(budget, num_trials, len(ended), wave, gpu_hours)
     if refusal and not taken:
-        raise DecideError(f"{refusal}; without a first look there is no verdict, so raise the budget")
+        raise AnalysisError(f"{refusal}; without a first look there is no verdict, so raise the budget")
     return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
 
 
-def _settled(rows: Sequence[Row], rule: Rule, bench: Sequence[BenchRow], last: bool) -> bool:
+def _settled(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow], last: bool) -> bool:
     try:
         return weigh(rows, rule, bench).settled
     except ScreeningMissing:
         raise
-    except DecideError:
+    except AnalysisError:
         if last:
             raise
         return False  # a seed may have diverged; the next look has more

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from experiments.recipes.recipe import Recipe, World
+from experiments.recipes.recipe import Recipe, SyntheticDataset
 from experiments.storage.study_folder import StudyError, StudyFolder, digest_of
 from experiments.study.progress import task_bar
 from pipeline.config.settings import TrialSettings
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 from pipeline.training.preflight import check
 
 
-def make_worlds(worlds: tuple[World, ...], console: Console) -> None:
+def make_datasets(worlds: tuple[SyntheticDataset, ...], console: Console) -> None:
     """Generate the datasets of a recipe that are absent; those that are there are left alone.
 
     Raises:
@@ -28,7 +28,7 @@ def make_worlds(worlds: tuple[World, ...], console: Console) -> None:
     for world in worlds:
         with task_bar(console, f"dataset {world.root}") as advance:
             generate(
-                locate(world.root),
+                resolve_path(world.root),
                 world.seed,
                 frames_per_scene=world.frames_per_scene,
                 scenes_per_split=dict(world.scenes),
@@ -45,12 +45,12 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
     """
     inputs = {}
     for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
-        if not locate(path).is_file():
+        if not resolve_path(path).is_file():
             raise StudyError(
-                f"recipe {recipe.name}: there is no {locate(path)}; put the config or the weights that it "
-                f"starts from there"
+                f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
+                f"it starts from there"
             )
-        inputs[path] = digest_of(locate(path))
+        inputs[path] = digest_of(resolve_path(path))
     return dict(sorted(inputs.items()))
 
 
@@ -67,12 +67,12 @@ def check_rule(recipe: Recipe) -> None:
     Raises:
         StudyError: its metric or its sensor condition is none that every trial measures.
     """
-    from pipeline.evaluation.nuscenes_metric import GAINS, GLANCED
+    from pipeline.evaluation.nuscenes_metric import HIGHER_IS_BETTER, QUICK_METRICS
 
     rule = recipe.rule
     if rule is None:
         return
-    known = GAINS if recipe.early_stop is None else GLANCED
+    known = HIGHER_IS_BETTER if recipe.early_stop is None else QUICK_METRICS
     if rule.metric not in known:
         why = "more of it is better" if recipe.early_stop is None else "it is measured where trials may stop"
         raise StudyError(
@@ -99,9 +99,9 @@ def check_models(recipe: Recipe) -> None:
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
         first, dtype = alike[0], attention_dtype(alike[0])
-        model = build_model(locate(first.config), first.overrides, first.plan, first.device, dtype)
+        model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
         if first.init:
-            load_weights(model, locate(first.init), fresh=("aqr",))  # as a trial does
+            load_weights(model, resolve_path(first.init), fresh=("aqr",))  # as a trial does
         for plan in {plan for settings in alike for plan in (settings.plan, *settings.mix)}:
             model.apply_plan(plan, first.device, dtype)
 
@@ -119,4 +119,4 @@ def check_data(recipe: Recipe) -> None:
         )
     }
     for root, version, split in sorted(wanted):
-        open_source(Path(locate(root)), version, split)
+        open_source(Path(resolve_path(root)), version, split)

@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from pipeline.runtime.heartbeat import last_word, silence
+from pipeline.runtime.heartbeat import clear_heartbeat, read_heartbeat
 
 LOOK_EVERY_S = 0.5
 """Pause between two looks at those files: a live bar that moves twice a second."""
@@ -34,7 +34,7 @@ class _Running:
 
     def look(self) -> None:
         """Read the trial's own word on how far it is."""
-        word = last_word(self.folder)
+        word = read_heartbeat(self.folder)
         if word is None:
             return
         if word.stage == self.stage == "evaluate" and word.done < self.done:
@@ -110,7 +110,7 @@ class StudyProgress:
 
     def started(self, name: str, folder: Path, conditions: int) -> None:
         """Note that a trial starts."""
-        silence(folder)
+        clear_heartbeat(folder)
         with self._lock:
             self._running[name] = _Running(folder, max(conditions, 1))
         if self._live is None:

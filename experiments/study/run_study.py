@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.packing.policy import as_packed, packing_of
+from experiments.packing.policy import packing_of, with_packing
 from experiments.recipes.recipe import Recipe
-from experiments.storage.remote_study import stored
+from experiments.storage.remote_study import stored_study
 from experiments.storage.study_folder import DONE, StudyError, StudyFolder
-from experiments.study.confirmation_run import confirm
+from experiments.study.confirmation_run import run_confirmation
 from experiments.study.next_wave import Budget
 from experiments.study.preflight import (
     check_data,
@@ -18,16 +18,16 @@ from experiments.study.preflight import (
     check_rule,
     check_trials,
     digest_inputs,
-    make_worlds,
+    make_datasets,
 )
-from experiments.study.tune_runner import Outcome, Running, run_trials
+from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
-from pipeline.ray_train.hang_detection import PATIENCE_S
-from pipeline.storage.sync import Mirror
+from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
+from pipeline.storage.sync import StudySync
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RunOptions:
     """What the user says about a run of a study; none of it is part of the recipe.
 
     Attributes:
@@ -49,7 +49,7 @@ class Wishes:
     gpu_hours: float | None = None
     confirming: bool = True
     tracking: bool = True
-    patience_s: float = PATIENCE_S
+    patience_s: float = HANG_TIMEOUT_S
     storage: str = ""
 
     def budget(self, recipe: Recipe) -> Budget:
@@ -58,7 +58,7 @@ class Wishes:
         return Budget(trials, math.inf if self.gpu_hours is None else self.gpu_hours)
 
 
-def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
+def run_study(recipe: Recipe, wishes: RunOptions, console: Console) -> Outcome:
     """Run a study, or go on with it, and report on it.
 
     Args:
@@ -77,18 +77,18 @@ def conduct(recipe: Recipe, wishes: Wishes, console: Console) -> Outcome:
     check_rule(recipe)
     folder = StudyFolder(wishes.runs.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
-    with stored(wishes.storage, folder, console) as mirror:
+    with stored_study(wishes.storage, folder, console) as mirror:
         return _conduct(recipe, folder, wishes, console, mirror)
 
 
 def _conduct(
-    recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console, mirror: Mirror | None
+    recipe: Recipe, folder: StudyFolder, wishes: RunOptions, console: Console, mirror: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date."""
     budget = wishes.budget(recipe)
-    recipe = as_packed(recipe, folder)
+    recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
-    make_worlds(recipe.worlds, console)
+    make_datasets(recipe.worlds, console)
     check_trials(recipe, folder)
     with folder.lock():
         if any(folder.state(name) != DONE for name in recipe.named_trials()):
@@ -102,26 +102,28 @@ def _conduct(
         outcome, reason = _run(recipe, folder, console, running, budget)
         if outcome.complete and wishes.confirming and recipe.confirm_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
-            outcome = _together(outcome, confirm(recipe, folder, console, left))
+            outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.state(name) == DONE for name in recipe.named_trials()):
             _report(folder, console, wishes.tracking)
     _say_end(outcome, reason, folder, console)
     return outcome
 
 
-def _share(recipe: Recipe, folder: StudyFolder, wishes: Wishes, console: Console) -> tuple[Recipe, Running]:
+def _share(
+    recipe: Recipe, folder: StudyFolder, wishes: RunOptions, console: Console
+) -> tuple[Recipe, ExecutionOptions]:
     """Decide how trials share the machine; on a CPU that may give them another number of threads."""
     packing = packing_of(recipe, folder, wishes.concurrent, wishes.probing, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
         folder.claim(recipe, digest_inputs(recipe))
-    return recipe, Running(
+    return recipe, ExecutionOptions(
         packing.concurrent, packing.gpu_share, wishes.tracking, patience_s=wishes.patience_s
     )
 
 
 def _run(
-    recipe: Recipe, folder: StudyFolder, console: Console, running: Running, budget: Budget
+    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
 ) -> tuple[Outcome, str]:
     """Run the trials, in one go or wave after wave; say why no more run."""
     if recipe.design is not None:

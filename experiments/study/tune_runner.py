@@ -22,22 +22,22 @@ from rich.console import Console
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder, settings_of
 from experiments.study.progress import StudyProgress
-from pipeline.config.early_stopping import Rungs
-from pipeline.ray_train.hang_detection import PATIENCE_S
+from pipeline.config.early_stopping import EarlyStopping
+from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
 from pipeline.ray_train.local_cluster import ray_session
-from pipeline.runtime.event_log import restarts
+from pipeline.runtime.event_log import count_restarts
 from pipeline.runtime.resource_errors import is_full_disk, no_room
-from pipeline.storage.remote import MirrorError
-from pipeline.storage.sync import Mirror
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.remote import StorageError
+from pipeline.storage.sync import StudySync
+from pipeline.storage.temporary import temporary_folder
 
 DRIVER_FAILURES = 1
 """Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
 
 
 @dataclass(frozen=True)
-class Running:
+class ExecutionOptions:
     """How trials are run; nothing here changes what they measure, but for times.
 
     Attributes:
@@ -53,8 +53,8 @@ class Running:
     gpu_share: float = 1.0
     tracking: bool = True
     gpu_hours: float = math.inf
-    patience_s: float = PATIENCE_S
-    mirror: Mirror | None = None
+    patience_s: float = HANG_TIMEOUT_S
+    mirror: StudySync | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def run_trials(
     recipe: Recipe,
     folder: StudyFolder,
     console: Console,
-    running: Running,
+    running: ExecutionOptions,
     names: Sequence[str] | None = None,
-    rungs: Rungs | None = None,
+    rungs: EarlyStopping | None = None,
 ) -> Outcome:
     """Run what is not done of a study that ``preflight`` has accepted.
 
@@ -110,7 +110,7 @@ def run_trials(
             _Tracker(folder, progress, running) as tracker,
         ):
             watcher = _Watcher(folder, progress, tracker)
-            _tune(recipe, folder, todo, running, rungs or Rungs(), watcher)
+            _tune(recipe, folder, todo, running, rungs or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
     return Outcome(
         done=tuple(name for name, state in states.items() if state == DONE),
@@ -120,7 +120,7 @@ def run_trials(
     )
 
 
-def drive(config: dict[str, Any]) -> None:
+def run_trial_driver(config: dict[str, Any]) -> None:
     """Run one trial and mark its end; runs in a Tune trial.
 
     A trial that fails is no failure of the driver: the study goes on and reports it.
@@ -144,8 +144,8 @@ def drive(config: dict[str, Any]) -> None:
 def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
     folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
-    rungs = Rungs.from_dict(config["rungs"])
-    mirror: Mirror | None = config["mirror"]
+    rungs = EarlyStopping.from_dict(config["rungs"])
+    mirror: StudySync | None = config["mirror"]
     finished = run_under_ray(
         settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"], mirror
     )
@@ -155,10 +155,10 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     unit = folder.trial(name).relative_to(mirror.folder).as_posix()
     try:
         mirror.fetch(unit, heavy=False)  # the worker may have been elsewhere
-    except MirrorError as error:
+    except StorageError as error:
         finished = Finished(finished.error or str(error), finished.details)
     folder.finish(name, finished.error, finished.details)
-    with suppress(MirrorError):  # then it is copied with the next trial, or at the end of the study
+    with suppress(StorageError):  # then it is copied with the next trial, or at the end of the study
         mirror.push(unit)
 
 
@@ -166,8 +166,8 @@ def _tune(
     recipe: Recipe,
     folder: StudyFolder,
     todo: Sequence[str],
-    running: Running,
-    rungs: Rungs,
+    running: ExecutionOptions,
+    rungs: EarlyStopping,
     watcher: "_Watcher",
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
@@ -178,10 +178,10 @@ def _tune(
     gpus = math.ceil(concurrent * workers * running.gpu_share - 1e-2)  # a share of 1/3 is 0.3333 to Ray
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     # Tune keeps its own state in the scratch folder; ours is in the study's.
-    with scratch_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
+    with temporary_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
         check_capacity(dict(zip(todo, settings, strict=True)), running.gpu_share)
         tune.Tuner(
-            tune.with_resources(drive, resources),
+            tune.with_resources(run_trial_driver, resources),
             param_space={
                 "trial": tune.grid_search(list(todo)),
                 "folder": str(folder.path.resolve()),
@@ -230,7 +230,7 @@ class _Watcher(tune.Callback):
         name = trial.config["trial"]
         failed = self._folder.state(name) == FAILED
         left = str((trial.last_result or {}).get("left", ""))
-        if again := restarts(self._folder.trial(name)):
+        if again := count_restarts(self._folder.trial(name)):
             self._progress.say(f"{name} was {again}")
         self._progress.ended(name, self._folder.failure(name) if failed else left)
         self._tracker.wake()
@@ -253,7 +253,7 @@ class _Watcher(tune.Callback):
 class _Tracker:
     """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
 
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: Running) -> None:
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: ExecutionOptions) -> None:
         self._folder, self._progress, self._enabled = folder, progress, running.tracking
         self._mirror = running.mirror
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
@@ -293,10 +293,10 @@ class _Tracker:
                 self._warned = report.warning
                 self._progress.say(f"warning: {report.warning}")
 
-    def _copied(self, mirror: Mirror) -> bool:
+    def _copied(self, mirror: StudySync) -> bool:
         try:
             mirror.push_study()
-        except MirrorError as error:
+        except StorageError as error:
             self._progress.say(f"warning: {error}")
             return False
         return True

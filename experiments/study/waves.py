@@ -13,13 +13,13 @@ from rich.console import Console
 
 from experiments.analysis.price import read_bench
 from experiments.analysis.row_checks import step_values
-from experiments.analysis.screening import in_force
-from experiments.recipes.decision_rule import DecideError
-from experiments.recipes.recipe import EarlyStop, Recipe
+from experiments.analysis.screening import rule_in_force
+from experiments.recipes.decision_rule import AnalysisError
+from experiments.recipes.recipe import EarlyStoppingRule, Recipe
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder, read_json, write_json
 from experiments.study.next_wave import Budget, Wave, next_wave
-from experiments.study.tune_runner import Outcome, Running, run_trials
-from pipeline.config.early_stopping import Rungs
+from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.metrics.rows import Row, read_rows
 
 FILE = "waves.json"
@@ -40,7 +40,7 @@ class Ending:
 
 
 def run_waves(
-    recipe: Recipe, folder: StudyFolder, console: Console, running: Running, budget: Budget
+    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
 ) -> Ending:
     """Run waves until there is nothing more to run, or a wave cannot be completed.
 
@@ -62,9 +62,9 @@ def run_waves(
     while True:
         rows = ended_rows(recipe, folder)
         try:
-            rule = in_force(recipe.rule, folder.path, recipe.digest)
+            rule = rule_in_force(recipe.rule, folder.path, recipe.digest)
             wave = next_wave(rows, rule, recipe.design, budget, folder.gpu_hours(), read_bench(folder.path))
-        except DecideError as error:
+        except AnalysisError as error:
             if not outcome.ran:
                 raise
             return Ending(outcome, f"No verdict can be drawn: {error}.")
@@ -98,22 +98,22 @@ def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def rungs_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> Rungs:
+def rungs_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
     """Return where the trials of a wave are measured, and below what they stop.
 
     The floor of a rung is the worst value of all trials of earlier waves there, less the margin.
     """
     rule, early = recipe.rule, recipe.early_stop
     if rule is None or early is None:
-        return Rungs()
+        return EarlyStopping()
     looks = rule.looks or (len(rule.seeds),)
     earlier = set(rule.seeds[: looks[wave.look - 2]]) if wave.look > 1 else set()
     values = step_values([row for row in rows if row.seed in earlier], rule.metric, rule.condition)
     floors = tuple((rung, _floor(values, rung, early)) for rung in early.rungs)
-    return Rungs(rule.metric, rule.condition, floors)
+    return EarlyStopping(rule.metric, rule.condition, floors)
 
 
-def _floor(values: dict[tuple[str, int], float], rung: int, early: EarlyStop) -> float | None:
+def _floor(values: dict[tuple[str, int], float], rung: int, early: EarlyStoppingRule) -> float | None:
     found = [value for (_, step), value in values.items() if step == rung and math.isfinite(value)]
     return min(found) - early.margin / 100 if found else None
 

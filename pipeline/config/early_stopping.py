@@ -14,7 +14,7 @@ STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
-class Rungs:
+class EarlyStopping:
     """Where a trial is measured, and below what it stops.
 
     Attributes:
@@ -42,6 +42,6 @@ class Rungs:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "Rungs":
+    def from_dict(cls, plain: Mapping[str, Any]) -> "EarlyStopping":
         """Rebuild rungs from ``to_dict``."""
         return cls(plain["metric"], plain["condition"], tuple((at, floor) for at, floor in plain["floors"]))

@@ -14,7 +14,7 @@ Key: TypeAlias = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class SourcePlace:
     """A stretch of a file.
 
     Attributes:
@@ -35,28 +35,28 @@ class Place:
 
 
 @dataclass
-class Entry:
+class ConfigEntry:
     """A key or an item, where it was written, and what it holds."""
 
-    place: Place
-    value: "Node"
+    place: SourcePlace
+    value: "ConfigNode"
 
 
 @dataclass
-class Node:
+class ConfigNode:
     """A value: a dict or a list has children by key or number, any other value none.
 
     ``every`` stands for all items of a list whose number is not written, such as a comprehension.
     """
 
-    place: Place
-    children: dict[str | int, Entry] = field(default_factory=dict)
+    place: SourcePlace
+    children: dict[str | int, ConfigEntry] = field(default_factory=dict)
     is_dict: bool = False
-    every: Entry | None = None
+    every: ConfigEntry | None = None
 
 
 @dataclass(frozen=True)
-class Source:
+class ConfigSource:
     """A config as it is written.
 
     Attributes:
@@ -66,16 +66,16 @@ class Source:
     """
 
     file: Path
-    top: Node
+    top: ConfigNode
     used: frozenset[str]
 
-    def find(self, key: Key) -> tuple[Place, bool]:
+    def find(self, key: Key) -> tuple[SourcePlace, bool]:
         """Find where a key was written.
 
         Returns:
             Its place, or that of the nearest key above it; and whether it is the key's own.
         """
-        node, place = self.top, Place(self.file, 1, 1)
+        node, place = self.top, SourcePlace(self.file, 1, 1)
         for part in key:
             entry = node.children.get(part, node.every if isinstance(part, int) else None)
             if entry is None:
@@ -84,7 +84,7 @@ class Source:
         return place, True
 
 
-def read_source(file: Path) -> Source:
+def read_source(file: Path) -> ConfigSource:
     """Read a config and its bases as syntax.
 
     Args:
@@ -94,7 +94,7 @@ def read_source(file: Path) -> Source:
         SyntaxError, OSError: a file is no Python, or not there.
     """
     if file.suffix != ".py":
-        return Source(file, Node(Place(file, 1, 1), is_dict=True), frozenset())
+        return ConfigSource(file, ConfigNode(SourcePlace(file, 1, 1), is_dict=True), frozenset())
     tree = ast.parse(file.read_bytes(), filename=str(file))
     reader = _Reader(file)
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not _is_stored(node)}
@@ -109,7 +109,7 @@ def read_source(file: Path) -> Source:
         names |= base.used
     for statement in tree.body:
         reader.run(statement)
-    return Source(file, _merged(reader.top, reader.base), frozenset(names))
+    return ConfigSource(file, _merged(reader.top, reader.base), frozenset(names))
 
 
 def _is_stored(node: ast.Name) -> bool:
@@ -132,14 +132,14 @@ def _target(statement: ast.Assign) -> str:
     return statement.targets[0].id if isinstance(statement.targets[0], ast.Name) else ""
 
 
-def _merged(child: Node, base: Node) -> Node:
+def _merged(child: ConfigNode, base: ConfigNode) -> ConfigNode:
     """Merge as mmengine does: dict into dict, key by key; anything else, and ``_delete_``, replaces."""
-    merged = Node(child.place, dict(base.children), is_dict=True)
+    merged = ConfigNode(child.place, dict(base.children), is_dict=True)
     for key, entry in child.children.items():
         below = merged.children.get(key)
         both = below is not None and below.value.is_dict and entry.value.is_dict
         if both and below is not None and "_delete_" not in entry.value.children:
-            entry = Entry(entry.place, _merged(entry.value, below.value))
+            entry = ConfigEntry(entry.place, _merged(entry.value, below.value))
         merged.children[key] = entry
     return merged
 
@@ -155,8 +155,8 @@ class _Reader:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.top = Node(Place(file, 1, 1), is_dict=True)
-        self.base = Node(Place(file, 1, 1), is_dict=True)
+        self.top = ConfigNode(SourcePlace(file, 1, 1), is_dict=True)
+        self.base = ConfigNode(SourcePlace(file, 1, 1), is_dict=True)
 
     def run(self, statement: ast.stmt) -> None:
         """Follow an assignment; other statements leave values where they were."""
@@ -169,9 +169,9 @@ class _Reader:
         for target in targets:
             holder, key = self._holder(target)
             if holder is not None and key != "_base_":
-                holder.children[key] = Entry(self._place(statement), self.read(value))
+                holder.children[key] = ConfigEntry(self._place(statement), self.read(value))
 
-    def _holder(self, target: ast.expr) -> tuple[Node | None, str | int]:
+    def _holder(self, target: ast.expr) -> tuple[ConfigNode | None, str | int]:
         """Find the dict or list that an assignment changes, and the key there."""
         if isinstance(target, ast.Name):
             return self.top, target.id
@@ -181,9 +181,9 @@ class _Reader:
             return self.read(target.value), _constant(target.slice)
         return None, ""
 
-    def read(self, node: ast.expr) -> Node:
+    def read(self, node: ast.expr) -> ConfigNode:
         """Read a value."""
-        found = Node(self._place(node))
+        found = ConfigNode(self._place(node))
         if isinstance(node, ast.Dict):
             found.is_dict = True
             for key, value in zip(node.keys, node.values, strict=True):
@@ -193,14 +193,14 @@ class _Reader:
         elif isinstance(node, ast.List | ast.Tuple):
             self._items(found, node.elts)
         elif isinstance(node, ast.ListComp):
-            found.every = Entry(self._place(node.elt), self.read(node.elt))
+            found.every = ConfigEntry(self._place(node.elt), self.read(node.elt))
         elif isinstance(node, ast.BinOp):
             self._joined(found, node)
         else:
             return self._named(node, found)
         return found
 
-    def _named(self, node: ast.expr, otherwise: Node) -> Node:
+    def _named(self, node: ast.expr, otherwise: ConfigNode) -> ConfigNode:
         """Read a variable, or a part of one."""
         if isinstance(node, ast.Name):
             return self.base if node.id == "_base_" else self._child(self.top, node.id, otherwise)
@@ -212,7 +212,7 @@ class _Reader:
             return self.read(node.elts[0].elts[0])
         return otherwise
 
-    def _call(self, node: ast.Call, found: Node) -> Node:
+    def _call(self, node: ast.Call, found: ConfigNode) -> ConfigNode:
         """Read ``dict(...)``, and see through a copy."""
         assert isinstance(node.func, ast.Name)
         if node.func.id in ("deepcopy", "copy", "list", "tuple") and len(node.args) == 1:
@@ -226,23 +226,25 @@ class _Reader:
                     found.children.update(self.read(keyword.value).children)
                 else:
                     place = self._place(keyword, keyword)
-                    found.children[keyword.arg] = Entry(place, self.read(keyword.value))
+                    found.children[keyword.arg] = ConfigEntry(place, self.read(keyword.value))
         return found
 
-    def _add(self, found: Node, key: ast.expr | None, value: ast.expr) -> None:
+    def _add(self, found: ConfigNode, key: ast.expr | None, value: ast.expr) -> None:
         if key is None:
             found.children.update(self.read(value).children)
         elif isinstance(key, ast.Constant) and isinstance(key.value, str | int):
-            found.children[key.value] = Entry(self._place(key, value), self.read(value))
+            found.children[key.value] = ConfigEntry(self._place(key, value), self.read(value))
 
-    def _items(self, found: Node, items: list[ast.expr]) -> None:
+    def _items(self, found: ConfigNode, items: list[ast.expr]) -> None:
         for item in items:
             if isinstance(item, ast.Starred):
                 self._extend(found, self.read(item.value))
             else:
-                self._extend(found, Node(found.place, {0: Entry(self._place(item), self.read(item))}))
+                self._extend(
+                    found, ConfigNode(found.place, {0: ConfigEntry(self._place(item), self.read(item))})
+                )
 
-    def _joined(self, found: Node, node: ast.BinOp) -> None:
+    def _joined(self, found: ConfigNode, node: ast.BinOp) -> None:
         """Follow ``[...] + [...]`` and ``[...] * n``."""
         left, right = self.read(node.left), self.read(node.right)
         self._extend(found, left)
@@ -251,18 +253,18 @@ class _Reader:
         elif isinstance(node.op, ast.Mult) and len(left.children) == 1:
             found.every = left.children.get(0)
 
-    def _extend(self, found: Node, more: Node) -> None:
+    def _extend(self, found: ConfigNode, more: ConfigNode) -> None:
         start = len(found.children)
         for number, entry in enumerate(more.children.values()):
             found.children[start + number] = entry
         found.every = found.every or more.every
 
-    def _child(self, holder: Node, key: str | int, otherwise: Node) -> Node:
+    def _child(self, holder: ConfigNode, key: str | int, otherwise: ConfigNode) -> ConfigNode:
         entry = holder.children.get(key, holder.every if isinstance(key, int) else None)
         return otherwise if entry is None else entry.value
 
-    def _place(self, node: ast.AST, last: ast.AST | None = None) -> Place:
+    def _place(self, node: ast.AST, last: ast.AST | None = None) -> SourcePlace:
         """Place of a node; up to the end of ``last`` if it is an item that can be removed."""
         line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
         end = None if last is None else (last.end_lineno, last.end_col_offset + 1)  # type: ignore[attr-defined]
-        return Place(self.file, line, column, end)
+        return SourcePlace(self.file, line, column, end)

@@ -73,7 +73,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 @runtime_checkable
-class Schedule(Protocol):
+class EpochTransform(Protocol):
     """A transform that changes with the epoch."""
 
     def at(self, epoch: int) -> Transform:

@@ -26,7 +26,7 @@ class Reading:
     buffer: int = 0
 
 
-ALL = Reading()
+READ_ALL = Reading()
 """What CMT's configs read."""
 
 

@@ -56,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 NAMED = 3  # keys that an error message spells out; a wrong architecture has hundreds
 
 
-class CheckpointError(ValueError):
+class WeightsError(ValueError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
@@ -157,13 +157,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise WeightsError(f"there is no checkpoint {path}")
     if path.suffix != ".safetensors":
         return _read_torch(path)
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is not a whole safetensors file ({error}); copy or make it again"
         ) from error
 
@@ -174,16 +174,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except DAMAGE as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise CheckpointError(
+            raise WeightsError(
                 f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy or make it again"
             ) from error
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
             "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
         ) from error
     state = found.get("state_dict", found) if isinstance(found, Mapping) else found
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
         )
     return {key: value.contiguous() for key, value in state.items()}
@@ -217,7 +217,7 @@ def _absent_prefixes(part: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...
 
 def _prefixes(part: str) -> tuple[str, ...]:
     if part not in FRESH_PARTS:
-        raise CheckpointError(f"unknown part {part!r}; expected one of {', '.join(FRESH_PARTS)}")
+        raise WeightsError(f"unknown part {part!r}; expected one of {', '.join(FRESH_PARTS)}")
     return FRESH_PARTS[part]
 
 
@@ -233,7 +233,7 @@ def _refuse_misfits(
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
     found = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
     if found:
-        raise CheckpointError(
+        raise WeightsError(
             f"{path} is of another architecture than the model ({'; '.join(found)}); "
             "use the config that it was trained with"
         )

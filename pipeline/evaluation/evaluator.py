@@ -9,16 +9,16 @@ from typing import Any
 from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.open import open_source
 from pipeline.data.sample import Detections
-from pipeline.data.source import ALL, Reading, Source
-from pipeline.evaluation.inference import Detector, Found, Views, predict
-from pipeline.evaluation.nuscenes_metric import GLANCED, Judge, Score
-from pipeline.evaluation.scene_figure import save_scene, view_scene
+from pipeline.data.source import READ_ALL, Reading, Source
+from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor, predict
+from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric, Score
+from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
 from pipeline.evaluation.submission import FramePose, save_detections
 from pipeline.metrics.kernels import kernels_per_site
-from pipeline.metrics.recorder import Measure, Record
+from pipeline.metrics.recorder import Measure, RowRecorder
 from pipeline.metrics.timing import CALLS, latency, peak_memory
 from pipeline.runtime.session import Session
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 FAILURE_SEED = 0
 """Seeds the sensor failures: the same for every trial, so that trials differ in nothing but themselves."""
@@ -27,7 +27,7 @@ FRAMES_TIMED = 8
 """Frames that the latency measurement goes round: several, because their numbers of points differ."""
 
 
-class Assessment:
+class Evaluator:
     """Measures a trained detector on the validation split of its settings.
 
     Args:
@@ -38,20 +38,24 @@ class Assessment:
     """
 
     def __init__(
-        self, settings: TrialSettings, session: Session, record: Record | None, reading: Reading = ALL
+        self,
+        settings: TrialSettings,
+        session: Session,
+        record: RowRecorder | None,
+        reading: Reading = READ_ALL,
     ) -> None:
         self._settings = settings
         self._session = session
         self._record = record
         data = settings.data
-        self._source: Source = open_source(locate(data.val), data.version, data.val_split, reading)
+        self._source: Source = open_source(resolve_path(data.val), data.version, data.val_split, reading)
 
     @property
-    def views(self) -> Views:
+    def views(self) -> EvaluationViews:
         """Every frame of the split under every condition of the settings."""
-        return Views(self._source, self._settings.conditions, FAILURE_SEED)
+        return EvaluationViews(self._source, self._settings.conditions, FAILURE_SEED)
 
-    def detect(self, detector: Detector) -> Found:
+    def detect(self, detector: Predictor) -> DetectionsByCondition:
         """Detect under every condition; all ranks call it, rank 0 gets the detections of all frames."""
         session = self._session
         frames = len(self._source)
@@ -65,7 +69,7 @@ class Assessment:
 
         return predict(detector, self.views, session, progress)
 
-    def accuracy(self, found: Found) -> dict[str, float]:
+    def accuracy(self, found: DetectionsByCondition) -> dict[str, float]:
         """Let the official metric judge; rank 0 alone calls it.
 
         Returns:
@@ -74,10 +78,10 @@ class Assessment:
         summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
             scores = self._judge(condition, poses, detections)
-            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in GLANCED}
+            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in QUICK_METRICS}
         return summary
 
-    def glance(self, detector: Detector, step: int, metric: str, condition: str) -> float:
+    def glance(self, detector: Predictor, step: int, metric: str, condition: str) -> float:
         """Measure the detector in mid-training under one condition; all ranks call it.
 
         Returns:
@@ -87,7 +91,7 @@ class Assessment:
         if self._record is None:
             return float("nan")
         poses, detections = found[condition]
-        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in GLANCED}
+        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in QUICK_METRICS}
         self._record.add(
             step,
             [Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores.values()],
@@ -95,9 +99,9 @@ class Assessment:
         return scores[metric].value
 
     @cached_property
-    def _official(self) -> Judge:
+    def _official(self) -> NuScenesMetric:
         data = self._settings.data
-        return Judge(locate(data.val), data.version, data.val_split)
+        return NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
 
     def _judge(
         self, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
@@ -111,7 +115,7 @@ class Assessment:
         )
         return scores
 
-    def speed(self, detector: Detector) -> None:
+    def speed(self, detector: Predictor) -> None:
         """Time inference at batch 1 and read the peak memory; rank 0 alone calls it."""
         frames = [self._source[i] for i in range(min(FRAMES_TIMED, len(self._source)))]
         batches = [detector.prepare([frame]) for frame in frames]
@@ -122,9 +126,9 @@ class Assessment:
     def picture(self, model: Any) -> None:
         """Draw one frame as the model weighs it, ``scene.png``, if it does; rank 0 alone calls it."""
         middle = self._source[len(self._source) // 2]
-        view = view_scene(model, middle, self._settings.train.amp)
+        view = capture_scene(model, middle, self._settings.train.amp)
         if view is not None:
-            save_scene(view, self._session.folder / "scene.png")
+            save_scene_figure(view, self._session.folder / "scene.png")
 
     def kernels(self, step: Callable[[], object]) -> None:
         """Profile one training step; all ranks call it, because its losses are averaged over them."""

@@ -26,7 +26,7 @@ from pipeline.runtime.session import Session
 BATCH = 4
 """Frames per forward pass; more gain little on a CPU and cost memory on a GPU."""
 
-Found = dict[str, tuple[list[FramePose], list[Detections]]]
+DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
 """Condition -> poses and detections of all frames."""
 
 Progress = Callable[[int], None]
@@ -34,7 +34,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Views:
+class EvaluationViews:
     """What a detector is shown: every frame of a source under every condition.
 
     Attributes:
@@ -58,7 +58,7 @@ class Views:
         return {name: [corrupt(sample, name, self.seed) for sample in samples] for name in self.conditions}
 
 
-class Detector:
+class Predictor:
     """A trained detector that turns samples into detections.
 
     Args:
@@ -146,7 +146,9 @@ class Detector:
         return to_detections(self._model.add_pred_to_datasample(list(samples), boxes))
 
 
-def predict(detector: Detector, views: Views, session: Session, progress: Progress = lambda _: None) -> Found:
+def predict(
+    detector: Predictor, views: EvaluationViews, session: Session, progress: Progress = lambda _: None
+) -> DetectionsByCondition:
     """Detect in every frame under every condition; the ranks share the frames.
 
     Args:
@@ -163,12 +165,12 @@ def predict(detector: Detector, views: Views, session: Session, progress: Progre
 
 
 def predict_each(
-    detector: Detector,
-    views: Views,
+    detector: Predictor,
+    views: EvaluationViews,
     plans: Sequence[Plan | None],
     session: Session,
     progress: Progress = lambda _: None,
-) -> list[Found]:
+) -> list[DetectionsByCondition]:
     """Detect under every plan and condition, frames read and branches run once; see ``predict``.
 
     All detections stay in memory: about 50 bytes a box, frame, condition and plan.
@@ -176,7 +178,9 @@ def predict_each(
     Returns:
         Per plan what ``predict`` returns.
     """
-    every: list[Found] = [{condition: ([], []) for condition in views.conditions} for _ in plans]
+    every: list[DetectionsByCondition] = [
+        {condition: ([], []) for condition in views.conditions} for _ in plans
+    ]
     done = 0
     for samples in views.chunks(session.rank, session.world_size):
         poses = [FramePose.of(sample) for sample in samples]
@@ -195,14 +199,14 @@ def _pictured(sample: Sample, resized: Sample) -> Sample:
     return replace(sample, images=resized.images, lidar2img=resized.lidar2img)
 
 
-def _gather(found: Found, session: Session) -> Found:
+def _gather(found: DetectionsByCondition, session: Session) -> DetectionsByCondition:
     if session.world_size == 1:
         return found
     parts: list[Any] | None = [None] * session.world_size if session.rank == 0 else None
     dist.gather_object(found, parts, dst=0)
     if parts is None:
         return found
-    joined: Found = {condition: ([], []) for condition in found}
+    joined: DetectionsByCondition = {condition: ([], []) for condition in found}
     for part in parts:
         for condition, (poses, detections) in part.items():
             joined[condition][0].extend(poses)

@@ -17,20 +17,20 @@ from pipeline.config.settings import TrialSettings
 from pipeline.data.augmentation.train_pipeline import read_train_pipeline
 from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.data.formats.open import open_source
-from pipeline.data.source import ALL
+from pipeline.data.source import READ_ALL
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.precision import with_autocast
 from pipeline.detector.weights import load_weights
 from pipeline.evaluation.evaluator import FAILURE_SEED
-from pipeline.evaluation.inference import Detector, Found, Views, predict_each
-from pipeline.evaluation.nuscenes_metric import Judge
+from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor, predict_each
+from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.metrics.timing import device_name
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 INTERVENTION = "intervention/"
 """What the metrics of a detector begin with that was not trained under the plan it is measured under."""
@@ -38,17 +38,17 @@ INTERVENTION = "intervention/"
 AT_ONCE = 8
 """Plans whose detections are held at once: of full nuScenes' validation split 4 GiB under five conditions."""
 
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Told how many frames times groups of plans are done, and of how many."""
 
 
-def switch_plans(
+def evaluate_under_plans(
     settings: TrialSettings,
     weights: Path,
     plans: Sequence[Plan],
     path: Path,
     common: Row,
-    told: Told = lambda done, total: None,
+    told: ProgressCallback = lambda done, total: None,
 ) -> None:
     """Measure a trained detector under each of several plans.
 
@@ -67,19 +67,19 @@ def switch_plans(
     device = torch.device(settings.device)
     deterministic(device, settings.threads)
     dtype = "bfloat16" if settings.train.amp else "float32"
-    model = build_model(locate(settings.config), settings.overrides, settings.plan, device.type, dtype)
+    model = build_model(resolve_path(settings.config), settings.overrides, settings.plan, device.type, dtype)
     load_weights(model.to(device), weights)
     resolved = [plan.resolve(model.sites) for plan in plans]
     cut_partial_line(path)
     known = {(row.plan, row.condition) for row in read_rows(path)} if path.exists() else set()
     lacking = [plan for plan in resolved if any((str(plan), c) not in known for c in settings.conditions)]
     data = settings.data
-    config = read_train_pipeline(load_config(locate(settings.config), settings.overrides).to_dict())
-    reading = config.val_reading if config else ALL
-    source = open_source(locate(data.val), data.version, data.val_split, reading)
-    judge = Judge(locate(data.val), data.version, data.val_split)
-    detector = Detector(model, model.image_size, settings.train.amp)
-    views = Views(source, settings.conditions, FAILURE_SEED)
+    config = read_train_pipeline(load_config(resolve_path(settings.config), settings.overrides).to_dict())
+    reading = config.val_reading if config else READ_ALL
+    source = open_source(resolve_path(data.val), data.version, data.val_split, reading)
+    judge = NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
+    detector = Predictor(model, model.image_size, settings.train.amp)
+    views = EvaluationViews(source, settings.conditions, FAILURE_SEED)
     common = replace(
         common,
         seed=settings.seed,
@@ -98,11 +98,11 @@ def switch_plans(
             append_rows(path, _judged(replace(common, plan=str(plan)), found, judge))
 
 
-def _add(told: Told, before: int, total: int, done: int) -> None:
+def _add(told: ProgressCallback, before: int, total: int, done: int) -> None:
     told(before + done, total)
 
 
-def _judged(common: Row, found: Found, judge: Judge) -> list[Row]:
+def _judged(common: Row, found: DetectionsByCondition, judge: NuScenesMetric) -> list[Row]:
     """Return the rows of one plan, which are written in one go."""
     return [
         replace(

@@ -28,10 +28,10 @@ ERRORS = {
 }
 """The devkit's true-positive errors -> metric name and unit."""
 
-GAINS = ("NDS", "mAP", *(f"AP/{name}" for name in CLASSES))
+HIGHER_IS_BETTER = ("NDS", "mAP", *(f"AP/{name}" for name in CLASSES))
 """Metrics of which more is better: what a study can ask about."""
 
-GLANCED = ("NDS", "mAP")
+QUICK_METRICS = ("NDS", "mAP")
 """What is measured in mid-training."""
 
 
@@ -45,7 +45,7 @@ class Score:
     scene: str = ""
 
 
-class Judge:
+class NuScenesMetric:
     """The official metric on one split.
 
     Args:

@@ -35,7 +35,7 @@ DPI = 150
 
 
 @dataclass(frozen=True)
-class SceneView:
+class SceneFigure:
     """One frame and what the model made of it; Q queries, S segments (BEV, then V cameras).
 
     Attributes:
@@ -57,7 +57,7 @@ class SceneView:
     surest: NDArray[np.int64]
 
 
-def view_scene(model: Any, sample: Sample, amp: bool = False) -> SceneView | None:
+def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure | None:
     """Run the detector on one frame and keep what its weight generator said.
 
     Args:
@@ -88,7 +88,7 @@ def view_scene(model: Any, sample: Sample, amp: bool = False) -> SceneView | Non
         hook.remove()
         model.train(was_training)
     low, high = model.point_range[:2], model.point_range[3:5]
-    return SceneView(
+    return SceneFigure(
         images=np.ascontiguousarray(frame.images[..., ::-1]),
         points=frame.points[:, :2],
         boxes=_corners(frame.boxes),
@@ -106,7 +106,7 @@ def _window_sizes(head: Any) -> tuple[int, int]:
     return sizes
 
 
-def save_scene(view: SceneView, path: Path) -> None:
+def save_scene_figure(view: SceneFigure, path: Path) -> None:
     """Draw a view and write it as a PNG, 735 pixels wide, for light and dark pages alike."""
     figure = Figure(figsize=(4.9, 7.9), layout="constrained", facecolor="white")
     height = view.images.shape[1] / view.images.shape[2]
@@ -122,7 +122,7 @@ def save_scene(view: SceneView, path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _draw_bev(axes: Axes, view: SceneView, scale: dict[str, Any]) -> Any:
+def _draw_bev(axes: Axes, view: SceneFigure, scale: dict[str, Any]) -> Any:
     x0, y0, x1, y1 = view.area
     drawn = axes.imshow(view.maps[0], origin="lower", extent=(x0, x1, y0, y1), **scale)
     axes.scatter(view.points[:, 0], view.points[:, 1], s=0.25, color="black", alpha=0.35, linewidths=0)
@@ -135,7 +135,7 @@ def _draw_bev(axes: Axes, view: SceneView, scale: dict[str, Any]) -> Any:
     return drawn
 
 
-def _draw_camera(axes: Axes, view: SceneView, camera: int, scale: dict[str, Any]) -> None:
+def _draw_camera(axes: Axes, view: SceneFigure, camera: int, scale: dict[str, Any]) -> None:
     height, width = view.images.shape[1:3]
     rows, cols = view.maps[1 + camera].shape
     axes.imshow(view.images[camera])
@@ -160,7 +160,7 @@ def _draw_windows(
             axes.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=width))
 
 
-def _camera(view: SceneView) -> int:
+def _camera(view: SceneFigure) -> int:
     """Return the camera that sees most of the surest queries; of equals the first."""
     windows = view.rects[view.surest[:SHOWN], 1:]
     return int((windows[..., 1] >= windows[..., 0]).sum(axis=0).argmax())

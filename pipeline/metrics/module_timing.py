@@ -20,7 +20,7 @@ SKIPPED = 3
 """First passes that are left out: lazy initialisation and autotuning."""
 
 
-class PartClock:
+class ModuleTimer:
     """Times the forward pass of the parts of a model; attach it once, for the model's life.
 
     Args:

@@ -27,7 +27,7 @@ class Measure:
     scene: str = ""
 
 
-class Record:
+class RowRecorder:
     """Appends measures to a trial's rows file.
 
     Args:

@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from pipeline.runtime.event_log import HUNG, note
-from pipeline.runtime.heartbeat import FILE, Word, last_word
+from pipeline.runtime.event_log import HUNG, append_event
+from pipeline.runtime.heartbeat import FILE, Progress, read_heartbeat
 
-PATIENCE_S = 600.0
+HANG_TIMEOUT_S = 600.0
 """Longest silence that is forgiven whatever the trial's pace: a checkpoint on a slow disk takes minutes."""
 
 FACTOR = 10
@@ -31,7 +31,7 @@ UNKNOWN = 6
 patience is forgiven: an hour by default, for compiling, filling caches, waiting for data, measuring."""
 
 
-class Watch:
+class HangDetector:
     """Tells from a trial's beacon whether it hangs.
 
     Args:
@@ -54,7 +54,7 @@ class Watch:
     def restart(self) -> None:
         """Begin anew: what the beacon says now is from before."""
         self._mark = self._stamp()
-        self._word: Word | None = None
+        self._word: Progress | None = None
         self._since = self._clock()
         self._longest = 0.0
 
@@ -62,7 +62,7 @@ class Watch:
         """Return why the trial hangs, one sentence; empty if it does not."""
         now, mark = self._clock(), self._stamp()
         if mark != self._mark:
-            self._hear(now, last_word(self._folder))
+            self._hear(now, read_heartbeat(self._folder))
             self._mark = mark
             return ""
         silence, word = now - self._since, self._word
@@ -83,7 +83,7 @@ class Watch:
             return UNKNOWN * self._patience_s
         return max(self._patience_s, FACTOR * self._longest)
 
-    def _hear(self, now: float, word: Word | None) -> None:
+    def _hear(self, now: float, word: Progress | None) -> None:
         """Take a sign in, and how long it was waited for."""
         if word is not None and self._word is not None and word.stage == self._word.stage:
             self._longest = max(self._longest, now - self._since)
@@ -103,12 +103,12 @@ class HangCallback(WorkerGroupCallback):
 
     Args:
         folder: the trial's.
-        patience_s, far: see ``Watch``.
+        patience_s, far: see ``HangDetector``.
     """
 
     def __init__(self, folder: Path, patience_s: float, far: bool = False) -> None:
         self._folder = folder
-        self._watch = Watch(folder, patience_s, far=far)
+        self._watch = HangDetector(folder, patience_s, far=far)
         self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -120,7 +120,7 @@ class HangCallback(WorkerGroupCallback):
         """Look; kill if it hangs."""
         why = self._watch.look()
         if why and self._group is not None:
-            note(self._folder, HUNG, why=why)
+            append_event(self._folder, HUNG, why=why)
             for worker in self._group.get_workers():
                 ray.kill(worker.actor)
             self._group = None

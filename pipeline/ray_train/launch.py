@@ -14,16 +14,16 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from pipeline.config.early_stopping import Rungs
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError
 from pipeline.ray_train.capacity import Request, refuse_impossible
-from pipeline.ray_train.hang_detection import PATIENCE_S, HangCallback
+from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S, HangCallback
 from pipeline.ray_train.local_cluster import ray_session
 from pipeline.ray_train.trainer import Trainer, explain
-from pipeline.ray_train.worker import Alone, train_loop
-from pipeline.runtime.event_log import HUNG, events
-from pipeline.storage.sync import Mirror
+from pipeline.ray_train.worker import SingleProcessBackend, train_loop
+from pipeline.runtime.event_log import HUNG, read_events
+from pipeline.storage.sync import StudySync
 
 WORKER_FAILURES = 2
 """Restarts of a trial whose workers die or hang; a third time has a cause that stays."""
@@ -46,10 +46,10 @@ def run_under_ray(
     settings: TrialSettings,
     folder: Path,
     recipe: str = "",
-    rungs: Rungs | None = None,
+    rungs: EarlyStopping | None = None,
     gpu_share: float = 1.0,
-    patience_s: float = PATIENCE_S,
-    mirror: Mirror | None = None,
+    patience_s: float = HANG_TIMEOUT_S,
+    mirror: StudySync | None = None,
 ) -> Finished:
     """Run one trial to its end under Ray Train; Ray is up already.
 
@@ -80,11 +80,13 @@ def run_under_ray(
             "settings": settings.to_dict(),
             "folder": str(folder),
             "recipe": recipe,
-            "rungs": (rungs or Rungs()).to_dict(),
+            "rungs": (rungs or EarlyStopping()).to_dict(),
             "gpu_share": gpu_share,
             "mirror": mirror,
         },
-        torch_config=Alone() if settings.workers == 1 else TorchConfig(backend="nccl" if cuda else "gloo"),
+        torch_config=SingleProcessBackend()
+        if settings.workers == 1
+        else TorchConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=cuda,
@@ -107,7 +109,7 @@ def run_under_ray(
 
 def _hung(folder: Path, since: float) -> str:
     """Say how often the trial hung since a time; empty if it did not."""
-    why = [event.why for event in events(folder) if event.what == HUNG and event.time >= since]
+    why = [event.why for event in read_events(folder) if event.what == HUNG and event.time >= since]
     return f"it hung {len(why)} times; at last there was {why[-1]}" if why else ""
 
 

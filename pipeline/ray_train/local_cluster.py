@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from pipeline.ray_train.trainer import OURS
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.temporary import temporary_folder
 
 DRIVER = "tune_driver"
 """Custom resource of the head node: one per trial driver, which thus takes no CPU from the workers."""
@@ -79,7 +79,7 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             finally:
                 ray.shutdown()
         return
-    with scratch_folder("ray") as scratch, _private_environment(scratch):
+    with temporary_folder("ray") as scratch, _private_environment(scratch):
         try:
             ray.init(
                 address="local",

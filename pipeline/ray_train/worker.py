@@ -18,16 +18,16 @@ import ray.train
 from ray.train.backend import BackendConfig
 from ray.train.v2._internal.execution import context as ray_train_context
 
-from pipeline.errors import is_refusal
-from pipeline.runtime.heartbeat import Beacon
-from pipeline.storage.remote import MirrorError
-from pipeline.storage.sync import PATIENCE_S, Mirror
+from pipeline.errors import is_user_error
+from pipeline.runtime.heartbeat import Heartbeat
+from pipeline.storage.remote import StorageError
+from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
 
 if TYPE_CHECKING:
     import torch
 
 
-class Alone(BackendConfig):
+class SingleProcessBackend(BackendConfig):
     """For one worker: no process group, hence no store of torch's that listens on every interface."""
 
     backend = "none"
@@ -42,7 +42,7 @@ class RaySession:
         mirror: of the study, if it is kept at a URI, too.
     """
 
-    def __init__(self, folder: Path, recipe: str, mirror: Mirror | None = None) -> None:
+    def __init__(self, folder: Path, recipe: str, mirror: StudySync | None = None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -51,7 +51,7 @@ class RaySession:
         self.device: torch.device = get_device()
         self.folder = folder
         self.recipe = recipe
-        self._beacon = Beacon(folder)
+        self._beacon = Heartbeat(folder)
         self._mirror = mirror
         self._unit = "" if mirror is None else folder.relative_to(mirror.folder).as_posix()
 
@@ -60,9 +60,9 @@ class RaySession:
 
         Not Ray's own list: a checkpoint whose report a crash cut off is complete all the same.
         """
-        from pipeline.storage.checkpoint import newest_state
+        from pipeline.storage.checkpoint import newest_checkpoint
 
-        return newest_state(self.folder / "checkpoints")
+        return newest_checkpoint(self.folder / "checkpoints")
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
@@ -106,7 +106,7 @@ class RaySession:
             return
         try:
             self._mirror.push(self._unit, patience_s)
-        except MirrorError:
+        except StorageError:
             if patience_s or not self._mirror.holds():
                 raise
 
@@ -123,13 +123,13 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
     Args:
         config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``rungs``
-            (``Rungs.to_dict``), ``gpu_share``, the part of a GPU's memory that is this worker's, and
+            (``EarlyStopping.to_dict``), ``gpu_share``, the part of a GPU's memory that is this worker's, and
             ``mirror``, of the study, or None.
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
     """
-    from pipeline.config.early_stopping import Rungs
+    from pipeline.config.early_stopping import EarlyStopping
     from pipeline.config.settings import TrialSettings
     from pipeline.training.trial import run_trial
 
@@ -139,10 +139,12 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     try:
         _cap_memory(session.device, config["gpu_share"])
         session.begin()
-        run_trial(TrialSettings.from_dict(config["settings"]), session, Rungs.from_dict(config["rungs"]))
-        session.keep(PATIENCE_S)
+        run_trial(
+            TrialSettings.from_dict(config["settings"]), session, EarlyStopping.from_dict(config["rungs"])
+        )
+        session.keep(RETRY_LIMIT_S)
     except (ValueError, RuntimeError) as error:
-        if session.world_size > 1 or not is_refusal(error):
+        if session.world_size > 1 or not is_user_error(error):
             raise
         return {"error": str(error), "details": traceback.format_exc()}
     return None

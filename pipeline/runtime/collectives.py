@@ -8,7 +8,7 @@ import torch.distributed as dist
 from pipeline.runtime.session import Session
 
 
-def from_first(value: float, session: Session) -> float:
+def broadcast(value: float, session: Session) -> float:
     """Return rank 0's value on every rank."""
     if session.world_size == 1:
         return value
@@ -17,7 +17,7 @@ def from_first(value: float, session: Session) -> float:
     return float(shared.item())
 
 
-def highest(value: int, session: Session) -> int:
+def all_reduce_max(value: int, session: Session) -> int:
     """Return the largest of all ranks' values on every rank."""
     if session.world_size == 1:
         return value
@@ -26,7 +26,7 @@ def highest(value: int, session: Session) -> int:
     return int(shared.item())
 
 
-def averaged(found: Mapping[str, float], session: Session) -> dict[str, float]:
+def all_reduce_mean(found: Mapping[str, float], session: Session) -> dict[str, float]:
     """Average a step's numbers over the ranks; all of them have the same names."""
     if session.world_size == 1:
         return dict(found)

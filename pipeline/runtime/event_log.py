@@ -33,7 +33,7 @@ class Event:
     time: float = 0.0
 
 
-def note(folder: Path, what: str, step: int = 0, why: str = "") -> None:
+def append_event(folder: Path, what: str, step: int = 0, why: str = "") -> None:
     """Append an event to the diary of the trial in ``folder``, in one write."""
     line = json.dumps(asdict(Event(what, step, why, os.getpid(), time.time()))) + "\n"
     folder.mkdir(parents=True, exist_ok=True)  # a trial's start is the first that its folder holds
@@ -41,7 +41,7 @@ def note(folder: Path, what: str, step: int = 0, why: str = "") -> None:
         file.write(line)
 
 
-def events(folder: Path) -> list[Event]:
+def read_events(folder: Path) -> list[Event]:
     """Return what happened to a trial, oldest first; a line that a crash cut short is left out."""
     path = folder / FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -54,9 +54,9 @@ def events(folder: Path) -> list[Event]:
     return found
 
 
-def restarts(folder: Path) -> str:
+def count_restarts(folder: Path) -> str:
     """Say how often a trial was started again and where it went on; empty if it ran in one go."""
-    found = events(folder)
+    found = read_events(folder)
     starts = [event for event in found if event.what == STARTED]
     if len(starts) < 2:
         return ""

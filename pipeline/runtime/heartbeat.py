@@ -17,7 +17,7 @@ EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
-class Word:
+class Progress:
     """How far a trial is.
 
     Attributes:
@@ -32,7 +32,7 @@ class Word:
     seconds_left: float | None
 
 
-class Beacon:
+class Heartbeat:
     """Writes the file; drops words that come too fast.
 
     Args:
@@ -50,20 +50,20 @@ class Beacon:
         if stage == self._stage and done < total and now - self._said_at < EVERY_S:
             return
         self._stage, self._said_at = stage, now
-        word = Word(stage, done, total, None if math.isnan(seconds_left) else seconds_left)
+        word = Progress(stage, done, total, None if math.isnan(seconds_left) else seconds_left)
         fresh = self._path.with_name(f".{FILE}.{os.getpid()}")
         fresh.write_text(json.dumps(asdict(word)), encoding="utf-8")
         fresh.replace(self._path)  # a reader sees the old word or the new one
 
 
-def last_word(folder: Path) -> Word | None:
+def read_heartbeat(folder: Path) -> Progress | None:
     """Return the last word of a trial, None if it said nothing yet."""
     try:
-        return Word(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        return Progress(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
 
-def silence(folder: Path) -> None:
+def clear_heartbeat(folder: Path) -> None:
     """Remove the word of an earlier run."""
     (folder / FILE).unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def no_room(place: Path) -> str:
 
 
 @contextmanager
-def shortages_told(settings: TrialSettings, folder: Path) -> Iterator[None]:
+def explain_resource_errors(settings: TrialSettings, folder: Path) -> Iterator[None]:
     """Turn running out of memory or disk into a sentence.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from pipeline.storage.checkpoint import newest_state
+from pipeline.storage.checkpoint import newest_checkpoint
 
 
 class Session(Protocol):
@@ -70,7 +70,7 @@ class LocalSession:
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint of the folder."""
-        return newest_state(self.folder / "checkpoints")
+        return newest_checkpoint(self.folder / "checkpoints")
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Keep the metrics; checkpoints are where they belong already."""

@@ -23,16 +23,16 @@ KEPT = 2
 """Checkpoints kept per trial: the newest, and one before it in case a disk lost the newest."""
 
 
-class StateError(ValueError):
+class CheckpointError(ValueError):
     """A state checkpoint that cannot be read, or belongs to another trial."""
 
 
-def newest_state(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint with the highest step under ``folder``, or None."""
     return max(folder.glob("step_????????"), default=None)
 
 
-def save_state(
+def save_checkpoint(
     folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
     """Write a checkpoint atomically and drop all but the newest ``KEPT``.
@@ -69,7 +69,7 @@ def save_state(
     return final
 
 
-def load_state(path: Path, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Restore model and optimiser in place; return the number of steps done.
 
     Raises:
@@ -79,7 +79,7 @@ def load_state(path: Path, digest: str, model: nn.Module, optimizer: torch.optim
     try:
         tensors = load_file(path / "tensors.safetensors")
     except (OSError, SafetensorError) as error:
-        raise StateError(
+        raise CheckpointError(
             f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint"
         ) from error
     weights = {key[6:]: value for key, value in tensors.items() if key.startswith("model/")}
@@ -93,11 +93,11 @@ def _read_header(path: Path, digest: str) -> int:
     try:
         header = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise StateError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
+        raise CheckpointError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
     if header.get("format") != FORMAT:
-        raise StateError(f"{path}: state format {header.get('format')}, this code reads {FORMAT}")
+        raise CheckpointError(f"{path}: state format {header.get('format')}, this code reads {FORMAT}")
     if header["settings"] != digest:
-        raise StateError(
+        raise CheckpointError(
             f"{path}: was written under settings {header['settings']}, the trial now has {digest}; "
             "use a new folder or the old settings"
         )
@@ -108,7 +108,7 @@ def _check_shapes(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]
     odd = [key for key in {**weights, **own} if key not in own or key not in weights]
     odd += [key for key in own if key in weights and own[key].shape != weights[key].shape]
     if odd:
-        raise StateError(
+        raise CheckpointError(
             f"{path}: belongs to another architecture; {len(odd)} tensors differ, first {odd[0]!r}; "
             "start the trial in a new folder"
         )
@@ -143,7 +143,9 @@ def _restore_optimizer(
                 place = "cpu" if entry == "step" and not group.get("fused") else parameter.device
                 optimizer.state[parameter][entry] = value.to(place)
     if by_name:
-        raise StateError(f"the optimiser has no parameter {sorted(by_name)[0]!r} that the checkpoint trained")
+        raise CheckpointError(
+            f"the optimiser has no parameter {sorted(by_name)[0]!r} that the checkpoint trained"
+        )
 
 
 def _flush(path: Path) -> None:

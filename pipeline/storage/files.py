@@ -20,7 +20,7 @@ PATIENCE_S = 120.0
 
 
 @contextmanager
-def sole_writer(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
+def exclusive_writer(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Be the one that writes into a trial's folder; the lock ends with the process at the latest.
 
     Args:

@@ -5,7 +5,7 @@ have is that a list shows every object written before it (S3, GCS and Azure prom
 writes an object of its own into ``.claims`` and lists: of two that do so at once at least one sees the
 other and withdraws, perhaps both; never do both go on. Ages are differences of the store's own times.
 
-A claim is renewed while its process lives. One that has not been for ``SILENT_S`` is dead and is taken over,
+A claim is renewed while its process lives. One that has not been for ``EXPIRES_S`` is dead and is taken over,
 with a sentence. Not excluded: a process that stalls for longer than that, in the middle of a copy, and wakes
 up, ends that copy. Before the next it looks at its claim, and stops.
 """
@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.storage.remote import MirrorError, short
-from pipeline.storage.sync import CLAIMS, Mirror
+from pipeline.storage.remote import StorageError, short
+from pipeline.storage.sync import LEASES, StudySync
 
 RENEW_S = 15.0
-SILENT_S = 120.0
+EXPIRES_S = 120.0
 """Eight renewals that failed: a store that did not answer for a minute is no dead process yet."""
 
 
@@ -46,7 +46,7 @@ class _Other:
         return f"process {self.pid} on {self.host}"
 
 
-class Claim:
+class Lease:
     """Holds a study; a context manager that gives the mirror with which the holder copies.
 
     Args:
@@ -62,10 +62,10 @@ class Claim:
 
     def __init__(
         self,
-        mirror: Mirror,
+        mirror: StudySync,
         tell: Callable[[str], None],
         renew_s: float = RENEW_S,
-        silent_s: float = SILENT_S,
+        silent_s: float = EXPIRES_S,
     ) -> None:
         host = socket.gethostname()
         self.name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -76,7 +76,7 @@ class Claim:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
 
-    def __enter__(self) -> Mirror:
+    def __enter__(self) -> StudySync:
         """Claim the study.
 
         Raises:
@@ -87,7 +87,7 @@ class Claim:
             living = [other for other in self._others() if not self._is_dead(other)]
             if living:
                 self._mirror.bucket.remove(self._path(self.name))
-                raise MirrorError(
+                raise StorageError(
                     f"{self._mirror.uri}: {living[0]} runs this study (last sign of life "
                     f"{living[0].silent_s:.0f} s ago); wait for it, or end it and try again after "
                     f"{self._silent_s:.0f} s"
@@ -99,9 +99,9 @@ class Claim:
                     f"(last sign of life {dead.silent_s:.0f} s ago)"
                 )
         except OSError as error:
-            raise MirrorError(f"{self._mirror.uri} cannot be written ({short(error)})") from error
+            raise StorageError(f"{self._mirror.uri} cannot be written ({short(error)})") from error
         self._thread.start()
-        return Mirror(self._mirror.uri, self._mirror.folder, self.name)
+        return StudySync(self._mirror.uri, self._mirror.folder, self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -137,7 +137,7 @@ class Claim:
         self._mirror.bucket.write(self._path(self.name), self._text)
 
     def _others(self) -> list[_Other]:
-        infos = {Path(info.path).stem: info for info in self._mirror.bucket.files(CLAIMS).values()}
+        infos = {Path(info.path).stem: info for info in self._mirror.bucket.files(LEASES).values()}
         if self.name not in infos:
             raise OSError("it does not list what was just written, so nobody can be kept from running it too")
         own = infos.pop(self.name).mtime
@@ -159,7 +159,7 @@ class Claim:
 
     @staticmethod
     def _path(name: str) -> str:
-        return f"{CLAIMS}/{name}.json"
+        return f"{LEASES}/{name}.json"
 
 
 def _interrupt() -> None:

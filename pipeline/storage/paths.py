@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 """Project root, or the copy of it that Ray unpacked for a job."""
 
 
-def home(root: Path = ROOT) -> Path | None:
+def data_root(root: Path = ROOT) -> Path | None:
     """Return the folder that holds ``data``, ``runs`` and ``mlflow.db``; None leaves them in the project.
 
     It is what ``BIASWISE_HOME`` says. In a Ray job that is told nothing it is ``~/biaswise``, because Ray
@@ -29,13 +29,13 @@ def home(root: Path = ROOT) -> Path | None:
     return None
 
 
-def runs() -> str:
+def default_runs_dir() -> str:
     """Return the folder of the studies if none is named."""
-    place = home()
+    place = data_root()
     return "runs" if place is None else str(place / "runs")
 
 
-def locate(path: str, root: Path = ROOT) -> Path:
+def resolve_path(path: str, root: Path = ROOT) -> Path:
     """Return a path of the settings as an absolute one, wherever a worker runs.
 
     Files that come with the code (configs, the shipped checkpoint) are found there; data and runs at home.
@@ -44,5 +44,5 @@ def locate(path: str, root: Path = ROOT) -> Path:
         path: absolute, or relative to the project.
         root: where the code lies.
     """
-    place = home(root)
+    place = data_root(root)
     return root / path if place is None or (root / path).is_file() else place / path

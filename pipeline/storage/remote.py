@@ -21,12 +21,12 @@ PIECE = 8 * 2**20
 """Bytes copied at a time."""
 
 
-class MirrorError(RuntimeError):
+class StorageError(RuntimeError):
     """A URI that cannot be used, or that does not answer for long; the message is one sentence."""
 
 
 @dataclass(frozen=True)
-class Bucket:
+class RemoteStore:
     """A place at a URI. Errors of the store are OSErrors.
 
     Attributes:
@@ -37,7 +37,7 @@ class Bucket:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the URI alone to another process: connections, and what they know, stay."""
-        return Bucket, (self.uri,)
+        return RemoteStore, (self.uri,)
 
     @cached_property
     def _place(self) -> tuple[fs.FileSystem, str]:
@@ -107,14 +107,14 @@ class Bucket:
 
 def _open_store(uri: str) -> tuple[fs.FileSystem, str]:
     if kind := find_secret(uri):
-        raise MirrorError(
+        raise StorageError(
             f"--storage {redact(uri)} holds {kind}; leave it out and set AWS_ACCESS_KEY_ID and "
             f"AWS_SECRET_ACCESS_KEY, or what your store's client reads, in the environment"
         )
     try:
         store, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:
-        raise MirrorError(
+        raise StorageError(
             f"--storage {uri}: not a place that can be used ({short(error)}); expected s3://bucket/prefix, "
             f"gs://bucket/prefix or file:///folder"
         ) from error

@@ -18,32 +18,32 @@ from typing import Any
 
 from pyarrow import fs
 
-from pipeline.storage.remote import Bucket, MirrorError, short
+from pipeline.storage.remote import RemoteStore, StorageError, short
 from pipeline.storage.sync_state import (
-    LEDGER,
-    alone,
+    SYNC_STATE,
     files_of,
     is_older,
-    may_vanish,
-    order,
-    read_ledger,
+    is_removable,
+    read_sync_state,
     stamp,
+    unit_lock,
     unit_of,
-    write_ledger,
+    upload_order,
+    write_sync_state,
 )
 
-CLAIMS = ".claims"
+LEASES = ".claims"
 """Folder at the URI in which processes say that they run the study; see ``pipeline.storage.lease``."""
 
-HEAVY = ("checkpoints", "weights.safetensors", "predictions")
+LARGE_FILES = ("checkpoints", "weights.safetensors", "predictions")
 """What only a trial that goes on needs: a study that is looked at leaves it in the bucket."""
 
-PATIENCE_S = 600.0
+RETRY_LIMIT_S = 600.0
 """How long the end of a trial waits for a store that does not answer, before the trial counts as failed."""
 
 
 @dataclass(frozen=True)
-class Mirror:
+class StudySync:
     """A study folder and its copy. Small and picklable: workers elsewhere get one, too.
 
     Attributes:
@@ -59,17 +59,17 @@ class Mirror:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the names alone to another process: connections, and what they know, stay."""
-        return Mirror, (self.uri, self.folder, self.claim)
+        return StudySync, (self.uri, self.folder, self.claim)
 
     @cached_property
-    def bucket(self) -> Bucket:
+    def bucket(self) -> RemoteStore:
         """The files at the URI."""
-        return Bucket(self.uri)
+        return RemoteStore(self.uri)
 
     def holds(self) -> bool:
         """Tell whether the claim is there; a store that does not answer says nothing against it."""
         try:
-            return not self.claim or self.bucket.exists(f"{CLAIMS}/{self.claim}.json")
+            return not self.claim or self.bucket.exists(f"{LEASES}/{self.claim}.json")
         except OSError:
             return True
 
@@ -96,12 +96,12 @@ class Mirror:
         deadline, pause = time.monotonic() + patience_s, 2.0
         while True:
             try:
-                with alone(self.folder / unit):
+                with unit_lock(self.folder / unit):
                     self._push(unit)
                 return
             except OSError as error:
                 if time.monotonic() + pause > deadline:
-                    raise MirrorError(
+                    raise StorageError(
                         f"{self.uri} did not take {unit or 'the study'} ({short(error)}); its files are in "
                         f"{self.folder / unit}, and the same command copies them once the store answers"
                     ) from error
@@ -110,23 +110,23 @@ class Mirror:
 
     def _push(self, unit: str) -> None:
         here = self.folder / unit
-        ledger = read_ledger(here)
+        ledger = read_sync_state(here)
         files = {name: stamp(here / name) for name in files_of(here, unit)}
-        fresh = sorted((name for name, now in files.items() if ledger.get(name) != now), key=order)
-        gone = sorted(name for name in ledger if name not in files and may_vanish(name))
-        if (fresh or gone) and self.claim and not self.bucket.exists(f"{CLAIMS}/{self.claim}.json"):
-            raise MirrorError(
+        fresh = sorted((name for name, now in files.items() if ledger.get(name) != now), key=upload_order)
+        gone = sorted(name for name in ledger if name not in files and is_removable(name))
+        if (fresh or gone) and self.claim and not self.bucket.exists(f"{LEASES}/{self.claim}.json"):
+            raise StorageError(
                 f"{self.uri}: another process has taken this study over; nothing is copied there"
             )
         for name in fresh:
             if (here / name).exists():  # it may be an old checkpoint that has just been dropped
                 self.bucket.upload(here / name, f"{unit}/{name}".lstrip("/"))
                 ledger[name] = files[name]
-                write_ledger(here, ledger)
+                write_sync_state(here, ledger)
         for name in gone:  # last; state.json before its tensors, by the alphabet
             self.bucket.remove(f"{unit}/{name}".lstrip("/"))
             del ledger[name]
-            write_ledger(here, ledger)
+            write_sync_state(here, ledger)
 
     def fetch_study(self) -> int:
         """Bring the local folder up to what the URI has, less what is heavy; return the files fetched.
@@ -152,7 +152,7 @@ class Mirror:
         Raises:
             MirrorError: the store does not answer.
         """
-        with self._explained(), alone(self.folder / unit):
+        with self._explained(), unit_lock(self.folder / unit):
             listed = self._listed(unit)
             self._fetch(unit, listed, heavy)
             if heavy:
@@ -166,7 +166,7 @@ class Mirror:
             json.loads(text)["digest"] for text in (here.read_bytes(), self.bucket.read("study.json"))
         )
         if ours != theirs:
-            raise MirrorError(
+            raise StorageError(
                 f"{self.uri} holds the recipe {theirs} and {self.folder} the recipe {ours}; move the folder "
                 f"away, or choose another --storage"
             )
@@ -177,10 +177,10 @@ class Mirror:
         theirs = {name[start:]: info for name, info in listed.items() if unit_of(name) == unit}
         if unit and "rows.jsonl" in theirs:
             self._make_way(unit)
-        ledger = read_ledger(here)
+        ledger = read_sync_state(here)
         fetched = 0
-        for name, info in sorted(theirs.items(), key=lambda item: order(item[0])):
-            if name.startswith("checkpoints/") or (name.startswith(HEAVY) and not heavy):
+        for name, info in sorted(theirs.items(), key=lambda item: upload_order(item[0])):
+            if name.startswith("checkpoints/") or (name.startswith(LARGE_FILES) and not heavy):
                 continue
             if not (here / name).exists() or (
                 is_older(here / name, info) and ledger.get(name) == stamp(here / name)
@@ -190,7 +190,7 @@ class Mirror:
                 ledger[name] = stamp(here / name)
                 fetched += 1
         if fetched:
-            write_ledger(here, ledger)
+            write_sync_state(here, ledger)
         return fetched
 
     def _fetch_checkpoint(self, unit: str, listed: dict[str, fs.FileInfo], exact: bool) -> None:
@@ -223,7 +223,7 @@ class Mirror:
         for old in here.iterdir():
             if old.is_dir():
                 shutil.rmtree(old)
-            elif old.name == LEDGER or not old.name.startswith("."):  # not the locks
+            elif old.name == SYNC_STATE or not old.name.startswith("."):  # not the locks
                 old.unlink()
 
     def _listed(self, under: str = "") -> dict[str, fs.FileInfo]:
@@ -238,4 +238,4 @@ class Mirror:
         try:
             yield
         except OSError as error:
-            raise MirrorError(f"{self.uri} cannot be read ({short(error)})") from error
+            raise StorageError(f"{self.uri} cannot be read ({short(error)})") from error

@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-LEDGER = ".mirror.json"
+SYNC_STATE = ".mirror.json"
 """File of a unit: path -> size and time of the file that was copied. Lost, everything is copied again."""
 
-LOCAL = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow.json"}
+LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow.json"}
 """Files that mean something on their machine only; nor are files copied whose name begins with a dot."""
 
-ENDS = ("DONE.json", "FAILED.json")
+END_FILES = ("DONE.json", "FAILED.json")
 
 
 def unit_of(name: str) -> str:
@@ -34,22 +34,22 @@ def files_of(here: Path, unit: str) -> list[str]:
     return [
         path.as_posix()
         for path in found
-        if path.name not in LOCAL
+        if path.name not in LOCAL_ONLY
         and not any(part.startswith(".") for part in path.parts)
         and (unit or not unit_of(path.as_posix()))
     ]
 
 
-def order(name: str) -> tuple[int, str, bool]:
+def upload_order(name: str) -> tuple[int, str, bool]:
     """Rank files: rows first, then checkpoints, ``state.json`` the last of each, then the trial's end."""
-    if name in ENDS:
+    if name in END_FILES:
         return 2, name, False
     if name.startswith("checkpoints/"):
         return 1, str(PurePosixPath(name).parent), name.endswith("state.json")
     return 0, name, False
 
 
-def may_vanish(name: str) -> bool:
+def is_removable(name: str) -> bool:
     """Tell whether the copy loses a file that the folder has lost: an old checkpoint, a mended failure."""
     return name.startswith("checkpoints/") or name == "FAILED.json"
 
@@ -65,23 +65,23 @@ def is_older(path: Path, info: fs.FileInfo) -> bool:
     return bool(path.stat().st_mtime + 1 < info.mtime.timestamp())
 
 
-def read_ledger(here: Path) -> dict[str, list[int]]:
+def read_sync_state(here: Path) -> dict[str, list[int]]:
     """Return file of a unit -> stamp of what was copied."""
     try:
-        return dict(json.loads((here / LEDGER).read_text(encoding="utf-8")))
+        return dict(json.loads((here / SYNC_STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError):  # none yet, or spoilt: everything is copied again
         return {}
 
 
-def write_ledger(here: Path, ledger: dict[str, list[int]]) -> None:
+def write_sync_state(here: Path, ledger: dict[str, list[int]]) -> None:
     """Write it down in one step."""
-    fresh = here / f"{LEDGER}.{os.getpid()}"
+    fresh = here / f"{SYNC_STATE}.{os.getpid()}"
     fresh.write_text(json.dumps(ledger), encoding="utf-8")
-    fresh.replace(here / LEDGER)
+    fresh.replace(here / SYNC_STATE)
 
 
 @contextmanager
-def alone(here: Path) -> Iterator[None]:
+def unit_lock(here: Path) -> Iterator[None]:
     """Keep processes of this machine from copying the same unit at once."""
     here.mkdir(parents=True, exist_ok=True)
     with (here / ".mirror.lock").open("w") as file:

@@ -19,7 +19,7 @@ PLACE = Path("/tmp")
 
 
 @contextmanager
-def scratch_folder(purpose: str, place: Path = PLACE) -> Iterator[Path]:
+def temporary_folder(purpose: str, place: Path = PLACE) -> Iterator[Path]:
     """Make a folder, remove it afterwards, and before that those of owners that died.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.redaction import redact
-from pipeline.storage.paths import home
+from pipeline.storage.paths import data_root
 
 
 class TrackingError(RuntimeError):
@@ -15,7 +15,7 @@ class TrackingError(RuntimeError):
 
 def default_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home() or Path.cwd()) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(data_root() or Path.cwd()) / 'mlflow.db'}"
 
 
 def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:

@@ -27,15 +27,15 @@ from pipeline.detector.deployment import (
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm, is_amp
 from pipeline.errors import TrialError
-from pipeline.evaluation.inference import Detector
+from pipeline.evaluation.inference import Predictor
 from pipeline.metrics.memory import PeakMemory, forget
-from pipeline.metrics.module_timing import PartClock
+from pipeline.metrics.module_timing import ModuleTimer
 from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.metrics.timing import WARMUP_STEPS, StepClock, device_name, latency
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.training.step import Optimiser
+from pipeline.training.step import TrainStep
 
 STUDY = "throughput"
 """Name of the study in the rows."""
@@ -47,12 +47,12 @@ RAMP = 10
 """Steps in which the learning rate rises to that of the config, so that fresh weights do not explode."""
 
 
-class RaceError(ValueError):
+class BenchmarkError(ValueError):
     """A race that cannot be run as asked."""
 
 
 @dataclass(frozen=True)
-class Course:
+class BenchmarkSettings:
     """What all plans of a race have in common.
 
     Attributes:
@@ -108,7 +108,7 @@ def named_plans(cuda: bool) -> dict[str, Plan]:
     }
 
 
-def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> list[Row]:
+def run_benchmark(course: BenchmarkSettings, plans: Mapping[str, Plan | None], folder: Path) -> list[Row]:
     """Time every plan; rows go to ``folder / "rows.jsonl"`` as they are measured.
 
     Args:
@@ -125,7 +125,7 @@ def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> 
     """
     path = folder / "rows.jsonl"
     if path.exists():
-        raise RaceError(f"{path} is there already; name another folder with --out")
+        raise BenchmarkError(f"{path} is there already; name another folder with --out")
     device = torch.device(course.device)
     amp = is_amp(load_config(course.config, course.overrides).optim_wrapper) and device.type == "cuda"
     fresh = _model(course, None, amp)
@@ -150,7 +150,9 @@ def run_race(course: Course, plans: Mapping[str, Plan | None], folder: Path) -> 
     return rows
 
 
-def steps_of(course: Course, plan: Plan | None) -> Iterator[tuple[str, Callable[[], object], bool]]:
+def steps_of(
+    course: BenchmarkSettings, plan: Plan | None
+) -> Iterator[tuple[str, Callable[[], object], bool]]:
     """Yield a training step and a detection to look at closer: (name, call, whether on a GPU)."""
     device = torch.device(course.device)
     wrapper = load_config(course.config, course.overrides).optim_wrapper
@@ -165,7 +167,7 @@ def steps_of(course: Course, plan: Plan | None) -> Iterator[tuple[str, Callable[
     yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
 
 
-def _optimiser(course: Course, model: Any, amp: bool) -> Optimiser:
+def _optimiser(course: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
     """Make the trial's own optimiser of a model on its device."""
     if course.device == "cuda":
         convolutions_channels_last(model)
@@ -173,15 +175,15 @@ def _optimiser(course: Course, model: Any, amp: bool) -> Optimiser:
     limit = clip_norm(wrapper)
     optimizer = build_optimizer(model, wrapper)
     train_through_graphs(model, course.graph)
-    return Optimiser(model.train(), optimizer, float("inf") if limit is None else limit, amp)
+    return TrainStep(model.train(), optimizer, float("inf") if limit is None else limit, amp)
 
 
-def _model(course: Course, plan: Plan | None, amp: bool) -> Any:
+def _model(course: BenchmarkSettings, plan: Plan | None, amp: bool) -> Any:
     seed_everything(course.seed)
     return build_model(course.config, course.overrides, plan, course.device, _dtype(amp))
 
 
-def _planned(fresh: Any, plan: Plan | None, course: Course, amp: bool) -> Any:
+def _planned(fresh: Any, plan: Plan | None, course: BenchmarkSettings, amp: bool) -> Any:
     """Copy a model and give the copy a plan; building one anew takes seconds."""
     model = copy.deepcopy(fresh)
     if plan is not None:
@@ -193,7 +195,7 @@ def _dtype(amp: bool) -> str:
     return "bfloat16" if amp else "float32"
 
 
-def _frames(course: Course, device: torch.device) -> list[dict[str, Any]]:
+def _frames(course: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
     """Make single-frame batches whose images and points are on the device."""
     size = load_config(course.config, course.overrides).model.image_size
     made = []
@@ -211,7 +213,7 @@ def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(
-    measures: Any, course: Course, model: Any, batches: list[dict[str, Any]], amp: bool
+    measures: Any, course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool
 ) -> list[Measure]:
     """Run one half of a race; running out of memory is its result."""
     memory = PeakMemory(torch.device(course.device))
@@ -224,7 +226,7 @@ def _measured(
 
 
 def _train(
-    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+    course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Train: step time, samples per second, peak memory, loss at the start and at the end."""
     if not course.steps:
@@ -239,14 +241,14 @@ def _train(
     found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if course.parts:  # once more, launched part by part: a graph has none
-        parts = PartClock(model, device)
+        parts = ModuleTimer(model, device)
         _steps(course, optimiser, batches, memory)
         found += parts.measures("train")
     return found
 
 
 def _steps(
-    course: Course, optimiser: Optimiser, batches: list[dict[str, Any]], memory: PeakMemory
+    course: BenchmarkSettings, optimiser: TrainStep, batches: list[dict[str, Any]], memory: PeakMemory
 ) -> tuple[StepClock, list[float]]:
     """Train; return the times and the losses."""
     clock, losses = StepClock(torch.device(course.device)), []
@@ -260,13 +262,13 @@ def _steps(
         try:
             losses.append(optimiser.step(batch, min(1.0, (step + 1) / RAMP))["loss"])
         except (TrialError, FloatingPointError) as error:
-            raise RaceError(f"training stopped at step {step + 1} of {course.steps}: {error}") from error
+            raise BenchmarkError(f"training stopped at step {step + 1} of {course.steps}: {error}") from error
         clock.end()
     return clock, losses
 
 
 def _detect(
-    course: Course, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+    course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
     if not course.calls:
@@ -278,20 +280,20 @@ def _detect(
     fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
     found = [*times, fps, memory.measure("detect")]
     if course.parts:  # once more, launched part by part: a graph has none
-        parts = PartClock(use_graphs(model, False).eval(), device)
+        parts = ModuleTimer(use_graphs(model, False).eval(), device)
         latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
         found += parts.measures("detect")
     return found
 
 
-def _detector(course: Course, model: Any, amp: bool) -> Detector:
+def _detector(course: BenchmarkSettings, model: Any, amp: bool) -> Predictor:
     """Make a model ready to detect, as the course says."""
     if course.fold:
         for_inference(model, torch.bfloat16 if amp else None)
-    return Detector(use_graphs(model, course.graph), model.image_size, amp)
+    return Predictor(use_graphs(model, course.graph), model.image_size, amp)
 
 
-def _common(course: Course, name: str, plan: str, device: torch.device) -> Row:
+def _common(course: BenchmarkSettings, name: str, plan: str, device: torch.device) -> Row:
     return Row(
         study=STUDY,
         trial=f"{name}@{Path(course.config).stem}_b{course.batch}",

@@ -10,14 +10,14 @@ from pipeline.data.augmentation.train_pipeline import read_train_pipeline
 from pipeline.data.augmentation.transforms import augment, filter_range, mask_modality, resize_crop
 from pipeline.data.formats.open import open_source
 from pipeline.data.loading.class_balance import BalancedSource
-from pipeline.data.sample import Sample, Schedule, Transform
-from pipeline.data.source import ALL, JoinedSource, Reading, Source, is_remote
+from pipeline.data.sample import EpochTransform, Sample, Transform
+from pipeline.data.source import READ_ALL, JoinedSource, Reading, Source, is_remote
 from pipeline.detector.build import load_config
 from pipeline.errors import TrialError
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 
-class Feed:
+class TrainingData:
     """Training frames and what is done to them.
 
     Attributes:
@@ -40,12 +40,12 @@ class Feed:
     """
 
     def __init__(self, settings: TrialSettings, size: tuple[int, int], limits: tuple[float, ...]) -> None:
-        config = load_config(locate(settings.config), settings.overrides)
+        config = load_config(resolve_path(settings.config), settings.overrides)
         pipeline = read_train_pipeline(config.to_dict())
         train = settings.train
         mask = (train.mask_cameras, train.mask_lidar)
         plain = partial(prepare_training, size=size, limits=limits, vary=train.augment, mask=mask)
-        self.transform: Transform | Schedule = plain
+        self.transform: Transform | EpochTransform = plain
         if pipeline is not None and train.augment:
             if any(mask):
                 raise TrialError(
@@ -59,9 +59,9 @@ class Feed:
                     "model.image_size equal"
                 )
             self.transform = pipeline
-        self.val_reading: Reading = pipeline.val_reading if pipeline else ALL
+        self.val_reading: Reading = pipeline.val_reading if pipeline else READ_ALL
         buffer = settings.data.shuffle_buffer
-        reading = replace(pipeline.reading if pipeline else ALL, buffer=buffer)
+        reading = replace(pipeline.reading if pipeline else READ_ALL, buffer=buffer)
         joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
         balanced = pipeline is not None and pipeline.balanced
         if balanced and buffer:
@@ -73,7 +73,7 @@ class Feed:
 
 
 def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
-    place = root if is_remote(root) else locate(root)
+    place = root if is_remote(root) else resolve_path(root)
     return open_source(place, settings.data.version, settings.data.train_split, reading)
 
 

@@ -5,17 +5,17 @@ what was trained in between is not trained again. Then Ray Train starts the work
 stay, and they go on from the newest checkpoint.
 """
 
-from pipeline.runtime.collectives import highest
+from pipeline.runtime.collectives import all_reduce_max
 from pipeline.runtime.session import Session
 
-LAST_CALL_S = 15.0
+SECOND_CHECKPOINT_S = 15.0
 """Seconds before a machine's end when its trial saves itself for the last time: a full-size checkpoint is
 written within 5 s, and several steps are done within as much."""
 
 NONE, NOTICE, LAST_CALL = range(3)
 
 
-class Departure:
+class PreemptionWatch:
     """Watches for the notice; every rank asks ``due`` after the same steps, and all get the same answer.
 
     Args:
@@ -33,7 +33,7 @@ class Departure:
         reduction of one number per step, and with one worker nothing.
         """
         left = self._session.seconds_left()
-        heard = NONE if left is None else (LAST_CALL if left <= LAST_CALL_S else NOTICE)
-        agreed = highest(heard, self._session)
+        heard = NONE if left is None else (LAST_CALL if left <= SECOND_CHECKPOINT_S else NOTICE)
+        agreed = all_reduce_max(heard, self._session)
         due, self._saved = agreed > self._saved, max(agreed, self._saved)
         return due

@@ -10,7 +10,7 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
 from pipeline.errors import TrialError
 from pipeline.redaction import refuse_secrets
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 
 def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
@@ -37,12 +37,12 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
 
 def _check_files(settings: TrialSettings) -> None:
     for what, path in (("config", settings.config), ("init checkpoint", settings.init)):
-        if path and not locate(path).is_file():
-            raise TrialError(f"{what} {locate(path)}: no such file")
+        if path and not resolve_path(path).is_file():
+            raise TrialError(f"{what} {resolve_path(path)}: no such file")
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
     for root in roots:
-        if not locate(root).exists():
-            raise TrialError(f"dataset {locate(root)}: no such folder; `biaswise data synth` makes one")
+        if not resolve_path(root).exists():
+            raise TrialError(f"dataset {resolve_path(root)}: no such folder; `biaswise data synth` makes one")
     if not settings.data.train:
         raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
     if is_remote(settings.data.val):

@@ -12,17 +12,17 @@ import torch
 
 from pipeline.config.settings import FROM_CONFIG, TrialSettings
 from pipeline.detector.build import load_config
-from pipeline.detector.openmmlab.lr_schedule import Length, Schedule, read_length, read_schedule
+from pipeline.detector.openmmlab.lr_schedule import LrSchedule, TrainingLength, read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import is_amp
 from pipeline.errors import TrialError
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 WARMUP = 10
 """Steps of linear warm-up where neither settings nor config have a schedule."""
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ResolvedTraining:
     """Settings and config of a trial put together.
 
     Attributes:
@@ -35,21 +35,21 @@ class Agreement:
 
     settings: TrialSettings
     entries: tuple[Mapping[str, Any], ...]
-    length: Length | None
+    length: TrainingLength | None
     epoch: int
     differs: tuple[str, ...]
 
-    def schedule(self, optimizer: torch.optim.Optimizer) -> Schedule | None:
+    def schedule(self, optimizer: torch.optim.Optimizer) -> LrSchedule | None:
         """Make the schedule of the config; None: linear warm-up, then cosine, as the settings say."""
         if not self.entries:
             return None
-        train, length = self.settings.train, self.length or Length(steps=self.settings.train.steps)
+        train, length = self.settings.train, self.length or TrainingLength(steps=self.settings.train.steps)
         whole = length.in_steps(self.epoch)
         epoch = self.epoch * train.steps / whole if train.steps else float(self.epoch)
-        return Schedule(self.entries, optimizer, length, epoch, train.lr_scale)
+        return LrSchedule(self.entries, optimizer, length, epoch, train.lr_scale)
 
 
-def agree(settings: TrialSettings, frames: int, workers: int) -> Agreement:
+def resolve_training(settings: TrialSettings, frames: int, workers: int) -> ResolvedTraining:
     """Put the settings and the config of a trial together.
 
     Args:
@@ -61,7 +61,7 @@ def agree(settings: TrialSettings, frames: int, workers: int) -> Agreement:
         TrialError: neither says how long to train.
         pipeline.detector.openmmlab.lr_schedule.ScheduleError: the config cannot be followed.
     """
-    config = load_config(locate(settings.config), settings.overrides).to_dict()
+    config = load_config(resolve_path(settings.config), settings.overrides).to_dict()
     train, length = settings.train, read_length(config)
     entries = read_schedule(config) if train.warmup_steps is None else []
     epoch = -(-frames // (train.batch_size * workers))
@@ -77,11 +77,11 @@ def agree(settings: TrialSettings, frames: int, workers: int) -> Agreement:
     settings = replace(settings, train=replace(train, steps=steps, warmup_steps=train.warmup_steps or 0))
     if train.warmup_steps is None and not entries:
         settings = replace(settings, train=replace(settings.train, warmup_steps=WARMUP))
-    return Agreement(settings, tuple(entries), length, epoch, differs)
+    return ResolvedTraining(settings, tuple(entries), length, epoch, differs)
 
 
 def _differences(
-    settings: TrialSettings, config: Mapping[str, Any], length: Length | None, epoch: int
+    settings: TrialSettings, config: Mapping[str, Any], length: TrainingLength | None, epoch: int
 ) -> list[str]:
     """List what the settings say otherwise than the config."""
     train, found = settings.train, []

@@ -35,7 +35,7 @@ def plan_of_step(plans: Sequence[Plan], seed: int, step: int) -> Plan:
     return plans[int(np.random.default_rng((seed, step)).integers(len(plans)))]
 
 
-class Optimiser:
+class TrainStep:
     """A detector in training.
 
     Args:

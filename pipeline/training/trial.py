@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.early_stopping import STOPPED, Rungs
+from pipeline.config.early_stopping import STOPPED, EarlyStopping
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.fingerprint import fingerprint
@@ -28,25 +28,25 @@ from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm
 from pipeline.detector.precision import attention_dtype, with_autocast
 from pipeline.detector.weights import load_weights, save_weights
 from pipeline.errors import TrialError
-from pipeline.evaluation.evaluator import Assessment
-from pipeline.evaluation.inference import Detector
-from pipeline.metrics.recorder import Measure, Record
+from pipeline.evaluation.evaluator import Evaluator
+from pipeline.evaluation.inference import Predictor
+from pipeline.metrics.recorder import Measure, RowRecorder
 from pipeline.metrics.rows import Row
 from pipeline.metrics.timing import StepClock, device_name
 from pipeline.metrics.versions import commit, versions
-from pipeline.runtime.collectives import averaged, from_first
+from pipeline.runtime.collectives import all_reduce_mean, broadcast
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.runtime.event_log import STARTED, note
-from pipeline.runtime.resource_errors import shortages_told
+from pipeline.runtime.event_log import STARTED, append_event
+from pipeline.runtime.resource_errors import explain_resource_errors
 from pipeline.runtime.session import Session
-from pipeline.storage.checkpoint import load_state, save_state
-from pipeline.storage.files import sole_writer
-from pipeline.storage.paths import locate
-from pipeline.training.dataset import Feed
-from pipeline.training.preemption import Departure
+from pipeline.storage.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.storage.files import exclusive_writer
+from pipeline.storage.paths import resolve_path
+from pipeline.training.dataset import TrainingData
+from pipeline.training.preemption import PreemptionWatch
 from pipeline.training.preflight import check
-from pipeline.training.resolve_config import agree
-from pipeline.training.step import Optimiser, lr_factor, plan_of_step
+from pipeline.training.resolve_config import resolve_training
+from pipeline.training.step import TrainStep, lr_factor, plan_of_step
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ UNITS = {"bias_scale": "logits", "bias_scale_grad": "1/logits"}
 """Units of what a step returns; losses and norms are plain numbers."""
 
 
-def run_trial(settings: TrialSettings, session: Session, rungs: Rungs | None = None) -> None:
+def run_trial(settings: TrialSettings, session: Session, rungs: EarlyStopping | None = None) -> None:
     """Run a trial to its end, or go on where its newest checkpoint left it.
 
     Rows go to ``session.folder / "rows.jsonl"``, detections to ``predictions``, the trained weights to
@@ -75,9 +75,9 @@ def run_trial(settings: TrialSettings, session: Session, rungs: Rungs | None = N
     """
     check(settings, session.folder, session.device)
     deterministic(session.device, settings.threads)
-    alone = sole_writer(session.folder) if session.rank == 0 else nullcontext()
-    with shortages_told(settings, session.folder), alone:
-        Trial(settings, session, rungs or Rungs()).run()
+    alone = exclusive_writer(session.folder) if session.rank == 0 else nullcontext()
+    with explain_resource_errors(settings, session.folder), alone:
+        Trial(settings, session, rungs or EarlyStopping()).run()
 
 
 class Trial:
@@ -88,21 +88,21 @@ class Trial:
         optimiser: trains it, through DDP if there are several workers.
     """
 
-    def __init__(self, settings: TrialSettings, session: Session, rungs: Rungs) -> None:
+    def __init__(self, settings: TrialSettings, session: Session, rungs: EarlyStopping) -> None:
         settings = with_autocast(settings)
         self.session, self.rungs = session, rungs
         self.plans = (settings.plan, *settings.mix)
         self.model, self.optimiser = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
-        self.feed = Feed(settings, self.model.image_size, tuple(self.model.point_range))
+        self.feed = TrainingData(settings, self.model.image_size, tuple(self.model.point_range))
         self.source: Source = self.feed.source
-        agreed = agree(settings, len(self.source), session.world_size)
+        agreed = resolve_training(settings, len(self.source), session.world_size)
         self.settings = settings = agreed.settings
         self.schedule = agreed.schedule(self.optimiser.optimizer)
         for sentence in agreed.differs if session.rank == 0 else ():
             _LOG.warning("%s", sentence)
-        self.assessment = Assessment(settings, session, self.record, self.feed.val_reading)
-        self.detector = Detector(self.model, self.model.image_size, settings.train.amp)
+        self.assessment = Evaluator(settings, session, self.record, self.feed.val_reading)
+        self.detector = Predictor(self.model, self.model.image_size, settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
         self.broken = BrokenFrames(settings.data.skip_broken, listed)
         self.clock = StepClock(session.device)
@@ -130,10 +130,10 @@ class Trial:
         checkpoint = self.session.latest_checkpoint()
         first = 0
         if checkpoint is not None:
-            first = load_state(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
+            first = load_checkpoint(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
         if self.session.rank == 0:
-            note(self.session.folder, STARTED, first)
-        batches, departure = self.batches(first, steps), Departure(self.session)
+            append_event(self.session.folder, STARTED, first)
+        batches, departure = self.batches(first, steps), PreemptionWatch(self.session)
         spoken = 0.0
         for step in range(first, steps):
             self.clock.begin()
@@ -163,7 +163,7 @@ class Trial:
         if self.session.rank == 0:
             self.session.progress("rung", step, self.settings.train.steps, float("nan"))
         value = self.assessment.glance(self.detector, step, self.rungs.metric, self.rungs.condition)
-        stopped = self.rungs.stops(step, from_first(value, self.session))
+        stopped = self.rungs.stops(step, broadcast(value, self.session))
         if stopped:
             self._add(step, [Measure(STOPPED, "steps", step)])
         return stopped
@@ -199,20 +199,20 @@ class Trial:
         """Write a step's numbers down, every ``log_every`` steps; losses are averaged over the ranks."""
         if step % self.settings.train.log_every and step != self.settings.train.steps:
             return
-        found = averaged(found, self.session)
+        found = all_reduce_mean(found, self.session)
         self._add(step, [_measure(name, value) for name, value in found.items()])
 
     def _note_broken(self, step: int) -> None:
         """Write down how many frames all ranks have skipped, if any may be."""
         if self.settings.data.skip_broken:
-            mean = averaged({"broken_frames": float(len(self.broken))}, self.session)["broken_frames"]
+            mean = all_reduce_mean({"broken_frames": float(len(self.broken))}, self.session)["broken_frames"]
             self._add(step, [Measure("broken_frames", "frames", mean * self.session.world_size)])
 
     def _checkpoint(self, step: int, loss: float, seconds_left: float) -> None:
         path = None
         if self.session.rank == 0:
             folder = self.session.folder / "checkpoints"
-            path = save_state(folder, step, self.settings.digest, self.model, self.optimiser.optimizer)
+            path = save_checkpoint(folder, step, self.settings.digest, self.model, self.optimiser.optimizer)
         self.session.report({"step": step, "loss": loss, "seconds_left": seconds_left}, path)
 
     def _profile(self) -> None:
@@ -248,22 +248,22 @@ class Trial:
             self.record.add(step, measures)
 
 
-def _build(settings: TrialSettings, session: Session) -> tuple[Any, Optimiser]:
+def _build(settings: TrialSettings, session: Session) -> tuple[Any, TrainStep]:
     """Build model and optimiser; every plan of the trial is tried on the model before anything trains."""
     seed_everything(settings.seed)
-    optim_wrapper = load_config(locate(settings.config), settings.overrides).optim_wrapper
+    optim_wrapper = load_config(resolve_path(settings.config), settings.overrides).optim_wrapper
     dtype = attention_dtype(settings)
     model = build_model(
-        locate(settings.config), settings.overrides, settings.plan, session.device.type, dtype
+        resolve_path(settings.config), settings.overrides, settings.plan, session.device.type, dtype
     ).to(session.device)
     if settings.init:
-        load_weights(model, locate(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
+        load_weights(model, resolve_path(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
     for plan in (*settings.mix, settings.plan):
         model.apply_plan(plan, dtype=dtype)
     train_through_graphs(model, settings.train.graph)
     optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)
     limit = clip_norm(optim_wrapper)
-    return model, Optimiser(
+    return model, TrainStep(
         model,
         optimizer,
         clip_norm=float("inf") if limit is None else limit,
@@ -278,7 +278,7 @@ def _is_biased(plan: Plan) -> bool:
     return any(choice.bias not in ("none", "local") for _, choice in plan.choices)
 
 
-def _open_record(settings: TrialSettings, session: Session, plan: str) -> Record:
+def _open_record(settings: TrialSettings, session: Session, plan: str) -> RowRecorder:
     common = Row(
         study=settings.study,
         trial=session.folder.name,
@@ -292,7 +292,7 @@ def _open_record(settings: TrialSettings, session: Session, plan: str) -> Record
         commit=commit(),
         recipe=session.recipe,
     )
-    return Record(session.folder / "rows.jsonl", common)
+    return RowRecorder(session.folder / "rows.jsonl", common)
 
 
 def _measure(name: str, value: float) -> Measure:

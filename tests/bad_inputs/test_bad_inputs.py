@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from pipeline.errors import is_refusal
+from pipeline.errors import is_user_error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from of_data import DATA  # helpers of this folder; the tests are no package
@@ -60,7 +60,7 @@ def test_one_sentence(case: Bad, good: Path, tmp_path: Path, monkeypatch, capfd)
     if callable(made):
         with pytest.raises((ValueError, RuntimeError)) as error:
             made()
-        assert is_refusal(error.value), f"{type(error.value)} is no refusal"
+        assert is_user_error(error.value), f"{type(error.value)} is no refusal"
         said = [str(error.value)]
     else:
         code, said = outcome(made, capfd)

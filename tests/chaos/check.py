@@ -5,11 +5,11 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.integrity import refuse_edits
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, read_rows
-from pipeline.runtime.event_log import STARTED, events
+from pipeline.runtime.event_log import STARTED, read_events
 
 TIMES = ("ms", "samples/s", "GiB")
 """Units of what no two runs measure alike."""
@@ -155,7 +155,7 @@ def _verdicts(folder: StudyFolder) -> dict[str, tuple[str, str]]:
 
 
 def _starts(trial: Path) -> list[int]:
-    return [event.step for event in events(trial) if event.what == STARTED]
+    return [event.step for event in read_events(trial) if event.what == STARTED]
 
 
 def _went_back(trial: Path, checkpoint: int) -> int:
@@ -170,6 +170,6 @@ def _went_back(trial: Path, checkpoint: int) -> int:
 def _seals(study: Path) -> str:
     try:
         refuse_edits(study)
-    except DecideError as error:
+    except AnalysisError as error:
         return str(error)
     return ""

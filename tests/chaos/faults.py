@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.runtime.event_log import STARTED, events
+from pipeline.runtime.event_log import STARTED, read_events
 from tests.chaos.cluster import Cluster, offspring
 
 SPARE_BYTES = 2 * 2**20
@@ -74,7 +74,7 @@ class Scene:
         alive = {
             pid for pid, words in offspring(self.nursery).items() if words.startswith("ray::RayTrainWorker")
         }
-        started = [event.pid for event in events(self.victim) if event.what == STARTED]
+        started = [event.pid for event in read_events(self.victim) if event.what == STARTED]
         found = [pid for pid in reversed(started) if pid in alive] or (
             sorted(alive) if self.alone and not begun else []
         )

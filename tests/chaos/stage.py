@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.temporary import temporary_folder
 from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery, shim
 from tests.chaos.study import chaos_recipe, make_unbroken, make_world
 
@@ -54,7 +54,7 @@ def stage(place: Path) -> Iterator[Stage]:
         place: folder to keep data, unbroken study and runs in; what is there is used again.
     """
     place.mkdir(parents=True, exist_ok=True)
-    with scratch_folder("chaos") as scratch, environment(scratch), nursery(log := scratch / "log") as pid:
+    with temporary_folder("chaos") as scratch, environment(scratch), nursery(log := scratch / "log") as pid:
         made = Stage(place.resolve(), scratch, Cluster(scratch), pid)
         make_world(made.world)
         await_nursery(log)

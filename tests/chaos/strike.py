@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.runtime.event_log import STARTED, events
-from pipeline.storage.checkpoint import newest_state
+from pipeline.runtime.event_log import STARTED, read_events
+from pipeline.storage.checkpoint import newest_checkpoint
 from tests.chaos.check import Result, Tally, tally
 from tests.chaos.cluster import ROOT, shim
 from tests.chaos.faults import FAULTS, LONELY, QUIET, TRACKED, Scene
@@ -196,7 +196,7 @@ class _Run:
         if scene.driver.poll() is not None:
             return
         for name in self.recipe.named_trials():
-            newest = newest_state(self.folder.trial(name) / "checkpoints")
+            newest = newest_checkpoint(self.folder.trial(name) / "checkpoints")
             self.checkpoints[name] = int(newest.name[5:]) if newest and not self._done(name) else 0
         if scene.mlflow:
             scene.mlflow.await_answer()
@@ -276,7 +276,7 @@ class _Run:
         return rows.read_bytes().count(b"\n") if rows.exists() else 0
 
     def _num_starts(self) -> int:
-        return sum(event.what == STARTED for event in events(self.folder.trial(self.victim)))
+        return sum(event.what == STARTED for event in read_events(self.folder.trial(self.victim)))
 
     def _done(self, name: str) -> bool:
         return (self.folder.trial(name) / "DONE.json").exists()

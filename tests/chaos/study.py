@@ -14,12 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full, plan_of
 from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke
-from experiments.recipes.recipe import Recipe, World, trials_of
+from experiments.recipes.recipe import Recipe, SyntheticDataset, trials_of
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import digest_inputs, make_worlds
+from experiments.study.preflight import digest_inputs, make_datasets
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
@@ -36,7 +36,9 @@ MAD = 1e20
 
 def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
     """The study over the data under ``root``; the trial ``mad`` of seed 1 (0 or 1), if any, diverges."""
-    world = World(str(root), seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 1)))
+    world = SyntheticDataset(
+        str(root), seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 1))
+    )
     base = replace(
         smoke().trials[0],
         study=NAME,
@@ -60,7 +62,7 @@ def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
         trials=tuple(trials),
         factors=design.sites,
         # NDS is above 0 even of a model that has learned nothing; without a price, times do not decide
-        rule=Rule(metric="NDS", sites=design.sites, price_points_per_percent=0.0),
+        rule=DecisionRule(metric="NDS", sites=design.sites, price_points_per_percent=0.0),
         worlds=(world,),
         concurrent_trials=2,
     )
@@ -69,7 +71,7 @@ def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
 def make_world(root: Path) -> None:
     """Generate the data, once."""
     if not (root / "synth.json").exists():
-        make_worlds(chaos_recipe(root).worlds, Console(file=io.StringIO()))
+        make_datasets(chaos_recipe(root).worlds, Console(file=io.StringIO()))
 
 
 def make_unbroken(root: Path, mad: int | None, runs: Path, python: str) -> StudyFolder:

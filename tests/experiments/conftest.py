@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.temporary import temporary_folder
 
 PATIENCE_S = 120
 """A head is up in 8 s, on a machine that does much else in 30."""
@@ -54,7 +54,7 @@ def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
         def start(*options: str, gcs: int = 0, **environment: str) -> Head:
             gcs = gcs or unused_port()
             server, agent = unused_port(), unused_port()
-            scratch = stack.enter_context(scratch_folder("head"))
+            scratch = stack.enter_context(temporary_folder("head"))
             given = {
                 **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
                 "RAY_AUTH_MODE": "token",

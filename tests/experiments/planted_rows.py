@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from experiments.calibration.simulation import Measured
+from experiments.calibration.simulation import SimulatedMeasurement
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, draw_name
 
@@ -82,7 +82,7 @@ def plant(truth: Truth, draw: int = 0, base: Row | None = None) -> list[Row]:
     return rows
 
 
-def rows_of(measured: Measured, sites: Sequence[str], step: int = 100) -> list[Row]:
+def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 100) -> list[Row]:
     """Write what simulated trials scored as the rows that real trials would have written.
 
     Args:

@@ -1,6 +1,6 @@
 """A study of 200 trials as small as trials get: what each costs beside its work, and what memory does.
 
-The study runs as every study does (``conduct``: Ray, Tune, Ray Train, rows, report); a trial is one step of
+The study runs as every study does (``run_study``: Ray, Tune, Ray Train, rows, report); a trial is one step of
 the smallest model. Its processes are forked from one that has imported torch and the model's libraries (the
 nursery of the chaos tests), because imports would be four fifths of 200 trials; ``measure.py`` has them in.
 Beside it, every few seconds, memory and processor time of all processes are added up by what they are:
@@ -29,8 +29,8 @@ from rich.console import Console
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, StudyFolder, read_json, write_json
-from experiments.study.run_study import Wishes, conduct
-from pipeline.storage.temporary import scratch_folder
+from experiments.study.run_study import RunOptions, run_study
+from pipeline.storage.temporary import temporary_folder
 from tests.chaos.cluster import await_nursery, environment, nursery, shim
 from tests.smallest import SMALLEST
 
@@ -61,16 +61,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/many"))
     asked = parser.parse_args()
     chosen = trivial(asked.trials)
-    wishes = Wishes(asked.out, asked.concurrent, tracking=asked.sync)
+    wishes = RunOptions(asked.out, asked.concurrent, tracking=asked.sync)
     watch = Watch(asked.out / "memory.csv")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it with a summary
-    with scratch_folder("many") as scratch, environment(scratch), nursery(log := scratch / "log"):
+    with temporary_folder("many") as scratch, environment(scratch), nursery(log := scratch / "log"):
         await_nursery(log)
         sys.executable = str(shim(scratch))  # what Ray takes for Python
         begun = time.time()
         watch.start()
         try:
-            conduct(chosen, wishes, Console(width=150))
+            run_study(chosen, wishes, Console(width=150))
         except KeyboardInterrupt:  # what was done until then is measured all the same
             print("interrupted")
         watch.stop()

@@ -22,8 +22,8 @@ from rich.console import Console
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import write_json
-from experiments.study.preflight import make_worlds
-from experiments.study.run_study import Wishes, conduct
+from experiments.study.preflight import make_datasets
+from experiments.study.run_study import RunOptions, run_study
 from pipeline.ray_train.local_cluster import ray_session
 
 TEN_MINUTES_S = 600
@@ -39,7 +39,7 @@ def main() -> None:
     if asked.way:
         go(asked.way, asked.out)
         return
-    make_worlds(smoke().worlds, Console())
+    make_datasets(smoke().worlds, Console())
     found: dict[str, list[float]] = {"plain": [], "one": [], "three": []}
     for turn in range(asked.repeat):
         for way in found:
@@ -83,7 +83,7 @@ def go(way: str, out: Path) -> None:
         content = {"pss_mib": total, "processes": sorted(seen), "cores_used_while_idle": round(used / 30, 3)}
         print(json.dumps(content))
     else:
-        conduct(mini(3 if way == "three" else 1), Wishes(out, concurrent=1), Console())
+        run_study(mini(3 if way == "three" else 1), RunOptions(out, concurrent=1), Console())
 
 
 def mini(trials: int) -> Recipe:

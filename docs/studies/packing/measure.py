@@ -19,12 +19,12 @@ from rich.console import Console
 
 from experiments.analysis.row_checks import final_values
 from experiments.packing.policy import packing_of
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import BEGUN, DONE, StudyFolder, read_json, write_json
-from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-from experiments.study.tune_runner import Running, run_trials
+from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
+from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.metrics.rows import Row, read_rows, read_study, select
 
 WAYS = ("packed", "alone")
@@ -42,20 +42,20 @@ def main() -> None:
     chosen, console = recipe(asked.recipe), Console(width=150)
     packed = StudyFolder((asked.out / "packed").resolve())
     packed.path.mkdir(parents=True, exist_ok=True)
-    make_worlds(chosen.worlds, console)
+    make_datasets(chosen.worlds, console)
     check_data(chosen)
     check_models(chosen)
     packing = packing_of(chosen, packed, None, True, console)
     if packing.threads:  # on a CPU
         chosen = chosen.with_threads(packing.threads)
-    running = Running(packing.concurrent, packing.gpu_share, tracking=False)
+    running = ExecutionOptions(packing.concurrent, packing.gpu_share, tracking=False)
     try:
         _run(chosen, packed, running, asked.packed, console)
         _sum_up(asked.out, chosen)
         _run(
             chosen,
             StudyFolder((asked.out / "alone").resolve()),
-            Running(tracking=False),
+            ExecutionOptions(tracking=False),
             asked.alone,
             console,
         )
@@ -63,7 +63,9 @@ def main() -> None:
         console.print(json.dumps(_sum_up(asked.out, chosen), indent=1), highlight=False)
 
 
-def _run(chosen: Recipe, folder: StudyFolder, running: Running, trials: int, console: Console) -> None:
+def _run(
+    chosen: Recipe, folder: StudyFolder, running: ExecutionOptions, trials: int, console: Console
+) -> None:
     """Run the first trials of a recipe in a folder of their own."""
     folder.claim(chosen, digest_inputs(chosen))
     check_trials(chosen, folder)
@@ -74,7 +76,7 @@ def _run(chosen: Recipe, folder: StudyFolder, running: Running, trials: int, con
 
 def _sum_up(out: Path, chosen: Recipe) -> dict[str, Any]:
     """Write down what both folders hold so far, and return it."""
-    rule = chosen.rule or Rule()
+    rule = chosen.rule or DecisionRule()
     table = [line for way in WAYS for line in _ended(out / way, way, rule)]
     if not table:
         return {}
@@ -98,7 +100,7 @@ def _times(rates: dict[str, dict[str, float]]) -> float:
     return rates["packed"]["trials_per_hour"] / rates["alone"]["trials_per_hour"]
 
 
-def _ended(study: Path, way: str, rule: Rule) -> list[dict[str, Any]]:
+def _ended(study: Path, way: str, rule: DecisionRule) -> list[dict[str, Any]]:
     """Return a line for each trial that is done: when, and what its time went to, in seconds.
 
     ``start_s``: Ray's processes, imports, data, model; ``train_s``: all steps, at the pace between the first
@@ -148,7 +150,7 @@ def _rate(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _compared(out: Path, chosen: Recipe, rule: Rule) -> dict[str, Any]:
+def _compared(out: Path, chosen: Recipe, rule: DecisionRule) -> dict[str, Any]:
     """Return the accuracy of the trials that ran both ways, and how much seeds change it."""
     alone, packed = (_points(read_study(out / way), rule) for way in ("alone", "packed"))
     arms: dict[tuple[str, ...], list[float]] = {}
@@ -165,7 +167,7 @@ def _compared(out: Path, chosen: Recipe, rule: Rule) -> dict[str, Any]:
     }
 
 
-def _points(rows: Sequence[Row], rule: Rule) -> dict[str, float]:
+def _points(rows: Sequence[Row], rule: DecisionRule) -> dict[str, float]:
     """Return trial -> metric in points."""
     return {name: 100 * value for name, value in final_values(rows, rule.metric, rule.condition).items()}
 

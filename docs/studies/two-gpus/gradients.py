@@ -20,12 +20,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from pipeline.config.early_stopping import Rungs
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
 from pipeline.detector.openmmlab.data_samples import collate
-from pipeline.runtime.collectives import highest
+from pipeline.runtime.collectives import all_reduce_max
 from pipeline.runtime.determinism import seed_everything
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import Trial
@@ -139,7 +139,7 @@ def step(
         session: where it runs.
         moved: every coordinate of the reference points is the next number that float32 has.
     """
-    running = Trial(settings, session, Rungs())
+    running = Trial(settings, session, EarlyStopping())
     if moved:
         points = running.model.pts_bbox_head.reference_points.weight.data
         points.copy_(torch.nextafter(points, torch.ones_like(points)))
@@ -165,7 +165,7 @@ def _cost_of_asking(session: Rank) -> dict[str, float]:
     times = []
     for _ in range(220):
         begun = time.perf_counter()
-        highest(0, session)
+        all_reduce_max(0, session)
         times.append(time.perf_counter() - begun)
     median, high = np.percentile(times[20:], (50, 95))
     return {"notice_check_us": 1e6 * float(median), "notice_check_p95_us": 1e6 * float(high)}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.analysis.recommend import THROUGHPUT, pareto_front
 from experiments.analysis.row_checks import typical_values
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.figures.style import Drawing, Palette, label_points
 from experiments.reporting.tables.base import arm_label, lenient_values, varied_sites
 from pipeline.config.plan import Plan
@@ -24,7 +24,7 @@ Points = dict[str, tuple[float, float]]
 """Name -> (speed, accuracy)."""
 
 
-def accuracy_speed(rows: Sequence[Row], rule: Rule, best: str = "") -> Drawing | None:
+def accuracy_speed(rows: Sequence[Row], rule: DecisionRule, best: str = "") -> Drawing | None:
     """Draw accuracy against throughput: a disc per plan, the front of the best, the price as a line.
 
     Args:
@@ -62,7 +62,7 @@ def _paint_speed(
     axes: Axes,
     palette: Palette,
     plans: Mapping[str, list[tuple[float, float]]],
-    rule: Rule,
+    rule: DecisionRule,
     best: str,
 ) -> None:
     means = {
@@ -97,7 +97,7 @@ def _paint_speed(
     label_points(figure, axes, dict(sorted(named.items())), list(means.values()))
 
 
-def _price_line(axes: Axes, baseline: tuple[float, float], rule: Rule, palette: Palette) -> None:
+def _price_line(axes: Axes, baseline: tuple[float, float], rule: DecisionRule, palette: Palette) -> None:
     """Draw the accuracy that each speed must reach to be worth its price, from the baseline on."""
     axes.margins(x=0.14, y=0.12)
     axes.autoscale_view()
@@ -111,7 +111,7 @@ def _price_line(axes: Axes, baseline: tuple[float, float], rule: Rule, palette: 
     axes.set_ylim(bounds)
 
 
-def learned_scale(rows: Sequence[Row], rule: Rule) -> Drawing | None:
+def learned_scale(rows: Sequence[Row], rule: DecisionRule) -> Drawing | None:
     """Draw ``bias_scale`` as it is learned: thin a trial, bold the mean of trials alike.
 
     Where layers have scales of their own, trials are alike in the layer; where they share one, in the
@@ -137,7 +137,9 @@ def learned_scale(rows: Sequence[Row], rule: Rule) -> Drawing | None:
     )
 
 
-def _scale_curves(rows: Sequence[Row], rule: Rule, sites: Sequence[str]) -> dict[str, list[dict[int, float]]]:
+def _scale_curves(
+    rows: Sequence[Row], rule: DecisionRule, sites: Sequence[str]
+) -> dict[str, list[dict[int, float]]]:
     """Return label -> curves (step -> value) of ``bias_scale``, one a trial."""
     treated: dict[str, list[str]] = {}
     for text in {row.plan for row in rows}:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from experiments.analysis.decide import Effect, Evidence
 from experiments.analysis.row_checks import final_values, typical_values
 from experiments.analysis.verdicts import MOST_FURTHER_SEEDS, UNDECIDED, Verdict
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, select
@@ -28,7 +28,7 @@ TIMES = {
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """One table.
 
     Attributes:
@@ -74,13 +74,13 @@ def varied_sites(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(sorted(site for site, found in levels.items() if len(found) > 1))
 
 
-def arm_label(plan: str, sites: Sequence[str], rule: Rule) -> str:
+def arm_label(plan: str, sites: Sequence[str], rule: DecisionRule) -> str:
     """Name a trial's plan as ``spell_levels`` does."""
     choices = dict(Plan.parse(plan).choices)
     return spell_levels([level_of(choices[site]) if site in choices else "" for site in sites], sites, rule)
 
 
-def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: Rule) -> str:
+def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: DecisionRule) -> str:
     """Name a plan by its treated sites, shortly: ``0 + 2``; the level too where the rule knows several."""
     short, many = short_names(sites), len(rule.treatments) > 1
     treated = [(short[s], level) for s, level in zip(sites, levels, strict=True) if level in rule.treatments]
@@ -100,22 +100,22 @@ VERDICT_COLUMNS = (
 )
 
 
-def verdict_sheet(evidence: Evidence) -> Sheet:
+def verdict_table(evidence: Evidence) -> Table:
     """Return one line per site and level, with everything its verdict rests on."""
     own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
     own["further_trials_per_arm"] = "further_trials"
     lines = tuple(
         tuple(getattr(v, own.get(column, column)) for column in VERDICT_COLUMNS) for v in evidence.verdicts
     )
-    return Sheet("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
+    return Table("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
 
 
-def effect_sheet(evidence: Evidence) -> Sheet:
+def effect_table(evidence: Evidence) -> Table:
     """Return one line per site, level, metric and sensor condition."""
     effects = (*evidence.effects, *evidence.other_effects)
     lines = tuple((e.site, e.level, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
     heads = ("site", "level", "metric", "condition", "gain", "low", "high")
-    return Sheet("effects", "Gain per layer and sensor condition, points", heads, lines)
+    return Table("effects", "Gain per layer and sensor condition, points", heads, lines)
 
 
 def condition_table(evidence: Evidence) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -136,7 +136,7 @@ def signed(value: float, digits: int = 2) -> str:
     return sign + text
 
 
-def trial_sheet(rows: Sequence[Row], rule: Rule) -> Sheet:
+def trial_table(rows: Sequence[Row], rule: DecisionRule) -> Table:
     """Return one line per trial: accuracy per condition in points, speed, memory."""
     sites = rule.sites or varied_sites(rows)
     trials = {row.trial: row for row in rows}
@@ -157,7 +157,7 @@ def trial_sheet(rows: Sequence[Row], rule: Rule) -> Sheet:
     ]
     lines.sort(key=lambda line: (line[0] != rule.baseline, str(line[0]), line[1], line[-1]))
     heads = (f"{' or '.join(rule.treatments)} at", "seed", *columns, "trial")
-    return Sheet("trials", "All trials (accuracy in points)", heads, tuple(lines))
+    return Table("trials", "All trials (accuracy in points)", heads, tuple(lines))
 
 
 def spell(cell: str | float | int | None) -> str:
@@ -173,7 +173,7 @@ def lenient_values(rows: Sequence[Row], metric: str, condition: str) -> dict[str
     """Return ``final_values``; of contradicting rows the newest, since a table shows and does not judge."""
     try:
         return final_values(rows, metric, condition)
-    except DecideError:
+    except AnalysisError:
         newest = sorted(select(rows, metric=metric, condition=condition, site="", scene=""), key=_age)
         return {row.trial: row.value for row in newest}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from experiments.analysis.confirmation import Confirmed
 from experiments.analysis.decide import Evidence
 from experiments.analysis.recommend import Recommendation, measured_arms, pareto_front, predict
-from experiments.reporting.tables.base import Sheet, short_names, spell_levels
+from experiments.reporting.tables.base import Table, short_names, spell_levels
 from experiments.storage.usage import Used
 from pipeline.metrics.rows import Row
 
@@ -17,7 +17,7 @@ STUDY = "this study"
 """Name of the study's own trials in the table of costs."""
 
 
-def plan_sheet(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) -> Sheet:
+def plan_table(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) -> Table:
     """Return one line per plan, best utility first: predicted, measured, whether it is on the front."""
     table, rule = evidence.table, evidence.rule
     measured = measured_arms(rows, evidence)
@@ -37,10 +37,10 @@ def plan_sheet(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) 
         *("seeds", "Pareto front"),
     )
     title = f"Plans, best utility first ({rule.metric} {rule.condition} in points)"
-    return Sheet("plans", title, heads, tuple(lines))
+    return Table("plans", title, heads, tuple(lines))
 
 
-def shown_plans(sheet: Sheet, baseline: str) -> tuple[tuple[str | float | int | None, ...], ...]:
+def shown_plans(sheet: Table, baseline: str) -> tuple[tuple[str | float | int | None, ...], ...]:
     """Return the lines a page shows: the best, those of the front, and the baseline."""
     lines = sheet.lines
     kept = [i for i, line in enumerate(lines) if line[-1] == FRONT or line[0] == baseline]
@@ -48,7 +48,7 @@ def shown_plans(sheet: Sheet, baseline: str) -> tuple[tuple[str | float | int | 
     return tuple(lines[i] for i in sorted({*kept, *best}))
 
 
-def confirmation_sheet(confirmed: Sequence[Confirmed], evidence: Evidence) -> Sheet:
+def confirmation_table(confirmed: Sequence[Confirmed], evidence: Evidence) -> Table:
     """Return one line per plan of the confirmation: predicted by the study, measured on fresh seeds."""
     table, rule = evidence.table, evidence.rule
     lines = tuple(
@@ -67,10 +67,10 @@ def confirmation_sheet(confirmed: Sequence[Confirmed], evidence: Evidence) -> Sh
         *(f"{' or '.join(rule.treatments)} at", f"{rule.metric} measured", "samples/s measured", "seeds"),
         *("gain predicted", "gain measured", "low", "high"),
     )
-    return Sheet("confirmation", "Confirmation on fresh seeds, points, paired by seed", heads, lines)
+    return Table("confirmation", "Confirmation on fresh seeds, points, paired by seed", heads, lines)
 
 
-def interaction_sheet(evidence: Evidence) -> Sheet:
+def interaction_table(evidence: Evidence) -> Table:
     """Return one line per pair of sites, or per group of pairs that the arms cannot tell apart."""
     short = short_names(evidence.table.sites)
     lines = tuple(
@@ -78,16 +78,16 @@ def interaction_sheet(evidence: Evidence) -> Sheet:
         for pair in evidence.interactions
     )
     title = f"What pairs of layers gain beyond the sum, points of {evidence.rule.metric}, each interval alone"
-    return Sheet("interactions", title, ("layers", "gain", "low", "high"), lines)
+    return Table("interactions", title, ("layers", "gain", "low", "high"), lines)
 
 
-def alias_sheet(evidence: Evidence) -> Sheet:
+def alias_table(evidence: Evidence) -> Table:
     """Return one line per group of effects that the arms cannot tell apart."""
     lines = tuple((" = ".join(name.replace(":", " with ") for name in group),) for group in evidence.aliases)
-    return Sheet("aliases", "What these arms cannot tell apart", ("effects seen as one",), lines)
+    return Table("aliases", "What these arms cannot tell apart", ("effects seen as one",), lines)
 
 
-def cost_sheet(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | None) -> Sheet:
+def cost_table(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | None) -> Table:
     """Return what the study cost and, if there are verdicts, what the full grid of its plans would have cost.
 
     Args:
@@ -103,7 +103,7 @@ def cost_sheet(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | Non
             size *= 1 + sum(s == site for s, _ in table.terms)
         mean = Used(_mean([u.hours for u in whole]), _mean([u.gpu_hours for u in whole]))
         lines.append(_cost_line(f"the full grid of plans, {len(table.seeds)} seeds", [mean] * size))
-    return Sheet("cost", "What it cost", ("what", "trials", "hours", "GPU hours"), tuple(lines))
+    return Table("cost", "What it cost", ("what", "trials", "hours", "GPU hours"), tuple(lines))
 
 
 def _cost_line(name: str, trials: Sequence[Used]) -> tuple[str | float | int | None, ...]:

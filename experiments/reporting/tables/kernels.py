@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from experiments.reporting.tables.base import Sheet
+from experiments.reporting.tables.base import Table
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
 
@@ -11,7 +11,7 @@ SLOWEST = 4
 """Kernels that a page names per site; the CSV file has them all."""
 
 
-def kernel_sheet(rows: Sequence[Row]) -> Sheet:
+def kernel_table_of_study(rows: Sequence[Row]) -> Table:
     """Return, per site and choice, the kernels that really ran, slowest first."""
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     choices = {text: dict(Plan.parse(text).choices) for text in {row.plan for row in rows}}
@@ -23,12 +23,12 @@ def kernel_sheet(rows: Sequence[Row]) -> Sheet:
     for (site, choice), kernels in sorted(found.items()):
         slowest = sorted(((sum(v) / len(v), name) for name, v in kernels.items()), reverse=True)
         lines += [(site, choice, name, ms) for ms, name in slowest]
-    return Sheet(
+    return Table(
         "kernels", "Kernels that really ran", ("site", "choice", "kernel", "ms in one step"), tuple(lines)
     )
 
 
-def kernel_table(sheet: Sheet) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def kernel_table(sheet: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return the kernels as heads and lines to print: a line per site and choice, the slowest named."""
     groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
     for site, choice, kernel, ms in sheet.lines:

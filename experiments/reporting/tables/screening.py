@@ -7,10 +7,10 @@ from scipy.stats import spearmanr
 from experiments.analysis.decide import Evidence
 from experiments.analysis.screening import Ranked
 from experiments.analysis.verdicts import PAYS, Verdict
-from experiments.reporting.tables.base import Sheet
+from experiments.reporting.tables.base import Table
 
 
-def screen_sheet(ranked: Sequence[Ranked], evidence: Evidence | None) -> Sheet:
+def screening_table(ranked: Sequence[Ranked], evidence: Evidence | None) -> Table:
     """Return one line per site, the most promising first: screened, and retrained where both exist."""
     found = retrained(evidence) if evidence else {}
     lines = []
@@ -27,10 +27,10 @@ def screen_sheet(ranked: Sequence[Ranked], evidence: Evidence | None) -> Sheet:
         *("retrained gain", "low", "high", "verdict"),
     )
     title = "Screening (an intervention on one trained model, no verdict) and retraining, points"
-    return Sheet("screen", title, heads, tuple(lines))
+    return Table("screen", title, heads, tuple(lines))
 
 
-def judge_screen(ranked: Sequence[Ranked], evidence: Evidence) -> str:
+def compare_screening(ranked: Sequence[Ranked], evidence: Evidence) -> str:
     """Say in a sentence how well the screening foretold the retraining; empty with fewer than two sites."""
     found = retrained(evidence)
     both = [(one, found[one.site]) for one in ranked if one.site in found]

@@ -25,7 +25,7 @@ from pipeline.data.augmentation.pipeline_steps import (
     Step,
 )
 from pipeline.data.sample import DataError, Sample, Transform
-from pipeline.data.source import ALL, Reading
+from pipeline.data.source import READ_ALL, Reading
 
 STEPS: Mapping[str, Any] = {
     step.__name__: step
@@ -96,8 +96,8 @@ class TrainPipeline:
     """
 
     steps: tuple[Step, ...]
-    reading: Reading = ALL
-    val_reading: Reading = ALL
+    reading: Reading = READ_ALL
+    val_reading: Reading = READ_ALL
     balanced: bool = False
     paste_epochs: int | None = None
 
@@ -142,7 +142,7 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
         )
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
     held = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
-    val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else ALL
+    val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else READ_ALL
     fades = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == FADE]
     epochs = fades[-1].get("disable_after_epoch", 15) if fades else None  # mmdet3d's default
     return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipeline.data.formats.decoding import load_sample
 from pipeline.data.formats.nuscenes_tables import FrameRecord
 from pipeline.data.sample import Sample
-from pipeline.data.source import ALL, Reading
+from pipeline.data.source import READ_ALL, Reading
 
 
 class FileSource:
@@ -17,7 +17,7 @@ class FileSource:
         reading: what is read of them.
     """
 
-    def __init__(self, records: Sequence[FrameRecord], reading: Reading = ALL) -> None:
+    def __init__(self, records: Sequence[FrameRecord], reading: Reading = READ_ALL) -> None:
         self._records = [
             replace(record.with_points(reading.min_points), sweeps=record.sweeps[: reading.sweeps])
             for record in records

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config.settings import DataSettings
 from pipeline.data.source import is_remote
-from pipeline.storage.paths import locate
+from pipeline.storage.paths import resolve_path
 
 
 def fingerprint(data: DataSettings) -> str:
@@ -30,7 +30,7 @@ def fingerprint(data: DataSettings) -> str:
 
 
 def _contents(root: str, version: str, split: str) -> Iterator[bytes]:
-    place = Path(root) if is_remote(root) else locate(root)
+    place = Path(root) if is_remote(root) else resolve_path(root)
     if place.suffix == ".pkl":
         yield place.read_bytes()
     elif not is_remote(root) and (place / version).is_dir():

@@ -19,7 +19,7 @@ from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.nuscenes_tables import FrameRecord, Sweep
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, DataError
-from pipeline.data.source import ALL, Reading
+from pipeline.data.source import READ_ALL, Reading
 
 FORMATS = ("1.1",)
 """Info versions read here; 1.0 keeps other keys and other box conventions."""
@@ -66,7 +66,7 @@ class InfoSource(FileSource):
         DataError: not an info file, another format, a forbidden object, or a missing key.
     """
 
-    def __init__(self, path: Path, root: Path | None = None, reading: Reading = ALL) -> None:
+    def __init__(self, path: Path, root: Path | None = None, reading: Reading = READ_ALL) -> None:
         super().__init__(read_infos(path, root or path.parent), reading)
 
 

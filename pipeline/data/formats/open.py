@@ -5,10 +5,10 @@ from pathlib import Path
 from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import DataError
-from pipeline.data.source import ALL, Reading, Source, is_remote
+from pipeline.data.source import READ_ALL, Reading, Source, is_remote
 
 
-def open_source(root: str | Path, version: str, split: str, reading: Reading = ALL) -> Source:
+def open_source(root: str | Path, version: str, split: str, reading: Reading = READ_ALL) -> Source:
     """Open a dataset: an info file (``.pkl``), a folder or URI of shards, or a root in nuScenes layout.
 
     Args:

@@ -20,7 +20,7 @@ from pipeline.data.formats.nuscenes_tables import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS, STATISTICS, open_store, read_manifest
 from pipeline.data.formats.shard_schema import to_record
 from pipeline.data.sample import CAMERAS, DataError, Sample
-from pipeline.data.source import ALL, Reading
+from pipeline.data.source import READ_ALL, Reading
 
 OPEN_FILES = 16
 """Files a process keeps open: each holds its footer, 60 kB; opening one again costs a millisecond."""
@@ -75,7 +75,7 @@ class ShardSource:
     """
 
     def __init__(
-        self, folder: Path | str, split: str, reading: Reading = ALL, where: Where | None = None
+        self, folder: Path | str, split: str, reading: Reading = READ_ALL, where: Where | None = None
     ) -> None:
         if reading.remove_close:
             raise DataError(

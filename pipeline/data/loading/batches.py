@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.data.loading.prefetch import Room, size_of
 from pipeline.data.loading.sampler import BatchOrder
-from pipeline.data.sample import DataError, Sample, Schedule, Transform
+from pipeline.data.sample import DataError, EpochTransform, Sample, Transform
 from pipeline.data.source import Source
 
 SHARED_BYTES = 2**15
@@ -30,7 +30,13 @@ class _Batches(Dataset["_Made"]):
     """
 
     def __init__(
-        self, source: Source, transform: Transform | Schedule, seed: int, skip: int, first: int, room: Room
+        self,
+        source: Source,
+        transform: Transform | EpochTransform,
+        seed: int,
+        skip: int,
+        first: int,
+        room: Room,
     ) -> None:
         self._source = source
         self._transform = transform
@@ -57,7 +63,7 @@ class _Batches(Dataset["_Made"]):
         # the 1 keeps this stream apart from the permutations', which are seeded by (seed, epoch)
         rng = np.random.default_rng((self._seed, epoch, frame, 1))
         transform = self._transform
-        return (transform.at(epoch) if isinstance(transform, Schedule) else transform)(sample, rng)
+        return (transform.at(epoch) if isinstance(transform, EpochTransform) else transform)(sample, rng)
 
     def _read(self, frame: int, broken: dict[str, str]) -> Sample:
         for further in range(len(self._source)):
@@ -90,7 +96,7 @@ class _Made(NamedTuple):
 def training_batches(
     source: Source,
     order: BatchOrder,
-    transform: Transform | Schedule,
+    transform: Transform | EpochTransform,
     first_step: int,
     last_step: int,
     workers: int,
@@ -104,7 +110,7 @@ def training_batches(
     Args:
         source: frames.
         order: which frames belong to a step.
-        transform: applied to every sample; see ``Transform`` and ``Schedule``.
+        transform: applied to every sample; see ``Transform`` and ``EpochTransform``.
         first_step: step to go on at, 0 for a new run.
         last_step: where training ends.
         workers: loader processes; 0 loads in this one.

@@ -182,7 +182,7 @@ class Pair:
         return [None if x is None else x.detach() for x in grads]
 
 
-class Frozen:
+class FrozenPass:
     """A forward pass without a backward pass."""
 
     def __init__(self, module: nn.Module, x: Tensor, buffer: Buffer, recorder: "Recorder") -> None:

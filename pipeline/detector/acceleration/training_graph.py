@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.detector.acceleration.captured_passes import (
-    Frozen,
+    FrozenPass,
     Pair,
     Passes,
     Recorder,
@@ -50,7 +50,7 @@ class TrainGraphs(Gate):
         self._owner = owner
         self._parameters = dict(owner.named_parameters())
         self._pairs: dict[Hashable, Pair] = {}
-        self._frozen: dict[Hashable, Frozen] = {}
+        self._frozen: dict[Hashable, FrozenPass] = {}
         self._parts: dict[nn.Module, tuple[list[nn.Parameter], list[_BatchNorm]]] = {}
         self._most = most
         self._seen: set[Hashable] = set()
@@ -103,7 +103,7 @@ class TrainGraphs(Gate):
         if x.requires_grad or trains or not (at in self._frozen or self._comes_again(at)):
             return tuple(module(x))
         if at not in self._frozen:
-            self._frozen[at] = Frozen(module, x, self._buffer, self._recorder_on(x.device))
+            self._frozen[at] = FrozenPass(module, x, self._buffer, self._recorder_on(x.device))
         return self._frozen[at].replay(x)
 
     def _comes_again(self, at: Hashable) -> bool:

@@ -32,7 +32,7 @@ class ScheduleError(ValueError):
 
 
 @dataclass(frozen=True)
-class Length:
+class TrainingLength:
     """How long a config trains; one of the two is None.
 
     Attributes:
@@ -48,7 +48,7 @@ class Length:
         return self.steps if self.steps is not None else (self.epochs or 0) * epoch
 
 
-def read_length(config: Mapping[str, Any]) -> Length | None:
+def read_length(config: Mapping[str, Any]) -> TrainingLength | None:
     """Read ``train_cfg``; None if the config has none.
 
     Raises:
@@ -69,7 +69,7 @@ def read_length(config: Mapping[str, Any]) -> Length | None:
     number = loop.get(LOOPS[kind])
     if not isinstance(number, int) or number < 1:
         raise ScheduleError(f"train_cfg: {kind} needs {LOOPS[kind]}, a number of 1 or more, got {number!r}")
-    return Length(epochs=number) if LOOPS[kind] == "max_epochs" else Length(steps=number)
+    return TrainingLength(epochs=number) if LOOPS[kind] == "max_epochs" else TrainingLength(steps=number)
 
 
 def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-class Schedule:
+class LrSchedule:
     """Sets learning rates and momenta of an optimiser, step by step.
 
     Args:
@@ -106,7 +106,7 @@ class Schedule:
         self,
         entries: Sequence[Mapping[str, Any]],
         optimizer: torch.optim.Optimizer,
-        length: Length,
+        length: TrainingLength,
         epoch: float,
         lr_scale: float = 1.0,
     ) -> None:
@@ -157,7 +157,7 @@ def _in_steps(epochs: Any, epoch: float) -> Any:
 
 
 def _build(
-    place: int, entry: Mapping[str, Any], shadow: torch.optim.Optimizer, length: Length, epoch: float
+    place: int, entry: Mapping[str, Any], shadow: torch.optim.Optimizer, length: TrainingLength, epoch: float
 ) -> Any:
     """Build one of mmengine's schedulers, as its Runner does; None: in so few steps its phase has none."""
     made = dict(entry)

@@ -10,7 +10,7 @@ from scipy.stats import t as student
 
 from experiments.analysis.decide import decide, weigh
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.metrics.rows import Row, select
 from tests.experiments.planted_rows import Truth, plant
 
@@ -20,7 +20,7 @@ FP64 = 1e-9  # points; values are below 100, so fp64 rounding of a 16-row fit st
 
 
 def free_rule(**changes):
-    return replace(Rule(price_points_per_percent=0.0), **changes)
+    return replace(DecisionRule(price_points_per_percent=0.0), **changes)
 
 
 def by_hand(differences):
@@ -57,7 +57,7 @@ def test_further_trials_as_on_paper(differences, further):
 
 def test_effects_equal_the_contrasts_of_a_balanced_factorial():
     rows = plant(Truth(dict.fromkeys(SITES, 1.0)), draw=3)
-    for index, verdict in enumerate(decide(rows, Rule())):
+    for index, verdict in enumerate(decide(rows, DecisionRule())):
         groups = {"0": [], "1": []}
         for row in select(rows, metric="NDS"):
             groups[row.trial[1 + index]].append(100 * row.value)
@@ -67,7 +67,7 @@ def test_effects_equal_the_contrasts_of_a_balanced_factorial():
 
 def test_planted_gain_pays_planted_loss_costs_and_nothing_is_undecided():
     truth = Truth(dict(zip(SITES, (6.0, 0.0, -6.0), strict=True)))
-    verdicts = {v.site: v for v in decide(plant(truth, draw=1), Rule())}
+    verdicts = {v.site: v for v in decide(plant(truth, draw=1), DecisionRule())}
     assert [verdicts[site].verdict for site in SITES] == [PAYS, UNDECIDED, COSTS]
     assert verdicts[SITES[0]].further_trials == 0
     undecided = verdicts[SITES[1]].further_trials
@@ -76,7 +76,7 @@ def test_planted_gain_pays_planted_loss_costs_and_nothing_is_undecided():
 
 def test_a_gain_below_its_price_costs():
     truth = Truth({SITES[0]: 1.0, SITES[1]: 1.0}, {SITES[0]: 30.0}, noise=0.05, time_noise_percent=0.1)
-    slow, fast = decide(plant(truth), Rule())
+    slow, fast = decide(plant(truth), DecisionRule())
     assert slow.low > 0
     assert (slow.verdict, fast.verdict) == (COSTS, PAYS)
     assert slow.price == pytest.approx(0.1 * slow.slowdown_percent, abs=FP64)
@@ -86,35 +86,35 @@ def test_without_noise_in_time_the_price_is_exact():
     truth = Truth(
         dict.fromkeys(SITES, 0.0), dict(zip(SITES, (0.0, 2.0, 5.0), strict=True)), time_noise_percent=0
     )
-    for verdict, percent in zip(decide(plant(truth), Rule()), (0, 2, 5), strict=True):
+    for verdict, percent in zip(decide(plant(truth), DecisionRule()), (0, 2, 5), strict=True):
         assert verdict.slowdown_percent == pytest.approx(percent, abs=FP64)
         # Holm's step is at least Bonferroni's, which the interval of the gain has
         assert verdict.net_low >= verdict.low - verdict.price - FP64
-    (alone,) = decide(plant(Truth(ONE_SITE, {SITES[0]: 2.0}, time_noise_percent=0)), Rule())
+    (alone,) = decide(plant(Truth(ONE_SITE, {SITES[0]: 2.0}, time_noise_percent=0)), DecisionRule())
     assert alone.net_low == pytest.approx(alone.low - alone.price, abs=FP64)
 
 
 def test_noise_in_time_widens_the_decision_and_never_narrows_it():
     sites = dict.fromkeys(SITES, 0.0)
-    for verdict in decide(plant(Truth(sites, time_noise_percent=10)), Rule()):
+    for verdict in decide(plant(Truth(sites, time_noise_percent=10)), DecisionRule()):
         assert verdict.net_low < verdict.low - verdict.price
         assert verdict.net_high > verdict.high - verdict.price
 
 
 def test_order_of_rows_and_the_level_of_a_seed_do_not_matter():
     rows = plant(Truth(dict.fromkeys(SITES, 1.0)))
-    expected = decide(rows, Rule())
+    expected = decide(rows, DecisionRule())
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert decide(shuffled, Rule()) == expected
+    assert decide(shuffled, DecisionRule()) == expected
     lifted = [replace(r, value=r.value + 0.1) if (r.metric, r.seed) == ("NDS", 1) else r for r in rows]
-    for one, other in zip(decide(lifted, Rule()), expected, strict=True):
+    for one, other in zip(decide(lifted, DecisionRule()), expected, strict=True):
         assert one.low == pytest.approx(other.low, abs=FP64)
 
 
 def test_effects_per_condition():
     conditions = {"clean": (1.0, 1.0), "no_lidar": (0.5, -1.0)}
     truth = Truth({SITES[0]: 6.0}, seeds=tuple(range(4)), conditions=conditions)
-    found = {effect.condition: effect for effect in weigh(plant(truth), Rule()).effects}
+    found = {effect.condition: effect for effect in weigh(plant(truth), DecisionRule()).effects}
     assert found["clean"].low > 0
     assert found["no_lidar"].high < 0
 
@@ -122,13 +122,13 @@ def test_effects_per_condition():
 def test_rows_written_again_by_a_resumed_trial_count_once():
     rows = plant(Truth(ONE_SITE))
     again = [replace(row, time=row.time + 1) for row in rows if row.trial == "w1-s1"]
-    assert decide(rows + again, Rule()) == decide(rows, Rule())
+    assert decide(rows + again, DecisionRule()) == decide(rows, DecisionRule())
 
 
 def test_the_last_step_of_a_trial_counts():
     rows = plant(Truth(ONE_SITE))
     early = [replace(row, step=row.step - 1, value=0.0) for row in select(rows, metric="NDS")]
-    assert decide(early + rows, Rule()) == decide(rows, Rule())
+    assert decide(early + rows, DecisionRule()) == decide(rows, DecisionRule())
 
 
 def test_a_diverged_trial_is_named_and_the_rest_is_judged():
@@ -136,7 +136,7 @@ def test_a_diverged_trial_is_named_and_the_rest_is_judged():
     rows = [
         replace(r, value=math.nan) if (r.trial, r.metric) == ("w101-s0", "NDS") else r for r in plant(truth)
     ]
-    evidence = weigh(rows, Rule())
+    evidence = weigh(rows, DecisionRule())
     assert evidence.table.diverged == ("w101-s0",)
     assert "w101-s0" in evidence.notes[0]
     assert evidence.verdicts[0].verdict == PAYS
@@ -148,7 +148,7 @@ def test_a_trial_that_diverged_before_its_evaluation_is_named():
     sample = next(select(rows, trial="w010-s1"))
     rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
     lost = [*rest, replace(sample, metric="loss", unit="nats", condition="", value=math.nan)]
-    assert weigh(lost, Rule()).table.diverged == ("w010-s1",)
+    assert weigh(lost, DecisionRule()).table.diverged == ("w010-s1",)
 
 
 def test_a_trial_that_diverged_after_a_rung_is_named():
@@ -157,13 +157,13 @@ def test_a_trial_that_diverged_after_a_rung_is_named():
     rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
     rung = replace(sample, step=sample.step - 2)
     lost = replace(sample, step=sample.step - 1, metric="loss", unit="nats", condition="", value=math.nan)
-    assert weigh([*rest, rung, lost], Rule()).table.diverged == ("w010-s1",)
+    assert weigh([*rest, rung, lost], DecisionRule()).table.diverged == ("w010-s1",)
 
 
 def test_a_condition_that_is_incomplete_is_noted_and_not_estimated():
     truth = Truth(ONE_SITE, conditions={"clean": (1.0, 1.0), "no_lidar": (0.5, 1.0)})
     rows = [r for r in plant(truth) if (r.trial, r.condition) != ("w1-s0", "no_lidar")]
-    evidence = weigh(rows, Rule())
+    evidence = weigh(rows, DecisionRule())
     assert {effect.condition for effect in evidence.effects} == {"clean"}
     assert "no_lidar" in evidence.notes[0]
 
@@ -219,37 +219,39 @@ REFUSED = {
 def test_refusals(name):
     spoil, sentence = REFUSED[name]
     rows = spoil(plant(Truth(dict.fromkeys(SITES[:2], 0.0))))
-    with pytest.raises(DecideError, match=sentence.replace("+", r"\+")) as caught:
-        decide(rows, Rule(sites=SITES[:2], seeds=(0, 1)))
+    with pytest.raises(AnalysisError, match=sentence.replace("+", r"\+")) as caught:
+        decide(rows, DecisionRule(sites=SITES[:2], seeds=(0, 1)))
     assert "\n" not in str(caught.value)
 
 
 def test_unknown_metric_lists_what_was_measured():
-    with pytest.raises(DecideError, match=r"no row measures F1 .* measured were NDS \(clean\)"):
-        decide(plant(Truth(ONE_SITE)), Rule(metric="F1"))
+    with pytest.raises(AnalysisError, match=r"no row measures F1 .* measured were NDS \(clean\)"):
+        decide(plant(Truth(ONE_SITE)), DecisionRule(metric="F1"))
 
 
 def test_one_seed_of_one_site_leaves_no_noise_to_judge_by():
-    with pytest.raises(DecideError, match="add a seed"):
-        decide(plant(Truth(ONE_SITE, seeds=(0,))), Rule())
+    with pytest.raises(AnalysisError, match="add a seed"):
+        decide(plant(Truth(ONE_SITE, seeds=(0,))), DecisionRule())
 
 
 def test_a_site_that_varies_unasked_is_refused():
-    with pytest.raises(DecideError, match=r"decoder.1.cross varies .* does not ask"):
-        decide(plant(Truth(dict.fromkeys(SITES[:2], 0.0))), Rule(sites=SITES[:1]))
+    with pytest.raises(AnalysisError, match=r"decoder.1.cross varies .* does not ask"):
+        decide(plant(Truth(dict.fromkeys(SITES[:2], 0.0))), DecisionRule(sites=SITES[:1]))
 
 
 def test_nothing_varies():
     rows = [row for row in plant(Truth(ONE_SITE)) if row.trial.startswith("w0")]
-    with pytest.raises(DecideError, match="no site's bias differs"):
-        decide(rows, Rule())
+    with pytest.raises(AnalysisError, match="no site's bias differs"):
+        decide(rows, DecisionRule())
 
 
 def test_where_nothing_is_planted_false_verdicts_are_as_rare_as_promised():
     """Any false verdict in at most 5 % of studies; a true 5 % gives more than allowed once in a thousand."""
     studies = 300
     null = Truth(dict.fromkeys(SITES, 0.0), time_noise_percent=5)
-    wrong = sum(any(v.verdict != UNDECIDED for v in decide(plant(null, d), Rule())) for d in range(studies))
+    wrong = sum(
+        any(v.verdict != UNDECIDED for v in decide(plant(null, d), DecisionRule())) for d in range(studies)
+    )
     assert wrong <= binom.ppf(0.999, studies, 0.05)
     assert wrong > 0  # intervals that never miss would be too wide to find anything
 
@@ -258,7 +260,7 @@ def test_intervals_cover_the_planted_truth_together():
     studies = 300
     truth = Truth(dict(zip(SITES, (1.0, 0.0, -2.0), strict=True)))
     covered = sum(
-        all(v.low <= truth.gain[v.site] <= v.high for v in decide(plant(truth, draw), Rule()))
+        all(v.low <= truth.gain[v.site] <= v.high for v in decide(plant(truth, draw), DecisionRule()))
         for draw in range(studies)
     )
     assert covered >= binom.ppf(0.001, studies, 0.95)
@@ -275,20 +277,20 @@ def test_intervals_cover_the_planted_truth_together():
     ],
 )
 def test_rules_that_decide_nothing_are_refused(changes, sentence):
-    with pytest.raises(DecideError, match=sentence):
-        Rule(**changes)
+    with pytest.raises(AnalysisError, match=sentence):
+        DecisionRule(**changes)
 
 
 def test_a_rule_survives_json_and_its_digest_names_it():
-    rule = Rule(sites=SITES, seeds=(0, 1))
-    assert Rule.from_dict(rule.to_dict()) == rule
-    assert Rule.from_dict(rule.to_dict()).digest == rule.digest
+    rule = DecisionRule(sites=SITES, seeds=(0, 1))
+    assert DecisionRule.from_dict(rule.to_dict()) == rule
+    assert DecisionRule.from_dict(rule.to_dict()).digest == rule.digest
     assert replace(rule, confidence=0.9).digest != rule.digest
-    with pytest.raises(DecideError, match="no speed"):
-        Rule.from_dict({"speed": 1})
+    with pytest.raises(AnalysisError, match="no speed"):
+        DecisionRule.from_dict({"speed": 1})
 
 
 def test_rows_of_single_scenes_are_not_mistaken_for_the_whole():
     rows = plant(Truth(ONE_SITE))
     scene: list[Row] = [replace(row, scene="scene-0003", value=0.0) for row in select(rows, metric="NDS")]
-    assert decide(rows + scene, Rule()) == decide(rows, Rule())
+    assert decide(rows + scene, DecisionRule()) == decide(rows, DecisionRule())

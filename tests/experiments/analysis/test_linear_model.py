@@ -9,17 +9,17 @@ from pandas import DataFrame
 from statsmodels.formula.api import ols
 
 from experiments.analysis.censoring import regress_stages
-from experiments.analysis.design_table import Table, Trial
+from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import LEAST_DF, Response, aliases, fit_gain, fit_sites
-from experiments.recipes.decision_rule import DecideError
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Factor, fraction, full, one_at_a_time
 
 FP64 = 1e-9  # values are below 100 and matrices well conditioned
 
 
 def table_of(design, seeds, treatments=("window",)):
-    trials = [Trial(f"{i}-s{seed}", seed, arm) for i, arm in enumerate(design.arms) for seed in seeds]
-    return Table(design.sites, tuple(trials), (), treatments=treatments)
+    trials = [TrialRow(f"{i}-s{seed}", seed, arm) for i, arm in enumerate(design.arms) for seed in seeds]
+    return DesignTable(design.sites, tuple(trials), (), treatments=treatments)
 
 
 def factors(count):
@@ -192,8 +192,8 @@ def test_too_few_trials_to_learn_from_are_refused():
     table = table_of(full(factors(2)), (0, 1))
     early, last = noise(table), noise(table, 1)
     last[3:] = math.nan
-    with pytest.raises(DecideError, match="only 3 of 8 trials were trained to the end"):
+    with pytest.raises(AnalysisError, match="only 3 of 8 trials were trained to the end"):
         fit_sites(Response(last, rungs=early[None]), table)
     lost = replace(Response(last), values=np.full(8, math.nan))
-    with pytest.raises(DecideError, match="0 usable trials of 8"):
+    with pytest.raises(AnalysisError, match="0 usable trials of 8"):
         fit_sites(lost, table)

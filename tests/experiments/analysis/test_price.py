@@ -7,13 +7,13 @@ import pytest
 
 from experiments.analysis.decide import weigh
 from experiments.analysis.price import ERROR_OF_MEDIAN, SD_OF_SPREAD
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
 from tests.experiments.planted_rows import Truth, plant
 
 SITES = ("decoder.0.cross", "decoder.1.cross")
 FP64 = 1e-9
-BENCHED = Rule(priced_by="bench")
+BENCHED = DecisionRule(priced_by="bench")
 
 
 def timed(bias, impl, ms, **changes):
@@ -55,7 +55,7 @@ def test_a_bias_is_priced_by_its_fastest_exact_implementation():
 
 
 def test_trials_price_themselves_otherwise():
-    for verdict in weigh(rows(), Rule(), BENCH).verdicts:
+    for verdict in weigh(rows(), DecisionRule(), BENCH).verdicts:
         assert verdict.slowdown_percent == pytest.approx(50, abs=FP64)
 
 
@@ -77,7 +77,7 @@ def test_trials_price_themselves_otherwise():
     ],
 )
 def test_a_benchmark_that_does_not_fit_is_refused(bench, rule, sentence):
-    with pytest.raises(DecideError, match=sentence):
+    with pytest.raises(AnalysisError, match=sentence):
         weigh(rows(), rule, bench)
 
 

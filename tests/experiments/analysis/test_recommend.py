@@ -8,14 +8,14 @@ import pytest
 
 from experiments.analysis.decide import weigh
 from experiments.analysis.recommend import MOST_PLANS, pareto_front, predict, recommend
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
 from tests.experiments.planted_rows import Truth, decorate, plant
 
 SITES = tuple(f"decoder.{i}.cross" for i in range(3))
-RULE = Rule(sites=SITES)
+RULE = DecisionRule(sites=SITES)
 QUIET = {"noise": 1e-6, "seed_noise": 0.5, "time_noise_percent": 1e-6}
 """Not zero: a verdict divides by its error."""
 
@@ -100,7 +100,7 @@ def test_a_plan_that_never_ran_is_predicted():
         for row in decorate(plant(truth))
         if tuple(Plan.parse(row.plan)[site].bias for site in sites) in wanted
     ]
-    advice, _ = advise(rows, Rule(sites=sites, arms=arms))
+    advice, _ = advise(rows, DecisionRule(sites=sites, arms=arms))
     assert advice.best.levels == ("window",) * 3 + ("none",)
     assert advice.best.levels not in wanted
     assert advice.measured is None

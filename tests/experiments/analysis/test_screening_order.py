@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS, in_force, masks, screened
-from experiments.recipes.decision_rule import BY_SCREENING, DecideError, ScreeningMissing
+from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS, masks, rule_in_force, screened
+from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, ScreeningMissing
 from experiments.recipes.factorial import level_of
 from experiments.recipes.mini import CROSS_SITES, smoke_waves
 from experiments.recipes.registry import recipe
 from experiments.reporting.summary import summarize
 from experiments.storage.study_folder import StudyFolder
 from experiments.study.next_wave import Budget
-from experiments.study.tune_runner import Running
+from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import run_waves
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows
@@ -66,7 +66,7 @@ def screen(study, folder, digest=None, leave_out=0):
 
 
 def go_on(study, folder):
-    return run_waves(study, folder, Console(file=io.StringIO()), Running(), Budget(100))
+    return run_waves(study, folder, Console(file=io.StringIO()), ExecutionOptions(), Budget(100))
 
 
 def test_it_waits_for_the_screening_and_says_so(study, folder):
@@ -87,24 +87,24 @@ def test_the_ranking_decides_at_which_level_a_layer_is_tested(study, folder):
 
 def test_screenings_that_are_not_the_studys_are_refused(study, folder):
     path = screen(study, folder, digest="other")
-    with pytest.raises(DecideError, match=f"is of the recipe other, the study of {study.digest}"):
-        in_force(study.rule, folder.path, study.digest)
+    with pytest.raises(AnalysisError, match=f"is of the recipe other, the study of {study.digest}"):
+        rule_in_force(study.rule, folder.path, study.digest)
     path.unlink()
     path = screen(study, folder, leave_out=1)
-    with pytest.raises(DecideError, match="1 of 4 masks have no NDS"):
-        in_force(study.rule, folder.path, study.digest)
+    with pytest.raises(AnalysisError, match="1 of 4 masks have no NDS"):
+        rule_in_force(study.rule, folder.path, study.digest)
     path.unlink()
     path = screen(study, folder)
     path.write_text(path.read_text().replace('"value": 0.05', '"value": 0.5'))
-    with pytest.raises(DecideError, match="are not those that the screening wrote"):
-        in_force(study.rule, folder.path, study.digest)
+    with pytest.raises(AnalysisError, match="are not those that the screening wrote"):
+        rule_in_force(study.rule, folder.path, study.digest)
     assert "are not those that the screening wrote" in summarize(folder.path).answer
 
 
 def test_a_rule_without_the_wish_ignores_a_screening(study, folder):
     screen(study, folder)
     plain = smoke_waves().rule
-    assert in_force(plain, folder.path, study.digest) is plain
+    assert rule_in_force(plain, folder.path, study.digest) is plain
 
 
 def test_the_recipe_that_ships_screens_a_trial_of_its_first_wave():

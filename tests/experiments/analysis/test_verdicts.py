@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from experiments.analysis.design_table import Table, Trial
+from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit
 from experiments.analysis.price import free
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, holm, judge
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction, full
 
 DF = 20
 SITES = tuple("abcd")
-RULE = Rule(sites=SITES, price_points_per_percent=0.0, margin=1.0)
+RULE = DecisionRule(sites=SITES, price_points_per_percent=0.0, margin=1.0)
 
 
 def table_of(sites=SITES, looks=(1,), look=1):
     design = full([Factor(site) for site in sites])
-    trials = tuple(Trial(str(i), 0, arm) for i, arm in enumerate(design.arms))
-    return Table(tuple(sites), trials, (), looks=looks, look=look)
+    trials = tuple(TrialRow(str(i), 0, arm) for i, arm in enumerate(design.arms))
+    return DesignTable(tuple(sites), trials, (), looks=looks, look=look)
 
 
 def fit_of(effects, error):
@@ -119,11 +119,11 @@ def test_without_noise_verdicts_are_certain():
     ],
 )
 def test_rules_that_contradict_themselves_are_refused(changes, sentence):
-    with pytest.raises(DecideError, match=sentence):
+    with pytest.raises(AnalysisError, match=sentence):
         replace(RULE, **changes)
 
 
 def test_a_rule_with_arms_and_levels_survives_json():
     design = fraction([Factor(site) for site in SITES], 1)
     rule = replace(RULE, arms=design.arms, more_treatments=("window/lowrank@16", "window:8"), looks=(1, 2))
-    assert Rule.from_dict(rule.to_dict()) == rule
+    assert DecisionRule.from_dict(rule.to_dict()) == rule

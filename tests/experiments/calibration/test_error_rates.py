@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binom
 
-from experiments.calibration.design_efficiency import by_size, economy
+from experiments.calibration.design_efficiency import by_size, design_efficiency
 from experiments.calibration.error_rates import (
     LEAN,
     ORDERED,
@@ -67,7 +67,7 @@ def test_equivalence_is_rarely_accepted_at_the_margin():
 
 
 def test_the_lean_study_names_what_the_grid_names_and_tables_say_so(tmp_path):
-    agreements = economy((2.0, 4.0), 0.95, 40)
+    agreements = design_efficiency((2.0, 4.0), 0.95, 40)
     of = {found.study: found.tally for found in agreements}
     assert of[LEAN].trials == of[ORDERED].trials == 40 * 192 // 6
     assert of[SCREENED].trials == 40 * 192 // 12

@@ -20,7 +20,7 @@ from pathlib import Path
 from hosted import is_worker  # a helper of this folder; no package
 
 from pipeline.ray_train.trainer import OURS
-from pipeline.storage.temporary import scratch_folder
+from pipeline.storage.temporary import temporary_folder
 
 LONG = "BIASWISE_LONG_TESTS"
 """Environment variable: set, the tests that take minutes and a machine of their own run too."""
@@ -200,7 +200,7 @@ def made_hosts(number: int) -> Iterator[list[Host]]:
         key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "GLOO_", "BIASWISE_"))
     }
     hosts: list[Host] = []
-    with scratch_folder("hosts") as scratch:
+    with temporary_folder("hosts") as scratch:
         (scratch / "ray").mkdir()
         given = kept | SETTINGS | {"RAY_AUTH_TOKEN": token, "RAY_TMPDIR": str(scratch / "ray")}
         ip("netns", "add", net)

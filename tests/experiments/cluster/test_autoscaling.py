@@ -20,7 +20,7 @@ from spot import server  # a helper of this folder; no package
 
 from experiments.cluster.preemption_watch import Cloud, watch
 from experiments.recipes.mini import smoke
-from experiments.study.preflight import make_worlds
+from experiments.study.preflight import make_datasets
 from pipeline.ray_train.capacity import CapacityError
 from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check
@@ -110,7 +110,7 @@ def play() -> None:
 
     # a trial that no node type can serve is refused at once, and nothing is launched for it
     gpu = replace(smoke().trials[0], device="cuda", threads=2)
-    make_worlds(smoke().worlds, Console(quiet=True))
+    make_datasets(smoke().worlds, Console(quiet=True))
     check(gpu, Path("runs"), torch.device("cuda"), here=False)
     for name, settings, says in (
         ("wide", replace(gpu, threads=8), "1 worker with 8 CPU and 1 GPU each"),

@@ -19,8 +19,8 @@ from hosts import Host, made_hosts, why_not
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, StudyFolder
-from experiments.study.preflight import make_worlds
-from pipeline.runtime.event_log import STARTED, events
+from experiments.study.preflight import make_datasets
+from pipeline.runtime.event_log import STARTED, read_events
 from pipeline.storage.files import LOCK
 
 pytestmark = [
@@ -56,7 +56,7 @@ if __name__ == "__main__":
 def recipe(tmp_path: Path) -> Recipe:
     """Two trials of two ranks."""
     world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_worlds((world,), Console(quiet=True))
+    make_datasets((world,), Console(quiet=True))
     settings = settings_of(tmp_path / "world", workers=2, steps=60, every=EVERY)
     trials = tuple(replace(settings, plan=trial.plan, study=trial.study) for trial in smoke().trials)
     return replace(smoke(), trials=trials, worlds=(world,))
@@ -148,7 +148,7 @@ def test_a_trial_loses_its_host_and_goes_on_from_the_bucket_on_another(recipe, t
         assert not (folder.trial(name) / "checkpoints").exists(), "they are on other disks, and in the bucket"
         assert not (folder.trial(name) / LOCK).exists(), "no worker has been on the driver's disk"
         assert numbers(folder.trial(name)) == numbers(unbroken.trial(name))
-    starts = [event.step for event in events(folder.trial(names[0])) if event.what == STARTED]
+    starts = [event.step for event in read_events(folder.trial(names[0])) if event.what == STARTED]
     print(f"started from steps {starts}, steps trained again: {redone(folder.trial(names[0]))}")
     assert len(starts) == 2
     assert starts[1] >= EVERY

@@ -15,7 +15,7 @@ from experiments.cluster.job_submission import MOST_BYTES, SubmitError, package_
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import DONE, StudyFolder
 from pipeline.metrics.rows import read_rows
-from pipeline.storage.checkpoint import newest_state
+from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
 
 PATIENCE_S = 300
@@ -97,7 +97,7 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     folder = StudyFolder(home / "runs/smoke")
     trials = [folder.trial(name) for name in smoke().named_trials()]
     deadline = time.monotonic() + PATIENCE_S
-    while not (saved := [newest_state(trial / "checkpoints") for trial in trials]) or not any(saved):
+    while not (saved := [newest_checkpoint(trial / "checkpoints") for trial in trials]) or not any(saved):
         assert time.monotonic() < deadline
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.1)

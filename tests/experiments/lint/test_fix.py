@@ -7,7 +7,7 @@ import pytest
 
 from experiments.lint.finding import LintError
 from experiments.lint.fix import remove
-from pipeline.config.provenance import Place, read_source
+from pipeline.config.provenance import SourcePlace, read_source
 
 CASES = {
     "in the middle": ("x = dict(a=1, flag=True, b=2)\n", "x = dict(a=1, b=2)\n"),
@@ -61,6 +61,6 @@ def test_what_would_leave_no_python_is_not_written(tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     file.write_text("x = dict(a=1)\n")
     with pytest.raises(LintError, match=r"cannot be mended as text .*; nothing was written"):
-        remove([Place(file, 1, 5, (1, 10))])
+        remove([SourcePlace(file, 1, 5, (1, 10))])
     assert file.read_text() == "x = dict(a=1)\n"
     assert list(tmp_path.iterdir()) == [file]

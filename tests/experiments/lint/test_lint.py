@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.lint.check import Report, lint
-from pipeline.config.provenance import Place
+from experiments.lint.check import LintReport, lint
+from pipeline.config.provenance import SourcePlace
 from pipeline.detector.build import build_model
 from pipeline.detector.inspection.plan_config import plan_of
 
@@ -22,7 +22,7 @@ FULL_SIZE = sorted(CONFIGS.glob("cmt_*cbgs.py"))
 MINI = CONFIGS / "cmt_aqr_pillar_mini.py"
 
 
-def found(report: Report) -> list[tuple[str, Path, int]]:
+def found(report: LintReport) -> list[tuple[str, Path, int]]:
     return [(f.rule, f.place.file, f.place.line) for f in report.wrong]
 
 
@@ -277,7 +277,7 @@ def test_a_printed_plan_lints_clean(tmp_path: Path) -> None:
 
 
 def test_a_place_spells_as_editors_link_it() -> None:
-    assert str(Place(Path("a/b.py"), 3, 7)) == "a/b.py:3"
+    assert str(SourcePlace(Path("a/b.py"), 3, 7)) == "a/b.py:3"
 
 
 def test_fixing_keeps_permissions_and_line_ends(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from experiments.packing.planner import Candidate, Load, Machine, Packing, choose, ladder
+from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, ladder
 from experiments.packing.probe import probe
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import StudyError
-from experiments.study.preflight import make_worlds
+from experiments.study.preflight import make_datasets
 
-LOAD = Load(steps=100, chunks=10)
+LOAD = TrialLoad(steps=100, chunks=10)
 H200 = Machine("NVIDIA H200", gpus=1, cores=16, gpu_gib=140.0, host_gib=128.0)
 CPU = Machine("cpu", gpus=0, cores=2, gpu_gib=0.0, host_gib=8.0)
 
@@ -21,7 +21,7 @@ def candidate(concurrent: int, step_s: float, gpu_gib: float = 1.0, host_gib: fl
     return Candidate(concurrent, 1, 0.0, step_s, 0.0, concurrent * gpu_gib, concurrent * host_gib)
 
 
-def picked(candidates: list[Candidate], machine: Machine = H200) -> Packing:
+def picked(candidates: list[Candidate], machine: Machine = H200) -> PackingPlan:
     return choose(candidates, LOAD, machine)
 
 
@@ -71,13 +71,13 @@ def test_on_a_cpu_trials_and_threads_share_the_cores():
 
 def test_a_packing_survives_json():
     packing = picked([candidate(1, 1.0), candidate(2, 1.1)])
-    assert Packing.from_dict(json.loads(json.dumps(packing.to_dict()))) == packing
+    assert PackingPlan.from_dict(json.loads(json.dumps(packing.to_dict()))) == packing
 
 
 @pytest.fixture
 def settings(tmp_path):
     world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_worlds((world,), Console(quiet=True))
+    make_datasets((world,), Console(quiet=True))
     base = smoke().trials[1]
     small = {"model.image_size": [48, 112], "model.pts_bbox_head.num_query": 24}
     return replace(

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full, plan_of
 from experiments.recipes.mini import CROSS_SITES, demo, demo_waves, factorial, pretrain, smoke, smoke_waves
 from experiments.recipes.nuscenes import r50, r50_waves
-from experiments.recipes.recipe import EarlyStop, RecipeError, trials_of
+from experiments.recipes.recipe import EarlyStoppingRule, RecipeError, trials_of
 from experiments.recipes.registry import RECIPES, recipe
 from pipeline.config.plan import Choice, PlanError
 from pipeline.config.settings import TrialSettings
@@ -34,7 +34,7 @@ def test_arms_that_differ_in_the_window_alone_are_arms():
     rest = {s: str(base.plan[s]) for s, _ in base.plan.choices if s != site}
     plans = {arm: plan_of(design, arm, rest) for arm in design.arms}
     trials = trials_of(design, base, (0, 1), plans)
-    rule = Rule(sites=(site,), seeds=(0, 1), arms=design.arms, more_treatments=levels[2:])
+    rule = DecisionRule(sites=(site,), seeds=(0, 1), arms=design.arms, more_treatments=levels[2:])
     made = replace(smoke(), trials=trials, factors=(site,), rule=rule, design=design)
     assert {arm for arm, _ in made.by_arm()} == {(level,) for level in levels}
     assert made.plan(("window:7",))[site] == Choice("window", "sdpa_math", window=7)
@@ -127,7 +127,7 @@ def test_sequential_recipes_hold_every_arm_of_every_seed():
 
 def test_changes_of_early_stopping_and_confirmation_change_the_digest():
     base = smoke_waves()
-    assert replace(base, early_stop=EarlyStop((1,))).digest != base.digest
+    assert replace(base, early_stop=EarlyStoppingRule((1,))).digest != base.digest
     assert replace(base, early_stop=None).digest != base.digest
     assert replace(base, confirm_seeds=(7,)).digest != base.digest
 
@@ -138,7 +138,7 @@ def test_changes_of_early_stopping_and_confirmation_change_the_digest():
         ({"confirm_seeds": (1,)}, "confirmation needs fresh seeds, and 1 is used"),
         ({"rule": None}, "a design needs a rule that names its seeds"),
         ({"trials": smoke_waves().trials[1:]}, "not every arm of its design with every seed"),
-        ({"early_stop": EarlyStop((3,))}, "a rung at step 3 is too late for trials of 3"),
+        ({"early_stop": EarlyStoppingRule((3,))}, "a rung at step 3 is too late for trials of 3"),
         ({"design": None}, "early stopping needs waves, hence a design"),
         ({"rule": replace(smoke_waves().rule, arms=(("none", "none"),))}, "name different arms"),
     ],
@@ -151,9 +151,9 @@ def test_recipes_that_contradict_themselves_are_refused(changes, message):
 def test_bad_early_stopping_is_refused():
     for rungs in ((), (0,), (4, 2)):
         with pytest.raises(RecipeError, match="expected increasing steps, from 1"):
-            EarlyStop(rungs)
+            EarlyStoppingRule(rungs)
     with pytest.raises(RecipeError, match=r"a margin of -1\.0 points"):
-        EarlyStop((1,), -1.0)
+        EarlyStoppingRule((1,), -1.0)
 
 
 def test_more_workers_keep_the_batch():

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder
-from experiments.study.preflight import make_worlds
-from experiments.study.run_study import Wishes, conduct
+from experiments.study.preflight import make_datasets
+from experiments.study.run_study import RunOptions, run_study
 from pipeline.metrics.rows import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -17,16 +17,16 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 def test_one_trial_diverges_and_then_all_do(tmp_path):
     world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_worlds((world,), Console(file=io.StringIO()))
+    make_datasets((world,), Console(file=io.StringIO()))
     healthy, other = (
         replace(s, data=replace(s.data, train=(world.root,), val=world.root)) for s in smoke().trials
     )
     mad = replace(other, train=replace(other.train, lr_scale=1e20, warmup_steps=0))
     console = Console(file=io.StringIO(), width=300)
-    wishes = Wishes(tmp_path / "runs", tracking=False)
+    wishes = RunOptions(tmp_path / "runs", tracking=False)
 
     recipe = replace(smoke(), trials=(healthy, mad), worlds=(world,))
-    outcome = conduct(recipe, wishes, console)
+    outcome = run_study(recipe, wishes, console)
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     well, ill = recipe.named_trials()
     assert (outcome.done, tuple(outcome.failed)) == ((well,), (ill,))
@@ -39,7 +39,7 @@ def test_one_trial_diverges_and_then_all_do(tmp_path):
     # all fail: no report to make, and a sentence each
     again = Console(file=io.StringIO(), width=300)
     alone = replace(recipe, name="ill", trials=(mad,))
-    outcome = conduct(alone, wishes, again)
+    outcome = run_study(alone, wishes, again)
     assert not outcome.done
     assert f"failed: {ill}: training stopped at step" in again.file.getvalue()
     assert "Traceback" not in again.file.getvalue()

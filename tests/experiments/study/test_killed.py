@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full, plan_of
 from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke_waves
-from experiments.recipes.recipe import EarlyStop, trials_of
+from experiments.recipes.recipe import EarlyStoppingRule, trials_of
 from experiments.storage.study_folder import StudyFolder
 from experiments.study.next_wave import Budget, next_wave
-from experiments.study.preflight import make_worlds
+from experiments.study.preflight import make_datasets
 from experiments.study.waves import ended_rows, rungs_of
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
@@ -53,7 +53,7 @@ PATIENCE_S = 600
 def recipe(tmp_path):
     """One layer, three seeds judged at two looks, and a rung."""
     world = replace(smoke_waves().worlds[0], root=str(tmp_path / "world"))
-    make_worlds((world,), Console(file=io.StringIO()))
+    make_datasets((world,), Console(file=io.StringIO()))
     base = smoke_waves().trials[0]
     base = replace(
         base,
@@ -68,10 +68,10 @@ def recipe(tmp_path):
         smoke_waves(),
         trials=trials_of(design, base, (0, 1, 2), plans),
         factors=design.sites,
-        rule=Rule(metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, looks=(2, 3)),
+        rule=DecisionRule(metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, looks=(2, 3)),
         worlds=(world,),
         design=design,
-        early_stop=EarlyStop(rungs=(2,)),
+        early_stop=EarlyStoppingRule(rungs=(2,)),
         confirm_seeds=(),
     )
 

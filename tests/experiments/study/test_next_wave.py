@@ -9,7 +9,7 @@ import pytest
 from experiments.analysis.decide import weigh
 from experiments.calibration.error_rates import LEAN
 from experiments.calibration.simulation import Surface, follow, measure
-from experiments.recipes.decision_rule import DecideError, Rule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from experiments.study.next_wave import CONTINUE, SETTLED, SPENT, Budget, next_wave
 from tests.experiments.planted_rows import Truth, plant, rows_of
@@ -55,7 +55,7 @@ def test_a_wave_that_was_cut_short_is_completed():
 
 def test_budgets():
     with pytest.raises(
-        DecideError, match=r"needs 16 trials in all, and the budget is 15; without a first look"
+        AnalysisError, match=r"needs 16 trials in all, and the budget is 15; without a first look"
     ):
         next_wave([], RULE, DESIGN, Budget(15))
     rows = study((0,) * 6, (0,))
@@ -65,19 +65,19 @@ def test_budgets():
     assert over.state == SPENT
     assert "8.0 GPU hours" in over.reason
     for trials, hours in ((0, 1.0), (5, 0.0), (5, math.nan)):
-        with pytest.raises(DecideError, match="expected more than 0"):
+        with pytest.raises(AnalysisError, match="expected more than 0"):
             Budget(trials, hours)
 
 
 def test_a_rule_without_seeds_is_refused():
-    with pytest.raises(DecideError, match="names no seeds"):
-        next_wave([], Rule(), DESIGN, PLENTY)
+    with pytest.raises(AnalysisError, match="names no seeds"):
+        next_wave([], DecisionRule(), DESIGN, PLENTY)
 
 
 def test_a_seed_that_diverged_costs_a_look_and_not_the_study():
     rows = study((0,) * 6, (0,), lost_seed=0)
     assert next_wave(rows, RULE, DESIGN, PLENTY).arms_by_seed == ((1, DESIGN.arms),)
-    with pytest.raises(DecideError, match="no trial has a finite NDS"):
+    with pytest.raises(AnalysisError, match="no trial has a finite NDS"):
         next_wave(rows, replace(RULE, looks=(1,)), DESIGN, PLENTY)
 
 
@@ -111,5 +111,5 @@ def test_simulated_studies_go_the_way_of_rows():
 
 def test_looking_at_the_same_rows_twice_says_the_same():
     rows = plant(Truth(dict.fromkeys(SITES[:2], 0.0), seeds=(0, 1, 2)))
-    rule = Rule(sites=SITES[:2], seeds=(0, 1, 2), looks=(2, 3))
+    rule = DecisionRule(sites=SITES[:2], seeds=(0, 1, 2), looks=(2, 3))
     assert weigh(rows, rule) == weigh(list(reversed(rows)), rule)

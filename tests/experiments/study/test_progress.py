@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from experiments.study.progress import StudyProgress, task_bar
-from pipeline.runtime.heartbeat import FILE, Beacon, Word, last_word
+from pipeline.runtime.heartbeat import FILE, Heartbeat, Progress, read_heartbeat
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     with StudyProgress(console, total=2, done=0) as progress:
         progress.started("window-none_s0_abc", tmp_path, 2)
-        Beacon(tmp_path).say("train", 30, 60, 12.0)
+        Heartbeat(tmp_path).say("train", 30, 60, 12.0)
         deadline = time.monotonic() + 10
         while "window-none train 30/60" not in text(console) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -53,7 +53,7 @@ def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
 
 
 def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
-    beacon = Beacon(tmp_path)
+    beacon = Heartbeat(tmp_path)
     with StudyProgress(console, total=1, done=0) as progress:
         progress.started("a", tmp_path, 2)
         trial = progress._running["a"]
@@ -75,19 +75,19 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
 
 
 def test_beacon_drops_words_that_come_too_fast(tmp_path):
-    beacon = Beacon(tmp_path)
+    beacon = Heartbeat(tmp_path)
     beacon.say("train", 1, 9, 8.0)
     beacon.say("train", 2, 9, 7.0)
-    assert last_word(tmp_path) == Word("train", 1, 9, 8.0)
+    assert read_heartbeat(tmp_path) == Progress("train", 1, 9, 8.0)
     beacon.say("train", 9, 9, 0.0)
-    assert last_word(tmp_path) == Word("train", 9, 9, 0.0)
+    assert read_heartbeat(tmp_path) == Progress("train", 9, 9, 0.0)
     beacon.say("evaluate", 1, 9, float("nan"))
-    assert last_word(tmp_path) == Word("evaluate", 1, 9, None)
+    assert read_heartbeat(tmp_path) == Progress("evaluate", 1, 9, None)
 
 
 def test_a_silent_trial_has_no_word_and_an_old_one_is_removed(tmp_path, console):
-    assert last_word(tmp_path) is None
-    Beacon(tmp_path).say("train", 1, 2, 0.0)
+    assert read_heartbeat(tmp_path) is None
+    Heartbeat(tmp_path).say("train", 1, 2, 0.0)
     with StudyProgress(console, 1, 0) as progress:
         progress.started("a", tmp_path, 1)
     assert not (tmp_path / FILE).exists()

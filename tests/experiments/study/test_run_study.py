@@ -15,12 +15,12 @@ from rich.console import Console
 
 from experiments.recipes.mini import World, cross_plan, smoke
 from experiments.storage.study_folder import DONE, StudyFolder
-from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-from experiments.study.tune_runner import Running, run_trials
+from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
+from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.session import LocalSession
-from pipeline.storage.checkpoint import newest_state
+from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.training.trial import run_trial
 
 pytestmark = [
@@ -84,7 +84,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while self.checkpoint is None and time.monotonic() < deadline:
-            self.checkpoint = newest_state(self.trial / "checkpoints")
+            self.checkpoint = newest_checkpoint(self.trial / "checkpoints")
             time.sleep(0.02)
         assert self.checkpoint is not None
         self.inode = (self.checkpoint / "state.json").stat().st_ino
@@ -107,7 +107,7 @@ def recipe(tmp_path_factory):
     made = replace(
         smoke(), worlds=(world,), trials=(base, replace(base, plan=window, workers=2)), concurrent_trials=1
     )
-    make_worlds(made.worlds, Console(file=io.StringIO()))
+    make_datasets(made.worlds, Console(file=io.StringIO()))
     return made
 
 
@@ -133,7 +133,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     killer.start()
     console = Console(file=io.StringIO(), width=200)
 
-    outcome = run_trials(recipe, folder, console, Running(tracking=False))
+    outcome = run_trials(recipe, folder, console, ExecutionOptions(tracking=False))
 
     killer.join()
     assert outcome.complete, outcome
@@ -155,7 +155,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     assert len(list(select(rows, metric="loss"))) == 4
     assert {row.recipe for row in rows} == {recipe.digest}
 
-    again = run_trials(recipe, folder, console, Running(tracking=False))
+    again = run_trials(recipe, folder, console, ExecutionOptions(tracking=False))
     assert (again.ran, again.complete) == (0, True)
     assert all(folder.state(name) == DONE for name in recipe.named_trials())
 

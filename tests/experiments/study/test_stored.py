@@ -19,9 +19,9 @@ from rich.console import Console
 
 from experiments.cli import main
 from experiments.recipes.mini import smoke
-from experiments.storage.remote_study import FILE, stored
+from experiments.storage.remote_study import FILE, stored_study
 from experiments.storage.study_folder import DONE, StudyFolder
-from experiments.study.preflight import make_worlds
+from experiments.study.preflight import make_datasets
 from pipeline.metrics.rows import read_rows, seal_fault
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
@@ -47,7 +47,7 @@ PATIENCE_S = 600
 def recipe(tmp_path):
     """Two trials of twelve steps, a checkpoint after every other."""
     world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_worlds((world,), Console(file=io.StringIO()))
+    make_datasets((world,), Console(file=io.StringIO()))
     trials = tuple(
         replace(
             settings,
@@ -163,11 +163,11 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
 def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsys):
     chosen, (first, _) = smoke(), smoke().named_trials()
     folder = StudyFolder(tmp_path / "runs" / chosen.name)
-    with stored(s3.uri, folder, Console(file=io.StringIO())):
+    with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         folder.claim(chosen, {})
         folder.finish(first, "it broke")
     assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
-    with stored("", folder, Console(file=io.StringIO())) as mirror:
+    with stored_study("", folder, Console(file=io.StringIO())) as mirror:
         assert mirror.uri == f"{s3.uri}/smoke"
     looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
     assert main(["study", "status", "smoke", *looker]) == 1
@@ -180,7 +180,7 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
 def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
-    with stored(s3.uri, folder, Console(file=io.StringIO())):
+    with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         assert main(words) == 2
     assert f"process {os.getpid()} on " in capsys.readouterr().err
 

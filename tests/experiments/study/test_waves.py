@@ -9,15 +9,15 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from experiments.packing.planner import Packing
+from experiments.packing.planner import PackingPlan
 from experiments.packing.policy import FILE as PACKING
-from experiments.packing.policy import as_packed, packing_of
-from experiments.recipes.decision_rule import DecideError
+from experiments.packing.policy import packing_of, with_packing
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
 from experiments.storage.study_folder import BEGUN, DONE, PARTIAL, StudyError, StudyFolder, write_json
 from experiments.study.confirmation_run import ALL, NONE, RECOMMENDED, confirmation, confirmed
 from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
-from experiments.study.tune_runner import Running
+from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import FILE, ended_rows, run_waves, rungs_of
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows
@@ -74,34 +74,34 @@ def waves(folder):
 
 def test_a_study_ends_when_all_is_settled(recipe, folder, console):
     end(recipe, folder, CLEAR, (0, 1))
-    ending = run_waves(recipe, folder, console, Running(), Budget(100))
+    ending = run_waves(recipe, folder, console, ExecutionOptions(), Budget(100))
     assert (ending.reason, ending.outcome.ran) == ("Every verdict is settled after 2 seeds.", 0)
     assert ending.outcome.complete
 
 
 def test_a_study_that_is_not_settled_ends_with_its_seeds(recipe, folder, console):
     end(recipe, folder, VAGUE, (0, 1, 2))
-    ending = run_waves(recipe, folder, console, Running(), Budget(100))
+    ending = run_waves(recipe, folder, console, ExecutionOptions(), Budget(100))
     assert ending.reason == "All 3 seeds that the rule allows have run."
 
 
 def test_the_budget_ends_a_study_before_a_look_it_does_not_reach(recipe, folder, console):
     end(recipe, folder, VAGUE, (0, 1))
-    ending = run_waves(recipe, folder, console, Running(), Budget(11))
+    ending = run_waves(recipe, folder, console, ExecutionOptions(), Budget(11))
     assert ending.reason == "Look 3 needs 12 trials in all, and the budget is 11."
     assert ending.outcome.complete
 
 
 def test_a_budget_below_the_first_look_is_refused_before_anything_runs(recipe, folder, console):
     with pytest.raises(
-        DecideError, match="look 1 needs 4 trials in all, and the budget is 3; without a first"
+        AnalysisError, match="look 1 needs 4 trials in all, and the budget is 3; without a first"
     ):
-        run_waves(recipe, folder, console, Running(), Budget(3))
+        run_waves(recipe, folder, console, ExecutionOptions(), Budget(3))
 
 
 @pytest.mark.parametrize(("trials", "hours"), [(0, 1.0), (-3, 1.0), (4, 0.0), (4, -1.0)])
 def test_a_budget_that_buys_nothing_is_refused(trials, hours):
-    with pytest.raises(DecideError, match=r"the budget is .*; expected more than 0"):
+    with pytest.raises(AnalysisError, match=r"the budget is .*; expected more than 0"):
         Budget(trials, hours)
 
 
@@ -138,10 +138,10 @@ def test_the_waves_are_written_down_alike_however_often_it_was_begun(recipe, fol
     end(recipe, folder, VAGUE, (0,))
     write_json(folder.path / FILE, {"waves": [{"look": 1, "trials": list(recipe.named_trials())[:4]}]})
     end(recipe, folder, VAGUE, (1, 2))
-    run_waves(recipe, folder, console, Running(), Budget(100))
+    run_waves(recipe, folder, console, ExecutionOptions(), Budget(100))
     once = waves(folder)
     assert once["ended"]["state"] == SPENT
-    run_waves(recipe, folder, console, Running(), Budget(100))
+    run_waves(recipe, folder, console, ExecutionOptions(), Budget(100))
     assert waves(folder) == once
 
 
@@ -187,19 +187,19 @@ def test_a_recommendation_that_is_the_baseline_is_trained_once(recipe):
 
 
 def test_a_study_keeps_the_packing_it_began_with(folder, console):
-    kept = Packing(3, threads=5, reason="as measured")
+    kept = PackingPlan(3, threads=5, reason="as measured")
     write_json(folder.path / PACKING, kept.to_dict())
-    assert {s.threads for s in as_packed(demo(), folder).trials} == {5}
+    assert {s.threads for s in with_packing(demo(), folder).trials} == {5}
     assert packing_of(demo(), folder, None, True, console) == kept
     assert "as measured" in console.file.getvalue()
-    assert packing_of(demo(), folder, None, False, console) == Packing(2)
-    assert packing_of(demo(), folder, 4, True, console) == Packing(4)
+    assert packing_of(demo(), folder, None, False, console) == PackingPlan(2)
+    assert packing_of(demo(), folder, 4, True, console) == PackingPlan(4)
 
 
 def test_a_packing_that_cannot_be_read_is_refused(folder, console):
     write_json(folder.path / PACKING, {"concurrent": 2})
     with pytest.raises(StudyError, match=r"packing\.json: not a packing \('machine'\); delete it to probe"):
-        as_packed(demo(), folder)
+        with_packing(demo(), folder)
 
 
 def test_the_probe_is_refused_on_a_cluster(folder, console, monkeypatch):

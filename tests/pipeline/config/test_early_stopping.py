@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config.early_stopping import STOPPED, Rungs
+from pipeline.config.early_stopping import STOPPED, EarlyStopping
 from pipeline.evaluation import evaluator
 from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.session import LocalSession
@@ -35,7 +35,7 @@ class CrashingSession(LocalSession):
 
 def test_a_rung_is_measured_and_changes_nothing_after_it(trial, tmp_path):
     run_trial(trial(), LocalSession(tmp_path / "plain"))
-    run_trial(trial(), LocalSession(tmp_path / "rungs"), Rungs(floors=((1, None), (3, 0.0))))
+    run_trial(trial(), LocalSession(tmp_path / "rungs"), EarlyStopping(floors=((1, None), (3, 0.0))))
     plain, rungs = numbers(tmp_path / "plain"), numbers(tmp_path / "rungs")
     extra = {key for key in rungs if key not in plain}
     assert extra == {(metric, "clean", "", step) for metric in ("mAP", "NDS") for step in (1, 3)}
@@ -43,7 +43,7 @@ def test_a_rung_is_measured_and_changes_nothing_after_it(trial, tmp_path):
 
 
 def test_a_trial_below_the_floor_stops_there_and_says_so(trial, tmp_path):
-    run_trial(trial(), LocalSession(tmp_path / "t"), Rungs("mAP", floors=((1, None), (3, 2.0))))
+    run_trial(trial(), LocalSession(tmp_path / "t"), EarlyStopping("mAP", floors=((1, None), (3, 2.0))))
     rows = read_rows(tmp_path / "t" / "rows.jsonl")
     (stopped,) = select(rows, metric=STOPPED)
     assert (stopped.value, stopped.unit, stopped.step) == (3, "steps", 3)
@@ -54,7 +54,7 @@ def test_a_trial_below_the_floor_stops_there_and_says_so(trial, tmp_path):
 
 
 def test_a_killed_trial_stops_where_the_unbroken_one_stopped(trial, tmp_path):
-    rungs = Rungs(floors=((1, None), (3, 2.0)))
+    rungs = EarlyStopping(floors=((1, None), (3, 2.0)))
     run_trial(trial(), LocalSession(tmp_path / "unbroken"), rungs)
     with pytest.raises(Crash):  # at the checkpoint after step 2
         run_trial(trial(), CrashingSession(tmp_path / "killed"), rungs)
@@ -64,7 +64,7 @@ def test_a_killed_trial_stops_where_the_unbroken_one_stopped(trial, tmp_path):
 
 
 def test_rungs_survive_the_way_to_a_worker():
-    rungs = Rungs("mAP", "no_lidar", ((10, None), (20, 0.25)))
-    assert Rungs.from_dict(rungs.to_dict()) == rungs
+    rungs = EarlyStopping("mAP", "no_lidar", ((10, None), (20, 0.25)))
+    assert EarlyStopping.from_dict(rungs.to_dict()) == rungs
     assert (rungs.has(10), rungs.has(15)) == (True, False)
     assert (rungs.stops(10, -1.0), rungs.stops(20, 0.24), rungs.stops(20, 0.25)) == (False, True, False)

@@ -25,10 +25,10 @@ from pipeline.detector.build import build_model
 from pipeline.detector.openmmlab.data_samples import to_detections
 from pipeline.detector.openmmlab.optimizer import build_optimizer
 from pipeline.detector.runner import to_sample
-from pipeline.evaluation.inference import Detector
+from pipeline.evaluation.inference import Predictor
 from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.storage.paths import ROOT
-from pipeline.training.step import Optimiser
+from pipeline.training.step import TrainStep
 
 CONFIG = ROOT / "experiments/configs/cmt_aqr_pillar_mini_runner.py"
 STEPS_RUN = 2
@@ -87,7 +87,7 @@ def test_the_runner_computes_what_our_loop_computes(config, root):
     runner.model._is_init = True  # or the Runner would draw the weights anew
     runner.train()
     assert len(watch.losses) == STEPS_RUN
-    optimiser = Optimiser(ours, build_optimizer(ours, config.optim_wrapper), clip_norm=35.0)
+    optimiser = TrainStep(ours, build_optimizer(ours, config.optim_wrapper), clip_norm=35.0)
     for step, (batch, loss) in enumerate(zip(watch.batches, watch.losses, strict=True)):
         seed_everything(3, step)
         ours.train()
@@ -97,7 +97,7 @@ def test_the_runner_computes_what_our_loop_computes(config, root):
     assert {key.rpartition("_")[2] for key in scores} >= {"NuScenes/NDS", "NuScenes/mAP"}
     ours.load_state_dict(runner.model.state_dict())
     samples = list(FileSource(read_frames(root, "v1.0-mini", "mini_val")))
-    detector = Detector(ours, ours.image_size)
+    detector = Predictor(ours, ours.image_size)
     for place, expected in enumerate(detector.run(detector.prepare(samples))):
         np.testing.assert_array_equal(watch.found[place].labels, expected.labels)
         np.testing.assert_allclose(watch.found[place].boxes, expected.boxes, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.detector.build import load_config
-from pipeline.detector.weights import CheckpointError, from_official, load_weights, save_weights, to_official
+from pipeline.detector.weights import WeightsError, from_official, load_weights, save_weights, to_official
 
 SIZES = {"r50": "voxel0100_r50_800x320_cbgs", "vov": "voxel0075_vov_1600x640_cbgs"}
 
@@ -59,44 +59,44 @@ def test_fresh_parts_keep_their_initial_values(saved: Path) -> None:
 
 
 def test_missing_aqr_parts_are_refused_unless_allowed(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"2 missing: pts_bbox_head.aqr.weight, pts_bbox_head.aqr.bias"):
+    with pytest.raises(WeightsError, match=r"2 missing: pts_bbox_head.aqr.weight, pts_bbox_head.aqr.bias"):
         load_weights(Toy(), without(saved, ".aqr."))
 
 
 def test_other_missing_parts_are_refused_even_then(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"missing: pts_bbox_head.task_heads"):
+    with pytest.raises(WeightsError, match=r"missing: pts_bbox_head.task_heads"):
         load_weights(Toy(), without(saved, "task_heads"), fresh=("aqr",))
 
 
 def test_another_architecture_is_refused_and_nothing_is_loaded(saved: Path) -> None:
     model = Toy(width=5)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=r"1 of another shape.*\(2, 3\), the model has \(2, 5\)"):
+    with pytest.raises(WeightsError, match=r"1 of another shape.*\(2, 3\), the model has \(2, 5\)"):
         load_weights(model, saved)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_unexpected_keys_are_refused_and_counted(saved: Path) -> None:
     save_file({**load_file(saved), **{f"extra{i}": torch.zeros(1) for i in range(5)}}, saved)
-    with pytest.raises(CheckpointError, match="5 unexpected: extra0, extra1, extra2 and 2 more"):
+    with pytest.raises(WeightsError, match="5 unexpected: extra0, extra1, extra2 and 2 more"):
         load_weights(Toy(), saved)
 
 
 def test_absent_and_damaged_files_are_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(WeightsError, match="there is no checkpoint"):
         load_weights(Toy(), saved.with_name("none.safetensors"))
     saved.write_bytes(saved.read_bytes()[:-20])
-    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
         load_weights(Toy(), saved)
 
 
 def test_an_unknown_fresh_part_is_refused(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match="unknown part 'decoder'; expected one of aqr"):
+    with pytest.raises(WeightsError, match="unknown part 'decoder'; expected one of aqr"):
         load_weights(Toy(), saved, fresh=("decoder",))
 
 
 def test_fresh_parts_are_fresh_as_a_whole_or_not_at_all(saved: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"1 missing: pts_bbox_head.aqr.bias"):
+    with pytest.raises(WeightsError, match=r"1 missing: pts_bbox_head.aqr.bias"):
         load_weights(Toy(), without(saved, "aqr.bias"), fresh=("aqr",))
 
 
@@ -129,9 +129,7 @@ def test_a_pickled_payload_is_refused_and_does_not_run(tmp_path: Path, zipped: b
     path, trace = tmp_path / "epoch_20.pth", tmp_path / "it_ran"
     payload = {"state_dict": Toy().state_dict(), "meta": Payload(trace)}
     torch.save(payload, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        CheckpointError, match=r"holds a pickled (_io|io).open besides tensors.*save its 'state"
-    ):
+    with pytest.raises(WeightsError, match=r"holds a pickled (_io|io).open besides tensors.*save its 'state"):
         load_weights(Toy(), path)
     assert not trace.exists()
 
@@ -143,13 +141,13 @@ def test_a_torch_checkpoint_that_was_cut_off_is_refused(tmp_path: Path, zipped: 
     torch.save(Toy().state_dict(), path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"epoch_20.pth (is not a whole checkpoint|holds a pickled)"):
+    with pytest.raises(WeightsError, match=r"epoch_20.pth (is not a whole checkpoint|holds a pickled)"):
         load_weights(Toy(), path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="holds no named tensors"):
+    with pytest.raises(WeightsError, match="holds no named tensors"):
         load_weights(Toy(), tmp_path / "list.pth")
 
 

@@ -14,7 +14,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import Detections
 from pipeline.evaluation.bootstrap import FEWEST_SCENES, drawn_counts, resampled_scores
-from pipeline.evaluation.nuscenes_metric import Judge
+from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import FramePose
 
 SCENES, FRAMES = 6, 3
@@ -118,7 +118,7 @@ def test_few_scenes_are_not_drawn_from(evaluation):
 
 def test_through_the_judge_the_official_score_stays(small_dataset: Path):
     frames = read_frames(small_dataset, "v1.0-mini", "mini_val")
-    judge = Judge(small_dataset, "v1.0-mini", "mini_val")
+    judge = NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
     rng = np.random.default_rng(0)
     poses = [FramePose(frame.token, frame.ego2global @ frame.lidar2ego) for frame in frames]
     found = [

@@ -11,7 +11,7 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
 from pipeline.evaluation.evaluator import FAILURE_SEED
-from pipeline.evaluation.inference import Detector, Views, predict, predict_each
+from pipeline.evaluation.inference import EvaluationViews, Predictor, predict, predict_each
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
 
@@ -22,13 +22,15 @@ def detector(trial):
     deterministic(torch.device("cpu"), 1)
     torch.manual_seed(0)
     model = build_model(settings.config, settings.overrides, settings.plan)
-    return Detector(model, model.image_size)
+    return Predictor(model, model.image_size)
 
 
 @pytest.fixture
 def views(trial):
     data = trial().data
-    return Views(open_source(data.val, data.version, data.val_split), tuple(CONDITIONS), FAILURE_SEED)
+    return EvaluationViews(
+        open_source(data.val, data.version, data.val_split), tuple(CONDITIONS), FAILURE_SEED
+    )
 
 
 def plans(detector) -> list[Plan]:

@@ -4,9 +4,9 @@ import pytest
 
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.build import build_model
-from pipeline.detector.weights import CheckpointError, save_weights
+from pipeline.detector.weights import WeightsError, save_weights
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.intervention import INTERVENTION, switch_plans
+from pipeline.evaluation.intervention import INTERVENTION, evaluate_under_plans
 from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
@@ -23,10 +23,10 @@ def test_switching(trial, tmp_path, monkeypatch):
     off = Plan(tuple((s, Choice("none") if s == "decoder.0.cross" else c) for s, c in whole.choices))
     path, weights = tmp_path / "masks.jsonl", tmp_path / "trained" / "weights.safetensors"
 
-    switch_plans(settings, weights, [off], path, COMMON)
+    evaluate_under_plans(settings, weights, [off], path, COMMON)
     with path.open("a") as file:
         file.write('{"study": "te')  # killed in mid-line
-    switch_plans(settings, weights, [off, whole], path, COMMON)
+    evaluate_under_plans(settings, weights, [off, whole], path, COMMON)
     rows = read_rows(path)
 
     assert all(row.metric.startswith(INTERVENTION) for row in rows)
@@ -38,7 +38,7 @@ def test_switching(trial, tmp_path, monkeypatch):
             (switched,) = select(rows, metric=INTERVENTION + metric, condition=condition, plan=str(whole))
             assert switched.value == trained.value
     content = path.read_bytes()
-    switch_plans(settings, weights, [whole, off], path, COMMON)
+    evaluate_under_plans(settings, weights, [whole, off], path, COMMON)
     assert path.read_bytes() == content
 
 
@@ -53,6 +53,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(trial, tmp_pat
     if plan:
         model = build_model(settings.config, settings.overrides, settings.plan)
         save_weights(model, weights)
-    with pytest.raises((PlanError, CheckpointError), match=message):
-        switch_plans(settings, weights, plans, tmp_path / "m.jsonl", COMMON)
+    with pytest.raises((PlanError, WeightsError), match=message):
+        evaluate_under_plans(settings, weights, plans, tmp_path / "m.jsonl", COMMON)
     assert not (tmp_path / "m.jsonl").exists()

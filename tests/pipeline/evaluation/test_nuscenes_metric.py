@@ -11,7 +11,7 @@ from pyquaternion import Quaternion
 from pipeline.config.settings import CLASSES
 from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
 from pipeline.data.sample import DataError, Detections
-from pipeline.evaluation.nuscenes_metric import Judge
+from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import (
     EvaluationError,
     FramePose,
@@ -28,8 +28,8 @@ def frames(small_dataset: Path) -> list[FrameRecord]:
 
 
 @pytest.fixture(scope="module")
-def judge(small_dataset: Path) -> Judge:
-    return Judge(small_dataset, "v1.0-mini", "mini_val")
+def judge(small_dataset: Path) -> NuScenesMetric:
+    return NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
 
 
 def truth(frames: list[FrameRecord]) -> tuple[list[FramePose], list[Detections]]:
@@ -40,11 +40,13 @@ def truth(frames: list[FrameRecord]) -> tuple[list[FramePose], list[Detections]]
     return poses, found
 
 
-def scores(judge: Judge, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
+def scores(judge: NuScenesMetric, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
     return {score.metric: score.value for score in judge.score(poses, found)}
 
 
-def test_the_truth_scores_one_in_every_class_there_is(judge: Judge, frames: list[FrameRecord]) -> None:
+def test_the_truth_scores_one_in_every_class_there_is(
+    judge: NuScenesMetric, frames: list[FrameRecord]
+) -> None:
     got = scores(judge, *truth(frames))
     present = {CLASSES[label] for frame in frames for label in frame.labels[frame.num_points > 0]}
     whole = {name for name in CLASSES if got[f"AP/{name}"] == pytest.approx(1.0)}
@@ -56,7 +58,7 @@ def test_the_truth_scores_one_in_every_class_there_is(judge: Judge, frames: list
 
 
 def test_a_shift_of_three_metres_fails_three_of_four_thresholds(
-    judge: Judge, frames: list[FrameRecord]
+    judge: NuScenesMetric, frames: list[FrameRecord]
 ) -> None:
     poses, found = truth(frames)
     cars = [replace_boxes(f, f.labels == 0) for f in found]
@@ -71,7 +73,7 @@ def replace_boxes(found: Detections, keep: np.ndarray) -> Detections:
     return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
 
 
-def test_nothing_found_scores_nothing(judge: Judge, frames: list[FrameRecord]) -> None:
+def test_nothing_found_scores_nothing(judge: NuScenesMetric, frames: list[FrameRecord]) -> None:
     poses, found = truth(frames)
     got = scores(judge, poses, [replace_boxes(f, f.labels < 0) for f in found])
     assert got["mAP"] == got["NDS"] == 0.0
@@ -129,7 +131,7 @@ def test_detections_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         write_submission(tmp_path / "s.json", [FramePose("t", np.eye(4))], [found])
 
 
-def test_missing_frames_are_refused(judge: Judge, frames: list[FrameRecord]) -> None:
+def test_missing_frames_are_refused(judge: NuScenesMetric, frames: list[FrameRecord]) -> None:
     poses, found = truth(frames)
     with pytest.raises(EvaluationError, match="Samples in split doesn't match"):
         judge.score(poses[1:], found[1:])
@@ -137,7 +139,7 @@ def test_missing_frames_are_refused(judge: Judge, frames: list[FrameRecord]) -> 
 
 def test_tables_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        Judge(tmp_path, "v1.0-mini", "mini_val")
+        NuScenesMetric(tmp_path, "v1.0-mini", "mini_val")
 
 
 def test_kept_detections_come_back_exactly(tmp_path: Path, frames: list[FrameRecord]) -> None:
@@ -155,9 +157,11 @@ def test_kept_detections_come_back_exactly(tmp_path: Path, frames: list[FrameRec
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(
-    judge: Judge, frames: list[FrameRecord], small_dataset: Path
+    judge: NuScenesMetric, frames: list[FrameRecord], small_dataset: Path
 ) -> None:
     poses, found = truth(frames)
     moved = [replace(f, boxes=f.boxes + np.array([0.4, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in found]
     judge.score(poses, moved)
-    assert judge.score(poses, found) == Judge(small_dataset, "v1.0-mini", "mini_val").score(poses, found)
+    assert judge.score(poses, found) == NuScenesMetric(small_dataset, "v1.0-mini", "mini_val").score(
+        poses, found
+    )

@@ -11,7 +11,7 @@ from pipeline.config.plan import Plan
 from pipeline.data.augmentation.transforms import resize_crop
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
-from pipeline.evaluation.scene_figure import save_scene, view_scene
+from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
 
 WINDOW = Plan.of(
     {
@@ -36,7 +36,7 @@ def frame(small_dataset: Path):
 
 def test_windows_and_maps_are_the_models(model, frame):
     model.train()
-    view = view_scene(model, frame)
+    view = capture_scene(model, frame)
     assert model.training  # left as it was found
     rows, cols = view.maps[0].shape
     assert (view.rects[..., 0, 1] < rows).all()
@@ -51,12 +51,12 @@ def test_windows_and_maps_are_the_models(model, frame):
 
 def test_the_windows_drawn_are_those_of_the_plan(model, frame):
     model.apply_plan(Plan.of({**dict(WINDOW.choices), "decoder.*.cross": "window:9/sdpa_math"}))
-    rects = view_scene(model, frame).rects
+    rects = capture_scene(model, frame).rects
     assert (rects[:, 0, 1] - rects[:, 0, 0] + 1).max() == 9
 
 
 def test_corners_enclose_what_the_box_says(model, frame):
-    view = view_scene(model, frame)
+    view = capture_scene(model, frame)
     low, high = view.area[:2], view.area[2:]
     assert np.all(low < high)
     boxes = frame.boxes
@@ -69,13 +69,13 @@ def test_corners_enclose_what_the_box_says(model, frame):
 
 
 def test_the_picture_is_a_phones_column_wide_and_repeats(model, frame, tmp_path):
-    view = view_scene(model, frame)
+    view = capture_scene(model, frame)
     for name in ("a.png", "b.png"):
-        save_scene(view, tmp_path / name)
+        save_scene_figure(view, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert cv2.imread(str(tmp_path / "a.png")).shape[1] == 735
 
 
 def test_without_a_bias_there_is_nothing_to_see(model, frame):
     model.apply_plan(NONE)
-    assert view_scene(model, frame) is None
+    assert capture_scene(model, frame) is None

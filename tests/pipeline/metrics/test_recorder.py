@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.metrics.recorder import Measure, Record
+from pipeline.metrics.recorder import Measure, RowRecorder
 from pipeline.metrics.rows import Row, read_rows
 from pipeline.metrics.versions import versions
 
@@ -10,7 +10,7 @@ COMMON = Row(study="s", trial="t", plan="p", metric="", unit="", value=0.0, seed
 
 
 def test_rows_carry_what_they_share(tmp_path: Path) -> None:
-    record = Record(tmp_path / "rows.jsonl", COMMON)
+    record = RowRecorder(tmp_path / "rows.jsonl", COMMON)
     record.add(7, [Measure("NDS", "fraction", 0.5, condition="clean", n=40)])
     (row,) = read_rows(tmp_path / "rows.jsonl")
     assert (row.study, row.trial, row.plan, row.seed, row.recipe) == ("s", "t", "p", 4, "r")
@@ -20,8 +20,8 @@ def test_rows_carry_what_they_share(tmp_path: Path) -> None:
 
 def test_a_resumed_trial_writes_nothing_twice(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    Record(path, COMMON).add(1, [Measure("loss", "1", 3.0)])
-    record = Record(path, COMMON)
+    RowRecorder(path, COMMON).add(1, [Measure("loss", "1", 3.0)])
+    record = RowRecorder(path, COMMON)
     record.add(1, [Measure("loss", "1", 3.0), Measure("loss_cls", "1", 1.0)])
     record.add(2, [Measure("loss", "1", 2.0)])
     assert [(row.metric, row.step) for row in read_rows(path)] == [("loss", 1), ("loss_cls", 1), ("loss", 2)]
@@ -31,9 +31,9 @@ def test_a_resumed_trial_writes_nothing_twice(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_by_a_crash_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    Record(path, COMMON).add(1, [Measure("loss", "1", 3.0), Measure("grad_norm", "1", 9.0)])
+    RowRecorder(path, COMMON).add(1, [Measure("loss", "1", 3.0), Measure("grad_norm", "1", 9.0)])
     path.write_bytes(path.read_bytes()[:-20])
-    Record(path, COMMON).add(1, [Measure("loss", "1", 3.0), Measure("grad_norm", "1", 9.0)])
+    RowRecorder(path, COMMON).add(1, [Measure("loss", "1", 3.0), Measure("grad_norm", "1", 9.0)])
     assert [row.metric for row in read_rows(path)] == ["loss", "grad_norm"]
 
 

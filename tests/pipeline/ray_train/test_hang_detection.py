@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from pipeline.ray_train.hang_detection import FACTOR, UNKNOWN, Watch
-from pipeline.runtime.heartbeat import FILE, Beacon
+from pipeline.ray_train.hang_detection import FACTOR, UNKNOWN, HangDetector
+from pipeline.runtime.heartbeat import FILE, Heartbeat
 
 
 class Clock:
@@ -26,7 +26,7 @@ def say(tmp_path):
     times = iter(range(1, 10**6))
 
     def speak(stage, done, total):
-        Beacon(tmp_path).say(stage, done, total, float("nan"))
+        Heartbeat(tmp_path).say(stage, done, total, float("nan"))
         stamp = next(times) * 10**9
         os.utime(tmp_path / FILE, ns=(stamp, stamp))  # two words within a tick of the file system's clock
 
@@ -43,7 +43,7 @@ def looks(watch, clock, seconds):
 
 
 def test_a_silence_in_training_is_told_and_names_the_step(tmp_path, clock, say):
-    watch = Watch(tmp_path, 10, clock)
+    watch = HangDetector(tmp_path, 10, clock)
     say("train", 1, 9)
     assert not looks(watch, clock, 1)
     say("train", 2, 9)
@@ -53,20 +53,20 @@ def test_a_silence_in_training_is_told_and_names_the_step(tmp_path, clock, say):
 
 def test_the_first_step_may_take_long_but_not_for_ever(tmp_path, clock, say):
     say("train", 3, 9)  # of the start before
-    watch = Watch(tmp_path, 10, clock)
+    watch = HangDetector(tmp_path, 10, clock)
     assert not looks(watch, clock, 10 * UNKNOWN)
     assert "after its start" in looks(watch, clock, 1)
 
 
 def test_a_worker_whose_disk_is_another_gives_no_sign_and_is_not_ended_for_it(tmp_path, clock, say):
-    watch = Watch(tmp_path, 10, clock, far=True)
+    watch = HangDetector(tmp_path, 10, clock, far=True)
     assert not looks(watch, clock, 30 * UNKNOWN)
     say("train", 2, 9)  # a disk that both see after all
     assert "after train 2/9" in looks(watch, clock, 30)
 
 
 def test_after_a_restart_the_same_word_again_is_a_sign(tmp_path, clock, say):
-    watch = Watch(tmp_path, 10, clock)
+    watch = HangDetector(tmp_path, 10, clock)
     say("train", 3, 9)
     assert looks(watch, clock, 20)
     watch.restart()
@@ -76,7 +76,7 @@ def test_after_a_restart_the_same_word_again_is_a_sign(tmp_path, clock, say):
 
 
 def test_what_is_slow_by_nature_gets_its_time(tmp_path, clock, say):
-    watch = Watch(tmp_path, 10, clock)
+    watch = HangDetector(tmp_path, 10, clock)
     for step in (1, 2, 3):
         say("train", step, 9)
         assert not looks(watch, clock, 4)
@@ -86,7 +86,7 @@ def test_what_is_slow_by_nature_gets_its_time(tmp_path, clock, say):
 
 @pytest.mark.parametrize("word", [("train", 9, 9), ("evaluate", 4, 4), ("rung", 3, 9)])
 def test_between_stages_nobody_knows_how_long(tmp_path, clock, say, word):
-    watch = Watch(tmp_path, 10, clock)
+    watch = HangDetector(tmp_path, 10, clock)
     say("train", 1, 9)
     watch.look()
     say(*word)
@@ -95,6 +95,6 @@ def test_between_stages_nobody_knows_how_long(tmp_path, clock, say, word):
 
 
 def test_zero_waits_for_ever(tmp_path, clock, say):
-    watch = Watch(tmp_path, 0, clock)
+    watch = HangDetector(tmp_path, 0, clock)
     say("train", 1, 9)
     assert not looks(watch, clock, 5000)

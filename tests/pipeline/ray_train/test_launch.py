@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from pipeline.config.plan import PlanError
 from pipeline.data.sample import DataError
-from pipeline.errors import is_refusal
+from pipeline.errors import is_user_error
 from pipeline.ray_train.hang_detection import HangCallback
 from pipeline.ray_train.launch import _worker_resources
 from pipeline.ray_train.local_cluster import LOCAL, _environment
@@ -67,10 +67,10 @@ def test_a_worker_reserves_a_cpu_per_thread_and_its_share_of_a_gpu(settings):
 
 
 def test_our_errors_are_refusals_and_others_are_bugs():
-    assert is_refusal(PlanError("x"))
-    assert is_refusal(DataError("x"))
-    assert not is_refusal(ValueError("x"))
-    assert not is_refusal(RuntimeError("x"))
+    assert is_user_error(PlanError("x"))
+    assert is_user_error(DataError("x"))
+    assert not is_user_error(ValueError("x"))
+    assert not is_user_error(RuntimeError("x"))
 
 
 def test_controllers_need_not_import_torch():

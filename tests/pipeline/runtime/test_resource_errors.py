@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from experiments.recipes.mini import smoke
 from pipeline.errors import TrialError
 from pipeline.metrics.rows import Row, append_rows, read_rows, seal_fault
-from pipeline.runtime.event_log import STARTED, events, note, restarts
-from pipeline.runtime.resource_errors import is_full_disk, shortages_told
-from pipeline.storage.checkpoint import newest_state, save_state
+from pipeline.runtime.event_log import STARTED, append_event, count_restarts, read_events
+from pipeline.runtime.resource_errors import explain_resource_errors, is_full_disk
+from pipeline.storage.checkpoint import newest_checkpoint, save_checkpoint
 
 LOWER = r"out of memory on the cpu .*lower train.batch_size \(now 1\)"
 ROW = Row("study", "trial", "a.0.cross=none/flex", "NDS", "fraction", 0.1, time=1.5)
@@ -60,14 +60,14 @@ def test_rows_that_do_not_fit_leave_the_file_as_it_was(small_disk):
 def test_half_a_checkpoint_gives_its_room_back(small_disk):
     model = torch.nn.Linear(100, 100)
     optimizer = torch.optim.AdamW(model.parameters())
-    first = save_state(small_disk / "checkpoints", 1, "digest", model, optimizer)
+    first = save_checkpoint(small_disk / "checkpoints", 1, "digest", model, optimizer)
     fill(small_disk, 20_000)
     free = os.statvfs(small_disk).f_bavail
     with pytest.raises(Exception, match=r"No space left|os error 28") as caught:
-        save_state(small_disk / "checkpoints", 2, "digest", model, optimizer)
+        save_checkpoint(small_disk / "checkpoints", 2, "digest", model, optimizer)
     assert is_full_disk(caught.value)
     assert os.statvfs(small_disk).f_bavail == free
-    assert newest_state(small_disk / "checkpoints") == first
+    assert newest_checkpoint(small_disk / "checkpoints") == first
 
 
 def test_a_full_disk_is_told_whoever_writes(small_disk):
@@ -79,7 +79,7 @@ def test_a_full_disk_is_told_whoever_writes(small_disk):
 
 
 def told(folder):
-    return shortages_told(smoke().trials[0], folder)
+    return explain_resource_errors(smoke().trials[0], folder)
 
 
 def test_memory_that_cannot_be_had_says_what_to_lower(tmp_path):
@@ -103,7 +103,10 @@ def test_a_gpu_is_told_that_graphs_take_memory(tmp_path):
     settings = replace(smoke().trials[0], device="cuda")
     for graph in (True, False):
         less = replace(settings, train=replace(settings.train, graph=graph))
-        with pytest.raises(TrialError, match="on the cuda") as caught, shortages_told(less, tmp_path):
+        with (
+            pytest.raises(TrialError, match="on the cuda") as caught,
+            explain_resource_errors(less, tmp_path),
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried")
         assert ("train.graph=False" in str(caught.value)) == graph
 
@@ -116,10 +119,10 @@ def test_other_errors_stay_what_they_are(tmp_path):
 
 
 def test_the_diary_tells_starts_and_forgives_a_line_cut_short(tmp_path):
-    note(tmp_path, STARTED)
-    assert not restarts(tmp_path)
+    append_event(tmp_path, STARTED)
+    assert not count_restarts(tmp_path)
     with (tmp_path / "diary.jsonl").open("a") as file:
         file.write('{"what": "sta\n')
-    note(tmp_path, STARTED, 6)
-    assert [event.step for event in events(tmp_path)] == [0, 6]
-    assert restarts(tmp_path) == "started 2 times, went on after step 6"
+    append_event(tmp_path, STARTED, 6)
+    assert [event.step for event in read_events(tmp_path)] == [0, 6]
+    assert count_restarts(tmp_path) == "started 2 times, went on after step 6"

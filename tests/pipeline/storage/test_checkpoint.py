@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.storage.checkpoint import StateError, load_state, newest_state, save_state
+from pipeline.storage.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint, save_checkpoint
 
 
 def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -28,29 +28,29 @@ def go(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = trained(3)
-    path = save_state(tmp_path, 3, "d", model, optimizer)
+    path = save_checkpoint(tmp_path, 3, "d", model, optimizer)
     go(model, optimizer, 3)
     other, fresh = trained(1)
-    assert load_state(path, "d", other, fresh) == 3
+    assert load_checkpoint(path, "d", other, fresh) == 3
     go(other, fresh, 3)
     for (name, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
 
 
 def test_moments_that_the_checkpoint_lacks_are_forgotten(tmp_path: Path) -> None:
-    path = save_state(tmp_path, 0, "d", *trained(0))
+    path = save_checkpoint(tmp_path, 0, "d", *trained(0))
     model, optimizer = trained(2)
-    load_state(path, "d", model, optimizer)
+    load_checkpoint(path, "d", model, optimizer)
     assert not optimizer.state
 
 
 def test_only_the_newest_are_kept_and_found(tmp_path: Path) -> None:
     parts = trained(1)
-    assert newest_state(tmp_path) is None
+    assert newest_checkpoint(tmp_path) is None
     for step in (1, 2, 10):
-        save_state(tmp_path, step, "d", *parts)
+        save_checkpoint(tmp_path, step, "d", *parts)
     (tmp_path / ".step_00000011.partial").mkdir()  # what a crash leaves behind
-    assert newest_state(tmp_path) == tmp_path / "step_00000010"
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_00000010"
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000010"]
 
 
@@ -58,7 +58,7 @@ def test_a_crash_before_the_rename_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = trained(1)
-    save_state(tmp_path, 1, "d", *parts)
+    save_checkpoint(tmp_path, 1, "d", *parts)
 
     def crash(self: Path, target: Path) -> None:
         raise KeyboardInterrupt
@@ -66,40 +66,40 @@ def test_a_crash_before_the_rename_leaves_the_old_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
-            save_state(tmp_path, 2, "d", *parts)
-    assert newest_state(tmp_path) == tmp_path / "step_00000001"
-    assert save_state(tmp_path, 2, "d", *parts) == newest_state(tmp_path)
+            save_checkpoint(tmp_path, 2, "d", *parts)
+    assert newest_checkpoint(tmp_path) == tmp_path / "step_00000001"
+    assert save_checkpoint(tmp_path, 2, "d", *parts) == newest_checkpoint(tmp_path)
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
-    path = save_state(tmp_path, 1, "old", *trained(1))
-    with pytest.raises(StateError, match=r"settings old, the trial now has new; use a new folder"):
-        load_state(path, "new", *trained(0))
+    path = save_checkpoint(tmp_path, 1, "old", *trained(1))
+    with pytest.raises(CheckpointError, match=r"settings old, the trial now has new; use a new folder"):
+        load_checkpoint(path, "new", *trained(0))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    path = save_state(tmp_path, 1, "d", *trained(1))
+    path = save_checkpoint(tmp_path, 1, "d", *trained(1))
     model, _ = trained(0)
     deeper = nn.Sequential(*model, nn.Linear(1, 1))
-    with pytest.raises(StateError, match="another architecture; 2 tensors differ"):
-        load_state(path, "d", deeper, torch.optim.AdamW(deeper.parameters()))
+    with pytest.raises(CheckpointError, match="another architecture; 2 tensors differ"):
+        load_checkpoint(path, "d", deeper, torch.optim.AdamW(deeper.parameters()))
 
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
-    path = save_state(tmp_path, 1, "d", *trained(1))
-    with pytest.raises(StateError, match="another architecture"):
-        load_state(path, "d", *trained(0, width=4))
+    path = save_checkpoint(tmp_path, 1, "d", *trained(1))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        load_checkpoint(path, "d", *trained(0, width=4))
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    path = save_state(tmp_path, 1, "d", *trained(1))
+    path = save_checkpoint(tmp_path, 1, "d", *trained(1))
     tensors = path / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    with pytest.raises(StateError, match=r"cannot read tensors\.safetensors.*delete this checkpoint"):
-        load_state(path, "d", *trained(0))
+    with pytest.raises(CheckpointError, match=r"cannot read tensors\.safetensors.*delete this checkpoint"):
+        load_checkpoint(path, "d", *trained(0))
     (path / "state.json").write_text("{")
-    with pytest.raises(StateError, match=r"cannot read state\.json"):
-        load_state(path, "d", *trained(0))
+    with pytest.raises(CheckpointError, match=r"cannot read state\.json"):
+        load_checkpoint(path, "d", *trained(0))
     (path / "state.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(StateError, match="state format 0, this code reads 1"):
-        load_state(path, "d", *trained(0))
+    with pytest.raises(CheckpointError, match="state format 0, this code reads 1"):
+        load_checkpoint(path, "d", *trained(0))

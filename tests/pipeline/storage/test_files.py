@@ -7,11 +7,11 @@ import signal
 import pytest
 
 from pipeline.errors import TrialError
-from pipeline.storage.files import sole_writer
+from pipeline.storage.files import exclusive_writer
 
 
 def hold(folder, pipe):
-    with sole_writer(folder):
+    with exclusive_writer(folder):
         pipe.send("held")
         pipe.recv()
 
@@ -24,10 +24,10 @@ def test_a_writer_that_was_killed_leaves_its_place(tmp_path):
     assert ours.recv() == "held"
     with (
         pytest.raises(TrialError, match="another process has been running this trial for 0 s; end it"),
-        sole_writer(tmp_path / "trial", patience_s=0.0),
+        exclusive_writer(tmp_path / "trial", patience_s=0.0),
     ):
         pass
     os.kill(first.pid, signal.SIGKILL)
-    with sole_writer(tmp_path / "trial", patience_s=10.0):
+    with exclusive_writer(tmp_path / "trial", patience_s=10.0):
         pass
     first.join()

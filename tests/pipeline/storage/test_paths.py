@@ -6,7 +6,7 @@ import pytest
 
 from experiments.parser import build_parser
 from pipeline.metrics.versions import commit
-from pipeline.storage.paths import ROOT, home, locate, runs
+from pipeline.storage.paths import ROOT, data_root, default_runs_dir, resolve_path
 from pipeline.tracking.mlflow_server import default_uri
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -20,17 +20,17 @@ def plain(monkeypatch):
 
 def test_in_the_project(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert home() is None
-    assert locate("data/mini") == ROOT / "data/mini"
-    assert locate("/elsewhere/data") == Path("/elsewhere/data")
-    assert (runs(), default_uri()) == ("runs", f"sqlite:///{tmp_path}/mlflow.db")
+    assert data_root() is None
+    assert resolve_path("data/mini") == ROOT / "data/mini"
+    assert resolve_path("/elsewhere/data") == Path("/elsewhere/data")
+    assert (default_runs_dir(), default_uri()) == ("runs", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_at_the_place_that_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("BIASWISE_HOME", str(tmp_path))
-    assert locate("data/mini") == tmp_path / "data/mini"
-    assert locate("/elsewhere/data") == Path("/elsewhere/data")
-    assert locate(CONFIG) == ROOT / CONFIG, "what comes with the code is read there"
+    assert resolve_path("data/mini") == tmp_path / "data/mini"
+    assert resolve_path("/elsewhere/data") == Path("/elsewhere/data")
+    assert resolve_path(CONFIG) == ROOT / CONFIG, "what comes with the code is read there"
     assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     arguments = build_parser().parse_args(["study", "run", "smoke"])
     assert arguments.runs == str(tmp_path / "runs")
@@ -39,8 +39,8 @@ def test_at_the_place_that_is_named(monkeypatch, tmp_path):
 def test_in_a_ray_job_nothing_is_kept_in_the_copy_that_ray_removes(monkeypatch, tmp_path):
     copy = tmp_path / "session_x/runtime_resources/working_dir_files/_ray_pkg_1"
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert home(copy) == tmp_path / "me/biaswise"
-    assert locate("data/mini", copy) == tmp_path / "me/biaswise/data/mini"
+    assert data_root(copy) == tmp_path / "me/biaswise"
+    assert resolve_path("data/mini", copy) == tmp_path / "me/biaswise/data/mini"
 
 
 def test_commit_of_code_without_history_is_what_the_submitter_says(monkeypatch):

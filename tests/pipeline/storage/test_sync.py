@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from pipeline.storage.checkpoint import newest_state
-from pipeline.storage.lease import Claim
-from pipeline.storage.remote import MirrorError
-from pipeline.storage.sync import Mirror
+from pipeline.storage.checkpoint import newest_checkpoint
+from pipeline.storage.lease import Lease
+from pipeline.storage.remote import StorageError
+from pipeline.storage.sync import StudySync
 
 TRIAL = "trials/a_s0"
 
@@ -56,21 +56,21 @@ def content(folder):
 
 def test_what_is_fetched_elsewhere_is_what_was_copied(s3, here, there):
     trial = fill(here)
-    mirror = Mirror(f"{s3.uri}/study", here)
+    mirror = StudySync(f"{s3.uri}/study", here)
     mirror.push_study()
-    again = Mirror(mirror.uri, there)
+    again = StudySync(mirror.uri, there)
     again.fetch_study()
     assert not (there / TRIAL / "checkpoints").exists(), "what is heavy is left until a trial needs it"
     again.fetch(TRIAL)
     (trial / "progress.json").unlink()
     assert content(there) == content(here)
-    assert newest_state(there / TRIAL / "checkpoints").name == "step_00000010"
+    assert newest_checkpoint(there / TRIAL / "checkpoints").name == "step_00000010"
     assert set(s3.objects()) == {f"studies/study/{name}" for name in content(here)}
 
 
 def test_nothing_is_copied_twice(s3, here):
     fill(here)
-    mirror = Mirror(f"{s3.uri}/study", here)
+    mirror = StudySync(f"{s3.uri}/study", here)
     sent = []
     object.__setattr__(mirror.bucket, "upload", lambda source, path: sent.append(path))
     mirror.push_study()
@@ -85,18 +85,18 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
     fill(here)
     (here / TRIAL / "DONE.json").write_text("{}")
     names = []
-    recorder = Mirror(f"{s3.uri}/study", here)
+    recorder = StudySync(f"{s3.uri}/study", here)
     object.__setattr__(recorder.bucket, "upload", lambda source, path: names.append(path))
     recorder.push(TRIAL)
     (here / TRIAL / ".mirror.json").unlink()
     assert names[-1] == f"{TRIAL}/DONE.json"
     for cut in range(len(names) + 1):
-        mirror = Mirror(f"{s3.uri}/cut{cut}", here)
+        mirror = StudySync(f"{s3.uri}/cut{cut}", here)
         for name in names[:cut]:
             mirror.bucket.upload(here / name, name)
         there = tmp_path / f"there{cut}"
-        Mirror(mirror.uri, there).fetch(TRIAL)
-        state = newest_state(there / TRIAL / "checkpoints")
+        StudySync(mirror.uri, there).fetch(TRIAL)
+        state = newest_checkpoint(there / TRIAL / "checkpoints")
         if state is not None:
             assert {path.name for path in state.iterdir()} == {"tensors.safetensors", "state.json"}
             assert (there / TRIAL / "rows.jsonl").read_bytes() == (here / TRIAL / "rows.jsonl").read_bytes()
@@ -106,7 +106,7 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
 def test_old_checkpoints_and_mended_failures_leave_the_bucket_and_nothing_else_does(s3, here):
     trial = fill(here)
     (trial / "FAILED.json").write_text("{}")
-    mirror = Mirror(f"{s3.uri}/study", here)
+    mirror = StudySync(f"{s3.uri}/study", here)
     mirror.push_study()
     (trial / "checkpoints/step_00000010").rename(trial / "checkpoints/step_00000020")
     (trial / "FAILED.json").unlink()
@@ -119,7 +119,7 @@ def test_old_checkpoints_and_mended_failures_leave_the_bucket_and_nothing_else_d
 
 def test_who_was_left_behind_takes_what_went_on_elsewhere(s3, here, there):
     fill(here)
-    mirror, other = Mirror(f"{s3.uri}/study", here), Mirror(f"{s3.uri}/study", there)
+    mirror, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
     mirror.push_study()
     other.fetch(TRIAL)
     add_rows(there, 3)
@@ -133,7 +133,7 @@ def test_who_was_left_behind_takes_what_went_on_elsewhere(s3, here, there):
 
 def test_rows_that_only_this_machine_has_are_put_aside_not_deleted(s3, here, there):
     fill(here)
-    mirror, other = Mirror(f"{s3.uri}/study", here), Mirror(f"{s3.uri}/study", there)
+    mirror, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
     mirror.push_study()
     other.fetch(TRIAL)
     add_rows(here, 1, "only here")
@@ -147,7 +147,7 @@ def test_rows_that_only_this_machine_has_are_put_aside_not_deleted(s3, here, the
 
 def test_rows_that_were_not_copied_yet_stay(s3, here):
     fill(here)
-    mirror = Mirror(f"{s3.uri}/study", here)
+    mirror = StudySync(f"{s3.uri}/study", here)
     mirror.push_study()
     add_rows(here, 1, "new")
     mirror.fetch(TRIAL)
@@ -156,24 +156,24 @@ def test_rows_that_were_not_copied_yet_stay(s3, here):
 
 def test_a_rank_that_follows_drops_a_checkpoint_that_the_first_rank_has_not(s3, here, there):
     fill(here)
-    Mirror(f"{s3.uri}/study", here).push_study()
+    StudySync(f"{s3.uri}/study", here).push_study()
     ahead = there / TRIAL / "checkpoints/step_00000099"
     ahead.mkdir(parents=True)
     (there / TRIAL / "rows.jsonl").write_bytes((here / TRIAL / "rows.jsonl").read_bytes())
-    follower = Mirror(f"{s3.uri}/study", there)
+    follower = StudySync(f"{s3.uri}/study", there)
     follower.fetch(TRIAL)
     assert ahead.exists()
     follower.fetch(TRIAL, exact=True)
-    assert newest_state(there / TRIAL / "checkpoints").name == "step_00000010"
+    assert newest_checkpoint(there / TRIAL / "checkpoints").name == "step_00000010"
 
 
 def test_another_recipe_under_the_same_name_is_refused(s3, here, there):
     fill(here)
-    Mirror(f"{s3.uri}/study", here).push_study()
+    StudySync(f"{s3.uri}/study", here).push_study()
     there.mkdir()
     (there / "study.json").write_text('{"digest": "d2"}')
-    with pytest.raises(MirrorError, match=r"holds the recipe d1 and .*there the recipe d2; move the folder"):
-        Mirror(f"{s3.uri}/study", there).fetch_study()
+    with pytest.raises(StorageError, match=r"holds the recipe d1 and .*there the recipe d2; move the folder"):
+        StudySync(f"{s3.uri}/study", there).fetch_study()
 
 
 @pytest.mark.parametrize(
@@ -190,14 +190,14 @@ def test_another_recipe_under_the_same_name_is_refused(s3, here, there):
 )
 def test_a_uri_that_cannot_be_is_refused_in_a_sentence(s3, here, uri, sentence):
     fill(here)
-    with pytest.raises(MirrorError, match=sentence) as refused:
-        Mirror(uri, here).push()
+    with pytest.raises(StorageError, match=sentence) as refused:
+        StudySync(uri, here).push()
     assert "\n" not in str(refused.value)
     assert "hunter" not in str(refused.value)
 
 
 def test_a_mirror_takes_no_secret_along_to_other_processes(s3, here):
-    mirror = Mirror(f"{s3.uri}/study", here, "claim")
+    mirror = StudySync(f"{s3.uri}/study", here, "claim")
     mirror.bucket.exists("x")
     packed = pickle.dumps(mirror)
     assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in packed
@@ -205,30 +205,30 @@ def test_a_mirror_takes_no_secret_along_to_other_processes(s3, here):
 
 
 def test_one_process_runs_a_study_and_gives_it_back(s3, here):
-    mirror = Mirror(f"{s3.uri}/study", here)
-    with Claim(mirror, print) as held:
+    mirror = StudySync(f"{s3.uri}/study", here)
+    with Lease(mirror, print) as held:
         with (
-            pytest.raises(MirrorError, match=rf"process {os.getpid()} on .* runs this study"),
-            Claim(mirror, print),
+            pytest.raises(StorageError, match=rf"process {os.getpid()} on .* runs this study"),
+            Lease(mirror, print),
         ):
             pass
         held.push_study()
-    with Claim(mirror, print):
+    with Lease(mirror, print):
         pass
     assert not s3.objects()
 
 
 def test_of_many_who_claim_at_once_one_at_most_gets_it(s3, here):
-    mirror, got, barrier = Mirror(f"{s3.uri}/study", here), [], threading.Barrier(6)
+    mirror, got, barrier = StudySync(f"{s3.uri}/study", here), [], threading.Barrier(6)
     held = threading.Event()
 
     def claim():
         barrier.wait()
         try:
-            with Claim(Mirror(mirror.uri, here), print):
+            with Lease(StudySync(mirror.uri, here), print):
                 got.append(1)
                 held.wait(10)
-        except MirrorError:
+        except StorageError:
             pass
 
     threads = [threading.Thread(target=claim) for _ in range(6)]
@@ -239,20 +239,20 @@ def test_of_many_who_claim_at_once_one_at_most_gets_it(s3, here):
     for thread in threads:
         thread.join()
     assert len(got) <= 1
-    with Claim(mirror, print):
+    with Lease(mirror, print):
         pass
 
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(s3, here):
     code = (
         "import sys, os; from pathlib import Path\n"
-        "from pipeline.storage.lease import Claim; from pipeline.storage.sync import Mirror\n"
+        "from pipeline.storage.lease import Lease; from pipeline.storage.sync import StudySync\n"
         "Claim(Mirror(sys.argv[1], Path('x')), print).__enter__(); os._exit(9)"
     )
-    mirror = Mirror(f"{s3.uri}/study", here)
+    mirror = StudySync(f"{s3.uri}/study", here)
     dead = subprocess.Popen([sys.executable, "-c", code, mirror.uri])
     assert dead.wait() == 9
-    claim = Claim(mirror, print)
+    claim = Lease(mirror, print)
     with claim:
         assert [f"process {dead.pid} on " in note for note in claim.notes] == [True]
         assert len(s3.objects()) == 1
@@ -260,19 +260,19 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(s3, here):
 
 def test_a_silent_process_elsewhere_is_taken_over_after_a_while_and_then_copies_nothing(s3, here, there):
     fill(here)
-    slow = Claim(Mirror(f"{s3.uri}/study", here), print, renew_s=100)
+    slow = Lease(StudySync(f"{s3.uri}/study", here), print, renew_s=100)
     slow._text = json.dumps({"host": "elsewhere", "pid": 1, "life": "x"}).encode()
     with slow as held:
         held.push(TRIAL)
-        successor = Claim(Mirror(held.uri, there), print, silent_s=3)
-        with pytest.raises(MirrorError, match="process 1 on elsewhere runs this study"), successor:
+        successor = Lease(StudySync(held.uri, there), print, silent_s=3)
+        with pytest.raises(StorageError, match="process 1 on elsewhere runs this study"), successor:
             pass
         time.sleep(4.5)  # S3 tells whole seconds
-        successor = Claim(Mirror(held.uri, there), print, silent_s=3)
+        successor = Lease(StudySync(held.uri, there), print, silent_s=3)
         with successor:
             assert ["taken over from process 1 on elsewhere" in note for note in successor.notes] == [True]
             add_rows(here, 1, "late")
-            with pytest.raises(MirrorError, match="another process has taken this study over"):
+            with pytest.raises(StorageError, match="another process has taken this study over"):
                 held.push(TRIAL)
             assert not held.holds()
     assert b"late" not in b"".join(s3.objects().values())
@@ -280,7 +280,7 @@ def test_a_silent_process_elsewhere_is_taken_over_after_a_while_and_then_copies_
 
 def test_a_claim_that_was_taken_over_interrupts_its_process(s3, here):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
-    claim = Claim(Mirror(f"{s3.uri}/study", here), print, renew_s=0.2)
+    claim = Lease(StudySync(f"{s3.uri}/study", here), print, renew_s=0.2)
 
     def lose(held):
         held.bucket.remove(f".claims/{claim.name}.json")
@@ -296,11 +296,11 @@ def test_a_store_that_does_not_answer_is_told_once_and_waited_for(s3, here, monk
     fill(here)
     told = []
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
-    dead = Mirror(f"{s3.uri}/study", here)
-    with pytest.raises(MirrorError, match=r"did not take the study .*its files are in .*here"):
+    dead = StudySync(f"{s3.uri}/study", here)
+    with pytest.raises(StorageError, match=r"did not take the study .*its files are in .*here"):
         dead.push()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
-    claim = Claim(Mirror(f"{s3.uri}/study", here), told.append, renew_s=0.2)
+    claim = Lease(StudySync(f"{s3.uri}/study", here), told.append, renew_s=0.2)
     with claim as held:
         object.__setattr__(claim, "_mirror", dead)
         while not told:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.recipes.decision_rule import Rule
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import write_report
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
@@ -180,7 +180,7 @@ def test_another_store_gets_everything_although_the_cursor_is_full(uri, study, e
 
 def judged(study):
     """Give the study a rule, and write its report."""
-    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": Rule().to_dict()}))
+    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
     return write_report(study, lambda plan: f"# {plan}\n")
 
 

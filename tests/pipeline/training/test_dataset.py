@@ -5,36 +5,36 @@ import pytest
 
 from pipeline.data.augmentation.train_pipeline import TrainPipeline
 from pipeline.errors import TrialError
-from pipeline.training.dataset import Feed
+from pipeline.training.dataset import TrainingData
 
 WITH_PIPELINE = "experiments/configs/cmt_aqr_pillar_mini_runner.py"
 SIZE, LIMITS = (96, 240), (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 
 
 def test_a_config_with_a_train_pipeline_decides(trial):
-    feed = Feed(trial(config=WITH_PIPELINE, overrides=()), SIZE, LIMITS)
+    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=()), SIZE, LIMITS)
     assert isinstance(feed.transform, TrainPipeline)
     made = feed.transform.at(0)(feed.source[0], np.random.default_rng(0))
     assert made.images.shape == (6, *SIZE, 3)
 
 
 def test_without_augmentation_a_frame_is_resized_alone(trial):
-    feed = Feed(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
+    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
     one, two = (feed.transform(feed.source[0], np.random.default_rng(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(one.points, two.points)
     assert one.images.shape == (6, *SIZE, 3)
 
 
 def test_a_config_without_one_leaves_it_to_the_settings(trial):
-    feed = Feed(trial(mask_lidar=1.0), SIZE, LIMITS)
+    feed = TrainingData(trial(mask_lidar=1.0), SIZE, LIMITS)
     assert not len(feed.transform(feed.source[0], np.random.default_rng(0)).points)
 
 
 def test_a_wrapper_resamples_the_frames(trial):
     dataset = '{"type": "CBGSDataset", "dataset": {"pipeline": [{"type": "PointShuffle"}]}}'
     overrides = (("train_dataloader.dataset", dataset),)
-    feed = Feed(trial(config=WITH_PIPELINE, overrides=overrides, augment=False), SIZE, LIMITS)
-    plain = Feed(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
+    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=overrides, augment=False), SIZE, LIMITS)
+    plain = TrainingData(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
     assert len(feed.source) > 2 * len(plain.source)  # every class is in every frame: tenfold
 
 
@@ -47,4 +47,4 @@ def test_a_wrapper_resamples_the_frames(trial):
 )
 def test_settings_that_contradict_the_config(trial, changes, size, sentence):
     with pytest.raises(TrialError, match=sentence):
-        Feed(trial(config=WITH_PIPELINE, overrides=(), **changes), size, LIMITS)
+        TrainingData(trial(config=WITH_PIPELINE, overrides=(), **changes), size, LIMITS)

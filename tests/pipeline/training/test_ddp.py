@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.early_stopping import Rungs
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
@@ -62,7 +62,7 @@ class Rank(LocalSession):
 
 def gradients(settings: TrialSettings, session: Rank, path: Path) -> None:
     """Run one step of a trial and keep gradients, loss and plan instead of assessing."""
-    running = trial_module.Trial(settings, session, Rungs())
+    running = trial_module.Trial(settings, session, EarlyStopping())
     running.source = OneBox(running.source)
     running.train()
     found = {n: p.grad for n, p in running.model.named_parameters() if p.grad is not None}

@@ -16,8 +16,8 @@ from pipeline.evaluation import evaluator
 from pipeline.metrics.rows import read_rows
 from pipeline.ray_train.worker import RaySession
 from pipeline.runtime.session import LocalSession
-from pipeline.storage.checkpoint import newest_state
-from pipeline.training.preemption import LAST_CALL_S
+from pipeline.storage.checkpoint import newest_checkpoint
+from pipeline.training.preemption import SECOND_CHECKPOINT_S
 from pipeline.training.trial import run_trial
 
 Trial = Callable[..., TrialSettings]
@@ -26,7 +26,13 @@ Trial = Callable[..., TrialSettings]
 class Leaving(LocalSession):
     """Told after the second step; the last call comes after the fourth, the machine goes after the fifth."""
 
-    left = (None, LAST_CALL_S + 40, LAST_CALL_S + 20, LAST_CALL_S - 1, LAST_CALL_S - 2)
+    left = (
+        None,
+        SECOND_CHECKPOINT_S + 40,
+        SECOND_CHECKPOINT_S + 20,
+        SECOND_CHECKPOINT_S - 1,
+        SECOND_CHECKPOINT_S - 2,
+    )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -52,7 +58,7 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     with pytest.raises(InterruptedError):
         run_trial(settings, leaving)
     assert [report["step"] for report in leaving.reports] == [2, 4]
-    assert str(newest_state(tmp_path / "broken" / "checkpoints")).endswith("step_00000004")
+    assert str(newest_checkpoint(tmp_path / "broken" / "checkpoints")).endswith("step_00000004")
     run_trial(settings, LocalSession(tmp_path / "broken"))
     run_trial(settings, LocalSession(tmp_path / "unbroken"))
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")

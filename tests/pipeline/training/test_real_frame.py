@@ -11,7 +11,7 @@ from pipeline.detector.build import build_model, load_config
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.training.step import Optimiser, lr_factor
+from pipeline.training.step import TrainStep, lr_factor
 
 FRAME = Path(__file__).parents[4] / "shared/data/nuscenes_frame/n015-2018-07-24-11-22-45+0800.pkl"
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -27,7 +27,7 @@ def test_the_mini_model_learns_the_real_frame() -> None:
     wrapper = load_config(CONFIG, EVERYTHING).optim_wrapper
     limit = clip_norm(wrapper)
     assert limit == 35.0
-    optimiser = Optimiser(model, build_optimizer(model, wrapper), limit)
+    optimiser = TrainStep(model, build_optimizer(model, wrapper), limit)
     sample = filter_range(resize_crop(InfoSource(FRAME)[0], model.image_size), model.point_range)
     assert len(sample.boxes) == 52
     losses = []

@@ -10,7 +10,7 @@ from pipeline.config.plan import Plan
 from pipeline.config.settings import FROM_CONFIG, DataSettings, TrainSettings, TrialSettings
 from pipeline.detector.precision import with_autocast
 from pipeline.errors import TrialError
-from pipeline.training.resolve_config import WARMUP, agree
+from pipeline.training.resolve_config import WARMUP, resolve_training
 
 MINI = "experiments/configs/cmt_aqr_pillar_mini.py"
 RUNNER = "experiments/configs/cmt_aqr_pillar_mini_runner.py"  # six epochs, cosine
@@ -24,7 +24,7 @@ def trial(config: str, device: str = "cpu", **train: object) -> TrialSettings:
 
 
 def test_the_config_says_how_long_and_how_fast() -> None:
-    agreed = agree(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=1)
+    agreed = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=1)
     assert agreed.settings.train.steps == 6 * 11  # 41 frames are 11 steps of 4
     assert agreed.differs == ()
     optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -35,12 +35,12 @@ def test_the_config_says_how_long_and_how_fast() -> None:
 
 
 def test_two_workers_take_half_the_steps() -> None:
-    agreed = agree(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=2)
+    agreed = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=2)
     assert agreed.settings.train.steps == 6 * 6
 
 
 def test_what_the_settings_say_holds_and_is_said() -> None:
-    agreed = agree(trial(RUNNER, steps=30, batch_size=2, warmup_steps=5), FRAMES, workers=1)
+    agreed = resolve_training(trial(RUNNER, steps=30, batch_size=2, warmup_steps=5), FRAMES, workers=1)
     assert agreed.settings.train.steps == 30
     assert agreed.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])) is None
     assert [sentence.partition(" ")[0] for sentence in agreed.differs] == [
@@ -51,7 +51,7 @@ def test_what_the_settings_say_holds_and_is_said() -> None:
 
 
 def test_a_schedule_is_stretched_over_a_given_number_of_steps() -> None:
-    agreed = agree(trial(RUNNER, steps=30, batch_size=4), FRAMES, workers=1)
+    agreed = resolve_training(trial(RUNNER, steps=30, batch_size=4), FRAMES, workers=1)
     assert agreed.differs[0].endswith("its schedule is stretched over them")
     optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = agreed.schedule(optimiser)
@@ -61,20 +61,20 @@ def test_a_schedule_is_stretched_over_a_given_number_of_steps() -> None:
 
 
 def test_without_a_schedule_there_is_a_short_warm_up() -> None:
-    agreed = agree(trial(MINI, steps=50), FRAMES, workers=1)
+    agreed = resolve_training(trial(MINI, steps=50), FRAMES, workers=1)
     assert agreed.settings.train.warmup_steps == WARMUP
     assert agreed.differs == ()
     with pytest.raises(TrialError, match="says nothing; give one"):
-        agree(trial(MINI, steps=FROM_CONFIG), FRAMES, workers=1)
+        resolve_training(trial(MINI, steps=FROM_CONFIG), FRAMES, workers=1)
 
 
 def test_autocast_is_the_configs_where_there_is_a_gpu() -> None:
     assert with_autocast(trial(FULL, device="cuda", steps=1)).train.amp
     on_cpu = with_autocast(trial(FULL, steps=1, batch_size=1))
     assert not on_cpu.train.amp
-    assert "does nothing on a CPU" in " ".join(agree(on_cpu, FRAMES, 1).differs)
+    assert "does nothing on a CPU" in " ".join(resolve_training(on_cpu, FRAMES, 1).differs)
     asked = with_autocast(trial(MINI, device="cuda", steps=1, amp=True))
-    assert "adds autocast" in " ".join(agree(asked, FRAMES, 1).differs)
+    assert "adds autocast" in " ".join(resolve_training(asked, FRAMES, 1).differs)
 
 
 def test_an_override_takes_the_autocast_away() -> None:

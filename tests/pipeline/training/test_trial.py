@@ -22,13 +22,13 @@ from pipeline.data.loading.batches import training_batches
 from pipeline.data.loading.sampler import BatchOrder
 from pipeline.data.sample import DataError
 from pipeline.detector.build import ConfigError
-from pipeline.detector.weights import CheckpointError
+from pipeline.detector.weights import WeightsError
 from pipeline.errors import TrialError
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.submission import load_detections
 from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.session import LocalSession
-from pipeline.storage.checkpoint import StateError
+from pipeline.storage.checkpoint import CheckpointError
 from pipeline.training.dataset import prepare_training
 from pipeline.training.trial import run_trial
 
@@ -164,7 +164,7 @@ def test_loader_processes_change_no_bit(small_dataset: Path) -> None:
 
 
 def test_a_checkpoint_of_other_settings_is_refused(done: Path, trial: Trial) -> None:
-    with pytest.raises(StateError, match="was written under settings"):
+    with pytest.raises(CheckpointError, match="was written under settings"):
         run_trial(trial(seed=3), LocalSession(done))
 
 
@@ -196,7 +196,7 @@ def test_weights_of_another_architecture_are_refused(done: Path, trial: Trial, t
     tensors = load_file(done / "weights.safetensors")
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="of another architecture"):
+    with pytest.raises(WeightsError, match="of another architecture"):
         run_trial(trial(init=str(tmp_path / "other.safetensors")), LocalSession(tmp_path / "t"))
     assert not (tmp_path / "t" / "rows.jsonl").exists()
 

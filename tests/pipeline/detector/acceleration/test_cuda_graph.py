@@ -12,7 +12,7 @@ from pipeline.detector.build import build_model
 from pipeline.detector.deployment import for_inference, use_graphs
 from pipeline.detector.openmmlab.data_samples import collate, read_meta
 from pipeline.detector.transformer.position_encoding import Cameras
-from pipeline.evaluation.inference import Detector
+from pipeline.evaluation.inference import Predictor
 from pipeline.training.benchmark import named_plans
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -88,7 +88,7 @@ SDPA = {impl: Plan.of({"*": f"none/{impl}"}) for impl in ("sdpa_cudnn", "sdpa_ma
 @pytest.mark.parametrize("name", [*PLANS, *SDPA])
 def test_a_replay_detects_the_same_bits(name: str, make_sample: Any) -> None:
     model = on_gpu((PLANS | SDPA)[name])
-    detector = Detector(model, model.image_size, amp=True)
+    detector = Predictor(model, model.image_size, amp=True)
     batches = [collate([make_sample(seed)]) for seed in (0, 1, 2)]
     expected = [detector.run(batch)[0] for batch in batches]
     assert not same(expected[0], expected[1])
@@ -102,7 +102,7 @@ def test_a_replay_detects_the_same_bits(name: str, make_sample: Any) -> None:
 @pytest.mark.gpu
 def test_another_plan_and_another_batch_are_captured_anew(make_sample: Any) -> None:
     model = on_gpu(PLANS["rects"])
-    detector = Detector(model, model.image_size, amp=True)
+    detector = Predictor(model, model.image_size, amp=True)
     batches = [collate([make_sample(0)]), collate([make_sample(1), make_sample(2)])]
     expected = {}
     for name in ("rects", "plain"):

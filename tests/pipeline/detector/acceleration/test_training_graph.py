@@ -26,7 +26,7 @@ from pipeline.detector.build import build_model
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.runtime.determinism import seed_everything
 from pipeline.training.benchmark import named_plans
-from pipeline.training.step import Optimiser
+from pipeline.training.step import TrainStep
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 
@@ -189,7 +189,7 @@ def plans_on(device: str, half: bool) -> dict[str, Plan]:
     return {"plain": single, "mask": named["mask"], "dense_mask": named["dense_mask"]}
 
 
-def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, Optimiser]:
+def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, TrainStep]:
     """The mini detector in training, the same weights every time."""
     seed_everything(5)
     model = build_model(CONFIG, plan=plan, device=device, dtype=dtype_of(half)).to(device)
@@ -197,14 +197,14 @@ def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, Opti
         if isinstance(module, nn.Dropout) and not dropout:
             module.p = 0.0
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    return model.train(), Optimiser(model, optimizer, 35.0, amp=half)
+    return model.train(), TrainStep(model, optimizer, 35.0, amp=half)
 
 
 def dtype_of(half: bool) -> str:
     return "bfloat16" if half else "float32"
 
 
-def steps(model: Any, optimiser: Optimiser, course: Course, factor: float, half: bool) -> list[Any]:
+def steps(model: Any, optimiser: TrainStep, course: Course, factor: float, half: bool) -> list[Any]:
     """Train at a share of the learning rate; return numbers and gradients of every step."""
     found = []
     for i, (batch, plan) in enumerate(course):

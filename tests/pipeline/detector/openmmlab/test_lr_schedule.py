@@ -12,9 +12,9 @@ from torch import nn
 
 from pipeline.detector.build import load_config
 from pipeline.detector.openmmlab.lr_schedule import (
-    Length,
-    Schedule,
+    LrSchedule,
     ScheduleError,
+    TrainingLength,
     read_length,
     read_schedule,
 )
@@ -63,7 +63,7 @@ def of_the_runner(entries: list[dict], steps: int) -> list[list[tuple[float, flo
 def test_every_step_has_the_rates_of_the_runner(entries) -> None:
     expected = of_the_runner(entries, EPOCH * EPOCHS)
     made = optimiser()
-    schedule = Schedule(entries, made, Length(epochs=EPOCHS), EPOCH)
+    schedule = LrSchedule(entries, made, TrainingLength(epochs=EPOCHS), EPOCH)
     found = []
     for step in range(EPOCH * EPOCHS):
         schedule.apply(step)
@@ -74,7 +74,7 @@ def test_every_step_has_the_rates_of_the_runner(entries) -> None:
 
 def test_the_cycle_of_cmt_keeps_the_multipliers_and_returns_to_its_momentum() -> None:
     made = optimiser()
-    schedule = Schedule(CYCLE, made, Length(epochs=EPOCHS), EPOCH)
+    schedule = LrSchedule(CYCLE, made, TrainingLength(epochs=EPOCHS), EPOCH)
     schedule.apply(8 * EPOCH)
     (peak, low), (small, _) = rates(made)
     assert peak == pytest.approx(6 * 1.4e-4, rel=0.01)
@@ -86,17 +86,17 @@ def test_the_cycle_of_cmt_keeps_the_multipliers_and_returns_to_its_momentum() ->
 
 def test_a_resumed_schedule_goes_on_where_it_was() -> None:
     through, resumed = optimiser(), optimiser()
-    first = Schedule(CYCLE, through, Length(epochs=EPOCHS), EPOCH)
+    first = LrSchedule(CYCLE, through, TrainingLength(epochs=EPOCHS), EPOCH)
     for step in range(31):
         first.apply(step)
-    Schedule(CYCLE, resumed, Length(epochs=EPOCHS), EPOCH).apply(30)
+    LrSchedule(CYCLE, resumed, TrainingLength(epochs=EPOCHS), EPOCH).apply(30)
     assert rates(resumed) == rates(through)
 
 
 def test_lr_scale_scales_all_rates_and_no_momentum() -> None:
     plain, scaled = optimiser(), optimiser(0.5)
-    Schedule(CYCLE, plain, Length(epochs=EPOCHS), EPOCH).apply(17)
-    Schedule(CYCLE, scaled, Length(epochs=EPOCHS), EPOCH, lr_scale=0.5).apply(17)
+    LrSchedule(CYCLE, plain, TrainingLength(epochs=EPOCHS), EPOCH).apply(17)
+    LrSchedule(CYCLE, scaled, TrainingLength(epochs=EPOCHS), EPOCH, lr_scale=0.5).apply(17)
     for (lr, momentum), (half, same) in zip(rates(plain), rates(scaled), strict=True):
         assert half == pytest.approx(lr / 2)
         assert same == momentum
@@ -104,7 +104,7 @@ def test_lr_scale_scales_all_rates_and_no_momentum() -> None:
 
 def test_epochs_stretched_over_a_number_of_steps_end_with_them() -> None:
     made = optimiser()
-    schedule = Schedule(CYCLE, made, Length(epochs=EPOCHS), epoch=50 / EPOCHS)
+    schedule = LrSchedule(CYCLE, made, TrainingLength(epochs=EPOCHS), epoch=50 / EPOCHS)
     peaks = []
     for step in range(50):
         schedule.apply(step)
@@ -138,18 +138,18 @@ def test_a_phase_without_a_step_is_left_out() -> None:
     entries = read_schedule({"param_scheduler": CYCLE})
     for steps in (1, 2, 3, 20):  # of 20 epochs
         optimizer = optimiser()
-        schedule = Schedule(entries, optimizer, Length(epochs=20), steps / 20)
+        schedule = LrSchedule(entries, optimizer, TrainingLength(epochs=20), steps / 20)
         for step in range(steps):
             schedule.apply(step)
         assert all(0 < group["lr"] < 1 for group in optimizer.param_groups)
     nothing = {"type": "LinearLR", "begin": 3, "end": 3, "convert_to_iter_based": True}
     with pytest.raises(ScheduleError, match="end should be larger than begin"):
-        Schedule([nothing], optimiser(), Length(epochs=20), 3)
+        LrSchedule([nothing], optimiser(), TrainingLength(epochs=20), 3)
 
 
 def test_an_entry_that_mmengine_refuses_is_named() -> None:
     with pytest.raises(ScheduleError, match=r"param_scheduler\[0\], LinearLR: .*gama"):
-        Schedule([{"type": "LinearLR", "gama": 1}], optimiser(), Length(steps=9), 3)
+        LrSchedule([{"type": "LinearLR", "gama": 1}], optimiser(), TrainingLength(steps=9), 3)
 
 
 def test_a_config_is_refused_when_it_is_read() -> None:
@@ -157,5 +157,5 @@ def test_a_config_is_refused_when_it_is_read() -> None:
     change = (("param_scheduler", json.dumps([{"type": "OneCycleLR"}])),)
     with pytest.raises(ScheduleError, match="got 'OneCycleLR'"):
         load_config(path, change)
-    assert read_length(load_config(path).to_dict()) == Length(epochs=6)
-    assert math.isfinite(Length(epochs=6).in_steps(4))
+    assert read_length(load_config(path).to_dict()) == TrainingLength(epochs=6)
+    assert math.isfinite(TrainingLength(epochs=6).in_steps(4))
