@@ -87,7 +87,7 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
 
     if arguments.gpus_per_trial is not None:
         chosen = chosen.with_workers(arguments.gpus_per_trial)
-    wishes = RunOptions(
+    options = RunOptions(
         runs=Path(arguments.runs),
         concurrent=arguments.concurrent,
         probing=arguments.probe,
@@ -98,4 +98,4 @@ def _conduct(chosen: Recipe, arguments: Namespace, console: Console) -> int:
         patience_s=arguments.patience,
         storage=arguments.storage,
     )
-    return 0 if run_study(chosen, wishes, console).complete else 1
+    return 0 if run_study(chosen, options, console).complete else 1

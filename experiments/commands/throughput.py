@@ -40,7 +40,7 @@ def throughput(arguments: Namespace) -> int:
     from pipeline.training.benchmark import BenchmarkSettings, named_plans, run_benchmark
 
     cuda = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
-    course = BenchmarkSettings(
+    bench = BenchmarkSettings(
         config=arguments.config,
         device="cuda" if cuda else "cpu",
         steps=arguments.steps,
@@ -61,14 +61,14 @@ def throughput(arguments: Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
-    folder = Path(arguments.out or f"runs/throughput/{Path(course.config).stem}_{int(time.time())}")
-    rows = run_benchmark(course, plans, folder)
+    folder = Path(arguments.out or f"runs/throughput/{Path(bench.config).stem}_{int(time.time())}")
+    rows = run_benchmark(bench, plans, folder)
     console.print(table(rows))
     if arguments.parts:
         console.print(parts_table(rows))
     console.print(f"rows in {folder / 'rows.jsonl'}", highlight=False, soft_wrap=True)
     if arguments.profile or arguments.waits:
-        _look_closer(course, plans, arguments, console)
+        _look_closer(bench, plans, arguments, console)
     return 0
 
 
@@ -158,14 +158,14 @@ def parts_table(rows: Sequence[Row]) -> Table:
 
 
 def _look_closer(
-    course: Any, plans: Mapping[str, Plan | None], arguments: Namespace, console: Console
+    bench: Any, plans: Mapping[str, Plan | None], arguments: Namespace, console: Console
 ) -> None:
     """Print the kernels of one step, and the waits, of every plan."""
     from pipeline.metrics.profiling import kernel_table, waits
     from pipeline.training.benchmark import steps_of
 
     for name, plan in plans.items():
-        for kind, step, cuda in steps_of(course, plan):
+        for kind, step, cuda in steps_of(bench, plan):
             step()
             step()  # lazy initialisation and autotuning
             if arguments.profile:

@@ -68,7 +68,7 @@ class TrialSpeedProbe:
         deterministic(session.device, settings.threads)
         self._trial = Trial(settings, session, EarlyStopping())
         self._batches = enumerate(self._trial.batches(0, ENDLESS))
-        self._views = self._trial.assessment.views
+        self._views = self._trial.evaluator.views
         self._chunks = self._endless_chunks()
         for _ in range(WARMUP):
             self._step()

@@ -88,9 +88,9 @@ def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = N
     for stale in (*study_folder.glob("*.csv"), *study_folder.glob("figures/*.png"), study_folder / CONFIG):
         stale.unlink(missing_ok=True)  # of an earlier report, when there was evidence
     tables: list[Path] = []
-    for sheet in summary.sheets:
-        tables.append(study_folder / f"{sheet.name}.csv")
-        tables[-1].write_text(to_csv(sheet), encoding="utf-8", newline="")
+    for table in summary.tables:
+        tables.append(study_folder / f"{table.name}.csv")
+        tables[-1].write_text(to_csv(table), encoding="utf-8", newline="")
     (study_folder / "figures").mkdir(exist_ok=True)
     for drawing in drawings(summary):
         (study_folder / "figures" / f"{drawing.name}.png").write_bytes(to_png(drawing))
@@ -166,12 +166,12 @@ def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
     )
 
 
-def to_csv(sheet: Table) -> str:
+def to_csv(table: Table) -> str:
     """Write a sheet as CSV, numbers in full."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(sheet.columns)
-    writer.writerows(["" if cell is None else cell for cell in line] for line in sheet.lines)
+    writer.writerow(table.columns)
+    writer.writerows(["" if cell is None else cell for cell in line] for line in table.lines)
     return buffer.getvalue()
 
 
@@ -193,8 +193,8 @@ def to_markdown(summary: Summary) -> str:
     parts += (
         ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
     )
-    for sheet in shown_tables(summary):
-        parts += [f"## {sheet.title}", _markdown_table(sheet.columns, sheet.lines)]
+    for table in shown_tables(summary):
+        parts += [f"## {table.title}", _markdown_table(table.columns, table.lines)]
     parts += ["## Reproduce it", f"```\n{commands(summary)}\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -213,7 +213,7 @@ def to_html(summary: Summary) -> str:
         else "",
         reading=reading,
         label=term_label,
-        tables=[_page_table(sheet) for sheet in shown_tables(summary)],
+        tables=[_page_table(table) for table in shown_tables(summary)],
         commands=commands(summary),
         marks=MARKS,
         signed=signed,
@@ -224,18 +224,18 @@ def to_html(summary: Summary) -> str:
 def shown_tables(summary: Summary) -> list[Table]:
     """Return the sheets as printed, effects and kernels folded; the verdicts have their own table."""
     shown = []
-    for sheet in summary.sheets:
-        lines = tuple(tuple(map(spell, line)) for line in sheet.lines)
-        columns = sheet.columns
-        if sheet.name == "effects" and summary.evidence is not None:
+    for table in summary.tables:
+        lines = tuple(tuple(map(spell, line)) for line in table.lines)
+        columns = table.columns
+        if table.name == "effects" and summary.evidence is not None:
             columns, lines = condition_table(summary.evidence)
-        if sheet.name == "kernels":
-            columns, lines = kernel_table(sheet)
-        if sheet.name == "plans" and summary.evidence is not None:
-            kept = shown_plans(sheet, summary.evidence.rule.baseline)
+        if table.name == "kernels":
+            columns, lines = kernel_table(table)
+        if table.name == "plans" and summary.evidence is not None:
+            kept = shown_plans(table, summary.evidence.rule.baseline)
             lines = tuple(tuple(map(spell, line)) for line in kept)
-        if sheet.name != "verdicts" and lines:
-            shown.append(replace(sheet, columns=columns, lines=lines))
+        if table.name != "verdicts" and lines:
+            shown.append(replace(table, columns=columns, lines=lines))
     return shown
 
 
@@ -253,10 +253,10 @@ def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
-def _page_table(sheet: Table) -> dict[str, Any]:
-    cells = zip(*sheet.lines, strict=True)
+def _page_table(table: Table) -> dict[str, Any]:
+    cells = zip(*table.lines, strict=True)
     numeric = {i for i, column in enumerate(cells) if all(_NUMBER.fullmatch(str(cell)) for cell in column)}
-    return {**vars(sheet), "numeric": numeric}
+    return {**vars(table), "numeric": numeric}
 
 
 _NUMBER = re.compile(rf"[+{MINUS}]?[\d.]+( .*)?|-")

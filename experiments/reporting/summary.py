@@ -96,7 +96,7 @@ class Summary:
     scene: bytes = b""
 
     @property
-    def sheets(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[Table, ...]:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or DecisionRule()
         screen = (screening_table(self.screened, self.evidence),) if self.screened else ()
@@ -112,7 +112,7 @@ class Summary:
         )
         again = confirmation_table(self.confirmed, evidence)
         design = (again, interaction_table(evidence), alias_table(evidence))
-        return (*judged, *(sheet for sheet in design if sheet.lines), *plain, environment_table(self))
+        return (*judged, *(table for table in design if table.lines), *plain, environment_table(self))
 
 
 def summarize(study_folder: Path) -> Summary:

@@ -27,11 +27,11 @@ def study_sync_of(storage: str, folder: Path) -> StudySync | None:
         return (
             StudySync(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
         )
-    mirror = StudySync(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
-    mirror.bucket.at("")  # refuses what is no URI, before anything is written
+    study_sync = StudySync(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
+    study_sync.store.at("")  # refuses what is no URI, before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write_text(mirror.uri + "\n", encoding="utf-8")
-    return mirror
+    kept.write_text(study_sync.uri + "\n", encoding="utf-8")
+    return study_sync
 
 
 def download_study(storage: str, folder: Path) -> None:
@@ -40,9 +40,9 @@ def download_study(storage: str, folder: Path) -> None:
     Raises:
         MirrorError: the URI cannot be used or read.
     """
-    mirror = study_sync_of(storage, folder)
-    if mirror is not None:
-        mirror.fetch_study()
+    study_sync = study_sync_of(storage, folder)
+    if study_sync is not None:
+        study_sync.download_study()
 
 
 @contextmanager
@@ -65,15 +65,15 @@ def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterato
     def tell(text: str) -> None:
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
-    mirror = study_sync_of(storage, folder.path)
-    if mirror is None:
+    study_sync = study_sync_of(storage, folder.path)
+    if study_sync is None:
         yield None
         return
-    claim = Lease(mirror, tell)
+    claim = Lease(study_sync, tell)
     with claim as held:
         for note in claim.notes:
             tell(note)
-        number = held.fetch_study()
+        number = held.download_study()
         if number:
             console.print(f"{number} files fetched from {held.uri}", highlight=False, soft_wrap=True)
         try:
@@ -85,7 +85,7 @@ def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterato
                     f"of life for minutes; what is done here is in {folder.path}"
                 ) from error
             with suppress(StorageError):  # the error in hand says more
-                held.push_study()
+                held.upload_study()
             raise
-        held.push_study(RETRY_LIMIT_S)
+        held.upload_study(RETRY_LIMIT_S)
         console.print(f"the study is copied to {held.uri}", highlight=False, soft_wrap=True)

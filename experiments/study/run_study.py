@@ -58,34 +58,34 @@ class RunOptions:
         return Budget(trials, math.inf if self.gpu_hours is None else self.gpu_hours)
 
 
-def run_study(recipe: Recipe, wishes: RunOptions, console: Console) -> Outcome:
+def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     """Run a study, or go on with it, and report on it.
 
     Args:
         recipe: the study.
-        wishes: how to run it.
+        options: how to run it.
         console: where progress and report are shown.
 
     Returns:
         How its trials ended, those of the confirmation included.
     """
-    if wishes.concurrent is not None and wishes.concurrent < 1:
-        raise StudyError(f"--concurrent {wishes.concurrent}: expected 1 or more")
-    if wishes.patience_s < 0:
-        raise StudyError(f"--patience {wishes.patience_s:g}: expected seconds, or 0 to wait for ever")
-    wishes.budget(recipe)
+    if options.concurrent is not None and options.concurrent < 1:
+        raise StudyError(f"--concurrent {options.concurrent}: expected 1 or more")
+    if options.patience_s < 0:
+        raise StudyError(f"--patience {options.patience_s:g}: expected seconds, or 0 to wait for ever")
+    options.budget(recipe)
     check_rule(recipe)
-    folder = StudyFolder(wishes.runs.resolve() / recipe.name)
+    folder = StudyFolder(options.runs.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
-    with stored_study(wishes.storage, folder, console) as mirror:
-        return _conduct(recipe, folder, wishes, console, mirror)
+    with stored_study(options.storage, folder, console) as study_sync:
+        return _conduct(recipe, folder, options, console, study_sync)
 
 
 def _conduct(
-    recipe: Recipe, folder: StudyFolder, wishes: RunOptions, console: Console, mirror: StudySync | None
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console, study_sync: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date."""
-    budget = wishes.budget(recipe)
+    budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.worlds, console)
@@ -95,30 +95,30 @@ def _conduct(
             with console.status("checking data, plans and weights"):
                 check_data(recipe)
                 check_models(recipe)
-        recipe, running = _share(recipe, folder, wishes, console)
-        running = replace(running, mirror=mirror)
-        if mirror:
-            mirror.push_study()
+        recipe, running = _share(recipe, folder, options, console)
+        running = replace(running, study_sync=study_sync)
+        if study_sync:
+            study_sync.upload_study()
         outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and wishes.confirming and recipe.confirm_seeds:
+        if outcome.complete and options.confirming and recipe.confirm_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
             outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.state(name) == DONE for name in recipe.named_trials()):
-            _report(folder, console, wishes.tracking)
+            _report(folder, console, options.tracking)
     _say_end(outcome, reason, folder, console)
     return outcome
 
 
 def _share(
-    recipe: Recipe, folder: StudyFolder, wishes: RunOptions, console: Console
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console
 ) -> tuple[Recipe, ExecutionOptions]:
     """Decide how trials share the machine; on a CPU that may give them another number of threads."""
-    packing = packing_of(recipe, folder, wishes.concurrent, wishes.probing, console)
+    packing = packing_of(recipe, folder, options.concurrent, options.probing, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
         folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
-        packing.concurrent, packing.gpu_share, wishes.tracking, patience_s=wishes.patience_s
+        packing.concurrent, packing.gpu_share, options.tracking, patience_s=options.patience_s
     )
 
 

@@ -46,7 +46,7 @@ class ExecutionOptions:
         tracking: send rows to MLflow after each trial.
         gpu_hours: no trial starts once the study has used as many.
         patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        mirror: of the study, if it is kept at a URI, too.
+        study_sync: of the study, if it is kept at a URI, too.
     """
 
     concurrent: int = 1
@@ -54,7 +54,7 @@ class ExecutionOptions:
     tracking: bool = True
     gpu_hours: float = math.inf
     patience_s: float = HANG_TIMEOUT_S
-    mirror: StudySync | None = None
+    study_sync: StudySync | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def run_trials(
     console: Console,
     running: ExecutionOptions,
     names: Sequence[str] | None = None,
-    rungs: EarlyStopping | None = None,
+    early_stopping: EarlyStopping | None = None,
 ) -> Outcome:
     """Run what is not done of a study that ``preflight`` has accepted.
 
@@ -95,7 +95,7 @@ def run_trials(
         console: where progress is shown.
         running: how.
         names: the trials; None means all.
-        rungs: where they are measured before their end, and may be stopped.
+        early_stopping: where they are measured before their end, and may be stopped.
 
     Returns:
         The state of these trials afterwards.
@@ -110,7 +110,7 @@ def run_trials(
             _Tracker(folder, progress, running) as tracker,
         ):
             watcher = _Watcher(folder, progress, tracker)
-            _tune(recipe, folder, todo, running, rungs or EarlyStopping(), watcher)
+            _tune(recipe, folder, todo, running, early_stopping or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
     return Outcome(
         done=tuple(name for name, state in states.items() if state == DONE),
@@ -126,8 +126,8 @@ def run_trial_driver(config: dict[str, Any]) -> None:
     A trial that fails is no failure of the driver: the study goes on and reports it.
 
     Args:
-        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``rungs``, ``gpu_share``,
-            ``gpu_hours``, the budget, ``patience_s``, and ``mirror``, or None.
+        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``early_stopping``, ``gpu_share``,
+            ``gpu_hours``, the budget, ``patience_s``, and ``study_sync``, or None.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
     left = ""
@@ -144,22 +144,28 @@ def run_trial_driver(config: dict[str, Any]) -> None:
 def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
     folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
-    rungs = EarlyStopping.from_dict(config["rungs"])
-    mirror: StudySync | None = config["mirror"]
+    early_stopping = EarlyStopping.from_dict(config["early_stopping"])
+    study_sync: StudySync | None = config["study_sync"]
     finished = run_under_ray(
-        settings, folder.trial(name), config["recipe"], rungs, share, config["patience_s"], mirror
+        settings,
+        folder.trial(name),
+        config["recipe"],
+        early_stopping,
+        share,
+        config["patience_s"],
+        study_sync,
     )
-    if mirror is None:
+    if study_sync is None:
         folder.finish(name, finished.error, finished.details)
         return
-    unit = folder.trial(name).relative_to(mirror.folder).as_posix()
+    unit = folder.trial(name).relative_to(study_sync.folder).as_posix()
     try:
-        mirror.fetch(unit, heavy=False)  # the worker may have been elsewhere
+        study_sync.download(unit, heavy=False)  # the worker may have been elsewhere
     except StorageError as error:
         finished = Finished(finished.error or str(error), finished.details)
     folder.finish(name, finished.error, finished.details)
     with suppress(StorageError):  # then it is copied with the next trial, or at the end of the study
-        mirror.push(unit)
+        study_sync.upload(unit)
 
 
 def _tune(
@@ -167,7 +173,7 @@ def _tune(
     folder: StudyFolder,
     todo: Sequence[str],
     running: ExecutionOptions,
-    rungs: EarlyStopping,
+    early_stopping: EarlyStopping,
     watcher: "_Watcher",
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
@@ -186,11 +192,11 @@ def _tune(
                 "trial": tune.grid_search(list(todo)),
                 "folder": str(folder.path.resolve()),
                 "recipe": recipe.digest,
-                "rungs": rungs.to_dict(),
+                "early_stopping": early_stopping.to_dict(),
                 "gpu_share": running.gpu_share,
                 "gpu_hours": running.gpu_hours,
                 "patience_s": running.patience_s,
-                "mirror": running.mirror,
+                "study_sync": running.study_sync,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
@@ -255,7 +261,7 @@ class _Tracker:
 
     def __init__(self, folder: StudyFolder, progress: StudyProgress, running: ExecutionOptions) -> None:
         self._folder, self._progress, self._enabled = folder, progress, running.tracking
-        self._mirror = running.mirror
+        self._study_sync = running.study_sync
         self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
         self._warned = ""
@@ -286,16 +292,16 @@ class _Tracker:
                 sync,  # costs seconds, which only a study with an end should pay
             )
 
-            if self._mirror and not self._copied(self._mirror):
+            if self._study_sync and not self._copied(self._study_sync):
                 continue  # what MLflow had and the copy had not would double where the study goes on
             report = sync(self._folder.path)
             if report.warning and report.warning != self._warned:
                 self._warned = report.warning
                 self._progress.say(f"warning: {report.warning}")
 
-    def _copied(self, mirror: StudySync) -> bool:
+    def _copied(self, study_sync: StudySync) -> bool:
         try:
-            mirror.push_study()
+            study_sync.upload_study()
         except StorageError as error:
             self._progress.say(f"warning: {error}")
             return False

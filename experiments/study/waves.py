@@ -75,8 +75,8 @@ def run_waves(
         console.print(
             f"wave {wave.look}: {len(asked)} trials. {wave.reason}", highlight=False, soft_wrap=True
         )
-        rungs = rungs_of(recipe, rows, wave)
-        latest = run_trials(recipe, folder, console, running, asked, rungs)
+        early_stopping = rungs_of(recipe, rows, wave)
+        latest = run_trials(recipe, folder, console, running, asked, early_stopping)
         outcome = _joined(outcome, latest)
         lacking = len(latest.unfinished) + sum(not _diverged(folder, name) for name in latest.failed)
         if lacking:
@@ -109,8 +109,8 @@ def rungs_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
     looks = rule.looks or (len(rule.seeds),)
     earlier = set(rule.seeds[: looks[wave.look - 2]]) if wave.look > 1 else set()
     values = step_values([row for row in rows if row.seed in earlier], rule.metric, rule.condition)
-    floors = tuple((rung, _floor(values, rung, early)) for rung in early.rungs)
-    return EarlyStopping(rule.metric, rule.condition, floors)
+    thresholds = tuple((rung, _floor(values, rung, early)) for rung in early.rungs)
+    return EarlyStopping(rule.metric, rule.condition, thresholds)
 
 
 def _floor(values: dict[tuple[str, int], float], rung: int, early: EarlyStoppingRule) -> float | None:

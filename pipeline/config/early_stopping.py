@@ -20,21 +20,21 @@ class EarlyStopping:
     Attributes:
         metric: ``NDS`` or ``mAP``.
         condition: sensor condition it is measured under.
-        floors: (step, floor) with increasing steps; a value below the floor, a fraction, stops the trial;
+        thresholds: (step, floor) with increasing steps; a value below the floor, a fraction, stops the trial;
             None stops none.
     """
 
     metric: str = "NDS"
     condition: str = "clean"
-    floors: tuple[tuple[int, float | None], ...] = ()
+    thresholds: tuple[tuple[int, float | None], ...] = ()
 
     def has(self, step: int) -> bool:
         """Tell whether a trial is measured after this many steps."""
-        return any(at == step for at, _ in self.floors)
+        return any(at == step for at, _ in self.thresholds)
 
     def stops(self, step: int, value: float) -> bool:
         """Tell whether a trial with this value goes no further than this rung."""
-        floor = dict(self.floors).get(step)
+        floor = dict(self.thresholds).get(step)
         return floor is not None and value < floor
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,4 +44,6 @@ class EarlyStopping:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> "EarlyStopping":
         """Rebuild rungs from ``to_dict``."""
-        return cls(plain["metric"], plain["condition"], tuple((at, floor) for at, floor in plain["floors"]))
+        return cls(
+            plain["metric"], plain["condition"], tuple((at, floor) for at, floor in plain["thresholds"])
+        )

@@ -77,11 +77,11 @@ class Evaluator:
         """
         summary: dict[str, float] = {}
         for condition, (poses, detections) in found.items():
-            scores = self._judge(condition, poses, detections)
+            scores = self._metric(condition, poses, detections)
             summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in QUICK_METRICS}
         return summary
 
-    def glance(self, detector: Predictor, step: int, metric: str, condition: str) -> float:
+    def evaluate_quick(self, detector: Predictor, step: int, metric: str, condition: str) -> float:
         """Measure the detector in mid-training under one condition; all ranks call it.
 
         Returns:
@@ -103,7 +103,7 @@ class Evaluator:
         data = self._settings.data
         return NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
 
-    def _judge(
+    def _metric(
         self, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
     ) -> list[Score]:
         folder = self._session.folder / "predictions"

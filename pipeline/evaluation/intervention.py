@@ -77,7 +77,7 @@ def evaluate_under_plans(
     config = read_train_pipeline(load_config(resolve_path(settings.config), settings.overrides).to_dict())
     reading = config.val_reading if config else READ_ALL
     source = open_source(resolve_path(data.val), data.version, data.val_split, reading)
-    judge = NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
+    metric = NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
     detector = Predictor(model, model.image_size, settings.train.amp)
     views = EvaluationViews(source, settings.conditions, FAILURE_SEED)
     common = replace(
@@ -95,14 +95,14 @@ def evaluate_under_plans(
             detector, views, group, LocalSession(path.parent, device), partial(_add, told, before, total)
         )
         for plan, found in zip(group, every, strict=True):
-            append_rows(path, _judged(replace(common, plan=str(plan)), found, judge))
+            append_rows(path, _judged(replace(common, plan=str(plan)), found, metric))
 
 
 def _add(told: ProgressCallback, before: int, total: int, done: int) -> None:
     told(before + done, total)
 
 
-def _judged(common: Row, found: DetectionsByCondition, judge: NuScenesMetric) -> list[Row]:
+def _judged(common: Row, found: DetectionsByCondition, metric: NuScenesMetric) -> list[Row]:
     """Return the rows of one plan, which are written in one go."""
     return [
         replace(
@@ -115,5 +115,5 @@ def _judged(common: Row, found: DetectionsByCondition, judge: NuScenesMetric) ->
             time=time.time(),
         )
         for condition, (poses, detections) in found.items()
-        for score in judge.score(poses, detections)
+        for score in metric.score(poses, detections)
     ]

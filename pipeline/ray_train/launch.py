@@ -46,10 +46,10 @@ def run_under_ray(
     settings: TrialSettings,
     folder: Path,
     recipe: str = "",
-    rungs: EarlyStopping | None = None,
+    early_stopping: EarlyStopping | None = None,
     gpu_share: float = 1.0,
     patience_s: float = HANG_TIMEOUT_S,
-    mirror: StudySync | None = None,
+    study_sync: StudySync | None = None,
 ) -> Finished:
     """Run one trial to its end under Ray Train; Ray is up already.
 
@@ -59,10 +59,10 @@ def run_under_ray(
         settings: the trial.
         folder: its folder ``.../trials/<trial name>``, on storage that all workers see.
         recipe: digest of the study's recipe.
-        rungs: where it is measured before its end, and may be stopped.
+        early_stopping: where it is measured before its end, and may be stopped.
         gpu_share: part of a GPU that a worker gets; below 1 it has no more than this part of the memory.
         patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        mirror: of the study, if it is kept at a URI, too.
+        study_sync: of the study, if it is kept at a URI, too.
 
     Returns:
         Whether it finished, and if not, why.
@@ -74,15 +74,15 @@ def run_under_ray(
     began = time.time()
     cuda = settings.device == "cuda"
     trainer = Trainer(
-        HangCallback(folder, patience_s, far=mirror is not None),
+        HangCallback(folder, patience_s, far=study_sync is not None),
         train_loop,
         train_loop_config={
             "settings": settings.to_dict(),
             "folder": str(folder),
             "recipe": recipe,
-            "rungs": (rungs or EarlyStopping()).to_dict(),
+            "early_stopping": (early_stopping or EarlyStopping()).to_dict(),
             "gpu_share": gpu_share,
-            "mirror": mirror,
+            "study_sync": study_sync,
         },
         torch_config=SingleProcessBackend()
         if settings.workers == 1

@@ -39,10 +39,10 @@ class RaySession:
     Args:
         folder: the trial's folder, on storage that every worker sees.
         recipe: digest of the study's recipe.
-        mirror: of the study, if it is kept at a URI, too.
+        study_sync: of the study, if it is kept at a URI, too.
     """
 
-    def __init__(self, folder: Path, recipe: str, mirror: StudySync | None = None) -> None:
+    def __init__(self, folder: Path, recipe: str, study_sync: StudySync | None = None) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -51,9 +51,9 @@ class RaySession:
         self.device: torch.device = get_device()
         self.folder = folder
         self.recipe = recipe
-        self._beacon = Heartbeat(folder)
-        self._mirror = mirror
-        self._unit = "" if mirror is None else folder.relative_to(mirror.folder).as_posix()
+        self._heartbeat = Heartbeat(folder)
+        self._study_sync = study_sync
+        self._unit = "" if study_sync is None else folder.relative_to(study_sync.folder).as_posix()
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint on disk.
@@ -85,34 +85,34 @@ class RaySession:
 
     def begin(self) -> None:
         """Go on where the study's copy is, if it has one: rank 0 first, then the ranks that follow it."""
-        if self._mirror is None:
+        if self._study_sync is None:
             return
         if self.rank == 0:
-            self._mirror.fetch(self._unit)
-            self._mirror.push(self._unit)  # a checkpoint that was cut off before it was copied
+            self._study_sync.download(self._unit)
+            self._study_sync.upload(self._unit)  # a checkpoint that was cut off before it was copied
         if self.world_size > 1:
             import torch
 
             torch.distributed.barrier()
         if self.rank > 0:
-            self._mirror.fetch(self._unit, exact=True)
+            self._study_sync.download(self._unit, exact=True)
 
     def keep(self, patience_s: float = 0.0) -> None:
         """Copy what is new to where the study is kept.
 
         Without patience a store that does not answer is no reason to stop: the next copy has it all.
         """
-        if self._mirror is None or self.rank > 0:
+        if self._study_sync is None or self.rank > 0:
             return
         try:
-            self._mirror.push(self._unit, patience_s)
+            self._study_sync.upload(self._unit, patience_s)
         except StorageError:
-            if patience_s or not self._mirror.holds():
+            if patience_s or not self._study_sync.holds():
                 raise
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Leave word for whoever shows progress."""
-        self._beacon.say(stage, done, total, seconds_left)
+        self._heartbeat.say(stage, done, total, seconds_left)
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
@@ -122,9 +122,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     be refused again. With several workers it is raised, so that Ray ends those that wait for each other.
 
     Args:
-        config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``rungs``
+        config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``early_stopping``
             (``EarlyStopping.to_dict``), ``gpu_share``, the part of a GPU's memory that is this worker's, and
-            ``mirror``, of the study, or None.
+            ``study_sync``, of the study, or None.
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
@@ -135,12 +135,14 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
     # Ray Train logs two lines per rank and report; this logger is named by its file's path.
     logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
-    session = RaySession(Path(config["folder"]), config["recipe"], config.get("mirror"))
+    session = RaySession(Path(config["folder"]), config["recipe"], config.get("study_sync"))
     try:
         _cap_memory(session.device, config["gpu_share"])
         session.begin()
         run_trial(
-            TrialSettings.from_dict(config["settings"]), session, EarlyStopping.from_dict(config["rungs"])
+            TrialSettings.from_dict(config["settings"]),
+            session,
+            EarlyStopping.from_dict(config["early_stopping"]),
         )
         session.keep(RETRY_LIMIT_S)
     except (ValueError, RuntimeError) as error:

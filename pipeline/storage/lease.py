@@ -50,7 +50,7 @@ class Lease:
     """Holds a study; a context manager that gives the mirror with which the holder copies.
 
     Args:
-        mirror: of the study.
+        study_sync: of the study.
         tell: shows a sentence: about a store that does not answer, or does again.
         renew_s: seconds between two signs of life.
         silent_s: seconds without one after which a claim is dead.
@@ -62,7 +62,7 @@ class Lease:
 
     def __init__(
         self,
-        mirror: StudySync,
+        study_sync: StudySync,
         tell: Callable[[str], None],
         renew_s: float = RENEW_S,
         silent_s: float = EXPIRES_S,
@@ -71,7 +71,7 @@ class Lease:
         self.name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self.notes: list[str] = []
         self.lost = False
-        self._mirror, self._tell, self._renew_s, self._silent_s = mirror, tell, renew_s, silent_s
+        self._study_sync, self._tell, self._renew_s, self._silent_s = study_sync, tell, renew_s, silent_s
         self._text = json.dumps({"host": host, "pid": os.getpid(), "life": _life(os.getpid())}).encode()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
@@ -86,22 +86,22 @@ class Lease:
             self._write()
             living = [other for other in self._others() if not self._is_dead(other)]
             if living:
-                self._mirror.bucket.remove(self._path(self.name))
+                self._study_sync.store.remove(self._path(self.name))
                 raise StorageError(
-                    f"{self._mirror.uri}: {living[0]} runs this study (last sign of life "
+                    f"{self._study_sync.uri}: {living[0]} runs this study (last sign of life "
                     f"{living[0].silent_s:.0f} s ago); wait for it, or end it and try again after "
                     f"{self._silent_s:.0f} s"
                 )
             for dead in self._others():
-                self._mirror.bucket.remove(self._path(dead.name))
+                self._study_sync.store.remove(self._path(dead.name))
                 self.notes.append(
                     f"taken over from {dead}, which ended without a word "
                     f"(last sign of life {dead.silent_s:.0f} s ago)"
                 )
         except OSError as error:
-            raise StorageError(f"{self._mirror.uri} cannot be written ({short(error)})") from error
+            raise StorageError(f"{self._study_sync.uri} cannot be written ({short(error)})") from error
         self._thread.start()
-        return StudySync(self._mirror.uri, self._mirror.folder, self.name)
+        return StudySync(self._study_sync.uri, self._study_sync.folder, self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,34 +110,34 @@ class Lease:
         self._over.set()
         self._thread.join()
         with suppress(OSError):  # then it is dead in two minutes by itself
-            self._mirror.bucket.remove(self._path(self.name))
+            self._study_sync.store.remove(self._path(self.name))
 
     def _renew(self) -> None:
         latest, trouble = time.time(), False
         while not self._over.wait(self._renew_s):
             try:
                 late = time.time() - latest > self._silent_s / 2
-                if not self._mirror.bucket.exists(self._path(self.name)) or (late and self._others()):
+                if not self._study_sync.store.exists(self._path(self.name)) or (late and self._others()):
                     self.lost = True
                     _interrupt()
                     return
                 self._write()
                 if trouble:
-                    self._tell(f"{self._mirror.uri} answers again")
+                    self._tell(f"{self._study_sync.uri} answers again")
                 latest, trouble = time.time(), False
             except OSError as error:
                 if not trouble:
                     self._tell(
-                        f"warning: {self._mirror.uri} does not answer ({short(error)}); trials go on, and "
-                        f"what is new is copied once it does"
+                        f"warning: {self._study_sync.uri} does not answer ({short(error)}); trials go on, "
+                        "and what is new is copied once it does"
                     )
                 trouble = True
 
     def _write(self) -> None:
-        self._mirror.bucket.write(self._path(self.name), self._text)
+        self._study_sync.store.write(self._path(self.name), self._text)
 
     def _others(self) -> list[_Other]:
-        infos = {Path(info.path).stem: info for info in self._mirror.bucket.files(LEASES).values()}
+        infos = {Path(info.path).stem: info for info in self._study_sync.store.files(LEASES).values()}
         if self.name not in infos:
             raise OSError("it does not list what was just written, so nobody can be kept from running it too")
         own = infos.pop(self.name).mtime
@@ -145,7 +145,9 @@ class Lease:
         for name, info in infos.items():
             silent_s = (own - info.mtime).total_seconds()
             try:
-                found.append(_Other(name, silent_s, **json.loads(self._mirror.bucket.read(self._path(name)))))
+                found.append(
+                    _Other(name, silent_s, **json.loads(self._study_sync.store.read(self._path(name))))
+                )
             except FileNotFoundError:  # it has just been given back
                 continue
             except (ValueError, TypeError):  # being written

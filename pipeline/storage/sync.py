@@ -62,28 +62,28 @@ class StudySync:
         return StudySync, (self.uri, self.folder, self.claim)
 
     @cached_property
-    def bucket(self) -> RemoteStore:
+    def store(self) -> RemoteStore:
         """The files at the URI."""
         return RemoteStore(self.uri)
 
     def holds(self) -> bool:
         """Tell whether the claim is there; a store that does not answer says nothing against it."""
         try:
-            return not self.claim or self.bucket.exists(f"{LEASES}/{self.claim}.json")
+            return not self.claim or self.store.exists(f"{LEASES}/{self.claim}.json")
         except OSError:
             return True
 
-    def push_study(self, patience_s: float = 0.0) -> None:
+    def upload_study(self, patience_s: float = 0.0) -> None:
         """Copy what is new anywhere in the study, the trials first.
 
         Raises:
-            MirrorError: see ``push``.
+            MirrorError: see ``upload``.
         """
         trials = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("trials/*")]
         for unit in (*sorted(trials), ""):
-            self.push(unit, patience_s)
+            self.upload(unit, patience_s)
 
-    def push(self, unit: str = "", patience_s: float = 0.0) -> None:
+    def upload(self, unit: str = "", patience_s: float = 0.0) -> None:
         """Copy what is new of a unit, in the order in which it is safe to be cut off.
 
         Args:
@@ -114,21 +114,21 @@ class StudySync:
         files = {name: stamp(here / name) for name in files_of(here, unit)}
         fresh = sorted((name for name, now in files.items() if ledger.get(name) != now), key=upload_order)
         gone = sorted(name for name in ledger if name not in files and is_removable(name))
-        if (fresh or gone) and self.claim and not self.bucket.exists(f"{LEASES}/{self.claim}.json"):
+        if (fresh or gone) and self.claim and not self.store.exists(f"{LEASES}/{self.claim}.json"):
             raise StorageError(
                 f"{self.uri}: another process has taken this study over; nothing is copied there"
             )
         for name in fresh:
             if (here / name).exists():  # it may be an old checkpoint that has just been dropped
-                self.bucket.upload(here / name, f"{unit}/{name}".lstrip("/"))
+                self.store.upload(here / name, f"{unit}/{name}".lstrip("/"))
                 ledger[name] = files[name]
                 write_sync_state(here, ledger)
         for name in gone:  # last; state.json before its tensors, by the alphabet
-            self.bucket.remove(f"{unit}/{name}".lstrip("/"))
+            self.store.remove(f"{unit}/{name}".lstrip("/"))
             del ledger[name]
             write_sync_state(here, ledger)
 
-    def fetch_study(self) -> int:
+    def download_study(self) -> int:
         """Bring the local folder up to what the URI has, less what is heavy; return the files fetched.
 
         Raises:
@@ -141,7 +141,7 @@ class StudySync:
             units = sorted({unit_of(name) for name in listed})
             return sum(self._fetch(unit, listed) for unit in units)
 
-    def fetch(self, unit: str, heavy: bool = True, exact: bool = False) -> None:
+    def download(self, unit: str, heavy: bool = True, exact: bool = False) -> None:
         """Bring a trial's folder up to what the URI has.
 
         Args:
@@ -163,7 +163,7 @@ class StudySync:
         if "study.json" not in listed or not here.exists():
             return
         ours, theirs = (
-            json.loads(text)["digest"] for text in (here.read_bytes(), self.bucket.read("study.json"))
+            json.loads(text)["digest"] for text in (here.read_bytes(), self.store.read("study.json"))
         )
         if ours != theirs:
             raise StorageError(
@@ -185,7 +185,7 @@ class StudySync:
             if not (here / name).exists() or (
                 is_older(here / name, info) and ledger.get(name) == stamp(here / name)
             ):
-                self.bucket.download(f"{unit}/{name}".lstrip("/"), here / name)
+                self.store.download(f"{unit}/{name}".lstrip("/"), here / name)
                 os.utime(here / name, (info.mtime.timestamp(),) * 2)  # GPU hours are read off it
                 ledger[name] = stamp(here / name)
                 fetched += 1
@@ -206,14 +206,14 @@ class StudySync:
         shutil.rmtree(partial, ignore_errors=True)
         for name in listed:
             if PurePosixPath(name).parent.name == steps[-1]:
-                self.bucket.download(name, partial / PurePosixPath(name).name)
+                self.store.download(name, partial / PurePosixPath(name).name)
         partial.rename(place / steps[-1])
 
     def _make_way(self, unit: str) -> None:
         """Clear a trial that has gone on elsewhere since; what was measured here alone is put aside."""
         here = self.folder / unit
         path = here / "rows.jsonl"
-        remote = self.bucket.read(f"{unit}/rows.jsonl")  # before the local file, which may be growing
+        remote = self.store.read(f"{unit}/rows.jsonl")  # before the local file, which may be growing
         local = path.read_bytes() if path.exists() else b""
         if not here.exists() or local.startswith(remote[: remote.rfind(b"\n") + 1]):
             return
@@ -228,7 +228,7 @@ class StudySync:
 
     def _listed(self, under: str = "") -> dict[str, fs.FileInfo]:
         """Return the name of each file of the copy, relative to the study -> what the store says of it."""
-        found = self.bucket.files(under)
+        found = self.store.files(under)
         return {
             name: info for name, info in found.items() if not any(p.startswith(".") for p in name.split("/"))
         }

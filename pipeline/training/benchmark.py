@@ -108,11 +108,11 @@ def named_plans(cuda: bool) -> dict[str, Plan]:
     }
 
 
-def run_benchmark(course: BenchmarkSettings, plans: Mapping[str, Plan | None], folder: Path) -> list[Row]:
+def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], folder: Path) -> list[Row]:
     """Time every plan; rows go to ``folder / "rows.jsonl"`` as they are measured.
 
     Args:
-        course: what the plans have in common.
+        bench: what the plans have in common.
         plans: name -> plan; None is what the config says.
         folder: made if it is not there; a race that is there is not overwritten.
 
@@ -126,23 +126,23 @@ def run_benchmark(course: BenchmarkSettings, plans: Mapping[str, Plan | None], f
     path = folder / "rows.jsonl"
     if path.exists():
         raise BenchmarkError(f"{path} is there already; name another folder with --out")
-    device = torch.device(course.device)
-    amp = is_amp(load_config(course.config, course.overrides).optim_wrapper) and device.type == "cuda"
-    fresh = _model(course, None, amp)
+    device = torch.device(bench.device)
+    amp = is_amp(load_config(bench.config, bench.overrides).optim_wrapper) and device.type == "cuda"
+    fresh = _model(bench, None, amp)
     for plan in plans.values():  # refused before the first one has cost minutes
-        _planned(fresh, plan, course, amp)
+        _planned(fresh, plan, bench, amp)
     deterministic(device, torch.get_num_threads())
     folder.mkdir(parents=True, exist_ok=True)
-    batches = _frames(course, device)
+    batches = _frames(bench, device)
     rows: list[Row] = []
-    for i in range(course.rounds):
-        lap = replace(course, seed=course.seed + i)
+    for i in range(bench.rounds):
+        lap = replace(bench, seed=bench.seed + i)
         for name, plan in plans.items():
-            model = _planned(fresh, plan, course, amp).to(device)
+            model = _planned(fresh, plan, bench, amp).to(device)
             common = _common(lap, name, str(model.plan), device)
             for measures in (_train, _detect):
                 found = _measured(measures, lap, model, batches, amp)
-                made = [replace(common, **vars(m), step=course.steps, time=time.time()) for m in found]
+                made = [replace(common, **vars(m), step=bench.steps, time=time.time()) for m in found]
                 append_rows(path, made)
                 rows += made
             del model
@@ -150,44 +150,42 @@ def run_benchmark(course: BenchmarkSettings, plans: Mapping[str, Plan | None], f
     return rows
 
 
-def steps_of(
-    course: BenchmarkSettings, plan: Plan | None
-) -> Iterator[tuple[str, Callable[[], object], bool]]:
+def steps_of(bench: BenchmarkSettings, plan: Plan | None) -> Iterator[tuple[str, Callable[[], object], bool]]:
     """Yield a training step and a detection to look at closer: (name, call, whether on a GPU)."""
-    device = torch.device(course.device)
-    wrapper = load_config(course.config, course.overrides).optim_wrapper
+    device = torch.device(bench.device)
+    wrapper = load_config(bench.config, bench.overrides).optim_wrapper
     amp = is_amp(wrapper) and device.type == "cuda"
     deterministic(device, torch.get_num_threads())
-    batches = _frames(course, device)
-    model = _planned(_model(course, None, amp), plan, course, amp).to(device)
-    optimiser = _optimiser(course, model, amp)
-    batch = _joined([batches[i % len(batches)] for i in range(course.batch)])
-    yield "training step", lambda: optimiser.step(batch, 0.0), device.type == "cuda"
-    detector = _detector(course, model, amp)
+    batches = _frames(bench, device)
+    model = _planned(_model(bench, None, amp), plan, bench, amp).to(device)
+    train_step = _optimiser(bench, model, amp)
+    batch = _joined([batches[i % len(batches)] for i in range(bench.batch)])
+    yield "training step", lambda: train_step.step(batch, 0.0), device.type == "cuda"
+    detector = _detector(bench, model, amp)
     yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
 
 
-def _optimiser(course: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
+def _optimiser(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
     """Make the trial's own optimiser of a model on its device."""
-    if course.device == "cuda":
+    if bench.device == "cuda":
         convolutions_channels_last(model)
-    wrapper = load_config(course.config, course.overrides).optim_wrapper
+    wrapper = load_config(bench.config, bench.overrides).optim_wrapper
     limit = clip_norm(wrapper)
     optimizer = build_optimizer(model, wrapper)
-    train_through_graphs(model, course.graph)
+    train_through_graphs(model, bench.graph)
     return TrainStep(model.train(), optimizer, float("inf") if limit is None else limit, amp)
 
 
-def _model(course: BenchmarkSettings, plan: Plan | None, amp: bool) -> Any:
-    seed_everything(course.seed)
-    return build_model(course.config, course.overrides, plan, course.device, _dtype(amp))
+def _model(bench: BenchmarkSettings, plan: Plan | None, amp: bool) -> Any:
+    seed_everything(bench.seed)
+    return build_model(bench.config, bench.overrides, plan, bench.device, _dtype(amp))
 
 
-def _planned(fresh: Any, plan: Plan | None, course: BenchmarkSettings, amp: bool) -> Any:
+def _planned(fresh: Any, plan: Plan | None, bench: BenchmarkSettings, amp: bool) -> Any:
     """Copy a model and give the copy a plan; building one anew takes seconds."""
     model = copy.deepcopy(fresh)
     if plan is not None:
-        model.apply_plan(plan, course.device, _dtype(amp))
+        model.apply_plan(plan, bench.device, _dtype(amp))
     return model
 
 
@@ -195,12 +193,12 @@ def _dtype(amp: bool) -> str:
     return "bfloat16" if amp else "float32"
 
 
-def _frames(course: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
+def _frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
     """Make single-frame batches whose images and points are on the device."""
-    size = load_config(course.config, course.overrides).model.image_size
+    size = load_config(bench.config, bench.overrides).model.image_size
     made = []
-    for i in range(course.frames):
-        batch = collate([stand_in_frame(course.seed + i, (size[0], size[1]), course.boxes, course.sweeps)])
+    for i in range(bench.frames):
+        batch = collate([stand_in_frame(bench.seed + i, (size[0], size[1]), bench.boxes, bench.sweeps)])
         batch["inputs"] = {key: [t.to(device) for t in value] for key, value in batch["inputs"].items()}
         made.append(batch)
     return made
@@ -213,12 +211,12 @@ def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(
-    measures: Any, course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool
+    measures: Any, bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool
 ) -> list[Measure]:
     """Run one half of a race; running out of memory is its result."""
-    memory = PeakMemory(torch.device(course.device))
+    memory = PeakMemory(torch.device(bench.device))
     try:
-        found: list[Measure] = measures(course, model, batches, amp, memory)
+        found: list[Measure] = measures(bench, model, batches, amp, memory)
     except torch.OutOfMemoryError:
         kind = measures.__name__.removeprefix("_")
         return [Measure(f"{kind}_out_of_memory", "1", 1.0), memory.measure(kind)]
@@ -226,82 +224,82 @@ def _measured(
 
 
 def _train(
-    course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+    bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Train: step time, samples per second, peak memory, loss at the start and at the end."""
-    if not course.steps:
+    if not bench.steps:
         return []
-    device = torch.device(course.device)
-    optimiser = _optimiser(course, model, amp)
-    clock, losses = _steps(course, optimiser, batches, memory)
+    device = torch.device(bench.device)
+    train_step = _optimiser(bench, model, amp)
+    clock, losses = _steps(bench, train_step, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
-    timed = [m for m in clock.measures(course.batch) if m.metric != "data_wait_ms"]
+    timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
     graphs = model.pts_bbox_head.trained
     found = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
     found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
-    if course.parts:  # once more, launched part by part: a graph has none
+    if bench.parts:  # once more, launched part by part: a graph has none
         parts = ModuleTimer(model, device)
-        _steps(course, optimiser, batches, memory)
+        _steps(bench, train_step, batches, memory)
         found += parts.measures("train")
     return found
 
 
 def _steps(
-    course: BenchmarkSettings, optimiser: TrainStep, batches: list[dict[str, Any]], memory: PeakMemory
+    bench: BenchmarkSettings, train_step: TrainStep, batches: list[dict[str, Any]], memory: PeakMemory
 ) -> tuple[StepClock, list[float]]:
     """Train; return the times and the losses."""
-    clock, losses = StepClock(torch.device(course.device)), []
-    for step in range(course.steps):
-        batch = _joined([batches[(step * course.batch + i) % len(batches)] for i in range(course.batch)])
-        seed_everything(course.seed, step)
+    clock, losses = StepClock(torch.device(bench.device)), []
+    for step in range(bench.steps):
+        batch = _joined([batches[(step * bench.batch + i) % len(batches)] for i in range(bench.batch)])
+        seed_everything(bench.seed, step)
         if step == WARMUP_STEPS:
             memory.settle()
         clock.begin()
         clock.fed()
         try:
-            losses.append(optimiser.step(batch, min(1.0, (step + 1) / RAMP))["loss"])
+            losses.append(train_step.step(batch, min(1.0, (step + 1) / RAMP))["loss"])
         except (TrialError, FloatingPointError) as error:
-            raise BenchmarkError(f"training stopped at step {step + 1} of {course.steps}: {error}") from error
+            raise BenchmarkError(f"training stopped at step {step + 1} of {bench.steps}: {error}") from error
         clock.end()
     return clock, losses
 
 
 def _detect(
-    course: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
+    bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
-    if not course.calls:
+    if not bench.calls:
         return []
-    device = torch.device(course.device)
+    device = torch.device(bench.device)
     model.zero_grad(set_to_none=True)
-    detector = _detector(course, model, amp)
-    times = latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
+    detector = _detector(bench, model, amp)
+    times = latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
     fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
     found = [*times, fps, memory.measure("detect")]
-    if course.parts:  # once more, launched part by part: a graph has none
+    if bench.parts:  # once more, launched part by part: a graph has none
         parts = ModuleTimer(use_graphs(model, False).eval(), device)
-        latency(lambda i: detector.run(batches[i % len(batches)]), device, course.calls)
+        latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
         found += parts.measures("detect")
     return found
 
 
-def _detector(course: BenchmarkSettings, model: Any, amp: bool) -> Predictor:
+def _detector(bench: BenchmarkSettings, model: Any, amp: bool) -> Predictor:
     """Make a model ready to detect, as the course says."""
-    if course.fold:
+    if bench.fold:
         for_inference(model, torch.bfloat16 if amp else None)
-    return Predictor(use_graphs(model, course.graph), model.image_size, amp)
+    return Predictor(use_graphs(model, bench.graph), model.image_size, amp)
 
 
-def _common(course: BenchmarkSettings, name: str, plan: str, device: torch.device) -> Row:
+def _common(bench: BenchmarkSettings, name: str, plan: str, device: torch.device) -> Row:
     return Row(
         study=STUDY,
-        trial=f"{name}@{Path(course.config).stem}_b{course.batch}",
+        trial=f"{name}@{Path(bench.config).stem}_b{bench.batch}",
         plan=plan,
         metric="",
         unit="",
         value=0.0,
-        seed=course.seed,
+        seed=bench.seed,
         device=device_name(device),
         versions=versions(),
         commit=commit(),

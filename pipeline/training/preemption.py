@@ -16,7 +16,9 @@ NONE, NOTICE, LAST_CALL = range(3)
 
 
 class PreemptionWatch:
-    """Watches for the notice; every rank asks ``due`` after the same steps, and all get the same answer.
+    """Watches for a notice of preemption.
+
+    Every rank asks ``should_checkpoint`` after the same steps, and all ranks get the same answer.
 
     Args:
         session: who tells whether a machine of the trial is about to go.
@@ -26,7 +28,7 @@ class PreemptionWatch:
         self._session = session
         self._saved = NONE
 
-    def due(self) -> bool:
+    def should_checkpoint(self) -> bool:
         """Tell whether to write a checkpoint now; a notice says so twice at most.
 
         The ranks hear of a notice at different moments, so the first that has decides for all. It costs one
@@ -34,6 +36,6 @@ class PreemptionWatch:
         """
         left = self._session.seconds_left()
         heard = NONE if left is None else (LAST_CALL if left <= SECOND_CHECKPOINT_S else NOTICE)
-        agreed = all_reduce_max(heard, self._session)
-        due, self._saved = agreed > self._saved, max(agreed, self._saved)
-        return due
+        resolved = all_reduce_max(heard, self._session)
+        should_checkpoint, self._saved = resolved > self._saved, max(resolved, self._saved)
+        return should_checkpoint

@@ -57,7 +57,7 @@ UNITS = {"bias_scale": "logits", "bias_scale_grad": "1/logits"}
 """Units of what a step returns; losses and norms are plain numbers."""
 
 
-def run_trial(settings: TrialSettings, session: Session, rungs: EarlyStopping | None = None) -> None:
+def run_trial(settings: TrialSettings, session: Session, early_stopping: EarlyStopping | None = None) -> None:
     """Run a trial to its end, or go on where its newest checkpoint left it.
 
     Rows go to ``session.folder / "rows.jsonl"``, detections to ``predictions``, the trained weights to
@@ -66,7 +66,7 @@ def run_trial(settings: TrialSettings, session: Session, rungs: EarlyStopping | 
     Args:
         settings: all that decides what the trial does.
         session: where it runs; every rank calls this with the same settings.
-        rungs: where it is measured before its end, and may be stopped; None: nowhere.
+        early_stopping: where it is measured before its end, and may be stopped; None: nowhere.
 
     Raises:
         TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
@@ -77,7 +77,7 @@ def run_trial(settings: TrialSettings, session: Session, rungs: EarlyStopping | 
     deterministic(session.device, settings.threads)
     alone = exclusive_writer(session.folder) if session.rank == 0 else nullcontext()
     with explain_resource_errors(settings, session.folder), alone:
-        Trial(settings, session, rungs or EarlyStopping()).run()
+        Trial(settings, session, early_stopping or EarlyStopping()).run()
 
 
 class Trial:
@@ -85,23 +85,23 @@ class Trial:
 
     Attributes:
         model: the bare detector.
-        optimiser: trains it, through DDP if there are several workers.
+        train_step: trains it, through DDP if there are several workers.
     """
 
-    def __init__(self, settings: TrialSettings, session: Session, rungs: EarlyStopping) -> None:
+    def __init__(self, settings: TrialSettings, session: Session, early_stopping: EarlyStopping) -> None:
         settings = with_autocast(settings)
-        self.session, self.rungs = session, rungs
+        self.session, self.early_stopping = session, early_stopping
         self.plans = (settings.plan, *settings.mix)
-        self.model, self.optimiser = _build(settings, session)
+        self.model, self.train_step = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
-        self.feed = TrainingData(settings, self.model.image_size, tuple(self.model.point_range))
-        self.source: Source = self.feed.source
-        agreed = resolve_training(settings, len(self.source), session.world_size)
-        self.settings = settings = agreed.settings
-        self.schedule = agreed.schedule(self.optimiser.optimizer)
-        for sentence in agreed.differs if session.rank == 0 else ():
+        self.training_data = TrainingData(settings, self.model.image_size, tuple(self.model.point_range))
+        self.source: Source = self.training_data.source
+        resolved = resolve_training(settings, len(self.source), session.world_size)
+        self.settings = settings = resolved.settings
+        self.schedule = resolved.schedule(self.train_step.optimizer)
+        for sentence in resolved.differs if session.rank == 0 else ():
             _LOG.warning("%s", sentence)
-        self.assessment = Evaluator(settings, session, self.record, self.feed.val_reading)
+        self.evaluator = Evaluator(settings, session, self.record, self.training_data.val_reading)
         self.detector = Predictor(self.model, self.model.image_size, settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
         self.broken = BrokenFrames(settings.data.skip_broken, listed)
@@ -115,13 +115,13 @@ class Trial:
         self._use(self.settings.plan)
         if session.rank == 0:
             save_weights(self.model, session.folder / "weights.safetensors")
-        found = self.assessment.detect(self.detector)
+        found = self.evaluator.detect(self.detector)
         self._profile()
         summary = {}
         if session.rank == 0:  # last, because the others would wait for it in the next all-reduce
-            self.assessment.speed(self.detector)
-            self.assessment.picture(self.model)
-            summary = self.assessment.accuracy(found)
+            self.evaluator.speed(self.detector)
+            self.evaluator.picture(self.model)
+            summary = self.evaluator.accuracy(found)
         session.report(summary, None)
 
     def train(self) -> bool:
@@ -130,10 +130,10 @@ class Trial:
         checkpoint = self.session.latest_checkpoint()
         first = 0
         if checkpoint is not None:
-            first = load_checkpoint(checkpoint, self.settings.digest, self.model, self.optimiser.optimizer)
+            first = load_checkpoint(checkpoint, self.settings.digest, self.model, self.train_step.optimizer)
         if self.session.rank == 0:
             append_event(self.session.folder, STARTED, first)
-        batches, departure = self.batches(first, steps), PreemptionWatch(self.session)
+        batches, preemption = self.batches(first, steps), PreemptionWatch(self.session)
         spoken = 0.0
         for step in range(first, steps):
             self.clock.begin()
@@ -146,13 +146,13 @@ class Trial:
             if self.session.rank == 0 and (time.monotonic() - spoken > PROGRESS_EVERY_S or step + 1 == steps):
                 spoken = time.monotonic()
                 self.session.progress("train", step + 1, steps, left)
-            stopped = self.rungs.has(step + 1) and self._falls(step + 1)
+            stopped = self.early_stopping.has(step + 1) and self._falls(step + 1)
             if stopped or step + 1 == steps:  # before the checkpoint: no run resumed there would time a step
                 self._add(step + 1, self.clock.measures(together))
                 self._note_broken(step + 1)
             if stopped:
                 return False
-            leaving = departure.due()
+            leaving = preemption.should_checkpoint()
             if leaving or (step + 1) % self.settings.train.checkpoint_every == 0 or step + 1 == steps:
                 self._checkpoint(step + 1, found["loss"], left)
         return True
@@ -162,8 +162,10 @@ class Trial:
         self._use(self.settings.plan)
         if self.session.rank == 0:
             self.session.progress("rung", step, self.settings.train.steps, float("nan"))
-        value = self.assessment.glance(self.detector, step, self.rungs.metric, self.rungs.condition)
-        stopped = self.rungs.stops(step, broadcast(value, self.session))
+        value = self.evaluator.evaluate_quick(
+            self.detector, step, self.early_stopping.metric, self.early_stopping.condition
+        )
+        stopped = self.early_stopping.stops(step, broadcast(value, self.session))
         if stopped:
             self._add(step, [Measure(STOPPED, "steps", step)])
         return stopped
@@ -175,7 +177,7 @@ class Trial:
         seed_everything(self.settings.seed, step, self.session.rank)
         self.model.train()
         try:
-            return self.optimiser.step(collate(samples), self._rate(step))
+            return self.train_step.step(collate(samples), self._rate(step))
         except (TrialError, FloatingPointError) as error:
             self._add(step + 1, [Measure("loss", "1", float("nan"))])  # the verdict counts diverged trials
             raise TrialError(
@@ -212,7 +214,7 @@ class Trial:
         path = None
         if self.session.rank == 0:
             folder = self.session.folder / "checkpoints"
-            path = save_checkpoint(folder, step, self.settings.digest, self.model, self.optimiser.optimizer)
+            path = save_checkpoint(folder, step, self.settings.digest, self.model, self.train_step.optimizer)
         self.session.report({"step": step, "loss": loss, "seconds_left": seconds_left}, path)
 
     def _profile(self) -> None:
@@ -223,10 +225,10 @@ class Trial:
         self.model.train()
 
         def forward_and_backward() -> None:
-            torch.autograd.backward(self.optimiser.losses(collate(samples))[0])
+            torch.autograd.backward(self.train_step.losses(collate(samples))[0])
 
-        self.assessment.kernels(forward_and_backward)
-        self.optimiser.optimizer.zero_grad(set_to_none=True)
+        self.evaluator.kernels(forward_and_backward)
+        self.train_step.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, first: int, last: int) -> Iterator[list[Sample]]:
         """Yield this rank's batches of the steps from ``first`` up to, not including, ``last``."""
@@ -241,7 +243,9 @@ class Trial:
             settings.data.shuffle_buffer,
         )
         workers = settings.data.loader_workers
-        return training_batches(self.source, order, self.feed.transform, first, last, workers, self.broken)
+        return training_batches(
+            self.source, order, self.training_data.transform, first, last, workers, self.broken
+        )
 
     def _add(self, step: int, measures: list[Measure]) -> None:
         if self.record is not None:

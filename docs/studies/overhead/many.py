@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/many"))
     asked = parser.parse_args()
     chosen = trivial(asked.trials)
-    wishes = RunOptions(asked.out, asked.concurrent, tracking=asked.sync)
+    options = RunOptions(asked.out, asked.concurrent, tracking=asked.sync)
     watch = Watch(asked.out / "memory.csv")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it with a summary
     with temporary_folder("many") as scratch, environment(scratch), nursery(log := scratch / "log"):
@@ -70,7 +70,7 @@ def main() -> None:
         begun = time.time()
         watch.start()
         try:
-            run_study(chosen, wishes, Console(width=150))
+            run_study(chosen, options, Console(width=150))
         except KeyboardInterrupt:  # what was done until then is measured all the same
             print("interrupted")
         watch.stop()

@@ -147,9 +147,9 @@ def step(
     samples = next(running.batches(0, 1))
     running.model.train()
     for _ in range(2):
-        running.optimiser.optimizer.zero_grad(set_to_none=True)
+        running.train_step.optimizer.zero_grad(set_to_none=True)
         seed_everything(settings.seed, 0, session.rank)
-        loss, _ = running.optimiser.losses(collate(samples))
+        loss, _ = running.train_step.losses(collate(samples))
         torch.autograd.backward(loss)
     found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
     about = {

@@ -40,9 +40,9 @@ def plan_table(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) 
     return Table("plans", title, heads, tuple(lines))
 
 
-def shown_plans(sheet: Table, baseline: str) -> tuple[tuple[str | float | int | None, ...], ...]:
+def shown_plans(table: Table, baseline: str) -> tuple[tuple[str | float | int | None, ...], ...]:
     """Return the lines a page shows: the best, those of the front, and the baseline."""
-    lines = sheet.lines
+    lines = table.lines
     kept = [i for i, line in enumerate(lines) if line[-1] == FRONT or line[0] == baseline]
     best = [i for i in range(len(lines)) if i not in kept][: max(1, MOST_PLANS_SHOWN - len(kept))]
     return tuple(lines[i] for i in sorted({*kept, *best}))

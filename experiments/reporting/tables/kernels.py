@@ -28,10 +28,10 @@ def kernel_table_of_study(rows: Sequence[Row]) -> Table:
     )
 
 
-def kernel_table(sheet: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def kernel_table(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Return the kernels as heads and lines to print: a line per site and choice, the slowest named."""
     groups: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    for site, choice, kernel, ms in sheet.lines:
+    for site, choice, kernel, ms in table.lines:
         groups[str(site), str(choice)].append((str(kernel), float(ms or 0)))
     lines = []
     for (site, choice), kernels in groups.items():

@@ -23,10 +23,10 @@ def test_one_trial_diverges_and_then_all_do(tmp_path):
     )
     mad = replace(other, train=replace(other.train, lr_scale=1e20, warmup_steps=0))
     console = Console(file=io.StringIO(), width=300)
-    wishes = RunOptions(tmp_path / "runs", tracking=False)
+    options = RunOptions(tmp_path / "runs", tracking=False)
 
     recipe = replace(smoke(), trials=(healthy, mad), worlds=(world,))
-    outcome = run_study(recipe, wishes, console)
+    outcome = run_study(recipe, options, console)
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     well, ill = recipe.named_trials()
     assert (outcome.done, tuple(outcome.failed)) == ((well,), (ill,))
@@ -39,7 +39,7 @@ def test_one_trial_diverges_and_then_all_do(tmp_path):
     # all fail: no report to make, and a sentence each
     again = Console(file=io.StringIO(), width=300)
     alone = replace(recipe, name="ill", trials=(mad,))
-    outcome = run_study(alone, wishes, again)
+    outcome = run_study(alone, options, again)
     assert not outcome.done
     assert f"failed: {ill}: training stopped at step" in again.file.getvalue()
     assert "Traceback" not in again.file.getvalue()

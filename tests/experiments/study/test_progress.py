@@ -53,7 +53,7 @@ def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
 
 
 def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
-    beacon = Heartbeat(tmp_path)
+    heartbeat = Heartbeat(tmp_path)
     with StudyProgress(console, total=1, done=0) as progress:
         progress.started("a", tmp_path, 2)
         trial = progress._running["a"]
@@ -66,8 +66,8 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
             ("evaluate", 2),
             ("evaluate", 4),
         ):
-            beacon._said_at = float("-inf")
-            beacon.say(stage, done, 4, float("nan"))
+            heartbeat._said_at = float("-inf")
+            heartbeat.say(stage, done, 4, float("nan"))
             trial.look()
             seen.append(trial.fraction)
         assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
@@ -75,13 +75,13 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
 
 
 def test_beacon_drops_words_that_come_too_fast(tmp_path):
-    beacon = Heartbeat(tmp_path)
-    beacon.say("train", 1, 9, 8.0)
-    beacon.say("train", 2, 9, 7.0)
+    heartbeat = Heartbeat(tmp_path)
+    heartbeat.say("train", 1, 9, 8.0)
+    heartbeat.say("train", 2, 9, 7.0)
     assert read_heartbeat(tmp_path) == Progress("train", 1, 9, 8.0)
-    beacon.say("train", 9, 9, 0.0)
+    heartbeat.say("train", 9, 9, 0.0)
     assert read_heartbeat(tmp_path) == Progress("train", 9, 9, 0.0)
-    beacon.say("evaluate", 1, 9, float("nan"))
+    heartbeat.say("evaluate", 1, 9, float("nan"))
     assert read_heartbeat(tmp_path) == Progress("evaluate", 1, 9, None)
 
 

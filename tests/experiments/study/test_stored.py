@@ -167,8 +167,8 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
         folder.claim(chosen, {})
         folder.finish(first, "it broke")
     assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
-    with stored_study("", folder, Console(file=io.StringIO())) as mirror:
-        assert mirror.uri == f"{s3.uri}/smoke"
+    with stored_study("", folder, Console(file=io.StringIO())) as study_sync:
+        assert study_sync.uri == f"{s3.uri}/smoke"
     looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
     assert main(["study", "status", "smoke", *looker]) == 1
     assert "failed: it broke" in " ".join(capsys.readouterr().out.split())

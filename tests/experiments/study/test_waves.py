@@ -106,16 +106,20 @@ def test_a_budget_that_buys_nothing_is_refused(trials, hours):
 
 
 def test_the_first_wave_is_measured_at_rungs_and_stopped_nowhere(recipe):
-    rungs = rungs_of(recipe, [], Wave(1, (), SETTLED, ""))
-    assert (rungs.metric, rungs.condition, rungs.floors) == ("NDS", "clean", ((2, None),))
+    early_stopping = rungs_of(recipe, [], Wave(1, (), SETTLED, ""))
+    assert (early_stopping.metric, early_stopping.condition, early_stopping.thresholds) == (
+        "NDS",
+        "clean",
+        ((2, None),),
+    )
 
 
 def test_the_floor_is_the_worst_of_earlier_waves_less_the_margin(recipe):
     rows = list(rows_of(recipe, CLEAR, (0, 1)))
     worst = min(row.value for row in rows if row.metric == "NDS" and row.step == 2 and row.seed == 0)
-    ((rung, floor),) = rungs_of(recipe, rows, SECOND).floors  # seed 1 is of this wave
+    ((rung, floor),) = rungs_of(recipe, rows, SECOND).thresholds  # seed 1 is of this wave
     assert (rung, floor) == (2, pytest.approx(worst - 0.05))
-    assert rungs_of(replace(recipe, early_stop=None), rows, SECOND).floors == ()
+    assert rungs_of(replace(recipe, early_stop=None), rows, SECOND).thresholds == ()
 
 
 def test_half_a_trial_says_nothing(recipe, folder):

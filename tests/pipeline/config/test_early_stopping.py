@@ -35,7 +35,7 @@ class CrashingSession(LocalSession):
 
 def test_a_rung_is_measured_and_changes_nothing_after_it(trial, tmp_path):
     run_trial(trial(), LocalSession(tmp_path / "plain"))
-    run_trial(trial(), LocalSession(tmp_path / "rungs"), EarlyStopping(floors=((1, None), (3, 0.0))))
+    run_trial(trial(), LocalSession(tmp_path / "rungs"), EarlyStopping(thresholds=((1, None), (3, 0.0))))
     plain, rungs = numbers(tmp_path / "plain"), numbers(tmp_path / "rungs")
     extra = {key for key in rungs if key not in plain}
     assert extra == {(metric, "clean", "", step) for metric in ("mAP", "NDS") for step in (1, 3)}
@@ -43,7 +43,7 @@ def test_a_rung_is_measured_and_changes_nothing_after_it(trial, tmp_path):
 
 
 def test_a_trial_below_the_floor_stops_there_and_says_so(trial, tmp_path):
-    run_trial(trial(), LocalSession(tmp_path / "t"), EarlyStopping("mAP", floors=((1, None), (3, 2.0))))
+    run_trial(trial(), LocalSession(tmp_path / "t"), EarlyStopping("mAP", thresholds=((1, None), (3, 2.0))))
     rows = read_rows(tmp_path / "t" / "rows.jsonl")
     (stopped,) = select(rows, metric=STOPPED)
     assert (stopped.value, stopped.unit, stopped.step) == (3, "steps", 3)
@@ -54,7 +54,7 @@ def test_a_trial_below_the_floor_stops_there_and_says_so(trial, tmp_path):
 
 
 def test_a_killed_trial_stops_where_the_unbroken_one_stopped(trial, tmp_path):
-    rungs = EarlyStopping(floors=((1, None), (3, 2.0)))
+    rungs = EarlyStopping(thresholds=((1, None), (3, 2.0)))
     run_trial(trial(), LocalSession(tmp_path / "unbroken"), rungs)
     with pytest.raises(Crash):  # at the checkpoint after step 2
         run_trial(trial(), CrashingSession(tmp_path / "killed"), rungs)

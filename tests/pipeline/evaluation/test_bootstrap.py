@@ -118,13 +118,13 @@ def test_few_scenes_are_not_drawn_from(evaluation):
 
 def test_through_the_judge_the_official_score_stays(small_dataset: Path):
     frames = read_frames(small_dataset, "v1.0-mini", "mini_val")
-    judge = NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
+    metric = NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
     rng = np.random.default_rng(0)
     poses = [FramePose(frame.token, frame.ego2global @ frame.lidar2ego) for frame in frames]
     found = [
         Detections(np.nan_to_num(f.boxes), rng.random(len(f.boxes)).astype(np.float32), f.labels)
         for f in frames
     ]
-    scores, draws, scenes = judge.score_draws(poses, found)
-    assert scores == judge.score(poses, found)
+    scores, draws, scenes = metric.score_draws(poses, found)
+    assert scores == metric.score(poses, found)
     assert (draws, scenes) == ([], 1)

@@ -28,7 +28,7 @@ def frames(small_dataset: Path) -> list[FrameRecord]:
 
 
 @pytest.fixture(scope="module")
-def judge(small_dataset: Path) -> NuScenesMetric:
+def metric(small_dataset: Path) -> NuScenesMetric:
     return NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
 
 
@@ -40,14 +40,14 @@ def truth(frames: list[FrameRecord]) -> tuple[list[FramePose], list[Detections]]
     return poses, found
 
 
-def scores(judge: NuScenesMetric, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
-    return {score.metric: score.value for score in judge.score(poses, found)}
+def scores(metric: NuScenesMetric, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
+    return {score.metric: score.value for score in metric.score(poses, found)}
 
 
 def test_the_truth_scores_one_in_every_class_there_is(
-    judge: NuScenesMetric, frames: list[FrameRecord]
+    metric: NuScenesMetric, frames: list[FrameRecord]
 ) -> None:
-    got = scores(judge, *truth(frames))
+    got = scores(metric, *truth(frames))
     present = {CLASSES[label] for frame in frames for label in frame.labels[frame.num_points > 0]}
     whole = {name for name in CLASSES if got[f"AP/{name}"] == pytest.approx(1.0)}
     # a class that stands beyond its own range does not count: 0, as if it were absent
@@ -58,14 +58,14 @@ def test_the_truth_scores_one_in_every_class_there_is(
 
 
 def test_a_shift_of_three_metres_fails_three_of_four_thresholds(
-    judge: NuScenesMetric, frames: list[FrameRecord]
+    metric: NuScenesMetric, frames: list[FrameRecord]
 ) -> None:
     poses, found = truth(frames)
     cars = [replace_boxes(f, f.labels == 0) for f in found]
     moved = [replace(f, boxes=f.boxes + np.array([3, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in cars]
-    assert scores(judge, poses, cars)["AP/car"] == pytest.approx(1.0)
+    assert scores(metric, poses, cars)["AP/car"] == pytest.approx(1.0)
     assert (
-        scores(judge, poses, moved)["AP/car"] <= 0.25 + 0.25
+        scores(metric, poses, moved)["AP/car"] <= 0.25 + 0.25
     )  # 4 m alone may match; 2 m by chance, a neighbour
 
 
@@ -73,9 +73,9 @@ def replace_boxes(found: Detections, keep: np.ndarray) -> Detections:
     return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])
 
 
-def test_nothing_found_scores_nothing(judge: NuScenesMetric, frames: list[FrameRecord]) -> None:
+def test_nothing_found_scores_nothing(metric: NuScenesMetric, frames: list[FrameRecord]) -> None:
     poses, found = truth(frames)
-    got = scores(judge, poses, [replace_boxes(f, f.labels < 0) for f in found])
+    got = scores(metric, poses, [replace_boxes(f, f.labels < 0) for f in found])
     assert got["mAP"] == got["NDS"] == 0.0
     assert got["mATE"] == 1.0
 
@@ -131,10 +131,10 @@ def test_detections_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         write_submission(tmp_path / "s.json", [FramePose("t", np.eye(4))], [found])
 
 
-def test_missing_frames_are_refused(judge: NuScenesMetric, frames: list[FrameRecord]) -> None:
+def test_missing_frames_are_refused(metric: NuScenesMetric, frames: list[FrameRecord]) -> None:
     poses, found = truth(frames)
     with pytest.raises(EvaluationError, match="Samples in split doesn't match"):
-        judge.score(poses[1:], found[1:])
+        metric.score(poses[1:], found[1:])
 
 
 def test_tables_that_are_not_there_are_refused(tmp_path: Path) -> None:
@@ -157,11 +157,11 @@ def test_kept_detections_come_back_exactly(tmp_path: Path, frames: list[FrameRec
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(
-    judge: NuScenesMetric, frames: list[FrameRecord], small_dataset: Path
+    metric: NuScenesMetric, frames: list[FrameRecord], small_dataset: Path
 ) -> None:
     poses, found = truth(frames)
     moved = [replace(f, boxes=f.boxes + np.array([0.4, 0, 0, 0, 0, 0, 0, 0, 0], np.float32)) for f in found]
-    judge.score(poses, moved)
-    assert judge.score(poses, found) == NuScenesMetric(small_dataset, "v1.0-mini", "mini_val").score(
+    metric.score(poses, moved)
+    assert metric.score(poses, found) == NuScenesMetric(small_dataset, "v1.0-mini", "mini_val").score(
         poses, found
     )

@@ -56,12 +56,12 @@ def content(folder):
 
 def test_what_is_fetched_elsewhere_is_what_was_copied(s3, here, there):
     trial = fill(here)
-    mirror = StudySync(f"{s3.uri}/study", here)
-    mirror.push_study()
-    again = StudySync(mirror.uri, there)
-    again.fetch_study()
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    study_sync.upload_study()
+    again = StudySync(study_sync.uri, there)
+    again.download_study()
     assert not (there / TRIAL / "checkpoints").exists(), "what is heavy is left until a trial needs it"
-    again.fetch(TRIAL)
+    again.download(TRIAL)
     (trial / "progress.json").unlink()
     assert content(there) == content(here)
     assert newest_checkpoint(there / TRIAL / "checkpoints").name == "step_00000010"
@@ -70,13 +70,13 @@ def test_what_is_fetched_elsewhere_is_what_was_copied(s3, here, there):
 
 def test_nothing_is_copied_twice(s3, here):
     fill(here)
-    mirror = StudySync(f"{s3.uri}/study", here)
+    study_sync = StudySync(f"{s3.uri}/study", here)
     sent = []
-    object.__setattr__(mirror.bucket, "upload", lambda source, path: sent.append(path))
-    mirror.push_study()
+    object.__setattr__(study_sync.store, "upload", lambda source, path: sent.append(path))
+    study_sync.upload_study()
     add_rows(here, 1)
     first, _ = len(sent), sent.clear()
-    mirror.push_study()
+    study_sync.upload_study()
     assert (first, sent) == (5, [f"{TRIAL}/rows.jsonl"])
 
 
@@ -86,16 +86,16 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
     (here / TRIAL / "DONE.json").write_text("{}")
     names = []
     recorder = StudySync(f"{s3.uri}/study", here)
-    object.__setattr__(recorder.bucket, "upload", lambda source, path: names.append(path))
-    recorder.push(TRIAL)
+    object.__setattr__(recorder.store, "upload", lambda source, path: names.append(path))
+    recorder.upload(TRIAL)
     (here / TRIAL / ".mirror.json").unlink()
     assert names[-1] == f"{TRIAL}/DONE.json"
     for cut in range(len(names) + 1):
-        mirror = StudySync(f"{s3.uri}/cut{cut}", here)
+        study_sync = StudySync(f"{s3.uri}/cut{cut}", here)
         for name in names[:cut]:
-            mirror.bucket.upload(here / name, name)
+            study_sync.store.upload(here / name, name)
         there = tmp_path / f"there{cut}"
-        StudySync(mirror.uri, there).fetch(TRIAL)
+        StudySync(study_sync.uri, there).download(TRIAL)
         state = newest_checkpoint(there / TRIAL / "checkpoints")
         if state is not None:
             assert {path.name for path in state.iterdir()} == {"tensors.safetensors", "state.json"}
@@ -106,12 +106,12 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
 def test_old_checkpoints_and_mended_failures_leave_the_bucket_and_nothing_else_does(s3, here):
     trial = fill(here)
     (trial / "FAILED.json").write_text("{}")
-    mirror = StudySync(f"{s3.uri}/study", here)
-    mirror.push_study()
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    study_sync.upload_study()
     (trial / "checkpoints/step_00000010").rename(trial / "checkpoints/step_00000020")
     (trial / "FAILED.json").unlink()
     (trial / "rows.jsonl").unlink()
-    mirror.push_study()
+    study_sync.upload_study()
     names = {name.partition(f"{TRIAL}/")[2] for name in s3.objects() if TRIAL in name}
     step = "checkpoints/step_00000020"
     assert names == {"rows.jsonl", "settings.json", f"{step}/state.json", f"{step}/tensors.safetensors"}
@@ -119,13 +119,13 @@ def test_old_checkpoints_and_mended_failures_leave_the_bucket_and_nothing_else_d
 
 def test_who_was_left_behind_takes_what_went_on_elsewhere(s3, here, there):
     fill(here)
-    mirror, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
-    mirror.push_study()
-    other.fetch(TRIAL)
+    study_sync, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
+    study_sync.upload_study()
+    other.download(TRIAL)
     add_rows(there, 3)
     (there / TRIAL / "checkpoints/step_00000010").rename(there / TRIAL / "checkpoints/step_00000020")
-    other.push_study()
-    mirror.fetch(TRIAL)
+    other.upload_study()
+    study_sync.download(TRIAL)
     assert (here / TRIAL / "rows.jsonl").read_bytes() == (there / TRIAL / "rows.jsonl").read_bytes()
     assert [path.name for path in (here / TRIAL / "checkpoints").iterdir()] == ["step_00000020"]
     assert not (here / ".superseded").exists(), "nothing was lost by it"
@@ -133,13 +133,13 @@ def test_who_was_left_behind_takes_what_went_on_elsewhere(s3, here, there):
 
 def test_rows_that_only_this_machine_has_are_put_aside_not_deleted(s3, here, there):
     fill(here)
-    mirror, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
-    mirror.push_study()
-    other.fetch(TRIAL)
+    study_sync, other = StudySync(f"{s3.uri}/study", here), StudySync(f"{s3.uri}/study", there)
+    study_sync.upload_study()
+    other.download(TRIAL)
     add_rows(here, 1, "only here")
     add_rows(there, 3, "gone on with")
-    other.push_study()
-    mirror.fetch_study()
+    other.upload_study()
+    study_sync.download_study()
     assert b"only here" not in (here / TRIAL / "rows.jsonl").read_bytes()
     (kept,) = (here / ".superseded").iterdir()
     assert b"only here" in (kept / "rows.jsonl").read_bytes()
@@ -147,33 +147,33 @@ def test_rows_that_only_this_machine_has_are_put_aside_not_deleted(s3, here, the
 
 def test_rows_that_were_not_copied_yet_stay(s3, here):
     fill(here)
-    mirror = StudySync(f"{s3.uri}/study", here)
-    mirror.push_study()
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    study_sync.upload_study()
     add_rows(here, 1, "new")
-    mirror.fetch(TRIAL)
+    study_sync.download(TRIAL)
     assert b"new" in (here / TRIAL / "rows.jsonl").read_bytes()
 
 
 def test_a_rank_that_follows_drops_a_checkpoint_that_the_first_rank_has_not(s3, here, there):
     fill(here)
-    StudySync(f"{s3.uri}/study", here).push_study()
+    StudySync(f"{s3.uri}/study", here).upload_study()
     ahead = there / TRIAL / "checkpoints/step_00000099"
     ahead.mkdir(parents=True)
     (there / TRIAL / "rows.jsonl").write_bytes((here / TRIAL / "rows.jsonl").read_bytes())
     follower = StudySync(f"{s3.uri}/study", there)
-    follower.fetch(TRIAL)
+    follower.download(TRIAL)
     assert ahead.exists()
-    follower.fetch(TRIAL, exact=True)
+    follower.download(TRIAL, exact=True)
     assert newest_checkpoint(there / TRIAL / "checkpoints").name == "step_00000010"
 
 
 def test_another_recipe_under_the_same_name_is_refused(s3, here, there):
     fill(here)
-    StudySync(f"{s3.uri}/study", here).push_study()
+    StudySync(f"{s3.uri}/study", here).upload_study()
     there.mkdir()
     (there / "study.json").write_text('{"digest": "d2"}')
     with pytest.raises(StorageError, match=r"holds the recipe d1 and .*there the recipe d2; move the folder"):
-        StudySync(f"{s3.uri}/study", there).fetch_study()
+        StudySync(f"{s3.uri}/study", there).download_study()
 
 
 @pytest.mark.parametrize(
@@ -191,41 +191,41 @@ def test_another_recipe_under_the_same_name_is_refused(s3, here, there):
 def test_a_uri_that_cannot_be_is_refused_in_a_sentence(s3, here, uri, sentence):
     fill(here)
     with pytest.raises(StorageError, match=sentence) as refused:
-        StudySync(uri, here).push()
+        StudySync(uri, here).upload()
     assert "\n" not in str(refused.value)
     assert "hunter" not in str(refused.value)
 
 
 def test_a_mirror_takes_no_secret_along_to_other_processes(s3, here):
-    mirror = StudySync(f"{s3.uri}/study", here, "claim")
-    mirror.bucket.exists("x")
-    packed = pickle.dumps(mirror)
+    study_sync = StudySync(f"{s3.uri}/study", here, "claim")
+    study_sync.store.exists("x")
+    packed = pickle.dumps(study_sync)
     assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in packed
-    assert pickle.loads(packed) == mirror
+    assert pickle.loads(packed) == study_sync
 
 
 def test_one_process_runs_a_study_and_gives_it_back(s3, here):
-    mirror = StudySync(f"{s3.uri}/study", here)
-    with Lease(mirror, print) as held:
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    with Lease(study_sync, print) as held:
         with (
             pytest.raises(StorageError, match=rf"process {os.getpid()} on .* runs this study"),
-            Lease(mirror, print),
+            Lease(study_sync, print),
         ):
             pass
-        held.push_study()
-    with Lease(mirror, print):
+        held.upload_study()
+    with Lease(study_sync, print):
         pass
     assert not s3.objects()
 
 
 def test_of_many_who_claim_at_once_one_at_most_gets_it(s3, here):
-    mirror, got, barrier = StudySync(f"{s3.uri}/study", here), [], threading.Barrier(6)
+    study_sync, got, barrier = StudySync(f"{s3.uri}/study", here), [], threading.Barrier(6)
     held = threading.Event()
 
     def claim():
         barrier.wait()
         try:
-            with Lease(StudySync(mirror.uri, here), print):
+            with Lease(StudySync(study_sync.uri, here), print):
                 got.append(1)
                 held.wait(10)
         except StorageError:
@@ -239,7 +239,7 @@ def test_of_many_who_claim_at_once_one_at_most_gets_it(s3, here):
     for thread in threads:
         thread.join()
     assert len(got) <= 1
-    with Lease(mirror, print):
+    with Lease(study_sync, print):
         pass
 
 
@@ -249,10 +249,10 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(s3, here):
         "from pipeline.storage.lease import Lease; from pipeline.storage.sync import StudySync\n"
         "Claim(Mirror(sys.argv[1], Path('x')), print).__enter__(); os._exit(9)"
     )
-    mirror = StudySync(f"{s3.uri}/study", here)
-    dead = subprocess.Popen([sys.executable, "-c", code, mirror.uri])
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    dead = subprocess.Popen([sys.executable, "-c", code, study_sync.uri])
     assert dead.wait() == 9
-    claim = Lease(mirror, print)
+    claim = Lease(study_sync, print)
     with claim:
         assert [f"process {dead.pid} on " in note for note in claim.notes] == [True]
         assert len(s3.objects()) == 1
@@ -263,7 +263,7 @@ def test_a_silent_process_elsewhere_is_taken_over_after_a_while_and_then_copies_
     slow = Lease(StudySync(f"{s3.uri}/study", here), print, renew_s=100)
     slow._text = json.dumps({"host": "elsewhere", "pid": 1, "life": "x"}).encode()
     with slow as held:
-        held.push(TRIAL)
+        held.upload(TRIAL)
         successor = Lease(StudySync(held.uri, there), print, silent_s=3)
         with pytest.raises(StorageError, match="process 1 on elsewhere runs this study"), successor:
             pass
@@ -273,7 +273,7 @@ def test_a_silent_process_elsewhere_is_taken_over_after_a_while_and_then_copies_
             assert ["taken over from process 1 on elsewhere" in note for note in successor.notes] == [True]
             add_rows(here, 1, "late")
             with pytest.raises(StorageError, match="another process has taken this study over"):
-                held.push(TRIAL)
+                held.upload(TRIAL)
             assert not held.holds()
     assert b"late" not in b"".join(s3.objects().values())
 
@@ -283,7 +283,7 @@ def test_a_claim_that_was_taken_over_interrupts_its_process(s3, here):
     claim = Lease(StudySync(f"{s3.uri}/study", here), print, renew_s=0.2)
 
     def lose(held):
-        held.bucket.remove(f".claims/{claim.name}.json")
+        held.store.remove(f".claims/{claim.name}.json")
         time.sleep(120)
 
     with claim as held, pytest.raises(KeyboardInterrupt):
@@ -298,7 +298,7 @@ def test_a_store_that_does_not_answer_is_told_once_and_waited_for(s3, here, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
     dead = StudySync(f"{s3.uri}/study", here)
     with pytest.raises(StorageError, match=r"did not take the study .*its files are in .*here"):
-        dead.push()
+        dead.upload()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
     claim = Lease(StudySync(f"{s3.uri}/study", here), told.append, renew_s=0.2)
     with claim as held:
@@ -309,6 +309,6 @@ def test_a_store_that_does_not_answer_is_told_once_and_waited_for(s3, here, monk
         object.__setattr__(claim, "_mirror", held)
         while len(told) < 2:
             time.sleep(0.1)
-        held.push_study()
+        held.upload_study()
     assert "does not answer" in told[0]
     assert "answers again" in told[1]

@@ -23,7 +23,7 @@ SMALL = {
     "model.pts_bbox_head.num_query": 24,
     "model.pts_bbox_head.depth_num": 8,
 }
-COURSE = BenchmarkSettings(
+BENCH = BenchmarkSettings(
     config="experiments/configs/cmt_aqr_pillar_mini.py",
     device="cpu",
     steps=8,
@@ -41,7 +41,7 @@ SAME = Plan.of({"aqr.*": "none/sdpa_math", "decoder.*": "none/sdpa_math"})
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("race")
     named = named_plans(cuda=False)
-    found = run_benchmark(COURSE, {"plain": named["plain"], "same": SAME, "dense": named["dense"]}, folder)
+    found = run_benchmark(BENCH, {"plain": named["plain"], "same": SAME, "dense": named["dense"]}, folder)
     assert [str(r) for r in read_rows(folder / "rows.jsonl")] == [str(r) for r in found]
     return found
 
@@ -73,12 +73,12 @@ def test_the_parts_are_timed(rows: list[Any]) -> None:
 def test_a_race_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(BenchmarkError, match="is there already; name another folder"):
-        run_benchmark(COURSE, {"config": None}, tmp_path)
+        run_benchmark(BENCH, {"config": None}, tmp_path)
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="matches no site"):
-        run_benchmark(COURSE, {"config": None, "odd": Plan.of({"decoder.9.*": "none/sdpa_math"})}, tmp_path)
+        run_benchmark(BENCH, {"config": None, "odd": Plan.of({"decoder.9.*": "none/sdpa_math"})}, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -86,5 +86,5 @@ def test_running_out_of_memory_is_a_result() -> None:
     def _train(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    found = _measured(_train, COURSE, None, [], False)
+    found = _measured(_train, BENCH, None, [], False)
     assert [m.metric for m in found] == ["train_out_of_memory", "train_peak_gib"]

@@ -12,30 +12,34 @@ SIZE, LIMITS = (96, 240), (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
 
 
 def test_a_config_with_a_train_pipeline_decides(trial):
-    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=()), SIZE, LIMITS)
-    assert isinstance(feed.transform, TrainPipeline)
-    made = feed.transform.at(0)(feed.source[0], np.random.default_rng(0))
+    training_data = TrainingData(trial(config=WITH_PIPELINE, overrides=()), SIZE, LIMITS)
+    assert isinstance(training_data.transform, TrainPipeline)
+    made = training_data.transform.at(0)(training_data.source[0], np.random.default_rng(0))
     assert made.images.shape == (6, *SIZE, 3)
 
 
 def test_without_augmentation_a_frame_is_resized_alone(trial):
-    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
-    one, two = (feed.transform(feed.source[0], np.random.default_rng(seed)) for seed in (0, 1))
+    training_data = TrainingData(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
+    one, two = (
+        training_data.transform(training_data.source[0], np.random.default_rng(seed)) for seed in (0, 1)
+    )
     np.testing.assert_array_equal(one.points, two.points)
     assert one.images.shape == (6, *SIZE, 3)
 
 
 def test_a_config_without_one_leaves_it_to_the_settings(trial):
-    feed = TrainingData(trial(mask_lidar=1.0), SIZE, LIMITS)
-    assert not len(feed.transform(feed.source[0], np.random.default_rng(0)).points)
+    training_data = TrainingData(trial(mask_lidar=1.0), SIZE, LIMITS)
+    assert not len(training_data.transform(training_data.source[0], np.random.default_rng(0)).points)
 
 
 def test_a_wrapper_resamples_the_frames(trial):
     dataset = '{"type": "CBGSDataset", "dataset": {"pipeline": [{"type": "PointShuffle"}]}}'
     overrides = (("train_dataloader.dataset", dataset),)
-    feed = TrainingData(trial(config=WITH_PIPELINE, overrides=overrides, augment=False), SIZE, LIMITS)
+    training_data = TrainingData(
+        trial(config=WITH_PIPELINE, overrides=overrides, augment=False), SIZE, LIMITS
+    )
     plain = TrainingData(trial(config=WITH_PIPELINE, overrides=(), augment=False), SIZE, LIMITS)
-    assert len(feed.source) > 2 * len(plain.source)  # every class is in every frame: tenfold
+    assert len(training_data.source) > 2 * len(plain.source)  # every class is in every frame: tenfold
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ def test_the_mini_model_learns_the_real_frame() -> None:
     wrapper = load_config(CONFIG, EVERYTHING).optim_wrapper
     limit = clip_norm(wrapper)
     assert limit == 35.0
-    optimiser = TrainStep(model, build_optimizer(model, wrapper), limit)
+    train_step = TrainStep(model, build_optimizer(model, wrapper), limit)
     sample = filter_range(resize_crop(InfoSource(FRAME)[0], model.image_size), model.point_range)
     assert len(sample.boxes) == 52
     losses = []
     for step in range(STEPS):
         seed_everything(0, step)
         model.train()
-        losses.append(optimiser.step(collate([sample]), lr_factor(step, STEPS, 3))["loss"])
+        losses.append(train_step.step(collate([sample]), lr_factor(step, STEPS, 3))["loss"])
     assert losses[-1] < losses[0] / 2

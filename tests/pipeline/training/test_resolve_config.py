@@ -24,26 +24,26 @@ def trial(config: str, device: str = "cpu", **train: object) -> TrialSettings:
 
 
 def test_the_config_says_how_long_and_how_fast() -> None:
-    agreed = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=1)
-    assert agreed.settings.train.steps == 6 * 11  # 41 frames are 11 steps of 4
-    assert agreed.differs == ()
-    optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = agreed.schedule(optimiser)
+    resolved = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=1)
+    assert resolved.settings.train.steps == 6 * 11  # 41 frames are 11 steps of 4
+    assert resolved.differs == ()
+    train_step = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = resolved.schedule(train_step)
     assert schedule is not None
     schedule.apply(33)
-    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.5)  # half way down the cosine
+    assert train_step.param_groups[0]["lr"] == pytest.approx(0.5)  # half way down the cosine
 
 
 def test_two_workers_take_half_the_steps() -> None:
-    agreed = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=2)
-    assert agreed.settings.train.steps == 6 * 6
+    resolved = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=2)
+    assert resolved.settings.train.steps == 6 * 6
 
 
 def test_what_the_settings_say_holds_and_is_said() -> None:
-    agreed = resolve_training(trial(RUNNER, steps=30, batch_size=2, warmup_steps=5), FRAMES, workers=1)
-    assert agreed.settings.train.steps == 30
-    assert agreed.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])) is None
-    assert [sentence.partition(" ")[0] for sentence in agreed.differs] == [
+    resolved = resolve_training(trial(RUNNER, steps=30, batch_size=2, warmup_steps=5), FRAMES, workers=1)
+    assert resolved.settings.train.steps == 30
+    assert resolved.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])) is None
+    assert [sentence.partition(" ")[0] for sentence in resolved.differs] == [
         "settings.train.warmup_steps=5",
         "settings.train.steps=30",
         "settings.train.batch_size=2,",
@@ -51,19 +51,19 @@ def test_what_the_settings_say_holds_and_is_said() -> None:
 
 
 def test_a_schedule_is_stretched_over_a_given_number_of_steps() -> None:
-    agreed = resolve_training(trial(RUNNER, steps=30, batch_size=4), FRAMES, workers=1)
-    assert agreed.differs[0].endswith("its schedule is stretched over them")
-    optimiser = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = agreed.schedule(optimiser)
+    resolved = resolve_training(trial(RUNNER, steps=30, batch_size=4), FRAMES, workers=1)
+    assert resolved.differs[0].endswith("its schedule is stretched over them")
+    train_step = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = resolved.schedule(train_step)
     assert schedule is not None
     schedule.apply(15)
-    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.5)
+    assert train_step.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
 def test_without_a_schedule_there_is_a_short_warm_up() -> None:
-    agreed = resolve_training(trial(MINI, steps=50), FRAMES, workers=1)
-    assert agreed.settings.train.warmup_steps == WARMUP
-    assert agreed.differs == ()
+    resolved = resolve_training(trial(MINI, steps=50), FRAMES, workers=1)
+    assert resolved.settings.train.warmup_steps == WARMUP
+    assert resolved.differs == ()
     with pytest.raises(TrialError, match="says nothing; give one"):
         resolve_training(trial(MINI, steps=FROM_CONFIG), FRAMES, workers=1)
 

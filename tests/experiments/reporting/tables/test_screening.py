@@ -36,20 +36,20 @@ def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> P
 def test_screened_gains_stand_beside_the_retrained(golden):
     screening(golden, (1.32, 0.24))
     summary = summarize(golden)
-    (sheet,) = [sheet for sheet in summary.sheets if sheet.name == "screen"]
+    (table,) = [table for table in summary.tables if table.name == "screen"]
     first, second = summary.evidence.verdicts
-    assert sheet.lines[0][:2] == ("decoder.0.cross", 1)
-    assert sheet.lines[0][2:5] == pytest.approx((1.32, 1.32, 1.32))
-    assert sheet.lines[0][5:] == (first.effect, first.low, first.high, first.verdict)
-    assert sheet.lines[1][2] == pytest.approx(0.24)
-    assert sheet.lines[1][5] == second.effect
+    assert table.lines[0][:2] == ("decoder.0.cross", 1)
+    assert table.lines[0][2:5] == pytest.approx((1.32, 1.32, 1.32))
+    assert table.lines[0][5:] == (first.effect, first.low, first.high, first.verdict)
+    assert table.lines[1][2] == pytest.approx(0.24)
+    assert table.lines[1][5] == second.effect
     low = (first.effect + second.effect - 1.32 - 0.24) / 2
     assert (
         f"Spearman's 1.00 over 2 layers; its gains are on average {low:.2f} points too low. "
         "Of the 1 layer that pays off it put 1 first." in summary.notes[-1]
     )
     assert "screen" in [drawing.name for drawing in drawings(summary)]
-    assert "no verdict" in sheet.title
+    assert "no verdict" in table.title
 
 
 def test_a_screening_that_is_wrong_is_said_to_be(golden):
