@@ -1,4 +1,4 @@
-"""The command line: ``biaswise ...`` or ``python -m experiments.cli ...``.
+"""``biaswise ...`` or ``python -m experiments.cli ...``.
 
 The words are in ``experiments.parser``; what a command does is in ``experiments.commands`` and is
 imported when it runs, so that help is instant. Exit codes: 0 done, 1 findings or failed trials, 2 wrong

@@ -1,4 +1,4 @@
-"""The biases: what is added to the scores, and every form in which it can be handed over.
+"""What is added to the scores, and every form in which it can be handed over.
 
 Frozen values made of tensors. All are differentiable in their weights; rects, centres and sigma carry
 no gradient. Meaning, for the score of query q against key k in row r, column c of segment s:

@@ -1,4 +1,4 @@
-"""Factors of a bias: u and w with bias = u @ w.mT, exact or cut off at a rank.
+"""U and w with bias = u @ w.mT, exact or cut off at a rank.
 
 The cut is the best one in the Frobenius norm (Eckart-Young): the projection onto the R leading left
 singular vectors, found from the (Q, Q) Gram matrix because Q is tens of times smaller than K.

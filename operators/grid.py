@@ -1,4 +1,4 @@
-"""The keys as a picture: BEV and camera cells in segments, and rectangles of cells within them.
+"""BEV and camera cells in segments, and rectangles of cells within them.
 
 A memory of CMT is one list of keys: the BEV map row by row, then every camera's feature map row by
 row. A ``TokenGrid`` says where each map begins and how large it is; a *rect* is an inclusive range of

@@ -1,4 +1,4 @@
-"""Refusals: errors whose message is one sentence for the user, told apart from bugs.
+"""Errors whose message is one sentence for the user, told apart from bugs.
 
 Every error class of this project is one; whatever Python or a library raises by itself is a bug or
 a broken machine, and deserves its traceback.

@@ -1,4 +1,4 @@
-"""Redact: find secrets in text, by what they look like and by the values of this process's environment.
+"""Find secrets in text, by what they look like and by the values of this process's environment.
 
 What is shown, logged or sent passes through ``redact``; settings that hold a secret are refused, because they
 are copied into files, rows and MLflow.

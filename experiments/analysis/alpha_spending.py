@@ -1,4 +1,4 @@
-"""Spending: how the error probability of a study is shared among its looks.
+"""How the error probability of a study is shared among its looks.
 
 A study that is judged again and again until a verdict comes out would get false ones too often. So every
 look gets a part of the error probability (Lan and DeMets, Biometrika 70, 1983): the part that a spending

@@ -1,4 +1,4 @@
-"""Censored trials: what a trial that was stopped early still tells.
+"""What a trial that was stopped early still tells.
 
 A trial is stopped because of its metric at an early step (a rung), which is known for all trials. Given
 that, its unknown final metric is missing at random, so the likelihood factors (Anderson, JASA 52, 1957):

@@ -1,4 +1,4 @@
-"""Confirmation: what the recommended plan, all layers and none measured on seeds that chose nothing.
+"""What the recommended plan, all layers and none measured on seeds that chose nothing.
 
 The trials lie beside the study's own, in ``confirmation/trials``, because no verdict may be drawn from
 them: the plan was chosen on the others. Gains are paired by seed.

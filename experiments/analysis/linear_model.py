@@ -1,4 +1,4 @@
-"""Estimate: the effect of every site from one linear model over all trials, with a block per seed.
+"""The effect of every site from one linear model over all trials, with a block per seed.
 
 Three sources of uncertainty meet in an interval: the noise of a training (residuals), the choice of the
 validation scenes (the metric recomputed on resamples of them, the same for all trials), and trials that

@@ -1,4 +1,4 @@
-"""Price: what a site's slow-down must earn, from the trials' step times or from the operator benchmark.
+"""What a site's slow-down must earn, from the trials' step times or from the operator benchmark.
 
 An exact implementation changes no accuracy, so what it costs needs a stopwatch and no training. The
 benchmark times every implementation at the decoder's shapes; a bias kind is priced by its fastest one.

@@ -1,4 +1,4 @@
-"""Recommend: the plan with the best utility, predicted from the effects, measured where it ran.
+"""The plan with the best utility, predicted from the effects, measured where it ran.
 
 Utility is what a verdict weighs, for a whole plan: predicted gain minus the price of its predicted
 slow-down. The plan is chosen by point estimates, undecided layers included: a choice has to be made, and

@@ -1,4 +1,4 @@
-"""Responses: what the trials of a table measured, as the linear model takes it.
+"""What the trials of a table measured, as the linear model takes it.
 
 The metric is in points. Resamples of the scenes are rows of their own (``pipeline.evaluation.bootstrap``):
 the metric of all detections of a trial, recomputed on scenes drawn with replacement, the same draws for

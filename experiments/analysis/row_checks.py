@@ -1,4 +1,4 @@
-"""Checks: what rows must be before a verdict is drawn from them.
+"""What rows must be before a verdict is drawn from them.
 
 Every way in which rows can mislead is refused with one sentence: trials that did not run under equal
 circumstances, rows that contradict each other, a metric that nobody measured.

@@ -1,4 +1,4 @@
-"""Screen: train once with every layer biased, then switch the bias off layer by layer at inference.
+"""Train once with every layer biased, then switch the bias off layer by layer at inference.
 
 All on/off combinations are measured, and the layers ranked by what the bias of each is worth on average
 over the others. An intervention, not a retraining: it says how much the trained detector leans on a

@@ -1,4 +1,4 @@
-"""Verdicts: gains weighed against prices by the rule, over all sites and looks together.
+"""Gains weighed against prices by the rule, over all sites and looks together.
 
 Real and simulated studies alike end in ``judge``. Errors are controlled twice, and apart: the verdicts of a
 study are all right together (weighted Holm, each step with its level spent over the looks), and the

@@ -1,4 +1,4 @@
-"""Economy: how often a cheap study names the layers that the full grid names, and at what size of effects."""
+"""How often a cheap study names the layers that the full grid names, and at what size of effects."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Calibrate: how often the decision code is right, on simulated studies whose truth is known.
+"""How often the decision code is right, on simulated studies whose truth is known.
 
 Every study is fitted by ``estimate.fit_gain`` and judged by ``verdicts.judge``, as real ones are, and goes
 from look to look as ``sequential`` does. Planted effects are net of price, in noises of one run.

@@ -1,4 +1,4 @@
-"""Calibration report: what the simulated studies gave, as CSV tables, Markdown and plots."""
+"""What the simulated studies gave, as CSV tables, Markdown and plots."""
 
 import csv
 import os

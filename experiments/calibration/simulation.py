@@ -1,4 +1,4 @@
-"""Simulate: studies whose truth is known, drawn as arrays and judged by the code that judges real ones.
+"""Studies whose truth is known, drawn as arrays and judged by the code that judges real ones.
 
 A surface says what every site gains and how runs, seeds and scenes vary; the unit is the standard
 deviation of one run. ``measure`` draws what all arms of a design score with all seeds, so that a small

@@ -1,4 +1,4 @@
-"""Cluster: check cluster.yaml (`ray up`) and ray-job.yaml (KubeRay) without a cloud.
+"""Check cluster.yaml (`ray up`) and ray-job.yaml (KubeRay) without a cloud.
 
 First Ray's own validation, then what that misses: misspelt keys of the cloud's API, a head that runs trials,
 workers that bill while idle, ports open to the world, credentials in the file.

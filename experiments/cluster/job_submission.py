@@ -1,4 +1,4 @@
-"""Submit: send a command of this project to a Ray cluster as a job, show its log, return its exit code.
+"""Send a command of this project to a Ray cluster as a job, show its log, return its exit code.
 
 `ray job submit` does the sending as well, but returns 1 for every failure and 0 for a job that was stopped.
 """

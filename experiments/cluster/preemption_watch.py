@@ -1,4 +1,4 @@
-"""Cluster watch: on a spot machine, turn the cloud's notice into a drain of its Ray node.
+"""On a spot machine, turn the cloud's notice into a drain of its Ray node.
 
 Ray itself asks no cloud. A drained node gets no new work, and Ray Train moves its trials before the machine
 ends. Without it the end is a crash, which counts as a failure of the trial.

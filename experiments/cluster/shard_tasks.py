@@ -1,4 +1,4 @@
-"""Shard tasks: the files of a split written by tasks of Ray, on this machine or over a cluster.
+"""The files of a split written by tasks of Ray, on this machine or over a cluster.
 
 A task whose process or machine dies is started again elsewhere; a file is whole or not there.
 """

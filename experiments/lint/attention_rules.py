@@ -1,4 +1,4 @@
-"""The rules about attention: what arrives at a site, what computes it, and what of it is lost on the way."""
+"""What arrives at a site, what computes it, and what of it is lost on the way."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lint one config: survey it, apply the rules, and say where in the files each finding was written."""
+"""Survey it, apply the rules, and say where in the files each finding was written."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

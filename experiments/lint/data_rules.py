@@ -1,4 +1,4 @@
-"""The rules about pipelines: what is done to a frame, in which order, and whether the model takes it."""
+"""What is done to a frame, in which order, and whether the model takes it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

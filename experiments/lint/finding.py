@@ -1,4 +1,4 @@
-"""What lint says: findings, which are wrong, and notes, which are worth knowing."""
+"""Findings, which are wrong, and notes, which are worth knowing."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

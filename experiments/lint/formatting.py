@@ -1,4 +1,4 @@
-"""Print a lint report: for people, or as JSON for programs."""
+"""For people, or as JSON for programs."""
 
 import json
 import os

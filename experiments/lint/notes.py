@@ -1,4 +1,4 @@
-"""Notes: nothing is wrong, but a user would want to know it."""
+"""Nothing is wrong, but a user would want to know it."""
 
 from collections.abc import Iterator
 

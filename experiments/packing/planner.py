@@ -1,4 +1,4 @@
-"""Packing: how many trials run at once on a machine, chosen from what a probe measured.
+"""How many trials run at once on a machine, chosen from what a probe measured.
 
 A pure function of measurements. The most trials per hour win among what fits into memory; a fuller
 machine must earn its place, since every further trial makes the step times noisier.

@@ -1,4 +1,4 @@
-"""Probe: a few steps of one trial alone, and of several at once, to see how many a machine should run.
+"""A few steps of one trial alone, and of several at once, to see how many a machine should run.
 
 All processes start once; for each size as many of them run as it needs, while the others wait.
 """

@@ -1,4 +1,4 @@
-"""Pace: how fast a trial trains and detects while others like it do so beside it; what the probe measures.
+"""How fast a trial trains and detects while others like it do so beside it; what the probe measures.
 
 Each trial is a process of its own, as in a study, and does what a trial does, but keeps nothing.
 """

@@ -1,4 +1,4 @@
-"""How a command is declared: its name, its handler, its help and an example."""
+"""Its name, its handler, its help and an example."""
 
 import argparse
 from typing import TypeAlias

@@ -1,4 +1,4 @@
-"""The rule of a study: what is measured, against what price, how sure a verdict must be.
+"""What is measured, against what price, how sure a verdict must be.
 
 Written in the recipe before the first trial runs; its digest is part of the recipe's, which
 every row carries. Plain values, so that JSON holds it and anybody can read it.

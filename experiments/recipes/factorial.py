@@ -1,4 +1,4 @@
-"""Designs: which arms a study runs, and what they can and cannot tell apart.
+"""Which arms a study runs, and what they can and cannot tell apart.
 
 An arm gives every factor (a site) one of its levels: a bias kind (``window``), with its window
 (``window:8``) or with an approximate implementation (``window/lowrank@16``). An exact implementation

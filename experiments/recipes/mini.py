@@ -1,4 +1,4 @@
-"""Recipes: the studies that ship with the project, each a question with its trials and its rule."""
+"""The studies that ship with the project, each a question with its trials and its rule."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Recipe: one study as a frozen value - its question, its trials and its rule.
+"""One study as a frozen value - its question, its trials and its rule.
 
 Its digest covers every trial's settings, their data and the rule, is fixed before the first trial runs,
 and is copied into every row.

@@ -1,4 +1,4 @@
-"""Integrity: whether a study folder holds what its trials wrote, under the recipe they ran for.
+"""Whether a study folder holds what its trials wrote, under the recipe they ran for.
 
 What makes verdicts false is refused; what a reader should know is said.
 """

@@ -1,4 +1,4 @@
-"""Report: what a study found, for a terminal, as Markdown, as CSV tables and as one HTML page.
+"""What a study found, for a terminal, as Markdown, as CSV tables and as one HTML page.
 
 Everything is made from the rows and ``study.json``. Rows that support no verdict still give a report:
 it says why at the top, and shows the trials.

@@ -1,4 +1,4 @@
-"""Summary: a study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
+"""A study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
 
 import json
 from collections.abc import Mapping, Sequence

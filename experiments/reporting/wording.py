@@ -1,4 +1,4 @@
-"""Words of a summary: the answer, the recommendation, and how the verdicts are to be read, in sentences."""
+"""The answer, the recommendation, and how the verdicts are to be read, in sentences."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Storage: a study that is kept at a URI as well - fetched before it goes on, claimed, copied in the end."""
+"""A study that is kept at a URI as well - fetched before it goes on, claimed, copied in the end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,4 +1,4 @@
-"""StudyFolder: what a study keeps on disk, and which of its trials are done.
+"""What a study keeps on disk, and which of its trials are done.
 
 ``study.json`` (recipe, rule, digests of what it reads), ``trials/<trial>/settings.json``, and per
 trial ``DONE.json`` or ``FAILED.json`` once it has ended. Started again, a study skips what is done.

@@ -1,4 +1,4 @@
-"""Cost: what trials used, by their own account, or by their rows where they left none."""
+"""What trials used, by their own account, or by their rows where they left none."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Confirm: no bias, the bias everywhere and the recommended plan, trained once more with fresh seeds.
+"""No bias, the bias everywhere and the recommended plan, trained once more with fresh seeds.
 
 The verdict chose the plan with the same trials that it was judged by, so its gain is flattered; what fresh
 seeds measure is not. The rows are a study of their own in the folder ``confirmation``.

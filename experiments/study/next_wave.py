@@ -1,4 +1,4 @@
-"""Sequential studies: which trials to add next, or why none.
+"""Which trials to add next, or why none.
 
 A pure function of the rows so far, called between waves. It judges as the report does, at the looks that
 the rule fixed before the first trial, so that looking more often does not make more verdicts false.

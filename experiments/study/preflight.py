@@ -1,4 +1,4 @@
-"""Preflight of a study: refuse what cannot run before anything starts that costs time.
+"""Refuse what cannot run before anything starts that costs time.
 
 Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
 """

@@ -1,4 +1,4 @@
-"""Progress of a study: a live bar with the time left on a terminal, one plain line per event elsewhere."""
+"""A live bar with the time left on a terminal, one plain line per event elsewhere."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Conduct: one study from the first check to the report - check, share, run, confirm, judge, send."""
+"""One study from the first check to the report - check, share, run, confirm, judge, send."""
 
 import math
 from dataclasses import dataclass, replace

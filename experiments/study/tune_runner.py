@@ -1,4 +1,4 @@
-"""Study: run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
+"""Run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
 
 Tune starts a driver function per trial, which runs Ray Train: the only nesting Ray supports. Drivers
 take a resource of the head node and no CPU. What is done is told by files, not by Tune: a study that

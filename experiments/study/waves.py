@@ -1,4 +1,4 @@
-"""Waves: a sequential study, wave after wave, until every verdict is settled or the budget ends.
+"""A sequential study, wave after wave, until every verdict is settled or the budget ends.
 
 Which trials come next, and below what they stop, is computed from the rows of trials that have ended
 and from nothing else. So a study that was killed asks for the same trials when it goes on.

@@ -1,4 +1,4 @@
-"""FlexAttention: PyTorch compiles the bias, written as a function of indices, into its kernel.
+"""PyTorch compiles the bias, written as a function of indices, into its kernel.
 
 It is compiled for every kind of bias and every shape it meets. Uncompiled, FlexAttention forms all scores
 (95 GB were seen), and PyTorch falls back to that form unseen, for one after eight compilations. Here the

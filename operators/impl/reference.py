@@ -1,4 +1,4 @@
-"""Attention written down: the meaning of every other implementation.
+"""The meaning of every other implementation.
 
     softmax(scale * q @ k.mT + bias) @ v, and 0 where a query may attend to no key at all.
 

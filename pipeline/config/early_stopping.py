@@ -1,4 +1,4 @@
-"""Rungs: steps at which a trial is measured before its end, and stopped if it is clearly worse.
+"""Steps at which a trial is measured before its end, and stopped if it is clearly worse.
 
 The rungs are those of ASHA (Li et al., arXiv 1810.05934). What stops a trial there is fixed before it
 starts: a floor, taken from trials that had ended before it began. So its rows do not depend on which of

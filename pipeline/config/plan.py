@@ -1,4 +1,4 @@
-"""A plan: which bias kind and which implementation every attention site of the model uses.
+"""Which bias kind and which implementation every attention site of the model uses.
 
 A site is named by its path (``aqr.0.cross``, ``decoder.3.self``). A plan maps glob patterns to
 choices and is resolved against the real sites before anything is built: a pattern that matches

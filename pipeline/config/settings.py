@@ -1,4 +1,4 @@
-"""Settings of one trial: frozen, complete, and named by their digest.
+"""Frozen, complete, and named by their digest.
 
 The same settings give the same digest, so a trial that is done can be recognised and an
 unfinished one resumed. ``config`` names an mmengine config; ``overrides`` are what

@@ -1,4 +1,4 @@
-"""Boxes: which points are inside, and which boxes stand in each other's way."""
+"""Which points are inside, and which boxes stand in each other's way."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Failures: what becomes of a frame when a sensor fails; any dataset, in memory, repeatable.
+"""What becomes of a frame when a sensor fails; any dataset, in memory, repeatable.
 
 The six kinds of MoME and nuScenes-R are among them; docs/conditions.md shows each and says which is which.
 """

@@ -1,4 +1,4 @@
-"""Contain: names in tables, infos and databases must not lead out of the dataset they belong to.
+"""Names in tables, infos and databases must not lead out of the dataset they belong to.
 
 ``samples``, ``sweeps`` and ``maps`` may themselves be links, because people keep them on another disk;
 nothing below them may lead out of the folder that it seems to be in.

@@ -1,4 +1,4 @@
-"""Sample: one frame in memory, as every reader makes it and every transform takes it."""
+"""One frame in memory, as every reader makes it and every transform takes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Loader: sources of samples by index, and the one way to open them."""
+"""Sources of samples by index, and the one way to open them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

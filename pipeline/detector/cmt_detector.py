@@ -1,4 +1,4 @@
-"""CmtDetector: six images and a point cloud in, boxes out; a standard mmdet3d model.
+"""Six images and a point cloud in, boxes out; a standard mmdet3d model.
 
 It builds from a config through mmdet3d's ``MODELS`` and trains under our loop as under mmengine's Runner.
 """

@@ -1,4 +1,4 @@
-"""Runner: what mmengine's own Runner needs of us, for people who come from ``tools/train.py``.
+"""What mmengine's own Runner needs of us, for people who come from ``tools/train.py``.
 
 A config names this module in ``custom_imports``. Then its model, its train_pipeline and its optimiser
 build through mmdet3d's registries. Each transform is a step of ``pipeline.data``, here on mmdet3d's

@@ -1,4 +1,4 @@
-"""Weights on disk: ours as safetensors, the published ones as they come; loaded strictly, with a report.
+"""Ours as safetensors, the published ones as they come; loaded strictly, with a report.
 
 A file holds parameters and buffers of the model. Training state is elsewhere. CMT's names are ours; MoME's
 router, which AQR grew from, has other names. Nothing that a checkpoint pickled is ever run.

@@ -1,4 +1,4 @@
-"""Resample: the official metric on scenes drawn with replacement, to see how much the scenes decide.
+"""The official metric on scenes drawn with replacement, to see how much the scenes decide.
 
 mAP and NDS are no averages over scenes: precision and recall are of all detections together. But the
 devkit matches detections to objects frame by frame, whatever the other frames hold. So the matches are

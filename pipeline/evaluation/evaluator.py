@@ -1,4 +1,4 @@
-"""Assess: everything measured on a detector after training - accuracy, speed, memory, kernels."""
+"""Everything measured on a detector after training - accuracy, speed, memory, kernels."""
 
 import time
 from collections.abc import Callable, Sequence

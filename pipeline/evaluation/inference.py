@@ -1,4 +1,4 @@
-"""Predict: run a detector over a split under every sensor condition, each frame read once.
+"""Run a detector over a split under every sensor condition, each frame read once.
 
 Conditions and plans that hand a branch the same input share its features: a dead LiDAR leaves the
 images as they are, and a plan changes the decoder alone.

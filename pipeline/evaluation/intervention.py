@@ -1,4 +1,4 @@
-"""Switch: one trained detector under many plans, none of which it is trained for anew.
+"""One trained detector under many plans, none of which it is trained for anew.
 
 Frames are read and branches run once for several plans and all conditions. The rows are marked: their
 metric begins with ``intervention/``, so that nobody takes them for trials.

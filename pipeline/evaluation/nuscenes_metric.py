@@ -1,4 +1,4 @@
-"""Evaluate: detections -> nuScenes submission -> the official devkit's verdict, per sensor condition.
+"""Detections -> nuScenes submission -> the official devkit's verdict, per sensor condition.
 
 The devkit's ``DetectionEval`` runs unmodified with its configuration ``detection_cvpr_2019``. Its
 tables and the true boxes are loaded once and serve all conditions.

@@ -1,4 +1,4 @@
-"""Scene view: one frame as the model weighs it - weight maps and windows over the BEV and a camera picture.
+"""One frame as the model weighs it - weight maps and windows over the BEV and a camera picture.
 
 Made once per trial with a bias, always of the same frame, so that the pictures of two trials compare.
 """

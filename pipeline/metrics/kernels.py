@@ -1,4 +1,4 @@
-"""Kernels: what really ran at every attention site, seen by the profiler in one training step.
+"""What really ran at every attention site, seen by the profiler in one training step.
 
 ``SiteAttention`` opens a profiler range ``site:<name>``. The operators inside it, and the backward
 nodes that autograd made for them, belong to the site. On a GPU their CUDA kernels are listed by

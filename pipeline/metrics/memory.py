@@ -1,4 +1,4 @@
-"""Memory: the most that a stretch of work took, with what CUDA graphs keep for their replays."""
+"""The most that a stretch of work took, with what CUDA graphs keep for their replays."""
 
 import gc
 from dataclasses import replace

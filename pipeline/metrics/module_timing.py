@@ -1,4 +1,4 @@
-"""Parts: where the time of a pass through the model goes, by its top-level modules.
+"""Where the time of a pass through the model goes, by its top-level modules.
 
 Forward passes only, between marks in the GPU's own queue, so that nothing waits. What lies between the
 parts (losses, backward pass, optimiser) is the difference to the whole step.

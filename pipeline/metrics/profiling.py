@@ -1,4 +1,4 @@
-"""Profiling of one step: which kernels take the time, and where the host waits for the GPU."""
+"""Which kernels take the time, and where the host waits for the GPU."""
 
 import warnings
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Record: the rows file of one trial, with what every row repeats filled in.
+"""The rows file of one trial, with what every row repeats filled in.
 
 A resumed trial measures some steps again. The file is append-only, so a row that is there already
 (same metric, site, condition, scene and step) is not written twice.

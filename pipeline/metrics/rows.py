@@ -1,4 +1,4 @@
-"""Row: the one measurement record, and the append-only file that keeps it.
+"""The one measurement record, and the append-only file that keeps it.
 
 Long format: one number per row, with everything needed to judge it. Rows are written as JSON
 lines, each in one write that is flushed to disk; a trial has one writer. A last line that a

@@ -1,4 +1,4 @@
-"""Throughput: how fast a trial trains and detects, and what memory it takes.
+"""How fast a trial trains and detects, and what memory it takes.
 
 Times are wall-clock, on CUDA between synchronisations; the first ones are thrown away, because
 allocators, autotuners and caches warm up in them. Nothing here may run inside a report.

@@ -1,4 +1,4 @@
-"""Capacity: refuse a trial that no machine of the cluster can ever serve, instead of waiting for ever.
+"""Refuse a trial that no machine of the cluster can ever serve, instead of waiting for ever.
 
 Ray Train asks for a trial's workers as one placement group, and a group that fits nowhere stays pending
 without a word. We ask for the same group first and read what the autoscaler thinks of it.

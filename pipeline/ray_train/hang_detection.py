@@ -1,4 +1,4 @@
-"""Hang: ends the workers of a trial that has stopped making steps, so that Ray Train starts it again.
+"""Ends the workers of a trial that has stopped making steps, so that Ray Train starts it again.
 
 A rank that waits for ever in a collective, in a read or in a deadlock answers Ray's health checks all the
 same; only the trial's own steps say that it is stuck. The watch sits in Ray Train's controller, a process of

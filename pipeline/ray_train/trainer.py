@@ -1,4 +1,4 @@
-"""Trainer: Ray Train's TorchTrainer without actors that idle beside it, with a watch for hangs."""
+"""Ray Train's TorchTrainer without actors that idle beside it, with a watch for hangs."""
 
 import os
 import traceback

@@ -112,7 +112,7 @@ class RaySession:
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Leave word for whoever shows progress."""
-        self._heartbeat.say(stage, done, total, seconds_left)
+        self._heartbeat.write(stage, done, total, seconds_left)
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, str] | None:

@@ -1,4 +1,4 @@
-"""Ranks: numbers that the workers of a trial make common."""
+"""Numbers that the workers of a trial make common."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Diary: when a trial started, from which step it went on, and when it hung; one line each.
+"""When a trial started, from which step it went on, and when it hung; one line each.
 
 For people and for tests: nothing reads it to decide what runs. It is no measurement, so it is no row.
 """

@@ -1,4 +1,4 @@
-"""Beacon: a small file in a trial's folder in which rank 0 says how far the trial is.
+"""A small file in a trial's folder in which rank 0 says how far the trial is.
 
 Reports through Ray are barriers and slow; this is neither, and a watcher needs only the file.
 """
@@ -44,7 +44,7 @@ class Heartbeat:
         self._stage = ""
         self._said_at = -math.inf
 
-    def say(self, stage: str, done: int, total: int, seconds_left: float) -> None:
+    def write(self, stage: str, done: int, total: int, seconds_left: float) -> None:
         """Say how far the trial is; ``seconds_left`` is NaN if unknown."""
         now = time.monotonic()
         if stage == self._stage and done < total and now - self._said_at < EVERY_S:

@@ -1,4 +1,4 @@
-"""Shortage: memory or disk that ran out, told in one sentence instead of a library's traceback.
+"""Memory or disk that ran out, told in one sentence instead of a library's traceback.
 
 Out of memory is the trial's own fault and the same attempt would fail again, so it is a refusal. A full disk
 is one too: the checkpoints are there, and the same command goes on when there is room.

@@ -1,4 +1,4 @@
-"""Session: what a trial needs from whoever started it - rank, device, folder, checkpoints, progress.
+"""What a trial needs from whoever started it - rank, device, folder, checkpoints, progress.
 
 ``LocalSession`` runs a trial in this process, without Ray; ``pipeline.ray_train.worker`` adapts a Ray Train
 worker to the same protocol.

@@ -1,4 +1,4 @@
-"""State checkpoints: everything a trial needs to go on as if it had never stopped.
+"""Everything a trial needs to go on as if it had never stopped.
 
 A checkpoint is a folder ``step_00000120`` with ``tensors.safetensors`` (weights, buffers, optimiser
 state) and ``state.json`` (step, settings digest). It is written under another name, flushed, and

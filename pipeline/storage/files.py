@@ -1,4 +1,4 @@
-"""Writer: a trial's folder has one writer at a time.
+"""A trial's folder has one writer at a time.
 
 When a study is killed, its workers live on for moments, until they notice. The worker that resumes the
 trial waits for them: two writers would spoil rows and checkpoints.

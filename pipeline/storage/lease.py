@@ -1,4 +1,4 @@
-"""Claim: one process at a time runs a study whose folder is mirrored, wherever it is started.
+"""One process at a time runs a study whose folder is mirrored, wherever it is started.
 
 A bucket has no locks, and pyarrow cannot ask S3 to create an object only if it is absent. What stores do
 have is that a list shows every object written before it (S3, GCS and Azure promise it). So a process

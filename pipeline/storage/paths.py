@@ -1,4 +1,4 @@
-"""Home: where data, runs and mlflow.db live when the code is a copy that Ray throws away after the job."""
+"""Where data, runs and mlflow.db live when the code is a copy that Ray throws away after the job."""
 
 import os
 from pathlib import Path

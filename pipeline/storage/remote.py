@@ -1,4 +1,4 @@
-"""Bucket: files at a URI (``s3://``, ``gs://``, any that pyarrow.fs reaches), by names relative to it.
+"""Files at a URI (``s3://``, ``gs://``, any that pyarrow.fs reaches), by names relative to it.
 
 Credentials are the environment's business (``AWS_ACCESS_KEY_ID`` and so on, or the machine's role): pyarrow
 reads them, and a URI that holds some is refused.

@@ -1,4 +1,4 @@
-"""Mirror: the copy of a study folder at a URI.
+"""The copy of a study folder at a URI.
 
 The folder itself stays local, for it needs what a bucket has not: appends, renames, locks. New files are
 copied to the URI after each checkpoint and each trial, rows before checkpoints and ``DONE.json`` last, so

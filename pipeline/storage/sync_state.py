@@ -1,4 +1,4 @@
-"""Copies: which files of a study folder are copied, in which order, and which have been.
+"""Which files of a study folder are copied, in which order, and which have been.
 
 The unit is a trial (``.../trials/<name>``); what lies around the trials is one more unit.
 """

@@ -1,4 +1,4 @@
-"""Scratch: temporary folders that do not outlive their process, even one that was killed.
+"""Temporary folders that do not outlive their process, even one that was killed.
 
 Each folder holds a lock for as long as its owner lives; whoever makes the next one removes those
 whose lock is free.

@@ -1,4 +1,4 @@
-"""Tracking URI: where MLflow keeps what is sent to it, and the UI that shows it."""
+"""Where MLflow keeps what is sent to it, and the UI that shows it."""
 
 import os
 import sys

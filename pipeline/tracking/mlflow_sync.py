@@ -1,4 +1,4 @@
-"""MLflow from rows: a study is a parent run, each trial a child run; sent again, nothing doubles.
+"""A study is a parent run, each trial a child run; sent again, nothing doubles.
 
 Rows on disk are the truth and MLflow is a view of them. ``sync`` may be called at any time and as
 often as one likes: runs are found by their tags before they are made, and MLflow's SQL stores keep a

@@ -1,4 +1,4 @@
-"""Labels: what rows and trials are called where people browse, filter and compare them."""
+"""What rows and trials are called where people browse, filter and compare them."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""Ledger: which trials a study folder holds, and how many of their rows were sent to MLflow.
+"""Which trials a study folder holds, and how many of their rows were sent to MLflow.
 
 The cursor only saves work. It is keyed by run id, so that a new database, or a deleted run, which get new
 ids, are sent everything again; a cursor that is lost or spoilt means the same.

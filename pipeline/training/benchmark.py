@@ -1,4 +1,4 @@
-"""Race: one model under several plans, timed on the same stand-in frames: training, inference, memory.
+"""One model under several plans, timed on the same stand-in frames: training, inference, memory.
 
 Each plan trains (the trial's own step: preprocessing, autocast, clipping, optimiser) and then detects at
 batch 1. What does not fit the GPU is a result too, not a crash. Several rounds of all plans keep a clock

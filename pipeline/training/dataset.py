@@ -1,4 +1,4 @@
-"""Feed: the training frames of a trial, from its settings and its config's ``train_pipeline``."""
+"""The training frames of a trial, from its settings and its config's ``train_pipeline``."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Departure: when a trial saves itself because one of its machines was given notice.
+"""When a trial saves itself because one of its machines was given notice.
 
 At once, because a notice may come late and be all there is; and once more shortly before the end, so that
 what was trained in between is not trained again. Then Ray Train starts the workers anew on machines that

@@ -1,4 +1,4 @@
-"""Preflight: everything about a trial that can be refused before anything is loaded or trained."""
+"""Everything about a trial that can be refused before anything is loaded or trained."""
 
 import os
 from pathlib import Path

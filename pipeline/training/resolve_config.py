@@ -1,4 +1,4 @@
-"""Agree: what a trial's settings leave to its config, and what they say otherwise.
+"""What a trial's settings leave to its config, and what they say otherwise.
 
 A config's ``param_scheduler``, ``optim_wrapper`` and ``train_cfg`` hold unless the settings give the same
 thing themselves; where they do and differ, it is said.

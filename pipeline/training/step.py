@@ -1,4 +1,4 @@
-"""Optimise: one training step, its learning rate and its random state, as functions of (settings, step).
+"""One training step, its learning rate and its random state, as functions of (settings, step).
 
 Nothing a step does depends on what ran before it except weights and optimiser moments. That is what
 makes a resumed run equal to an unbroken one, bit for bit, without storing generator states.

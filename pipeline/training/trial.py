@@ -1,4 +1,4 @@
-"""Train: one trial from settings to rows - build, train or resume, evaluate, time, profile.
+"""One trial from settings to rows - build, train or resume, evaluate, time, profile.
 
 ``run_trial`` is the whole of it. It knows neither Ray nor MLflow: a ``Session`` says where it runs
 and takes its reports; numbers go to ``rows.jsonl`` in the trial's folder.

@@ -1,4 +1,4 @@
-"""Figures of effects: gain per layer and sensor condition, with intervals and as a map."""
+"""Gain per layer and sensor condition, with intervals and as a map."""
 
 from collections import defaultdict
 from functools import partial

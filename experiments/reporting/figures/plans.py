@@ -1,4 +1,4 @@
-"""Figures of plans: accuracy against speed, and the scale of the bias as it is learned."""
+"""Accuracy against speed, and the scale of the bias as it is learned."""
 
 import math
 from collections import defaultdict

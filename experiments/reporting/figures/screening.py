@@ -1,4 +1,4 @@
-"""Figure of a screening: its gains against those of retraining."""
+"""Its gains against those of retraining."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Figures: how a report draws, once as SVG for its page and once as PNG for people who look elsewhere.
+"""How a report draws, once as SVG for its page and once as PNG for people who look elsewhere.
 
 A figure is drawn with a palette. The page's palette is stand-in colours, replaced by CSS variables: one
 picture is legible on light and on dark. Text stays text (small, searchable). The size is that of a phone's

@@ -1,4 +1,4 @@
-"""Sheets: the tables of a report, as plain values.
+"""The tables of a report, as plain values.
 
 Terminal, Markdown, CSV and HTML print the same sheets, so they cannot disagree.
 """

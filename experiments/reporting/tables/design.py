@@ -1,4 +1,4 @@
-"""Sheets of a design: plans compared, interactions, what cannot be told apart, what it all cost."""
+"""Plans compared, interactions, what cannot be told apart, what it all cost."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Sheets of kernels: what really ran at each site."""
+"""What really ran at each site."""
 
 from collections import defaultdict
 from collections.abc import Sequence

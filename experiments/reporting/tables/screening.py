@@ -1,4 +1,4 @@
-"""Sheets of a screening: what switching a bias off at inference promised, and what retraining found."""
+"""What switching a bias off at inference promised, and what retraining found."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""From tensors to kernels: buffers, and two custom ops that torch.compile and autograd know.
+"""Buffers, and two custom ops that torch.compile and autograd know.
 
 ``biaswise::rects_forward`` and ``biaswise::rects_backward`` are opaque to the compiler and need nothing from
 the host but shapes, so they can be captured in a CUDA graph (after one call of the same shape outside:

@@ -1,4 +1,4 @@
-"""Draw: a sample as it goes into the model - six images and a bird's-eye view, with its boxes."""
+"""A sample as it goes into the model - six images and a bird's-eye view, with its boxes."""
 
 from collections.abc import Sequence
 

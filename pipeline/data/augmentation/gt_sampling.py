@@ -1,4 +1,4 @@
-"""Paste: GT sampling - objects of other frames put into a frame, in its points and in its images.
+"""GT sampling - objects of other frames put into a frame, in its points and in its images.
 
 Meaning: junjie18/CMT, UnifiedObjectSample and UnifiedDataBaseSampler. One slip there is not followed:
 its copies of the frame's own objects are views into the image that is being painted, so a near object

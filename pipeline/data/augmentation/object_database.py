@@ -1,4 +1,4 @@
-"""Object database: what GT sampling pastes - boxes of a split with their points and their picture.
+"""What GT sampling pastes - boxes of a split with their points and their picture.
 
 Ours is a folder: ``objects.bin`` holds points and pictures end to end, ``objects.parquet``, written
 last, says what is where; nothing in it is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's

@@ -1,4 +1,4 @@
-"""Steps: what the entries of a CMT ``train_pipeline`` do to a sample, under the names and keys users know.
+"""What the entries of a CMT ``train_pipeline`` do to a sample, under the names and keys users know.
 
 Each is a frozen dataclass whose fields are the config's keys and which is called with a sample and a
 generator. Source of names, keys, defaults and values: junjie18/CMT,

@@ -1,4 +1,4 @@
-"""Train pipeline: what a config says about reading and augmenting frames, as functions on samples.
+"""What a config says about reading and augmenting frames, as functions on samples.
 
 A config lists it as users of CMT and mmdet3d know it, under ``train_dataloader.dataset``. Loading and
 packing are done by the source and by ``collate``; their entries are read for what they ask. What

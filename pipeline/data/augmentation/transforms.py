@@ -1,4 +1,4 @@
-"""Transforms: pure functions from Sample to Sample; what a box projects to never changes its pixel.
+"""Pure functions from Sample to Sample; what a box projects to never changes its pixel.
 
 Pixel i of a row covers [i, i + 1) of the u axis, which is how OpenCV resizes. Hence a resize by f
 maps u to f*u and a mirrored image of width w maps u to w - u, exactly. Every transform updates

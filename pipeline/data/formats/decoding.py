@@ -1,4 +1,4 @@
-"""Decode: bytes of a frame -> Sample. Files and shards both come through here, so they agree bit for bit."""
+"""Bytes of a frame -> Sample. Files and shards both come through here, so they agree bit for bit."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Fingerprint: twelve hex digits that name the data of a trial; rows carry them, so that mixed data shows."""
+"""Twelve hex digits that name the data of a trial; rows carry them, so that mixed data shows."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Info files: key frames listed by mmdet3d's converters (info format 1.1, a pickle), read safely.
+"""Key frames listed by mmdet3d's converters (info format 1.1, a pickle), read safely.
 
 A pickle can run any code when it is opened. This reader admits plain containers, numbers and numpy
 arrays, and refuses a file that names anything else.

@@ -1,4 +1,4 @@
-"""Tables: the key frames of a nuScenes split, read through the official devkit."""
+"""The key frames of a nuScenes split, read through the official devkit."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

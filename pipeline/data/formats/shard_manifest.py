@@ -1,4 +1,4 @@
-"""Manifest: what a folder of shards holds, and where it may lie.
+"""What a folder of shards holds, and where it may lie.
 
 A folder of shards holds, per split, ``<split>.json`` (the manifest) and ``<split>-00000.parquet`` and so
 on, one row a frame. The manifest is written last and names every file with size and SHA-256, so a split

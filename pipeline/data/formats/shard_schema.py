@@ -1,4 +1,4 @@
-"""Shard row: a frame as a row of Parquet, and back."""
+"""A frame as a row of Parquet, and back."""
 
 from pathlib import Path
 from typing import Any

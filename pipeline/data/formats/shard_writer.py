@@ -1,4 +1,4 @@
-"""Sharding: frames -> files of shards. A file is a task of its own, and finished ones are kept.
+"""Frames -> files of shards. A file is a task of its own, and finished ones are kept.
 
 Each file has, until the manifest is written, an entry beside it with its checksum and the digest of what
 went in. A writer that was killed and is started again verifies these and writes what is missing.

@@ -1,4 +1,4 @@
-"""Shards: key frames read from Parquet, one row a frame, from disk or any store pyarrow can reach.
+"""Key frames read from Parquet, one row a frame, from disk or any store pyarrow can reach.
 
 ``shard_manifest`` says what lies where, ``shard_writer`` writes it.
 """

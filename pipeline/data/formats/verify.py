@@ -1,4 +1,4 @@
-"""Check: whether a dataset or a folder of shards is whole and makes sense, file by file."""
+"""Whether a dataset or a folder of shards is whole and makes sense, file by file."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Batches: the samples of each step, transformed, made by loader processes or in this one.
+"""The samples of each step, transformed, made by loader processes or in this one.
 
 Which frames a step holds is a function of (seed, step) alone (``pipeline.data.loading.sampler``), and
 augmentation draws from a generator seeded by (seed, epoch, frame).

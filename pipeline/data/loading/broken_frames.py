@@ -1,4 +1,4 @@
-"""Broken: frames that cannot be read while training - stop at the first, or skip a limited number of them.
+"""Frames that cannot be read while training - stop at the first, or skip a limited number of them.
 
 A skipped frame is replaced by the next one that can be read, so batches keep their size and a run that
 goes on sees what an unbroken one does. Every skipped frame is written down, with why.

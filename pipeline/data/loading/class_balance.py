@@ -1,4 +1,4 @@
-"""Balance: CBGS - frames drawn so that every class is met equally often (Zhu et al., arXiv:1908.09492)."""
+"""CBGS - frames drawn so that every class is met equally often (Zhu et al., arXiv:1908.09492)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Prefetch: how much loaded data may lie ready, counted in bytes over all loader processes of a rank.
+"""How much loaded data may lie ready, counted in bytes over all loader processes of a rank.
 
 A batch that is made waits for room before it is handed over. The batch that training wants next always
 goes, so nobody waits for ever, whatever the sizes. Counters have one writer each and need no lock, which a

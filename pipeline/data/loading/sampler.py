@@ -1,4 +1,4 @@
-"""Order: which frames a step trains on, as a function of (seed, step) alone.
+"""Which frames a step trains on, as a function of (seed, step) alone.
 
 Epoch after epoch of seeded permutations, cut into batches, dealt to the ranks. So a run can go on at any
 step, no frame is lost or seen twice within an epoch, and neither the number of loader processes nor that of

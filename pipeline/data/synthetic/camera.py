@@ -1,4 +1,4 @@
-"""Camera: pictures of the world by ray casting, with paint, sunlight, deep shadow and night."""
+"""Pictures of the world by ray casting, with paint, sunlight, deep shadow and night."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""Dataset: generated in the layout of nuScenes v1.0-mini, the same bit for bit for the same seed."""
+"""Generated in the layout of nuScenes v1.0-mini, the same bit for bit for the same seed."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""LiDAR: a spinning scanner of 32 beams, cast against the world."""
+"""A spinning scanner of 32 beams, cast against the world."""
 
 import numpy as np
 from numpy.typing import NDArray

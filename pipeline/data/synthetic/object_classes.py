@@ -1,4 +1,4 @@
-"""Kinds: the ten classes and the props of a generated street: size, shape, paint.
+"""The ten classes and the props of a generated street: size, shape, paint.
 
 The point of the data is that no sensor suffices alone. Truck and construction vehicle, bus and
 trailer, bicycle and motorcycle have one shape each: six of ten classes that LiDAR cannot tell

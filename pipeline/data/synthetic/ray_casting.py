@@ -1,4 +1,4 @@
-"""Rays: one ray caster for both sensors, so that they agree on what hides what.
+"""One ray caster for both sensors, so that they agree on what hides what.
 
 Objects are unions of boxes that stand upright. A sensor is an origin and a grid of directions;
 each object is tested only in the part of the grid where it can be.

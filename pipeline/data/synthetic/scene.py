@@ -1,4 +1,4 @@
-"""Scene: one scene's files, and what its tables need to know about them."""
+"""One scene's files, and what its tables need to know about them."""
 
 from dataclasses import dataclass
 from pathlib import Path

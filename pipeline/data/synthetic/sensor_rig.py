@@ -1,4 +1,4 @@
-"""Rig: the sensors of the ego vehicle, mounted as on the cars of nuScenes."""
+"""The sensors of the ego vehicle, mounted as on the cars of nuScenes."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""World: a street of one scene, with everything that stands and moves on it.
+"""A street of one scene, with everything that stands and moves on it.
 
 Road frame: s in m along the road, d in m to its left, z up, ground at z = 0. The ego vehicle
 drives towards growing s in the right lane next to the middle; traffic keeps right.

@@ -1,4 +1,4 @@
-"""CUDA graphs: parts of a detector whose kernels a GPU gets in one call instead of one by one from Python.
+"""Parts of a detector whose kernels a GPU gets in one call instead of one by one from Python.
 
 At batch 1 the host takes longer to launch a part's hundreds of kernels than the GPU to run them. A part is a
 function of tensors that asks nothing of the host but shapes; it is captured once per kind of input.

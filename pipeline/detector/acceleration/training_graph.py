@@ -1,4 +1,4 @@
-"""CUDA graphs in training: forward and backward pass of a part of the model, one launch each.
+"""Forward and backward pass of a part of the model, one launch each.
 
 A training step of a few samples waits for the host, which launches thousands of small kernels. Here a part's
 forward pass and its backward pass are captured once per kind of input, and joined by one autograd node.

@@ -1,4 +1,4 @@
-"""Weight maps: the query weights painted onto the BEV and camera grids.
+"""The query weights painted onto the BEV and camera grids.
 
 People look at them; and an older form of AQR, kept for comparison, multiplies the features by them instead
 of biasing the attention. That form lost accuracy where it was tried (mAP 67.4 -> 65.8 and 65.1).

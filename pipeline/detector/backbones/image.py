@@ -1,4 +1,4 @@
-"""Image branch: CMT's neck and the grid mask before the backbone, which is mmdet's or ``vovnet``."""
+"""CMT's neck and the grid mask before the backbone, which is mmdet's or ``vovnet``."""
 
 from typing import Any
 

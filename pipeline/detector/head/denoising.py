@@ -1,4 +1,4 @@
-"""Denoising queries: noised ground truth fed to the decoder, which has to undo the noise.
+"""Noised ground truth fed to the decoder, which has to undo the noise.
 
 From DN-DETR (arXiv 2203.01305) in the variant of CMT: what is noised is the centre alone, and a
 centre that moved too far has to be called background. Only training uses them.

@@ -1,4 +1,4 @@
-"""Task heads: what the states of the decoder say about boxes and classes, one set of weights per layer.
+"""What the states of the decoder say about boxes and classes, one set of weights per layer.
 
 Keys and shapes are those of CMT's grouped 1-D convolutions with kernel 1; a batched matrix product
 computes the same.

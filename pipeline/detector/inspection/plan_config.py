@@ -1,4 +1,4 @@
-"""A plan as a config: the same attention, layer by layer, in the syntax that users know.
+"""The same attention, layer by layer, in the syntax that users know.
 
 What is printed derives from the config it was made of and holds nothing but what differs: the
 ``transformerlayers`` of the decoder and of AQR's encoder.

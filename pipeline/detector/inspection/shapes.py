@@ -1,4 +1,4 @@
-"""Shapes: from image and point range to the maps that the head sees, and where two numbers must agree.
+"""From image and point range to the maps that the head sees, and where two numbers must agree.
 
 Backbones and necks run on the meta device, where a tensor has a shape and no values. The sparse encoder
 does not run: its output follows from ``sparse_shape`` by the arithmetic of mmdet3d's ``SparseEncoder``.

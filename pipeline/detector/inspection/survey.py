@@ -1,4 +1,4 @@
-"""Survey: what a config builds to, found part by part on the meta device.
+"""What a config builds to, found part by part on the meta device.
 
 No weights, no data, no GPU, no compiled op. A part that does not build is reported and the others go on,
 so that one survey finds all that is wrong. It states facts; judging them is for ``experiments.lint``.

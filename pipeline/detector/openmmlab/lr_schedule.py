@@ -1,4 +1,4 @@
-"""Schedule: learning rate and momentum of every step, as a config's ``param_scheduler`` says.
+"""Learning rate and momentum of every step, as a config's ``param_scheduler`` says.
 
 mmengine's own schedulers compute them, on a stand-in for the optimiser, so that they mean here what they
 mean under its Runner. A step's values depend on the step alone: a resumed training goes through the steps

@@ -1,4 +1,4 @@
-"""Where a token is: position encodings of BEV cells, camera pixels and queries.
+"""Position encodings of BEV cells, camera pixels and queries.
 
 Formulas of CMT (arXiv 2301.01283; repository junjie18/CMT), computed in fp32 whatever autocast
 says: a pixel coordinate of 1600 has no half-pixel left in half precision.

@@ -43,7 +43,7 @@ def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     with StudyProgress(console, total=2, done=0) as progress:
         progress.started("window-none_s0_abc", tmp_path, 2)
-        Heartbeat(tmp_path).say("train", 30, 60, 12.0)
+        Heartbeat(tmp_path).write("train", 30, 60, 12.0)
         deadline = time.monotonic() + 10
         while "window-none train 30/60" not in text(console) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
             ("evaluate", 4),
         ):
             heartbeat._said_at = float("-inf")
-            heartbeat.say(stage, done, 4, float("nan"))
+            heartbeat.write(stage, done, 4, float("nan"))
             trial.look()
             seen.append(trial.fraction)
         assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
@@ -76,18 +76,18 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
 
 def test_beacon_drops_words_that_come_too_fast(tmp_path):
     heartbeat = Heartbeat(tmp_path)
-    heartbeat.say("train", 1, 9, 8.0)
-    heartbeat.say("train", 2, 9, 7.0)
+    heartbeat.write("train", 1, 9, 8.0)
+    heartbeat.write("train", 2, 9, 7.0)
     assert read_heartbeat(tmp_path) == Progress("train", 1, 9, 8.0)
-    heartbeat.say("train", 9, 9, 0.0)
+    heartbeat.write("train", 9, 9, 0.0)
     assert read_heartbeat(tmp_path) == Progress("train", 9, 9, 0.0)
-    heartbeat.say("evaluate", 1, 9, float("nan"))
+    heartbeat.write("evaluate", 1, 9, float("nan"))
     assert read_heartbeat(tmp_path) == Progress("evaluate", 1, 9, None)
 
 
 def test_a_silent_trial_has_no_word_and_an_old_one_is_removed(tmp_path, console):
     assert read_heartbeat(tmp_path) is None
-    Heartbeat(tmp_path).say("train", 1, 2, 0.0)
+    Heartbeat(tmp_path).write("train", 1, 2, 0.0)
     with StudyProgress(console, 1, 0) as progress:
         progress.started("a", tmp_path, 1)
     assert not (tmp_path / FILE).exists()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.recipes.mini import World, cross_plan, smoke
+from experiments.recipes.mini import cross_plan, smoke
+from experiments.recipes.recipe import SyntheticDataset
 from experiments.storage.study_folder import DONE, StudyFolder
 from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
 from experiments.study.tune_runner import ExecutionOptions, run_trials
@@ -97,7 +98,7 @@ class Killer(threading.Thread):
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("world"))
-    world = World(root, seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+    world = SyntheticDataset(root, seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
     base = replace(
         smoke().trials[0],
         data=DataSettings(train=(root,), val=root),

@@ -26,7 +26,7 @@ def say(tmp_path):
     times = iter(range(1, 10**6))
 
     def speak(stage, done, total):
-        Heartbeat(tmp_path).say(stage, done, total, float("nan"))
+        Heartbeat(tmp_path).write(stage, done, total, float("nan"))
         stamp = next(times) * 10**9
         os.utime(tmp_path / FILE, ns=(stamp, stamp))  # two words within a tick of the file system's clock
 
