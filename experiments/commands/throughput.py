@@ -48,7 +48,7 @@ def throughput(arguments: Namespace) -> int:
         batch=arguments.batch,
         boxes=arguments.boxes,
         fold=not arguments.no_fold,
-        graph=not arguments.no_graph,
+        cuda_graphs=not arguments.no_graph,
         parts=arguments.parts,
         rounds=arguments.rounds,
         overrides=read_overrides(arguments.cfg_options),

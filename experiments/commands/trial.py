@@ -57,7 +57,7 @@ def evaluate(arguments: Namespace) -> int:
         plan=Plan.parse(arguments.plan) if arguments.plan else cross_plan(("none",) * 3),
         data=DataSettings((arguments.data,), arguments.data, arguments.version, val_split=arguments.split),
         train=TrainSettings(steps=0),
-        init=str(Path(arguments.checkpoint).resolve()),
+        init_checkpoint=str(Path(arguments.checkpoint).resolve()),
         conditions=conditions,
         device=arguments.device,
         overrides=read_overrides(arguments.cfg_options),
@@ -88,7 +88,7 @@ def _choose(chosen: Recipe, begins: str | None) -> TrialSettings:
 def _changed(settings: TrialSettings, arguments: Namespace) -> TrialSettings:
     """Apply what the command line says otherwise."""
     if arguments.plan is not None:
-        settings = replace(settings, plan=Plan.parse(arguments.plan), mix=())
+        settings = replace(settings, plan=Plan.parse(arguments.plan), plan_mixture=())
     if arguments.steps is not None:
         settings = replace(settings, train=replace(settings.train, steps=arguments.steps))
     given = {"seed": arguments.seed, "device": arguments.device, "workers": arguments.workers}

@@ -62,9 +62,9 @@ def _probed(recipe: Recipe, console: Console) -> PackingPlan:
     if os.environ.get("RAY_ADDRESS"):
         raise StudyError("the probe measures this machine, not a cluster; say --concurrent")
     dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.factors))
-    if dearest.workers > 1:
-        whole = describe(dearest.device).gpus // dearest.workers
-        reason = f"A trial takes {dearest.workers} workers, so GPUs are not shared: {whole} at once."
+    if dearest.num_workers > 1:
+        whole = describe(dearest.device).gpus // dearest.num_workers
+        reason = f"A trial takes {dearest.num_workers} workers, so GPUs are not shared: {whole} at once."
         return PackingPlan(max(whole, 1), reason=reason)
     with console.status("probing how many trials should run at once"):
         return probe(dearest, len(recipe.trials))
@@ -78,11 +78,12 @@ def _shared(recipe: Recipe, concurrent: int) -> PackingPlan:
     import torch
 
     gpus = torch.cuda.device_count()
-    if concurrent * settings.workers <= gpus:
+    if concurrent * settings.num_workers <= gpus:
         return PackingPlan(concurrent)
-    if settings.workers > 1:
+    if settings.num_workers > 1:
         raise StudyError(
-            f"{concurrent} trials at once of {settings.workers} workers need {concurrent * settings.workers} "
-            f"GPUs, and there are {gpus}; two workers of a trial cannot share one"
+            f"{concurrent} trials at once of {settings.num_workers} workers need "
+            f"{concurrent * settings.num_workers} GPUs, and there are {gpus}; "
+            "two workers of a trial cannot share one"
         )
     return PackingPlan(concurrent, gpu_share=int(1e4 / math.ceil(concurrent / gpus)) / 1e4)

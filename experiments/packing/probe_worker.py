@@ -65,7 +65,7 @@ class TrialSpeedProbe:
     def __init__(self, settings: TrialSettings, folder: Path) -> None:
         session = LocalSession(folder, settings.device)
         check(settings, folder, session.device)
-        deterministic(session.device, settings.threads)
+        deterministic(session.device, settings.torch_threads)
         self._trial = Trial(settings, session, EarlyStopping())
         self._batches = enumerate(self._trial.batches(0, ENDLESS))
         self._views = self._trial.evaluator.views

@@ -50,9 +50,9 @@ def _fine_tuning(study: str) -> TrialSettings:
         data=DataSettings(train=(MINI.root,), val=MINI.root),
         # 80 of the 160 frames, gently: at half the config's rate 40 steps lose 2 points of mAP
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
-        init=MINI_CHECKPOINT,
+        init_checkpoint=MINI_CHECKPOINT,
         conditions=CONDITIONS,
-        threads=1,  # two trials at once on two cores: start-up overlaps, and no thread waits for another
+        torch_threads=1,  # two trials at once on two cores: start-up overlaps, no thread waits for another
     )
 
 
@@ -74,7 +74,7 @@ def demo() -> Recipe:
 
 def demo_gpu() -> Recipe:
     """Return the demo on a GPU, as many trials at once as the probe finds best."""
-    base = replace(_fine_tuning("demo_gpu"), device="cuda", threads=1)
+    base = replace(_fine_tuning("demo_gpu"), device="cuda", torch_threads=1)
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return replace(
         demo(),
@@ -119,10 +119,12 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
         study=name,
         config=MINI_CONFIG,
         plan=plain,
-        mix=tuple(others),
-        data=DataSettings(train=tuple(world.root for world in worlds), val=worlds[0].root, loader_workers=6),
+        plan_mixture=tuple(others),
+        data=DataSettings(
+            train=tuple(world.root for world in worlds), val=worlds[0].root, num_loader_workers=6
+        ),
         train=train,
-        init=init,
+        init_checkpoint=init,
         conditions=CONDITIONS,
         device="cuda",
         overrides=(("optim_wrapper.paramwise_cfg.custom_keys", "{}"),),
@@ -143,8 +145,8 @@ def pretrain() -> Recipe:
         batch_size=16,
         warmup_steps=300,
         lr_scale=2.0,
-        mask_cameras=0.25,
-        mask_lidar=0.25,
+        camera_dropout_prob=0.25,
+        lidar_dropout_prob=0.25,
         checkpoint_every=500,
         log_every=50,
     )
@@ -163,8 +165,8 @@ def pretrain_cameras() -> Recipe:
         batch_size=32,
         warmup_steps=300,
         lr_scale=2.0,
-        mask_cameras=0.1,
-        mask_lidar=0.5,
+        camera_dropout_prob=0.1,
+        lidar_dropout_prob=0.5,
         checkpoint_every=1000,
         log_every=25,
     )
@@ -183,7 +185,7 @@ def smoke() -> Recipe:
         plan=cross_plan(("none",) * 3),
         data=DataSettings(train=(tiny.root,), val=tiny.root),
         train=TrainSettings(steps=3, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
-        threads=1,
+        torch_threads=1,
     )
     plans = [cross_plan(("none",) * 3), cross_plan(("window", "none", "none"))]
     return Recipe(

@@ -40,10 +40,10 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
         data=DataSettings(
             train=("data/nuscenes",),
             val="data/nuscenes",
-            version="v1.0-trainval",
+            nuscenes_version="v1.0-trainval",
             train_split="train",
             val_split="val",
-            loader_workers=6,
+            num_loader_workers=6,
         ),
         train=TrainSettings(
             steps=FRAMES // BATCH,
@@ -53,9 +53,9 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
             log_every=50,
             amp=True,
         ),
-        init=f"checkpoints/cmt_{size}_cbgs.pth",
+        init_checkpoint=f"checkpoints/cmt_{size}_cbgs.pth",
         conditions=CONDITIONS,
-        workers=workers,
+        num_workers=workers,
         device="cuda",
     )
 

@@ -186,7 +186,7 @@ class Recipe:
 
     def with_threads(self, threads: int) -> "Recipe":
         """Return the recipe with another number of torch threads: on a CPU other bits, another digest."""
-        return replace(self, trials=tuple(replace(s, threads=threads) for s in self.trials))
+        return replace(self, trials=tuple(replace(s, torch_threads=threads) for s in self.trials))
 
     def with_workers(self, workers: int) -> "Recipe":
         """Return the recipe with several workers (on GPUs: as many of them) a trial and the same batches.
@@ -199,13 +199,13 @@ class Recipe:
         return replace(self, trials=tuple(self._spread(settings, workers) for settings in self.trials))
 
     def _spread(self, settings: TrialSettings, workers: int) -> TrialSettings:
-        together = settings.train.batch_size * settings.workers
+        together = settings.train.batch_size * settings.num_workers
         if together % workers:
             raise RecipeError(
                 f"recipe {self.name}: a batch of {together} cannot be shared equally by {workers} workers"
             )
         train = replace(settings.train, batch_size=together // workers)
-        return replace(settings, workers=workers, train=train)
+        return replace(settings, num_workers=workers, train=train)
 
 
 def with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:

@@ -44,7 +44,7 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
         StudyError: one is missing.
     """
     inputs = {}
-    for path in {p for settings in recipe.trials for p in (settings.config, settings.init) if p}:
+    for path in {p for settings in recipe.trials for p in (settings.config, settings.init_checkpoint) if p}:
         if not resolve_path(path).is_file():
             raise StudyError(
                 f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
@@ -95,14 +95,20 @@ def check_models(recipe: Recipe) -> None:
 
     kinds: dict[tuple[object, ...], list[TrialSettings]] = {}
     for settings in recipe.trials:
-        key = (settings.config, settings.overrides, settings.init, settings.device, settings.train.amp)
+        key = (
+            settings.config,
+            settings.overrides,
+            settings.init_checkpoint,
+            settings.device,
+            settings.train.amp,
+        )
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
         first, dtype = alike[0], attention_dtype(alike[0])
         model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
-        if first.init:
-            load_weights(model, resolve_path(first.init), fresh=("aqr",))  # as a trial does
-        for plan in {plan for settings in alike for plan in (settings.plan, *settings.mix)}:
+        if first.init_checkpoint:
+            load_weights(model, resolve_path(first.init_checkpoint), fresh=("aqr",))  # as a trial does
+        for plan in {plan for settings in alike for plan in (settings.plan, *settings.plan_mixture)}:
             model.apply_plan(plan, first.device, dtype)
 
 
@@ -111,7 +117,7 @@ def check_data(recipe: Recipe) -> None:
     from pipeline.data.formats.open import open_source
 
     wanted = {
-        (root, settings.data.version, split)
+        (root, settings.data.nuscenes_version, split)
         for settings in recipe.trials
         for root, split in (
             *((root, settings.data.train_split) for root in settings.data.train),

@@ -143,7 +143,7 @@ def run_trial_driver(config: dict[str, Any]) -> None:
 
 def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
-    folder.begin(name, settings.workers * share if settings.device == "cuda" else 0.0)
+    folder.begin(name, settings.num_workers * share if settings.device == "cuda" else 0.0)
     early_stopping = EarlyStopping.from_dict(config["early_stopping"])
     study_sync: StudySync | None = config["study_sync"]
     finished = run_under_ray(
@@ -179,8 +179,8 @@ def _tune(
     """Start Ray, run the drivers under Tune, stop Ray."""
     settings = [recipe.named_trials()[name] for name in todo]
     concurrent = min(running.concurrent, len(todo))
-    cpus = concurrent * max(s.workers * s.threads for s in settings)
-    workers = max(s.workers if s.device == "cuda" else 0 for s in settings)
+    cpus = concurrent * max(s.num_workers * s.torch_threads for s in settings)
+    workers = max(s.num_workers if s.device == "cuda" else 0 for s in settings)
     gpus = math.ceil(concurrent * workers * running.gpu_share - 1e-2)  # a share of 1/3 is 0.3333 to Ray
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the result files that we do not want
     # Tune keeps its own state in the scratch folder; ours is in the study's.

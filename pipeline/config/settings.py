@@ -30,9 +30,6 @@ CLASSES = (
 FROM_CONFIG = -1
 """As many steps as the config's ``train_cfg`` says."""
 
-_LATER = ("shuffle_buffer", "skip_broken")
-"""Settings of data that were added after trials had been named, and change nothing at 0."""
-
 
 @dataclass(frozen=True)
 class DataSettings:
@@ -41,24 +38,25 @@ class DataSettings:
     Attributes:
         train: dataset roots to train on (nuScenes layout, or a folder of shards).
         val: dataset root to evaluate on; its nuScenes tables must be there too.
-        version: nuScenes version, names the tables folder.
+        nuscenes_version: nuScenes version, names the tables folder.
         train_split: split of the official devkit.
         val_split: split of the official devkit.
-        loader_workers: loader processes per training worker; 0 loads in the training process.
+        num_loader_workers: loader processes per training worker; 0 loads in the training process.
         shuffle_buffer: frames that are shuffled among one another, row groups of shards among themselves;
             0 shuffles all frames of the split, wherever they lie.
-        skip_broken: distinct training frames that may be skipped because they cannot be read, per worker;
-            0 stops at the first. Evaluation always stops: other frames would be another metric.
+        max_broken_frames: distinct training frames, per worker, that may be skipped because they
+            cannot be read; 0 stops at the first. Evaluation always stops: other frames would be another
+            metric.
     """
 
     train: tuple[str, ...]
     val: str
-    version: str = "v1.0-mini"
+    nuscenes_version: str = "v1.0-mini"
     train_split: str = "mini_train"
     val_split: str = "mini_val"
-    loader_workers: int = 0
+    num_loader_workers: int = 0
     shuffle_buffer: int = 0
-    skip_broken: int = 0
+    max_broken_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,14 @@ class TrainSettings:
             ``param_scheduler``; a warm-up of 10 if it has none.
         lr_scale: factor on every learning rate of the config.
         augment: geometric and photometric augmentation on or off.
-        mask_cameras: share of the samples whose images are all black (CMT's masked-modal training: 0.25).
-        mask_lidar: share of the samples without points (CMT: 0.25).
+        camera_dropout_prob: share of the samples whose images are all black (CMT's masked-modal
+            training: 0.25).
+        lidar_dropout_prob: share of the samples without points (CMT: 0.25).
         checkpoint_every: steps between checkpoints.
         log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
-        graph: train the head through CUDA graphs (GPU only); False launches kernel by kernel, in less memory.
+        cuda_graphs: train the head through CUDA graphs (GPU only); False launches kernel by kernel, in less
+            memory.
     """
 
     steps: int
@@ -86,12 +86,12 @@ class TrainSettings:
     warmup_steps: int | None = None
     lr_scale: float = 1.0
     augment: bool = True
-    mask_cameras: float = 0.0
-    mask_lidar: float = 0.0
+    camera_dropout_prob: float = 0.0
+    lidar_dropout_prob: float = 0.0
     checkpoint_every: int = 1000
     log_every: int = 10
     amp: bool = False
-    graph: bool = True
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,13 @@ class TrialSettings:
         study: name of the study.
         config: mmengine config file, relative to the project root, or an absolute path.
         plan: unresolved or resolved plan.
-        mix: further plans; if there are any, each step trains one of all plans, drawn by seed.
+        plan_mixture: further plans; if there are any, each step trains one of all plans, drawn by seed.
         data, train: see there.
         seed: seeds weights, data order, augmentation and denoising.
-        init: checkpoint (safetensors) to start from; empty starts from the seed.
+        init_checkpoint: checkpoint (safetensors) to start from; empty starts from the seed.
         conditions: sensor conditions to evaluate.
-        workers: Ray Train workers (DDP ranks).
-        threads: torch threads per worker on a CPU.
+        num_workers: Ray Train workers (DDP ranks).
+        torch_threads: torch threads per worker on a CPU.
         device: ``cpu`` or ``cuda``.
         overrides: dotted config key -> JSON text of its value.
     """
@@ -119,11 +119,11 @@ class TrialSettings:
     data: DataSettings
     train: TrainSettings
     seed: int = 0
-    mix: tuple[Plan, ...] = ()
-    init: str = ""
+    plan_mixture: tuple[Plan, ...] = ()
+    init_checkpoint: str = ""
     conditions: tuple[str, ...] = ("clean",)
-    workers: int = 1
-    threads: int = 2
+    num_workers: int = 1
+    torch_threads: int = 2
     device: str = "cpu"
     overrides: tuple[tuple[str, str], ...] = field(default=())
 
@@ -131,7 +131,7 @@ class TrialSettings:
         """Return plain values that JSON can hold; ``from_dict`` reads them back."""
         plain = asdict(self)
         plain["plan"] = str(self.plan)
-        plain["mix"] = [str(plan) for plan in self.mix]
+        plain["plan_mixture"] = [str(plan) for plan in self.plan_mixture]
         return plain
 
     @classmethod
@@ -139,7 +139,7 @@ class TrialSettings:
         """Rebuild settings from ``to_dict``; an unknown or a missing key is a TypeError."""
         made = dict(plain)
         made["plan"] = Plan.parse(plain["plan"])
-        made["mix"] = tuple(Plan.parse(text) for text in plain["mix"])
+        made["plan_mixture"] = tuple(Plan.parse(text) for text in plain["plan_mixture"])
         made["data"] = DataSettings(**{**plain["data"], "train": tuple(plain["data"]["train"])})
         made["train"] = TrainSettings(**plain["train"])
         made["conditions"] = tuple(plain["conditions"])
@@ -149,10 +149,5 @@ class TrialSettings:
     @property
     def digest(self) -> str:
         """Twelve hex digits that name these settings."""
-        plain = self.to_dict()
-        # A setting that came later must not rename the trials that ran before it.
-        plain["data"] = {k: v for k, v in plain["data"].items() if v or k not in _LATER}
-        if plain["train"]["graph"]:
-            del plain["train"]["graph"]
-        text = json.dumps(plain, sort_keys=True)
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

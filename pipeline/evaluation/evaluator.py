@@ -48,7 +48,9 @@ class Evaluator:
         self._session = session
         self._record = record
         data = settings.data
-        self._source: Source = open_source(resolve_path(data.val), data.version, data.val_split, reading)
+        self._source: Source = open_source(
+            resolve_path(data.val), data.nuscenes_version, data.val_split, reading
+        )
 
     @property
     def views(self) -> EvaluationViews:
@@ -101,7 +103,7 @@ class Evaluator:
     @cached_property
     def _official(self) -> NuScenesMetric:
         data = self._settings.data
-        return NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
+        return NuScenesMetric(resolve_path(data.val), data.nuscenes_version, data.val_split)
 
     def _metric(
         self, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]

@@ -65,7 +65,7 @@ def evaluate_under_plans(
     """
     settings = with_autocast(settings)
     device = torch.device(settings.device)
-    deterministic(device, settings.threads)
+    deterministic(device, settings.torch_threads)
     dtype = "bfloat16" if settings.train.amp else "float32"
     model = build_model(resolve_path(settings.config), settings.overrides, settings.plan, device.type, dtype)
     load_weights(model.to(device), weights)
@@ -76,8 +76,8 @@ def evaluate_under_plans(
     data = settings.data
     config = read_train_pipeline(load_config(resolve_path(settings.config), settings.overrides).to_dict())
     reading = config.val_reading if config else READ_ALL
-    source = open_source(resolve_path(data.val), data.version, data.val_split, reading)
-    metric = NuScenesMetric(resolve_path(data.val), data.version, data.val_split)
+    source = open_source(resolve_path(data.val), data.nuscenes_version, data.val_split, reading)
+    metric = NuScenesMetric(resolve_path(data.val), data.nuscenes_version, data.val_split)
     detector = Predictor(model, model.image_size, settings.train.amp)
     views = EvaluationViews(source, settings.conditions, FAILURE_SEED)
     common = replace(

@@ -85,10 +85,10 @@ def run_under_ray(
             "study_sync": study_sync,
         },
         torch_config=SingleProcessBackend()
-        if settings.workers == 1
+        if settings.num_workers == 1
         else TorchConfig(backend="nccl" if cuda else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=settings.num_workers,
             use_gpu=cuda,
             resources_per_worker=_worker_resources(settings, gpu_share),
         ),
@@ -96,7 +96,7 @@ def run_under_ray(
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=WORKER_FAILURES),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.threads)}},
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.torch_threads)}},
         ),
     )
     try:
@@ -126,14 +126,14 @@ def check_capacity(trials: Mapping[str, TrialSettings], gpu_share: float = 1.0) 
     if os.environ.get("RAY_ADDRESS"):
         refuse_impossible(
             {
-                name: Request(settings.workers, tuple(_worker_resources(settings, gpu_share).items()))
+                name: Request(settings.num_workers, tuple(_worker_resources(settings, gpu_share).items()))
                 for name, settings in trials.items()
             }
         )
 
 
 def _worker_resources(settings: TrialSettings, gpu_share: float) -> dict[str, float]:
-    resources: dict[str, float] = {"CPU": settings.threads}
+    resources: dict[str, float] = {"CPU": settings.torch_threads}
     if settings.device == "cuda":
         resources["GPU"] = gpu_share
     return resources
@@ -145,8 +145,8 @@ def train_one(settings: TrialSettings, folder: Path) -> None:
     Raises:
         TrialError: the trial failed; the message says why.
     """
-    gpus = settings.workers if settings.device == "cuda" else 0
-    with ray_session(cpus=settings.workers * settings.threads, gpus=gpus):
+    gpus = settings.num_workers if settings.device == "cuda" else 0
+    with ray_session(cpus=settings.num_workers * settings.torch_threads, gpus=gpus):
         check_capacity({folder.name: settings})
         finished = run_under_ray(settings, folder)
     if finished.error:

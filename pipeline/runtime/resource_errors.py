@@ -72,10 +72,11 @@ def explain_resource_errors(settings: TrialSettings, folder: Path) -> Iterator[N
             raise TrialError(no_room(folder)) from error
         if is_out_of_memory(error):
             words = str(error).strip().splitlines() or [type(error).__name__]
-            graphs = settings.device == "cuda" and settings.train.graph
+            graphs = settings.device == "cuda" and settings.train.cuda_graphs
             raise TrialError(
                 f"out of memory on the {settings.device} ({words[0][:200]}); lower train.batch_size (now "
                 f"{settings.train.batch_size}) or the size of the images, or run fewer trials at once "
-                f"(--concurrent)" + (", or train without CUDA graphs (train.graph=False)" if graphs else "")
+                f"(--concurrent)"
+                + (", or train without CUDA graphs (train.cuda_graphs=False)" if graphs else "")
             ) from error
         raise

@@ -65,7 +65,7 @@ class BenchmarkSettings:
         sweeps: LiDAR turns per frame.
         boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
         fold: fold batch norms for inference.
-        graph: detect, and train the head, through CUDA graphs, on a GPU.
+        cuda_graphs: detect, and train the head, through CUDA graphs, on a GPU.
         parts: time the parts of the model too.
         rounds: how often all plans run, one after the other, each time from the same weights.
         overrides: see ``load_config``.
@@ -81,7 +81,7 @@ class BenchmarkSettings:
     sweeps: int = 10
     boxes: int = 45
     fold: bool = True
-    graph: bool = True
+    cuda_graphs: bool = True
     parts: bool = False
     rounds: int = 1
     overrides: tuple[tuple[str, str], ...] = ()
@@ -172,7 +172,7 @@ def _optimiser(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
     wrapper = load_config(bench.config, bench.overrides).optim_wrapper
     limit = clip_norm(wrapper)
     optimizer = build_optimizer(model, wrapper)
-    train_through_graphs(model, bench.graph)
+    train_through_graphs(model, bench.cuda_graphs)
     return TrainStep(model.train(), optimizer, float("inf") if limit is None else limit, amp)
 
 
@@ -288,7 +288,7 @@ def _detector(bench: BenchmarkSettings, model: Any, amp: bool) -> Predictor:
     """Make a model ready to detect, as the course says."""
     if bench.fold:
         for_inference(model, torch.bfloat16 if amp else None)
-    return Predictor(use_graphs(model, bench.graph), model.image_size, amp)
+    return Predictor(use_graphs(model, bench.cuda_graphs), model.image_size, amp)
 
 
 def _common(bench: BenchmarkSettings, name: str, plan: str, device: torch.device) -> Row:

@@ -43,14 +43,14 @@ class TrainingData:
         config = load_config(resolve_path(settings.config), settings.overrides)
         pipeline = read_train_pipeline(config.to_dict())
         train = settings.train
-        mask = (train.mask_cameras, train.mask_lidar)
+        mask = (train.camera_dropout_prob, train.lidar_dropout_prob)
         plain = partial(prepare_training, size=size, limits=limits, vary=train.augment, mask=mask)
         self.transform: Transform | EpochTransform = plain
         if pipeline is not None and train.augment:
             if any(mask):
                 raise TrialError(
-                    f"settings.train.mask_cameras and mask_lidar are {mask[0]} and {mask[1]}, but the "
-                    "config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
+                    f"settings.train.camera_dropout_prob and lidar_dropout_prob are {mask[0]} and {mask[1]}, "
+                    "but the config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
                 )
             if pipeline.size != size:
                 raise TrialError(
@@ -74,7 +74,7 @@ class TrainingData:
 
 def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
     place = root if is_remote(root) else resolve_path(root)
-    return open_source(place, settings.data.version, settings.data.train_split, reading)
+    return open_source(place, settings.data.nuscenes_version, settings.data.train_split, reading)
 
 
 def prepare_training(

@@ -36,7 +36,7 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
 
 
 def _check_files(settings: TrialSettings) -> None:
-    for what, path in (("config", settings.config), ("init checkpoint", settings.init)):
+    for what, path in (("config", settings.config), ("init checkpoint", settings.init_checkpoint)):
         if path and not resolve_path(path).is_file():
             raise TrialError(f"{what} {resolve_path(path)}: no such file")
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
@@ -63,18 +63,18 @@ def _check_numbers(train: TrainSettings) -> None:
         value = getattr(train, name)
         if value is not None and value < minimum:
             raise TrialError(f"settings.train.{name} is {value}; expected {max(0, minimum)} or more")
-    shares = train.mask_cameras, train.mask_lidar
+    shares = train.camera_dropout_prob, train.lidar_dropout_prob
     if min(shares) < 0 or not sum(shares) <= 1:
         raise TrialError(
-            f"settings.train.mask_cameras and mask_lidar are {shares[0]} and {shares[1]}; expected shares of "
-            "the samples, together 1 at most"
+            f"settings.train.camera_dropout_prob and lidar_dropout_prob are {shares[0]} and {shares[1]}; "
+            "expected shares of the samples, together 1 at most"
         )
     if not train.lr_scale > 0:
         raise TrialError(f"settings.train.lr_scale is {train.lr_scale}; expected a positive factor")
 
 
 def _check_loading(data: DataSettings) -> None:
-    for name in ("loader_workers", "shuffle_buffer", "skip_broken"):
+    for name in ("num_loader_workers", "shuffle_buffer", "max_broken_frames"):
         if getattr(data, name) < 0:
             raise TrialError(f"settings.data.{name} is {getattr(data, name)}; expected 0 or more")
 

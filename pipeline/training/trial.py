@@ -74,7 +74,7 @@ def run_trial(settings: TrialSettings, session: Session, early_stopping: EarlySt
             runs this very trial.
     """
     check(settings, session.folder, session.device)
-    deterministic(session.device, settings.threads)
+    deterministic(session.device, settings.torch_threads)
     alone = exclusive_writer(session.folder) if session.rank == 0 else nullcontext()
     with explain_resource_errors(settings, session.folder), alone:
         Trial(settings, session, early_stopping or EarlyStopping()).run()
@@ -91,7 +91,7 @@ class Trial:
     def __init__(self, settings: TrialSettings, session: Session, early_stopping: EarlyStopping) -> None:
         settings = with_autocast(settings)
         self.session, self.early_stopping = session, early_stopping
-        self.plans = (settings.plan, *settings.mix)
+        self.plans = (settings.plan, *settings.plan_mixture)
         self.model, self.train_step = _build(settings, session)
         self.record = _open_record(settings, session, str(self.model.plan)) if session.rank == 0 else None
         self.training_data = TrainingData(settings, self.model.image_size, tuple(self.model.point_range))
@@ -104,7 +104,7 @@ class Trial:
         self.evaluator = Evaluator(settings, session, self.record, self.training_data.val_reading)
         self.detector = Predictor(self.model, self.model.image_size, settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
-        self.broken = BrokenFrames(settings.data.skip_broken, listed)
+        self.broken = BrokenFrames(settings.data.max_broken_frames, listed)
         self.clock = StepClock(session.device)
 
     def run(self) -> None:
@@ -206,7 +206,7 @@ class Trial:
 
     def _note_broken(self, step: int) -> None:
         """Write down how many frames all ranks have skipped, if any may be."""
-        if self.settings.data.skip_broken:
+        if self.settings.data.max_broken_frames:
             mean = all_reduce_mean({"broken_frames": float(len(self.broken))}, self.session)["broken_frames"]
             self._add(step, [Measure("broken_frames", "frames", mean * self.session.world_size)])
 
@@ -242,7 +242,7 @@ class Trial:
             tuple(self.source.blocks),
             settings.data.shuffle_buffer,
         )
-        workers = settings.data.loader_workers
+        workers = settings.data.num_loader_workers
         return training_batches(
             self.source, order, self.training_data.transform, first, last, workers, self.broken
         )
@@ -260,11 +260,13 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, TrainStep]:
     model = build_model(
         resolve_path(settings.config), settings.overrides, settings.plan, session.device.type, dtype
     ).to(session.device)
-    if settings.init:
-        load_weights(model, resolve_path(settings.init), fresh=("aqr",))  # CMT's own checkpoints have no AQR
-    for plan in (*settings.mix, settings.plan):
+    if settings.init_checkpoint:
+        load_weights(
+            model, resolve_path(settings.init_checkpoint), fresh=("aqr",)
+        )  # CMT's own checkpoints have no AQR
+    for plan in (*settings.plan_mixture, settings.plan):
         model.apply_plan(plan, dtype=dtype)
-    train_through_graphs(model, settings.train.graph)
+    train_through_graphs(model, settings.train.cuda_graphs)
     optimizer = build_optimizer(model, optim_wrapper, settings.train.lr_scale)
     limit = clip_norm(optim_wrapper)
     return model, TrainStep(
@@ -273,7 +275,9 @@ def _build(settings: TrialSettings, session: Session) -> tuple[Any, TrainStep]:
         clip_norm=float("inf") if limit is None else limit,
         amp=settings.train.amp,
         distributed=session.world_size > 1,
-        idle=not all(_is_biased(plan.resolve(model.sites)) for plan in (settings.plan, *settings.mix)),
+        idle=not all(
+            _is_biased(plan.resolve(model.sites)) for plan in (settings.plan, *settings.plan_mixture)
+        ),
     )
 
 

@@ -429,7 +429,7 @@ SETTINGS = [
         "settings",
         "init",
         "missing",
-        settings(lambda s: replace(s, init="none.safetensors")),
+        settings(lambda s: replace(s, init_checkpoint="none.safetensors")),
         "init checkpoint …/none.safetensors: no such file",
     ),
     Bad(
@@ -476,10 +476,10 @@ SETTINGS = [
     ),
     Bad(
         "settings",
-        "data.skip_broken",
+        "data.max_broken_frames",
         "-1",
-        data(skip_broken=-1),
-        "settings.data.skip_broken is -1; expected 0 or more",
+        data(max_broken_frames=-1),
+        "settings.data.max_broken_frames is -1; expected 0 or more",
     ),
     Bad(
         "settings",
@@ -498,10 +498,10 @@ SETTINGS = [
     ),
     Bad(
         "settings",
-        "train.mask_lidar",
+        "train.lidar_dropout_prob",
         "-0.1",
-        steps(mask_lidar=-0.1),
-        "settings.train.mask_cameras and mask_lidar are 0.0 and -0.1; expected shares of the samples, together 1 at most",
+        steps(lidar_dropout_prob=-0.1),
+        "settings.train.camera_dropout_prob and lidar_dropout_prob are 0.0 and -0.1; expected shares of the samples, together 1 at most",
     ),
     Bad(
         "settings",

@@ -43,7 +43,7 @@ def trial(small_dataset: Path) -> Callable[..., TrialSettings]:
             "plan": PLAN,
             "data": DataSettings(train=(root,), val=root),
             "overrides": OVERRIDES,
-            "threads": 1,
+            "torch_threads": 1,
         }
         return TrialSettings(**{**whole, **given}, train=TrainSettings(**train))
 

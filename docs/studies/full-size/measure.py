@@ -214,7 +214,7 @@ def train(asked: Asked, name: str, config: str) -> None:
         study="full-size",
         config=config,
         plan=plan,
-        data=DataSettings((str(root),), str(root), "v1.0-mini", *SPLITS, loader_workers=workers),
+        data=DataSettings((str(root),), str(root), "v1.0-mini", *SPLITS, num_loader_workers=workers),
         train=TrainSettings(steps=200 if cuda else 2, batch_size=2, log_every=1, amp=cuda),
         device=asked.device,
         overrides=pasting(config, root / "objects"),

@@ -185,8 +185,8 @@ def settings_of(asked: argparse.Namespace, name: str, workers: int, exact: bool 
             log_every=10,
             amp=cuda and not exact,
         ),
-        workers=workers,
-        threads=4 if cuda else 1,
+        num_workers=workers,
+        torch_threads=4 if cuda else 1,
         device="cuda" if cuda else "cpu",
         overrides=(*small, *(EXACT if exact else ()), *(NECK if exact and cuda else ())),
     )

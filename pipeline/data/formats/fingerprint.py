@@ -24,7 +24,7 @@ def fingerprint(data: DataSettings) -> str:
     digest = hashlib.sha256()
     wanted = [*((root, data.train_split) for root in data.train), (data.val, data.val_split)]
     for root, split in wanted:
-        for part in _contents(root, data.version, split):
+        for part in _contents(root, data.nuscenes_version, split):
             digest.update(part)
     return digest.hexdigest()[:12]
 

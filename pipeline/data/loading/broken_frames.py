@@ -43,8 +43,8 @@ class BrokenFrames:
         self._why[token] = problem
         if len(self._why) > self.limit:
             raise DataError(
-                f"{len(self._why)} frames cannot be read, and data.skip_broken allows {self.limit}; the last "
-                f"is {token}: {problem}" + (f" (all of them: {self._path})" if self._path else "")
+                f"{len(self._why)} frames cannot be read, and data.max_broken_frames allows {self.limit}; "
+                f"the last is {token}: {problem}" + (f" (all of them: {self._path})" if self._path else "")
             )
         if self._path is not None:
             with self._path.open("a") as file:

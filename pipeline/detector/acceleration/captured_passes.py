@@ -169,7 +169,7 @@ class Pair:
         if turn != self._recorder.turn:
             raise RuntimeError(
                 "a backward pass through CUDA graphs must follow its forward pass, once: what that kept was "
-                "overwritten by another pass (TrainSettings.graph=False trains without graphs)"
+                "overwritten by another pass (TrainSettings.cuda_graphs=False trains without graphs)"
             )
         self._recorder.turn += 1
         count = len(given(self._passes.inputs))

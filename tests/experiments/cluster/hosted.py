@@ -35,7 +35,7 @@ def settings_of(world: Path, workers: int, steps: int, every: int) -> TrialSetti
         study="hosts",
         data=replace(base.data, train=(str(world),), val=str(world)),
         train=replace(base.train, steps=steps, warmup_steps=2, checkpoint_every=every),
-        workers=workers,
+        num_workers=workers,
         overrides=SMALLEST,
     )
 

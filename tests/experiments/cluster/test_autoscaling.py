@@ -109,12 +109,12 @@ def play() -> None:
     assert workers() == []
 
     # a trial that no node type can serve is refused at once, and nothing is launched for it
-    gpu = replace(smoke().trials[0], device="cuda", threads=2)
+    gpu = replace(smoke().trials[0], device="cuda", torch_threads=2)
     make_datasets(smoke().worlds, Console(quiet=True))
     check(gpu, Path("runs"), torch.device("cuda"), here=False)
     for name, settings, says in (
-        ("wide", replace(gpu, threads=8), "1 worker with 8 CPU and 1 GPU each"),
-        ("many", replace(gpu, workers=4), "4 workers with 2 CPU and 1 GPU each"),
+        ("wide", replace(gpu, torch_threads=8), "1 worker with 8 CPU and 1 GPU each"),
+        ("many", replace(gpu, num_workers=4), "4 workers with 2 CPU and 1 GPU each"),
     ):
         with pytest.raises(
             CapacityError, match=f"^trial {name} asks for {says}, which no machine of the clu"
@@ -131,8 +131,8 @@ def play() -> None:
     # a cluster that is merely full refuses nobody
     check_capacity({"fits": gpu})
     with pytest.raises(CapacityError, match="4 workers"):
-        check_capacity({"four": replace(gpu, workers=4)})
-    check_capacity({"three": replace(gpu, workers=3)})  # two when they are free, and one to be launched
+        check_capacity({"four": replace(gpu, num_workers=4)})
+    check_capacity({"three": replace(gpu, num_workers=3)})  # two when they are free, and one to be launched
 
     # the cloud's notice becomes a drain
     notice = Path(os.environ["BIASWISE_HOME"]) / "notice"

@@ -50,14 +50,14 @@ def test_arms_that_differ_in_the_window_alone_are_arms():
 def test_every_plan_names_every_site_of_its_model(name):
     for settings in recipe(name).trials:
         every = sites(3 if "mini" in settings.config else 6)
-        for plan in (settings.plan, *settings.mix):
+        for plan in (settings.plan, *settings.plan_mixture):
             assert [site for site, _ in plan.resolve(every).choices] == every
 
 
 def test_pretraining_favours_no_arm_of_the_demo():
     (settings,) = pretrain().trials
-    assert {settings.plan, *settings.mix} == {s.plan for s in demo().trials} == set(factorial())
-    assert len(settings.mix) == 7
+    assert {settings.plan, *settings.plan_mixture} == {s.plan for s in demo().trials} == set(factorial())
+    assert len(settings.plan_mixture) == 7
 
 
 def test_pretraining_never_sees_the_demo_world():
@@ -158,7 +158,7 @@ def test_bad_early_stopping_is_refused():
 
 def test_more_workers_keep_the_batch():
     spread = demo().with_workers(2)
-    assert {(s.workers, s.train.batch_size) for s in spread.trials} == {(2, 1)}
+    assert {(s.num_workers, s.train.batch_size) for s in spread.trials} == {(2, 1)}
     with pytest.raises(RecipeError, match="a batch of 2 cannot be shared equally by 3 workers"):
         demo().with_workers(3)
     with pytest.raises(RecipeError, match="0 workers a trial: expected 1 or more"):

@@ -85,7 +85,7 @@ def test_a_study_of_which_nothing_ran_takes_another_recipe(folder):
 def test_tampered_settings_are_refused(folder):
     begin(folder)
     path = folder.trial(SECOND) / "settings.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 9}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_threads": 9}))
     with pytest.raises(StudyError, match="changed: threads"):
         folder.claim(smoke(), INPUTS)
 

@@ -106,7 +106,10 @@ def recipe(tmp_path_factory):
     )
     window = cross_plan(("window", "none", "none"))
     made = replace(
-        smoke(), worlds=(world,), trials=(base, replace(base, plan=window, workers=2)), concurrent_trials=1
+        smoke(),
+        worlds=(world,),
+        trials=(base, replace(base, plan=window, num_workers=2)),
+        concurrent_trials=1,
     )
     make_datasets(made.worlds, Console(file=io.StringIO()))
     return made

@@ -193,7 +193,7 @@ def test_a_recommendation_that_is_the_baseline_is_trained_once(recipe):
 def test_a_study_keeps_the_packing_it_began_with(folder, console):
     kept = PackingPlan(3, threads=5, reason="as measured")
     write_json(folder.path / PACKING, kept.to_dict())
-    assert {s.threads for s in with_packing(demo(), folder).trials} == {5}
+    assert {s.torch_threads for s in with_packing(demo(), folder).trials} == {5}
     assert packing_of(demo(), folder, None, True, console) == kept
     assert "as measured" in console.file.getvalue()
     assert packing_of(demo(), folder, None, False, console) == PackingPlan(2)

@@ -29,7 +29,7 @@ def detector(trial):
 def views(trial):
     data = trial().data
     return EvaluationViews(
-        open_source(data.val, data.version, data.val_split), tuple(CONDITIONS), FAILURE_SEED
+        open_source(data.val, data.nuscenes_version, data.val_split), tuple(CONDITIONS), FAILURE_SEED
     )
 
 

@@ -102,13 +102,13 @@ def test_memory_that_cannot_be_had_says_what_to_lower(tmp_path):
 def test_a_gpu_is_told_that_graphs_take_memory(tmp_path):
     settings = replace(smoke().trials[0], device="cuda")
     for graph in (True, False):
-        less = replace(settings, train=replace(settings.train, graph=graph))
+        less = replace(settings, train=replace(settings.train, cuda_graphs=graph))
         with (
             pytest.raises(TrialError, match="on the cuda") as caught,
             explain_resource_errors(less, tmp_path),
         ):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried")
-        assert ("train.graph=False" in str(caught.value)) == graph
+        assert ("train.cuda_graphs=False" in str(caught.value)) == graph
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -56,7 +56,9 @@ def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
     for trial in {row.trial for row in rows}:
         place = folder / "trials" / trial
         append_rows(place / "rows.jsonl", [row for row in rows if row.trial == trial])
-        (place / "settings.json").write_text(json.dumps({"seed": 0, "train": {"steps": 100}, "init": "mini"}))
+        (place / "settings.json").write_text(
+            json.dumps({"seed": 0, "train": {"steps": 100}, "init_checkpoint": "mini"})
+        )
         (place / "DONE.json").write_text("{}")
     (folder / "study.json").write_text("{}")
     return folder

@@ -28,7 +28,7 @@ def test_without_augmentation_a_frame_is_resized_alone(trial):
 
 
 def test_a_config_without_one_leaves_it_to_the_settings(trial):
-    training_data = TrainingData(trial(mask_lidar=1.0), SIZE, LIMITS)
+    training_data = TrainingData(trial(lidar_dropout_prob=1.0), SIZE, LIMITS)
     assert not len(training_data.transform(training_data.source[0], np.random.default_rng(0)).points)
 
 
@@ -45,7 +45,7 @@ def test_a_wrapper_resamples_the_frames(trial):
 @pytest.mark.parametrize(
     ("changes", "size", "sentence"),
     [
-        ({"mask_cameras": 0.25}, SIZE, "says itself what is masked"),
+        ({"camera_dropout_prob": 0.25}, SIZE, "says itself what is masked"),
         ({}, (320, 800), r"makes images of \(96, 240\), the model takes \(320, 800\)"),
     ],
 )

@@ -177,7 +177,7 @@ def test_every_plan_of_a_mix_is_trained_and_progress_is_told(trial: Trial, tmp_p
             assert seconds_left >= 0
 
     none = Plan.of({"aqr.0.cross": "local/sdpa_math", "decoder.*": "none/sdpa_math"})
-    run_trial(trial(mix=(none,), steps=6, checkpoint_every=6), Listening(tmp_path / "mix"))
+    run_trial(trial(plan_mixture=(none,), steps=6, checkpoint_every=6), Listening(tmp_path / "mix"))
     rows = read_rows(tmp_path / "mix" / "rows.jsonl")
     with_bias = {row.step for row in select(rows, metric="bias_scale_grad")}
     assert 0 < len(with_bias) < 6
@@ -197,12 +197,12 @@ def test_weights_of_another_architecture_are_refused(done: Path, trial: Trial, t
     tensors.pop(next(iter(tensors)))
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="of another architecture"):
-        run_trial(trial(init=str(tmp_path / "other.safetensors")), LocalSession(tmp_path / "t"))
+        run_trial(trial(init_checkpoint=str(tmp_path / "other.safetensors")), LocalSession(tmp_path / "t"))
     assert not (tmp_path / "t" / "rows.jsonl").exists()
 
 
 def test_training_starts_from_the_init_weights(done: Path, trial: Trial, tmp_path: Path) -> None:
-    settings = trial(init=str(done / "weights.safetensors"), steps=0, seed=9)
+    settings = trial(init_checkpoint=str(done / "weights.safetensors"), steps=0, seed=9)
     run_trial(settings, LocalSession(tmp_path / "t"))
     fresh = numbers(tmp_path / "t", "NDS", "mATE")
     assert fresh[("NDS", "clean", 0)] == numbers(done, "NDS")[("NDS", "clean", 4)]
@@ -213,7 +213,7 @@ def test_training_starts_from_the_init_weights(done: Path, trial: Trial, tmp_pat
     [
         ({"overrides": (("model.pts_bbox_head.num_qury", "3"),)}, ConfigError, "num_qury"),
         ({"plan": Plan.of({"decoder.7.cross": "none/sdpa_math"})}, PlanError, "matches no site"),
-        ({"mix": (Plan.of({"*": "window/sdpa_flash"}),)}, PlanError, "cannot run"),
+        ({"plan_mixture": (Plan.of({"*": "window/sdpa_flash"}),)}, PlanError, "cannot run"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_training(
@@ -232,7 +232,7 @@ def test_a_split_that_is_not_there_is_refused(trial: Trial, tmp_path: Path, smal
 
 
 def test_settings_survive_json(trial: Trial) -> None:
-    settings = trial(mask_lidar=0.5, conditions=("clean", "no_lidar"))
+    settings = trial(lidar_dropout_prob=0.5, conditions=("clean", "no_lidar"))
     back = TrialSettings.from_dict(json.loads(json.dumps(settings.to_dict())))
     assert back == settings
     assert back.digest == settings.digest
@@ -247,7 +247,7 @@ def test_a_broken_frame_is_skipped_counted_and_listed(
     data = DataSettings(train=(str(root),), val=str(small_dataset))
     with pytest.raises(DataError, match="5 bytes is no whole number of points"):
         run_trial(trial(data=data, steps=2), LocalSession(tmp_path / "stops"))
-    skipping = replace(trial(data=data, steps=2), data=replace(data, skip_broken=1, shuffle_buffer=2))
+    skipping = replace(trial(data=data, steps=2), data=replace(data, max_broken_frames=1, shuffle_buffer=2))
     run_trial(skipping, LocalSession(tmp_path / "skips"))
     rows = read_rows(tmp_path / "skips" / "rows.jsonl")
     assert [(row.value, row.unit) for row in select(rows, metric="broken_frames")] == [(1.0, "frames")]

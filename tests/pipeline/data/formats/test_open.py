@@ -219,7 +219,9 @@ def test_broken_frames_are_skipped_counted_and_listed(workers: int, tmp_path: Pa
 def test_too_many_broken_frames_stop(tmp_path: Path) -> None:
     order = BatchOrder(6, 2, 0, 1, seed=1)
     broken = BrokenFrames(1, tmp_path / "broken.jsonl")
-    with pytest.raises(DataError, match=r"2 frames cannot be read, and data\.skip_broken allows 1; the last"):
+    with pytest.raises(
+        DataError, match=r"2 frames cannot be read, and data\.max_broken_frames allows 1; the last"
+    ):
         list(training_batches(Numbers(6, [3, 4]), order, add_noise, 0, 6, 0, broken))
 
 
