@@ -9,7 +9,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from place import SPLIT, VERSION, Bad, Place, Words
+
+from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place, Words
 
 
 def shard(root: Path, place: Place, *more: str) -> Words:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from place import CONFIG, Bad, Place, Words
 from safetensors.torch import load_file, save_file
+
+from tests.bad_inputs.place import CONFIG, Bad, Place, Words
 
 MINI = "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
 

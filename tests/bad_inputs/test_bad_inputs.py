@@ -14,11 +14,9 @@ import pytest
 
 from experiments.cli import main
 from pipeline.errors import is_user_error
-
-sys.path.insert(0, str(Path(__file__).parent))
-from of_data import DATA  # helpers of this folder; the tests are no package
-from of_runs import RUNS
-from place import SPLIT, VERSION, Bad, Place
+from tests.bad_inputs.of_data import DATA
+from tests.bad_inputs.of_runs import RUNS
+from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place
 
 ROOT = Path(__file__).parents[2]
 TABLE = [*DATA, *RUNS]

@@ -17,10 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hosted import is_worker  # a helper of this folder; no package
-
 from pipeline.ray_train.trainer import OURS
 from pipeline.storage.temporary import temporary_folder
+from tests.experiments.cluster.hosted import is_worker  # a helper of this folder; no package
 
 LONG = "BIASWISE_LONG_TESTS"
 """Environment variable: set, the tests that take minutes and a machine of their own run too."""

@@ -15,15 +15,13 @@ import torch
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent))
-from spot import server  # a helper of this folder; no package
-
 from experiments.cluster.preemption_watch import Cloud, watch
 from experiments.recipes.mini import smoke
 from experiments.study.preflight import make_datasets
 from pipeline.ray_train.capacity import CapacityError
 from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check
+from tests.experiments.cluster.spot import server
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -1,16 +1,13 @@
 """One trial over several hosts: hosts are cut off, lose power, are given notice; its rows come out whole."""
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from hosted import Run, numbers, redone, settings_of  # helpers of this folder; no package
-from hosts import Host, made_hosts, why_not
-
 from pipeline.data.synthetic import generate
+from tests.experiments.cluster.hosted import Run, numbers, redone, settings_of
+from tests.experiments.cluster.hosts import Host, made_hosts, why_not
 
 pytestmark = [
     pytest.mark.cluster,

@@ -12,16 +12,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent))
-from hosted import PATIENCE_S, numbers, redone, settings_of  # helpers of this folder; no package
-from hosts import Host, made_hosts, why_not
-
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, StudyFolder
 from experiments.study.preflight import make_datasets
 from pipeline.runtime.event_log import STARTED, read_events
 from pipeline.storage.files import LOCK
+from tests.experiments.cluster.hosted import PATIENCE_S, numbers, redone, settings_of
+from tests.experiments.cluster.hosts import Host, made_hosts, why_not
 
 pytestmark = [
     pytest.mark.cluster,
@@ -39,7 +37,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from pyarrow import fs
 from rich.console import Console
-from experiments.conduct import Wishes, conduct
+from experiments.study.run_study import RunOptions, run_study
 
 if __name__ == "__main__":
     recipe, runs, storage = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2]), sys.argv[3]
@@ -47,8 +45,8 @@ if __name__ == "__main__":
         server = urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
         store = fs.S3FileSystem(allow_bucket_creation=True, scheme="http", endpoint_override=server)
         store.create_dir("{BUCKET}")
-    wishes = Wishes(runs, 1, tracking=False, storage=storage)
-    sys.exit(not conduct(recipe, wishes, Console(width=200)).complete)
+    options = RunOptions(runs, 1, tracking=False, storage=storage)
+    sys.exit(not run_study(recipe, options, Console(width=200)).complete)
 """
 
 

@@ -2,15 +2,12 @@
 
 import asyncio
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from experiments.reporting.report import write_report
-
-sys.path.insert(0, str(Path(__file__).parent))
-from browser import Tab, chromium  # a helper of this folder; the tests are no package
+from tests.experiments.reporting.browser import Tab, chromium
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 

@@ -34,16 +34,16 @@ PROGRAM = """
 import pickle, sys
 from pathlib import Path
 from rich.console import Console
-from experiments.folder import StudyFolder
-from experiments.sequential import Budget
-from experiments.study import Running
-from experiments.waves import run_waves
+from experiments.storage.study_folder import StudyFolder
+from experiments.study.next_wave import Budget
+from experiments.study.tune_runner import ExecutionOptions
+from experiments.study.waves import run_waves
 
 if __name__ == "__main__":
     recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
     folder = StudyFolder(Path(sys.argv[2]))
     folder.claim(recipe, {})
-    print(run_waves(recipe, folder, Console(), Running(2, tracking=False), Budget(100)))
+    print(run_waves(recipe, folder, Console(), ExecutionOptions(2, tracking=False), Budget(100)))
 """
 PATIENCE_S = 600
 """The whole needs a minute, on a machine that does much else ten times that."""

@@ -32,12 +32,12 @@ PROGRAM = """
 import pickle, sys
 from pathlib import Path
 from rich.console import Console
-from experiments.conduct import Wishes, conduct
+from experiments.study.run_study import RunOptions, run_study
 
 if __name__ == "__main__":
     recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
-    wishes = Wishes(Path(sys.argv[2]), 1, tracking=False, storage=sys.argv[3])
-    sys.exit(not conduct(recipe, wishes, Console(width=200)).complete)
+    options = RunOptions(Path(sys.argv[2]), 1, tracking=False, storage=sys.argv[3])
+    sys.exit(not run_study(recipe, options, Console(width=200)).complete)
 """
 PATIENCE_S = 600
 """The whole needs a minute, on a machine that does much else ten times that."""

@@ -318,7 +318,7 @@ def test_two_who_send_the_same_study_at_once_double_nothing(server, store, tmp_p
 SENDER = """
 import sys, threading, time
 from pathlib import Path
-from pipeline.tracking import sync
+from pipeline.tracking.mlflow_sync import sync
 
 print("ready", flush=True)
 sys.stdin.readline()

@@ -1,7 +1,6 @@
 """The loader's order: complete, disjoint over ranks, resumable, and independent of worker counts."""
 
 import json
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -19,9 +18,7 @@ from pipeline.data.loading.prefetch import Room, size_of
 from pipeline.data.loading.sampler import BatchOrder, permutation
 from pipeline.data.sample import DataError, Sample
 from pipeline.data.source import JoinedSource
-
-sys.path.insert(0, str(Path(__file__).parent))
-from counted import Numbers  # a helper of this folder; the tests are no package
+from tests.pipeline.data.formats.counted import Numbers
 
 
 def add_noise(sample: Sample, rng: np.random.Generator) -> Sample:

@@ -201,17 +201,17 @@ def test_what_is_no_longer_right_is_written_anew(copied, tmp_path, monkeypatch, 
 KILLED = """
 import sys, os, signal
 from pathlib import Path
-from pipeline.data import sharding, shards
-sharding.ROWS_PER_FILE = 1
+from pipeline.data.formats import shard_writer
+shard_writer.ROWS_PER_FILE = 1
 begun = []
-row = sharding.to_row
+row = shard_writer.to_row
 def slow(record, points):
     begun.append(record)
     if len(begun) == 3:
         os.kill(os.getpid(), signal.SIGKILL)  # in the middle of the third file
     return row(record, points)
-sharding.to_row = slow
-sharding.write_shards(Path(sys.argv[1]), "v1.0-mini", "mini_val", sys.argv[2])
+shard_writer.to_row = slow
+shard_writer.write_shards(Path(sys.argv[1]), "v1.0-mini", "mini_val", sys.argv[2])
 """
 
 
@@ -230,14 +230,14 @@ def test_a_killed_writer(dataset, tmp_path, monkeypatch):
 ON_RAY = """
 import sys
 from pathlib import Path
-from experiments.shard_tasks import ray_writers
-from pipeline.data import sharding
-sharding.ROWS_PER_FILE = 1
+from experiments.cluster.shard_tasks import ray_writers
+from pipeline.data.formats import shard_writer
+shard_writer.ROWS_PER_FILE = 1
 good, bad, out = map(Path, sys.argv[1:])
 with ray_writers(2) as run:
-    sharding.write_shards(good, "v1.0-mini", "mini_val", out / "many", run=run)
+    shard_writer.write_shards(good, "v1.0-mini", "mini_val", out / "many", run=run)
     try:
-        sharding.write_shards(bad, "v1.0-mini", "mini_val", out / "bad", run=run)
+        shard_writer.write_shards(bad, "v1.0-mini", "mini_val", out / "bad", run=run)
     except ValueError as error:
         print(type(error).__name__, error)
 """
