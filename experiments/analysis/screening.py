@@ -18,12 +18,13 @@ from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
 from pipeline.config.settings import TrialSettings
-from pipeline.metrics.rows import Row, RowsDigest, is_unchanged, read_rows, rows_digest, select
+from pipeline.metrics.rows import Row, read_rows, select
+from pipeline.storage.trial_status import RowsDigest, is_unchanged, rows_digest
 
 INTERVENTION = "intervention/"
 """Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
 
-FOLDER = "screen"
+FOLDER = "screening"
 """Folder of a study that holds its screening: ``masks.jsonl``, and the training if the study has it not."""
 
 ROWS = "masks.jsonl"

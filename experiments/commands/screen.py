@@ -19,7 +19,7 @@ from experiments.analysis.screening import (
 )
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
-from experiments.storage.study_folder import DONE, StudyFolder, write_json
+from experiments.storage.study_folder import StudyFolder, write_json
 from pipeline.config.settings import TrialSettings
 from pipeline.metrics.rows import Row, read_rows
 
@@ -59,7 +59,7 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
     from experiments.study.tune_runner import ExecutionOptions, run_trials
 
     name = chosen.trial_name(settings)
-    if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
+    if study.is_complete(name) and (study.trial(name) / "weights.safetensors").exists():
         console.print(f"its training is the study's trial {name}", highlight=False)
         return study.trial(name)
     alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stop=None, confirm_seeds=())
@@ -68,7 +68,7 @@ def _trained(chosen: Recipe, settings: TrialSettings, study: StudyFolder, consol
     make_datasets(alone.worlds, console)
     check_trials(alone, folder)
     with folder.lock():
-        if folder.state(name) != DONE:
+        if not folder.is_complete(name):
             check_data(alone)
             check_models(alone)
         outcome = run_trials(alone, folder, console, ExecutionOptions(tracking=False))

@@ -56,11 +56,11 @@ def status(arguments: Namespace) -> int:
     failed = 0
     for name in chosen.named_trials():
         state = folder.state(name)
-        failed += state == "failed"
-        table.add_row(name, f"{state}: {folder.failure(name)}" if state == "failed" else state)
+        failed += state == TrialState.FAILED
+        table.add_row(name, f"{state}: {folder.failure(name)}" if folder.failure(name) else state)
     console = Console()
     console.print(table)
-    waves = folder.path / "waves.json"
+    waves = folder.path / "interim_analyses.json"
     if waves.exists():
         kept = read_json(waves)
         latest = kept.get("ended") or kept["waves"][-1]

@@ -80,12 +80,6 @@ def _line_starts(text: bytes) -> list[int]:
 
 def _write(file: Path, text: bytes) -> None:
     """Replace a file at once, with the permissions it had."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(text)
-        os.chmod(name, file.stat().st_mode & 0o7777)
-        os.replace(name, file.resolve())
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_path(file.resolve()) as partial:
+        partial.write_bytes(text)
+        partial.chmod(file.stat().st_mode & 0o7777)

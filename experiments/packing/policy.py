@@ -9,7 +9,7 @@ from experiments.packing.planner import PackingPlan
 from experiments.recipes.recipe import AUTO, Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 
-FILE = "packing.json"
+FILE = "concurrency.json"
 """File of a study that holds the packing a probe chose; a study that goes on keeps it."""
 
 

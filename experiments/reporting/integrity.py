@@ -3,15 +3,14 @@
 What makes verdicts false is refused; what a reader should know is said.
 """
 
-import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.analysis.row_checks import enumerate_few
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.wording import listing
-from pipeline.metrics.rows import Row, RowsDigest, is_unchanged
+from pipeline.metrics.rows import Row
+from pipeline.storage.trial_status import StatusError, TrialState, is_unchanged, read_status
 
 
 def refuse_edits(study_folder: Path) -> None:
@@ -21,11 +20,14 @@ def refuse_edits(study_folder: Path) -> None:
         AnalysisError: the rows of an ended trial were changed, or are missing.
     """
     edited = []
-    for end, grown in (("DONE.json", False), ("FAILED.json", True)):  # a failed trial may run again
-        for path in sorted(study_folder.glob(f"trials/*/{end}")):
-            digest = _digest_in(path)
-            if digest is not None and not is_unchanged(path.with_name("rows.jsonl"), digest, grown):
-                edited.append(path.parent.name)
+    for trial in sorted(study_folder.glob("trials/*")):
+        try:
+            status = read_status(trial)
+        except StatusError:  # ``failures`` says so
+            continue
+        grown = status.state != TrialState.COMPLETE  # a trial that failed may run again, elsewhere
+        if status.rows is not None and not is_unchanged(trial / "rows.jsonl", status.rows, grown):
+            edited.append(trial.name)
     if edited:
         raise AnalysisError(
             f"the rows of trial {enumerate_few(edited)} are not those that it wrote; restore rows.jsonl, or "
@@ -65,18 +67,13 @@ def about_code(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def failures(study_folder: Path) -> tuple[str, ...]:
-    """Say which trials failed, and why."""
-    said = []
-    for path in sorted(study_folder.glob("trials/*/FAILED.json")):
-        reason = "FAILED.json cannot be read"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            reason = str(json.loads(path.read_text(encoding="utf-8"))["error"])
-        said.append(f"Failed: {path.parent.name}: {reason.rstrip('.')}.")
-    return tuple(said)
-
-
-def _digest_in(path: Path) -> RowsDigest | None:
-    """Return the digest of its rows that a trial kept at its end; None if it has none."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return RowsDigest(**json.loads(path.read_text(encoding="utf-8"))["rows"])
-    return None
+    """Return a sentence per trial that failed, with the reason."""
+    sentences = []
+    for trial in sorted(study_folder.glob("trials/*")):
+        try:
+            reason = read_status(trial).error
+        except StatusError as error:
+            reason = str(error)
+        if reason:
+            sentences.append(f"Failed: {trial.name}: {reason.rstrip('.')}.")
+    return tuple(sentences)

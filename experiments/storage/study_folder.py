@@ -1,29 +1,32 @@
-"""What a study keeps on disk, and which of its trials are done.
+"""What a study keeps on disk, and which of its trials are complete.
 
-``study.json`` (recipe, rule, digests of what it reads), ``trials/<trial>/settings.json``, and per
-trial ``DONE.json`` or ``FAILED.json`` once it has ended. Started again, a study skips what is done.
+``study.json`` (recipe, rule, digests of what it reads), and per trial ``settings.json`` and ``status.json``.
+Started again, a study skips what is complete.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.recipes.recipe import Recipe
+from experiments.storage import usage
 from pipeline.config.settings import TrialSettings
-from pipeline.metrics.rows import rows_digest
 from pipeline.redaction import redact, refuse_secrets
-
-DONE, FAILED, PARTIAL, PENDING = "done", "failed", "partial", "pending"
-
-BEGUN = "BEGUN.json"
-"""File of a trial that says when its last session began, and what the ones before it took."""
+from pipeline.storage.files import LOCKS, atomic_write, file_lock
+from pipeline.storage.trial_status import (
+    TrialSession,
+    TrialState,
+    TrialStatus,
+    read_status,
+    rows_digest,
+    update_status,
+)
 
 
 class StudyError(ValueError):
@@ -44,57 +47,74 @@ class StudyFolder:
         """Return the folder of a trial."""
         return self.path / "trials" / name
 
-    def state(self, name: str) -> str:
-        """Return ``done``, ``failed``, ``partial`` (started, not ended) or ``pending``."""
-        trial = self.trial(name)
-        for state, file in ((DONE, "DONE.json"), (FAILED, "FAILED.json"), (PARTIAL, "rows.jsonl")):
-            if (trial / file).exists():
-                return state
-        return PARTIAL if any(trial.glob("checkpoints/step_*")) else PENDING
+    def state(self, name: str) -> TrialState:
+        """Return how far a trial is.
+
+        Raises:
+            StatusError: its status cannot be read, or the folder is that of an earlier version.
+        """
+        return read_status(self.trial(name)).state
+
+    def is_complete(self, name: str) -> bool:
+        """Return whether a trial is complete."""
+        return self.state(name) == TrialState.COMPLETE
 
     def failure(self, name: str) -> str:
-        """Return why a failed trial failed, one sentence."""
-        return str(read_json(self.trial(name) / "FAILED.json")["error"])
+        """Return why a failed trial failed, one sentence; empty if it did not."""
+        return read_status(self.trial(name)).error
 
-    def begin(self, name: str, gpus: float) -> None:
-        """Note that a trial starts, or goes on, with so many GPUs (or parts of them).
+    def reopen(self, name: str) -> None:
+        """Let a trial that failed count as not ended: it is to run again."""
+        if self.state(name) == TrialState.FAILED:
+            update_status(self.trial(name), _running)
 
-        What it has used before is kept: of a session that was killed, up to its last sign of life.
+    def begin(self, name: str, gpus: float) -> TrialStatus:
+        """Note that a trial starts, or is resumed; return its status.
+
+        A session that was killed ends with its last sign of life.
+
+        Args:
+            name: the trial.
+            gpus: GPUs, or parts of one, that it has.
         """
-        seconds, hours = self._used(name)
-        content = {"begun": time.time(), "gpus": gpus, "seconds": seconds, "gpu_hours": hours}
-        write_json(self.trial(name) / BEGUN, content)
-
-    def _used(self, name: str, now: float | None = None) -> tuple[float, float]:
-        """Return seconds and GPU hours of all sessions of a trial, the last until now or its last sign."""
         trial = self.trial(name)
-        if not (trial / BEGUN).exists():
-            return 0.0, 0.0
-        last = read_json(trial / BEGUN)
-        signs = [trial / "rows.jsonl", trial / "DONE.json", trial / "FAILED.json"]
-        signs += trial.glob("checkpoints/step_*")
-        until = now or max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
-        session = max(until - last["begun"], 0.0)
-        return last["seconds"] + session, last["gpu_hours"] + session * last["gpus"] / 3600
+        sign = usage.last_sign_of_life(trial)
 
-    def gpu_hours(self) -> float:
-        """Return what all trials of the study have used so far, failed and unfinished ones included."""
-        return sum(self._used(trial.name)[1] for trial in self.path.glob("trials/*"))
+        def begun(status: TrialStatus) -> TrialStatus:
+            earlier = tuple(_closed(session, sign) for session in status.sessions)
+            return replace(_running(status), sessions=(*earlier, TrialSession(time.time(), gpus)))
 
-    def finish(self, name: str, error: str = "", details: str = "") -> None:
+        return update_status(trial, begun)
+
+    def finish(self, name: str, error: str = "", details: str = "", begun: TrialStatus | None = None) -> None:
         """Mark a trial as ended, well or not.
 
         Args:
             name: the trial.
-            error: why it failed, one sentence; empty if it is done.
+            error: why it failed, one sentence; empty if it is complete.
             details: traceback.
+            begun: what ``begin`` returned, if the folder may have been replaced by its copy since.
         """
-        seconds, hours = self._used(name, time.time())
-        ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1), "gpu_hours": hours}
-        ended["rows"] = asdict(rows_digest(self.trial(name) / "rows.jsonl"))
-        if error:
-            ended |= {"error": redact(error), "details": redact(details)}
-        write_json(self.trial(name) / ("FAILED.json" if error else "DONE.json"), ended)
+        digest = rows_digest(self.trial(name) / "rows.jsonl")
+        now = time.time()
+
+        def ended(status: TrialStatus) -> TrialStatus:
+            sessions = status.sessions if begun is None else begun.sessions
+            return replace(
+                status,
+                state=TrialState.FAILED if error else TrialState.COMPLETE,
+                sessions=tuple(_closed(session, now) for session in sessions),
+                error=redact(error),
+                details=redact(details),
+                rows=digest,
+            )
+
+        self.trial(name).mkdir(parents=True, exist_ok=True)
+        update_status(self.trial(name), ended)
+
+    def gpu_hours(self) -> float:
+        """Return what all trials of the study have used so far, failed and unfinished ones included."""
+        return usage.gpu_hours(self.path)
 
     def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
         """Write the recipe down, or see that the folder holds this very recipe.
@@ -132,7 +152,7 @@ class StudyFolder:
             raise StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs") from error
 
     def _started(self) -> bool:
-        return any(self.state(trial.name) != PENDING for trial in self.path.glob("trials/*"))
+        return any(self.state(trial.name) != TrialState.PENDING for trial in self.path.glob("trials/*"))
 
     def _forget(self) -> None:
         """Remove a recipe of which no trial ever started: there is nothing to mix it up with."""
@@ -163,12 +183,21 @@ class StudyFolder:
         Raises:
             StudyError: another process runs it.
         """
-        with (self.path / ".lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(file_lock(self.path / LOCKS / "study", timeout_s=0.0))
             except BlockingIOError:
                 raise StudyError(f"{self.path}: another process runs this study; wait for it") from None
             yield
+
+
+def _running(status: TrialStatus) -> TrialStatus:
+    return replace(status, state=TrialState.RUNNING, error="", details="", rows=None)
+
+
+def _closed(session: TrialSession, end: float) -> TrialSession:
+    """Return a session that has an end, not before its start."""
+    return session if session.end is not None else replace(session, end=max(end, session.start))
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
@@ -208,12 +237,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file so that a reader, or a crash, sees all of it or none."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    atomic_write(path, content, fsync=True)
 
 
 def digest_of(path: Path) -> str:

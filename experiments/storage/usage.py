@@ -1,7 +1,6 @@
-"""What trials used, by their own account, or by their rows where they left none."""
+"""Hours and GPU hours of trials, by their sessions, or by their rows where they have no status."""
 
 import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.metrics.rows import Row
+from pipeline.storage.trial_status import StatusError, read_status
 
 LONGEST_PAUSE_S = 1800.0
 """A trial that is silent for longer did not run: the longest silence of a running one is its evaluation."""
@@ -27,23 +27,48 @@ class Used:
     gpu_hours: float
 
 
+def used_by(trial: Path) -> Used:
+    """Return what the sessions of a trial took; one that was killed counts up to its last sign of life.
+
+    Args:
+        trial: its folder.
+
+    Raises:
+        StatusError: its status cannot be read.
+    """
+    sessions = read_status(trial).sessions
+    now = last_sign_of_life(trial)
+    hours = [session.hours(now) for session in sessions]
+    return Used(sum(hours), sum(h * s.gpus for h, s in zip(hours, sessions, strict=True)))
+
+
+def last_sign_of_life(trial: Path) -> float:
+    """Return when a trial last wrote rows or a checkpoint, Unix time; 0 if it never did."""
+    signs = [trial / "rows.jsonl", *trial.glob("checkpoints/step_*")]
+    return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
+
+
+def gpu_hours(study: Path) -> float:
+    """Return what all trials of a study folder used so far, failed and unfinished ones included."""
+    return sum(used_by(trial).gpu_hours for trial in study.glob("trials/*"))
+
+
 def used_by_trials(folder: Path, rows: Sequence[Row]) -> dict[str, Used]:
     """Return trial -> what it used.
 
-    Taken from ``DONE.json`` or ``FAILED.json``. A trial without one (unfinished, or brought from elsewhere)
-    is counted from its first row to its last, pauses of over half an hour left out, on one device.
+    Taken from its status. A trial that has not ended, or that has no status, is counted from its first row
+    to its last, pauses of over half an hour left out, on one device.
 
     Args:
         folder: of the study.
         rows: its rows.
     """
-    found = _from_rows(rows)
+    used = _from_rows(rows)
     for trial in sorted(folder.glob("trials/*")):
-        for name in ("FAILED.json", "DONE.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                ended = json.loads((trial / name).read_text(encoding="utf-8"))
-                found[trial.name] = Used(float(ended["seconds"]) / 3600, float(ended["gpu_hours"]))
-    return found
+        with contextlib.suppress(StatusError):  # the report says so elsewhere
+            if (status := read_status(trial)).state.has_ended and status.sessions:
+                used[trial.name] = used_by(trial)
+    return used
 
 
 def _from_rows(rows: Sequence[Row]) -> dict[str, Used]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.packing.policy import packing_of, with_packing
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import stored_study
-from experiments.storage.study_folder import DONE, StudyError, StudyFolder
+from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.confirmation_run import run_confirmation
 from experiments.study.next_wave import Budget
 from experiments.study.preflight import (
@@ -91,7 +91,7 @@ def _conduct(
     make_datasets(recipe.worlds, console)
     check_trials(recipe, folder)
     with folder.lock():
-        if any(folder.state(name) != DONE for name in recipe.named_trials()):
+        if any(not folder.is_complete(name) for name in recipe.named_trials()):
             with console.status("checking data, plans and weights"):
                 check_data(recipe)
                 check_models(recipe)
@@ -103,7 +103,7 @@ def _conduct(
         if outcome.complete and options.confirming and recipe.confirm_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
             outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
-        if any(folder.state(name) == DONE for name in recipe.named_trials()):
+        if any(folder.is_complete(name) for name in recipe.named_trials()):
             _report(folder, console, options.tracking)
     _say_end(outcome, reason, folder, console)
     return outcome
@@ -149,7 +149,7 @@ def _say_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Consol
         console.print("every trial is done already")
     for name, why in outcome.failed.items():
         console.print(f"failed: {name}: {why}", style="red", markup=False, soft_wrap=True)
-        (path,) = folder.path.rglob(f"{name}/FAILED.json")
+        (path,) = folder.path.rglob(f"{name}/status.json")
         console.print(f"  traceback in {path}", soft_wrap=True)
     if outcome.unfinished:
         console.print(f"{len(outcome.unfinished)} trials are unfinished; the same command goes on with them")

@@ -20,17 +20,18 @@ from ray import tune
 from rich.console import Console
 
 from experiments.recipes.recipe import Recipe
-from experiments.storage.study_folder import DONE, FAILED, StudyFolder, settings_of
+from experiments.storage.study_folder import StudyFolder, settings_of
 from experiments.study.progress import StudyProgress
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
 from pipeline.ray_train.local_cluster import ray_session
-from pipeline.runtime.event_log import count_restarts
+from pipeline.runtime.event_log import describe_restarts
 from pipeline.runtime.resource_errors import is_full_disk, no_room
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import StudySync
 from pipeline.storage.temporary import temporary_folder
+from pipeline.storage.trial_status import TrialState
 
 DRIVER_FAILURES = 1
 """Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
@@ -101,10 +102,10 @@ def run_trials(
         The state of these trials afterwards.
     """
     chosen = list(recipe.named_trials()) if names is None else list(names)
-    todo = [name for name in chosen if folder.state(name) != DONE]
+    todo = [name for name in chosen if not folder.is_complete(name)]
     if todo:
         for name in todo:
-            (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
+            folder.reopen(name)
         with (
             StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
             _Tracker(folder, progress, running) as tracker,
@@ -113,9 +114,11 @@ def run_trials(
             _tune(recipe, folder, todo, running, early_stopping or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
     return Outcome(
-        done=tuple(name for name, state in states.items() if state == DONE),
-        failed={name: folder.failure(name) for name, state in states.items() if state == FAILED},
-        unfinished=tuple(name for name, state in states.items() if state not in (DONE, FAILED)),
+        done=tuple(name for name, state in states.items() if state == TrialState.COMPLETE),
+        failed={name: folder.failure(name) for name, state in states.items() if state == TrialState.FAILED},
+        unfinished=tuple(
+            name for name, state in states.items() if state not in (TrialState.COMPLETE, TrialState.FAILED)
+        ),
         ran=len(todo),
     )
 
@@ -131,19 +134,19 @@ def run_trial_driver(config: dict[str, Any]) -> None:
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
     left = ""
-    if folder.state(name) != DONE and folder.gpu_hours() < config["gpu_hours"]:
+    if not folder.is_complete(name) and folder.gpu_hours() < config["gpu_hours"]:
         try:
             _run_one(config, folder, name)
         except OSError as error:  # there is no room for the mark either; the folder tells how far it is
             if not is_full_disk(error):
                 raise
             left = no_room(folder.trial(name))
-    tune.report({"done": folder.state(name) == DONE, "left": left})
+    tune.report({"done": folder.is_complete(name), "left": left})
 
 
 def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
-    folder.begin(name, settings.num_workers * share if settings.device == "cuda" else 0.0)
+    begun = folder.begin(name, settings.num_workers * share if settings.device == "cuda" else 0.0)
     early_stopping = EarlyStopping.from_dict(config["early_stopping"])
     study_sync: StudySync | None = config["study_sync"]
     finished = run_under_ray(
@@ -163,7 +166,7 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
         study_sync.download(unit, heavy=False)  # the worker may have been elsewhere
     except StorageError as error:
         finished = Finished(finished.error or str(error), finished.details)
-    folder.finish(name, finished.error, finished.details)
+    folder.finish(name, finished.error, finished.details, begun)
     with suppress(StorageError):  # then it is copied with the next trial, or at the end of the study
         study_sync.upload(unit)
 
@@ -234,9 +237,9 @@ class _Watcher(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show how a trial ended, and send its rows."""
         name = trial.config["trial"]
-        failed = self._folder.state(name) == FAILED
+        failed = self._folder.state(name) == TrialState.FAILED
         left = str((trial.last_result or {}).get("left", ""))
-        if again := count_restarts(self._folder.trial(name)):
+        if again := describe_restarts(self._folder.trial(name)):
             self._progress.say(f"{name} was {again}")
         self._progress.ended(name, self._folder.failure(name) if failed else left)
         self._tracker.wake()

@@ -16,13 +16,14 @@ from experiments.analysis.row_checks import step_values
 from experiments.analysis.screening import rule_in_force
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe
-from experiments.storage.study_folder import DONE, FAILED, StudyFolder, read_json, write_json
+from experiments.storage.study_folder import StudyFolder, read_json, write_json
 from experiments.study.next_wave import Budget, Wave, next_wave
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.metrics.rows import Row, read_rows
+from pipeline.storage.trial_status import TrialState
 
-FILE = "waves.json"
+FILE = "interim_analyses.json"
 """What was run wave by wave and why it ended, for people; nothing reads it back to decide what runs."""
 
 
@@ -91,9 +92,9 @@ def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     rows = []
     for name in recipe.named_trials():
         state = folder.state(name)
-        if state == DONE:
+        if state == TrialState.COMPLETE:
             rows += _rows_of(folder, name)
-        elif state == FAILED and _diverged(folder, name):
+        elif state == TrialState.FAILED and _diverged(folder, name):
             rows += [row for row in _rows_of(folder, name) if row.metric == "loss"]
     return rows
 

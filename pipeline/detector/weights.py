@@ -97,9 +97,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
     model = getattr(model, "module", model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        save_file(tensors, partial)
 
 
 def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> LoadReport:

@@ -6,7 +6,6 @@ crash cut short is left out on reading, with a warning; a broken line elsewhere 
 ends, its status keeps a digest of its rows file, so that a later edit shows.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,9 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-READ_BY_OLD_VERSION = "was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
-"""How the sentence ends that refuses a file or a folder of the version before this layout."""
-
+from pipeline.storage.trial_status import READ_BY_OLD_VERSION
 
 PEAKS = ("peak_allocated_gib", "peak_resident_gib")
 """Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
@@ -131,40 +128,6 @@ def read_rows(path: Path) -> list[Row]:
                 break
             raise RowsError(f"{path}, line {number}: not a row ({error})") from error
     return rows
-
-
-@dataclass(frozen=True)
-class RowsDigest:
-    """What a rows file held when its trial ended.
-
-    Attributes:
-        num_bytes: size of its complete lines.
-        sha256: of those bytes, hexadecimal.
-    """
-
-    num_bytes: int
-    sha256: str
-
-
-def rows_digest(path: Path) -> RowsDigest:
-    """Return the digest of a rows file's complete lines; of no bytes if there is no such file."""
-    data = path.read_bytes() if path.exists() else b""
-    data = data[: data.rfind(b"\n") + 1]
-    return RowsDigest(len(data), hashlib.sha256(data).hexdigest())
-
-
-def is_unchanged(path: Path, digest: RowsDigest, grown: bool = False) -> bool:
-    """Return whether a rows file is what it was when its digest was taken.
-
-    Args:
-        path: the rows file.
-        digest: taken at the end of the trial.
-        grown: accept further rows at the end of the file, of a trial that has been resumed since.
-    """
-    data = path.read_bytes() if path.exists() else b""
-    if not grown and len(data) != digest.num_bytes:
-        return False
-    return hashlib.sha256(data[: digest.num_bytes]).hexdigest() == digest.sha256
 
 
 def read_study(folder: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""When a trial started, from which step it went on, and when it hung; one line each.
+"""``events.jsonl`` of a trial: when it started, from which step it was resumed, when it hung.
 
 For people and for tests: nothing reads it to decide what runs. It is no measurement, so it is no row.
 """
@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-FILE = "diary.jsonl"
+FILE = "events.jsonl"
 
-STARTED, HUNG = "started", "hung"
+STARTED, RESUMED, HUNG = "started", "resumed", "hung"
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Event:
     """Something that happened to a trial.
 
     Attributes:
-        what: ``STARTED`` or ``HUNG``.
-        step: optimiser steps done by the checkpoint it went on from; 0 without one, or if it hung.
+        what: ``STARTED`` (without a checkpoint), ``RESUMED`` (from one) or ``HUNG``.
+        step: optimiser steps done by the checkpoint that it was resumed from; else 0.
         why: a sentence; empty if there is nothing to say.
         pid: process that wrote the line.
         time: Unix time, seconds.
@@ -34,9 +34,9 @@ class Event:
 
 
 def append_event(folder: Path, what: str, step: int = 0, why: str = "") -> None:
-    """Append an event to the diary of the trial in ``folder``, in one write."""
+    """Append an event to the log of the trial in ``folder``, in one write."""
     line = json.dumps(asdict(Event(what, step, why, os.getpid(), time.time()))) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)  # a trial's start is the first that its folder holds
+    folder.mkdir(parents=True, exist_ok=True)  # the log is the first file of a trial
     with (folder / FILE).open("a", encoding="utf-8") as file:
         file.write(line)
 
@@ -45,21 +45,26 @@ def read_events(folder: Path) -> list[Event]:
     """Return what happened to a trial, oldest first; a line that a crash cut short is left out."""
     path = folder / FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
+    events = []
     for line in lines:
         try:
-            found.append(Event(**json.loads(line)))
-        except (ValueError, TypeError):  # cut short, or written over a line that was
+            events.append(Event(**json.loads(line)))
+        except (ValueError, TypeError):  # cut short, perhaps with the next line behind it
             continue
-    return found
+    return events
 
 
-def count_restarts(folder: Path) -> str:
-    """Say how often a trial was started again and where it went on; empty if it ran in one go."""
-    found = read_events(folder)
-    starts = [event for event in found if event.what == STARTED]
+def starts_of(folder: Path) -> list[Event]:
+    """Return when a trial was started or resumed, oldest first."""
+    return [event for event in read_events(folder) if event.what in (STARTED, RESUMED)]
+
+
+def describe_restarts(folder: Path) -> str:
+    """Return how often a trial was started and from which steps it was resumed; empty if it was never."""
+    starts = starts_of(folder)
     if len(starts) < 2:
         return ""
-    again = f"started {len(starts)} times, went on after step {', '.join(str(e.step) for e in starts[1:])}"
-    hung = [event.why for event in found if event.what == HUNG]
-    return again + (f"; {len(hung)} x hung, last: {hung[-1]}" if hung else "")
+    steps = ", ".join(str(event.step) for event in starts[1:])
+    hung = [event.why for event in read_events(folder) if event.what == HUNG]
+    last = f"; it hung {len(hung)} times, last: {hung[-1]}" if hung else ""
+    return f"started {len(starts)} times, resumed after step {steps}{last}"

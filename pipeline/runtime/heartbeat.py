@@ -1,14 +1,15 @@
-"""A small file in a trial's folder in which rank 0 says how far the trial is.
+"""``progress.json`` of a trial: how far it is, written by rank 0.
 
-Reports through Ray are barriers and slow; this is neither, and a watcher needs only the file.
+Reports through Ray are barriers and slow. This file is neither, and a reader needs nothing else.
 """
 
 import json
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pipeline.storage.files import atomic_write
 
 FILE = "progress.json"
 
@@ -33,7 +34,7 @@ class Progress:
 
 
 class Heartbeat:
-    """Writes the file; drops words that come too fast.
+    """Writes the file; leaves out what comes too soon after the last write.
 
     Args:
         folder: the trial's folder.
@@ -42,22 +43,20 @@ class Heartbeat:
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
         self._stage = ""
-        self._said_at = -math.inf
+        self._written_at = -math.inf
 
     def write(self, stage: str, done: int, total: int, seconds_left: float) -> None:
-        """Say how far the trial is; ``seconds_left`` is NaN if unknown."""
+        """Write how far the trial is; ``seconds_left`` is NaN if unknown."""
         now = time.monotonic()
-        if stage == self._stage and done < total and now - self._said_at < EVERY_S:
+        if stage == self._stage and done < total and now - self._written_at < EVERY_S:
             return
-        self._stage, self._said_at = stage, now
-        word = Progress(stage, done, total, None if math.isnan(seconds_left) else seconds_left)
-        fresh = self._path.with_name(f".{FILE}.{os.getpid()}")
-        fresh.write_text(json.dumps(asdict(word)), encoding="utf-8")
-        fresh.replace(self._path)  # a reader sees the old word or the new one
+        self._stage, self._written_at = stage, now
+        progress = Progress(stage, done, total, None if math.isnan(seconds_left) else seconds_left)
+        atomic_write(self._path, asdict(progress))
 
 
 def read_heartbeat(folder: Path) -> Progress | None:
-    """Return the last word of a trial, None if it said nothing yet."""
+    """Return how far a trial said it is; None if it has not said anything yet."""
     try:
         return Progress(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -65,5 +64,5 @@ def read_heartbeat(folder: Path) -> Progress | None:
 
 
 def clear_heartbeat(folder: Path) -> None:
-    """Remove the word of an earlier run."""
+    """Remove the file of an earlier run."""
     (folder / FILE).unlink(missing_ok=True)

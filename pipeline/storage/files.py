@@ -1,47 +1,126 @@
-"""A trial's folder has one writer at a time.
+"""Files that several processes share: written whole or not at all, and locked.
 
-When a study is killed, its workers live on for moments, until they notice. The worker that resumes the
-trial waits for them: two writers would spoil rows and checkpoints.
+All locks of a trial or a study are in its folder ``.locks``. They are advisory (``flock``) and end with
+their process at the latest; the lock files themselves stay.
 """
 
 import fcntl
+import json
+import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from pipeline.errors import TrialError
 
-LOCK = ".writer"
-"""File in the trial's folder that its writer holds a lock on."""
+LOCKS = ".locks"
+"""Folder of a trial or a study that holds its lock files; copies leave out what begins with a dot."""
 
-PATIENCE_S = 120.0
-"""A worker whose Ray has died ends within seconds; after two minutes the other is no leftover."""
+WRITER_TIMEOUT_S = 120.0
+"""How long a trial waits for its last writer. A worker whose Ray has died ends within seconds."""
+
+POLL_S = 0.2
+"""Time between two attempts to get a lock that another process holds."""
 
 
 @contextmanager
-def exclusive_writer(folder: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Be the one that writes into a trial's folder; the lock ends with the process at the latest.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write, which then replaces ``path`` in one step; on an error ``path`` stays.
+
+    Args:
+        path: the file; its folder must exist.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path, fsync: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to write, which then replaces ``path`` in one step; on an error ``path`` stays.
+
+    Args:
+        path: the file; its folder must exist.
+        fsync: flush the content to disk before it replaces the old one, so that it survives a power cut.
+    """
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        yield file
+        file.flush()
+        if fsync:
+            os.fsync(file.fileno())
+
+
+def atomic_write(path: Path, content: str | bytes | Mapping[str, Any], fsync: bool = False) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        content: text, bytes, or an object that is written as JSON.
+        fsync: flush it to disk.
+    """
+    if isinstance(content, Mapping):
+        content = json.dumps(content, indent=2) + "\n"
+    with atomic_file(path, fsync) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_lock(path: Path, timeout_s: float | None = None) -> Iterator[None]:
+    """Hold an exclusive lock.
+
+    Args:
+        path: the lock file; made, with its folder, if missing.
+        timeout_s: how long to wait while another process holds it; None waits without end, 0 not at all.
+
+    Raises:
+        BlockingIOError: another process held it all the time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    with path.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                time.sleep(POLL_S)
+        yield
+
+
+@contextmanager
+def exclusive_writer(folder: Path, timeout_s: float = WRITER_TIMEOUT_S) -> Iterator[None]:
+    """Be the only process that writes into a trial's folder.
+
+    When a study is killed, its workers live on for some seconds. The worker that resumes the trial waits
+    for them: two writers would spoil rows and checkpoints.
 
     Args:
         folder: the trial's; made if missing.
-        patience_s: how long to wait for another writer.
+        timeout_s: how long to wait for another writer.
 
     Raises:
         TrialError: another one is still there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience_s
-    with (folder / LOCK).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TrialError(
-                        f"{folder}: another process has been running this trial for {patience_s:.0f} s; "
-                        f"end it, or wait for it"
-                    ) from None
-                time.sleep(0.2)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(writer_lock(folder), timeout_s))
+        except BlockingIOError:
+            raise TrialError(
+                f"{folder}: another process has been running this trial for {timeout_s:.0f} s; "
+                f"end it, or wait for it"
+            ) from None
         yield
+
+
+def writer_lock(folder: Path) -> Path:
+    """Return the lock file of a trial's writer; it exists where a worker of the trial has run."""
+    return folder / LOCKS / "writer"

@@ -2,7 +2,7 @@
 
 A bucket has no locks, and pyarrow cannot ask S3 to create an object only if it is absent. What stores do
 have is that a list shows every object written before it (S3, GCS and Azure promise it). So a process
-writes an object of its own into ``.claims`` and lists: of two that do so at once at least one sees the
+writes an object of its own into ``.leases`` and lists: of two that do so at once at least one sees the
 other and withdraws, perhaps both; never do both go on. Ages are differences of the store's own times.
 
 A claim is renewed while its process lives. One that has not been for ``EXPIRES_S`` is dead and is taken over,

@@ -4,7 +4,6 @@ Credentials are the environment's business (``AWS_ACCESS_KEY_ID`` and so on, or 
 reads them, and a URI that holds some is refused.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import Any
 from pyarrow import fs
 
 from pipeline.redaction import find_secret, redact
+from pipeline.storage.files import atomic_file
 
 PIECE = 8 * 2**20
 """Bytes copied at a time."""
@@ -97,12 +97,8 @@ class RemoteStore:
     def download(self, path: str, target: Path) -> None:
         """Copy a file here, in one step."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        with self.store.open_input_stream(self.at(path)) as content, part.open("wb") as file:
+        with self.store.open_input_stream(self.at(path)) as content, atomic_file(target, fsync=True) as file:
             shutil.copyfileobj(content, file, PIECE)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
 
 
 def _open_store(uri: str) -> tuple[fs.FileSystem, str]:

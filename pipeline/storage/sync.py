@@ -1,7 +1,7 @@
 """The copy of a study folder at a URI.
 
 The folder itself stays local, for it needs what a bucket has not: appends, renames, locks. New files are
-copied to the URI after each checkpoint and each trial, rows before checkpoints and ``DONE.json`` last, so
+copied to the URI after each checkpoint and each trial, rows before checkpoints and ``status.json`` last, so
 that what the URI has is always a state to go on from. Whoever goes on elsewhere fetches it first.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 from pyarrow import fs
 
+from pipeline.storage.files import LOCKS
 from pipeline.storage.remote import RemoteStore, StorageError, short
 from pipeline.storage.sync_state import (
-    SYNC_STATE,
     files_of,
     is_older,
     is_removable,
@@ -32,7 +32,7 @@ from pipeline.storage.sync_state import (
     write_sync_state,
 )
 
-LEASES = ".claims"
+LEASES = ".leases"
 """Folder at the URI in which processes say that they run the study; see ``pipeline.storage.lease``."""
 
 LARGE_FILES = ("checkpoints", "weights.safetensors", "predictions")
@@ -221,9 +221,9 @@ class StudySync:
             aside = self.folder / ".superseded" / f"{unit.replace('/', '.')}.{time.time_ns()}"
             shutil.copytree(here, aside)
         for old in here.iterdir():
-            if old.is_dir():
+            if old.is_dir() and old.name != LOCKS:
                 shutil.rmtree(old)
-            elif old.name == SYNC_STATE or not old.name.startswith("."):  # not the locks
+            elif old.is_file():
                 old.unlink()
 
     def _listed(self, under: str = "") -> dict[str, fs.FileInfo]:

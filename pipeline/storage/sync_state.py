@@ -3,22 +3,21 @@
 The unit is a trial (``.../trials/<name>``); what lies around the trials is one more unit.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-SYNC_STATE = ".mirror.json"
+from pipeline.storage.files import LOCKS, atomic_write, file_lock
+from pipeline.storage.trial_status import FILE as STATUS
+
+SYNC_STATE = ".sync_state.json"
 """File of a unit: path -> size and time of the file that was copied. Lost, everything is copied again."""
 
-LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow.json"}
+LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow_sync.json"}
 """Files that mean something on their machine only; nor are files copied whose name begins with a dot."""
-
-END_FILES = ("DONE.json", "FAILED.json")
 
 
 def unit_of(name: str) -> str:
@@ -41,8 +40,8 @@ def files_of(here: Path, unit: str) -> list[str]:
 
 
 def upload_order(name: str) -> tuple[int, str, bool]:
-    """Rank files: rows first, then checkpoints, ``state.json`` the last of each, then the trial's end."""
-    if name in END_FILES:
+    """Rank files: rows first, then checkpoints, ``state.json`` the last of each, then the trial's status."""
+    if name == STATUS:
         return 2, name, False
     if name.startswith("checkpoints/"):
         return 1, str(PurePosixPath(name).parent), name.endswith("state.json")
@@ -50,8 +49,8 @@ def upload_order(name: str) -> tuple[int, str, bool]:
 
 
 def is_removable(name: str) -> bool:
-    """Tell whether the copy loses a file that the folder has lost: an old checkpoint, a mended failure."""
-    return name.startswith("checkpoints/") or name == "FAILED.json"
+    """Return whether the copy loses a file that the folder has lost: of an old checkpoint."""
+    return name.startswith("checkpoints/")
 
 
 def stamp(path: Path) -> list[int]:
@@ -61,7 +60,7 @@ def stamp(path: Path) -> list[int]:
 
 
 def is_older(path: Path, info: fs.FileInfo) -> bool:
-    """Tell whether a local file is older than one in the bucket; the clocks may differ by a second."""
+    """Return whether a local file is older than one in the bucket; the clocks may differ by a second."""
     return bool(path.stat().st_mtime + 1 < info.mtime.timestamp())
 
 
@@ -74,16 +73,12 @@ def read_sync_state(here: Path) -> dict[str, list[int]]:
 
 
 def write_sync_state(here: Path, ledger: dict[str, list[int]]) -> None:
-    """Write it down in one step."""
-    fresh = here / f"{SYNC_STATE}.{os.getpid()}"
-    fresh.write_text(json.dumps(ledger), encoding="utf-8")
-    fresh.replace(here / SYNC_STATE)
+    """Write the stamps of what was copied."""
+    atomic_write(here / SYNC_STATE, ledger)
 
 
 @contextmanager
 def unit_lock(here: Path) -> Iterator[None]:
     """Keep processes of this machine from copying the same unit at once."""
-    here.mkdir(parents=True, exist_ok=True)
-    with (here / ".mirror.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(here / LOCKS / "copy"):
         yield

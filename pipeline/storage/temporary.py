@@ -4,12 +4,13 @@ Each folder holds a lock for as long as its owner lives; whoever makes the next 
 whose lock is free.
 """
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.storage.files import file_lock
 
 PREFIX = "biaswise-"
 LOCK = ".lock"
@@ -32,18 +33,16 @@ def temporary_folder(purpose: str, place: Path = PLACE) -> Iterator[Path]:
     _sweep(place)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=place))
     try:
-        with (folder / LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with file_lock(folder / LOCK):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)  # Ray's last words may still be written
+        shutil.rmtree(folder, ignore_errors=True)  # Ray may still be writing its last log lines
 
 
 def _sweep(place: Path) -> None:
     for path in place.glob(f"{PREFIX}*/{LOCK}"):
         try:
-            with path.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with file_lock(path, timeout_s=0.0):
                 shutil.rmtree(path.parent, ignore_errors=True)
-        except OSError:  # somebody lives there, or it is another user's
+        except OSError:  # its owner is alive, or it is another user's
             continue

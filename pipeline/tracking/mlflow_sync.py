@@ -7,7 +7,6 @@ to the first request was lost, is kept once. One process at a time sends a study
 folder only saves work; without it everything is sent again, to the same effect.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -26,6 +25,8 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
 from pipeline.redaction import redact
+from pipeline.storage.files import LOCKS, file_lock
+from pipeline.storage.trial_status import TrialState
 from pipeline.tracking.mlflow_server import default_uri, refuse_unwritable, sqlite_path
 from pipeline.tracking.naming import (
     is_kernel,
@@ -39,8 +40,7 @@ from pipeline.tracking.study_reader import StoredTrial, judgement, stored_trials
 from pipeline.tracking.sync_cursor import Cursor
 
 EXPERIMENT = "biaswise"
-CURSOR = "mlflow.json"
-LOCK = ".sync.lock"
+CURSOR = "mlflow_sync.json"
 MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
 MOST_TRIES = 10
 """Connections to a database whose tables others are making; that takes 3 s."""
@@ -51,6 +51,7 @@ SHORT_RETRIES = {
 }
 STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "recommended.py", "*.csv", "figures/*.png")
 TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
+MLFLOW_STATES = {TrialState.COMPLETE: "FINISHED", TrialState.FAILED: "FAILED"}  # the others are RUNNING
 HEADLINES = ("clean/NDS", "clean/mAP")
 LONGEST_NOTE = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
 
@@ -163,7 +164,7 @@ class _Session:
             run_id = self._runs.get(trial.identity) or self._make_child(trial)
             self._send_rows(run_id, trial)
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
-            self._set_state(run_id, trial.state, trial.rows[-1].time)
+            self._set_state(run_id, MLFLOW_STATES.get(trial.state, "RUNNING"), trial.rows[-1].time)
         latest = max(trial.rows[-1].time for trial in trials)
         self._send_verdicts(trials)
         self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
@@ -282,8 +283,7 @@ def _milliseconds(seconds: float) -> int:
 @contextmanager
 def _sole_sender(study_folder: Path) -> Iterator[None]:
     """Wait for whoever sends the same study; two would make its runs twice."""
-    with (study_folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(study_folder / LOCKS / "mlflow_sync"):
         yield
 
 
@@ -297,8 +297,8 @@ def _store(uri: str) -> Iterator[MlflowClient]:
     with ExitStack() as stack:
         if database is not None:
             refuse_unwritable(database)
-            lock = stack.enter_context(database.with_name(database.name + ".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent starts die on "table metrics already exists"
+            lock = database.with_name(database.name + ".lock")
+            stack.enter_context(file_lock(lock))  # concurrent starts die on "table metrics already exists"
         os.environ.update(changed)
         stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
         yield _client(uri)

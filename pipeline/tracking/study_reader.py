@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.metrics.rows import Row, read_rows
+from pipeline.storage.trial_status import TrialState, read_status
 
 
 @dataclass
@@ -35,10 +36,9 @@ class StoredTrial:
         return self.folder.name, f"{self.rows[0].time:.6f}"
 
     @property
-    def state(self) -> str:
-        """How the trial ended, in MLflow's words: ``FINISHED``, ``FAILED`` or ``RUNNING``."""
-        ends = (("DONE.json", "FINISHED"), ("FAILED.json", "FAILED"))
-        return next((state for file, state in ends if (self.folder / file).exists()), "RUNNING")
+    def state(self) -> TrialState:
+        """How far the trial is."""
+        return read_status(self.folder).state
 
 
 def stored_trials(study_folder: Path) -> list[StoredTrial]:
@@ -58,14 +58,14 @@ def stored_trials(study_folder: Path) -> list[StoredTrial]:
 def study_state(study_folder: Path, trials: list[StoredTrial]) -> str:
     """Say how the study stands: ``FINISHED`` when all trials that ``study.json`` names are.
 
-    A sequential study is when ``waves.json`` says that it has ended: few of the trials it may run do.
+    A sequential study is when ``interim_analyses.json`` says so: it runs few of the trials that it may run.
     """
-    waves = study_folder / "waves.json"
+    waves = study_folder / "interim_analyses.json"
     if waves.exists():
         return "FINISHED" if "ended" in json.loads(waves.read_text(encoding="utf-8")) else "RUNNING"
     path = study_folder / "study.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
-    finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
+    finished = {trial.folder.name for trial in trials if trial.state == TrialState.COMPLETE}
     return "FINISHED" if finished.issuperset(named or [trial.folder.name for trial in trials]) else "RUNNING"
 
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.storage.files import atomic_write
+
 
 @dataclass
 class Cursor:
@@ -33,6 +35,4 @@ class Cursor:
 
     def save(self) -> None:
         """Write the cursor file in one step."""
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text(json.dumps({"rows": self.rows, "artifacts": self.artifacts}), encoding="utf-8")
-        fresh.replace(self.path)
+        atomic_write(self.path, {"rows": self.rows, "artifacts": self.artifacts})

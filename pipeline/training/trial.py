@@ -36,7 +36,7 @@ from pipeline.metrics.timing import StepClock, device_name
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.collectives import all_reduce_mean, broadcast
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.runtime.event_log import STARTED, append_event
+from pipeline.runtime.event_log import RESUMED, STARTED, append_event
 from pipeline.runtime.resource_errors import explain_resource_errors
 from pipeline.runtime.session import Session
 from pipeline.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -132,7 +132,7 @@ class Trial:
         if checkpoint is not None:
             first = load_checkpoint(checkpoint, self.settings.digest, self.model, self.train_step.optimizer)
         if self.session.rank == 0:
-            append_event(self.session.folder, STARTED, first)
+            append_event(self.session.folder, STARTED if checkpoint is None else RESUMED, first)
         batches, preemption = self.batches(first, steps), PreemptionWatch(self.session)
         spoken = 0.0
         for step in range(first, steps):
