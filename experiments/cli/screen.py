@@ -105,7 +105,7 @@ def _measure(
     from pipeline.metrics.rows import Row
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe=chosen.digest)
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe_digest=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
@@ -115,7 +115,7 @@ def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "C
     """Print the ranking, and write it beside the rows."""
     from rich.table import Table
 
-    from experiments.analysis.screening import rank, rule_of
+    from experiments.analysis.screening import RANKING, rank, ranking_record, rule_of
     from experiments.storage.study_folder import write_json
     from pipeline.metrics.rows import read_rows
 
@@ -133,12 +133,9 @@ def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "C
     console.print(table)
     content = {
         "what": CAVEAT,
-        "recipe": chosen.digest,
-        "metric": rule.metric,
-        "condition": rule.condition,
-        "order": [one.site for one in ranking],
+        **ranking_record(path, ranking, rule, chosen.digest),
         "effect_points": {
             c: {site: one.effect for site, one in ranked.items()} for c, ranked in others.items()
         },
     }
-    write_json(path.parent / "ranking.json", content)
+    write_json(path.with_name(RANKING), content)
