@@ -1,14 +1,13 @@
 """Delete keys from config files as text: comments and formatting around them stay as they are."""
 
 import ast
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.lint.finding import LintError
 from pipeline.config.provenance import SourcePlace
+from pipeline.storage.files import atomic_path
 
 
 def remove(places: Iterable[SourcePlace]) -> list[Path]:

@@ -116,9 +116,7 @@ def run_trials(
     return Outcome(
         done=tuple(name for name, state in states.items() if state == TrialState.COMPLETE),
         failed={name: folder.failure(name) for name, state in states.items() if state == TrialState.FAILED},
-        unfinished=tuple(
-            name for name, state in states.items() if state not in (TrialState.COMPLETE, TrialState.FAILED)
-        ),
+        unfinished=tuple(name for name, state in states.items() if not state.has_ended),
         ran=len(todo),
     )
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.detector.backbones.sparse_conv import KERNEL_DIMS, to_spconv2
+from pipeline.storage.files import atomic_path
 
 FRESH_PARTS: Mapping[str, tuple[str, ...]] = {
     "aqr": ("pts_bbox_head.aqr.", "pts_bbox_head.bias_generator."),

@@ -9,7 +9,7 @@ from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.integrity import refuse_edits
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, read_rows
-from pipeline.runtime.event_log import STARTED, read_events
+from pipeline.runtime.event_log import starts_of
 
 TIMES = ("ms", "samples/s", "GiB")
 """Units of what no two runs measure alike."""
@@ -155,7 +155,7 @@ def _verdicts(folder: StudyFolder) -> dict[str, tuple[str, str]]:
 
 
 def _starts(trial: Path) -> list[int]:
-    return [event.step for event in read_events(trial) if event.what == STARTED]
+    return [event.step for event in starts_of(trial)]
 
 
 def _went_back(trial: Path, checkpoint: int) -> int:

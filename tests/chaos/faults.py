@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.runtime.event_log import STARTED, read_events
+from pipeline.runtime.event_log import starts_of
 from tests.chaos.cluster import Cluster, offspring
 
 SPARE_BYTES = 2 * 2**20
@@ -69,12 +69,12 @@ class Scene:
         """Process id of the victim's worker.
 
         Args:
-            begun: only one that has written its diary; otherwise also the only one there is.
+            begun: only one that has written its event log; otherwise also the only one there is.
         """
         alive = {
             pid for pid, words in offspring(self.nursery).items() if words.startswith("ray::RayTrainWorker")
         }
-        started = [event.pid for event in read_events(self.victim) if event.what == STARTED]
+        started = [event.pid for event in starts_of(self.victim)]
         found = [pid for pid in reversed(started) if pid in alive] or (
             sorted(alive) if self.alone and not begun else []
         )

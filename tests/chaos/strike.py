@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.runtime.event_log import STARTED, read_events
+from pipeline.runtime.event_log import starts_of
 from pipeline.storage.checkpoint import newest_checkpoint
 from tests.chaos.check import Result, Tally, tally
 from tests.chaos.cluster import ROOT, shim
@@ -162,8 +162,8 @@ class _Run:
     def _start(self, verb: str) -> "subprocess.Popen[bytes]":
         """Start the study driver."""
         words = [str(shim(self.stage.scratch)), "-m", "tests.chaos.drive", "study", verb, NAME]
-        words += ["--runs", str(self.runs), "--patience", str(PATIENCE_S)]
-        words += [] if self.fault in TRACKED else ["--no-sync"]
+        words += ["--runs-dir", str(self.runs), "--hang-timeout", str(PATIENCE_S)]
+        words += [] if self.fault in TRACKED else ["--no-mlflow"]
         given = {
             **os.environ,
             "RAY_ADDRESS": self.stage.cluster.address,
@@ -182,7 +182,7 @@ class _Run:
         trial = self.folder.trial(self.victim)
         while driver.poll() is None and not self._overdue():
             if self.target == 0:
-                there = (trial / "BEGUN.json").exists()
+                there = (trial / "status.json").exists()
             elif self.target > STEPS:
                 there = (trial / "weights.safetensors").exists()
             else:
@@ -276,10 +276,10 @@ class _Run:
         return rows.read_bytes().count(b"\n") if rows.exists() else 0
 
     def _num_starts(self) -> int:
-        return sum(event.what == STARTED for event in read_events(self.folder.trial(self.victim)))
+        return len(starts_of(self.folder.trial(self.victim)))
 
     def _done(self, name: str) -> bool:
-        return (self.folder.trial(name) / "DONE.json").exists()
+        return self.folder.is_complete(name)
 
     def _overdue(self) -> bool:
         return time.monotonic() - self.begun > LONGEST_S

@@ -86,7 +86,7 @@ def test_why_a_trial_failed_is_kept_without_its_secrets(tmp_path, monkeypatch):
     folder = StudyFolder(tmp_path)
     folder.trial("t").mkdir(parents=True)
     folder.finish("t", f"no access to https://me:{PASSWORD}@host", f"Traceback: header {TOKEN}")
-    kept = (folder.trial("t") / "FAILED.json").read_text()
+    kept = (folder.trial("t") / "status.json").read_text()
     assert PASSWORD not in kept
     assert TOKEN not in kept
     assert folder.failure("t") == f"no access to https://me:{MASK}@host"
@@ -105,7 +105,7 @@ def test_a_planted_secret_reaches_neither_mlflow_nor_a_log(tmp_path, capsys, mon
 
     nowhere = f"http://me:{PASSWORD}@127.0.0.1:1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nowhere)
-    assert main(["sync", str(study)]) == 1
+    assert main(["study", "sync", str(study)]) == 1
     said = "".join(capsys.readouterr())
     assert f"http://me:{MASK}@127.0.0.1:1 did not take everything" in " ".join(said.split())
     assert PASSWORD not in said

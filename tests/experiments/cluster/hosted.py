@@ -14,7 +14,7 @@ from pathlib import Path
 from experiments.recipes.mini import smoke
 from pipeline.config.settings import TrialSettings
 from pipeline.metrics.rows import read_rows, select
-from pipeline.runtime.event_log import STARTED, read_events
+from pipeline.runtime.event_log import read_events, starts_of
 from tests.smallest import SMALLEST
 
 PATIENCE_S = 400
@@ -77,10 +77,10 @@ class Run:
 
     def starts(self) -> list[int]:
         """Steps from which its workers went on, those of the first start left out."""
-        return [event.step for event in read_events(self.folder) if event.what == STARTED][1:]
+        return [event.step for event in starts_of(self.folder)][1:]
 
     def first_rank(self) -> int:
-        """Process of rank 0, which wrote into the diary last."""
+        """Process of rank 0, which wrote into the event log last."""
         return read_events(self.folder)[-1].pid
 
     def beyond(self, step: int) -> None:
@@ -150,7 +150,7 @@ def numbers(folder: Path) -> dict[tuple[str, ...], float]:
 def redone(folder: Path) -> list[int]:
     """Return how many steps were trained again after each restart."""
     losses = list(select(read_rows(folder / "rows.jsonl"), metric="loss"))
-    starts = [event for event in read_events(folder) if event.what == STARTED][1:]
+    starts = starts_of(folder)[1:]
     return [max(row.step for row in losses if row.time < event.time) - event.step for event in starts]
 
 

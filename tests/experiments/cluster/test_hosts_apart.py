@@ -14,10 +14,10 @@ from rich.console import Console
 
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
-from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import make_datasets
-from pipeline.runtime.event_log import STARTED, read_events
-from pipeline.storage.files import LOCK
+from pipeline.runtime.event_log import starts_of
+from pipeline.storage.files import writer_lock
 from tests.experiments.cluster.hosted import PATIENCE_S, numbers, redone, settings_of
 from tests.experiments.cluster.hosts import Host, made_hosts, why_not
 
@@ -130,7 +130,7 @@ def test_a_trial_loses_its_host_and_goes_on_from_the_bucket_on_another(recipe, t
         # two of three hosts train; the one of rank 0 goes silent, and with it the only disk with checkpoints
         study = Study(head, runs, f"s3://{BUCKET}/studies")
         study.wait(lambda: max(map(trained, trial.values())) > EVERY * 2, "it trains")
-        lost = next(host for host in others if (trial[host.address] / LOCK).exists())
+        lost = next(host for host in others if writer_lock(trial[host.address]).exists())
         begun = time.monotonic()
         lost.unplug()
         left = [trial[host.address] for host in others if host is not lost]
@@ -142,11 +142,11 @@ def test_a_trial_loses_its_host_and_goes_on_from_the_bucket_on_another(recipe, t
         study.end()
     folder, unbroken = StudyFolder(runs / recipe.name), StudyFolder(tmp_path / "shared" / recipe.name)
     for name in names:
-        assert folder.state(name) == DONE
+        assert folder.is_complete(name)
         assert not (folder.trial(name) / "checkpoints").exists(), "they are on other disks, and in the bucket"
-        assert not (folder.trial(name) / LOCK).exists(), "no worker has been on the driver's disk"
+        assert not writer_lock(folder.trial(name)).exists(), "no worker has been on the driver's disk"
         assert numbers(folder.trial(name)) == numbers(unbroken.trial(name))
-    starts = [event.step for event in read_events(folder.trial(names[0])) if event.what == STARTED]
+    starts = [event.step for event in starts_of(folder.trial(names[0]))]
     print(f"started from steps {starts}, steps trained again: {redone(folder.trial(names[0]))}")
     assert len(starts) == 2
     assert starts[1] >= EVERY

@@ -13,7 +13,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from experiments.cluster.job_submission import MOST_BYTES, SubmitError, package_bytes, runtime_env, send
 from experiments.recipes.mini import smoke
-from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import read_rows
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
@@ -88,12 +88,15 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     )
     wrong = dict(head.environment, RAY_AUTH_TOKEN="0" * 64)
     refused = subprocess.run(
-        [BIASWISE, "submit", "smoke", "--address", head.address], env=wrong, capture_output=True, text=True
+        [BIASWISE, "study", "submit", "smoke", "--address", head.address],
+        env=wrong,
+        capture_output=True,
+        text=True,
     )
     assert refused.returncode == 2
     assert "wants another token" in refused.stderr
 
-    first = biaswise(head, "submit", "smoke", "--no-sync", "--concurrent", "1")
+    first = biaswise(head, "study", "submit", "smoke", "--no-mlflow", "--concurrent", "1")
     folder = StudyFolder(home / "runs/smoke")
     trials = [folder.trial(name) for name in smoke().named_trials()]
     deadline = time.monotonic() + PATIENCE_S
@@ -109,12 +112,12 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     said = first.communicate()[0]
     assert first.returncode == 130, said
     assert "interrupted; what is done is kept, the same command goes on" in said
-    assert not all(folder.state(name) == DONE for name in smoke().named_trials())
+    assert not all(folder.is_complete(name) for name in smoke().named_trials())
 
-    second = biaswise(head, "submit", "smoke", "--no-sync")
+    second = biaswise(head, "study", "submit", "smoke", "--no-mlflow")
     again = second.communicate()[0]
     assert second.returncode == 0, again
-    assert all(folder.state(name) == DONE for name in smoke().named_trials())
+    assert all(folder.is_complete(name) for name in smoke().named_trials())
     assert (state / "state.json").stat().st_ino == inode, "the checkpoint was gone on from, not written again"
     rows = read_rows(trial / "rows.jsonl")
     keys = [(row.metric, row.site, row.condition, row.step) for row in rows]

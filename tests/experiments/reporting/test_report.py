@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from experiments.reporting.report import drawings, print_report, to_html, to_mar
 from experiments.reporting.summary import ReportError, read_record, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
 from pipeline.config.plan import Plan, PlanError
-from pipeline.metrics.rows import Row, append_rows, read_study, rows_digest
+from pipeline.metrics.rows import Row, append_rows, read_study
+from pipeline.storage.trial_status import TrialState, rows_digest
 from tests.experiments.planted_rows import Truth, decorate, plant
+from tests.statuses import write_status
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 
@@ -186,7 +188,7 @@ def test_a_rule_that_was_changed_after_the_fact_is_refused(golden):
 )
 def test_edited_rows_give_no_verdict(golden, edit):
     path = golden / "trials/w00-s0/rows.jsonl"
-    (path.parent / "DONE.json").write_text(json.dumps({"rows": asdict(rows_digest(path))}))
+    write_status(path.parent, rows=rows_digest(path))
     assert summarize(golden).evidence is not None
     path.write_text(edit(path.read_text()))
     summary = summarize(golden)
@@ -199,8 +201,7 @@ def test_a_failed_trial_that_runs_again_may_add_rows(golden):
     path = golden / "trials/w00-s0/rows.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:5]))
-    ended = {"error": "no such file", "rows": asdict(rows_digest(path))}
-    (path.parent / "FAILED.json").write_text(json.dumps(ended))
+    write_status(path.parent, TrialState.FAILED, error="no such file", rows=rows_digest(path))
     path.write_text("".join(lines))
     assert summarize(golden).evidence is not None
     path.write_text("".join(lines[1:]))
@@ -262,7 +263,7 @@ def test_when_all_trials_diverged_there_is_no_verdict(golden):
 
 def test_failed_trials_are_said_with_their_reason(golden):
     for name in ("w11-s0", "w11-s1"):
-        (golden / f"trials/{name}/FAILED.json").write_text(json.dumps({"error": "no such file: x.jpg"}))
+        write_status(golden / "trials" / name, TrialState.FAILED, error="no such file: x.jpg")
     summary = summarize(golden)
     assert "Failed: w11-s0: no such file: x.jpg." in summary.notes
     shutil.rmtree(golden / "trials/w00-s0")

@@ -6,14 +6,11 @@ import pytest
 from experiments.recipes.mini import smoke
 from experiments.reporting.summary import read_record
 from experiments.storage.study_folder import (
-    DONE,
-    FAILED,
-    PARTIAL,
-    PENDING,
     StudyError,
     StudyFolder,
     settings_of,
 )
+from pipeline.storage.trial_status import TrialState
 
 INPUTS = {"config.py": "abc"}
 FIRST, SECOND = smoke().named_trials()
@@ -41,18 +38,21 @@ def test_settings_are_read_back(folder):
 
 
 def test_states_follow_the_files(folder):
-    assert folder.state(FIRST) == PENDING
+    assert folder.state(FIRST) == TrialState.PENDING
     begin(folder)
-    assert folder.state(FIRST) == PARTIAL
+    assert folder.state(FIRST) == TrialState.RUNNING
     folder.finish(FIRST, "it broke", "Traceback ...")
-    assert (folder.state(FIRST), folder.failure(FIRST)) == (FAILED, "it broke")
+    assert (folder.state(FIRST), folder.failure(FIRST)) == (TrialState.FAILED, "it broke")
+    folder.reopen(FIRST)
+    assert (folder.state(FIRST), folder.failure(FIRST)) == (TrialState.RUNNING, "")
     folder.finish(FIRST)
-    assert folder.state(FIRST) == DONE
+    folder.reopen(FIRST)  # what is complete never runs again
+    assert (folder.state(FIRST), folder.failure(FIRST)) == (TrialState.COMPLETE, "")
 
 
-def test_a_checkpoint_without_rows_is_partial(folder):
+def test_a_checkpoint_without_rows_is_a_trial_that_was_started(folder):
     (folder.trial(FIRST) / "checkpoints" / "step_00000002").mkdir(parents=True)
-    assert folder.state(FIRST) == PARTIAL
+    assert folder.state(FIRST) == TrialState.RUNNING
 
 
 def test_claiming_again_changes_nothing(folder):
@@ -99,7 +99,7 @@ def test_a_broken_study_file_is_refused_by_name(folder):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write here \(Not a directory\); choose another --runs"):
+    with pytest.raises(StudyError, match=r"cannot write here \(Not a directory\); choose another --runs-dir"):
         StudyFolder(tmp_path / "file" / "smoke").claim(smoke(), INPUTS)
 
 

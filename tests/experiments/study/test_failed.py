@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from experiments.recipes.mini import smoke
-from experiments.storage.study_folder import DONE, FAILED, StudyFolder
+from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import make_datasets
 from experiments.study.run_study import RunOptions, run_study
 from pipeline.metrics.rows import read_rows
+from pipeline.storage.trial_status import TrialState
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -30,7 +31,7 @@ def test_one_trial_diverges_and_then_all_do(tmp_path):
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     well, ill = recipe.named_trials()
     assert (outcome.done, tuple(outcome.failed)) == ((well,), (ill,))
-    assert (folder.state(well), folder.state(ill)) == (DONE, FAILED)
+    assert (folder.state(well), folder.state(ill)) == (TrialState.COMPLETE, TrialState.FAILED)
     text = console.file.getvalue()
     assert f"failed: {ill}: training stopped at step" in text
     assert "Traceback" not in text

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from experiments.recipes.mini import cross_plan, smoke
 from experiments.recipes.recipe import SyntheticDataset
-from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
 from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.config.settings import DataSettings, TrainSettings
@@ -161,7 +161,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
 
     again = run_trials(recipe, folder, console, ExecutionOptions(tracking=False))
     assert (again.ran, again.complete) == (0, True)
-    assert all(folder.state(name) == DONE for name in recipe.named_trials())
+    assert all(folder.is_complete(name) for name in recipe.named_trials())
 
 
 def _sites(plan: str) -> list[str]:

@@ -20,10 +20,11 @@ from rich.console import Console
 from experiments.cli import main
 from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import FILE, stored_study
-from experiments.storage.study_folder import DONE, StudyFolder
+from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import make_datasets
-from pipeline.metrics.rows import RowsDigest, is_unchanged, read_rows
+from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
+from pipeline.storage.trial_status import TrialState, is_unchanged, read_status
 from pipeline.training.trial import run_trial
 from tests.smallest import SMALLEST
 
@@ -127,7 +128,7 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
         time.sleep(0.1)
     kill(process)
     before = s3.objects()
-    assert f"{copy}/{first}/DONE.json" in before
+    assert json.loads(before[f"{copy}/{first}/status.json"])["state"] == TrialState.COMPLETE
     assert not [key for key in before if "step_00000012" in key and second in key], "killed too late"
     shutil.rmtree(tmp_path / "runs")
 
@@ -135,22 +136,25 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
     after, log = s3.objects(), (tmp_path / "log").read_text()
     folder = StudyFolder(tmp_path / "elsewhere" / recipe.name)
-    assert [folder.state(name) for name in (first, second)] == [DONE, DONE]
+    assert folder.is_complete(first)
+    assert folder.is_complete(second)
     assert numbers(folder) == numbers(unbroken)
     # the done trial was left alone, the other was gone on with: its first rows are those from before
-    for name, file in ((first, "DONE.json"), (first, "rows.jsonl"), (first, "BEGUN.json")):
-        assert after[f"{copy}/{name}/{file}"] == before[f"{copy}/{name}/{file}"]
+    assert after[f"{copy}/{first}/rows.jsonl"] == before[f"{copy}/{first}/rows.jsonl"]
+    then, now = (json.loads(copies[f"{copy}/{first}/status.json"]) for copies in (before, after))
+    assert {**then, "mlflow_run_id": ""} == {**now, "mlflow_run_id": ""}
     rows = before[f"{copy}/{second}/rows.jsonl"]
     assert after[f"{copy}/{second}/rows.jsonl"].startswith(rows[: rows.rfind(b"\n") + 1])
-    assert json.loads(after[f"{copy}/{second}/BEGUN.json"])["seconds"] > 0
+    killed, resumed = read_status(folder.trial(second)).sessions
+    assert killed.start < killed.end <= resumed.start < resumed.end
     steps, all_steps = (timed(study.trial(second)) for study in (folder, unbroken))
     assert steps < all_steps, "steps before the checkpoint were not taken again"
     # the copy is whole, and nobody holds it
     for name in (first, second):
         assert after[f"{copy}/{name}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
-        end = RowsDigest(**json.loads(after[f"{copy}/{name}/DONE.json"])["rows"])
-        assert is_unchanged(folder.trial(name) / "rows.jsonl", end)
-    assert not [key for key in after if ".claims" in key]
+        assert after[f"{copy}/{name}/status.json"] == (folder.trial(name) / "status.json").read_bytes()
+        assert is_unchanged(folder.trial(name) / "rows.jsonl", read_status(folder.trial(name)).rows)
+    assert not [key for key in after if ".leases" in key]
     assert f"studies/{recipe.name}/report.html" in after
     assert "taken over from process" in log
     # the secret is nowhere
@@ -169,24 +173,32 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
     assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
     with stored_study("", folder, Console(file=io.StringIO())) as study_sync:
         assert study_sync.uri == f"{s3.uri}/smoke"
-    looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
+    looker = ["--runs-dir", str(tmp_path / "laptop"), "--storage", s3.uri]
     assert main(["study", "status", "smoke", *looker]) == 1
     assert "failed: it broke" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "laptop/smoke/study.json").exists()
-    assert main(["sync", *looker]) == 2
+    assert main(["study", "sync", *looker]) == 2
     assert "name the studies" in capsys.readouterr().err
 
 
 def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
     folder = StudyFolder(tmp_path / "runs" / "smoke")
-    words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
+    words = ["study", "run", "smoke", "--runs-dir", str(tmp_path / "other"), "--storage", s3.uri]
     with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         assert main(words) == 2
     assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
-    words = ["study", "run", "smoke", "--runs", str(tmp_path), "--storage", "s3://me:hunter22222@bucket/x"]
+    words = [
+        "study",
+        "run",
+        "smoke",
+        "--runs-dir",
+        str(tmp_path),
+        "--storage",
+        "s3://me:hunter22222@bucket/x",
+    ]
     assert main(words) == 2
     said = capsys.readouterr()
     assert "holds a password in a URI" in said.err

@@ -14,14 +14,17 @@ from experiments.packing.policy import FILE as PACKING
 from experiments.packing.policy import packing_of, with_packing
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
-from experiments.storage.study_folder import BEGUN, DONE, PARTIAL, StudyError, StudyFolder, write_json
+from experiments.storage.study_folder import StudyError, StudyFolder, write_json
+from experiments.storage.usage import used_by
 from experiments.study.confirmation_run import ALL, NONE, RECOMMENDED, confirmation, confirmed
 from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
 from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import FILE, ended_rows, run_waves, rungs_of
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows
+from pipeline.storage.trial_status import TrialSession, TrialState
 from tests.experiments.planted_rows import Truth, plant
+from tests.statuses import write_status
 
 SITES = CROSS_SITES[:2]
 CLEAR = Truth({SITES[0]: 6.0, SITES[1]: -6.0}, seeds=(0, 1, 2), noise=0.05, seed_noise=0.1)
@@ -128,7 +131,7 @@ def test_half_a_trial_says_nothing(recipe, folder):
     end(recipe, folder, CLEAR, (0,))
     whole = ended_rows(recipe, folder)
     for row in rows_of(recipe, CLEAR, (1,)):
-        append_rows(folder.trial(row.trial) / "rows.jsonl", [row])  # killed before DONE.json
+        append_rows(folder.trial(row.trial) / "rows.jsonl", [row])  # killed before its end
     assert ended_rows(recipe, folder) == whole
     broken, diverged, *_ = (recipe.by_arm()[arm, 1] for arm in recipe.design.arms)
     for name in (broken, diverged):
@@ -153,20 +156,19 @@ def test_the_waves_are_written_down_alike_however_often_it_was_begun(recipe, fol
 
 def test_gpu_hours_count_what_a_killed_session_used(recipe, folder):
     name = recipe.trial_name(recipe.trials[0])
-    folder.begin(name, gpus=0.5)
     now = time.time()
-    write_json(folder.trial(name) / BEGUN, {"begun": now - 7200, "gpus": 0.5, "seconds": 0, "gpu_hours": 0})
+    write_status(folder.trial(name), TrialState.RUNNING, sessions=(TrialSession(now - 7200, 0.5),))
     rows = folder.trial(name) / "rows.jsonl"
     rows.write_text("")
     os.utime(rows, (now - 3600, now - 3600))  # its last sign of life, an hour after it began
-    assert folder.state(name) == PARTIAL
+    assert folder.state(name) == TrialState.RUNNING
     assert folder.gpu_hours() == pytest.approx(0.5, abs=0.01)
     folder.begin(name, gpus=1.0)
     folder.finish(name)
-    ended = json.loads((folder.trial(name) / "DONE.json").read_text())
-    assert ended["seconds"] == pytest.approx(3600, abs=5)
-    assert ended["gpu_hours"] == pytest.approx(0.5, abs=0.01)
-    assert folder.state(name) == DONE
+    used = used_by(folder.trial(name))
+    assert used.hours == pytest.approx(1, abs=5 / 3600)
+    assert used.gpu_hours == pytest.approx(0.5, abs=0.01)
+    assert folder.is_complete(name)
 
 
 def test_the_confirmation_trains_three_arms_and_reads_their_gains(recipe):

@@ -10,12 +10,11 @@ from pipeline.metrics.rows import (
     Row,
     RowsError,
     append_rows,
-    is_unchanged,
     read_rows,
     read_study,
-    rows_digest,
     select,
 )
+from pipeline.storage.trial_status import is_unchanged, rows_digest
 
 ROW = Row(
     "study", "trial", "a.0.cross=none/flex", "NDS", "fraction", 0.1 + 0.2, condition="clean", seed=3, time=1.5

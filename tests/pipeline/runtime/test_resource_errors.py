@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from experiments.recipes.mini import smoke
 from pipeline.errors import TrialError
 from pipeline.metrics.rows import Row, append_rows, read_rows
-from pipeline.runtime.event_log import STARTED, append_event, count_restarts, read_events
+from pipeline.runtime.event_log import RESUMED, STARTED, append_event, describe_restarts, read_events
 from pipeline.runtime.resource_errors import explain_resource_errors, is_full_disk
 from pipeline.storage.checkpoint import newest_checkpoint, save_checkpoint
 
@@ -117,11 +117,11 @@ def test_other_errors_stay_what_they_are(tmp_path):
         assert caught.value is error
 
 
-def test_the_diary_tells_starts_and_forgives_a_line_cut_short(tmp_path):
+def test_the_event_log_names_starts_and_leaves_out_a_line_cut_short(tmp_path):
     append_event(tmp_path, STARTED)
-    assert not count_restarts(tmp_path)
-    with (tmp_path / "diary.jsonl").open("a") as file:
+    assert not describe_restarts(tmp_path)
+    with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"what": "sta\n')
-    append_event(tmp_path, STARTED, 6)
+    append_event(tmp_path, RESUMED, 6)
     assert [event.step for event in read_events(tmp_path)] == [0, 6]
-    assert count_restarts(tmp_path) == "started 2 times, went on after step 6"
+    assert describe_restarts(tmp_path) == "started 2 times, resumed after step 6"

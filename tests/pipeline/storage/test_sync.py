@@ -83,13 +83,13 @@ def test_nothing_is_copied_twice(s3, here):
 def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
     """A copy that ends after each number of files: rows are never behind the checkpoint, the end is last."""
     fill(here)
-    (here / TRIAL / "DONE.json").write_text("{}")
+    (here / TRIAL / "status.json").write_text("{}")
     names = []
     recorder = StudySync(f"{s3.uri}/study", here)
     object.__setattr__(recorder.store, "upload", lambda source, path: names.append(path))
     recorder.upload(TRIAL)
-    (here / TRIAL / ".mirror.json").unlink()
-    assert names[-1] == f"{TRIAL}/DONE.json"
+    (here / TRIAL / ".sync_state.json").unlink()
+    assert names[-1] == f"{TRIAL}/status.json"
     for cut in range(len(names) + 1):
         study_sync = StudySync(f"{s3.uri}/cut{cut}", here)
         for name in names[:cut]:
@@ -100,21 +100,23 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
         if state is not None:
             assert {path.name for path in state.iterdir()} == {"tensors.safetensors", "state.json"}
             assert (there / TRIAL / "rows.jsonl").read_bytes() == (here / TRIAL / "rows.jsonl").read_bytes()
-        assert (there / TRIAL / "DONE.json").exists() == (cut == len(names))
+        assert (there / TRIAL / "status.json").exists() == (cut == len(names))
 
 
-def test_old_checkpoints_and_mended_failures_leave_the_bucket_and_nothing_else_does(s3, here):
+def test_old_checkpoints_leave_the_bucket_and_nothing_else_does(s3, here):
     trial = fill(here)
-    (trial / "FAILED.json").write_text("{}")
+    (trial / "status.json").write_text('{"state": "FAILED"}')
     study_sync = StudySync(f"{s3.uri}/study", here)
     study_sync.upload_study()
     (trial / "checkpoints/step_00000010").rename(trial / "checkpoints/step_00000020")
-    (trial / "FAILED.json").unlink()
+    (trial / "status.json").write_text('{"state": "RUNNING"}')
     (trial / "rows.jsonl").unlink()
     study_sync.upload_study()
     names = {name.partition(f"{TRIAL}/")[2] for name in s3.objects() if TRIAL in name}
     step = "checkpoints/step_00000020"
-    assert names == {"rows.jsonl", "settings.json", f"{step}/state.json", f"{step}/tensors.safetensors"}
+    files = {"rows.jsonl", "settings.json", "status.json"}
+    assert names == {*files, f"{step}/state.json", f"{step}/tensors.safetensors"}
+    assert "RUNNING" in s3.objects()[f"studies/study/{TRIAL}/status.json"].decode(), "the failure is mended"
 
 
 def test_who_was_left_behind_takes_what_went_on_elsewhere(s3, here, there):
@@ -283,7 +285,7 @@ def test_a_claim_that_was_taken_over_interrupts_its_process(s3, here):
     claim = Lease(StudySync(f"{s3.uri}/study", here), print, renew_s=0.2)
 
     def lose(held):
-        held.store.remove(f".claims/{claim.name}.json")
+        held.store.remove(f".leases/{claim.name}.json")
         time.sleep(120)
 
     with claim as held, pytest.raises(KeyboardInterrupt):

@@ -19,10 +19,12 @@ from mlflow import MlflowClient
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import write_report
 from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.storage.trial_status import TrialState
 from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
 from pipeline.tracking.mlflow_sync import CURSOR, EXPERIMENT, sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
 from tests.experiments.planted_rows import Truth, decorate, plant
+from tests.statuses import write_status
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
@@ -59,7 +61,7 @@ def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
         (place / "settings.json").write_text(
             json.dumps({"seed": 0, "train": {"steps": 100}, "init_checkpoint": "mini"})
         )
-        (place / "DONE.json").write_text("{}")
+        write_status(place)
     (folder / "study.json").write_text("{}")
     return folder
 
@@ -133,13 +135,13 @@ def test_sent_twice_nothing_doubles(uri, study, lose_cursor):
 
 
 def test_new_rows_are_sent_and_only_those(uri, study):
-    (study / "trials/w00-s1/DONE.json").unlink()
+    write_status(study / "trials/w00-s1", TrialState.RUNNING)
     sync(study, uri)
     _, (parent,), children = runs_of(uri, study)
     assert {children["w00-s1"].info.status, parent.info.status} == {"RUNNING"}
     file = study / "trials/w00-s1/rows.jsonl"
     append_rows(file, [replace(row, step=200) for row in read_rows(file) if row.metric == "NDS"])
-    (study / "trials/w00-s1/DONE.json").write_text("{}")
+    write_status(study / "trials/w00-s1")
     assert sync(study, uri).sent == 1
     assert_complete(uri, study)
     _, (parent,), children = runs_of(uri, study)
@@ -147,11 +149,11 @@ def test_new_rows_are_sent_and_only_those(uri, study):
 
 
 def test_failed_trials_and_missing_ones_are_states(uri, study):
-    (study / "trials/w01-s1/DONE.json").rename(study / "trials/w01-s1/FAILED.json")
+    write_status(study / "trials/w01-s1", TrialState.FAILED)
     sync(study, uri)
     _, (parent,), children = runs_of(uri, study)
     assert (children["w01-s1"].info.status, parent.info.status) == ("FAILED", "RUNNING")
-    (study / "trials/w01-s1/FAILED.json").rename(study / "trials/w01-s1/DONE.json")
+    write_status(study / "trials/w01-s1")
     (study / "study.json").write_text('{"trials": ["w00-s1", "to-come"]}')
     sync(study, uri)
     _, (parent,), children = runs_of(uri, study)
@@ -232,7 +234,7 @@ def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
     assert (report.sent, report.parent) == (0, "")
     assert report.unsent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
     assert dead in report.warning
-    assert "biaswise sync" in report.warning
+    assert "biaswise study sync" in report.warning
     assert sync(study, uri).unsent == 0
     assert_complete(uri, study)
 

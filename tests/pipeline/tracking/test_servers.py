@@ -28,6 +28,7 @@ from pipeline.metrics.rows import Row, append_rows, read_study
 from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key
 from pipeline.tracking.study_reader import stored_trials
+from tests.statuses import write_status
 
 pytestmark = [
     pytest.mark.slow,
@@ -182,7 +183,7 @@ def make_study(folder, trials, rows):
         place = folder / "trials" / base.trial
         append_rows(place / "rows.jsonl", [measured(base, step) for step in range(rows)])
         (place / "settings.json").write_text('{"seed": 0}')
-        (place / "DONE.json").write_text("{}")
+        write_status(place)
     (folder / "study.json").write_text("{}")
     return folder
 
@@ -230,12 +231,12 @@ def test_killed_under_load_and_started_again(server, store, tmp_path, monkeypatc
         sender.join(PATIENCE_S)
         server.start()
     assert [bool(report.warning) for report in reports] == [True] * 3, "killed too late to show anything"
-    assert all("biaswise sync" in report.warning and report.unsent for report in reports)
+    assert all("biaswise study sync" in report.warning and report.unsent for report in reports)
     last = sync(study, server.address)
     assert (last.unsent, last.warning) == (0, "")
     assert sync(study, server.address).sent == 0
     assert_each_once(store, study)
-    (study / "mlflow.json").unlink()
+    (study / "mlflow_sync.json").unlink()
     assert sync(study, server.address).unsent == 0
     assert_each_once(store, study)
 
