@@ -25,7 +25,7 @@ def test_a_killed_owners_folder_is_removed_by_the_next(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "from pipeline.storage.temporary import temporary_folder\n"
-        "with scratch_folder('x', Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+        "with temporary_folder('x', Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={**os.environ}, check=False)
     (left,) = tmp_path.iterdir()
