@@ -30,7 +30,7 @@ def train(arguments: Namespace) -> int:
     chosen = recipe(arguments.recipe)
     settings = _changed(_choose(chosen, arguments.trial), arguments)
     refuse_secrets(settings.to_dict())
-    make_datasets(chosen.worlds, console)
+    make_datasets(chosen.datasets, console)
     folder = StudyFolder(Path(arguments.out).resolve() / chosen.name).trial(chosen.trial_name(settings))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(settings.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -77,15 +77,15 @@ def judgement(study_folder: Path) -> tuple[dict[str, str], dict[str, float]]:
     """Read the report's tables as what people search and chart studies by.
 
     Returns:
-        Tags ``verdict.<site>`` (and its level, if there are several) and ``verdict.recommended``; numbers
+        Tags ``verdict.<site>`` (and its treatment, if there are several) and ``verdict.recommended``; numbers
         ``gain/<site>``, ``net/<site>``, ``slowdown_percent/<site>`` and ``recommended/...`` of the best plan.
     """
     tags: dict[str, str] = {}
     numbers: dict[str, float] = {}
     verdicts = read_table(study_folder / "verdicts.csv")
-    several = len({line["level"] for line in verdicts}) > 1
+    several = len({line["treatment"] for line in verdicts}) > 1
     for line in verdicts:
-        term = f"{line['site']}.{line['level']}" if several else line["site"]
+        term = f"{line['site']}.{line['treatment']}" if several else line["site"]
         tags[f"verdict.{term}"] = line["verdict"]
         numbers |= {f"{name}/{term}": float(line[name]) for name in ("gain", "net", "slowdown_percent")}
     for line in read_table(study_folder / "plans.csv")[:1]:  # best first

@@ -164,7 +164,7 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("experiments.commands.trial.make_worlds", lambda worlds, console: None)
+    monkeypatch.setattr("experiments.commands.trial.make_worlds", lambda datasets, console: None)
     monkeypatch.setattr(
         "experiments.commands.trial._run_here", lambda settings, folder: seen.append((settings, folder))
     )
