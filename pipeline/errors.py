@@ -19,10 +19,7 @@ def written_by_old_version(what: str) -> str:
     Args:
         what: the thing that is refused, as the subject of the sentence.
     """
-    return (
-        f"{what} was written by version 0.1.0; read it with that version (commit da22db2), "
-        f"or run the study again with this one"
-    )
+    return f"{what} was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
 
 
 class TrialError(RuntimeError):

@@ -143,6 +143,6 @@ def test_a_rule_with_arms_and_levels_survives_json():
 @pytest.mark.parametrize("field", ["treatment", "more_treatments", "margin", "looks", "spending"])
 def test_a_rule_of_version_0_1_0_is_refused(field):
     with pytest.raises(
-        AnalysisError, match=r"the rule was written by version 0\.1\.0; read it with .* da22db2"
+        AnalysisError, match=r"the rule was written by Biaswise 0\.1\.0; read it with .* da22db2"
     ):
         DecisionRule.from_dict(RULE.to_dict() | {field: "window"})

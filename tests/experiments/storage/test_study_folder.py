@@ -79,7 +79,7 @@ def test_a_changed_config_is_refused_once_a_trial_has_run(folder):
 def test_a_study_of_version_0_1_0_is_refused_and_left_as_it_is(folder, field):
     old = json.loads((folder.path / "study.json").read_text()) | {field: []}
     (folder.path / "study.json").write_text(json.dumps(old))
-    with pytest.raises(StudyError, match=r"study\.json was written by version 0\.1\.0; read .* da22db2"):
+    with pytest.raises(StudyError, match=r"study\.json was written by Biaswise 0\.1\.0; read .* da22db2"):
         folder.claim(smoke(), INPUTS)
     assert json.loads((folder.path / "study.json").read_text()) == old
 

@@ -20,7 +20,7 @@ def golden(tmp_path):
 
 
 def test_rows_count_from_first_to_last_without_long_pauses(tmp_path):
-    row = Row("s", "t", "p", "loss", "1", 1.0, device="NVIDIA H200")
+    row = Row("s", "t", "p", "loss", "", 1.0, device="NVIDIA H200")
     times = [0.0, 1800.0, 1800.0 + LONGEST_PAUSE_S + 1, 3600.0 + LONGEST_PAUSE_S + 1]
     rows = [replace(row, time=time) for time in (times[2], times[0], times[3], times[1])]
     assert used_by_trials(tmp_path, rows) == {"t": Used(1.0, 1.0)}
