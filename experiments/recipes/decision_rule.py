@@ -18,7 +18,7 @@ ALPHA_SPENDING = ("obrien_fleming", "pocock")
 PRICED_BY = ("trials", "bench")
 """Where the slow-down comes from: the trials' own step times, or the operator benchmark."""
 SCREENING = "screening"
-"""``order_by`` of a rule whose order comes from the study's own screening (``biaswise screen``)."""
+"""``order_by`` of a rule whose order comes from the study's own screening (``biaswise study screen``)."""
 
 FIELDS_OF_OLD_VERSION = frozenset({"treatment", "more_treatments", "margin", "looks", "spending"})
 """Fields that a rule of version 0.1.0 has, and a rule of this version does not have."""

@@ -107,7 +107,7 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warning = (
             f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
-            f"{study_folder}, send them later with `biaswise sync`"
+            f"{study_folder}, send them later with `biaswise study sync`"
         )
     now = sum(trial.sent for trial in trials)
     return SyncReport(shown, len(trials), now - before, total - now, parent, warning)

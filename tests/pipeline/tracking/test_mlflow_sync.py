@@ -232,7 +232,7 @@ def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
     assert (report.sent, report.parent) == (0, "")
     assert report.unsent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
     assert dead in report.warning
-    assert "biaswise sync" in report.warning
+    assert "biaswise study sync" in report.warning
     assert sync(study, uri).unsent == 0
     assert_complete(uri, study)
 
