@@ -7,11 +7,12 @@ from rich.console import Console
 
 from experiments.storage.remote_study import download_study
 from experiments.storage.study_folder import StudyError
-from experiments.study.final_report import show_report
 
 
 def report(arguments: Namespace) -> int:
     """Print the verdicts and write the report."""
+    from experiments.study.final_report import show_report  # the figures' library costs half a second
+
     download_study(arguments.storage, Path(arguments.runs) / arguments.study)
     show_report(_folder(arguments.study, arguments.runs), Console())
     return 0

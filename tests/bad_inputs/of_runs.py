@@ -682,14 +682,14 @@ URIS = [
         "scheme",
         "gopher",
         uri("gopher://host/x"),
-        "warning: MLflow at gopher://host/x did not take everything (… got unsupported URI 'gopher://host/x' …); the rows are safe in …, send them later with `biaswise sync`",
+        "warning: MLflow at gopher://host/x did not take everything (… got unsupported URI 'gopher://host/x' …); the rows are safe in …, send them later with `biaswise study sync`",
     ),
     Bad(
         "MLFLOW_TRACKING_URI",
         "database",
         "in a folder that is a file",
         uri("sqlite:////etc/hostname/mlflow.db"),
-        "warning: MLflow at sqlite:////etc/hostname/mlflow.db did not take everything ([Errno 17] File exists: '/etc/hostname'); the rows are safe in …, send them later with `biaswise sync`",
+        "warning: MLflow at sqlite:////etc/hostname/mlflow.db did not take everything ([Errno 17] File exists: '/etc/hostname'); the rows are safe in …, send them later with `biaswise study sync`",
     ),
     Bad(
         "MLFLOW_TRACKING_URI",
@@ -703,7 +703,7 @@ URIS = [
         "database",
         "none yet, for `biaswise ui`",
         uri("sqlite:////none/mlflow.db", "ui"),
-        "there is no /none/mlflow.db; run a study or `biaswise sync` first",
+        "there is no /none/mlflow.db; run a study or `biaswise study sync` first",
     ),
     Bad(
         "RAY_API_SERVER_ADDRESS",
