@@ -18,7 +18,6 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from pipeline.metrics.rows import draw_of
 from pipeline.redaction import redact
 from pipeline.tracking.mlflow_server import default_uri
 from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
@@ -173,7 +172,7 @@ class _StudySender:
             points = [
                 Metric(metric_key(row), row.value, milliseconds(row.time), row.step)
                 for row in batch
-                if not is_kernel(row) and draw_of(row.scene) is None
+                if not is_kernel(row) and row.draw is None
             ]
             points.sort(key=lambda point: point.key not in HEADLINES)  # the compare view opens on the first
             kernels = kernels_by_site(trial.rows).items()

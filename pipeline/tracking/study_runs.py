@@ -139,7 +139,7 @@ class StudyRuns:
             "biaswise.created_at": _created_at(trials),
             "biaswise.kind": "study",
             "biaswise.study": first.study,
-            "biaswise.recipe": first.recipe,
+            "biaswise.recipe": first.recipe_digest,
             "biaswise.folder": str(self._folder),
         }
         inside = self._folder.name  # a confirmation is a study of the same name in a folder of the study
@@ -153,7 +153,7 @@ class StudyRuns:
             "mlflow.parentRunId": self.parent,
             "biaswise.kind": "trial",
             "biaswise.study": first.study,
-            "biaswise.recipe": first.recipe,
+            "biaswise.recipe": first.recipe_digest,
             "biaswise.trial": name,
             "biaswise.created_at": created_at,
             "biaswise.plan": first.plan,
