@@ -94,7 +94,7 @@ def rank(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule, conditio
     if missing := [cell for cell in cells if cell not in values]:
         raise RecipeError(
             f"{len(missing)} of {len(cells)} masks have no {rule.metric} "
-            f"({condition or rule.condition}); run `biaswise screen` again, it goes on where it stopped"
+            f"({condition or rule.condition}); run `biaswise study screen` again, it goes on where it stopped"
         )
     found = [_ranked(site, index, values, len(sites)) for index, site in enumerate(sites)]
     return sorted(found, key=lambda one: -one.effect)

@@ -129,7 +129,9 @@ class StudyFolder:
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs") from error
+            raise StudyError(
+                f"{self.path}: cannot write here ({reason}); choose another --runs-dir"
+            ) from error
 
     def _started(self) -> bool:
         return any(self.state(trial.name) != PENDING for trial in self.path.glob("trials/*"))
@@ -153,7 +155,7 @@ class StudyFolder:
         if odd:
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
-                f"move {self.path} away or choose another --runs, their results do not mix"
+                f"move {self.path} away or choose another --runs-dir, their results do not mix"
             )
 
     @contextmanager

@@ -81,7 +81,7 @@ def go_on(study, folder):
 
 
 def test_it_waits_for_the_screening_and_says_so(study, folder):
-    with pytest.raises(ScreeningMissing, match="and there is none; run `biaswise screen`"):
+    with pytest.raises(ScreeningMissing, match="and there is none; run `biaswise study screen`"):
         go_on(study, folder)
     assert "in the order of the study's screening, and there is none" in summarize(folder.path).answer
 

@@ -169,24 +169,32 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
     assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
     with stored_study("", folder, Console(file=io.StringIO())) as study_sync:
         assert study_sync.uri == f"{s3.uri}/smoke"
-    looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
+    looker = ["--runs-dir", str(tmp_path / "laptop"), "--storage", s3.uri]
     assert main(["study", "status", "smoke", *looker]) == 1
     assert "failed: it broke" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "laptop/smoke/study.json").exists()
-    assert main(["sync", *looker]) == 2
+    assert main(["study", "sync", *looker]) == 2
     assert "name the studies" in capsys.readouterr().err
 
 
 def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
     folder = StudyFolder(tmp_path / "runs" / "smoke")
-    words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
+    words = ["study", "run", "smoke", "--runs-dir", str(tmp_path / "other"), "--storage", s3.uri]
     with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         assert main(words) == 2
     assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
-    words = ["study", "run", "smoke", "--runs", str(tmp_path), "--storage", "s3://me:hunter22222@bucket/x"]
+    words = [
+        "study",
+        "run",
+        "smoke",
+        "--runs-dir",
+        str(tmp_path),
+        "--storage",
+        "s3://me:hunter22222@bucket/x",
+    ]
     assert main(words) == 2
     said = capsys.readouterr()
     assert "holds a password in a URI" in said.err
