@@ -79,7 +79,9 @@ def _trained(
     if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
         console.print(f"its training is the study's trial {name}", highlight=False)
         return study.trial(name)
-    alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stopping=None, confirmation_seeds=())
+    alone = replace(
+        chosen, trials=(settings,), rule=None, design=None, early_stopping=None, confirmation_seeds=()
+    )
     folder = StudyFolder(study.path / FOLDER)
     folder.claim(alone, digest_inputs(alone))
     make_datasets(alone.datasets, console)

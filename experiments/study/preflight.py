@@ -130,3 +130,11 @@ def check_data(recipe: Recipe) -> None:
     }
     for root, version, split in sorted(wanted):
         open_source(Path(resolve_path(root)), version, split)
+
+
+def check_tracking(console: Console) -> None:
+    """Connect to MLflow once, so that no trial creates its tables; print a warning if it cannot be used."""
+    from pipeline.tracking.mlflow_store import prepare_store  # costs seconds
+
+    if warning := prepare_store():
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
