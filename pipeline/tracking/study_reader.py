@@ -73,46 +73,6 @@ def study_state(study_folder: Path) -> str:
         return "FINISHED" if "ended" in json.loads(waves.read_text(encoding="utf-8")) else "RUNNING"
     path = study_folder / "study.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
-<<<<<<< HEAD
-    finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
-    return "FINISHED" if finished.issuperset(named or [trial.folder.name for trial in trials]) else "RUNNING"
-
-
-PLAN_NUMBERS = ("utility", "predicted", "predicted_samples_per_s", "measured", "measured_samples_per_s")
-"""What the columns of ``plans.csv`` after the first are, in order."""
-
-
-def judgement(study_folder: Path) -> tuple[dict[str, str], dict[str, float]]:
-    """Read the report's tables as what people search and chart studies by.
-
-    Returns:
-        Tags ``verdict.<site>`` (and its treatment, if there are several) and ``verdict.recommended``; numbers
-        ``gain/<site>``, ``net/<site>``, ``slowdown_percent/<site>`` and ``recommended/...`` of the best plan.
-    """
-    tags: dict[str, str] = {}
-    numbers: dict[str, float] = {}
-    verdicts = read_table(study_folder / "verdicts.csv")
-    several = len({line["treatment"] for line in verdicts}) > 1
-    for line in verdicts:
-        term = f"{line['site']}.{line['treatment']}" if several else line["site"]
-        tags[f"verdict.{term}"] = line["verdict"]
-        numbers |= {f"{name}/{term}": float(line[name]) for name in ("gain", "net", "slowdown_percent")}
-    for line in read_table(study_folder / "plans.csv")[:1]:  # best first
-        head, *cells = line.items()
-        tags["verdict.recommended"] = " ".join(head)
-        found = zip(PLAN_NUMBERS, cells, strict=False)
-        numbers |= {f"recommended/{name}": float(text) for name, (_, text) in found if text}
-    return tags, numbers
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Read one of the report's tables, head -> cell per line; empty if the report has none."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-=======
     names = named or [rows.parent.name for rows in study_folder.glob("trials/*/rows.jsonl")]
     states = {trial_state(study_folder / "trials" / name) for name in names}
     return "FINISHED" if states == {"FINISHED"} else "RUNNING"
->>>>>>> main
