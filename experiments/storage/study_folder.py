@@ -17,6 +17,7 @@ from typing import Any
 from experiments.recipes.recipe import Recipe
 from experiments.storage import usage
 from pipeline.config.settings import TrialSettings
+from pipeline.errors import written_by_old_version
 from pipeline.redaction import redact, refuse_secrets
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 from pipeline.storage.trial_status import (
@@ -27,6 +28,9 @@ from pipeline.storage.trial_status import (
     rows_digest,
     update_status,
 )
+
+FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
+"""Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
 
 
 class StudyError(ValueError):
@@ -124,7 +128,7 @@ class StudyFolder:
             inputs: digest of every file whose content decides results.
 
         Raises:
-            StudyError: the folder cannot be written, or holds another study.
+            StudyError: the folder cannot be written, holds another study, or one of version 0.1.0.
             SecretError: settings hold a password or a token.
         """
         for settings in recipe.trials:
@@ -134,13 +138,14 @@ class StudyFolder:
             "question": recipe.question,
             "digest": recipe.digest,
             "rule": recipe.rule.to_dict() if recipe.rule else None,
-            "factors": list(recipe.factors),
-            "worlds": [asdict(world) for world in recipe.worlds],
+            "sites": list(recipe.sites),
+            "datasets": [asdict(dataset) for dataset in recipe.datasets],
             "trials": list(recipe.named_trials()),
             "inputs": dict(inputs),
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_old_version()
             if not self._started():
                 self._forget()
             self._agree("study.json", wanted)
@@ -152,6 +157,11 @@ class StudyFolder:
             raise StudyError(
                 f"{self.path}: cannot write here ({reason}); choose another --runs-dir"
             ) from error
+
+    def _refuse_old_version(self) -> None:
+        path = self.path / "study.json"
+        if path.exists() and FIELDS_OF_OLD_VERSION & set(read_json(path)):
+            raise StudyError(written_by_old_version(str(path)))
 
     def _started(self) -> bool:
         return any(self.state(trial.name) != TrialState.PENDING for trial in self.path.glob("trials/*"))

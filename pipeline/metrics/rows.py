@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.trial_status import READ_BY_OLD_VERSION
+from pipeline.errors import written_by_old_version
 
 PEAKS = ("peak_allocated_gib", "peak_resident_gib")
 """Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_from_line(line))
         except _OldVersionError:
-            raise RowsError(f"{path} {READ_BY_OLD_VERSION}") from None
+            raise RowsError(written_by_old_version(str(path))) from None
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)

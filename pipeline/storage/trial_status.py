@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.errors import written_by_old_version
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 
 FILE = "status.json"
-
-READ_BY_OLD_VERSION = "was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
-"""How the sentence ends that refuses a file or a folder of the version before this layout."""
 
 _OLD_FILES = ("BEGUN.json", "DONE.json", "FAILED.json", "diary.jsonl")
 """Files of a trial that version 0.1.0 wrote, and this version does not."""
@@ -115,7 +113,7 @@ def read_status(trial: Path) -> TrialStatus:
         )
     except FileNotFoundError:
         if any((trial / name).exists() for name in _OLD_FILES):
-            raise StatusError(f"{trial} {READ_BY_OLD_VERSION}") from None
+            raise StatusError(written_by_old_version(str(trial))) from None
         begun = (trial / "rows.jsonl").exists() or any(trial.glob("checkpoints/step_*"))
         return TrialStatus(TrialState.RUNNING if begun else TrialState.PENDING)
     except (ValueError, KeyError, TypeError) as error:
