@@ -50,8 +50,9 @@ def add_rows(folder, number, word="row"):
 
 
 def content(folder):
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = (path for path in files if not any(part.startswith(".") for part in path.parts))
+    return {path.as_posix(): (folder / path).read_bytes() for path in shown}
 
 
 def test_what_is_fetched_elsewhere_is_what_was_copied(s3, here, there):
@@ -249,7 +250,7 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(s3, here):
     code = (
         "import sys, os; from pathlib import Path\n"
         "from pipeline.storage.lease import Lease; from pipeline.storage.sync import StudySync\n"
-        "Claim(Mirror(sys.argv[1], Path('x')), print).__enter__(); os._exit(9)"
+        "Lease(StudySync(sys.argv[1], Path('x')), print).__enter__(); os._exit(9)"
     )
     study_sync = StudySync(f"{s3.uri}/study", here)
     dead = subprocess.Popen([sys.executable, "-c", code, study_sync.uri])
@@ -304,11 +305,11 @@ def test_a_store_that_does_not_answer_is_told_once_and_waited_for(s3, here, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
     claim = Lease(StudySync(f"{s3.uri}/study", here), told.append, renew_s=0.2)
     with claim as held:
-        object.__setattr__(claim, "_mirror", dead)
+        object.__setattr__(claim, "_study_sync", dead)
         while not told:
             time.sleep(0.1)
         time.sleep(1)
-        object.__setattr__(claim, "_mirror", held)
+        object.__setattr__(claim, "_study_sync", held)
         while len(told) < 2:
             time.sleep(0.1)
         held.upload_study()
