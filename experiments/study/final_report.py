@@ -55,7 +55,7 @@ def verdicts_of(summary: Summary) -> StudyVerdicts:
     if evidence is None or advice is None:
         return StudyVerdicts()
     sites = tuple(
-        SiteVerdict(v.site, v.level, v.verdict, v.effect, v.net, _known(v.slowdown_percent))
+        SiteVerdict(v.site, v.treatment, v.verdict, v.effect, v.net, _known(v.slowdown_percent))
         for v in evidence.verdicts
     )
     rule, best = evidence.rule, advice.best

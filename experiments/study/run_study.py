@@ -89,7 +89,7 @@ def _conduct(
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
-    make_datasets(recipe.worlds, console)
+    make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     with folder.lock():
         if any(folder.state(name) != DONE for name in recipe.named_trials()):
@@ -103,7 +103,7 @@ def _conduct(
         if study_sync:
             study_sync.upload_study()
         outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and options.confirming and recipe.confirm_seeds:
+        if outcome.complete and options.confirming and recipe.confirmation_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
             outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.state(name) == DONE for name in recipe.named_trials()):
