@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TextIO
 
 from experiments.parser import build_parser
 from pipeline.errors import is_user_error
+from pipeline.ray_train.local_cluster import prepare_ray
 
 DONE, FINDINGS, WRONG = 0, 1, 2
 ROOT = Path(__file__).parents[1]
@@ -36,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser(bench=words[:1] == ["bench"]).parse_args(words)
     module, _, function = arguments.run.partition(":")
-    warnings.showwarning = _warn
-    signal.signal(signal.SIGTERM, _leave)
-    if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
-        signal.signal(signal.SIGINT, _leave)
+    _prepare_process(arguments)
     try:
         return int(getattr(import_module(f"experiments.commands.{module}"), function)(arguments))
     except (ValueError, RuntimeError) as error:
@@ -61,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"biaswise: error: {place}: no space left; make room, the same command goes on", file=sys.stderr
         )
         return WRONG
+
+
+def _prepare_process(arguments: Namespace) -> None:
+    """Set up what holds for the whole process: warnings, signals, and the settings that Ray reads."""
+    warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, _leave)
+    if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
+        signal.signal(signal.SIGINT, _leave)
+    if "address" not in arguments:  # commands that have it talk to the cluster at that address
+        prepare_ray()
 
 
 def _warn(

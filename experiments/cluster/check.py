@@ -78,7 +78,7 @@ def _placeholders(value: Any, at: str = "") -> Iterator[str]:
 
 def _validate(config: dict[str, Any]) -> Iterator[str]:
     """Yield what Ray's own validation objects to."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    from pipeline.ray_train.ray_internals import validate_cluster_config  # imports Ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -86,7 +86,7 @@ def _validate(config: dict[str, Any]) -> Iterator[str]:
             if "kind" in config:
                 derive_config(config)
             else:
-                validate_config(prepare_config(config))
+                validate_cluster_config(config)
     except jsonschema.ValidationError as error:
         at = ".".join(str(part) for part in error.absolute_path)
         yield f"{at or 'top level'}: {error.message}"

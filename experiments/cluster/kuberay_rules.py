@@ -33,13 +33,13 @@ def derive_config(job: Config) -> dict[str, Any]:
     Raises:
         ValueError: Ray refuses it, or it is no RayJob.
     """
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from pipeline.ray_train.ray_internals import kuberay_autoscaling_config  # imports Ray
 
     if job.get("kind") != "RayJob":
         raise ValueError(f"kind is {job.get('kind')}; expected RayJob")
     metadata = {"namespace": "default", **job["metadata"]}
     cluster = {"metadata": metadata, "spec": job["spec"]["rayClusterSpec"]}
-    return dict(_derive_autoscaling_config_from_ray_cr(cluster))
+    return kuberay_autoscaling_config(cluster)
 
 
 def check_ray_job(job: Config) -> Iterator[str]:
