@@ -9,7 +9,6 @@ imports Ray in functions only. Ray reads those that differ between sessions of o
 """
 
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +67,7 @@ def prepare_ray() -> None:
         if "ray" in sys.modules and not LOCAL.keys() <= os.environ.keys():
             raise RuntimeError("Ray was imported before its settings were made; call prepare_ray() first")
         # One token for all sessions of this process, because Ray keeps the first one that it reads.
-        settings |= LOCAL | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        settings |= LOCAL | {"RAY_AUTH_TOKEN": os.urandom(32).hex()}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
 
