@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from pipeline.ray_train.local_cluster import prepare_ray
+
+prepare_ray()  # before a test imports Ray
+
 SECRET = "planted-secret-7d1e0c44"
 """What must appear in no file, no log and no object; the server takes any."""
 
