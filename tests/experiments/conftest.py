@@ -9,11 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from experiments.preflight import make_worlds
+from experiments.recipes import World, smoke
 from pipeline.scratch import scratch_folder
 
 PATIENCE_S = 120
@@ -40,6 +43,16 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def smoke_world(made_once: Callable[..., Path]) -> World:
+    """The dataset of the smallest studies, made once."""
+
+    def make(root: Path) -> None:
+        make_worlds((replace(smoke().worlds[0], root=str(root)),), Console(quiet=True))
+
+    return replace(smoke().worlds[0], root=str(made_once("smoke", make)))
 
 
 @pytest.fixture
