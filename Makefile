@@ -10,7 +10,7 @@ demo: $(ENV)
 	$(RUN)biaswise demo
 
 test: $(ENV)
-	$(RUN)pytest -n 2 -q -m "not slow" tests
+	$(RUN)pytest -n 2 --dist worksteal -q -m "not slow" tests
 
 # Everything: what `make test` runs, then what it leaves out; the longest first, handed out one by one.
 test-all: test

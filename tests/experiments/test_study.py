@@ -14,14 +14,15 @@ import pytest
 from rich.console import Console
 
 from experiments.folder import DONE, StudyFolder
-from experiments.preflight import check_data, check_models, check_trials, digest_inputs, make_worlds
-from experiments.recipes import World, cross_plan, smoke
+from experiments.preflight import check_data, check_models, check_trials, digest_inputs
+from experiments.recipes import cross_plan, smoke
 from experiments.study import Running, run_trials
 from pipeline.rows import read_rows, select
 from pipeline.session import LocalSession
 from pipeline.settings import DataSettings, TrainSettings
 from pipeline.state import newest_state
 from pipeline.train import run_trial
+from tests.smallest import SMALLEST
 
 pytestmark = [
     pytest.mark.cluster,
@@ -95,20 +96,16 @@ class Killer(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    root = str(tmp_path_factory.mktemp("world"))
-    world = World(root, seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+def recipe(smoke_world):
     base = replace(
         smoke().trials[0],
-        data=DataSettings(train=(root,), val=root),
+        data=DataSettings(train=(smoke_world.root,), val=smoke_world.root),
+        overrides=SMALLEST,
         train=TrainSettings(steps=4, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
     )
     window = cross_plan(("window", "none", "none"))
-    made = replace(
-        smoke(), worlds=(world,), trials=(base, replace(base, plan=window, workers=2)), concurrent_trials=1
-    )
-    make_worlds(made.worlds, Console(file=io.StringIO()))
-    return made
+    trials = (base, replace(base, plan=window, workers=2))
+    return replace(smoke(), worlds=(smoke_world,), trials=trials, concurrent_trials=1)
 
 
 def values(trial: Path) -> dict[tuple[str, str, str, int], float]:
