@@ -25,7 +25,7 @@ from pipeline.capacity import CapacityError
 from pipeline.launch import check_capacity
 from pipeline.preflight import check
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=100)]
 
 PATIENCE_S = 120
 HEAD_ID = "f" * 51 + "00000"

@@ -14,7 +14,7 @@ from pipeline.data.synth import generate
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=300),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 

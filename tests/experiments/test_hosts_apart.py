@@ -25,7 +25,7 @@ from pipeline.writer import LOCK
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=200),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 

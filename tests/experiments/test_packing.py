@@ -80,7 +80,7 @@ def settings(smoke_world):
     return replace(base, data=data, overrides=SMALLEST)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_real_probe_measures_one_alone_and_two_at_once(settings):
     packing = probe(settings, most=2, seconds=0.5)
     assert packing.machine is not None

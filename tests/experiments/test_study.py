@@ -26,7 +26,7 @@ from tests.smallest import SMALLEST
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=60),
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes and sockets through /proc"),
 ]
 

@@ -12,7 +12,7 @@ from experiments.recipes import smoke
 from pipeline.rows import read_rows
 from tests.smallest import SMALLEST
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=25)]
 
 
 @pytest.mark.usefixtures("quick_ray")

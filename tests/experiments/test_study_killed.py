@@ -23,7 +23,7 @@ from pipeline.session import LocalSession
 from pipeline.train import run_trial
 from tests.smallest import SMALLEST
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=110)]
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """

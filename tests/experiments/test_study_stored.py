@@ -96,7 +96,7 @@ def kill(process, parent):
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp_path, quick_python):
     unbroken = StudyFolder(tmp_path / "unbroken")
     unbroken.claim(recipe, {})

@@ -29,7 +29,7 @@ from pipeline.rows import Row, append_rows, read_study
 from pipeline.tracking import sync
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=20),
     pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic"),
 ]
 
