@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,6 @@ SECRET = "planted-secret-7d1e0c44"
 """What must appear in no file, no log and no object; the server takes any."""
 
 
-def pytest_configure() -> None:
-    """Tests name files of the project relative to its root, whatever folder pytest was called in."""
-    os.chdir(ROOT)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests that take longest come first, so that two workers end together."""
 
@@ -40,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return mark.kwargs.get("seconds", 0) if mark else 0
 
     items.sort(key=seconds, reverse=True)  # stable: the others keep their order
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _in_the_project() -> Iterator[None]:
+    """Tests name files relative to the project's root, whatever folder pytest was called in."""
+    with chdir(ROOT):
+        yield
 
 
 @pytest.fixture(scope="session")
