@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +38,12 @@ PATIENCE_S = 300
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::ffff:127.0.0.1 in /proc/net/tcp*
 
 
-def offspring() -> dict[int, str]:
-    """All living descendants of this process: pid -> command line."""
+def offspring(but: Set[int] = frozenset()) -> dict[int, str]:
+    """All living descendants of this process: pid -> command line.
+
+    Args:
+        but: those that other tests have left and use again.
+    """
     parents, words = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -51,7 +56,7 @@ def offspring() -> dict[int, str]:
     family = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
-    return {pid: words[pid] for pid in family - {os.getpid()}}
+    return {pid: words[pid] for pid in family - {os.getpid(), *but}}
 
 
 def listening_addresses(family) -> list[str]:
@@ -75,9 +80,9 @@ def listening_addresses(family) -> list[str]:
 class Killer(threading.Thread):
     """Kills the worker of a trial once it has a checkpoint, and notes where Ray listens."""
 
-    def __init__(self, trial: Path) -> None:
+    def __init__(self, trial: Path, but: Set[int]) -> None:
         super().__init__(daemon=True)
-        self.trial = trial
+        self.trial, self.but = trial, but
         self.checkpoint: Path | None = None
         self.inode = 0
         self.listening: list[str] = []
@@ -89,7 +94,7 @@ class Killer(threading.Thread):
             time.sleep(0.02)
         assert self.checkpoint is not None
         self.inode = (self.checkpoint / "state.json").stat().st_ino
-        family = offspring()
+        family = offspring(self.but)
         self.listening = listening_addresses(family)
         (worker,) = [pid for pid, words in family.items() if words.startswith("ray::RayTrainWorker")]
         os.kill(worker, signal.SIGKILL)
@@ -126,7 +131,8 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     check_data(recipe)
     check_models(recipe)
     killed, doubled = (folder.trial(name) for name in recipe.named_trials())
-    killer = Killer(killed)
+    earlier = offspring().keys()
+    killer = Killer(killed, earlier)
     killer.start()
     console = Console(file=io.StringIO(), width=200)
 
@@ -138,7 +144,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     # Ray listens on this machine alone, leaves no process, and no token in the home directory
     assert killer.listening
     assert set(killer.listening) <= LOOPBACK
-    assert not [words for words in offspring().values() if "ray" in words]
+    assert not [words for words in offspring(earlier).values() if "ray" in words]
     assert "RAY_AUTH_TOKEN" not in os.environ
     # the checkpoint that was there at the kill was gone on from, not written again
     assert killer.checkpoint is not None
