@@ -37,6 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=seconds, reverse=True)  # stable: the others keep their order
 
 
+LEAN_RAY = {
+    "RAY_worker_niceness": "0",  # with Ray's 15 other tests beside this one would starve its workers
+    "RAY_prestart_worker_first_driver": "0",  # no spare workers, which import Ray for nothing
+    "RAY_enable_worker_prestart": "0",
+}
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _in_the_project() -> Iterator[None]:
     """Tests name files relative to the project's root, whatever folder pytest was called in."""
@@ -80,8 +87,7 @@ def quick_python() -> Iterator[dict[str, str]]:
         with nursery(log := scratch / "log") as pid:
             patch.undo()
             await_nursery(log)
-            more = {"QUICK_PYTHON": str(shim(scratch)), "QUICK_PARENT": str(pid), "RAY_worker_niceness": "0"}
-            yield {**given, **more}
+            yield {**given, **LEAN_RAY, "QUICK_PYTHON": str(shim(scratch)), "QUICK_PARENT": str(pid)}
 
 
 @pytest.fixture
@@ -89,7 +95,7 @@ def quick_ray(quick_python: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> 
     """Let a Ray that this process starts take the Python that starts at once."""
     import multiprocessing.spawn  # noqa: F401  it keeps the Python that it finds when it is imported
 
-    for key in ("CHAOS_NURSERY", "RAY_worker_niceness"):
+    for key in ("CHAOS_NURSERY", *LEAN_RAY):
         monkeypatch.setenv(key, quick_python[key])
     monkeypatch.setattr(sys, "executable", quick_python["QUICK_PYTHON"])
 
