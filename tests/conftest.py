@@ -23,6 +23,10 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 # Before torch is imported: threads wait for each other in loops, and with more of them than cores for long.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
+from pipeline.ray_train.local_cluster import prepare_ray  # noqa: E402  after the threads are set
+
+prepare_ray()  # before a test imports Ray
+
 SECRET = "planted-secret-7d1e0c44"
 """What must appear in no file, no log and no object; the server takes any."""
 

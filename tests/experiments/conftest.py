@@ -18,6 +18,7 @@ from rich.console import Console
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import SyntheticDataset
 from experiments.study.preflight import make_datasets
+from pipeline.ray_train.local_cluster import LOCAL_RAY
 from pipeline.storage.temporary import temporary_folder
 
 PATIENCE_S = 120
@@ -70,7 +71,9 @@ def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
             server, agent = unused_port(), unused_port()
             scratch = stack.enter_context(temporary_folder("head"))
             given = {
-                **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+                **{
+                    key: value for key, value in os.environ.items() if not key.startswith(("RAY_", LOCAL_RAY))
+                },
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: bind to 127.0.0.1 alone
