@@ -234,7 +234,7 @@ def biaswise(head, *words: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.slow(seconds=120)
 def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(start_head, tmp_path):
     secret = "planted-4f1c9d"
     home = tmp_path / "home"
