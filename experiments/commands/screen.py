@@ -73,7 +73,8 @@ def _measure(settings: TrialSettings, trained: Path, chosen: Recipe, path: Path,
     from pipeline.evaluation.intervention import evaluate_under_plans
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe=chosen.digest)
+    steps = max(row.step for row in read_rows(trained / "rows.jsonl"))
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)

@@ -77,7 +77,7 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         factors=design.sites,
         rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(base.train.steps // 3,)),
+        early_stop=EarlyStoppingRule(rungs=(FRAMES // BATCH // 3,)),
         confirm_seeds=(100, 101),
     )
 

@@ -129,7 +129,12 @@ class Recipe:
     def _refuse_odd_rungs(self, early: EarlyStoppingRule) -> None:
         if self.design is None:
             raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
-        shortest = min(settings.train.steps for settings in self.trials)
+        steps = [settings.train.steps for settings in self.trials]
+        if None in steps:
+            raise RecipeError(
+                f"recipe {self.name}: early stopping needs a number in train.steps, and it is None"
+            )
+        shortest = min(filter(None, steps), default=0)
         if early.rungs[-1] >= shortest:
             raise RecipeError(
                 f"recipe {self.name}: a rung at step {early.rungs[-1]} is too late for trials of {shortest}"

@@ -10,7 +10,6 @@ libraries on use, which spares each of those processes seconds.
 import logging
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +63,13 @@ class RaySession:
 
         return newest_checkpoint(self.folder / "checkpoints")
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        """Name the checkpoint that is on disk already to Ray Train."""
         if checkpoint is not None:
             self.keep()
         made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
         mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-        ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
+        ray.train.report({}, checkpoint=made, checkpoint_upload_mode=mode)
 
     def seconds_left(self) -> float | None:
         """Return how long the machines of the trial last, if the cluster drains one of them.
