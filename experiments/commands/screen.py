@@ -7,7 +7,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments.analysis.screening import FOLDER, ROWS, masks, rank, rule_of, screened
+from experiments.analysis.screening import (
+    FOLDER,
+    RANKING,
+    ROWS,
+    masks,
+    rank,
+    ranking_record,
+    rule_of,
+    screened,
+)
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import DONE, StudyFolder, write_json
@@ -74,7 +83,7 @@ def _measure(settings: TrialSettings, trained: Path, chosen: Recipe, path: Path,
 
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = max(row.step for row in read_rows(trained / "rows.jsonl"))
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe=chosen.digest)
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe_digest=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
@@ -96,12 +105,9 @@ def _show(chosen: Recipe, path: Path, conditions: tuple[str, ...], console: Cons
     console.print(table)
     content = {
         "what": CAVEAT,
-        "recipe": chosen.digest,
-        "metric": rule.metric,
-        "condition": rule.condition,
-        "order": [one.site for one in ranking],
+        **ranking_record(path, ranking, rule, chosen.digest),
         "effect_points": {
             c: {site: one.effect for site, one in found.items()} for c, found in others.items()
         },
     }
-    write_json(path.parent / "ranking.json", content)
+    write_json(path.with_name(RANKING), content)

@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,22 +12,32 @@ from rich.table import Table
 
 from experiments.overrides import read_overrides
 from pipeline.config.plan import Plan, PlanError
-from pipeline.metrics.rows import Row
+from pipeline.metrics.rows import PEAKS, Row
 
 COLUMNS = {
     "step_ms": "train step, ms",
     "train_samples_per_s": "samples/s",
-    "train_peak_gib": "peak GiB",
-    "latency_p50_ms": "detect, ms",
-    "frames_per_s": "FPS",
-    "detect_peak_gib": "peak GiB",
+    "train_peak_allocated_gib": "allocated GiB",
+    "train_peak_resident_gib": "resident GiB",
+    "inference_latency_p50_ms": "inference, ms",
+    "inference_frames_per_s": "FPS",
+    "inference_peak_allocated_gib": "allocated GiB",
+    "inference_peak_resident_gib": "resident GiB",
     "loss_first": "loss: first",
     "loss_last": "last steps",
 }
-"""Metric -> heading; ``±`` is half the distance between the 20th and the 80th percentile."""
+"""Metric -> heading, of those that were measured; ``±`` is half of the 20-80 percentile range."""
 
-RATIOS = {"step_ms": "step ratio", "train_peak_gib": "memory ratio", "latency_p50_ms": "detect ratio"}
+RATIOS = {
+    "step_ms": "step ratio",
+    "train_peak_allocated_gib": "memory ratio",
+    "train_peak_resident_gib": "memory ratio",
+    "inference_latency_p50_ms": "inference ratio",
+}
 """Metric -> heading of its ratio to the first plan."""
+
+MODULE_TIME = "_module_ms"
+"""How the first part of a metric ends that is the forward time of one module."""
 
 WIDTH = 200
 """Characters of a line where the output is no terminal."""
@@ -94,11 +104,14 @@ def table(rows: Sequence[Row]) -> Table:
     """Return one line per plan; ratios are to the first plan in the same round, medians over the rounds."""
     trials = list(dict.fromkeys(row.trial for row in rows))
     title = trials[0].partition("@")[2] if trials else None
-    made = Table("plan", *COLUMNS.values(), *RATIOS.values(), box=None, title=title)
     values = rounds_of(rows)
+    measured = {row.metric for row in rows}
+    columns = {metric: head for metric, head in COLUMNS.items() if _belongs(metric, measured)}
+    ratios = {metric: head for metric, head in RATIOS.items() if _belongs(metric, measured)}
+    made = Table("plan", *columns.values(), *ratios.values(), box=None, title=title)
     for trial in trials:
-        cells = [_cell(values, trial, metric) for metric in COLUMNS]
-        shares = (ratio(values, trial, trials[0], metric) for metric in RATIOS)
+        cells = [_cell(values, trial, metric) for metric in columns]
+        shares = (ratio(values, trial, trials[0], metric) for metric in ratios)
         made.add_row(
             trial.partition("@")[0], *cells, *("" if share is None else f"{share:.3f}" for share in shares)
         )
@@ -113,9 +126,13 @@ def rounds_of(rows: Sequence[Row]) -> Rounds:
     """Sort the rows of a race."""
     found: dict[tuple[str, str], dict[int, Row]] = {}
     for row in rows:
-        if not row.site:
-            found.setdefault((row.trial, row.metric), {})[row.seed] = row
+        found.setdefault((row.trial, row.metric), {})[row.seed] = row
     return found
+
+
+def _belongs(metric: str, measured: Set[str]) -> bool:
+    """Return whether a table has a column for a metric: of the two kinds of memory, the measured one."""
+    return metric in measured or not metric.endswith(PEAKS)
 
 
 def ratio(values: Rounds, trial: str, to: str, metric: str) -> float | None:
@@ -129,10 +146,10 @@ def _cell(values: Rounds, trial: str, metric: str) -> str:
     """Write a number down: the median of the rounds, and the larger of the spreads in and between them."""
     found = list(values.get((trial, metric), {}).values())
     if not found:
-        kind = "detect" if metric in ("latency_p50_ms", "frames_per_s", "detect_peak_gib") else "train"
+        kind = "inference" if metric.startswith("inference_") else "train"
         return "out of memory" if (trial, f"{kind}_out_of_memory") in values else ""
     numbers = [row.value for row in found]
-    spreads = [row.spread for row in found if row.n > 1 and row.spread == row.spread]
+    spreads = [row.half_iqr60 for row in found if row.n > 1 and row.half_iqr60 == row.half_iqr60]
     if len(numbers) > 1:
         spreads.append((max(numbers) - min(numbers)) / 2)
     spread = f" ± {max(spreads):.2g}" if spreads else ""
@@ -140,20 +157,21 @@ def _cell(values: Rounds, trial: str, metric: str) -> str:
 
 
 def parts_table(rows: Sequence[Row]) -> Table:
-    """Return the forward time of each part of the model, a column per plan and mode."""
-    found = [row for row in rows if row.metric.endswith("_part_ms")]
-    columns = list(dict.fromkeys((row.trial, row.metric) for row in found))
+    """Return the forward time of each module of the model, a column per plan and mode."""
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        metric, _, module = row.metric.partition("/")
+        if metric.endswith(MODULE_TIME):
+            times.setdefault((row.trial, metric, module), []).append(row.value)
+    columns = list(dict.fromkeys((trial, metric) for trial, metric, _ in times))
     made = Table(
-        "part, forward ms",
-        *(f"{t.partition('@')[0]} {m.removesuffix('_part_ms')}" for t, m in columns),
+        "module, forward ms",
+        *(f"{trial.partition('@')[0]} {metric.removesuffix(MODULE_TIME)}" for trial, metric in columns),
         box=None,
     )
-    times: dict[tuple[str, str, str], list[float]] = {}
-    for row in found:
-        times.setdefault((row.trial, row.metric, row.site), []).append(row.value)
-    for part in dict.fromkeys(row.site for row in found):
-        cells = (times.get((*column, part)) for column in columns)
-        made.add_row(part, *("" if ms is None else f"{median(ms):.2f}" for ms in cells))
+    for module in dict.fromkeys(module for *_, module in times):
+        cells = (times.get((*column, module)) for column in columns)
+        made.add_row(module, *("" if ms is None else f"{median(ms):.2f}" for ms in cells))
     return made
 
 

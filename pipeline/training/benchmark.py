@@ -146,7 +146,7 @@ def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], fo
         for name, plan in plans.items():
             model = _planned(fresh, plan, bench, amp).to(device)
             common = _common(lap, name, str(model.plan), device)
-            for kind, measure in (("train", _train), ("detect", _detect)):
+            for kind, measure in (("train", _train), ("inference", _infer)):
                 measures = _run_in_memory(kind, partial(measure, lap, model, batches, amp), device)
                 new = [replace(common, **vars(m), step=bench.steps, time=time.time()) for m in measures]
                 append_rows(path, new)
@@ -215,7 +215,7 @@ def _run_in_memory(
     """Measure training or inference; if memory runs out, that is what was measured.
 
     Args:
-        kind: ``train`` or ``detect``; prefix of the metrics.
+        kind: ``train`` or ``inference``; prefix of the metrics.
         measure: runs it.
         device: where it runs.
     """
@@ -223,7 +223,7 @@ def _run_in_memory(
     try:
         return measure(memory)
     except torch.OutOfMemoryError:
-        return [Measure(f"{kind}_out_of_memory", "1", 1.0), memory.measure(kind)]
+        return [Measure(f"{kind}_out_of_memory", "", 1.0), memory.measure(kind)]
 
 
 def _train(
@@ -239,7 +239,7 @@ def _train(
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
     graphs = model.pts_bbox_head.trained
     measures = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
-    measures += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
+    measures += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if bench.parts:  # again without graphs: a replayed graph has no modules
         parts = ModuleTimer(model, device)
@@ -268,7 +268,7 @@ def _steps(
     return clock, losses
 
 
-def _detect(
+def _infer(
     bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Detect at batch 1; return latency until the boxes are on the host, frames per second, peak memory."""
@@ -278,12 +278,12 @@ def _detect(
     model.zero_grad(set_to_none=True)
     detector = _detector(bench, model, amp)
     times = latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
-    fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
-    measures = [*times, fps, memory.measure("detect")]
+    fps = Measure("inference_frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
+    measures = [*times, fps, memory.measure("inference")]
     if bench.parts:  # again without graphs: a replayed graph has no modules
         parts = ModuleTimer(use_graphs(model, False).eval(), device)
         latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
-        measures += parts.measures("detect")
+        measures += parts.measures("inference")
     return measures
 
 

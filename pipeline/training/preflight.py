@@ -1,6 +1,7 @@
 """Everything about a trial that can be refused before anything is loaded or trained."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -91,9 +92,8 @@ def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> 
 def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):  # each rank tries with its own file
+            pass
     except OSError as error:
         raise TrialError(
             f"{folder}: cannot write here ({os.strerror(error.errno or 0)}); choose another output folder"

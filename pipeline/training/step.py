@@ -100,10 +100,10 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
         torch.autograd.backward(total)
-        losses = [DeviceMeasure(name, "1", value) for name, value in logs.items()]
+        losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
         bias_numbers = self.model.bias_numbers()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        measures = to_host([*losses, *bias_numbers, DeviceMeasure("grad_norm", "1", norm)])
+        measures = to_host([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)])
         if not (math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value)):
             names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
             bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]

@@ -136,9 +136,7 @@ class Trial:
             self.logger.after_step(step, measures)
             self.progress.after_step(step)
             stopped = self.early_stopper.after_step(step)
-            if (
-                stopped or step == self.steps
-            ):  # before the checkpoint: a run resumed from it would time nothing
+            if stopped or step == self.steps:  # before the checkpoint: resumed from it, no step is timed
                 self.logger.finish(step)
             if stopped:
                 return False

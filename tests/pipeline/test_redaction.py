@@ -98,7 +98,7 @@ def test_a_planted_secret_reaches_neither_mlflow_nor_a_log(tmp_path, capsys, mon
     monkeypatch.setenv("MY_SERVICE_TOKEN", TOKEN)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     study = tmp_path / "runs" / "planted"
-    base = Row("planted", "", "", "", "", 0.0, step=1, device="cpu", commit="abc", recipe="r", time=1.0)
+    base = Row("planted", "", "", "", "", 0.0, step=1, commit="abc", recipe_digest="r", time=1.0)
     for row in decorate(plant(Truth({"decoder.0.cross": 1.0}, seeds=(1,)), base=base)):
         append_rows(study / "trials" / row.trial / "rows.jsonl", [row])
     (study / "study.json").write_text("{}")

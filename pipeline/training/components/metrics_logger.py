@@ -68,7 +68,7 @@ class MetricsLogger:
 
     def diverged(self, step: int) -> None:
         """Add a loss that is not a number: the verdict counts diverged trials by it."""
-        self.add(step, [Measure("loss", "1", math.nan)])
+        self.add(step, [Measure("loss", "", math.nan)])
 
     def add(self, step: int, measures: Sequence[Measure]) -> None:
         """Append measures on rank 0; nothing happens on other ranks."""
@@ -95,6 +95,6 @@ def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRe
         device=device_name(session.device),
         versions=f"{versions()};data={fingerprint(settings.data)}",
         commit=commit(),
-        recipe=session.recipe,
+        recipe_digest=session.recipe,
     )
     return RowRecorder(session.folder / "rows.jsonl", common)

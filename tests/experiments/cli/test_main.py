@@ -123,7 +123,7 @@ def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
     study = tmp_path / "s"
     rows = study / "trials" / "t" / "rows.jsonl"
-    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "1", 1.0)] * 2)
+    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "", 1.0)] * 2)
     rows.write_bytes(rows.read_bytes()[:-20])
     (study / "study.json").write_text('{"name": "s", "question": "", "digest": "", "rule": null}')
     with warnings.catch_warnings():

@@ -86,7 +86,7 @@ def test_tampered_settings_are_refused(folder):
     begin(folder)
     path = folder.trial(SECOND) / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_threads": 9}))
-    with pytest.raises(StudyError, match="changed: threads"):
+    with pytest.raises(StudyError, match="changed: torch_threads"):
         folder.claim(smoke(), INPUTS)
 
 

@@ -22,7 +22,7 @@ from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import FILE, stored_study
 from experiments.storage.study_folder import DONE, StudyFolder
 from experiments.study.preflight import make_datasets
-from pipeline.metrics.rows import read_rows, seal_fault
+from pipeline.metrics.rows import RowsDigest, is_unchanged, read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
 from tests.smallest import SMALLEST
@@ -66,7 +66,7 @@ def numbers(folder):
     for path in folder.path.glob("trials/*/rows.jsonl"):
         for row in read_rows(path):
             if row.unit not in ("ms", "samples/s", "GiB"):
-                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.step)
+                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.draw, row.step)
                 assert key not in found, key
                 found[key] = (row.value, row.n, row.seed, row.plan)
     return found
@@ -148,8 +148,8 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     # the copy is whole, and nobody holds it
     for name in (first, second):
         assert after[f"{copy}/{name}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
-        end = json.loads(after[f"{copy}/{name}/DONE.json"])["seal"]
-        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
+        end = RowsDigest(**json.loads(after[f"{copy}/{name}/DONE.json"])["rows"])
+        assert is_unchanged(folder.trial(name) / "rows.jsonl", end)
     assert not [key for key in after if ".claims" in key]
     assert f"studies/{recipe.name}/report.html" in after
     assert "taken over from process" in log

@@ -189,7 +189,7 @@ def make_study(folder, trials, rows):
 
 def measured(base, step):
     metric = ("loss", "mAP", "NDS")[step % 3]
-    fields = {**vars(base), "metric": metric, "unit": "1", "value": random.random(), "step": step}
+    fields = {**vars(base), "metric": metric, "unit": "", "value": random.random(), "step": step}
     return Row(**{**fields, "time": 1000.0 + base.seed + step / 7})
 
 

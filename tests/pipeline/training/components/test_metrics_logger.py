@@ -36,7 +36,7 @@ def rows(folder: Path) -> list[Row]:
 def test_every_few_steps_and_the_last_one_have_rows(trial: Trial, tmp_path: Path) -> None:
     logger = logger_in(tmp_path / "t", trial(steps=7, log_every=3))
     for step in range(1, 8):
-        logger.after_step(step, [Measure("loss", "1", step / 2), Measure("scale", "m", 1.0, site="a.b")])
+        logger.after_step(step, [Measure("loss", "", step / 2), Measure("scale", "m", 1.0, site="a.b")])
     got = [(row.step, row.metric, row.site, row.value) for row in rows(tmp_path / "t")]
     assert got == [
         (step, *row) for step in (3, 6, 7) for row in (("loss", "", step / 2), ("scale", "a.b", 1.0))
@@ -47,7 +47,7 @@ def test_rows_carry_what_all_rows_of_the_trial_share(trial: Trial, tmp_path: Pat
     logger_in(tmp_path / "t", trial(seed=3)).add(2, [Measure("x", "m", 1.0)])
     (row,) = rows(tmp_path / "t")
     assert (row.study, row.trial, row.plan, row.seed) == ("test", "t", "the plan", 3)
-    assert (row.recipe, row.device) == ("abc", "cpu")
+    assert (row.recipe_digest, row.device) == ("abc", "cpu")
     assert "data=" in row.versions
 
 
