@@ -1,4 +1,4 @@
-"""Which implementation takes which bias, in which form, and if not, why not: ``biaswise operators``.
+"""Which implementation takes which bias, in which form, and if not, why not: ``biaswise operators list``.
 
 The table is asked of the implementations themselves, for the attention of a decoder in training and in
 inference; the one in ``docs/operators.md`` is this output.
@@ -60,7 +60,7 @@ def table(device: str) -> str:
 
 
 def main(device: str | None = None) -> str:
-    """Return the text that ``biaswise operators`` prints.
+    """Return the text that ``biaswise operators list`` prints.
 
     Args:
         device: ``cpu`` or ``cuda``; None: both.

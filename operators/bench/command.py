@@ -1,4 +1,4 @@
-"""``biaswise bench``: every implementation that can serve a bias, at the decoder's real shapes.
+"""``biaswise operators bench``: every implementation that can serve a bias, at the decoder's real shapes.
 
 Correctness first: what is over its error budget (``operators.testing.oracle``) gets no time. Then the time
 of a forward pass, and of a forward and backward pass with gradients to q, k, v and the bias's weights; the
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from operators.bench.options import add_arguments
 from operators.bench.report import write_report
 from operators.bench.rows import BenchRow, write_rows
 from operators.bench.shapes import MINI, REAL, for_kind, growing
@@ -139,7 +140,7 @@ def bench_shapes(
             case = make_case(kind, for_kind(sizes, kind), run.dtype, run.device)
             for impl in impls:
                 if gradients_served(impl, case) is None:
-                    continue  # the table of ``biaswise operators`` says why
+                    continue  # the table of ``biaswise operators list`` says why
                 for mode in MODES:
                     yield from _checked(run, gate, case, impl, (("shapes", shape), mode))
 
@@ -240,24 +241,6 @@ def _origin(device: torch.device) -> tuple[str, str, str]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     return name, versions, asked.stdout.strip() or os.environ.get("BIASWISE_COMMIT", "unknown")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``biaswise bench``."""
-    parser.add_argument(
-        "--out", default="runs/bench", help="folder of rows.parquet, table.md and plots (%(default)s)"
-    )
-    parser.add_argument("--shapes", default="real", help="real, mini, or names with commas (%(default)s)")
-    parser.add_argument("--kinds", default=",".join(BIAS_KINDS), help="bias kinds, with commas (all)")
-    parser.add_argument(
-        "--impls", default=",".join(IMPLEMENTATIONS), help="implementations, with commas (all)"
-    )
-    parser.add_argument(
-        "--growth", action="store_true", help="also measure how cost grows with keys and queries"
-    )
-    parser.add_argument(
-        "--budget-ms", type=float, default=200.0, help="time per measurement, ms (%(default)s)"
-    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -50,5 +50,5 @@ def test_docs_hold_the_table_of_today():
     code = "from operators.matrix import main; print(main())"
     said = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
     assert said.stdout.strip() in DOCS.read_text(), (
-        "put the output of `biaswise operators` into docs/operators.md"
+        "put the output of `biaswise operators list` into docs/operators.md"
     )

@@ -105,7 +105,7 @@ def test_a_planted_secret_reaches_neither_mlflow_nor_a_log(tmp_path, capsys, mon
 
     nowhere = f"http://me:{PASSWORD}@127.0.0.1:1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nowhere)
-    assert main(["sync", str(study)]) == 1
+    assert main(["study", "sync", str(study)]) == 1
     said = "".join(capsys.readouterr())
     assert f"http://me:{MASK}@127.0.0.1:1 did not take everything" in " ".join(said.split())
     assert PASSWORD not in said

@@ -53,7 +53,9 @@ def test_other_conditions_are_ranked_by_their_own_rows():
 
 
 def test_missing_masks_are_refused():
-    with pytest.raises(RecipeError, match=r"3 of 8 masks have no NDS \(clean\); run `biaswise screen` again"):
+    with pytest.raises(
+        RecipeError, match=r"3 of 8 masks have no NDS \(clean\); run `biaswise study screen` again"
+    ):
         rank(rows()[3:], CROSS_SITES, RULE)
 
 
@@ -63,7 +65,7 @@ def test_a_recipe_without_a_rule_is_refused():
 
 
 def test_a_site_that_never_varies_cannot_be_switched():
-    never = replace(smoke(), factors=CROSS_SITES[:2])
+    never = replace(smoke(), sites=CROSS_SITES[:2])
     with pytest.raises(RecipeError, match=r"no trial has window at decoder\.1\.cross"):
         screened(never)
 
