@@ -3,13 +3,11 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from ray.train.v2._internal.execution import context as ray_train_context
-from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionInfo
+import ray.train
+from ray.train import PreemptionInfo
 
 from pipeline.config.settings import TrialSettings
 from pipeline.evaluation import evaluator
@@ -65,16 +63,14 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     assert len(losses(tmp_path / "broken")) == 7
 
 
-def test_the_notice_is_read_where_ray_train_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a new version of Ray moves it."""
-    assert "preemption_context" in {field.name for field in fields(ray_train_context.TrainContext)}
-    held = PreemptionContext()
-    monkeypatch.setattr(
-        ray_train_context, "get_train_context", lambda: SimpleNamespace(preemption_context=held)
-    )
+def test_the_notice_is_that_of_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[PreemptionInfo | None] = [
+        None,
+        PreemptionInfo(1000 * (time.time() + 30), {"node": [0]}),
+        PreemptionInfo(None, {"node": [0]}),
+    ]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: notices.pop(0))
     session = object.__new__(RaySession)  # its constructor asks a worker of Ray Train for the rank
     assert session.seconds_left() is None
-    held.preemption_info = PreemptionInfo(1000 * (time.time() + 30), {"node": [0]})
     assert session.seconds_left() == pytest.approx(30, abs=5)
-    held.preemption_info = PreemptionInfo(None, {"node": [0]})
     assert session.seconds_left() == math.inf
