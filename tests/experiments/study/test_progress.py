@@ -68,7 +68,7 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
         ):
             heartbeat._said_at = float("-inf")
             heartbeat.write(stage, done, 4, float("nan"))
-            trial.look()
+            trial.update()
             seen.append(trial.fraction)
         assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
         progress.ended("a")

@@ -15,7 +15,7 @@ from pipeline.metrics.rows import read_rows
 from pipeline.ray_train.worker import RaySession
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
-from pipeline.training.preemption import SECOND_CHECKPOINT_S
+from pipeline.training.components.preemption import SECOND_CHECKPOINT_S
 from pipeline.training.trial import run_trial
 
 Trial = Callable[..., TrialSettings]
@@ -35,6 +35,10 @@ class Leaving(LocalSession):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.asked = 0
+        self.saved = []
+
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        self.saved.append(checkpoint.name)
 
     def seconds_left(self) -> float | None:
         if self.asked == len(self.left):
@@ -55,7 +59,7 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     leaving = Leaving(tmp_path / "broken")
     with pytest.raises(InterruptedError):
         run_trial(settings, leaving)
-    assert [report["step"] for report in leaving.reports] == [2, 4]
+    assert leaving.saved == ["step_00000002", "step_00000004"]
     assert str(newest_checkpoint(tmp_path / "broken" / "checkpoints")).endswith("step_00000004")
     run_trial(settings, LocalSession(tmp_path / "broken"))
     run_trial(settings, LocalSession(tmp_path / "unbroken"))

@@ -1,0 +1,42 @@
+"""When a trial saves itself because one of its machines will be taken away.
+
+A notice of preemption makes a trial save itself twice. The first time is at once, because a notice may come
+only moments before the machine goes. The second time is shortly before the announced end, so that what was
+trained in between is not trained again. Then Ray Train starts the workers on machines that stay, and they
+go on from the newest checkpoint.
+"""
+
+from pipeline.runtime.collectives import all_reduce_max
+from pipeline.runtime.session import Session
+
+SECOND_CHECKPOINT_S = 15.0
+"""Seconds before a machine's end at which its trial saves itself for the second time. A full-size checkpoint
+is written within 5 s, and several steps are done within as much."""
+
+NONE, NOTICE, LAST_CALL = range(3)
+
+
+class PreemptionWatch:
+    """Watches for a notice of preemption.
+
+    Every rank calls ``should_checkpoint`` after the same steps, and all ranks get the same answer.
+
+    Args:
+        session: knows whether a machine of the trial will be taken away.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._saved = NONE
+
+    def should_checkpoint(self) -> bool:
+        """Return whether a checkpoint is to be written now; for one notice that is true twice at most.
+
+        The ranks learn of a notice at different moments, so the first one decides for all. That costs one
+        reduction of one number per step, and nothing with one worker.
+        """
+        left = self._session.seconds_left()
+        own = NONE if left is None else (LAST_CALL if left <= SECOND_CHECKPOINT_S else NOTICE)
+        notice = all_reduce_max(own, self._session)
+        should_checkpoint, self._saved = notice > self._saved, max(notice, self._saved)
+        return should_checkpoint
