@@ -3,8 +3,6 @@
 Each trial is a process of its own, as in a study. It does what a trial does, but keeps nothing.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.evaluation.inference import BATCH
+from pipeline.metrics.memory import device_memory_gib, peak_resident_gib
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
 from pipeline.training.preflight import check
@@ -88,7 +87,8 @@ class TrialSpeedProbe:
         step_s = self._time(self._step, TRAINING_SHARE * seconds)
         chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * seconds)
         chunks = -(-len(self._views.source) // BATCH)
-        return TrialSpeed(step_s, chunk_s, self._trial.steps, chunks, *_memory(self._trial.session.device))
+        reserved, used = device_memory_gib(self._trial.session.device)
+        return TrialSpeed(step_s, chunk_s, self._trial.steps, chunks, reserved, used, peak_resident_gib())
 
     def _time(self, call: Any, seconds: float) -> float:
         """Return seconds per call."""
@@ -108,17 +108,6 @@ class TrialSpeedProbe:
     def _endless_chunks(self) -> Iterator[list[Sample]]:
         while True:
             yield from self._views.chunks(0, 1)
-
-
-def _memory(device: torch.device) -> tuple[float, float, float]:
-    """Return reserved and used GiB of the device, and resident GiB of this process."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    if device.type != "cuda":
-        return 0.0, 0.0, resident
-    free, total = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.max_memory_reserved(device)
-    return reserved / 2**30, (total - free) / 2**30, resident
 
 
 def serve(settings: TrialSettings, folder: Path, pipe: Connection) -> None:

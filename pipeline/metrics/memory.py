@@ -8,6 +8,7 @@ import gc
 import resource
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,28 @@ from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import PEAKS
 
 ALLOCATED, RESIDENT = PEAKS
+
+
+def peak_resident_gib() -> float:
+    """Return the most resident memory that this process has had since its start, GiB.
+
+    On Linux it is ``VmHWM``, because ``ru_maxrss`` also counts the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        (peak,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) / 2**20  # KiB
+    except (OSError, ValueError):  # no Linux
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, else KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def device_memory_gib(device: torch.device) -> tuple[float, float]:
+    """Return the most that PyTorch's allocator reserved, and what all processes use now: GiB, 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0, 0.0
+    free, total = torch.cuda.mem_get_info(device)
+    return torch.cuda.max_memory_reserved(device) / 2**30, (total - free) / 2**30
 
 
 def peak_memory(device: torch.device) -> Measure:
@@ -25,9 +48,7 @@ def peak_memory(device: torch.device) -> Measure:
     """
     if device.type == "cuda":
         return Measure(ALLOCATED, "GiB", torch.cuda.max_memory_allocated(device) / 2**30)
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Measure(RESIDENT, "GiB", peak / 2**30)
+    return Measure(RESIDENT, "GiB", peak_resident_gib())
 
 
 class PeakMemory:
