@@ -1,4 +1,4 @@
-"""A study that is kept at a URI as well - fetched before it goes on, claimed, copied in the end."""
+"""A study that is kept at a URI as well: downloaded before it goes on, leased, copied at the end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,11 +12,11 @@ from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
 
 FILE = ".storage"
-"""File of a study that remembers its URI, so that nobody goes on without the copy by forgetting an option."""
+"""File of a study that remembers its URI, so that a run without the option uses the copy as well."""
 
 
 def study_sync_of(storage: str, folder: Path) -> StudySync | None:
-    """Return the mirror of a study; None if it is kept on disk alone.
+    """Return the copy of a study; None if it is kept on disk only.
 
     Args:
         storage: URI under which studies are kept; empty: where this one was kept before.
@@ -35,10 +35,10 @@ def study_sync_of(storage: str, folder: Path) -> StudySync | None:
 
 
 def download_study(storage: str, folder: Path) -> None:
-    """Bring a study's folder up to what its URI has, to look at it.
+    """Download what is newer at a study's URI, to look at it.
 
     Raises:
-        MirrorError: the URI cannot be used or read.
+        StorageError: the URI cannot be used or read.
     """
     study_sync = study_sync_of(storage, folder)
     if study_sync is not None:
@@ -47,18 +47,18 @@ def download_study(storage: str, folder: Path) -> None:
 
 @contextmanager
 def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterator[StudySync | None]:
-    """Claim a study at its URI, fetch what is there, and copy what is new in the end.
+    """Take the lease of a study, download what is newer at its URI, and copy what is new at the end.
 
     Args:
         storage: as ``study_sync_of`` takes it.
         folder: of the study.
-        console: where it is said.
+        console: where notes are shown.
 
     Yields:
-        The mirror that trials copy to; None if the study is kept on disk alone.
+        The copy that trials write to; None if the study is kept on disk only.
 
     Raises:
-        MirrorError: the URI cannot be used, or the end of the study could not be copied.
+        StorageError: the URI cannot be used, or the end of the study could not be copied.
         StudyError: another process has taken the study over.
     """
 
@@ -69,9 +69,9 @@ def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterato
     if study_sync is None:
         yield None
         return
-    claim = Lease(study_sync, tell)
-    with claim as held:
-        for note in claim.notes:
+    lease = Lease(study_sync, tell)
+    with lease as held:
+        for note in lease.notes:
             tell(note)
         number = held.download_study()
         if number:
@@ -79,7 +79,7 @@ def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterato
         try:
             yield held
         except BaseException as error:
-            if claim.lost:
+            if lease.lost:
                 raise StudyError(
                     f"{held.uri}: another process has taken this study over, because this one gave no sign "
                     f"of life for minutes; what is done here is in {folder.path}"

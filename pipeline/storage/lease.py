@@ -1,13 +1,13 @@
-"""One process at a time runs a study whose folder is mirrored, wherever it is started.
+"""A lease: one process at a time runs a study that is kept at a URI, on whichever machine.
 
-A bucket has no locks, and pyarrow cannot ask S3 to create an object only if it is absent. What stores do
-have is that a list shows every object written before it (S3, GCS and Azure promise it). So a process
-writes an object of its own into ``.leases`` and lists: of two that do so at once at least one sees the
-other and withdraws, perhaps both; never do both go on. Ages are differences of the store's own times.
+A bucket has no locks, and pyarrow cannot create an object on the condition that it is absent. But a listing
+shows every object written before it (S3, GCS and Azure promise it). So a process writes an object of its own
+into ``.leases``, then lists. Of two that do so at once at least one sees the other and withdraws, perhaps
+both do; never do both go on. Ages are differences of the store's own times.
 
-A claim is renewed while its process lives. One that has not been for ``EXPIRES_S`` is dead and is taken over,
-with a sentence. Not excluded: a process that stalls for longer than that, in the middle of a copy, and wakes
-up, ends that copy. Before the next it looks at its claim, and stops.
+A lease is renewed while its process lives. One that was not renewed for ``EXPIRES_S`` has expired and is
+taken over, with a sentence. One case is not excluded: a process stalls for longer than that in the middle of
+a copy, and then ends that copy. Before the next copy it looks at its lease, and stops.
 """
 
 import json
@@ -28,12 +28,12 @@ from pipeline.storage.sync import LEASES, StudySync
 
 RENEW_S = 15.0
 EXPIRES_S = 120.0
-"""Eight renewals that failed: a store that did not answer for a minute is no dead process yet."""
+"""Eight renewals that failed: a store may not answer for a minute while the process lives."""
 
 
 @dataclass(frozen=True)
 class _Other:
-    """Somebody else's claim: its id, seconds since its last renewal, and what it says."""
+    """Another process' lease: its id, seconds since its last renewal, and what it says."""
 
     name: str
     silent_s: float
@@ -42,22 +42,22 @@ class _Other:
     life: str = ""
 
     def __str__(self) -> str:
-        """Say who it is."""
+        """Name the process."""
         return f"process {self.pid} on {self.host}"
 
 
 class Lease:
-    """Holds a study; a context manager that gives the mirror with which the holder copies.
+    """Holds a study; a context manager that gives the ``StudySync`` with which the holder copies.
 
     Args:
         study_sync: of the study.
         tell: shows a sentence: about a store that does not answer, or does again.
-        renew_s: seconds between two signs of life.
-        silent_s: seconds without one after which a claim is dead.
+        renew_s: seconds between two renewals.
+        silent_s: seconds without one after which a lease has expired.
 
     Attributes:
-        notes: sentences about dead claims that were taken over.
-        lost: whether another process has taken this claim over; the main thread is then interrupted.
+        notes: sentences about expired leases that were taken over.
+        lost: whether another process has taken this lease over; the main thread is then interrupted.
     """
 
     def __init__(
@@ -74,13 +74,13 @@ class Lease:
         self._study_sync, self._tell, self._renew_s, self._silent_s = study_sync, tell, renew_s, silent_s
         self._text = json.dumps({"host": host, "pid": os.getpid(), "life": _life(os.getpid())}).encode()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def __enter__(self) -> StudySync:
-        """Claim the study.
+        """Take the lease.
 
         Raises:
-            MirrorError: another process runs it, or the store does not answer.
+            StorageError: another process runs it, or the store does not answer.
         """
         try:
             self._write()
@@ -106,7 +106,7 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the study go."""
+        """Give the lease back."""
         self._over.set()
         self._thread.join()
         with suppress(OSError):  # then it is dead in two minutes by itself
@@ -155,7 +155,7 @@ class Lease:
         return found
 
     def _is_dead(self, other: _Other) -> bool:
-        """Tell whether a claim's process is gone; one of this machine is looked up, which saves waiting."""
+        """Return whether a lease's process is gone; one of this machine is looked up, so nobody waits."""
         here = other.life.rpartition(" ")[0] == _life(os.getpid()).rpartition(" ")[0]
         return other.silent_s > self._silent_s or (here and _life(other.pid) != other.life)
 

@@ -52,7 +52,7 @@ class RemoteStore:
         """Return the store's name of a file.
 
         Raises:
-            MirrorError: the URI cannot be used.
+            StorageError: the URI cannot be used.
         """
         return f"{self._place[1]}/{path}" if path else self._place[1]
 

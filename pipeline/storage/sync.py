@@ -1,8 +1,8 @@
 """The copy of a study folder at a URI.
 
-The folder itself stays local, for it needs what a bucket has not: appends, renames, locks. New files are
+The folder itself stays local: it needs appends, renames and locks, and a bucket has none. New files are
 copied to the URI after each checkpoint and each trial, rows before checkpoints and ``status.json`` last, so
-that what the URI has is always a state to go on from. Whoever goes on elsewhere fetches it first.
+that a study can be resumed from whatever the URI holds. Whoever resumes it elsewhere downloads it first.
 """
 
 import json
@@ -33,10 +33,10 @@ from pipeline.storage.sync_state import (
 )
 
 LEASES = ".leases"
-"""Folder at the URI in which processes say that they run the study; see ``pipeline.storage.lease``."""
+"""Folder at the URI that holds the leases of processes that run the study (``pipeline.storage.lease``)."""
 
 LARGE_FILES = ("checkpoints", "weights.safetensors", "predictions")
-"""What only a trial that goes on needs: a study that is looked at leaves it in the bucket."""
+"""Files that only a resumed trial needs: whoever looks at a study does not download them."""
 
 RETRY_LIMIT_S = 600.0
 """How long the end of a trial waits for a store that does not answer, before the trial counts as failed."""
@@ -49,17 +49,17 @@ class StudySync:
     Attributes:
         uri: of the study, its name included.
         folder: the local folder; need not exist.
-        claim: id of the claim under which the study runs; files are copied only while it is there. Empty
-            for somebody who only looks.
+        lease_id: id of the lease under which the study runs; files are copied only while it is there. Empty
+            for a reader.
     """
 
     uri: str
     folder: Path
-    claim: str = ""
+    lease_id: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the names alone to another process: connections, and what they know, stay."""
-        return StudySync, (self.uri, self.folder, self.claim)
+        return StudySync, (self.uri, self.folder, self.lease_id)
 
     @cached_property
     def store(self) -> RemoteStore:
@@ -67,9 +67,9 @@ class StudySync:
         return RemoteStore(self.uri)
 
     def holds(self) -> bool:
-        """Tell whether the claim is there; a store that does not answer says nothing against it."""
+        """Return whether the lease is there, or the store does not answer."""
         try:
-            return not self.claim or self.store.exists(f"{LEASES}/{self.claim}.json")
+            return not self.lease_id or self.store.exists(f"{LEASES}/{self.lease_id}.json")
         except OSError:
             return True
 
@@ -77,7 +77,7 @@ class StudySync:
         """Copy what is new anywhere in the study, the trials first.
 
         Raises:
-            MirrorError: see ``upload``.
+            StorageError: see ``upload``.
         """
         trials = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("trials/*")]
         for unit in (*sorted(trials), ""):
@@ -91,7 +91,7 @@ class StudySync:
             patience_s: how long to try again if the store does not answer.
 
         Raises:
-            MirrorError: the store does not take it, or another process has taken the study over.
+            StorageError: the store does not take it, or another process has taken the study over.
         """
         deadline, pause = time.monotonic() + patience_s, 2.0
         while True:
@@ -114,12 +114,12 @@ class StudySync:
         files = {name: stamp(here / name) for name in files_of(here, unit)}
         fresh = sorted((name for name, now in files.items() if ledger.get(name) != now), key=upload_order)
         gone = sorted(name for name in ledger if name not in files and is_removable(name))
-        if (fresh or gone) and self.claim and not self.store.exists(f"{LEASES}/{self.claim}.json"):
+        if (fresh or gone) and self.lease_id and not self.store.exists(f"{LEASES}/{self.lease_id}.json"):
             raise StorageError(
                 f"{self.uri}: another process has taken this study over; nothing is copied there"
             )
         for name in fresh:
-            if (here / name).exists():  # it may be an old checkpoint that has just been dropped
+            if (here / name).exists():  # an old checkpoint may have been removed meanwhile
                 self.store.upload(here / name, f"{unit}/{name}".lstrip("/"))
                 ledger[name] = files[name]
                 write_sync_state(here, ledger)
@@ -129,10 +129,10 @@ class StudySync:
             write_sync_state(here, ledger)
 
     def download_study(self) -> int:
-        """Bring the local folder up to what the URI has, less what is heavy; return the files fetched.
+        """Download what is newer at the URI, large files apart; return the number of files.
 
         Raises:
-            MirrorError: the store does not answer, there is no such bucket, or the folder holds another
+            StorageError: the store does not answer, there is no such bucket, or the folder holds another
                 study.
         """
         with self._explained():
@@ -142,15 +142,15 @@ class StudySync:
             return sum(self._fetch(unit, listed) for unit in units)
 
     def download(self, unit: str, heavy: bool = True, exact: bool = False) -> None:
-        """Bring a trial's folder up to what the URI has.
+        """Download what is newer at the URI of one trial.
 
         Args:
             unit: the trial, relative to the study.
-            heavy: its newest checkpoint and its weights, too.
-            exact: drop checkpoints that the URI has not; for ranks that follow one on another machine.
+            heavy: its newest checkpoint and its weights as well.
+            exact: remove local checkpoints that the URI does not have; for ranks that follow rank 0.
 
         Raises:
-            MirrorError: the store does not answer.
+            StorageError: the store does not answer.
         """
         with self._explained(), unit_lock(self.folder / unit):
             listed = self._listed(unit)
@@ -194,7 +194,7 @@ class StudySync:
         return fetched
 
     def _fetch_checkpoint(self, unit: str, listed: dict[str, fs.FileInfo], exact: bool) -> None:
-        """Fetch the newest complete checkpoint in one step; ``state.json`` is its last file there."""
+        """Download the newest complete checkpoint in one step; ``state.json`` is its last file."""
         place = self.folder / unit / "checkpoints"
         steps = sorted(PurePosixPath(name).parent.name for name in listed if name.endswith("/state.json"))
         for path in place.glob("step_*"):
@@ -210,7 +210,7 @@ class StudySync:
         partial.rename(place / steps[-1])
 
     def _make_way(self, unit: str) -> None:
-        """Clear a trial that has gone on elsewhere since; what was measured here alone is put aside."""
+        """Clear the folder of a trial that was resumed elsewhere; put aside rows that only it has."""
         here = self.folder / unit
         path = here / "rows.jsonl"
         remote = self.store.read(f"{unit}/rows.jsonl")  # before the local file, which may be growing

@@ -14,10 +14,10 @@ from pipeline.storage.files import LOCKS, atomic_write, file_lock
 from pipeline.storage.trial_status import FILE as STATUS
 
 SYNC_STATE = ".sync_state.json"
-"""File of a unit: path -> size and time of the file that was copied. Lost, everything is copied again."""
+"""File of a unit: path -> size and time of what was copied. Without it everything is copied again."""
 
 LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow_sync.json"}
-"""Files that mean something on their machine only; nor are files copied whose name begins with a dot."""
+"""Files that have a meaning on their machine only. Files and folders that begin with a dot stay, too."""
 
 
 def unit_of(name: str) -> str:
@@ -68,7 +68,7 @@ def read_sync_state(here: Path) -> dict[str, list[int]]:
     """Return file of a unit -> stamp of what was copied."""
     try:
         return dict(json.loads((here / SYNC_STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # none yet, or spoilt: everything is copied again
+    except (OSError, ValueError):  # none yet, or broken: everything is copied again
         return {}
 
 
