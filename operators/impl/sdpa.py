@@ -1,10 +1,10 @@
-"""PyTorch's scaled dot product attention, pinned to one kernel family at a time.
+"""PyTorch's scaled dot product attention, pinned to one kernel family.
 
-Unpinned, PyTorch picks a family by rules that change with dtype, mask and gradient, so that what is timed
-or ablated is not what was asked. Pinned, a family that cannot serve a call fails. Of the four, the CPU
-has two (math and flash), and only there does flash take a bias. A row of all -inf gives 0 in all of them
-(PyTorch 2.5 and later; tested). Source: torch.nn.attention.sdpa_kernel; the limits were read from
-aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and probed.
+By itself PyTorch picks a family by rules that depend on dtype, mask and gradient, so a study could time
+another kernel than it asked for. A pinned family that cannot serve a call fails. The CPU has two of the four
+families, math and flash, and flash takes a bias on the CPU only. In all of them a row of -inf gives 0
+(PyTorch 2.5 and later; tested). Source: torch.nn.attention.sdpa_kernel. The limits were read from
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and tried out.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Pinned:
 
     Attributes:
         backend: PyTorch's name of the family.
-        cpu: whether the CPU has it.
-        cuda_dtypes: dtypes it has kernels for on a GPU.
-        cuda_head_size: largest head size there, or None.
-        cuda_bias: whether it takes a dense bias there.
-        bias_grad: whether it gives a gradient to the bias, anywhere.
-        cuda_keys: fewest keys it takes there.
+        cpu: whether it has kernels for the CPU.
+        cuda_dtypes: dtypes for which it has kernels on a GPU.
+        cuda_head_size: its largest head size on a GPU; None: no limit.
+        cuda_bias: whether it takes a dense bias on a GPU.
+        bias_grad: whether it gives a gradient to the bias, on any device.
+        cuda_keys: the fewest keys that it takes on a GPU.
     """
 
     backend: SDPBackend
@@ -41,7 +41,7 @@ class Pinned:
     cuda_keys: int = 1
 
     def objections(self, request: Request) -> list[str]:
-        """List why this family cannot serve ``request``."""
+        """List why this family cannot serve ``request``; empty if it can."""
         name = self.backend.name.lower().removesuffix("_attention")
         if request.device == "cpu" and not self.cpu:
             return [f"PyTorch has no {name} kernel on the CPU, only math and flash"]
@@ -64,17 +64,20 @@ class Pinned:
         return found
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-        """Attend by this family, or fail.
+        """Attend by this kernel family.
 
         Args:
             q: (B, H, Q, D).
             k: (B, H, K, D).
             v: (B, H, K, D).
             scale: factor on the content scores.
-            bias: (B or 1, H or 1, Q, K), dtype of ``q``.
+            bias: (B or 1, H or 1, Q, K), dtype of ``q``; None: no bias.
 
         Returns:
             (B, H, Q, D).
+
+        Raises:
+            RuntimeError: the family cannot serve the call.
         """
         with sdpa_kernel(self.backend):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
