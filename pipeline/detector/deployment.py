@@ -7,6 +7,7 @@ from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
 from pipeline.detector.acceleration.cuda_graph import Graphs
+from pipeline.detector.acceleration.memory_format import convolutions_channels_last
 from pipeline.detector.acceleration.training_graph import TrainGraphs
 from pipeline.detector.transformer.site_attention import PackedProjections
 
@@ -75,15 +76,7 @@ def train_through_graphs(model: Any, graphs: bool = True) -> Any:
         The model; on a CPU as it was.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head) if on else None
-    return model
-
-
-def convolutions_channels_last(model: Any) -> Any:
-    """Lay the weights of all 2-D convolutions out as cuDNN wants them in half precision; values stay."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head) if on else None
     return model
 
 

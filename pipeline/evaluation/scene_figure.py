@@ -82,7 +82,7 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
                 return None
             geometry, weights = kept[0]
             maps = weight_maps(weights, geometry, SPREAD_CELLS)
-            rects = geometry.rects(_window_sizes(head))[0]
+            rects = geometry.windows(_window_sizes(head))[0]
             surest = output.matching.logits[-1][0].amax(dim=-1).argsort(descending=True)
     finally:
         hook.remove()
@@ -101,8 +101,8 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
 
 def _window_sizes(head: Any) -> tuple[int, int]:
     """Return the sizes of the windows to draw: of the last layer that has some, else the config's."""
-    choices = [site.choice for site in head.transformer.decoder.crosses if site.choice.bias in WINDOWED]
-    sizes: tuple[int, int] = head.bias_generator.windows_of(choices[-1].window if choices else None)
+    choices = [choice for choice in head.transformer.decoder.choices if choice.bias in WINDOWED]
+    sizes: tuple[int, int] = head.bias_generator.window_sizes_of(choices[-1].window if choices else None)
     return sizes
 
 

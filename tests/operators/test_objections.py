@@ -77,8 +77,7 @@ SENTENCES = [
     (
         "lowrank",
         replace(CUDA, kind="window"),
-        "takes FACTORS, the window bias has DENSE, RECTS, SCORE_MOD; "
-        "name a rank to approximate it",
+        "takes FACTORS, the window bias has DENSE, RECTS, SCORE_MOD; name a rank to approximate it",
     ),
     ("lowrank", replace(CUDA, kind="local"), "takes FACTORS, the local bias has DENSE, RECTS, SCORE_MOD"),
     (

@@ -13,15 +13,6 @@ from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-__all__ = [
-    "IS_SPCONV2_AVAILABLE",
-    "KERNEL_DIMS",
-    "SparseConvError",
-    "build_sparse_encoder",
-    "share_tables",
-    "to_spconv2",
-]
-
 KERNEL_DIMS = 5  # of the weight of a sparse convolution in three dimensions
 TO_SPCONV2 = (4, 0, 1, 2, 3)  # (kz, ky, kx, in, out), mmcv's and spconv 1's layout, to (out, kz, ky, kx, in)
 

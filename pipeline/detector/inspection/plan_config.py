@@ -45,7 +45,7 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
     sites = head.sites
     for site, choice in (changes or Plan(())).overlaid(sites).items():
         sites[site].choice = choice  # refuses what makes no sense there
-        sizes = sites[site].sizes(head.num_query, head.dn.scalar > 0)
+        sizes = sites[site].sizes(head.num_query, head.denoising.scalar > 0)
         found = {device: standing_objections(choice, sizes, device) for device in ("cuda", "cpu")}
         if all(found.values()):
             reasons = "; ".join(dict.fromkeys(text for texts in found.values() for text in texts))
