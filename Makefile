@@ -16,7 +16,7 @@ lint: $(ENV)
 	$(RUN)ruff check . && $(RUN)ruff format --check . && $(RUN)mypy && $(RUN)lint-imports
 
 bench: $(ENV)
-	$(RUN)biaswise bench
+	$(RUN)biaswise operators bench
 
 ui: $(ENV)
 	$(RUN)biaswise ui

@@ -1,13 +1,29 @@
-"""Attention with a bias: one meaning, many implementations.
+"""Attention with a bias: one definition, many implementations. These are the public names.
 
-The public face; importing it loads no kernel (those come with their first use).
+A name is imported on its first use, so that ``operators.spec`` needs no torch, and an implementation loads no
+kernel before it is called.
 """
 
-from operators.api import attention, objections
-from operators.bias import DenseBias, GaussianBias, GlobalBias, LocalMask, NoBias, WindowBias
-from operators.forms import Bias, RectsForm
-from operators.grid import Segment, TokenGrid
-from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, Form, Request, Unsupported
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from operators.api import attention, objections
+    from operators.bias import DenseBias, GlobalBias, NoBias
+    from operators.forms import Bias, RectsForm
+    from operators.grid import Segment, TokenGrid
+    from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, Form, Request, Unsupported
+    from operators.window_bias import GaussianBias, LocalMask, WindowBias
+
+_MODULES = {
+    "operators.api": ("attention", "objections"),
+    "operators.bias": ("DenseBias", "GlobalBias", "NoBias"),
+    "operators.forms": ("Bias", "RectsForm"),
+    "operators.grid": ("Segment", "TokenGrid"),
+    "operators.window_bias": ("GaussianBias", "LocalMask", "WindowBias"),
+    "operators.spec": ("BIAS_KINDS", "IMPLEMENTATIONS", "Form", "Request", "Unsupported"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BIAS_KINDS",
@@ -28,3 +44,11 @@ __all__ = [
     "attention",
     "objections",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value

@@ -109,3 +109,32 @@ class Bias:
     def score_mod(self) -> ScoreMod:
         """Render as FlexAttention's score modifier, a function of (score, b, h, q, k)."""
         raise NotImplementedError
+
+
+class WeightedBias(Bias):
+    """A bias with one weight per query and part of a grid; subclasses are dataclasses."""
+
+    grid: TokenGrid
+    weight: Tensor
+
+    @property
+    def trainable(self) -> Tensor:
+        """The weight with a head axis: (B, H or 1, Q, n)."""
+        return self.weight.unsqueeze(1) if self.weight.ndim == 3 else self.weight
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H or 1, Q, K)."""
+        b, h, q, _ = self.trainable.shape
+        return b, h, q, self.grid.num_keys
+
+
+def check_weight(bias: WeightedBias, batch: int | str, queries: int | str, last: int) -> None:
+    """Refuse weights of another shape than (B, Q, n) or (B, H, Q, n); a size given as a letter may be any."""
+    weight, sizes = bias.weight, (batch, queries, last)
+    actual = (*weight.shape[:1], *weight.shape[-2:])
+    fits = all(isinstance(size, str) or size == got for size, got in zip(sizes, actual, strict=False))
+    if weight.ndim not in (3, 4) or not weight.is_floating_point() or not fits:
+        expected = f"({batch}, {queries}, {last}) or ({batch}, H, {queries}, {last})"
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise ValueError(f"{type(bias).__name__} expects float weights {expected}, got {got}")

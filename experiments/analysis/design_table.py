@@ -24,11 +24,9 @@ from experiments.analysis.row_checks import (
 )
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm, level_of
+from pipeline.config.early_stopping import STOPPED
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, select
-
-STOPPED = "stopped"
-"""Metric of the row of a trial that was stopped early: its value is the step, its unit ``steps``."""
 
 
 @dataclass(frozen=True)

@@ -83,8 +83,8 @@ def _from_bench(
     ]
     if not timed:
         raise AnalysisError(
-            "the rule is priced by the benchmark, and none was given; run `biaswise bench` on the device of "
-            "the trials and name its rows"
+            "the rule is priced by the benchmark, and none was given; run `biaswise operators bench` on the "
+            "device of the trials and name its rows"
         )
     shapes = sorted({row.shape for row in timed})
     shape = rule.bench_shape or shapes[0]

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.analysis.design_table import STOPPED, DesignTable
+from experiments.analysis.design_table import DesignTable
 from experiments.analysis.linear_model import Response
 from experiments.analysis.row_checks import enumerate_few, final_values, last_steps, step_values
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
-from pipeline.metrics.rows import Row, draw_of, select
+from pipeline.config.early_stopping import STOPPED
+from pipeline.metrics.rows import Row, select
 
 Array = NDArray[np.float64]
 
@@ -69,10 +70,9 @@ def _draws(
     """Return the draws that all trials have, and how many scenes each has."""
     found: dict[int, dict[str, float]] = defaultdict(dict)
     scenes: set[int] = set()
-    for row in select(rows, metric=metric, condition=condition, site=""):
-        draw = draw_of(row.scene)
-        if draw is not None:
-            found[draw][row.trial] = 100 * row.value
+    for row in select(rows, metric=metric, condition=condition, site="", scene=""):
+        if row.draw is not None:
+            found[row.draw][row.trial] = 100 * row.value
             scenes.add(row.n)
     if len(scenes) > 1:
         raise AnalysisError(

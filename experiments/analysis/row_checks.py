@@ -13,7 +13,7 @@ from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, select
 
-ALIKE = ("study", "recipe", "commit", "device", "versions")
+ALIKE = ("study", "recipe_digest", "commit", "device", "versions")
 """Fields in which the trials that one verdict compares must not differ."""
 
 
@@ -35,9 +35,9 @@ def refuse_mixtures(rows: Sequence[Row]) -> None:
 
 def refuse_unknown_metric(rows: Sequence[Row], rule: DecisionRule) -> None:
     """Refuse a metric that no row has, or that is no fraction."""
-    found = list(select(rows, metric=rule.metric, condition=rule.condition, site="", scene=""))
+    found = list(select(rows, metric=rule.metric, condition=rule.condition, site="", scene="", draw=None))
     if not found:
-        fractions = select(rows, unit="fraction", site="", scene="")
+        fractions = select(rows, unit="fraction", site="", scene="", draw=None)
         known = sorted({f"{row.metric} ({row.condition})" for row in fractions})
         raise AnalysisError(
             f"no row measures {rule.metric} under the condition {rule.condition!r}; "
@@ -76,7 +76,7 @@ def final_values(rows: Iterable[Row], metric: str, condition: str) -> dict[str, 
 def step_values(rows: Iterable[Row], metric: str, condition: str) -> dict[tuple[str, int], float]:
     """Return (trial, step) -> value of a whole-model metric; refuses rows that contradict each other."""
     newest: dict[tuple[str, int], Row] = {}
-    for row in select(rows, metric=metric, condition=condition, site="", scene=""):
+    for row in select(rows, metric=metric, condition=condition, site="", scene="", draw=None):
         other = newest.get((row.trial, row.step))
         if other is not None and not _same(other.value, row.value):
             raise AnalysisError(
@@ -91,7 +91,7 @@ def step_values(rows: Iterable[Row], metric: str, condition: str) -> dict[tuple[
 def last_steps(rows: Iterable[Row], metric: str, condition: str) -> dict[str, int]:
     """Return trial -> the last step at which a whole-model metric was measured."""
     steps: dict[str, int] = {}
-    for row in select(rows, metric=metric, condition=condition, site="", scene=""):
+    for row in select(rows, metric=metric, condition=condition, site="", scene="", draw=None):
         steps[row.trial] = max(row.step, steps.get(row.trial, 0))
     return steps
 
@@ -99,7 +99,7 @@ def last_steps(rows: Iterable[Row], metric: str, condition: str) -> dict[str, in
 def typical_values(rows: Iterable[Row], metric: str) -> dict[str, float]:
     """Return trial -> median of the finite whole-model rows of a metric that is noisy in itself (a time)."""
     found: dict[str, list[float]] = defaultdict(list)
-    for row in select(rows, metric=metric, site="", scene=""):
+    for row in select(rows, metric=metric, site="", scene="", draw=None):
         if math.isfinite(row.value):
             found[row.trial].append(row.value)
     return {trial: median(values) for trial, values in found.items()}

@@ -5,18 +5,20 @@ over the others. An intervention, not a retraining: it says how much the trained
 bias, not what training without it would have given. So it ranks, and draws no verdict.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
 from pipeline.config.settings import TrialSettings
-from pipeline.metrics.rows import Row, read_rows, seal_fault, select
+from pipeline.metrics.rows import Row, RowsDigest, is_unchanged, read_rows, rows_digest, select
 
 INTERVENTION = "intervention/"
 """Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
@@ -26,6 +28,9 @@ FOLDER = "screen"
 
 ROWS = "masks.jsonl"
 """The rows of a screening: one plan an on/off mask."""
+
+RANKING = "ranking.json"
+"""What a screening found, written when all masks are measured, with the digest of its rows."""
 
 MOST_SITES = 10
 """Sites that are switched: every further one doubles the masks, and 1,024 take a night."""
@@ -89,7 +94,7 @@ def rank(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule, conditio
     if missing := [cell for cell in cells if cell not in values]:
         raise RecipeError(
             f"{len(missing)} of {len(cells)} masks have no {rule.metric} "
-            f"({condition or rule.condition}); run `biaswise screen` again, it goes on where it stopped"
+            f"({condition or rule.condition}); run `biaswise study screen` again, it goes on where it stopped"
         )
     found = [_ranked(site, index, values, len(sites)) for index, site in enumerate(sites)]
     return sorted(found, key=lambda one: -one.effect)
@@ -123,6 +128,35 @@ def rule_of(recipe: Recipe) -> DecisionRule:
     return recipe.rule
 
 
+def was_edited(study_folder: Path) -> bool:
+    """Return whether the rows of a study's screening are not those of which its ranking was made."""
+    path = study_folder / FOLDER / RANKING
+    if not path.exists():
+        return False
+    digest = json.loads(path.read_text(encoding="utf-8")).get("rows")
+    return digest is not None and not is_unchanged(path.with_name(ROWS), RowsDigest(**digest))
+
+
+def ranking_record(
+    path: Path, ranking: Sequence[Ranked], rule: DecisionRule, recipe_digest: str
+) -> dict[str, Any]:
+    """Return what ``RANKING`` holds: the order of the sites, and the digest of the rows it is made of.
+
+    Args:
+        path: rows of the screening.
+        ranking: by the rule's metric and condition.
+        rule: of the study.
+        recipe_digest: of the study.
+    """
+    return {
+        "recipe_digest": recipe_digest,
+        "metric": rule.metric,
+        "condition": rule.condition,
+        "order": [one.site for one in ranking],
+        "rows": asdict(rows_digest(path)),
+    }
+
+
 def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> DecisionRule:
     """Return the rule with the order that the study's screening gives, if it asks for one and there is one.
 
@@ -137,12 +171,10 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
     path = study_folder / FOLDER / ROWS
     if rule.order != BY_SCREENING or not path.exists():
         return rule
-    if fault := seal_fault(path):
-        raise AnalysisError(
-            f"the rows in {path} are not those that the screening wrote: {fault}; run it again"
-        )
+    if was_edited(study_folder):
+        raise AnalysisError(f"the rows in {path} are not those that the screening wrote; run it again")
     rows = read_rows(path)
-    if strange := sorted({row.recipe for row in rows} - {digest}):
+    if strange := sorted({row.recipe_digest for row in rows} - {digest}):
         raise AnalysisError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
     try:
         return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))

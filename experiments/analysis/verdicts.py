@@ -107,7 +107,7 @@ def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> t
     if rule.order == BY_SCREENING:
         raise ScreeningMissing(
             "the rule tests the layers in the order of the study's screening, and there is none; run "
-            "`biaswise screen` with the study's recipe, then `biaswise study resume`"
+            "`biaswise study screen` with the study's recipe, then `biaswise study resume`"
         )
     net = _net(table, gain, slowdown, rule)
     tested_at, p_values = _test_difference(net, table, rule)

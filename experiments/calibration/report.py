@@ -162,7 +162,7 @@ _HEAD = """# Calibration: how often a verdict is right
 
 Simulated studies whose truth is known, fitted and judged by the code that judges real ones.
 
-*Command.* `biaswise study calibrate --studies {studies}`; {machine}, {versions}; {seconds} s, {today}.
+*Command.* `biaswise calibrate --studies {studies}`; {machine}, {versions}; {seconds} s, {today}.
 A rate's spread is its 95 % interval (Clopper and Pearson); at a rate of 5 % in 1,000, 1.4 points.
 
 *Unit.* The standard deviation of one training run (of one arm, within a seed). Effects are net of price.

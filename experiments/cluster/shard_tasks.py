@@ -49,5 +49,5 @@ def _run(workers: int, parts: Sequence[Part]) -> Iterator[Entry]:
         except RayError as error:
             raise DataError(
                 f"a task that writes shards died {RETRIES + 1} times ({type(error).__name__}); start again "
-                "with fewer --workers, finished files are kept"
+                "with fewer --ray-tasks, finished files are kept"
             ) from error

@@ -1,6 +1,6 @@
 """The mini model under mmengine's own Runner: ``python tools/train.py`` of mmdet3d takes this file as it is.
 
-Data: biaswise data synth --root data/mini
+Data: biaswise data synth --out data/mini
       biaswise data infos data/mini --split mini_train --out data/mini/nuscenes_infos_train.pkl
       biaswise data infos data/mini --split mini_val --out data/mini/nuscenes_infos_val.pkl
 """

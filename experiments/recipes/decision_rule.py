@@ -18,7 +18,7 @@ PRICED_BY = ("trials", "bench")
 
 
 BY_SCREENING = ("screening",)
-"""``order`` of a rule that takes it from the study's own screening (``biaswise screen``)."""
+"""``order`` of a rule that takes it from the study's own screening (``biaswise study screen``)."""
 
 
 class AnalysisError(ValueError):

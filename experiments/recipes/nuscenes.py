@@ -91,8 +91,8 @@ def r50_waves() -> Recipe:
 def r50_screened() -> Recipe:
     """Return the sequential study of which a screening says where gains are to be expected.
 
-    It waits after its first wave for `biaswise screen r50_screened`, which uses the trial with the bias in
-    all layers that this wave has trained.
+    It waits after its first wave for `biaswise study screen r50_screened`, which uses the trial with the
+    bias in all layers that this wave has trained.
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design

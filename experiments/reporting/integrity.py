@@ -11,25 +11,26 @@ from pathlib import Path
 from experiments.analysis.row_checks import enumerate_few
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.wording import listing
-from pipeline.metrics.rows import Row, seal_fault
-
-UNSEALED = "line 1 has no seal"
-"""What ``seal_fault`` says of a file from before there were seals."""
+from pipeline.metrics.rows import Row, RowsDigest, is_unchanged
 
 
 def refuse_edits(study_folder: Path) -> None:
     """Refuse rows that are not those that the trials wrote.
 
     Raises:
-        DecideError: a row was changed, removed or added, or the end of a file is missing.
+        AnalysisError: the rows of an ended trial were changed, or are missing.
     """
-    for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
-        fault = seal_fault(path, _end_seal(path.parent))
-        if fault and fault != UNSEALED:
-            raise AnalysisError(
-                f"the rows of trial {path.parent.name} are not those that it wrote: {fault}; restore "
-                f"{path.name}, or remove the trial's folder and run it again"
-            )
+    edited = []
+    for end, grown in (("DONE.json", False), ("FAILED.json", True)):  # a failed trial may run again
+        for path in sorted(study_folder.glob(f"trials/*/{end}")):
+            digest = _digest_in(path)
+            if digest is not None and not is_unchanged(path.with_name("rows.jsonl"), digest, grown):
+                edited.append(path.parent.name)
+    if edited:
+        raise AnalysisError(
+            f"the rows of trial {enumerate_few(edited)} are not those that it wrote; restore rows.jsonl, or "
+            f"remove the trial's folder and run it again"
+        )
 
 
 def refuse_other_recipe(rows: Sequence[Row], name: str, digest: str) -> None:
@@ -49,7 +50,7 @@ def refuse_other_recipe(rows: Sequence[Row], name: str, digest: str) -> None:
             f"the rows are those of the study {listing(strangers)}, study.json is that of {name}: "
             f"put the trials back into their own folder"
         )
-    strange = sorted({row.recipe for row in rows} - {digest})
+    strange = sorted({row.recipe_digest for row in rows} - {digest})
     if digest and strange:
         raise AnalysisError(
             f"the rows were measured under the recipe {listing(strange)}, study.json says {digest}: "
@@ -63,15 +64,6 @@ def about_code(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(f"The code had changes that are in no commit ({commit})." for commit in dirty)
 
 
-def about_seals(study_folder: Path) -> tuple[str, ...]:
-    """Say which trials have rows from before there were seals."""
-    paths = sorted(study_folder.glob("trials/*/rows.jsonl"))
-    bare = [path.parent.name for path in paths if seal_fault(path) == UNSEALED]
-    if not bare:
-        return ()
-    return (f"Rows without seals, in which an edit does not show: {enumerate_few(bare)}.",)
-
-
 def failures(study_folder: Path) -> tuple[str, ...]:
     """Say which trials failed, and why."""
     said = []
@@ -83,9 +75,8 @@ def failures(study_folder: Path) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _end_seal(trial: Path) -> str:
-    """Return the seal of the trial's last row when it ended; empty if it has not, or did before seals."""
-    for name in ("DONE.json", "FAILED.json"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return str(json.loads((trial / name).read_text(encoding="utf-8")).get("seal", ""))
-    return ""
+def _digest_in(path: Path) -> RowsDigest | None:
+    """Return the digest of its rows that a trial kept at its end; None if it has none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return RowsDigest(**json.loads(path.read_text(encoding="utf-8"))["rows"])
+    return None

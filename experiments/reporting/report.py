@@ -244,7 +244,7 @@ def commands(summary: Summary) -> str:
     commits = sorted({row.commit.rstrip("+") for row in summary.rows} - {""})
     checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
     name = summary.record.name
-    return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise report {name}"])
+    return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise study report {name}"])
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

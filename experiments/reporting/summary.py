@@ -13,12 +13,11 @@ from experiments.analysis.decide import Evidence, weigh
 from experiments.analysis.price import read_bench
 from experiments.analysis.recommend import Recommendation, recommend
 from experiments.analysis.row_checks import refuse_mixtures
-from experiments.analysis.screening import FOLDER, ROWS, Ranked, rank, rule_in_force
+from experiments.analysis.screening import FOLDER, ROWS, Ranked, rank, rule_in_force, was_edited
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.recipe import RecipeError
 from experiments.reporting.integrity import (
     about_code,
-    about_seals,
     failures,
     refuse_edits,
     refuse_other_recipe,
@@ -37,7 +36,7 @@ from experiments.reporting.tables.screening import compare_screening, screening_
 from experiments.reporting.wording import answer, listing
 from experiments.storage.usage import Used, used_by_trials
 from pipeline.config.plan import PlanError
-from pipeline.metrics.rows import Row, read_rows, read_study, seal_fault
+from pipeline.metrics.rows import Row, read_rows, read_study
 
 NO_RULE = "This study has no rule, so it has no verdicts."
 SCENE = "scene.png"
@@ -131,7 +130,7 @@ def summarize(study_folder: Path) -> Summary:
         "confirmation on fresh seeds": used_by_trials(study_folder / confirmation.FOLDER, ()),
         "training of the screening": used_by_trials(study_folder / FOLDER, ()),
     }
-    notes = (*failures(study_folder), *about_code(rows), *about_seals(study_folder))
+    notes = (*failures(study_folder), *about_code(rows))
     try:
         refuse_edits(study_folder)
         if record.rule is None:
@@ -174,7 +173,7 @@ def read_confirmation(
         return (), ()
     try:
         refuse_edits(folder)
-        refuse_mixtures([replace(row, recipe="") for row in (*study, *rows)])  # its recipe is its own
+        refuse_mixtures([replace(row, recipe_digest="") for row in (*study, *rows)])  # its recipe is its own
         return confirmation.confirm(rows, evidence), ()
     except AnalysisError as error:
         return (), (f"The confirmation is left out: {error}.",)
@@ -185,8 +184,8 @@ def read_screening(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked
     path = study_folder / FOLDER / ROWS
     if not path.exists():
         return (), ()
-    if fault := seal_fault(path):
-        return (), (f"The screening is left out: the rows in {path.name} are not those it wrote: {fault}.",)
+    if was_edited(study_folder):
+        return (), (f"The screening is left out: the rows in {path.name} are not those it wrote.",)
     try:
         ranked = tuple(rank(read_rows(path), evidence.table.sites, evidence.rule))
     except (RecipeError, PlanError) as error:

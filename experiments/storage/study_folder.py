@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from pipeline.config.settings import TrialSettings
-from pipeline.metrics.rows import last_seal
+from pipeline.metrics.rows import rows_digest
 from pipeline.redaction import redact, refuse_secrets
 
 DONE, FAILED, PARTIAL, PENDING = "done", "failed", "partial", "pending"
@@ -91,7 +91,7 @@ class StudyFolder:
         """
         seconds, hours = self._used(name, time.time())
         ended: dict[str, Any] = {"ended": time.time(), "seconds": round(seconds, 1), "gpu_hours": hours}
-        ended["seal"] = last_seal(self.trial(name) / "rows.jsonl")  # without it, a missing end would not show
+        ended["rows"] = asdict(rows_digest(self.trial(name) / "rows.jsonl"))
         if error:
             ended |= {"error": redact(error), "details": redact(details)}
         write_json(self.trial(name) / ("FAILED.json" if error else "DONE.json"), ended)
@@ -129,7 +129,9 @@ class StudyFolder:
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
         except OSError as error:
             reason = os.strerror(error.errno or 0)
-            raise StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs") from error
+            raise StudyError(
+                f"{self.path}: cannot write here ({reason}); choose another --runs-dir"
+            ) from error
 
     def _started(self) -> bool:
         return any(self.state(trial.name) != PENDING for trial in self.path.glob("trials/*"))
@@ -153,7 +155,7 @@ class StudyFolder:
         if odd:
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
-                f"move {self.path} away or choose another --runs, their results do not mix"
+                f"move {self.path} away or choose another --runs-dir, their results do not mix"
             )
 
     @contextmanager

@@ -72,7 +72,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     if options.concurrent is not None and options.concurrent < 1:
         raise StudyError(f"--concurrent {options.concurrent}: expected 1 or more")
     if options.patience_s < 0:
-        raise StudyError(f"--patience {options.patience_s:g}: expected seconds, or 0 to wait for ever")
+        raise StudyError(f"--hang-timeout {options.patience_s:g}: expected seconds, or 0 to wait for ever")
     options.budget(recipe)
     check_rule(recipe)
     folder = StudyFolder(options.runs.resolve() / recipe.name)

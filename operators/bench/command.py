@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from operators.bench.options import add_arguments
 from operators.bench.report import write_report
 from operators.bench.rows import BenchRow, write_rows
 from operators.bench.shapes import MINI, REAL, for_kind, growing
@@ -253,26 +254,6 @@ def _origin(device: torch.device) -> tuple[str, str, str]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
     return name, versions, git.stdout.strip() or os.environ.get("BIASWISE_COMMIT", "unknown")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of ``biaswise operators bench``."""
-    parser.add_argument(
-        "--out", default="runs/bench", help="folder for rows.parquet, table.md and plots (%(default)s)"
-    )
-    parser.add_argument(
-        "--shapes", default="real", help="real, mini, or names separated by commas (%(default)s)"
-    )
-    parser.add_argument("--kinds", default=",".join(BIAS_KINDS), help="bias kinds, separated by commas (all)")
-    parser.add_argument(
-        "--impls", default=",".join(IMPLEMENTATIONS), help="implementations, separated by commas (all)"
-    )
-    parser.add_argument(
-        "--growth", action="store_true", help="also measure how cost grows with keys and queries"
-    )
-    parser.add_argument(
-        "--budget-ms", type=float, default=200.0, help="time per measurement, ms (%(default)s)"
-    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from operators.api import attention
-from operators.bias import DenseBias, GaussianBias, GlobalBias, LocalMask, WindowBias
+from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import TokenGrid
 from operators.registry import objections
 from operators.spec import Request
 from operators.testing.oracle import make_oracle, results
+from operators.window_bias import GaussianBias, LocalMask, WindowBias
 
 Placement = Literal["spread", "one_cell", "borders", "nowhere", "around"]
 """Where the windows of a case lie: ``spread``: anywhere, some invisible; ``one_cell``: all around one cell;

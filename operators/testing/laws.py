@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from operators.api import attention
-from operators.bias import DenseBias, GlobalBias, LocalMask, WindowBias
+from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import CAMERA, LIDAR, TokenGrid
 from operators.testing.cases import Case, poisoned_memory
 from operators.testing.oracle import make_oracle
+from operators.window_bias import LocalMask, WindowBias
 
 
 def zero_weight_is_no_bias(impl: str, case: Case) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-STOPPED = "stopped"
+STOPPED = "stopped_at_step"
 """Metric of the row of a trial that was stopped early: its value is the step, its unit ``steps``."""
 
 

@@ -49,6 +49,8 @@ class CmtDetector(LidarBranch, Base3DDetector):
         pipeline.detector.backbones.sparse_conv.SparseConvError: CMT's own branch, and spconv is missing.
     """
 
+    add_pred_to_datasample: Any  # of Base3DDetector, which has no types
+
     def __init__(
         self,
         image_size: tuple[int, int],
@@ -100,7 +102,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
         return None if generator is None else generator.bias_scale
 
     def bias_numbers(self) -> dict[str, Tensor]:
-        """Return how the bias' scale learns: copies, on the device, by ``metric`` or ``metric@site``.
+        """Return how the bias' scale learns: copies, on the device, by ``metric`` or ``metric/site``.
 
         ``bias_scale`` and ``bias_scale_grad`` of the model (the mean over the layers if each has its own),
         and after a backward pass that reached it ``bias_scale_grad`` of every biased site: what that layer
@@ -117,9 +119,9 @@ class CmtDetector(LidarBranch, Base3DDetector):
             if site.choice.bias == "none":
                 continue
             if scale.numel() > 1:
-                found[f"bias_scale@{site.site}"] = scale.detach()[i].clone()
+                found[f"bias_scale/{site.site}"] = scale.detach()[i].clone()
             if grad is not None and generator.slopes is not None:
-                found[f"bias_scale_grad@{site.site}"] = generator.slopes[i]
+                found[f"bias_scale_grad/{site.site}"] = generator.slopes[i]
         return found
 
     @property

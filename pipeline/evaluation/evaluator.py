@@ -15,8 +15,9 @@ from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric, S
 from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
 from pipeline.evaluation.submission import FramePose, save_detections
 from pipeline.metrics.kernels import kernels_per_site
+from pipeline.metrics.memory import peak_memory
 from pipeline.metrics.recorder import Measure, RowRecorder
-from pipeline.metrics.timing import CALLS, latency, peak_memory
+from pipeline.metrics.timing import CALLS, latency
 from pipeline.runtime.session import Session
 from pipeline.storage.paths import resolve_path
 
@@ -113,7 +114,7 @@ class Evaluator:
         scores, draws, num_scenes = self._official.score_draws(poses, detections)
         self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
         self._add(
-            [Measure(s.metric, s.unit, s.value, "", condition, n=num_scenes, scene=s.scene) for s in draws]
+            [Measure(s.metric, s.unit, s.value, "", condition, n=num_scenes, draw=s.draw) for s in draws]
         )
         return scores
 

@@ -17,7 +17,6 @@ from pipeline.data.formats.nuscenes_tables import open_tables
 from pipeline.data.sample import Detections
 from pipeline.evaluation.bootstrap import DRAWS, can_draw, resampled_scores
 from pipeline.evaluation.submission import EvaluationError, FramePose, write_submission
-from pipeline.metrics.rows import draw_name
 
 ERRORS = {
     "trans_err": ("mATE", "m"),
@@ -37,12 +36,12 @@ QUICK_METRICS = ("NDS", "mAP")
 
 @dataclass(frozen=True)
 class Score:
-    """One number of the official metric; ``scene`` names the draw of scenes if it is about one."""
+    """One number of the official metric; ``draw`` is the index of the draw of scenes if it is about one."""
 
     metric: str
     unit: str
     value: float
-    scene: str = ""
+    draw: int | None = None
 
 
 class NuScenesMetric:
@@ -157,7 +156,7 @@ def _scores(found: Mapping[str, Any]) -> list[Score]:
 
 def _of_draws(draws: Sequence[Mapping[str, float]]) -> list[Score]:
     return [
-        Score(metric, "fraction", value, draw_name(draw))
+        Score(metric, "fraction", value, draw)
         for draw, found in enumerate(draws)
         for metric, value in found.items()
     ]

@@ -29,7 +29,7 @@ NAME_LENGTH = 100
 
 
 def kernels_per_site(step: Callable[[], object], cuda: bool) -> list[Measure]:
-    """Profile one call of ``step`` and return rows ``kernel:<name>`` (ms, forward and backward) per site.
+    """Profile one call of ``step`` and return ``kernel_ms`` (forward and backward) per site and kernel.
 
     Args:
         step: runs forward and backward of one batch.
@@ -43,7 +43,7 @@ def kernels_per_site(step: Callable[[], object], cuda: bool) -> list[Measure]:
         for name, us in _work(event, cuda):
             times[site][name[:NAME_LENGTH]] += us / 1e3  # microseconds to milliseconds
     return [
-        Measure(f"kernel:{name}", "ms", ms, site=site)
+        Measure("kernel_ms", "ms", ms, site=site, kernel=name)
         for site, kernels in times.items()
         for place, (name, ms) in enumerate(sorted(kernels.items(), key=lambda item: -item[1]))
         if place < LISTED or "attention" in name

@@ -51,7 +51,11 @@ class ModuleTimer:
                 ]
 
     def measures(self, prefix: str) -> list[Measure]:
-        """Return ``<prefix>_part_ms`` per part, and stop timing."""
+        """Return ``<prefix>_module_ms/<module>`` per module, and stop timing.
+
+        Args:
+            prefix: ``train`` or ``inference``.
+        """
         for handle in self._handles:
             handle.remove()
         if self._cuda:
@@ -60,8 +64,9 @@ class ModuleTimer:
         for name, marks in self._marks.items():
             took = np.array([self._between(*pair) for pair in marks[SKIPPED:] or marks])
             low, middle, high = np.percentile(took, (20, 50, 80))
-            spread = float(high - low) / 2 if len(took) > 1 else float("nan")
-            found.append(Measure(f"{prefix}_part_ms", "ms", float(middle), name, spread=spread, n=len(took)))
+            half_iqr60 = float(high - low) / 2 if len(took) > 1 else float("nan")
+            metric = f"{prefix}_module_ms/{name}"
+            found.append(Measure(metric, "ms", float(middle), half_iqr60=half_iqr60, n=len(took)))
         return found
 
     def _now(self) -> Any:

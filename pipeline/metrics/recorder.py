@@ -1,7 +1,7 @@
 """The rows file of one trial, with what every row repeats filled in.
 
 A resumed trial measures some steps again. The file is append-only, so a row that is there already
-(same metric, site, condition, scene and step) is not written twice.
+(same metric, site, kernel, condition, scene, draw and step) is not written twice.
 """
 
 import math
@@ -22,9 +22,11 @@ class Measure:
     value: float
     site: str = ""
     condition: str = ""
-    spread: float = math.nan
+    half_iqr60: float = math.nan
     n: int = 1
     scene: str = ""
+    draw: int | None = None
+    kernel: str = ""
 
 
 class RowRecorder:
@@ -32,7 +34,7 @@ class RowRecorder:
 
     Args:
         path: the rows file; it may exist.
-        common: a row whose study, trial, plan, seed, device, versions, commit and recipe all rows share.
+        common: all rows take study, trial, plan, seed, device, versions, commit and recipe digest from it.
     """
 
     def __init__(self, path: Path, common: Row) -> None:
@@ -52,19 +54,19 @@ class RowRecorder:
             append_rows(self._path, new)
 
     def has(self, step: int, metric: str, condition: str) -> bool:
-        """Tell whether a whole-model number is recorded already."""
-        return (metric, "", condition, "", step) in self._known
+        """Return whether a whole-model number is recorded already."""
+        return (metric, "", "", condition, "", None, step) in self._known
 
     def _row(self, step: int, measure: Measure) -> Row:
         shared = {
             name: getattr(self._common, name)
-            for name in ("study", "trial", "plan", "seed", "device", "versions", "commit", "recipe")
+            for name in ("study", "trial", "plan", "seed", "device", "versions", "commit", "recipe_digest")
         }
         return Row(**shared, **vars(measure), step=step, time=time.time())
 
 
-def _key(row: Row) -> tuple[str, str, str, str, int]:
-    return row.metric, row.site, row.condition, row.scene, row.step
+def _key(row: Row) -> tuple[str, str, str, str, str, int | None, int]:
+    return row.metric, row.site, row.kernel, row.condition, row.scene, row.draw, row.step
 
 
 def cut_partial_line(path: Path) -> None:

@@ -2,11 +2,8 @@
 
 Long format: one number per row, with everything needed to judge it. Rows are written as JSON
 lines, each in one write that is flushed to disk; a trial has one writer. A last line that a
-crash cut short is dropped on reading, and said so; a broken line elsewhere is an error.
-
-Each line ends with a seal, a digest of the line and of the seal before it, so that a row which is changed,
-removed, added or moved afterwards shows. That guards against the hand and the merge, not against somebody
-who seals anew: nothing in a folder of one's own can.
+crash cut short is left out on reading, with a warning; a broken line elsewhere is an error. When a trial
+ends, its status keeps a digest of its rows file, so that a later edit shows.
 """
 
 import hashlib
@@ -19,9 +16,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+READ_BY_OLD_VERSION = "was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
+"""How the sentence ends that refuses a file or a folder of the version before this layout."""
+
+
+PEAKS = ("peak_allocated_gib", "peak_resident_gib")
+"""Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
+
 
 class RowsError(ValueError):
     """A rows file that cannot be read."""
+
+
+class _OldVersionError(Exception):
+    """A line that version 0.1.0 wrote."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +40,26 @@ class Row:
         study: name of the study.
         trial: name of the trial.
         plan: the resolved plan, as ``str(plan)``.
-        metric: what was measured (``mAP``, ``NDS``, ``latency_p50_ms``, ``bias_scale``, ...).
-        unit: unit of ``value`` (``fraction``, ``ms``, ``samples/s``, ``GiB``, ``logits``, ...).
+        metric: what was measured (``mAP``, ``NDS``, ``step_ms``, ``bias_scale``, ...). Its parts are
+            separated by ``/``: ``AP/car``, ``intervention/NDS``, ``train_module_ms/pts_backbone``.
+        unit: unit of ``value`` (``fraction``, ``ms``, ``samples/s``, ``GiB``, ``logits``, ...); empty for a
+            plain number.
         value: the number; NaN is allowed and stored as null.
         site: the attention site it belongs to; empty if it is about the whole model.
+        kernel: name of the kernel that ``kernel_ms`` is about; empty for other metrics.
         condition: sensor condition (``clean``, ``no_lidar``, ...); empty if it has none.
-        scene: scene name if the number is about one scene, ``~17`` if it is about a draw of scenes
-            (``pipeline.evaluation.bootstrap``; ``n`` is then how many scenes were drawn); empty otherwise.
+        scene: name of the scene if the number is about one scene; empty otherwise.
+        draw: index of the bootstrap draw of scenes that the number is about
+            (``pipeline.evaluation.bootstrap``); None if it is about none.
         seed: seed of the trial.
         step: optimiser steps done when it was measured.
-        spread: half the distance between the 20th and 80th percentile, same unit; NaN if n is 1.
-        n: how many repetitions ``value`` summarises.
+        half_iqr60: half of the distance between the 20th and the 80th percentile, in ``unit``; NaN if n is 1.
+        n: number of repetitions (times), frames (accuracy) or scenes (a draw) that ``value`` summarises.
         device: ``cpu`` or the GPU's name.
-        versions: ``torch=...;ray=...;data=...``: what decides numbers; ``data`` is a ``fingerprint``.
+        versions: ``torch=...;ray=...;data=...``: what decides numbers; ``data`` is a ``fingerprint``. A
+            string, because rows are compared and grouped by all of it; only the environment table splits it.
         commit: commit of the code, ``+`` appended if the tree was dirty.
-        recipe: digest of the study's recipe and rule, fixed before its first trial.
+        recipe_digest: digest of the study's recipe and rule, fixed before its first trial.
         time: Unix time, seconds.
     """
 
@@ -57,37 +70,33 @@ class Row:
     unit: str
     value: float
     site: str = ""
+    kernel: str = ""
     condition: str = ""
     scene: str = ""
+    draw: int | None = None
     seed: int = 0
     step: int = 0
-    spread: float = math.nan
+    half_iqr60: float = math.nan
     n: int = 1
     device: str = "cpu"
     versions: str = ""
     commit: str = ""
-    recipe: str = ""
+    recipe_digest: str = ""
     time: float = 0.0
 
 
 _COLUMNS = tuple(field.name for field in fields(Row))
-_FLOATS = ("value", "spread", "time")
-_NUMBERS = (*_FLOATS, "seed", "step", "n")
-
-
-_TAIL = 4096
-"""Bytes read from a file's end to find its last seal: a line has about a thousand."""
+_FLOATS = ("value", "half_iqr60", "time")
+_NUMBERS = (*_FLOATS, "draw", "seed", "step", "n")
+_OLD_COLUMNS = {"spread", "recipe"}
+"""Columns of rows that version 0.1.0 wrote, and this version does not."""
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a JSON-lines file, sealed, and flush it to disk."""
+    """Append rows to a JSON-lines file and flush it to disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    seal, lines = last_seal(path), []
-    for row in rows:
-        record = {k: None if _is_nan(v) else v for k, v in asdict(row).items()}
-        seal = _seal(seal, record)
-        lines.append(json.dumps({**record, "seal": seal}, allow_nan=False) + "\n")
-    _append(path, "".join(lines).encode())
+    records = ({k: None if _is_nan(v) else v for k, v in asdict(row).items()} for row in rows)
+    _append(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
 
 
 def _append(path: Path, data: bytes) -> None:
@@ -114,6 +123,8 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(_from_line(line))
+        except _OldVersionError:
+            raise RowsError(f"{path} {READ_BY_OLD_VERSION}") from None
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)
@@ -122,45 +133,38 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def last_seal(path: Path) -> str:
-    """Return the seal of a rows file's last line; empty if there is no such line or it has none."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(-min(size, _TAIL), os.SEEK_END)
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    try:
-        return str(json.loads(lines[-1])["seal"])
-    except (IndexError, ValueError, KeyError, TypeError):  # empty, cut short, or from before there were seals
-        return ""
+@dataclass(frozen=True)
+class RowsDigest:
+    """What a rows file held when its trial ended.
+
+    Attributes:
+        num_bytes: size of its complete lines.
+        sha256: of those bytes, hexadecimal.
+    """
+
+    num_bytes: int
+    sha256: str
 
 
-def seal_fault(path: Path, end: str = "") -> str:
-    """Say how a rows file differs from what was written to it; empty if it does not.
+def rows_digest(path: Path) -> RowsDigest:
+    """Return the digest of a rows file's complete lines; of no bytes if there is no such file."""
+    data = path.read_bytes() if path.exists() else b""
+    data = data[: data.rfind(b"\n") + 1]
+    return RowsDigest(len(data), hashlib.sha256(data).hexdigest())
+
+
+def is_unchanged(path: Path, digest: RowsDigest, grown: bool = False) -> bool:
+    """Return whether a rows file is what it was when its digest was taken.
 
     Args:
-        path: a file that ``read_rows`` reads.
-        end: a seal that must be among its seals, so that a missing end shows too; empty asks for none.
+        path: the rows file.
+        digest: taken at the end of the trial.
+        grown: accept further rows at the end of the file, of a trial that has been resumed since.
     """
-    seal, seals = "", set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):  # cut short by a crash; not counted as a row either
-            break
-        record = json.loads(line)
-        found = record.pop("seal", "")
-        if not found:
-            return f"line {number} has no seal"
-        seal = _seal(seal, record)
-        if found != seal:
-            return f"line {number} does not match its seal: a row was changed, removed or added"
-        seals.add(seal)
-    return f"rows are missing at its end (no line has the seal {end})" if end and end not in seals else ""
-
-
-def _seal(before: str, record: dict[str, Any]) -> str:
-    """Return twelve hex digits for a line's content after the line sealed ``before``."""
-    return hashlib.sha256((before + json.dumps(record, sort_keys=True)).encode()).hexdigest()[:12]
+    data = path.read_bytes() if path.exists() else b""
+    if not grown and len(data) != digest.num_bytes:
+        return False
+    return hashlib.sha256(data[: digest.num_bytes]).hexdigest() == digest.sha256
 
 
 def read_study(folder: Path) -> list[Row]:
@@ -174,30 +178,25 @@ def _is_nan(value: object) -> bool:
 
 def _from_line(line: str) -> Row:
     record = json.loads(line)
-    if not isinstance(record, dict) or set(record) - {"seal"} != set(_COLUMNS):
+    if isinstance(record, dict) and set(record) >= _OLD_COLUMNS:
+        raise _OldVersionError
+    if not isinstance(record, dict) or set(record) != set(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
     values: dict[str, Any] = {k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()}
-    values.pop("seal", None)
-    for key, value in values.items():
-        if isinstance(value, str) != (key not in _NUMBERS) or isinstance(value, list | dict | bool):
-            raise ValueError(f"{key} is {value!r}, expected {'a number' if key in _NUMBERS else 'text'}")
+    for column, value in values.items():
+        if not _fits(column, value):
+            expected = "text" if column not in _NUMBERS else "a number"
+            raise ValueError(f"{column} is {value!r}, expected {expected}")
     return Row(**values)
+
+
+def _fits(column: str, value: object) -> bool:
+    """Return whether a value read from a file has the type of its column."""
+    if value is None or isinstance(value, bool):
+        return value is None and column == "draw"
+    return isinstance(value, int | float) if column in _NUMBERS else isinstance(value, str)
 
 
 def select(rows: Iterable[Row], **where: object) -> Iterator[Row]:
     """Yield the rows whose fields equal the given values, e.g. ``metric='mAP', condition='clean'``."""
     return (row for row in rows if all(getattr(row, k) == v for k, v in where.items()))
-
-
-MARK = "~"
-"""How the ``scene`` of a row begins that is about a draw of scenes, and not about one."""
-
-
-def draw_name(draw: int) -> str:
-    """Return how a row's ``scene`` spells a draw."""
-    return f"{MARK}{draw}"
-
-
-def draw_of(scene: str) -> int | None:
-    """Return which draw a row's ``scene`` is; None if it is a scene or empty."""
-    return int(scene.removeprefix(MARK)) if scene.startswith(MARK) else None

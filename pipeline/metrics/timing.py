@@ -1,11 +1,9 @@
-"""How fast a trial trains and detects, and what memory it takes.
+"""How fast a trial trains and detects.
 
 Times are wall-clock, on CUDA between synchronisations; the first ones are thrown away, because
 allocators, autotuners and caches warm up in them. Nothing here may run inside a report.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 
@@ -84,7 +82,7 @@ def latency(call: Callable[[int], object], device: torch.device, calls: int) -> 
         calls: calls timed, after ``WARMUP_CALLS`` that are not.
 
     Returns:
-        ``latency_p50_ms`` and ``latency_p95_ms``.
+        ``inference_latency_p50_ms`` and ``inference_latency_p95_ms``.
     """
     times = []
     for i in range(WARMUP_CALLS + calls):
@@ -94,18 +92,8 @@ def latency(call: Callable[[int], object], device: torch.device, calls: int) -> 
         _synchronize(device)
         times.append((time.perf_counter() - begun) * 1e3)
     timed = np.array(times[WARMUP_CALLS:])
-    p95 = Measure("latency_p95_ms", "ms", float(np.percentile(timed, 95)), n=len(timed))
-    return [_median("latency_p50_ms", "ms", timed), p95]
-
-
-def peak_memory(device: torch.device) -> Measure:
-    """Return ``peak_gib``: most CUDA memory allocated so far, or on a CPU the process' most resident."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in KiB, on macOS in bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Measure("peak_gib", "GiB", peak / 2**30)
+    p95 = Measure("inference_latency_p95_ms", "ms", float(np.percentile(timed, 95)), n=len(timed))
+    return [_median("inference_latency_p50_ms", "ms", timed), p95]
 
 
 def device_name(device: torch.device) -> str:
@@ -115,8 +103,8 @@ def device_name(device: torch.device) -> str:
 
 def _median(metric: str, unit: str, values: NDArray[np.float64]) -> Measure:
     low, middle, high = np.percentile(values, (20, 50, 80))
-    spread = float(high - low) / 2 if len(values) > 1 else float("nan")
-    return Measure(metric, unit, float(middle), spread=spread, n=len(values))
+    half_iqr60 = float(high - low) / 2 if len(values) > 1 else float("nan")
+    return Measure(metric, unit, float(middle), half_iqr60=half_iqr60, n=len(values))
 
 
 def _synchronize(device: torch.device) -> None:

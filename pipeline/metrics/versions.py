@@ -25,7 +25,7 @@ def versions() -> str:
 def commit() -> str:
     """Return the short commit of the code, ``+`` appended if the tree is dirty.
 
-    Outside git it is what ``BIASWISE_COMMIT`` says (`biaswise submit` sets it), or empty.
+    Outside git it is what ``BIASWISE_COMMIT`` says (`biaswise study submit` sets it), or empty.
     """
     root = ROOT
     try:

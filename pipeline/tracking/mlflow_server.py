@@ -33,7 +33,7 @@ def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) 
         )
     database = sqlite_path(uri)
     if database is not None and not database.exists():
-        raise TrackingError(f"there is no {database}; run a study or `biaswise sync` first")
+        raise TrackingError(f"there is no {database}; run a study or `biaswise study sync` first")
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()

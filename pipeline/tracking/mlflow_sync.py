@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from pipeline.config.plan import Plan
-from pipeline.metrics.rows import Row, draw_of
+from pipeline.metrics.rows import Row
 from pipeline.redaction import redact
 from pipeline.tracking.mlflow_server import default_uri, refuse_unwritable, sqlite_path
 from pipeline.tracking.naming import (
@@ -107,7 +107,7 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warning = (
             f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
-            f"{study_folder}, send them later with `biaswise sync`"
+            f"{study_folder}, send them later with `biaswise study sync`"
         )
     now = sum(trial.sent for trial in trials)
     return SyncReport(shown, len(trials), now - before, total - now, parent, warning)
@@ -175,7 +175,7 @@ class _Session:
             "biaswise.born": _born(trials),
             "biaswise.kind": "study",
             "biaswise.study": study,
-            "biaswise.recipe": first.recipe,
+            "biaswise.recipe": first.recipe_digest,
             "biaswise.folder": str(self._folder),
         }
         inside = self._folder.name  # a confirmation is a study of the same name in a folder of the study
@@ -188,7 +188,7 @@ class _Session:
             "mlflow.parentRunId": self._parent,
             "biaswise.kind": "trial",
             "biaswise.study": first.study,
-            "biaswise.recipe": first.recipe,
+            "biaswise.recipe": first.recipe_digest,
             "biaswise.trial": name,
             "biaswise.born": born,
             "biaswise.plan": first.plan,
@@ -216,7 +216,7 @@ class _Session:
             points = [
                 Metric(metric_key(row), row.value, _milliseconds(row.time), row.step)
                 for row in batch
-                if not is_kernel(row) and draw_of(row.scene) is None
+                if not is_kernel(row) and row.draw is None
             ]
             points.sort(key=lambda point: point.key not in HEADLINES)  # the compare view opens on the first
             kernels = kernels_by_site(trial.rows).items()

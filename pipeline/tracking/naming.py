@@ -62,10 +62,10 @@ def kernels_by_site(rows: list[Row]) -> dict[str, str]:
     kernels: dict[str, list[str]] = {}
     for row in rows:
         if is_kernel(row):
-            kernels.setdefault(row.site, []).append(row.metric.removeprefix("kernel:"))
+            kernels.setdefault(row.site, []).append(row.kernel)
     return {site: ", ".join(names) for site, names in kernels.items()}
 
 
 def is_kernel(row: Row) -> bool:
-    """Tell whether a row is about one kernel at one site."""
-    return row.metric.startswith("kernel:")
+    """Return whether a row is about one kernel at one site."""
+    return bool(row.kernel)

@@ -140,8 +140,8 @@ def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], fo
         for name, plan in plans.items():
             model = _planned(fresh, plan, bench, amp).to(device)
             common = _common(lap, name, str(model.plan), device)
-            for measures in (_train, _detect):
-                found = _measured(measures, lap, model, batches, amp)
+            for kind, measures in (("train", _train), ("inference", _infer)):
+                found = _measured(kind, measures, lap, model, batches, amp)
                 made = [replace(common, **vars(m), step=bench.steps, time=time.time()) for m in found]
                 append_rows(path, made)
                 rows += made
@@ -211,15 +211,19 @@ def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measured(
-    measures: Any, bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool
+    kind: str,
+    measures: Any,
+    bench: BenchmarkSettings,
+    model: Any,
+    batches: list[dict[str, Any]],
+    amp: bool,
 ) -> list[Measure]:
-    """Run one half of a race; running out of memory is its result."""
+    """Measure training or inference (``kind``); running out of memory is a result, too."""
     memory = PeakMemory(torch.device(bench.device))
     try:
         found: list[Measure] = measures(bench, model, batches, amp, memory)
     except torch.OutOfMemoryError:
-        kind = measures.__name__.removeprefix("_")
-        return [Measure(f"{kind}_out_of_memory", "1", 1.0), memory.measure(kind)]
+        return [Measure(f"{kind}_out_of_memory", "", 1.0), memory.measure(kind)]
     return found
 
 
@@ -236,7 +240,7 @@ def _train(
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
     graphs = model.pts_bbox_head.train_graphs
     found = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
-    found += [Measure(name, "1", float(np.mean(values)), n=len(values)) for name, values in ends]
+    found += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if bench.parts:  # once more, launched part by part: a graph has none
         parts = ModuleTimer(model, device)
@@ -265,7 +269,7 @@ def _steps(
     return clock, losses
 
 
-def _detect(
+def _infer(
     bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
     """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
@@ -275,12 +279,12 @@ def _detect(
     model.zero_grad(set_to_none=True)
     detector = _detector(bench, model, amp)
     times = latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
-    fps = Measure("frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
-    found = [*times, fps, memory.measure("detect")]
+    fps = Measure("inference_frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
+    found = [*times, fps, memory.measure("inference")]
     if bench.parts:  # once more, launched part by part: a graph has none
         parts = ModuleTimer(use_graphs(model, False).eval(), device)
         latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
-        found += parts.measures("detect")
+        found += parts.measures("inference")
     return found
 
 

@@ -179,7 +179,7 @@ class Trial:
         try:
             return self.train_step.step(collate(samples), self._rate(step))
         except (TrialError, FloatingPointError) as error:
-            self._add(step + 1, [Measure("loss", "1", float("nan"))])  # the verdict counts diverged trials
+            self._add(step + 1, [Measure("loss", "", float("nan"))])  # the verdict counts diverged trials
             raise TrialError(
                 f"training stopped at step {step + 1} of {train.steps} under the plan {self.model.plan} "
                 f"(frames {', '.join(s.token for s in samples)}): {error}"
@@ -298,12 +298,12 @@ def _open_record(settings: TrialSettings, session: Session, plan: str) -> RowRec
         device=device_name(session.device),
         versions=f"{versions()};data={fingerprint(settings.data)}",
         commit=commit(),
-        recipe=session.recipe,
+        recipe_digest=session.recipe,
     )
     return RowRecorder(session.folder / "rows.jsonl", common)
 
 
 def _measure(name: str, value: float) -> Measure:
-    """Read a number of a step: ``metric``, or ``metric@site`` if it is about one site."""
-    metric, _, site = name.partition("@")
-    return Measure(metric, UNITS.get(metric, "1"), value, site=site)
+    """Read a number of a step: ``metric``, or ``metric/site`` if it is about one site."""
+    metric, _, site = name.partition("/")
+    return Measure(metric, UNITS.get(metric, ""), value, site=site)

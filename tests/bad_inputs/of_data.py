@@ -102,13 +102,13 @@ def infos(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words]:
     def make(place: Place) -> Words:
         content = pickle.loads((place.good / "data/infos.pkl").read_bytes())
         change(content)
-        return ["data", "draw", place.written("infos.pkl", pickle.dumps(content)), "--out", str(place.tmp)]
+        return ["data", "show", place.written("infos.pkl", pickle.dumps(content)), "--out", str(place.tmp)]
 
     return make
 
 
 def infos_of(data: bytes) -> Callable[[Place], Words]:
-    return lambda place: ["data", "draw", place.written("infos.pkl", data), "--out", str(place.tmp)]
+    return lambda place: ["data", "show", place.written("infos.pkl", data), "--out", str(place.tmp)]
 
 
 def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words]:
@@ -123,7 +123,7 @@ def manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Place], Words
 
 
 def read(folder: Path) -> Words:
-    return ["data", "draw", str(folder), "--split", SPLIT, "--out", str(folder / "drawn")]
+    return ["data", "show", str(folder), "--split", SPLIT, "--out", str(folder / "drawn")]
 
 
 def shards(name: str, change: Callable[[Path], Any], check: bool = False) -> Callable[[Place], Words]:
@@ -420,7 +420,7 @@ INFOS = [
         "box3d_lidar",
         "missing",
         database({"path": "x.bin", "num_points_in_gt": 1}),
-        "…/dbinfos.pkl: not a dbinfos file of mmdet3d or CMT (KeyError: 'box3d_lidar'); `biaswise data database` makes a database of our own",
+        "…/dbinfos.pkl: not a dbinfos file of mmdet3d or CMT (KeyError: 'box3d_lidar'); `biaswise data objects` makes a database of our own",
     ),
 ]
 SHARDS = [
@@ -541,10 +541,10 @@ SHARDS = [
     ),
     Bad(
         "data shard",
-        "--workers",
+        "--ray-tasks",
         "0",
-        lambda p: shard(p.good / "data", p, "--workers", "0"),
-        "--workers 0: expected 1 or more files to be written at once",
+        lambda p: shard(p.good / "data", p, "--ray-tasks", "0"),
+        "--ray-tasks 0: expected 1 or more files to be written at once",
     ),
     Bad(
         "data shard",

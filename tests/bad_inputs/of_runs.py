@@ -29,12 +29,12 @@ def alone(text: str) -> Callable[[Place], Words]:
 
 
 def train(*words: str) -> Callable[[Place], Words]:
-    return lambda place: ["train", "smoke", "--local", "--out", str(place.tmp), *words]
+    return lambda place: ["train", "smoke", "--local", "--runs-dir", str(place.tmp), *words]
 
 
 def evaluate(place: Place, checkpoint: str, *words: str) -> Words:
     data = ["--data", str(place.good / "data"), "--conditions", "clean"]
-    return ["evaluate", checkpoint, *data, "--out", str(place.tmp / "runs"), *words]
+    return ["evaluate", checkpoint, *data, "--runs-dir", str(place.tmp / "runs"), *words]
 
 
 def checkpoint(make: Callable[[Place], str]) -> Callable[[Place], Words]:
@@ -93,7 +93,7 @@ def report(change: Callable[[Path], Any]) -> Callable[[Place], Words]:
     def make(place: Place) -> Words:
         folder = place.study()
         change(folder)
-        return ["report", str(folder)]
+        return ["study", "report", str(folder)]
 
     return make
 
@@ -131,7 +131,7 @@ def uri(value: str, *words: str) -> Callable[[Place], Words]:
     def make(place: Place) -> Words:
         place.environment("MLFLOW_TRACKING_URI", value)
         folder = place.study()
-        return [*words] if words else ["sync", str(folder)]
+        return [*words] if words else ["study", "sync", str(folder)]
 
     return make
 
@@ -153,42 +153,42 @@ WORDS = [
         "command line",
         "study",
         "never run",
-        lambda p: ["report", "nosuch", "--runs", str(p.tmp)],
+        lambda p: ["study", "report", "nosuch", "--runs-dir", str(p.tmp)],
         "no study 'nosuch': neither …/nosuch nor nosuch holds a study.json; `biaswise study run` makes one",
     ),
     Bad(
         "study resume",
         "recipe",
         "never run",
-        lambda p: ["study", "resume", "smoke", "--runs", str(p.tmp)],
+        lambda p: ["study", "resume", "smoke", "--runs-dir", str(p.tmp)],
         "…/smoke: nothing to resume; start with `biaswise study run smoke`",
     ),
     Bad(
         "study run",
         "--concurrent",
         "0",
-        lambda p: ["study", "run", "smoke", "--concurrent", "0", "--runs", str(p.tmp)],
+        lambda p: ["study", "run", "smoke", "--concurrent", "0", "--runs-dir", str(p.tmp)],
         "--concurrent 0: expected 1 or more",
     ),
     Bad(
         "study run",
-        "--trials",
+        "--max-trials",
         "0",
-        lambda p: ["study", "run", "smoke", "--trials", "0", "--runs", str(p.tmp)],
+        lambda p: ["study", "run", "smoke", "--max-trials", "0", "--runs-dir", str(p.tmp)],
         "the budget is 0 trials; expected more than 0",
     ),
     Bad(
         "study run",
         "--gpu-hours",
         "-1",
-        lambda p: ["study", "run", "smoke", "--gpu-hours", "-1", "--runs", str(p.tmp)],
+        lambda p: ["study", "run", "smoke", "--gpu-hours", "-1", "--runs-dir", str(p.tmp)],
         "the budget is 2 trials and -1 GPU hours; expected more than 0",
     ),
     Bad(
         "study run",
         "--gpu-hours",
         "nan",
-        lambda p: ["study", "run", "smoke", "--gpu-hours", "nan", "--runs", str(p.tmp)],
+        lambda p: ["study", "run", "smoke", "--gpu-hours", "nan", "--runs-dir", str(p.tmp)],
         "the budget is 2 trials and nan GPU hours; expected more than 0",
     ),
     Bad(
@@ -202,49 +202,49 @@ WORDS = [
         "data synth",
         "--scenes",
         "mini_train",
-        lambda p: ["data", "synth", "--root", str(p.tmp / "d"), "--scenes", "mini_train"],
+        lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--scenes", "mini_train"],
         "--scenes mini_train: cannot read 'mini_train'; expected e.g. mini_train=8,mini_val=2",
     ),
     Bad(
         "data synth",
         "--scenes",
         "mini_trian=1",
-        lambda p: ["data", "synth", "--root", str(p.tmp / "d"), "--scenes", "mini_trian=1"],
+        lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--scenes", "mini_trian=1"],
         "unknown split 'mini_trian'; the devkit has train, val, test, mini_train, mini_val, train_detect, train_track",
     ),
     Bad(
         "data synth",
         "--frames",
         "0",
-        lambda p: ["data", "synth", "--root", str(p.tmp / "d"), "--frames", "0"],
+        lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--frames", "0"],
         "frames_per_scene and workers must be at least 1 and seed at least 0, got 0, 2 and 7",
     ),
     Bad(
         "data synth",
-        "--workers",
+        "--processes",
         "0",
-        lambda p: ["data", "synth", "--root", str(p.tmp / "d"), "--workers", "0"],
+        lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--processes", "0"],
         "frames_per_scene and workers must be at least 1 and seed at least 0, got 20, 0 and 7",
     ),
     Bad(
         "data synth",
-        "--root",
+        "--out",
         "holds a dataset",
-        lambda p: ["data", "synth", "--root", str(p.dataset()), "--frames", "1"],
+        lambda p: ["data", "synth", "--out", str(p.dataset()), "--frames", "1"],
         "…/v1.0-mini: holds another generated dataset (…); expected … or nothing, choose another folder",
     ),
     Bad(
-        "data draw",
+        "data show",
         "--config",
         "has no train_pipeline",
-        lambda p: ["data", "draw", str(p.good / "data"), "--config", CONFIG],
+        lambda p: ["data", "show", str(p.good / "data"), "--config", CONFIG],
         "experiments/configs/cmt_aqr_pillar_mini.py: has no train_dataloader, hence no train_pipeline to draw",
     ),
     Bad(
-        "data draw",
+        "data show",
         "--frames",
         "0",
-        lambda p: ["data", "draw", str(p.good / "data"), "--frames", "0", "--out", str(p.tmp)],
+        lambda p: ["data", "show", str(p.good / "data"), "--frames", "0", "--out", str(p.tmp)],
         "--frames 0: expected 1 or more",
     ),
     Bad(
@@ -259,7 +259,7 @@ WORDS = [
         "evaluate",
         "--conditions",
         "fog",
-        lambda p: [*evaluate(p, MINI)[:4], "--conditions", "fog", "--out", str(p.tmp)],
+        lambda p: [*evaluate(p, MINI)[:4], "--conditions", "fog", "--runs-dir", str(p.tmp)],
         "unknown sensor condition 'fog'; expected clean, lidar_sector, …",
     ),
     Bad(
@@ -269,7 +269,20 @@ WORDS = [
         train("--trial", "nosuch"),
         "--trial 'nosuch' fits 0 trials of smoke; they are …",
     ),
-    Bad("train", "--set", "no '='", train("--set", "model.x"), "--set model.x: expected KEY=JSON"),
+    Bad(
+        "train",
+        "--cfg-options",
+        "no '='",
+        train("--cfg-options", "model.x"),
+        "--cfg-options model.x: expected KEY=VALUE, such as optim_wrapper.optimizer.lr=1e-4",
+    ),
+    Bad(
+        "train",
+        "--cfg-options",
+        "an open bracket",
+        train("--cfg-options", "model.x=[1,(2,3]"),
+        "--cfg-options model.x=[1,(2,3]: the brackets of '1,(2,3' do not match",
+    ),
     Bad(
         "evaluate",
         "--cfg-options",
@@ -313,35 +326,35 @@ PLANS = [
         "plan",
         "pattern",
         "decoder.9.cross",
-        plan("--set", "decoder.9.cross=none/sdpa_math"),
+        plan("--choice", "decoder.9.cross=none/sdpa_math"),
         "pattern 'decoder.9.cross' matches no site; the model has aqr.0.cross, decoder.0.self, …",
     ),
     Bad(
         "plan",
         "bias",
         "soft",
-        plan("--set", "decoder.1.cross=soft/sdpa_math"),
+        plan("--choice", "decoder.1.cross=soft/sdpa_math"),
         "unknown bias kind 'soft'; expected one of none, global, …",
     ),
     Bad(
         "plan",
         "implementation",
         "magic",
-        plan("--set", "decoder.1.cross=none/magic"),
+        plan("--choice", "decoder.1.cross=none/magic"),
         "unknown implementation 'magic'; expected one of reference, sdpa_math, …",
     ),
     Bad(
         "plan",
         "rank",
         "of sdpa_math",
-        plan("--set", "decoder.1.cross=none/sdpa_math@4"),
+        plan("--choice", "decoder.1.cross=none/sdpa_math@4"),
         "rank=4 with impl='sdpa_math': a positive rank goes with lowrank alone",
     ),
     Bad(
         "plan",
         "site",
         "a bias it cannot have",
-        plan("--set", "decoder.1.self=window/sdpa_math"),
+        plan("--choice", "decoder.1.self=window/sdpa_math"),
         "site decoder.1.self cannot have the bias 'window'; it takes none",
     ),
 ]
@@ -619,10 +632,10 @@ STUDIES = [
     ),
     Bad(
         "study folder",
-        "--runs",
+        "--runs-dir",
         "a file",
-        lambda p: ["study", "run", "smoke", "--runs", p.written("file", "")],
-        "…/file/smoke: cannot write here (Not a directory); choose another --runs",
+        lambda p: ["study", "run", "smoke", "--runs-dir", p.written("file", "")],
+        "…/file/smoke: cannot write here (Not a directory); choose another --runs-dir",
     ),
 ]
 CLUSTERS = [
@@ -682,14 +695,14 @@ URIS = [
         "scheme",
         "gopher",
         uri("gopher://host/x"),
-        "warning: MLflow at gopher://host/x did not take everything (… got unsupported URI 'gopher://host/x' …); the rows are safe in …, send them later with `biaswise sync`",
+        "warning: MLflow at gopher://host/x did not take everything (… got unsupported URI 'gopher://host/x' …); the rows are safe in …, send them later with `biaswise study sync`",
     ),
     Bad(
         "MLFLOW_TRACKING_URI",
         "database",
         "in a folder that is a file",
         uri("sqlite:////etc/hostname/mlflow.db"),
-        "warning: MLflow at sqlite:////etc/hostname/mlflow.db did not take everything ([Errno 17] File exists: '/etc/hostname'); the rows are safe in …, send them later with `biaswise sync`",
+        "warning: MLflow at sqlite:////etc/hostname/mlflow.db did not take everything ([Errno 17] File exists: '/etc/hostname'); the rows are safe in …, send them later with `biaswise study sync`",
     ),
     Bad(
         "MLFLOW_TRACKING_URI",
@@ -703,13 +716,13 @@ URIS = [
         "database",
         "none yet, for `biaswise ui`",
         uri("sqlite:////none/mlflow.db", "ui"),
-        "there is no /none/mlflow.db; run a study or `biaswise sync` first",
+        "there is no /none/mlflow.db; run a study or `biaswise study sync` first",
     ),
     Bad(
         "RAY_API_SERVER_ADDRESS",
         "job server",
         "nobody there",
-        lambda p: ["submit", "smoke", "--address", "http://127.0.0.1:1"],
+        lambda p: ["study", "submit", "smoke", "--address", "http://127.0.0.1:1"],
         "job server http://127.0.0.1:1: nothing answers; `ray start --head` starts one here, `ray dashboard cluster.yaml` reaches one",
     ),
 ]

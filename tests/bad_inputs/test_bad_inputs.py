@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 TABLE = [*DATA, *RUNS]
 HEAD = """# Bad inputs, and what is said about them
 
-Each line is a test (`tests/bad_inputs`): the bad input is made, the command or function that a user would
-reach meets it, and the answer is this one sentence, with an exit code above 0 and no traceback. `…` stands
-for what differs from place to place. `python -m tests.bad_inputs.test_bad_inputs` prints this file; a test
-holds that it is current.
+Each line is a test (`tests/bad_inputs`). The test makes the bad input and gives it to the command or
+function that a user would reach. The answer is this one sentence, with an exit code above 0 and
+without a traceback. `…` stands for what differs from place to place.
+
+`python -m tests.bad_inputs.test_bad_inputs` prints this file; a test checks that it is current.
 
 | in | at | value | sentence |
 |---|---|---|---|

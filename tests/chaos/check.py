@@ -14,7 +14,7 @@ from pipeline.runtime.event_log import STARTED, read_events
 TIMES = ("ms", "samples/s", "GiB")
 """Units of what no two runs measure alike."""
 
-Key = tuple[str, str, str, str, str, int]
+Key = tuple[str, str, str, str, str, str, int | None, int]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tally:
         verdicts: sites whose verdicts differ.
         from_start: starts of a trial that went back behind a checkpoint.
         restarts: starts of trials beyond the first.
-        seals: what the seals say; empty if they are intact.
+        edited: which trials' rows are not those they wrote; empty if there are none.
     """
 
     lost: int
@@ -37,13 +37,13 @@ class Tally:
     verdicts: int
     from_start: int
     restarts: int
-    seals: str
+    edited: str
 
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, doubled, changed or run again for nothing."""
         return not (
-            self.lost or self.doubled or self.changed or self.verdicts or self.from_start or self.seals
+            self.lost or self.doubled or self.changed or self.verdicts or self.from_start or self.edited
         )
 
 
@@ -119,13 +119,13 @@ def tally(
         len(_verdicts(folder).items() ^ _verdicts(unbroken).items()) if judged else 0,
         sum(_went_back(folder.trial(name), step) for name, step in checkpoints.items()),
         sum(max(len(_starts(folder.trial(name))) - 1, 0) for name in trials),
-        _seals(folder.path),
+        _edited(folder.path),
     )
 
 
 def _is_certain(key: Key) -> bool:
     """Tell whether every run has this row; which kernels are the slowest differs from run to run."""
-    return not key[1].startswith("kernel:")
+    return key[1] != "kernel_ms"
 
 
 def _numbers(trial: Path) -> list[tuple[Key, tuple[float, int, int, str] | None]]:
@@ -135,7 +135,7 @@ def _numbers(trial: Path) -> list[tuple[Key, tuple[float, int, int, str] | None]
 
 
 def _key(row: Row) -> Key:
-    return row.trial, row.metric, row.site, row.condition, row.scene, row.step
+    return row.trial, row.metric, row.site, row.kernel, row.condition, row.scene, row.draw, row.step
 
 
 def _value(row: Row) -> tuple[float, int, int, str] | None:
@@ -167,7 +167,7 @@ def _went_back(trial: Path, checkpoint: int) -> int:
     return later
 
 
-def _seals(study: Path) -> str:
+def _edited(study: Path) -> str:
     try:
         refuse_edits(study)
     except AnalysisError as error:

@@ -1,6 +1,6 @@
 """The command line with the chaos recipe among its recipes: what the study driver runs.
 
-CHAOS_WORLD=/data CHAOS_MAD= python -m tests.chaos.drive study run chaos --runs FOLDER
+CHAOS_WORLD=/data CHAOS_MAD= python -m tests.chaos.drive study run chaos --runs-dir FOLDER
 """
 
 import os

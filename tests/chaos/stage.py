@@ -69,5 +69,5 @@ def stage(place: Path) -> Iterator[Stage]:
 def _report(folder: Path, python: str) -> None:
     """Judge the unbroken study, as a study does at its end."""
     if not (folder / "verdicts.csv").exists():
-        words = [python, "-m", "experiments.cli", "report", str(folder)]
+        words = [python, "-m", "experiments.cli", "study", "report", str(folder)]
         subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -162,8 +162,8 @@ class _Run:
     def _start(self, verb: str) -> "subprocess.Popen[bytes]":
         """Start the study driver."""
         words = [str(shim(self.stage.scratch)), "-m", "tests.chaos.drive", "study", verb, NAME]
-        words += ["--runs", str(self.runs), "--patience", str(PATIENCE_S)]
-        words += [] if self.fault in TRACKED else ["--no-sync"]
+        words += ["--runs-dir", str(self.runs), "--hang-timeout", str(PATIENCE_S)]
+        words += [] if self.fault in TRACKED else ["--no-mlflow"]
         given = {
             **os.environ,
             "RAY_ADDRESS": self.stage.cluster.address,

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.calibration.simulation import SimulatedMeasurement
 from pipeline.config.plan import Choice, Plan
-from pipeline.metrics.rows import Row, draw_name
+from pipeline.metrics.rows import Row
 
 UNTREATED = {"aqr.0.cross": Choice("local", "sdpa_math")}
 """The site that has its mask in every arm."""
@@ -55,7 +55,7 @@ def plant(truth: Truth, draw: int = 0, base: Row | None = None) -> list[Row]:
     Args:
         truth: what is true.
         draw: seed of the noise.
-        base: a row whose study, recipe, device, versions, commit, step and time all rows take.
+        base: a row whose study, recipe digest, device, versions, commit, step and time all rows take.
 
     Returns:
         Rows ``NDS`` per condition (fraction) and ``step_ms`` (ms) of a full factorial over the sites of
@@ -92,7 +92,7 @@ def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 10
 
     Returns:
         Rows ``NDS`` under ``clean``, on draws of scenes too; of a trial without a final value ``NDS`` at the
-        rung and ``stopped`` if there are rungs, else a NaN.
+        rung and ``stopped_at_step`` if there are rungs, else a NaN.
     """
     rows: list[Row] = []
     cells = [(arm, seed) for arm in measured.arms for seed in measured.seeds]
@@ -108,12 +108,12 @@ def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 10
             early = float(response.rungs[0, index]) / 100
             rows.append(replace(score, value=early, step=step // 2))
         if math.isnan(response.values[index]) and len(response.rungs):
-            stop = replace(score, metric="stopped", unit="steps", value=step // 2, condition="")
+            stop = replace(score, metric="stopped_at_step", unit="steps", value=step // 2, condition="")
             rows.append(replace(stop, step=step // 2))
             continue
         rows.append(replace(score, value=float(response.values[index]) / 100))
         rows += [
-            replace(score, value=float(value) / 100, scene=draw_name(draw), n=response.num_scenes)
+            replace(score, value=float(value) / 100, draw=draw, n=response.num_scenes)
             for draw, value in enumerate(response.draws[:, index])
         ]
     return rows
@@ -140,11 +140,11 @@ def decorate(rows: list[Row], steps: int = 100) -> Iterator[Row]:
         rng = np.random.default_rng([trial.seed, sum(map(ord, trial.trial))])
         plan = Plan.parse(trial.plan)
         num_windows = sum(choice.bias == "window" for _, choice in plan.choices)
-        whole = replace(trial, condition="", spread=math.nan)
+        whole = replace(trial, condition="", half_iqr60=math.nan)
         yield replace(whole, metric="train_samples_per_s", unit="samples/s", value=4000 / trial.value)
-        for name, share in (("latency_p50_ms", 0.21), ("latency_p95_ms", 0.26)):
-            yield replace(whole, metric=name, unit="ms", value=share * trial.value, n=20, spread=1.5)
-        yield replace(whole, metric="peak_gib", unit="GiB", value=0.8 + 0.02 * num_windows)
+        for name, share in (("inference_latency_p50_ms", 0.21), ("inference_latency_p95_ms", 0.26)):
+            yield replace(whole, metric=name, unit="ms", value=share * trial.value, n=20, half_iqr60=1.5)
+        yield replace(whole, metric="peak_resident_gib", unit="GiB", value=0.8 + 0.02 * num_windows)
         for step in range(steps // 10, steps + 1, steps // 10):
             at = replace(whole, step=step)
             loss = 6 + 8 * math.exp(-step / 40) + rng.normal(0, 0.2)
@@ -154,6 +154,6 @@ def decorate(rows: list[Row], steps: int = 100) -> Iterator[Row]:
         for site, choice in plan.choices:
             for kernel in KERNELS[choice.bias]:
                 busy_ms = 2 + rng.random()
-                yield replace(whole, site=site, metric=f"kernel:{kernel}", unit="ms", value=busy_ms)
+                yield replace(whole, site=site, metric="kernel_ms", kernel=kernel, unit="ms", value=busy_ms)
         for row in [r for r in rows if r.trial == trial.trial and r.metric == "NDS"]:
             yield replace(row, metric="mAP", value=0.9 * row.value)

@@ -98,14 +98,14 @@ def test_a_planted_secret_reaches_neither_mlflow_nor_a_log(tmp_path, capsys, mon
     monkeypatch.setenv("MY_SERVICE_TOKEN", TOKEN)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     study = tmp_path / "runs" / "planted"
-    base = Row("planted", "", "", "", "", 0.0, step=1, device="cpu", commit="abc", recipe="r", time=1.0)
+    base = Row("planted", "", "", "", "", 0.0, step=1, commit="abc", recipe_digest="r", time=1.0)
     for row in decorate(plant(Truth({"decoder.0.cross": 1.0}, seeds=(1,)), base=base)):
         append_rows(study / "trials" / row.trial / "rows.jsonl", [row])
     (study / "study.json").write_text("{}")
 
     nowhere = f"http://me:{PASSWORD}@127.0.0.1:1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nowhere)
-    assert main(["sync", str(study)]) == 1
+    assert main(["study", "sync", str(study)]) == 1
     said = "".join(capsys.readouterr())
     assert f"http://me:{MASK}@127.0.0.1:1 did not take everything" in " ".join(said.split())
     assert PASSWORD not in said

@@ -134,10 +134,15 @@ def make_data(log: Log) -> None:
     """Generate frames of full size, and the objects to paste."""
     tiny, root = log.asked.tiny, log.asked.work / "data"
     scenes = "mini_train=1,mini_val=1" if tiny else "mini_train=8,mini_val=2"
-    synth = ["data", "synth", "--root", str(root), "--frames", "2" if tiny else "4", "--scenes", scenes]
-    rig = ["--rig", "mini" if tiny else "full", "--workers", str(max(1, min(12, (os.cpu_count() or 2) - 2)))]
+    synth = ["data", "synth", "--out", str(root), "--frames", "2" if tiny else "4", "--scenes", scenes]
+    rig = [
+        "--rig",
+        "mini" if tiny else "full",
+        "--processes",
+        str(max(1, min(12, (os.cpu_count() or 2) - 2))),
+    ]
     if log.run("data", [*CLI, *synth, *rig], 150):
-        cut = ["data", "database", str(root), "--split", "mini_train", "--out", str(root / "objects")]
+        cut = ["data", "objects", str(root), "--split", "mini_train", "--out", str(root / "objects")]
         log.run("objects", [*CLI, *cut], 60)
 
 
@@ -172,7 +177,7 @@ def look(log: Log) -> None:
     """Look closer at our plan: parts, kernels, waits."""
     steps = ["--steps", "2", "--calls", "1"] if log.asked.tiny else ["--steps", "12", "--calls", "12"]
     for name in CONFIGS:
-        words = [*steps, "--parts", "--profile", "--waits"]
+        words = [*steps, "--per-module", "--profile", "--profile-syncs"]
         log.run(f"look_{name}", throughput(log.asked, name, f"look_{name}", ("rects",), words), 70)
 
 

@@ -33,7 +33,7 @@ def main() -> None:
         shutil.copytree(asked.data, rounded)
     found = {"max_error_m": errors(asked.data, rounded)}
     for name, data in (("float32", asked.data), ("float16", rounded)):
-        words = ["--data", str(data), "--conditions", CONDITIONS, "--out", str(asked.out / name)]
+        words = ["--data", str(data), "--conditions", CONDITIONS, "--runs-dir", str(asked.out / name)]
         if biaswise(["evaluate", CHECKPOINT, *words]):
             raise SystemExit(1)
         (rows,) = (asked.out / name).glob("evaluate/trials/*/rows.jsonl")

@@ -20,9 +20,10 @@ MINUS = "\N{MINUS SIGN}"
 TIMES = {
     "step_ms": "step, ms",
     "train_samples_per_s": "training, samples/s",
-    "latency_p50_ms": "latency p50, ms",
-    "latency_p95_ms": "latency p95, ms",
-    "peak_gib": "peak memory, GiB",
+    "inference_latency_p50_ms": "inference p50, ms",
+    "inference_latency_p95_ms": "inference p95, ms",
+    "peak_allocated_gib": "peak allocated, GiB",
+    "peak_resident_gib": "peak resident, GiB",
 }
 """Metrics of speed and memory that the table of trials shows, and how its head calls them."""
 
@@ -144,7 +145,7 @@ def trial_table(rows: Sequence[Row], rule: DecisionRule) -> Table:
     further: dict[str, dict[str, float]] = {}
     for metric in dict.fromkeys((rule.metric, "mAP")):
         for condition in sorted(
-            {r.condition for r in select(rows, metric=metric, unit="fraction", site="", scene="")}
+            {r.condition for r in select(rows, metric=metric, unit="fraction", site="", scene="", draw=None)}
         ):
             found = lenient_values(rows, metric, condition)
             points = {trial: 100 * value for trial, value in found.items() if not math.isnan(value)}
@@ -174,7 +175,8 @@ def lenient_values(rows: Sequence[Row], metric: str, condition: str) -> dict[str
     try:
         return final_values(rows, metric, condition)
     except AnalysisError:
-        newest = sorted(select(rows, metric=metric, condition=condition, site="", scene=""), key=_age)
+        whole = select(rows, metric=metric, condition=condition, site="", scene="", draw=None)
+        newest = sorted(whole, key=_age)
         return {row.trial: row.value for row in newest}
 
 

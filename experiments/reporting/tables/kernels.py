@@ -16,9 +16,9 @@ def kernel_table_of_study(rows: Sequence[Row]) -> Table:
     found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     choices = {text: dict(Plan.parse(text).choices) for text in {row.plan for row in rows}}
     for row in rows:
-        if row.metric.startswith("kernel:"):
+        if row.metric == "kernel_ms":
             choice = str(choices[row.plan].get(row.site, ""))
-            found[row.site, choice][row.metric.removeprefix("kernel:")].append(row.value)
+            found[row.site, choice][row.kernel].append(row.value)
     lines = []
     for (site, choice), kernels in sorted(found.items()):
         slowest = sorted(((sum(v) / len(v), name) for name, v in kernels.items()), reverse=True)

@@ -82,7 +82,7 @@ def open_database(path: Path, root: Path | None = None) -> ObjectDatabase:
         DataError: it is neither, is damaged, or holds no object.
     """
     if not path.exists():
-        raise DataError(f"{path}: no such object database; `biaswise data database` makes one")
+        raise DataError(f"{path}: no such object database; `biaswise data objects` makes one")
     database: ObjectDatabase = (
         InfoDatabase(path, root or path.parent) if path.suffix == ".pkl" else FolderDatabase(path)
     )
@@ -160,7 +160,7 @@ class InfoDatabase:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a dbinfos file of mmdet3d or CMT ({type(error).__name__}: {error}); "
-                "`biaswise data database` makes a database of our own"
+                "`biaswise data objects` makes a database of our own"
             ) from error
         self.boxes: NDArray[np.float32] = boxes
         self.labels: NDArray[np.int64] = np.array([label for label, _ in found], np.int64)

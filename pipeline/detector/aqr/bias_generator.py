@@ -18,8 +18,9 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from operators.bias import GaussianBias, GlobalBias, WindowBias
+from operators.bias import GlobalBias
 from operators.forms import Bias
+from operators.window_bias import GaussianBias, WindowBias
 from pipeline.config.plan import WINDOWED
 from pipeline.detector.aqr.projection import ProjectedQueries
 

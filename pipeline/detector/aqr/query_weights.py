@@ -13,7 +13,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from operators.bias import LocalMask
+from operators.window_bias import LocalMask
 from pipeline.detector.aqr.projection import ProjectedQueries
 from pipeline.detector.transformer.decoder import FFN, DecoderLayer, layer_configs
 from pipeline.detector.transformer.site_attention import SiteAttention

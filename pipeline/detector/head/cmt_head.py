@@ -21,7 +21,7 @@ from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask, 
 from pipeline.detector.head.losses import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
 from pipeline.detector.head.task_head import SeparateTaskHead
-from pipeline.detector.openmmlab.data_samples import read_meta
+from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
 from pipeline.detector.transformer.position_encoding import Cameras, inverse_sigmoid
@@ -142,12 +142,7 @@ class CmtAqrHead(SensorWeighting, Embedding):
         if self.criterion is None:
             raise ValueError("this head was built without train_cfg and has no losses")
         device = bev_feats.device
-        instances = [sample.gt_instances_3d for sample in data_samples]
-        gravity = [
-            torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances
-        ]
-        boxes = [b.to(device=device, dtype=torch.float32) for b in gravity]
-        labels = [g.labels_3d.to(device) for g in instances]
+        boxes, labels = read_ground_truth(data_samples, device)
         output = self(bev_feats, img_feats, *read_meta(data_samples), targets=(boxes, labels))
         return self.criterion(output.matching, boxes, labels, output.denoising)
 

@@ -102,3 +102,15 @@ def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
     matrices = torch.from_numpy(np.stack([np.asarray(meta["lidar2img"], dtype=np.float64) for meta in metas]))
     height, width = metas[0]["batch_input_shape"]
     return matrices, (int(height), int(width))
+
+
+def read_ground_truth(data_samples: Sequence[Any], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Return boxes and labels of data samples on a device.
+
+    Returns:
+        Per sample, boxes (M, 9) float32 with z at the box centre, and labels (M,).
+    """
+    instances = [sample.gt_instances_3d for sample in data_samples]
+    boxes = [torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances]
+    labels = [g.labels_3d.to(device) for g in instances]
+    return [b.to(device=device, dtype=torch.float32) for b in boxes], labels

@@ -53,7 +53,7 @@ def test_plans_are_compared_on_the_seeds_that_both_have(golden):
 
 
 def test_it_may_have_a_recipe_of_its_own(golden):
-    confirm(golden, recipe="0123456789ab")
+    confirm(golden, recipe_digest="0123456789ab")
     assert len(summarize(golden).confirmed) == 2
 
 

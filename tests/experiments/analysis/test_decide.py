@@ -190,7 +190,7 @@ REFUSED = {
         "w00-s0 has two values of NDS",
     ),
     "mixed commits": (lambda rows: edit(rows, "w00-s0", commit="abc"), "differ in commit"),
-    "mixed recipes": (lambda rows: edit(rows, "w00-s0", recipe="abc"), "differ in recipe"),
+    "mixed recipes": (lambda rows: edit(rows, "w00-s0", recipe_digest="abc"), "differ in recipe_digest"),
     "mixed devices": (lambda rows: edit(rows, "w00-s0", device="H200"), "differ in device"),
     "unequal steps": (lambda rows: only_nds(rows, "w00-s0", step=50), "50, 100 steps"),
     "wrong unit": (lambda rows: only_nds(rows, "w00-s0", unit="ms"), "unit fraction"),

@@ -62,7 +62,7 @@ def test_trials_price_themselves_otherwise():
 @pytest.mark.parametrize(
     ("bench", "rule", "sentence"),
     [
-        ([], BENCHED, "none was given; run `biaswise bench`"),
+        ([], BENCHED, "none was given; run `biaswise operators bench`"),
         (BENCH[:2], BENCHED, "no time of window at r50 B2"),
         (
             [*BENCH, timed("none", "flash", 1.0, shape="vov B2")],

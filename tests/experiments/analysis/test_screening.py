@@ -53,7 +53,9 @@ def test_other_conditions_are_ranked_by_their_own_rows():
 
 
 def test_missing_masks_are_refused():
-    with pytest.raises(RecipeError, match=r"3 of 8 masks have no NDS \(clean\); run `biaswise screen` again"):
+    with pytest.raises(
+        RecipeError, match=r"3 of 8 masks have no NDS \(clean\); run `biaswise study screen` again"
+    ):
         rank(rows()[3:], CROSS_SITES, RULE)
 
 

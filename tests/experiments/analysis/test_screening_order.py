@@ -1,12 +1,23 @@
 """A rule that takes the order of its layers from the study's screening: it waits and trusts no other."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS, masks, rule_in_force, screened
+from experiments.analysis.screening import (
+    FOLDER,
+    INTERVENTION,
+    RANKING,
+    ROWS,
+    masks,
+    rank,
+    ranking_record,
+    rule_in_force,
+    screened,
+)
 from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, ScreeningMissing
 from experiments.recipes.factorial import level_of
 from experiments.recipes.mini import CROSS_SITES, smoke_waves
@@ -17,7 +28,7 @@ from experiments.study.next_wave import Budget
 from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import run_waves
 from pipeline.config.plan import Plan
-from pipeline.metrics.rows import Row, append_rows
+from pipeline.metrics.rows import Row, append_rows, read_rows
 from tests.experiments.planted_rows import Truth, plant
 
 SITES = CROSS_SITES[:2]
@@ -37,7 +48,7 @@ def folder(tmp_path, study):
     """The study, of which all trials of the first two seeds have ended."""
     made = StudyFolder(tmp_path / study.name)
     made.claim(study, {})
-    for row in plant(TRUTH, base=Row(study.name, "", "", "", "", 0.0, step=3, recipe=study.digest)):
+    for row in plant(TRUTH, base=Row(study.name, "", "", "", "", 0.0, step=3, recipe_digest=study.digest)):
         arm = tuple(level_of(Plan.parse(row.plan)[site]) for site in study.factors)
         name = study.by_arm()[arm, row.seed]
         plan = str(study.named_trials()[name].plan.resolve(EVERY_SITE))
@@ -56,7 +67,7 @@ def screen(study, folder, digest=None, leave_out=0):
             *(study.name, "t", str(plan), f"{INTERVENTION}NDS", "fraction"),
             sum(gain for site, gain in worth.items() if plan[site].bias == "window"),
             condition="clean",
-            recipe=digest or study.digest,
+            recipe_digest=digest or study.digest,
         )
         for plan in masks(study)
     ]
@@ -70,7 +81,7 @@ def go_on(study, folder):
 
 
 def test_it_waits_for_the_screening_and_says_so(study, folder):
-    with pytest.raises(ScreeningMissing, match="and there is none; run `biaswise screen`"):
+    with pytest.raises(ScreeningMissing, match="and there is none; run `biaswise study screen`"):
         go_on(study, folder)
     assert "in the order of the study's screening, and there is none" in summarize(folder.path).answer
 
@@ -95,6 +106,9 @@ def test_screenings_that_are_not_the_studys_are_refused(study, folder):
         rule_in_force(study.rule, folder.path, study.digest)
     path.unlink()
     path = screen(study, folder)
+    ranking = rank(read_rows(path), SITES, study.rule)
+    path.with_name(RANKING).write_text(json.dumps(ranking_record(path, ranking, study.rule, study.digest)))
+    assert rule_in_force(study.rule, folder.path, study.digest).order == (SITES[1], SITES[0])
     path.write_text(path.read_text().replace('"value": 0.05', '"value": 0.5'))
     with pytest.raises(AnalysisError, match="are not those that the screening wrote"):
         rule_in_force(study.rule, folder.path, study.digest)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import main
-from experiments.parser import build_parser
+from experiments.cli.main import build_parser
+from experiments.cli.options import Command
 from experiments.recipes.mini import smoke
 from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
@@ -29,10 +30,10 @@ def parsers(parser=None, words=()):
 
 def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
-        "demo", "data synth", "data shard", "data check", "data draw", "data infos", "data database",
-        "operators", "bench", "plan", "lint", "train", "evaluate", "screen",
-        "study run", "study resume", "study status", "study list", "study calibrate", "report", "sync", "ui",
-        "throughput", "submit", "cluster check", "cluster watch",
+        "demo", "study list", "study run", "study resume", "study status", "study screen", "study report",
+        "study sync", "study submit", "calibrate", "data synth", "data shard", "data check", "data infos",
+        "data objects", "data show", "lint", "plan", "throughput", "operators list", "operators bench",
+        "train", "evaluate", "cluster check", "cluster watch", "ui",
     }  # fmt: skip
 
 
@@ -42,16 +43,28 @@ def test_the_commands_of_the_design_are_there():
 def test_every_command_has_an_example_that_parses(words, parser):
     example = parser.epilog.removeprefix("example: biaswise ").split()
     assert tuple(example[: len(words)]) == words
-    assert build_parser(bench=True).parse_args(example).run == parser.get_default("run")
+    assert build_parser().parse_args(example).run == parser.get_default("run")
 
 
 @pytest.mark.parametrize(
     ("words", "parser"), list(parsers()), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
 )
-def test_every_command_leads_to_a_function(words, parser):
-    module, _, function = parser.get_default("run").partition(":")
-    found = __import__(f"experiments.commands.{module}", fromlist=[function])
-    assert callable(getattr(found, function))
+def test_every_command_leads_to_its_class(words, parser):
+    run = parser.get_default("run")
+    assert isinstance(run.__self__, Command)
+    assert run.__self__.name == words[-1]
+    assert run.__module__.startswith("experiments.cli.")
+
+
+def test_a_flag_has_one_meaning():
+    """Flags that several commands have are declared alike, but for defaults that differ by command."""
+    declared = {}
+    for words, parser in parsers():
+        for action in parser._actions:
+            for flag in action.option_strings:
+                meaning = (action.dest, action.type, action.nargs)
+                declared.setdefault(flag, {}).setdefault(meaning, []).append(" ".join(words))
+    assert {flag: uses for flag, uses in declared.items() if len(uses) > 1} == {}
 
 
 def test_help_loads_neither_torch_nor_ray():
@@ -93,19 +106,33 @@ def test_wrong_words_are_wrong_usage(words, capsys):
         (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
         (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
         (
-            ["study", "run", "smoke", "--trials", "0"],
+            ["study", "run", "smoke", "--max-trials", "0"],
             "the budget is 0 trials; expected more",
         ),
         (["study", "run", "smoke", "--gpu-hours", "-1"], "and -1 GPU hours; expected more than 0"),
         (["study", "run", "smoke", "--gpus-per-trial", "0"], "0 workers a trial: expected 1 or more"),
-        (["screen", "pretrain"], "recipe pretrain has no rule, so nothing says which bias to switch off"),
+        (
+            ["study", "screen", "pretrain"],
+            "recipe pretrain has no rule, so nothing says which bias to switch off",
+        ),
         (["study", "run", "r50_waves"], "cmt_voxel0100_r50_800x320_cbgs.pth; put the config or the weights"),
         (["demo"], "into the project; cd"),
-        (["report", "nope"], "no study 'nope'"),
-        (["sync"], "no study here"),
+        (["study", "report", "nope"], "no study 'nope'"),
+        (["study", "sync"], "no study here"),
         (["data", "synth", "--scenes", "all"], "--scenes all: cannot read 'all'"),
         (["train", "demo", "--trial", "w"], "--trial 'w' fits 8 trials of demo; they are none-none-none_s0"),
-        (["train", "smoke", "--set", "x"], "--set x: expected KEY=JSON"),
+        (
+            ["train", "smoke", "--cfg-options", "x"],
+            "--cfg-options x: expected KEY=VALUE, such as optim_wrapper",
+        ),
+        (
+            ["study", "run", "smoke", "--hang-timeout", "-1"],
+            "--hang-timeout -1: expected seconds, or 0 to wait",
+        ),
+        (
+            ["data", "shard", "x", "--split", "a", "--out", "b", "--ray-tasks", "0"],
+            "--ray-tasks 0: expected 1",
+        ),
         (["train", "smoke", "--plan", "a=b"], "cannot read the choice 'b'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
@@ -123,27 +150,27 @@ def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
     study = tmp_path / "s"
     rows = study / "trials" / "t" / "rows.jsonl"
-    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "1", 1.0)] * 2)
+    append_rows(rows, [Row("s", "t", "a=none/sdpa_math", "loss", "", 1.0)] * 2)
     rows.write_bytes(rows.read_bytes()[:-20])
     (study / "study.json").write_text('{"name": "s", "question": "", "digest": "", "rule": null}')
     with warnings.catch_warnings():
         warnings.simplefilter("default")
-        assert main(["report", "s", "--runs", str(tmp_path)]) == 0
+        assert main(["study", "report", "s", "--runs-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"biaswise: warning: {rows}: the last line was cut short and is left out"]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("experiments.commands.study.listing", lambda arguments: int("bug"))
+    monkeypatch.setattr("experiments.cli.study.ListStudies.run", lambda self, arguments: int("bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["study", "list"])
 
 
 def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
-    def interrupted(arguments):
+    def interrupted(self, arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.commands.study.listing", interrupted)
+    monkeypatch.setattr("experiments.cli.study.ListStudies.run", interrupted)
     assert main(["study", "list"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -153,10 +180,10 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
     folder = StudyFolder(tmp_path / "smoke")
     folder.claim(smoke(), {})
     first, second = smoke().named_trials()
-    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 0
+    assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 0
     folder.finish(first)
     folder.finish(second, "it broke")
-    assert main(["study", "status", "smoke", "--runs", str(tmp_path)]) == 1
+    assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert f"{first}" in out
     assert "failed: it broke" in out
@@ -164,15 +191,16 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("experiments.commands.trial.make_worlds", lambda worlds, console: None)
+    monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda worlds, console: None)
     monkeypatch.setattr(
-        "experiments.commands.trial._run_here", lambda settings, folder: seen.append((settings, folder))
+        "experiments.cli.trial._run_here", lambda settings, folder: seen.append((settings, folder))
     )
-    monkeypatch.setattr("experiments.commands.trial._print_scores", lambda folder, console: None)
-    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9", "--set", "a.b=[1]"]
-    assert main([*words, "--local", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr("experiments.cli.trial._print_scores", lambda folder, console: None)
+    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9", "--cfg-options", "a.b=[1]"]
+    assert main([*words, "--num-workers", "2", "--local", "--runs-dir", str(tmp_path)]) == 0
     ((settings, folder),) = seen
-    assert (settings.seed, settings.train.steps, settings.overrides) == (4, 9, (("a.b", "[1]"),))
+    assert (settings.seed, settings.train.steps, settings.num_workers) == (4, 9, 2)
+    assert settings.overrides == (("a.b", "[1]"),)
     assert settings.plan == smoke().trials[1].plan
     assert folder.parent == tmp_path / "smoke" / "trials"
     assert json.loads((folder / "settings.json").read_text()) == json.loads(json.dumps(settings.to_dict()))

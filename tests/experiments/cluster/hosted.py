@@ -141,7 +141,7 @@ def numbers(folder: Path) -> dict[tuple[str, ...], float]:
     """
     found: dict[tuple[str, ...], float] = {}
     for row in read_rows(folder / "rows.jsonl"):
-        key = (row.metric, row.site, row.condition, row.scene, str(row.step))
+        key = (row.metric, row.site, row.condition, row.scene, str(row.draw), str(row.step))
         assert key not in found, key
         found[key] = row.value if row.unit not in TIMES else math.nan
     return {key: value for key, value in found.items() if not math.isnan(value)}

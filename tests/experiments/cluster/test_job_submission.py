@@ -88,12 +88,15 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     )
     wrong = dict(head.environment, RAY_AUTH_TOKEN="0" * 64)
     refused = subprocess.run(
-        [BIASWISE, "submit", "smoke", "--address", head.address], env=wrong, capture_output=True, text=True
+        [BIASWISE, "study", "submit", "smoke", "--address", head.address],
+        env=wrong,
+        capture_output=True,
+        text=True,
     )
     assert refused.returncode == 2
     assert "wants another token" in refused.stderr
 
-    first = biaswise(head, "submit", "smoke", "--no-sync", "--concurrent", "1")
+    first = biaswise(head, "study", "submit", "smoke", "--no-mlflow", "--concurrent", "1")
     folder = StudyFolder(home / "runs/smoke")
     trials = [folder.trial(name) for name in smoke().named_trials()]
     deadline = time.monotonic() + PATIENCE_S
@@ -111,7 +114,7 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     assert "interrupted; what is done is kept, the same command goes on" in said
     assert not all(folder.state(name) == DONE for name in smoke().named_trials())
 
-    second = biaswise(head, "submit", "smoke", "--no-sync")
+    second = biaswise(head, "study", "submit", "smoke", "--no-mlflow")
     again = second.communicate()[0]
     assert second.returncode == 0, again
     assert all(folder.state(name) == DONE for name in smoke().named_trials())

@@ -265,9 +265,9 @@ def test_a_printed_plan_lints_clean(tmp_path: Path) -> None:
     words = [
         "plan",
         str(MINI),
-        "--set",
+        "--choice",
         "decoder.*.cross=gaussian/rects",
-        "--set",
+        "--choice",
         "decoder.1.cross=none/rects",
     ]
     assert main([*words, "--out", str(out)]) == 0

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from experiments.reporting.report import drawings, print_report, to_html, to_mar
 from experiments.reporting.summary import ReportError, read_record, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
 from pipeline.config.plan import Plan, PlanError
-from pipeline.metrics.rows import Row, append_rows, last_seal, read_study
+from pipeline.metrics.rows import Row, append_rows, read_study, rows_digest
 from tests.experiments.planted_rows import Truth, decorate, plant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
@@ -175,35 +175,36 @@ def test_a_rule_that_was_changed_after_the_fact_is_refused(golden):
 
 
 @pytest.mark.parametrize(
-    ("edit", "fault"),
+    "edit",
     [
-        (lambda text: text.replace('"value": 0.4', '"value": 0.5', 1), "line 1 does not match its seal"),
-        (lambda text: text.partition("\n")[2], "line 1 does not match its seal"),
-        (lambda text: text[: text.rindex("\n", 0, -1) + 1], "rows are missing at its end"),
+        lambda text: text.replace('"value": 0.4', '"value": 0.5', 1),
+        lambda text: text.partition("\n")[2],
+        lambda text: text[: text.rindex("\n", 0, -1) + 1],
+        lambda text: text + text.splitlines(keepends=True)[-1],
     ],
-    ids=["changed", "removed", "end"],
+    ids=["changed", "removed", "end", "added"],
 )
-def test_edited_rows_give_no_verdict(golden, edit, fault):
+def test_edited_rows_give_no_verdict(golden, edit):
     path = golden / "trials/w00-s0/rows.jsonl"
-    (path.parent / "DONE.json").write_text(json.dumps({"seal": last_seal(path)}))
+    (path.parent / "DONE.json").write_text(json.dumps({"rows": asdict(rows_digest(path))}))
     assert summarize(golden).evidence is not None
     path.write_text(edit(path.read_text()))
     summary = summarize(golden)
     assert summary.evidence is None
-    assert summary.answer.startswith("No verdicts: the rows of trial w00-s0 are not those that it wrote: ")
-    assert fault in summary.answer
+    assert summary.answer.startswith("No verdicts: the rows of trial w00-s0 are not those that it wrote; ")
     assert "| w10-s0 |" in to_markdown(summary)  # the rest stays usable
 
 
-def test_rows_without_seals_are_said(golden):
+def test_a_failed_trial_that_runs_again_may_add_rows(golden):
     path = golden / "trials/w00-s0/rows.jsonl"
-    bare = [
-        {k: v for k, v in json.loads(line).items() if k != "seal"} for line in path.read_text().splitlines()
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in bare))
-    summary = summarize(golden)
-    assert summary.evidence is not None
-    assert any("without seals" in note and "w00-s0" in note for note in summary.notes)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:5]))
+    ended = {"error": "no such file", "rows": asdict(rows_digest(path))}
+    (path.parent / "FAILED.json").write_text(json.dumps(ended))
+    path.write_text("".join(lines))
+    assert summarize(golden).evidence is not None
+    path.write_text("".join(lines[1:]))
+    assert "w00-s0 are not those that it wrote" in summarize(golden).answer
 
 
 @pytest.mark.parametrize(

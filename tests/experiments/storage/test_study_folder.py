@@ -86,7 +86,7 @@ def test_tampered_settings_are_refused(folder):
     begin(folder)
     path = folder.trial(SECOND) / "settings.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_threads": 9}))
-    with pytest.raises(StudyError, match="changed: threads"):
+    with pytest.raises(StudyError, match="changed: torch_threads"):
         folder.claim(smoke(), INPUTS)
 
 
@@ -99,7 +99,7 @@ def test_a_broken_study_file_is_refused_by_name(folder):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"cannot write here \(Not a directory\); choose another --runs"):
+    with pytest.raises(StudyError, match=r"cannot write here \(Not a directory\); choose another --runs-dir"):
         StudyFolder(tmp_path / "file" / "smoke").claim(smoke(), INPUTS)
 
 

@@ -32,14 +32,14 @@ def test_what_a_trial_says_itself_counts_first(golden):
         ended = {"seconds": seconds, "gpu_hours": seconds / 3600 / 4}
         (golden / f"trials/{name}/DONE.json").write_text(json.dumps(ended))
     (golden / "trials/w01-s0/FAILED.json").write_text("{")  # cut short: its rows count
-    (sheet,) = [sheet for sheet in summarize(golden).sheets if sheet.name == "cost"]
-    assert sheet.lines[0] == ("this study", 8, 3.0, 0.75)
-    assert sheet.lines[1][1:] == (8, 3.0, 0.75)  # the study is its own full grid
+    (cost,) = [table for table in summarize(golden).tables if table.name == "cost"]
+    assert cost.lines[0] == ("this study", 8, 3.0, 0.75)
+    assert cost.lines[1][1:] == (8, 3.0, 0.75)  # the study is its own full grid
 
 
 def test_the_confirmation_is_a_line_of_its_own(golden):
     place = golden / "confirmation" / "trials" / "x"
     place.mkdir(parents=True)
     (place / "DONE.json").write_text(json.dumps({"seconds": 1800, "gpu_hours": 0.0}))
-    (sheet,) = [sheet for sheet in summarize(golden).sheets if sheet.name == "cost"]
-    assert ("confirmation on fresh seeds", 1, 0.5, 0.0) in sheet.lines
+    (cost,) = [table for table in summarize(golden).tables if table.name == "cost"]
+    assert ("confirmation on fresh seeds", 1, 0.5, 0.0) in cost.lines

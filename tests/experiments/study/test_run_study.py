@@ -118,7 +118,7 @@ def recipe(tmp_path_factory):
 def values(trial: Path) -> dict[tuple[str, str, str, int], float]:
     """Everything a trial measures that is no time."""
     rows = [
-        row for row in read_rows(trial / "rows.jsonl") if row.unit in ("1", "fraction", "logits", "1/logits")
+        row for row in read_rows(trial / "rows.jsonl") if row.unit in ("", "fraction", "logits", "1/logits")
     ]
     found = {(row.metric, row.site, row.condition, row.step): row.value for row in rows}
     assert len(found) == len(rows)
@@ -157,7 +157,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     rows = read_rows(doubled / "rows.jsonl")
     assert {row.plan for row in rows} == {str(recipe.trials[1].plan.resolve(_sites(rows[0].plan)))}
     assert len(list(select(rows, metric="loss"))) == 4
-    assert {row.recipe for row in rows} == {recipe.digest}
+    assert {row.recipe_digest for row in rows} == {recipe.digest}
 
     again = run_trials(recipe, folder, console, ExecutionOptions(tracking=False))
     assert (again.ran, again.complete) == (0, True)

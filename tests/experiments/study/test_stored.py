@@ -22,7 +22,7 @@ from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import FILE, stored_study
 from experiments.storage.study_folder import DONE, StudyFolder
 from experiments.study.preflight import make_datasets
-from pipeline.metrics.rows import read_rows, seal_fault
+from pipeline.metrics.rows import RowsDigest, is_unchanged, read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
 from tests.smallest import SMALLEST
@@ -66,7 +66,7 @@ def numbers(folder):
     for path in folder.path.glob("trials/*/rows.jsonl"):
         for row in read_rows(path):
             if row.unit not in ("ms", "samples/s", "GiB"):
-                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.step)
+                key = (row.trial, row.metric, row.site, row.condition, row.scene, row.draw, row.step)
                 assert key not in found, key
                 found[key] = (row.value, row.n, row.seed, row.plan)
     return found
@@ -148,8 +148,8 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     # the copy is whole, and nobody holds it
     for name in (first, second):
         assert after[f"{copy}/{name}/rows.jsonl"] == (folder.trial(name) / "rows.jsonl").read_bytes()
-        end = json.loads(after[f"{copy}/{name}/DONE.json"])["seal"]
-        assert not seal_fault(folder.trial(name) / "rows.jsonl", end)
+        end = RowsDigest(**json.loads(after[f"{copy}/{name}/DONE.json"])["rows"])
+        assert is_unchanged(folder.trial(name) / "rows.jsonl", end)
     assert not [key for key in after if ".claims" in key]
     assert f"studies/{recipe.name}/report.html" in after
     assert "taken over from process" in log
@@ -169,24 +169,32 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
     assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
     with stored_study("", folder, Console(file=io.StringIO())) as study_sync:
         assert study_sync.uri == f"{s3.uri}/smoke"
-    looker = ["--runs", str(tmp_path / "laptop"), "--storage", s3.uri]
+    looker = ["--runs-dir", str(tmp_path / "laptop"), "--storage", s3.uri]
     assert main(["study", "status", "smoke", *looker]) == 1
     assert "failed: it broke" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "laptop/smoke/study.json").exists()
-    assert main(["sync", *looker]) == 2
+    assert main(["study", "sync", *looker]) == 2
     assert "name the studies" in capsys.readouterr().err
 
 
 def test_a_second_driver_is_refused_in_a_sentence(s3, tmp_path, capsys):
     folder = StudyFolder(tmp_path / "runs" / "smoke")
-    words = ["study", "run", "smoke", "--runs", str(tmp_path / "other"), "--storage", s3.uri]
+    words = ["study", "run", "smoke", "--runs-dir", str(tmp_path / "other"), "--storage", s3.uri]
     with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         assert main(words) == 2
     assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_a_password_in_the_uri_is_refused_and_not_shown(tmp_path, capsys):
-    words = ["study", "run", "smoke", "--runs", str(tmp_path), "--storage", "s3://me:hunter22222@bucket/x"]
+    words = [
+        "study",
+        "run",
+        "smoke",
+        "--runs-dir",
+        str(tmp_path),
+        "--storage",
+        "s3://me:hunter22222@bucket/x",
+    ]
     assert main(words) == 2
     said = capsys.readouterr()
     assert "holds a password in a URI" in said.err

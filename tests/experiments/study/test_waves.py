@@ -49,7 +49,9 @@ def console():
 
 def rows_of(recipe, truth, seeds):
     """Planted rows under the names and plans of a recipe's trials, with a value at the rung as well."""
-    for row in plant(truth, draw=1, base=Row(recipe.name, "", "", "", "", 0.0, step=3, recipe=recipe.digest)):
+    for row in plant(
+        truth, draw=1, base=Row(recipe.name, "", "", "", "", 0.0, step=3, recipe_digest=recipe.digest)
+    ):
         arm = tuple(Plan.parse(row.plan)[site].bias for site in recipe.factors)
         if row.seed in seeds:
             name = recipe.by_arm()[arm, row.seed]

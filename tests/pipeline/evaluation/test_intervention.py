@@ -11,7 +11,7 @@ from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
 
-COMMON = Row("test", "trained", "", "", "", 0.0, recipe="abc")
+COMMON = Row("test", "trained", "", "", "", 0.0, recipe_digest="abc")
 
 
 def test_switching(trial, tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_switching(trial, tmp_path, monkeypatch):
     rows = read_rows(path)
 
     assert all(row.metric.startswith(INTERVENTION) for row in rows)
-    assert {(row.trial, row.recipe, row.step) for row in rows} == {("trained", "abc", 2)}
+    assert {(row.trial, row.recipe_digest, row.step) for row in rows} == {("trained", "abc", 2)}
     assert len(rows) == 2 * 2 * 17
     for condition in settings.conditions:
         for metric in ("NDS", "mAP", "mATE", "AP/car"):

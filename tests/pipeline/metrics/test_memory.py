@@ -12,7 +12,7 @@ def test_what_graphs_hold_is_added() -> None:
     memory = PeakMemory(CPU)
     memory.settle()
     alone, together = memory.measure("train"), memory.measure("train", held_bytes=2**34)
-    assert together.metric == "train_peak_gib"
+    assert together.metric == "train_peak_resident_gib"
     assert together.value == pytest.approx(alone.value + 16, abs=0.5)  # the process may grow in between
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.metrics import timing
-from pipeline.metrics.timing import WARMUP_CALLS, WARMUP_STEPS, StepClock, latency, peak_memory
+from pipeline.metrics.memory import peak_memory
+from pipeline.metrics.timing import WARMUP_CALLS, WARMUP_STEPS, StepClock, latency
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,7 @@ def test_steps_are_timed_without_warm_up_and_without_what_lies_between(ticks: Ti
 def test_spread_is_half_of_the_middle_three_fifths(ticks: Ticks) -> None:
     clock = StepClock(CPU)
     run(clock, ticks, [(0, 1)] * WARMUP_STEPS + [(0, 0.1 * i) for i in range(1, 12)])
-    assert clock.measures(1)[0].spread == pytest.approx((900 - 300) / 2)
+    assert clock.measures(1)[0].half_iqr60 == pytest.approx((900 - 300) / 2)
 
 
 def test_short_runs_are_timed_too_and_no_run_is_not(ticks: Ticks) -> None:
@@ -69,8 +70,8 @@ def test_latency_leaves_the_first_calls_out(ticks: Ticks) -> None:
         ticks.now += 10.0 if i < WARMUP_CALLS else 0.001 * (i - WARMUP_CALLS + 1)
 
     p50, p95 = latency(call, CPU, calls=21)
-    assert (p50.metric, p50.value, p50.n) == ("latency_p50_ms", pytest.approx(11), 21)
-    assert (p95.metric, p95.value) == ("latency_p95_ms", pytest.approx(20))
+    assert (p50.metric, p50.value, p50.n) == ("inference_latency_p50_ms", pytest.approx(11), 21)
+    assert (p95.metric, p95.value) == ("inference_latency_p95_ms", pytest.approx(20))
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.parser import build_parser
+from experiments.cli.main import build_parser
 from pipeline.metrics.versions import commit
 from pipeline.storage.paths import ROOT, data_root, default_runs_dir, resolve_path
 from pipeline.tracking.mlflow_server import default_uri
@@ -33,7 +33,7 @@ def test_at_the_place_that_is_named(monkeypatch, tmp_path):
     assert resolve_path(CONFIG) == ROOT / CONFIG, "what comes with the code is read there"
     assert default_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     arguments = build_parser().parse_args(["study", "run", "smoke"])
-    assert arguments.runs == str(tmp_path / "runs")
+    assert arguments.runs_dir == str(tmp_path / "runs")
 
 
 def test_in_a_ray_job_nothing_is_kept_in_the_copy_that_ray_removes(monkeypatch, tmp_path):

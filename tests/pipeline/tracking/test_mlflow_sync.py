@@ -51,7 +51,7 @@ def study(tmp_path, request):
 
 
 def make_study(folder: Path, name: str, born: float = 1000.0) -> Path:
-    base = Row(name, "", "", "", "", 0.0, step=100, device="cpu", commit="abc", recipe="r1", time=born)
+    base = Row(name, "", "", "", "", 0.0, step=100, device="cpu", commit="abc", recipe_digest="r1", time=born)
     rows = list(decorate(plant(Truth(SITES, seeds=SEEDS), base=base)))
     for trial in {row.trial for row in rows}:
         place = folder / "trials" / trial
@@ -89,7 +89,7 @@ def assert_complete(uri, study):
     for folder in folders:
         run = children[folder.name]
         assert run.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
-        rows = [r for r in read_rows(folder / "rows.jsonl") if not r.metric.startswith("kernel:")]
+        rows = [r for r in read_rows(folder / "rows.jsonl") if not r.kernel]
         expected = sorted((metric_key(r), r.step, round(r.time * 1000), r.value) for r in rows)
         assert points(client, run) == expected
 
@@ -232,7 +232,7 @@ def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
     assert (report.sent, report.parent) == (0, "")
     assert report.unsent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
     assert dead in report.warning
-    assert "biaswise sync" in report.warning
+    assert "biaswise study sync" in report.warning
     assert sync(study, uri).unsent == 0
     assert_complete(uri, study)
 

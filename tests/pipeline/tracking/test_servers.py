@@ -189,7 +189,7 @@ def make_study(folder, trials, rows):
 
 def measured(base, step):
     metric = ("loss", "mAP", "NDS")[step % 3]
-    fields = {**vars(base), "metric": metric, "unit": "1", "value": random.random(), "step": step}
+    fields = {**vars(base), "metric": metric, "unit": "", "value": random.random(), "step": step}
     return Row(**{**fields, "time": 1000.0 + base.seed + step / 7})
 
 
@@ -230,7 +230,7 @@ def test_killed_under_load_and_started_again(server, store, tmp_path, monkeypatc
         sender.join(PATIENCE_S)
         server.start()
     assert [bool(report.warning) for report in reports] == [True] * 3, "killed too late to show anything"
-    assert all("biaswise sync" in report.warning and report.unsent for report in reports)
+    assert all("biaswise study sync" in report.warning and report.unsent for report in reports)
     last = sync(study, server.address)
     assert (last.unsent, last.warning) == (0, "")
     assert sync(study, server.address).sent == 0

@@ -47,12 +47,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def values(rows: list[Any], metric: str) -> dict[str, float]:
-    return {row.trial.partition("@")[0]: row.value for row in rows if row.metric == metric and not row.site}
+    return {row.trial.partition("@")[0]: row.value for row in rows if row.metric == metric}
 
 
 def test_every_plan_has_every_number(rows: list[Any]) -> None:
-    metrics = ("step_ms", "train_samples_per_s", "train_peak_gib", "latency_p50_ms", "frames_per_s")
-    for metric in (*metrics, "detect_peak_gib", "loss_first", "loss_last"):
+    metrics = ["step_ms", "train_samples_per_s", "train_peak_resident_gib", "loss_first", "loss_last"]
+    metrics += [f"inference_{name}" for name in ("latency_p50_ms", "frames_per_s", "peak_resident_gib")]
+    for metric in metrics:
         found = values(rows, metric)
         assert set(found) == {"plain", "same", "dense"}, metric
         assert all(0 < value < float("inf") for value in found.values()), metric
@@ -65,7 +66,8 @@ def test_training_learns_and_the_plan_alone_makes_the_difference(rows: list[Any]
 
 
 def test_the_parts_are_timed(rows: list[Any]) -> None:
-    parts = {row.site for row in rows if row.metric == "detect_part_ms" and row.trial.startswith("dense@")}
+    named = [row.metric.partition("/") for row in rows if row.trial.startswith("dense@")]
+    parts = {module for metric, _, module in named if metric == "inference_module_ms"}
     assert {"img_backbone", "img_neck", "pts_branch", "pts_bbox_head"} <= parts
     assert {"pts_bbox_head.aqr", "pts_bbox_head.transformer.decoder"} <= parts
 
@@ -86,5 +88,5 @@ def test_running_out_of_memory_is_a_result() -> None:
     def _train(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    found = _measured(_train, BENCH, None, [], False)
-    assert [m.metric for m in found] == ["train_out_of_memory", "train_peak_gib"]
+    found = _measured("train", _train, BENCH, None, [], False)
+    assert [m.metric for m in found] == ["train_out_of_memory", "train_peak_resident_gib"]

@@ -1,12 +1,14 @@
 """Screening beside retraining: the order, the size, and what it may not say."""
 
+import json
 import shutil
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
+from experiments.analysis.screening import FOLDER, INTERVENTION, RANKING, ROWS, ranking_record
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import drawings, to_markdown
 from experiments.reporting.summary import summarize
 from pipeline.metrics.rows import Row, append_rows
@@ -62,7 +64,12 @@ def test_a_screening_that_is_wrong_is_said_to_be(golden):
 def test_an_edited_or_unfinished_screening_is_left_out(golden):
     path = screening(golden, (1.0, 0.0), leave_out=1)
     assert "left out: 1 of 4 masks have no NDS" in summarize(golden).notes[-1]
+    path.unlink()
+    path = screening(golden, (1.0, 0.0))
+    record = ranking_record(path, summarize(golden).screened, DecisionRule(), "aaaabbbbcccc")
+    path.with_name(RANKING).write_text(json.dumps(record))
+    assert "left out" not in summarize(golden).notes[-1]
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))
     summary = summarize(golden)
-    assert "left out: the rows in masks.jsonl are not those it wrote: line 1" in summary.notes[-1]
+    assert "left out: the rows in masks.jsonl are not those it wrote" in summary.notes[-1]
     assert "## Verdict per layer" in to_markdown(summary)

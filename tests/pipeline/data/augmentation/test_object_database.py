@@ -106,7 +106,7 @@ class _Harmful:
 
 
 def test_refusals(folder, tmp_path, source):
-    with pytest.raises(DataError, match="no such object database; `biaswise data database` makes one"):
+    with pytest.raises(DataError, match="no such object database; `biaswise data objects` makes one"):
         open_database(tmp_path / "nothing")
     with pytest.raises(DataError, match="is there already"):
         write_database(source, folder)

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from operators.bias import LocalMask
 from operators.grid import TokenGrid
+from operators.window_bias import LocalMask
 from pipeline.detector.aqr.projection import ProjectedQueries
 
 PARITY = Path(__file__).parents[5] / "shared/data/parity/golden_a_mome_lam.safetensors"

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config.plan import Choice
 from pipeline.data.sample import Sample
+from pipeline.detector import build  # noqa: F401  registers the modules of the config
 from pipeline.detector.aqr.bias_generator import AttentionBiasGenerator
 from pipeline.detector.head.cmt_head import CmtAqrHead
 from pipeline.detector.openmmlab.data_samples import collate

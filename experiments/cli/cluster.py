@@ -1,0 +1,102 @@
+"""``biaswise study submit`` and ``biaswise cluster``: Ray jobs, cluster files, spot notices."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_recipe, add_storage
+
+
+class SubmitStudy(Command):
+    """Send a study to a cluster, show its log, return what its driver returns."""
+
+    name = "submit"
+    help = "run a study on a Ray cluster as a job; returns its exit code, 130 if it was stopped"
+    example = "study submit demo --address http://127.0.0.1:8265"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        parser.add_argument(
+            "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
+        )
+        parser.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
+        add_concurrent(parser)
+        add_storage(parser)
+        add_no_mlflow(parser)
+        parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return the exit code of the job; 0 if it was not waited for."""
+        from experiments.recipes.registry import recipe
+
+        name = recipe(arguments.recipe).name  # refuses an unknown name before Ray is imported
+        from experiments.cluster.job_submission import default_address, follow, runtime_env, send
+
+        words = ["study", "run", name]
+        if arguments.concurrent is not None:
+            words += ["--concurrent", str(arguments.concurrent)]
+        if arguments.storage:
+            words += ["--storage", arguments.storage]
+        if arguments.no_mlflow:
+            words += ["--no-mlflow"]
+        address = arguments.address or default_address()
+        job = send(words, address, runtime_env(arguments.home))
+        _write(f"job {job.name} at {address}: `ray job logs -f {job.name}`, `ray job stop {job.name}`\n")
+        if arguments.no_wait:
+            return 0
+        try:
+            return follow(job, _write)
+        except KeyboardInterrupt:
+            _write(f"\nno longer watching; job {job.name} goes on until `ray job stop {job.name}`\n")
+            return 0
+
+
+class CheckCluster(Command):
+    """Check cluster files without a cloud."""
+
+    name = "check"
+    help = "check cluster.yaml and ray-job.yaml without a cloud"
+    example = "cluster check cluster.yaml"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("file", nargs="*", help="files (cluster.yaml and ray-job.yaml)")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if a file has faults."""
+        from rich.console import Console
+
+        from experiments.cluster.check import check_cluster
+
+        console, number = Console(), 0
+        for name in arguments.file or ("cluster.yaml", "ray-job.yaml"):
+            faults = check_cluster(Path(name))
+            number += len(faults)
+            for sentence in faults or ["nothing wrong"]:
+                console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        return 1 if number else 0
+
+
+class WatchCluster(Command):
+    """Wait for the cloud's notice and drain this machine."""
+
+    name = "watch"
+    help = "drain this machine's Ray node when the cloud gives notice; ends at once on other machines"
+    example = "cluster watch --address 10.0.0.5:6379"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--address", required=True, help="host:port of the cluster")
+        parser.add_argument("--node-id", default="", help="Ray's id of the node (the one on this machine)")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return when the node is drained, or at once if this is no spot machine."""
+        from experiments.cluster.preemption_watch import watch
+
+        return watch(arguments.address, arguments.node_id, lambda text: print(text, flush=True))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

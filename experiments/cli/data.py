@@ -1,0 +1,297 @@
+"""``biaswise data``: make, convert, verify and look at datasets."""
+
+from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import (
+    Command,
+    OptionError,
+    add_cfg_options,
+    add_split,
+    add_version,
+    read_cfg_options,
+)
+
+if TYPE_CHECKING:
+    from pipeline.data.augmentation.train_pipeline import TrainPipeline
+
+
+class SynthesizeData(Command):
+    """Generate a dataset."""
+
+    name = "synth"
+    help = "generate a dataset in nuScenes layout"
+    example = "data synth --out data/mini --seed 7"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--out", default="data/mini", help="folder to write to (%(default)s)")
+        parser.add_argument("--seed", type=int, default=7, help="decides everything in it (%(default)s)")
+        add_version(parser)
+        parser.add_argument("--frames", type=int, default=20, help="key frames per scene (%(default)s)")
+        parser.add_argument(
+            "--scenes",
+            default="mini_train=8,mini_val=2",
+            metavar="SPLIT=N,...",
+            help="scenes per split (%(default)s)",
+        )
+        parser.add_argument("--processes", type=int, default=2, metavar="N", help="(%(default)s)")
+        parser.add_argument(
+            "--rig",
+            choices=("mini", "full"),
+            default="mini",
+            help="full: 1600 x 900 pixels, LiDAR at 20 Hz; mini: a quarter of it, only key frames "
+            "(%(default)s)",
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from experiments.study.progress import task_bar
+        from pipeline.data.synthetic import generate
+        from pipeline.data.synthetic.sensor_rig import RIGS
+
+        console = Console()
+        with task_bar(console, f"generating {arguments.out}") as advance:
+            generate(
+                Path(arguments.out),
+                arguments.seed,
+                arguments.version,
+                arguments.frames,
+                _read_scenes(arguments.scenes),
+                arguments.processes,
+                advance,
+                RIGS[arguments.rig],
+            )
+        console.print(f"{arguments.out} is there; `biaswise data check {arguments.out}` verifies it")
+        return 0
+
+
+def _read_scenes(text: str) -> dict[str, int]:
+    """Read ``--scenes``: split -> number of scenes."""
+    scenes = {}
+    for part in text.split(","):
+        split, equals, number = part.partition("=")
+        if not equals or not number.isdecimal():
+            raise OptionError(f"--scenes {text}: cannot read {part!r}; expected e.g. mini_train=8,mini_val=2")
+        scenes[split] = int(number)
+    return scenes
+
+
+class WriteShards(Command):
+    """Convert splits of a dataset to shards."""
+
+    name = "shard"
+    help = "convert a dataset to Parquet shards"
+    example = "data shard data/mini --split mini_train --out data/mini_shards"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("root", help="dataset in nuScenes layout")
+        add_version(parser)
+        parser.add_argument("--split", action="append", required=True, help="devkit split; may be repeated")
+        parser.add_argument("--out", required=True, help="folder or URI (s3://...) of the shards")
+        parser.add_argument(
+            "--points",
+            choices=("float32", "float16"),
+            default="float32",
+            help="float16: half the bytes, coordinates rounded by up to 16 mm within 64 m (%(default)s)",
+        )
+        parser.add_argument(
+            "--ray-tasks",
+            type=int,
+            default=1,
+            metavar="N",
+            help="files written at once by tasks of Ray, here or on the cluster of RAY_ADDRESS; 1: without "
+            "Ray (%(default)s)",
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from experiments.study.progress import task_bar
+        from pipeline.data.formats.shard_writer import Run, one_by_one, write_shards
+
+        if arguments.ray_tasks < 1:
+            raise OptionError(
+                f"--ray-tasks {arguments.ray_tasks}: expected 1 or more files to be written at once"
+            )
+        console = Console()
+        with ExitStack() as stack:
+            run: Run = one_by_one
+            if arguments.ray_tasks > 1:
+                from experiments.cluster.shard_tasks import ray_writers
+
+                run = stack.enter_context(ray_writers(arguments.ray_tasks))
+            for split in arguments.split:
+                with task_bar(console, f"sharding {split}") as advance:
+                    write_shards(
+                        Path(arguments.root),
+                        arguments.version,
+                        split,
+                        arguments.out,
+                        advance,
+                        arguments.points,
+                        run,
+                    )
+        return 0
+
+
+class CheckData(Command):
+    """Verify a dataset or shards."""
+
+    name = "check"
+    help = "verify a dataset or shards, file by file"
+    example = "data check data/mini"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("path", help="dataset in nuScenes layout, or a folder of shards")
+        add_version(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if there are problems."""
+        from rich.console import Console
+
+        from experiments.study.progress import task_bar
+        from pipeline.data.formats.verify import check
+
+        console = Console()
+        with task_bar(console, f"checking {arguments.path}") as advance:
+            report = check(Path(arguments.path), arguments.version, advance)
+        for name, count in report.counts.items():
+            console.print(f"{name:32} {count:>9}", highlight=False)
+        for problem in report.problems:
+            console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+        return 0 if report.ok else 1
+
+
+class WriteInfos(Command):
+    """Write an info file."""
+
+    name = "infos"
+    help = "write an info file of format 1.1, for mmdet3d's own NuScenesDataset"
+    example = "data infos data/mini --out data/mini/nuscenes_infos_train.pkl"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("root", help="dataset in nuScenes layout")
+        add_split(parser, "mini_train")
+        parser.add_argument("--out", required=True, help="the .pkl file")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from pipeline.data.formats.info_files import write_infos
+        from pipeline.data.formats.nuscenes_tables import read_frames
+
+        frames = read_frames(Path(arguments.root), arguments.version, arguments.split)
+        write_infos(frames, Path(arguments.out), arguments.version)
+        Console().print(f"{arguments.out}: {len(frames)} frames")
+        return 0
+
+
+class CutObjects(Command):
+    """Write an object database."""
+
+    name = "objects"
+    help = "cut the objects of a split out, for GT sampling"
+    example = "data objects data/full --out data/full/database"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        _add_source(parser)
+        parser.add_argument("--out", required=True, help="folder of the database")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from experiments.study.progress import task_bar
+        from pipeline.data.augmentation.object_database import write_database
+        from pipeline.data.formats.open import open_source
+
+        console = Console()
+        source = open_source(arguments.root, arguments.version, arguments.split)
+        with task_bar(console, f"cutting {arguments.split}") as advance:
+            count = write_database(source, Path(arguments.out), advance)
+        console.print(
+            f"{arguments.out}: {count} objects; name it as info_path in db_sampler of UnifiedObjectSample",
+            soft_wrap=True,
+        )
+        return 0
+
+
+class ShowData(Command):
+    """Draw samples as a config's train_pipeline makes them."""
+
+    name = "show"
+    help = "draw augmented training samples with their boxes"
+    example = "data show data/full --config experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        _add_source(parser)
+        parser.add_argument("--config", help="config whose train_pipeline is applied (nothing is)")
+        add_cfg_options(parser)
+        parser.add_argument(
+            "--frames", type=int, default=4, help="how many, spread over the split (%(default)s)"
+        )
+        parser.add_argument("--epoch", type=int, default=0, help="training epoch, from 0 (%(default)s)")
+        parser.add_argument(
+            "--seed", type=int, default=0, help="decides what is drawn at random (%(default)s)"
+        )
+        parser.add_argument("--out", default="drawn", help="folder of the pictures (%(default)s)")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        import cv2
+        import numpy as np
+        from rich.console import Console
+
+        from pipeline.data.augmentation.drawing import draw_sample
+        from pipeline.data.formats.open import open_source
+        from pipeline.data.source import READ_ALL
+
+        if arguments.frames < 1:
+            raise OptionError(f"--frames {arguments.frames}: expected 1 or more")
+        pipeline = _read_pipeline(arguments)
+        source = open_source(
+            arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else READ_ALL
+        )
+        out = Path(arguments.out)
+        out.mkdir(parents=True, exist_ok=True)
+        console = Console()
+        for frame in np.linspace(0, len(source) - 1, min(arguments.frames, len(source))).astype(int):
+            sample = source[frame]
+            if pipeline:
+                rng = np.random.default_rng((arguments.seed, arguments.epoch, frame, 1))  # as in training
+                sample = pipeline.at(arguments.epoch)(sample, rng)
+            path = out / f"{arguments.split}_{frame:05d}.jpg"
+            cv2.imwrite(str(path), draw_sample(sample))
+            console.print(f"{path}: {len(sample.points)} points, {len(sample.boxes)} boxes", highlight=False)
+        return 0
+
+
+def _add_source(parser: ArgumentParser) -> None:
+    """Add where samples come from."""
+    parser.add_argument("root", help="dataset in nuScenes layout, folder of shards, or info file")
+    add_split(parser, "mini_train")
+
+
+def _read_pipeline(arguments: Namespace) -> "TrainPipeline | None":
+    """Read the train_pipeline of ``--config``; None without that option."""
+    if not arguments.config:
+        return None
+    from pipeline.data.augmentation.train_pipeline import read_train_pipeline
+    from pipeline.detector.build import load_config
+
+    pipeline = read_train_pipeline(load_config(arguments.config, read_cfg_options(arguments)).to_dict())
+    if pipeline is None:
+        raise OptionError(f"{arguments.config}: has no train_dataloader, hence no train_pipeline to draw")
+    return pipeline

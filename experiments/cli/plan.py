@@ -1,0 +1,46 @@
+"""``biaswise plan``: what every attention site of a config does, changed and printed as a config."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from experiments.cli.options import Command
+
+
+class ShowPlan(Command):
+    """Print or write the plan of a config."""
+
+    name = "plan"
+    help = "print what every attention site of a config does, changed as asked, as a config"
+    example = "plan experiments/configs/cmt_aqr_pillar_mini.py --choice decoder.1.cross=none/sdpa_math"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("config", help="mmengine config file")
+        parser.add_argument(
+            "--choice",
+            action="append",
+            default=[],
+            metavar="SITE=BIAS/IMPL",
+            help="what the sites that a pattern names do instead, such as window/rects, window:15/rects (a "
+            "window of 15 cells), window/lowrank@16 (rank 16); may be repeated, the last one counts",
+        )
+        parser.add_argument("--out", help="file to write (the terminal)")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from pipeline.config.plan import Plan
+        from pipeline.detector.inspection.plan_config import plan_of, print_config
+
+        config = Path(arguments.config).resolve()
+        plan = plan_of(config, Plan.parse(";".join(arguments.choice)))
+        if arguments.out is None:
+            sys.stdout.write(print_config(config, plan))
+            return 0
+        out = Path(arguments.out).resolve()
+        text = print_config(config, plan, out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+        for site, choice in plan.choices:
+            print(f"{site}={choice}")
+        return 0

@@ -1,0 +1,118 @@
+"""``biaswise study report``, ``study sync`` and ``ui``: look at what studies measured."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
+
+
+class ReportStudy(Command):
+    """Print the verdicts and write the report."""
+
+    name = "report"
+    help = "print a study's verdicts and write its report, from its rows alone"
+    example = "study report demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("study", help="name of a study, or its folder")
+        add_runs_dir(parser)
+        add_storage(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from experiments.storage.remote_study import download_study
+        from experiments.study.final_report import show_report
+
+        runs = Path(arguments.runs_dir)
+        download_study(arguments.storage, runs / arguments.study)
+        show_report(_find_study(arguments.study, runs), Console())
+        return 0
+
+
+class SyncStudies(Command):
+    """Send unsent rows to MLflow."""
+
+    name = "sync"
+    help = "send rows to MLflow that it lacks"
+    example = "study sync demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("study", nargs="*", help="names or folders of studies (all)")
+        add_runs_dir(parser)
+        add_storage(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if some rows could not be sent."""
+        from rich.console import Console
+
+        from experiments.storage.remote_study import download_study
+
+        runs = Path(arguments.runs_dir)
+        if arguments.storage and not arguments.study:
+            raise OptionError("sync --storage: name the studies; a bucket is not searched for them")
+        for name in arguments.study:
+            download_study(arguments.storage, runs / name)
+        names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
+        if not names:
+            raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
+        from pipeline.tracking.mlflow_sync import sync
+
+        console, unsent = Console(), 0
+        for name in names:
+            report = sync(_find_study(name, runs))
+            console.print(
+                f"{name}: {report.sent} rows of {report.trials} trials sent to {report.uri}", soft_wrap=True
+            )
+            if report.warning:
+                unsent += 1
+                console.print(f"warning: {report.warning}", style="yellow", markup=False, soft_wrap=True)
+        return 1 if unsent else 0
+
+
+class ServeUi(Command):
+    """Serve the MLflow UI until interrupted."""
+
+    name = "ui"
+    help = "start the MLflow UI on 127.0.0.1"
+    example = "ui --port 5000"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("--port", type=int, default=5000, help="(%(default)s)")
+        parser.add_argument(
+            "--host", default="127.0.0.1", help="address to listen on (%(default)s: only this machine)"
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Return the exit code of the server."""
+        from rich.console import Console
+
+        from pipeline.tracking.mlflow_server import start_ui
+
+        console, host = Console(), arguments.host
+        if not 0 < arguments.port < 65536:
+            raise OptionError(f"--port {arguments.port}: expected 1 to 65535")
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            console.print(
+                f"warning: --host {host} lets everybody who reaches this machine read and change the runs; "
+                "there is no password",
+                style="yellow",
+                soft_wrap=True,
+            )
+        console.print(f"MLflow on http://{host}:{arguments.port}, Ctrl-C ends it", highlight=False)
+        return start_ui(host, arguments.port)
+
+
+def _find_study(study: str, runs: Path) -> Path:
+    """Return the folder of a study that is named by its name or by its folder."""
+    for folder in (runs / study, Path(study)):
+        if (folder / "study.json").exists():
+            return folder
+    raise OptionError(
+        f"no study {study!r}: neither {runs / study} nor {study} holds a study.json; "
+        "`biaswise study run` makes one"
+    )

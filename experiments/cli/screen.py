@@ -1,0 +1,141 @@
+"""``biaswise study screen``: a cheap first look at which layers a bias matters in."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import Command, add_conditions, add_recipe, add_runs_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.recipes.recipe import Recipe
+    from experiments.storage.study_folder import StudyFolder
+    from pipeline.config.settings import TrialSettings
+
+CAVEAT = "An intervention, not a retraining: it ranks the layers and draws no verdict."
+
+
+class ScreenStudy(Command):
+    """Train with every layer biased, measure all on/off masks, rank the layers."""
+
+    name = "screen"
+    help = "train once with every layer biased, switch layers off at inference, rank them"
+    example = "study screen demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        add_runs_dir(parser)
+        add_conditions(parser, "those of the recipe")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if the training failed."""
+        from rich.console import Console
+
+        from experiments.analysis.screening import FOLDER, ROWS, masks, rule_of, screened
+        from experiments.recipes.registry import recipe
+        from experiments.storage.study_folder import StudyFolder
+
+        console = Console()
+        chosen = recipe(arguments.recipe)
+        settings = screened(chosen)
+        study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
+        plans = masks(chosen)
+        console.print(
+            f"{len(plans)} masks of {len(chosen.factors)} layers, one training; folder {study.path / FOLDER}"
+        )
+        trained = _trained(chosen, settings, study, console)
+        if trained is None:
+            return 1
+        named = tuple(filter(None, arguments.conditions.split(","))) or settings.conditions
+        conditions = tuple(dict.fromkeys((rule_of(chosen).condition, *named)))
+        path = study.path / FOLDER / ROWS
+        _measure(replace(settings, conditions=conditions), trained, chosen, path, console)
+        _show(chosen, path, conditions, console)
+        return 0
+
+
+def _trained(
+    chosen: "Recipe", settings: "TrialSettings", study: "StudyFolder", console: "Console"
+) -> Path | None:
+    """Return the folder of the trained trial: the study's own if it has run, else one of the screening's.
+
+    None if the training failed.
+    """
+    from experiments.analysis.screening import FOLDER
+    from experiments.storage.study_folder import DONE, StudyFolder
+    from experiments.study.preflight import (
+        check_data,
+        check_models,
+        check_trials,
+        digest_inputs,
+        make_datasets,
+    )
+    from experiments.study.tune_runner import ExecutionOptions, run_trials
+
+    name = chosen.trial_name(settings)
+    if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
+        console.print(f"its training is the study's trial {name}", highlight=False)
+        return study.trial(name)
+    alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stop=None, confirm_seeds=())
+    folder = StudyFolder(study.path / FOLDER)
+    folder.claim(alone, digest_inputs(alone))
+    make_datasets(alone.worlds, console)
+    check_trials(alone, folder)
+    with folder.lock():
+        if folder.state(name) != DONE:
+            check_data(alone)
+            check_models(alone)
+        outcome = run_trials(alone, folder, console, ExecutionOptions(tracking=False))
+    for reason in outcome.failed.values():
+        console.print(f"failed: {name}: {reason}", style="red", markup=False, soft_wrap=True)
+    return folder.trial(name) if outcome.complete else None
+
+
+def _measure(
+    settings: "TrialSettings", trained: Path, chosen: "Recipe", path: Path, console: "Console"
+) -> None:
+    """Evaluate the trained model under all masks; write the rows."""
+    from experiments.analysis.screening import masks
+    from experiments.storage.study_folder import StudyFolder
+    from experiments.study.progress import task_bar
+    from pipeline.evaluation.intervention import evaluate_under_plans
+    from pipeline.metrics.rows import Row
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe_digest=chosen.digest)
+    folder = StudyFolder(path.parent)
+    with folder.lock(), task_bar(console, "switching layers off") as advance:
+        evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
+
+
+def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "Console") -> None:
+    """Print the ranking, and write it beside the rows."""
+    from rich.table import Table
+
+    from experiments.analysis.screening import RANKING, rank, ranking_record, rule_of
+    from experiments.storage.study_folder import write_json
+    from pipeline.metrics.rows import read_rows
+
+    rule = rule_of(chosen)
+    rows = read_rows(path)
+    ranking = rank(rows, chosen.factors, rule)
+    others = {c: {one.site: one for one in rank(rows, chosen.factors, rule, c)} for c in conditions}
+    unit = f"points of {rule.metric}"
+    table = Table(
+        "layer", f"{rule.treatment} on, {unit}", "last off", "alone on", *others, box=None, title=CAVEAT
+    )
+    for one in ranking:
+        numbers = (one.effect, one.last, one.alone, *(others[c][one.site].effect for c in others))
+        table.add_row(one.site, *(f"{value:+.2f}" for value in numbers))
+    console.print(table)
+    content = {
+        "what": CAVEAT,
+        **ranking_record(path, ranking, rule, chosen.digest),
+        "effect_points": {
+            c: {site: one.effect for site, one in ranked.items()} for c, ranked in others.items()
+        },
+    }
+    write_json(path.with_name(RANKING), content)

@@ -1,0 +1,211 @@
+"""``biaswise demo`` and ``biaswise study run``, ``resume``, ``status``, ``list``."""
+
+import shutil
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import (
+    Command,
+    OptionError,
+    add_concurrent,
+    add_no_mlflow,
+    add_recipe,
+    add_runs_dir,
+    add_storage,
+)
+from pipeline.storage.paths import ROOT
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.recipes.recipe import Recipe
+
+
+class RunDemo(Command):
+    """Run the demo study, and copy its report into the project."""
+
+    name = "demo"
+    help = "generate data, ablate the layers on this machine, print verdicts, write report.html"
+    example = "demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        _add_run_options(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if a trial failed or is missing."""
+        if Path.cwd() != ROOT:
+            raise OptionError(
+                f"the demo writes data, runs, mlflow.db and report.html into the project; cd {ROOT} first"
+            )
+        from rich.console import Console
+
+        from experiments.recipes.registry import recipe
+
+        console = Console()
+        demo = recipe("demo")
+        code = _run(demo, arguments, console)
+        page = Path(arguments.runs_dir) / demo.name / "report.html"
+        if page.exists():
+            shutil.copyfile(page, ROOT / "report.html")
+            console.print("The report is also in report.html; `biaswise ui` shows every trial in MLflow.")
+        return code
+
+
+class RunStudy(Command):
+    """Run a study from the first check to the report."""
+
+    name = "run"
+    help = "run a study; what is done is skipped"
+    example = "study run demo --concurrent 1"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        _add_run_options(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if a trial failed or is missing."""
+        from rich.console import Console
+
+        from experiments.recipes.registry import recipe
+
+        return _run(recipe(arguments.recipe), arguments, Console())
+
+
+class ResumeStudy(Command):
+    """Go on with a study that has begun."""
+
+    name = "resume"
+    help = "go on with a study after any crash"
+    example = "study resume demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        _add_run_options(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if a trial failed or is missing."""
+        from rich.console import Console
+
+        from experiments.recipes.registry import recipe
+        from experiments.storage.remote_study import download_study
+
+        chosen = recipe(arguments.recipe)
+        folder = Path(arguments.runs_dir) / chosen.name
+        download_study(arguments.storage, folder)
+        if not (folder / "study.json").exists():
+            raise OptionError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.name}`")
+        return _run(chosen, arguments, Console())
+
+
+class ShowStatus(Command):
+    """Show the state of every trial."""
+
+    name = "status"
+    help = "show which trials are done, failed, partial or pending"
+    example = "study status demo"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        add_runs_dir(parser)
+        add_storage(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if a trial failed."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from experiments.recipes.registry import recipe
+        from experiments.storage.remote_study import download_study
+        from experiments.storage.study_folder import StudyFolder, read_json
+
+        chosen = recipe(arguments.recipe)
+        folder = StudyFolder(Path(arguments.runs_dir) / chosen.name)
+        download_study(arguments.storage, folder.path)
+        table = Table("trial", "state", box=None)
+        failed = 0
+        for name in chosen.named_trials():
+            state = folder.state(name)
+            failed += state == "failed"
+            table.add_row(name, f"{state}: {folder.failure(name)}" if state == "failed" else state)
+        console = Console()
+        console.print(table)
+        waves = folder.path / "waves.json"
+        if waves.exists():
+            kept = read_json(waves)
+            latest = kept.get("ended") or kept["waves"][-1]
+            console.print(latest["reason"], highlight=False, markup=False, soft_wrap=True)
+        return 1 if failed else 0
+
+
+class ListStudies(Command):
+    """List the recipes, their questions and their costs."""
+
+    name = "list"
+    help = "list the recipes, their questions and their costs"
+    example = "study list"
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from experiments.recipes.registry import RECIPES, recipe
+
+        table = Table("recipe", "question", "cost", box=None, padding=(0, 2, 0, 0))
+        for name in RECIPES:
+            listed = recipe(name)
+            table.add_row(name, listed.question, listed.cost)
+        Console().print(table)
+        return 0
+
+
+def _add_run_options(parser: ArgumentParser) -> None:
+    """Add the options of a command that runs trials."""
+    add_runs_dir(parser)
+    add_storage(parser)
+    add_concurrent(parser)
+    parser.add_argument(
+        "--auto-concurrency", action="store_true", help="measure how many trials at once are best"
+    )
+    parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
+    parser.add_argument("--max-trials", type=int, metavar="N", help="most trials that may run (all)")
+    parser.add_argument(
+        "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        type=float,
+        default=600,
+        metavar="S",
+        help="seconds without a step after which a trial counts as hung and is started again, or 10 times "
+        "its longest step if that is more; 0 waits for ever (%(default)s)",
+    )
+    parser.add_argument(
+        "--skip-confirmation", action="store_true", help="do not train the recommended plan with fresh seeds"
+    )
+    add_no_mlflow(parser)
+
+
+def _run(chosen: "Recipe", arguments: Namespace, console: "Console") -> int:
+    """Run a study; return the exit code."""
+    from experiments.study.run_study import RunOptions, run_study
+
+    if arguments.gpus_per_trial is not None:
+        chosen = chosen.with_workers(arguments.gpus_per_trial)
+    options = RunOptions(
+        runs=Path(arguments.runs_dir),
+        concurrent=arguments.concurrent,
+        probing=arguments.auto_concurrency,
+        trials=arguments.max_trials,
+        gpu_hours=arguments.gpu_hours,
+        confirming=not arguments.skip_confirmation,
+        tracking=not arguments.no_mlflow,
+        patience_s=arguments.hang_timeout,
+        storage=arguments.storage,
+    )
+    return 0 if run_study(chosen, options, console).complete else 1

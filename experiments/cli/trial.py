@@ -1,0 +1,187 @@
+"""``biaswise train`` and ``biaswise evaluate``: one trial, one checkpoint."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import (
+    Command,
+    OptionError,
+    add_cfg_options,
+    add_conditions,
+    add_recipe,
+    add_runs_dir,
+    add_split,
+    read_cfg_options,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.recipes.recipe import Recipe
+    from pipeline.config.settings import TrialSettings
+
+
+class Train(Command):
+    """Run one trial."""
+
+    name = "train"
+    help = "run one trial of a recipe under Ray Train"
+    example = "train pretrain --runs-dir runs"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        parser.add_argument("--trial", help="name of the trial, or how it begins (the first one)")
+        parser.add_argument("--plan", help="another plan: 'pattern=bias/impl;...'")
+        parser.add_argument("--seed", type=int, help="another seed")
+        parser.add_argument("--steps", type=int, help="another number of optimiser steps")
+        parser.add_argument("--device", choices=("cpu", "cuda"), help="another device")
+        parser.add_argument("--num-workers", type=int, metavar="N", help="DDP workers")
+        add_cfg_options(parser)
+        add_runs_dir(parser)
+        parser.add_argument("--local", action="store_true", help="in this process, without Ray")
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        overrides = read_cfg_options(arguments)
+        from rich.console import Console
+
+        from experiments.recipes.registry import recipe
+        from experiments.storage.study_folder import StudyFolder
+        from experiments.study.preflight import make_datasets
+        from pipeline.redaction import refuse_secrets
+
+        console = Console()
+        chosen = recipe(arguments.recipe)
+        settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
+        refuse_secrets(settings.to_dict())
+        make_datasets(chosen.worlds, console)
+        study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
+        folder = study.trial(chosen.trial_name(settings))
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings.to_dict(), indent=2) + "\n"
+        (folder / "settings.json").write_text(text, encoding="utf-8")
+        console.print(f"trial in {folder}", highlight=False, soft_wrap=True)
+        if arguments.local:
+            _run_here(settings, folder)
+        else:
+            _run_under_ray(settings, folder, console)
+        _print_scores(folder, console)
+        return 0
+
+
+class Evaluate(Command):
+    """Score a checkpoint."""
+
+    name = "evaluate"
+    help = "score a checkpoint under each sensor condition"
+    example = "evaluate experiments/checkpoints/cmt_aqr_pillar_mini.safetensors --data data/mini"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        parser.add_argument("checkpoint", help="weights (*.safetensors)")
+        parser.add_argument("--config", help="mmengine config file (that of the demo)")
+        add_cfg_options(parser)
+        parser.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
+        parser.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
+        add_split(parser, "mini_val")
+        add_conditions(parser, "all")
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+        add_runs_dir(parser)
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        overrides = read_cfg_options(arguments)
+        from rich.console import Console
+
+        from experiments.recipes.mini import MINI_CONFIG, cross_plan
+        from experiments.storage.study_folder import StudyFolder
+        from pipeline.config.plan import Plan
+        from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
+        from pipeline.data.corruptions import CONDITIONS
+
+        settings = TrialSettings(
+            study="evaluate",
+            config=arguments.config or MINI_CONFIG,
+            plan=Plan.parse(arguments.plan) if arguments.plan else cross_plan(("none",) * 3),
+            data=DataSettings(
+                (arguments.data,), arguments.data, arguments.version, val_split=arguments.split
+            ),
+            train=TrainSettings(steps=0),
+            init_checkpoint=str(Path(arguments.checkpoint).resolve()),
+            conditions=tuple(filter(None, arguments.conditions.split(","))) or tuple(CONDITIONS),
+            device=arguments.device,
+            overrides=overrides,
+        )
+        name = f"{Path(arguments.checkpoint).stem}_{settings.digest}"
+        folder = StudyFolder(Path(arguments.runs_dir).resolve() / "evaluate").trial(name)
+        _run_here(settings, folder)
+        _print_scores(folder, Console())
+        return 0
+
+
+def _run_here(settings: "TrialSettings", folder: Path) -> None:
+    """Run a trial in this process."""
+    import torch
+
+    from pipeline.runtime.session import LocalSession
+    from pipeline.training.trial import run_trial
+
+    run_trial(settings, LocalSession(folder, torch.device(settings.device), quiet=False))
+
+
+def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Console") -> None:
+    """Run a trial in workers of Ray Train, with a progress bar."""
+    from experiments.study.progress import StudyProgress
+    from pipeline.ray_train.launch import train_one
+
+    with StudyProgress(console, total=1, done=0) as progress:
+        progress.started(folder.name, folder, len(settings.conditions))
+        train_one(settings, folder)
+        progress.ended(folder.name)
+
+
+def _choose(chosen: "Recipe", begins: str | None) -> "TrialSettings":
+    """Return the settings of the trial whose name begins as given; of the first one for None."""
+    trials = {name: s for name, s in chosen.named_trials().items() if name.startswith(begins or "")}
+    if not trials or (begins and len(trials) > 1):
+        raise OptionError(
+            f"--trial {begins!r} fits {len(trials)} trials of {chosen.name}; "
+            f"they are {', '.join(chosen.named_trials())}"
+        )
+    return next(iter(trials.values()))
+
+
+def _changed(
+    settings: "TrialSettings", arguments: Namespace, overrides: tuple[tuple[str, str], ...]
+) -> "TrialSettings":
+    """Return the settings with the changes that the command line asks for."""
+    from pipeline.config.plan import Plan
+
+    if arguments.plan is not None:
+        settings = replace(settings, plan=Plan.parse(arguments.plan), plan_mixture=())
+    if arguments.steps is not None:
+        settings = replace(settings, train=replace(settings.train, steps=arguments.steps))
+    given = {"seed": arguments.seed, "device": arguments.device, "num_workers": arguments.num_workers}
+    changes = {key: value for key, value in given.items() if value is not None}
+    return replace(settings, overrides=settings.overrides + overrides, **changes)
+
+
+def _print_scores(folder: Path, console: "Console") -> None:
+    """Print the last accuracy per sensor condition."""
+    from rich.table import Table
+
+    from pipeline.metrics.rows import read_rows, select
+
+    table = Table("condition", "mAP", "NDS", box=None)
+    scores: dict[str, dict[str, float]] = {}
+    rows = read_rows(folder / "rows.jsonl")
+    for metric in ("mAP", "NDS"):
+        for row in select(rows, metric=metric):
+            scores.setdefault(row.condition, {})[metric] = row.value
+    for condition, score in scores.items():
+        table.add_row(condition, *(f"{100 * score[m]:.2f} %" if m in score else "" for m in ("mAP", "NDS")))
+    console.print(table)
