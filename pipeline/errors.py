@@ -13,5 +13,14 @@ def is_user_error(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in PACKAGES
 
 
+def written_by_old_version(what: str) -> str:
+    """Return the sentence that refuses a study folder, rows or a rule of version 0.1.0.
+
+    Args:
+        what: the thing that is refused, as the subject of the sentence.
+    """
+    return f"{what} was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
+
+
 class TrialError(RuntimeError):
     """A trial that cannot start or go on; the message says what, why and what to do."""

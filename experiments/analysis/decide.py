@@ -38,7 +38,7 @@ class Effect:
         site, metric, condition: which.
         effect: treatment minus baseline, points (100 times the fraction).
         low, high: its interval, points; together with the other sites' at the rule's confidence.
-        level: the treatment.
+        treatment: the level that is compared with the baseline.
     """
 
     site: str
@@ -47,7 +47,7 @@ class Effect:
     effect: float
     low: float
     high: float
-    level: str = ""
+    treatment: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
         aliases=aliases(table),
         num_scenes=gain.num_scenes,
         scene_share=tuple(map(float, gain.scene_share)),
-        spent=shares_spent(table.looks, table.look, rule),
+        spent=shares_spent(table.interim_analyses, table.look, rule),
     )
 
 
@@ -150,9 +150,9 @@ def _effects(
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
         margin = joint_quantile(fit.df, table, rule) * fit.error
-        for (site, level), value, half in zip(table.terms, fit.effect, margin, strict=True):
+        for (site, treatment), value, half in zip(table.terms, fit.effect, margin, strict=True):
             low, high = float(value - half), float(value + half)
-            effects.append(Effect(site, metric, condition, float(value), low, high, level))
+            effects.append(Effect(site, metric, condition, float(value), low, high, treatment))
     return effects, notes
 
 

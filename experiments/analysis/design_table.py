@@ -56,7 +56,7 @@ class DesignTable:
         treatments: those others.
         stopped: trial -> step at which it was stopped early; its final metric is unknown (censored).
         look: which look this is, from 1.
-        looks: numbers of seeds of all planned looks.
+        interim_analyses: numbers of seeds of all planned looks.
         waiting: seeds that have rows but wait for the next look.
     """
 
@@ -67,7 +67,7 @@ class DesignTable:
     treatments: tuple[str, ...] = ("window",)
     stopped: dict[str, int] = field(default_factory=dict)
     look: int = 1
-    looks: tuple[int, ...] = (1,)
+    interim_analyses: tuple[int, ...] = (1,)
     waiting: tuple[int, ...] = ()
 
     @cached_property
@@ -127,7 +127,7 @@ def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
         rule.treatments,
         {name: step for name, step in stopped.items() if name in names - diverged},
         look,
-        rule.looks or (len(seeds),),
+        rule.interim_analyses or (len(seeds),),
         tuple(sorted({trial.seed for trial in present} - set(seeds))),
     )
 
@@ -150,7 +150,7 @@ def ended_trials(rows: Sequence[Row], rule: DecisionRule) -> tuple[tuple[str, ..
     values = final_values(rows, rule.metric, rule.condition)
     measured = last_steps(rows, rule.metric, rule.condition)
     bad = [row for row in select(rows, metric="loss") if not math.isfinite(row.value)]
-    # After its last measurement: a rung may have been measured before the loss was lost.
+    # After its last measurement: an early value may have been measured before the loss was not finite.
     diverged = {row.trial for row in bad if row.step > measured.get(row.trial, -1)}
     diverged |= {name for name, value in values.items() if not math.isfinite(value)}
     present = [trial for trial in trials if trial.name in values or trial.name in diverged]
@@ -228,7 +228,7 @@ def _reached(
     seeds = rule.seeds or tuple(sorted({trial.seed for trial in trials}))
     found = {(trial.levels, trial.seed) for trial in trials}
     gaps = {seed: [arm for arm in expected_arms(sites, rule) if (arm, seed) not in found] for seed in seeds}
-    looks = rule.looks or (len(seeds),)
+    looks = rule.interim_analyses or (len(seeds),)
     complete = next((n for n, seed in enumerate(seeds) if gaps[seed]), len(seeds))
     taken = sum(look <= complete for look in looks)
     if taken:

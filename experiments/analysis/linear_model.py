@@ -43,14 +43,14 @@ class Response:
         values: (trials,) final values; NaN for a trial that diverged or was stopped.
         draws: (draws, trials) the same on resamples of the scenes; no rows if there are none.
         num_scenes: how many scenes were resampled.
-        rungs: (rungs, trials) values at the steps where trials were stopped, earliest first; NaN from
-            the stop on, so that a trial stopped at the first rung has a value there alone.
+        early_values: (steps, trials) values after the steps at which trials were stopped, earliest first. NaN
+            after a stop, so that a trial stopped at the first of these steps has only that value.
     """
 
     values: Array
     draws: Array = field(default_factory=lambda: np.empty((0, 0)))
     num_scenes: int = 0
-    rungs: Array = field(default_factory=lambda: np.empty((0, 0)))
+    early_values: Array = field(default_factory=lambda: np.empty((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Fit:
         interactions: those the design supports.
         collapsed: trials that were left out because they are far below what the others lead to expect.
         carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
-            what they gained at the rung.
+            what they gained by then.
     """
 
     effect: Array
@@ -131,7 +131,7 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     Raises:
         DecideError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
     """
-    first = response.rungs[0] if len(response.rungs) else response.values
+    first = response.early_values[0] if len(response.early_values) else response.values
     usable = np.isfinite(first) | np.isfinite(response.values)
     mains = table.treated[usable]
     blocks = table.blocks[usable]
@@ -140,8 +140,8 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     _refuse_unestimable(matrix, blocks.shape[1], table)
     pairs = pair_columns(table, usable)
     wider = np.hstack([matrix, *(column[:, None] for column in pairs.values())])
-    ended = wider[np.isfinite(response.values[usable])]  # the others have rungs alone
-    df = len(ended) - ended.shape[1] - len(response.rungs)
+    ended = wider[np.isfinite(response.values[usable])]  # the others have early values only
+    df = len(ended) - ended.shape[1] - len(response.early_values)
     if df < LEAST_DF or np.linalg.matrix_rank(ended) < ended.shape[1]:
         pairs, wider = {}, matrix
     num_terms = mains.shape[1]
@@ -209,10 +209,10 @@ def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
 
 
 def _without(response: Response, trial: int) -> Response:
-    values, draws, rungs = response.values.copy(), response.draws.copy(), response.rungs.copy()
-    for measured in (values, draws, rungs):
-        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no rungs
-    return replace(response, values=values, draws=draws, rungs=rungs)
+    values, draws, early = response.values.copy(), response.draws.copy(), response.early_values.copy()
+    for measured in (values, draws, early):
+        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no early values
+    return replace(response, values=values, draws=draws, early_values=early)
 
 
 def _collapsed(response: Response, table: DesignTable) -> int | None:
@@ -257,7 +257,7 @@ def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table
         result: Any = OLS(values, matrix).fit()
         df = len(matrix) - matrix.shape[1]
         return Stage(result.params, result.cov_params(), df, math.sqrt(result.scale))
-    return regress_stages(matrix, [*response.rungs[:, usable], values])
+    return regress_stages(matrix, [*response.early_values[:, usable], values])
 
 
 def _scene_variance(

@@ -101,7 +101,7 @@ def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
     best = candidates[0]
     measured = measured_arms(rows, evidence)
     accuracy, speed = _levels_of_trials(measured, evidence)
-    settled = {(v.site, v.level or rule.treatment) for v in evidence.verdicts if v.verdict == PAYS}
+    settled = {(v.site, v.treatment or rule.treatments[0]) for v in evidence.verdicts if v.verdict == PAYS}
     treated = [
         (s, level) for s, level in zip(table.sites, best.levels, strict=True) if level != table.baseline
     ]
@@ -124,7 +124,7 @@ def predict(levels: Arm, evidence: Evidence) -> Candidate:
     """
     table, rule = evidence.table, evidence.rule
     chosen = dict(zip(table.sites, levels, strict=True))
-    terms = [v for v in evidence.verdicts if chosen[v.site] == (v.level or rule.treatment)]
+    terms = [v for v in evidence.verdicts if chosen[v.site] == (v.treatment or rule.treatments[0])]
     gain = sum(v.effect for v in terms)
     variance = sum((v.effect - v.low) ** 2 for v in terms)
     for pair in evidence.interactions:

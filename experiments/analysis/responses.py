@@ -56,7 +56,7 @@ def respond(
         _in_order(usable, table),
         np.array([_in_order(draw, table) for draw in draws]).reshape(len(draws), len(table.trials)),
         num_scenes,
-        _rungs(rows, table, rule),
+        _early_values(rows, table, rule),
     )
 
 
@@ -83,22 +83,22 @@ def _draws(
     return complete, scenes.pop() if complete else 0
 
 
-def _rungs(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Array:
-    """Return (rungs, trials) the rule's metric at the steps where trials were stopped; NaN after a stop."""
+def _early_values(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Array:
+    """Return (steps, trials) the rule's metric after the steps at which trials stopped; NaN after a stop."""
     if not table.stopped:
         return np.empty((0, 0))
     values = step_values(rows, rule.metric, rule.condition)
-    rungs = []
-    for rung in sorted(set(table.stopped.values())):
+    early = []
+    for step in sorted(set(table.stopped.values())):
         reached = [
             trial.name
             for trial in table.trials
-            if trial.name not in table.diverged and table.stopped.get(trial.name, rung) >= rung
+            if trial.name not in table.diverged and table.stopped.get(trial.name, step) >= step
         ]
-        if absent := [name for name in reached if (name, rung) not in values]:
+        if absent := [name for name in reached if (name, step) not in values]:
             raise AnalysisError(
-                f"trials were stopped after {rung} steps, but {enumerate_few(absent)} lacks {rule.metric} "
+                f"trials were stopped after {step} steps, but {enumerate_few(absent)} lacks {rule.metric} "
                 f"({rule.condition}) there; measure it at every step where `{STOPPED}` may be decided"
             )
-        rungs.append(_in_order({name: 100 * values[name, rung] for name in reached}, table))
-    return np.array(rungs)
+        early.append(_in_order({name: 100 * values[name, step] for name in reached}, table))
+    return np.array(early)

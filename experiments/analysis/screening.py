@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, DecisionRule
+from experiments.recipes.decision_rule import SCREENING, AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
@@ -60,19 +60,19 @@ def screened(recipe: Recipe) -> TrialSettings:
         RecipeError: the recipe has no rule, no factors, or too many of them.
     """
     rule = rule_of(recipe)
-    if not 1 <= len(recipe.factors) <= MOST_SITES:
+    if not 1 <= len(recipe.sites) <= MOST_SITES:
         raise RecipeError(
             f"recipe {recipe.name}: a screening switches 1 to {MOST_SITES} sites, and it has "
-            f"{len(recipe.factors)} factors"
+            f"{len(recipe.sites)} sites"
         )
-    return replace(recipe.trials[0], plan=recipe.plan([rule.treatment] * len(recipe.factors)))
+    return replace(recipe.trials[0], plan=recipe.plan([rule.treatments[0]] * len(recipe.sites)))
 
 
 def masks(recipe: Recipe) -> list[Plan]:
     """Return the plans of all on/off combinations, nothing on first."""
     rule = rule_of(recipe)
     screened(recipe)  # refuses what cannot be screened
-    levels = product((rule.baseline, rule.treatment), repeat=len(recipe.factors))
+    levels = product((rule.baseline, rule.treatments[0]), repeat=len(recipe.sites))
     return [recipe.plan(arm) for arm in levels]
 
 
@@ -169,7 +169,7 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
         DecideError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
     """
     path = study_folder / FOLDER / ROWS
-    if rule.order != BY_SCREENING or not path.exists():
+    if rule.order_by != SCREENING or not path.exists():
         return rule
     if was_edited(study_folder):
         raise AnalysisError(f"the rows in {path} are not those that the screening wrote; run it again")
@@ -177,6 +177,6 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
     if strange := sorted({row.recipe_digest for row in rows} - {digest}):
         raise AnalysisError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
     try:
-        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))
+        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)), order_by="")
     except (RecipeError, PlanError) as error:
         raise AnalysisError(str(error)) from error

@@ -90,7 +90,7 @@ def by_size(
             measured = measure(surface, GRID.arms, tuple(range(max(3, most_seeds))), rng)
             grid = judge_look(measured, GRID.arms, 1, GRID.rule())
             for seeds, tally in tallies.items():
-                study = replace(LEAN, looks=(seeds,))
+                study = replace(LEAN, interim_analyses=(seeds,))
                 verdicts = judge_look(measured, LEAN.arms, 1, study.rule())
                 _compare(tally, verdicts, grid, surface)
                 tally.trials += study.most_trials

@@ -31,23 +31,23 @@ class Study:
         name: for tables.
         sites: its factors.
         arms: what it runs with every seed.
-        looks: numbers of seeds after which it is judged.
+        interim_analyses: numbers of seeds after which it is judged.
     """
 
     name: str
     sites: tuple[str, ...]
     arms: tuple[Arm, ...]
-    looks: tuple[int, ...]
+    interim_analyses: tuple[int, ...]
 
     def rule(self, confidence: float = 0.95, order: tuple[str, ...] = ()) -> DecisionRule:
         """Return its rule: no price, and one noise of a run as the smallest gain worth having."""
         return DecisionRule(
             sites=self.sites,
-            seeds=tuple(range(self.looks[-1])),
-            looks=self.looks,
+            seeds=tuple(range(self.interim_analyses[-1])),
+            interim_analyses=self.interim_analyses,
             arms=self.arms,
             price_points_per_percent=0.0,
-            margin=1.0,
+            equivalence_margin=1.0,
             confidence=confidence,
             order=order,
         )
@@ -55,13 +55,13 @@ class Study:
     @property
     def most_trials(self) -> int:
         """Trials if it goes to its last look."""
-        return len(self.arms) * self.looks[-1]
+        return len(self.arms) * self.interim_analyses[-1]
 
 
 _SIX = [Factor(site) for site in SITES]
 GRID = Study("full grid", SITES, full(_SIX).arms, (3,))
 LEAN = Study("sequential fraction", SITES, fraction(_SIX, 2).arms, (1, 2))
-LONG = replace(LEAN, name="sequential fraction, 6 looks", looks=(1, 2, 3, 4, 5, 6))
+LONG = replace(LEAN, name="sequential fraction, 6 looks", interim_analyses=(1, 2, 3, 4, 5, 6))
 AGAIN = replace(GRID, name="another full grid")
 APART = replace(LEAN, name="sequential fraction on trainings of its own")
 ORDERED = replace(LEAN, name="screening + sequential fraction")
@@ -181,7 +181,7 @@ def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: De
     pays, costs = names(verdicts, PAYS), names(verdicts, COSTS)
     good = {site for site, gain in truth.items() if gain > 0}
     bad = {site for site, gain in truth.items() if gain < 0}
-    off = {v.site for v in verdicts if v.equivalent and abs(truth[v.site]) >= rule.margin}
+    off = {v.site for v in verdicts if v.equivalent and abs(truth[v.site]) >= rule.equivalence_margin}
     events = {
         "false PAYS": bool(pays - good),
         "false COSTS": bool(costs - bad),
@@ -197,7 +197,7 @@ def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: De
 
 def _count_single(tally: Tally, measured: SimulatedMeasurement, surface: Surface, rule: DecisionRule) -> None:
     """Look at every site's own 95 % interval after all trials, as of a study with one look."""
-    fit, table = fit_look(measured, rule.arms, len(rule.looks), rule)
+    fit, table = fit_look(measured, rule.arms, len(rule.interim_analyses), rule)
     wide = -stdtrit(fit.df, 0.025) * fit.error
     truth = np.array([surface.gain[site] for site, _ in table.terms])
     tally.intervals += len(truth)

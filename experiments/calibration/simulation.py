@@ -27,8 +27,8 @@ COLLAPSE = 20.0
 """What a training that collapses without a NaN loses, in noises of one run: a detector that finds little."""
 STOPPED_SHARE = 0.25
 """Share of a seed's trials that early stopping ends."""
-RUNG_CORRELATION = 0.8
-"""Correlation of a run's noise at the rung with its noise at the end."""
+EARLY_CORRELATION = 0.8
+"""Correlation of a run's noise at the early step with its noise at the end."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SimulatedMeasurement:
 
     Attributes:
         arms, seeds: the trials: every arm with every seed, arms outermost.
-        response: values, draws and rungs in that order.
+        response: values, draws and early values, one column per trial in that order.
     """
 
     arms: tuple[Arm, ...]
@@ -107,19 +107,19 @@ def measure(
     per_scene = mean[:, None] + (on - 0.5) @ shift + own
     draws = (_shares(scenes) @ per_scene.T).copy()
     values = per_scene.mean(axis=1)
-    rungs = np.empty((0, 0))
+    early_values = np.empty((0, 0))
     lost = np.isin(np.arange(trials), fall[: surface.diverging])
     lost |= np.array(seeds)[block] == surface.lost_seed
     values[lost], draws[:, lost] = np.nan, np.nan
     if surface.stopping:
-        late = math.sqrt(1 - RUNG_CORRELATION**2) / RUNG_CORRELATION
+        late = math.sqrt(1 - EARLY_CORRELATION**2) / EARLY_CORRELATION
         early = values + late * rng.standard_normal(trials)
         for index in range(len(seeds)):
             of_seed = np.flatnonzero(block == index)
             worst = of_seed[np.argsort(early[of_seed])[: int(STOPPED_SHARE * len(of_seed))]]
             values[worst], draws[:, worst] = np.nan, np.nan
-        rungs = early[None]
-    return SimulatedMeasurement(tuple(arms), tuple(seeds), Response(values, draws, scenes, rungs))
+        early_values = early[None]
+    return SimulatedMeasurement(tuple(arms), tuple(seeds), Response(values, draws, scenes, early_values))
 
 
 def judge_look(
@@ -141,16 +141,16 @@ def fit_look(
     measured: SimulatedMeasurement, arms: Sequence[Arm], look: int, rule: DecisionRule
 ) -> tuple[Fit, DesignTable]:
     """Fit what ``judge_look`` judges."""
-    seeds = measured.seeds[: rule.looks[look - 1]]
+    seeds = measured.seeds[: rule.interim_analyses[look - 1]]
     columns = _columns(measured.arms, tuple(arms), len(measured.seeds), len(seeds))
     response = measured.response
     part = Response(
         response.values[columns],
         response.draws[:, columns],
         response.num_scenes,
-        response.rungs[:, columns] if len(response.rungs) else response.rungs,
+        response.early_values[:, columns] if len(response.early_values) else response.early_values,
     )
-    table = _table(rule.sites, tuple(arms), seeds, look, rule.looks)
+    table = _table(rule.sites, tuple(arms), seeds, look, rule.interim_analyses)
     return fit_gain(part, table), table
 
 
@@ -163,12 +163,12 @@ def follow(
         The verdicts and the number of trials; no verdicts if the trials support none at the last look.
     """
     verdicts: tuple[Verdict, ...] = ()
-    for look, seeds in enumerate(rule.looks, 1):
+    for look, seeds in enumerate(rule.interim_analyses, 1):
         try:
             verdicts = judge_look(measured, arms, look, rule)
         except AnalysisError:  # too many trials diverged; there may be a next look
             verdicts = ()
-        if (verdicts and all(verdict.settled for verdict in verdicts)) or look == len(rule.looks):
+        if (verdicts and all(verdict.settled for verdict in verdicts)) or look == len(rule.interim_analyses):
             return verdicts, seeds * len(arms)
     raise ValueError("the rule has no looks; name them")
 
@@ -212,4 +212,4 @@ def _table(
     trials = tuple(
         TrialRow(f"{index}-s{seed}", seed, arm) for index, arm in enumerate(arms) for seed in seeds
     )
-    return DesignTable(sites, trials, (), look=look, looks=looks)
+    return DesignTable(sites, trials, (), look=look, interim_analyses=looks)

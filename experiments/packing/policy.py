@@ -6,10 +6,10 @@ import os
 from rich.console import Console
 
 from experiments.packing.planner import PackingPlan
-from experiments.recipes.recipe import AUTO, Recipe
+from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 
-FILE = "packing.json"
+FILE = "concurrency.json"
 """File of a study that holds the packing a probe chose; a study that goes on keeps it."""
 
 
@@ -36,7 +36,7 @@ def packing_of(
     """
     if concurrent is not None:
         return _shared(recipe, concurrent)
-    if recipe.concurrent_trials != AUTO and not probing:
+    if recipe.concurrent_trials is not None and not probing:
         return _shared(recipe, recipe.concurrent_trials)
     packing = _kept(folder)
     if packing is None:
@@ -61,7 +61,7 @@ def _probed(recipe: Recipe, console: Console) -> PackingPlan:
 
     if os.environ.get("RAY_ADDRESS"):
         raise StudyError("the probe measures this machine, not a cluster; say --concurrent")
-    dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.factors))
+    dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.sites))
     if dearest.num_workers > 1:
         whole = describe(dearest.device).gpus // dearest.num_workers
         reason = f"A trial takes {dearest.num_workers} workers, so GPUs are not shared: {whole} at once."

@@ -56,7 +56,7 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
                 break  # what fitted by its size did not fit in fact; the smaller ones stand
             alone = alone or paces[0]
             candidates.append(_candidate(threads, crew.start_s(size), paces, alone))
-    assert alone is not None  # the ladder has a first rung, and it raises or measures
+    assert alone is not None  # the first size was measured, or an error was raised
     return choose(candidates, TrialLoad(settings.train.steps, alone.chunks), machine)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Design, Factor, full, plan_of
-from experiments.recipes.recipe import AUTO, EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
+from experiments.recipes.recipe import EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 
@@ -65,9 +65,9 @@ def demo() -> Recipe:
         question="In which decoder layers does the window bias of the cross-attention pay off?",
         cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
         trials=trials,
-        factors=CROSS_SITES,
+        sites=CROSS_SITES,
         rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1)),
-        worlds=(MINI,),
+        datasets=(MINI,),
         concurrent_trials=2,
     )
 
@@ -81,7 +81,7 @@ def demo_gpu() -> Recipe:
         name="demo_gpu",
         cost="16 fine-tunings of the mini model, a few minutes on one GPU",
         trials=trials,
-        concurrent_trials=AUTO,
+        concurrent_trials=None,
     )
 
 
@@ -94,24 +94,26 @@ def demo_waves() -> Recipe:
         question="In which decoder layers does the window bias of the cross-attention pay off?",
         cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
         trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
-        worlds=(MINI,),
+        sites=design.sites,
+        rule=DecisionRule(
+            sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(2, 3, 4, 6, 8)
+        ),
+        datasets=(MINI,),
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(20,)),
-        confirm_seeds=(100, 101),
+        early_stopping=EarlyStoppingRule(steps=(20,)),
+        confirmation_seeds=(100, 101),
     )
 
 
 def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
-    """Train everything on worlds that ``demo`` never sees.
+    """Train everything on datasets that ``demo`` never sees.
 
     Each step trains one of the eight plans that ``demo`` compares, so that no arm starts with an
     advantage. The mini's own multipliers freeze the branches; here nothing is frozen.
     """
     plain, *others = factorial()
-    worlds = tuple(
+    datasets = tuple(
         SyntheticDataset(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
         for seed in range(101, 113)
     )
@@ -121,7 +123,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
         plan=plain,
         plan_mixture=tuple(others),
         data=DataSettings(
-            train=tuple(world.root for world in worlds), val=worlds[0].root, num_loader_workers=6
+            train=tuple(dataset.root for dataset in datasets), val=datasets[0].root, num_loader_workers=6
         ),
         train=train,
         init_checkpoint=init,
@@ -134,7 +136,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
         question="Which weights does the demo start from?",
         cost="about 7 minutes on one H200 and 8 cores",
         trials=(settings,),
-        worlds=worlds,
+        datasets=datasets,
     )
 
 
@@ -193,15 +195,15 @@ def smoke() -> Recipe:
         question="Does every part run?",
         cost="two trials of 3 steps, under a minute",
         trials=tuple(replace(base, plan=plan) for plan in plans),
-        factors=CROSS_SITES[:1],
+        sites=CROSS_SITES[:1],
         rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
-        worlds=(tiny,),
+        datasets=(tiny,),
         concurrent_trials=2,
     )
 
 
 def smoke_waves() -> Recipe:
-    """Return a sequential study of a few steps: waves, rungs and confirmation run, nothing is learned."""
+    """Return a sequential study of a few steps, with waves, early stopping and a confirmation."""
     base = replace(smoke().trials[0], study="smoke_waves")
     design, seeds = mini_design(2), (0, 1, 2)
     rest = REST | {CROSS_SITES[2]: f"none/{IMPL}"}
@@ -211,11 +213,11 @@ def smoke_waves() -> Recipe:
         question="Does every part of a sequential study run?",
         cost="up to 15 trials of 3 steps, a few minutes",
         trials=trials_of(design, base, seeds, plans),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
-        worlds=smoke().worlds,
+        sites=design.sites,
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3)),
+        datasets=smoke().datasets,
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(2,)),
-        confirm_seeds=(100,),
+        early_stopping=EarlyStoppingRule(steps=(2,)),
+        confirmation_seeds=(100,),
     )

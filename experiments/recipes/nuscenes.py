@@ -7,7 +7,7 @@ epoch makes of the bias.
 
 from dataclasses import replace
 
-from experiments.recipes.decision_rule import BY_SCREENING, DecisionRule
+from experiments.recipes.decision_rule import SCREENING, DecisionRule
 from experiments.recipes.factorial import Design, Factor, fraction, full
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
@@ -74,11 +74,11 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
         cost=cost,
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
+        sites=design.sites,
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3, 4)),
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(base.train.steps // 3,)),
-        confirm_seeds=(100, 101),
+        early_stopping=EarlyStoppingRule(steps=(base.train.steps // 3,)),
+        confirmation_seeds=(100, 101),
     )
 
 
@@ -101,7 +101,7 @@ def r50_screened() -> Recipe:
         plain,
         name="r50_screened",
         trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
-        rule=replace(plain.rule, order=BY_SCREENING),
+        rule=replace(plain.rule, order_by=SCREENING),
     )
 
 
@@ -122,6 +122,6 @@ def r50() -> Recipe:
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
         rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,
-        early_stop=None,
-        confirm_seeds=(),
+        early_stopping=None,
+        confirmation_seeds=(),
     )

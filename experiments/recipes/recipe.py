@@ -14,9 +14,6 @@ from experiments.recipes.factorial import Arm, Design, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
 
-AUTO = 0
-"""``concurrent_trials`` of a recipe that leaves them to the probe."""
-
 
 class RecipeError(ValueError):
     """A recipe nobody knows, or one that contradicts itself."""
@@ -41,24 +38,30 @@ class SyntheticDataset:
 
 @dataclass(frozen=True)
 class EarlyStoppingRule:
-    """Which trials are not trained to their end.
+    """Which trials of a study are not trained to their end; fixed before the study starts.
 
-    A trial of the second wave or a later one stops at a rung where the rule's metric lies below that of
-    every trial of earlier waves by more than the margin. It is censored, not dropped: the estimate
+    When a wave begins, this rule and the rows of earlier waves give each of its trials the thresholds below
+    which it stops: a ``pipeline.config.early_stopping.EarlyStopping``. A trial knows its thresholds only,
+    so two classes remain: this one for a study, the other for a trial.
+
+    A trial of the second wave or a later one stops after a step at which the rule's metric lies below that
+    of every trial of earlier waves by more than the margin. It is censored, not dropped: the estimate
     counts what is known of it. Trials of the first wave never stop; they are what is compared with.
 
     Attributes:
-        rungs: steps at which every trial is measured, increasing, before its last.
+        steps: training steps at which every trial is measured, increasing, before its last.
         margin: points.
     """
 
-    rungs: tuple[int, ...]
+    steps: tuple[int, ...]
     margin: float = 5.0
 
     def __post_init__(self) -> None:
         """Refuse what stops nothing, or everything."""
-        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
-            raise RecipeError(f"early stopping at the rungs {self.rungs}: expected increasing steps, from 1")
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
+            raise RecipeError(
+                f"early stopping after the steps {self.steps}: expected increasing steps, from 1"
+            )
         if not self.margin >= 0:
             raise RecipeError(f"early stopping with a margin of {self.margin} points: expected 0 or more")
 
@@ -72,14 +75,14 @@ class Recipe:
         question: what it answers, one sentence.
         cost: what it costs, in words for people.
         trials: the trials, in the order they start; of a study with a design the most that may run.
-        factors: sites whose bias the trials vary; empty if nothing is compared.
+        sites: those whose bias the trials vary; empty if nothing is compared.
         rule: turns rows into verdicts; None if nothing is compared.
-        worlds: generated datasets it needs.
-        concurrent_trials: trials that run at once on one machine; ``AUTO`` asks the probe.
+        datasets: generated datasets it needs.
+        concurrent_trials: trials that run at once on one machine; None: as many as a probe finds best.
         design: the arms that run with every seed, wave after wave until all is settled; None: all trials
             run in one go.
-        early_stop: which trials of later waves are stopped; None: none.
-        confirm_seeds: fresh seeds with which no bias, the bias everywhere and the recommended plan are
+        early_stopping: which trials of later waves are stopped; None: none.
+        confirmation_seeds: fresh seeds with which no bias, the bias everywhere and the recommended plan are
             trained in the end.
     """
 
@@ -87,13 +90,13 @@ class Recipe:
     question: str
     cost: str
     trials: tuple[TrialSettings, ...]
-    factors: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
     rule: DecisionRule | None = None
-    worlds: tuple[SyntheticDataset, ...] = ()
-    concurrent_trials: int = 1
+    datasets: tuple[SyntheticDataset, ...] = ()
+    concurrent_trials: int | None = 1
     design: Design | None = None
-    early_stop: EarlyStoppingRule | None = None
-    confirm_seeds: tuple[int, ...] = ()
+    early_stopping: EarlyStoppingRule | None = None
+    confirmation_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse two trials with the same settings, which would share a folder, and other contradictions."""
@@ -102,21 +105,21 @@ class Recipe:
         if twice:
             raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
         if self.design is not None:
-            self._refuse_odd_design(self.design)
-        if self.early_stop is not None:
-            self._refuse_odd_rungs(self.early_stop)
-        used = {settings.seed for settings in self.trials} & set(self.confirm_seeds)
+            self._refuse_bad_design(self.design)
+        if self.early_stopping is not None:
+            self._refuse_bad_early_stopping(self.early_stopping)
+        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
         if used:
             raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
-        if self.confirm_seeds and self.rule is None:
+        if self.confirmation_seeds and self.rule is None:
             raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
 
-    def _refuse_odd_design(self, design: Design) -> None:
+    def _refuse_bad_design(self, design: Design) -> None:
         rule = self.rule
-        if rule is None or not rule.seeds or rule.sites != design.sites or self.factors != design.sites:
+        if rule is None or not rule.seeds or rule.sites != design.sites or self.sites != design.sites:
             raise RecipeError(
                 f"recipe {self.name}: a design needs a rule that names its seeds, and sites that are those "
-                f"of the design and the factors ({', '.join(design.sites)})"
+                f"of the design and the recipe ({', '.join(design.sites)})"
             )
         wanted = {(arm, seed) for arm in design.arms for seed in rule.seeds}
         if set(self.by_arm()) != wanted:
@@ -126,13 +129,14 @@ class Recipe:
         if rule.arms and set(rule.arms) != set(design.arms):
             raise RecipeError(f"recipe {self.name}: rule and design name different arms")
 
-    def _refuse_odd_rungs(self, early: EarlyStoppingRule) -> None:
+    def _refuse_bad_early_stopping(self, early: EarlyStoppingRule) -> None:
         if self.design is None:
             raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
         shortest = min(settings.train.steps for settings in self.trials)
-        if early.rungs[-1] >= shortest:
+        if early.steps[-1] >= shortest:
             raise RecipeError(
-                f"recipe {self.name}: a rung at step {early.rungs[-1]} is too late for trials of {shortest}"
+                f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "
+                f"for trials of {shortest}"
             )
 
     @property
@@ -140,18 +144,18 @@ class Recipe:
         """Twelve hex digits that name all trials, their data and the rule."""
         plain = {
             "trials": [settings.digest for settings in self.trials],
-            "worlds": [asdict(world) for world in self.worlds],
+            "datasets": [asdict(dataset) for dataset in self.datasets],
             "rule": self.rule.to_dict() if self.rule else None,
         }
-        if self.early_stop is not None:
-            plain["early_stop"] = asdict(self.early_stop)
-        if self.confirm_seeds:
-            plain["confirm_seeds"] = list(self.confirm_seeds)
+        if self.early_stopping is not None:
+            plain["early_stopping"] = asdict(self.early_stopping)
+        if self.confirmation_seeds:
+            plain["confirmation_seeds"] = list(self.confirmation_seeds)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def trial_name(self, settings: TrialSettings) -> str:
         """Return a readable name: biases of the factors (``window15``), seed, digest of the settings."""
-        choices = [settings.plan[site] for site in self.factors]
+        choices = [settings.plan[site] for site in self.sites]
         biases = [f"{choice.bias}{choice.window or ''}" for choice in choices] or ["trial"]
         return f"{'-'.join(biases)}_s{settings.seed}_{settings.digest}"
 
@@ -162,7 +166,7 @@ class Recipe:
     def by_arm(self) -> dict[tuple[Arm, int], str]:
         """Return (levels of the factors, seed) -> trial name."""
         return {
-            (tuple(level_of(s.plan[site]) for site in self.factors), s.seed): self.trial_name(s)
+            (tuple(level_of(s.plan[site]) for site in self.sites), s.seed): self.trial_name(s)
             for s in self.trials
         }
 
@@ -181,7 +185,7 @@ class Recipe:
 
     def plan(self, levels: Sequence[str]) -> Plan:
         """Return the plan with these levels of the factors, all else as in the first trial."""
-        choices = {site: self.choice(site, level) for site, level in zip(self.factors, levels, strict=True)}
+        choices = {site: self.choice(site, level) for site, level in zip(self.sites, levels, strict=True)}
         return with_choices(self.trials[0].plan, choices)
 
     def with_threads(self, threads: int) -> "Recipe":

@@ -162,7 +162,7 @@ def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
         f"{signed(verdict.slowdown_percent, 1)} %",
         signed(verdict.price),
         f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]",
-        settling(verdict, evidence.table.num_arms, evidence.rule.margin),
+        settling(verdict, evidence.table.num_arms, evidence.rule.equivalence_margin),
     )
 
 

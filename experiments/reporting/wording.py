@@ -86,9 +86,9 @@ def reading(evidence: Evidence) -> str:
             f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of "
             f"a gain's squared error."
         )
-    if len(table.looks) > 1:
+    if len(table.interim_analyses) > 1:
         said += (
-            f" Look {table.look} of at most {len(table.looks)}; "
+            f" Look {table.look} of at most {len(table.interim_analyses)}; "
             f"{100 * evidence.spent:.0f} % of the error probability is spent."
         )
     if table.waiting:

@@ -91,10 +91,10 @@ def _show(found: Sequence[Confirmed], rule: DecisionRule, predicted: float, cons
 def arms_of(recipe: Recipe, advice: Recommendation) -> dict[str, Arm]:
     """Return name -> levels of the arms that are trained; equal ones stand there under both names."""
     rule = _rule(recipe)
-    sites = len(recipe.factors)
+    sites = len(recipe.sites)
     return {
         NONE: (rule.baseline,) * sites,
-        ALL: (rule.treatment,) * sites,
+        ALL: (rule.treatments[0],) * sites,
         RECOMMENDED: advice.best.levels,
     }
 
@@ -106,12 +106,14 @@ def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
         recipe,
         question=f"Does the recommendation of {recipe.name} hold with fresh seeds?",
         trials=tuple(
-            replace(recipe.trials[0], plan=plan, seed=seed) for seed in recipe.confirm_seeds for plan in plans
+            replace(recipe.trials[0], plan=plan, seed=seed)
+            for seed in recipe.confirmation_seeds
+            for plan in plans
         ),
         rule=None,
         design=None,
-        early_stop=None,
-        confirm_seeds=(),
+        early_stopping=None,
+        confirmation_seeds=(),
     )
 
 

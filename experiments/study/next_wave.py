@@ -93,7 +93,7 @@ def next_wave(
     """
     if not rule.seeds:
         raise AnalysisError("the rule names no seeds, so nothing says which blocks may run; name the most")
-    looks = rule.looks or (len(rule.seeds),)
+    looks = rule.interim_analyses or (len(rule.seeds),)
     ended = {(t.levels, t.seed) for t in ended_trials(rows, rule)[1]} if rows else set()
     lacking = {seed: tuple(arm for arm in design.arms if (arm, seed) not in ended) for seed in rule.seeds}
     complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))

@@ -17,7 +17,7 @@ from pipeline.storage.paths import resolve_path
 from pipeline.training.preflight import check
 
 
-def make_datasets(worlds: tuple[SyntheticDataset, ...], console: Console) -> None:
+def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Console) -> None:
     """Generate the datasets of a recipe that are absent; those that are there are left alone.
 
     Raises:
@@ -25,13 +25,13 @@ def make_datasets(worlds: tuple[SyntheticDataset, ...], console: Console) -> Non
     """
     from pipeline.data.synthetic import generate
 
-    for world in worlds:
-        with task_bar(console, f"dataset {world.root}") as advance:
+    for dataset in datasets:
+        with task_bar(console, f"dataset {dataset.root}") as advance:
             generate(
-                resolve_path(world.root),
-                world.seed,
-                frames_per_scene=world.frames_per_scene,
-                scenes_per_split=dict(world.scenes),
+                resolve_path(dataset.root),
+                dataset.seed,
+                frames_per_scene=dataset.frames_per_scene,
+                scenes_per_split=dict(dataset.scenes),
                 workers=os.cpu_count() or 1,
                 progress=advance,
             )
@@ -72,9 +72,13 @@ def check_rule(recipe: Recipe) -> None:
     rule = recipe.rule
     if rule is None:
         return
-    known = HIGHER_IS_BETTER if recipe.early_stop is None else QUICK_METRICS
+    known = HIGHER_IS_BETTER if recipe.early_stopping is None else QUICK_METRICS
     if rule.metric not in known:
-        why = "more of it is better" if recipe.early_stop is None else "it is measured where trials may stop"
+        why = (
+            "more of it is better"
+            if recipe.early_stopping is None
+            else "it is measured where trials may stop"
+        )
         raise StudyError(
             f"recipe {recipe.name}: its rule asks for {rule.metric!r}; expected a metric of which {why}: "
             f"{', '.join(known)}"
@@ -126,3 +130,11 @@ def check_data(recipe: Recipe) -> None:
     }
     for root, version, split in sorted(wanted):
         open_source(Path(resolve_path(root)), version, split)
+
+
+def check_tracking(console: Console) -> None:
+    """Connect to MLflow once, so that no trial creates its tables; print a warning if it cannot be used."""
+    from pipeline.tracking.mlflow_store import prepare_store  # costs seconds
+
+    if warning := prepare_store():
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

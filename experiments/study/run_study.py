@@ -16,6 +16,7 @@ from experiments.study.preflight import (
     check_data,
     check_models,
     check_rule,
+    check_tracking,
     check_trials,
     digest_inputs,
     make_datasets,
@@ -88,19 +89,21 @@ def _conduct(
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
-    make_datasets(recipe.worlds, console)
+    make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     with folder.lock():
         if any(folder.state(name) != DONE for name in recipe.named_trials()):
             with console.status("checking data, plans and weights"):
                 check_data(recipe)
                 check_models(recipe)
+            if options.tracking:
+                check_tracking(console)
         recipe, running = _share(recipe, folder, options, console)
         running = replace(running, study_sync=study_sync)
         if study_sync:
             study_sync.upload_study()
         outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and options.confirming and recipe.confirm_seeds:
+        if outcome.complete and options.confirming and recipe.confirmation_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
             outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.state(name) == DONE for name in recipe.named_trials()):
@@ -160,11 +163,11 @@ def _say_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Consol
 def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
     from experiments.study.final_report import show_report
 
-    show_report(folder.path, console)
+    verdicts = show_report(folder.path, console)
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 
-        sent = sync(folder.path)
+        sent = sync(folder.path, verdicts=verdicts)
         if sent.warning:
             console.print(f"warning: {sent.warning}", style="yellow", markup=False, soft_wrap=True)
         else:

@@ -7,9 +7,6 @@ was killed at any moment is started again and goes on.
 
 import logging
 import math
-import os
-import queue
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from rich.console import Console
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder, settings_of
+from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
@@ -107,9 +105,9 @@ def run_trials(
             (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
         with (
             StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
-            _Tracker(folder, progress, running) as tracker,
+            BackgroundSync(folder.path, progress, running.study_sync, running.tracking) as background_sync,
         ):
-            watcher = _Watcher(folder, progress, tracker)
+            watcher = _Watcher(folder, progress, background_sync)
             _tune(recipe, folder, todo, running, early_stopping or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
     return Outcome(
@@ -215,10 +213,10 @@ def _tune(
 
 
 class _Watcher(tune.Callback):
-    """Tells progress and tracking what Tune sees."""
+    """Passes the events of Tune to the progress display and to tracking."""
 
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, tracker: "_Tracker") -> None:
-        self._folder, self._progress, self._tracker = folder, progress, tracker
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, background_sync: BackgroundSync) -> None:
+        self._folder, self._progress, self._background_sync = folder, progress, background_sync
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
@@ -239,7 +237,7 @@ class _Watcher(tune.Callback):
         if again := count_restarts(self._folder.trial(name)):
             self._progress.say(f"{name} was {again}")
         self._progress.ended(name, self._folder.failure(name) if failed else left)
-        self._tracker.wake()
+        self._background_sync.trial_ended(name)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tell that a driver died."""
@@ -254,55 +252,3 @@ class _Watcher(tune.Callback):
         except OSError as error:  # a trial without a mark is unfinished, and the same command goes on with it
             reason = f"{reason}, and that could not be written down ({error})"
         self._progress.ended(name, reason)
-
-
-class _Tracker:
-    """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
-
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: ExecutionOptions) -> None:
-        self._folder, self._progress, self._enabled = folder, progress, running.tracking
-        self._study_sync = running.study_sync
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
-        self._warned = ""
-
-    def __enter__(self) -> "_Tracker":
-        """Begin to wait for wishes."""
-        if self._enabled:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *info: object) -> None:
-        """Finish what is being sent."""
-        self._wishes.put(False)
-        if self._enabled:
-            self._thread.join()
-
-    def wake(self) -> None:
-        """Ask for the rows to be sent; returns at once."""
-        self._wishes.put(True)
-
-    def _serve(self) -> None:
-        if hasattr(
-            os, "setpriority"
-        ):  # trials measure time: sending waits for an idle core (Ray's workers have 15)
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while self._wishes.get():
-            from pipeline.tracking.mlflow_sync import (
-                sync,  # costs seconds, which only a study with an end should pay
-            )
-
-            if self._study_sync and not self._copied(self._study_sync):
-                continue  # what MLflow had and the copy had not would double where the study goes on
-            report = sync(self._folder.path)
-            if report.warning and report.warning != self._warned:
-                self._warned = report.warning
-                self._progress.say(f"warning: {report.warning}")
-
-    def _copied(self, study_sync: StudySync) -> bool:
-        try:
-            study_sync.upload_study()
-        except StorageError as error:
-            self._progress.say(f"warning: {error}")
-            return False
-        return True

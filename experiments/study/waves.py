@@ -75,7 +75,7 @@ def run_waves(
         console.print(
             f"wave {wave.look}: {len(asked)} trials. {wave.reason}", highlight=False, soft_wrap=True
         )
-        early_stopping = rungs_of(recipe, rows, wave)
+        early_stopping = early_stopping_of(recipe, rows, wave)
         latest = run_trials(recipe, folder, console, running, asked, early_stopping)
         outcome = _joined(outcome, latest)
         lacking = len(latest.unfinished) + sum(not _diverged(folder, name) for name in latest.failed)
@@ -86,7 +86,7 @@ def run_waves(
 def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     """Return the rows of trials that are done, and the losses of those that diverged.
 
-    Not what else an unfinished trial wrote: its metric at a rung would pass for its result.
+    Not what else an unfinished trial wrote: its metric at an early step would pass for its result.
     """
     rows = []
     for name in recipe.named_trials():
@@ -98,23 +98,23 @@ def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def rungs_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
+def early_stopping_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
     """Return where the trials of a wave are measured, and below what they stop.
 
-    The floor of a rung is the worst value of all trials of earlier waves there, less the margin.
+    The floor after a step is the worst value of all trials of earlier waves then, less the margin.
     """
-    rule, early = recipe.rule, recipe.early_stop
+    rule, early = recipe.rule, recipe.early_stopping
     if rule is None or early is None:
         return EarlyStopping()
-    looks = rule.looks or (len(rule.seeds),)
+    looks = rule.interim_analyses or (len(rule.seeds),)
     earlier = set(rule.seeds[: looks[wave.look - 2]]) if wave.look > 1 else set()
     values = step_values([row for row in rows if row.seed in earlier], rule.metric, rule.condition)
-    thresholds = tuple((rung, _floor(values, rung, early)) for rung in early.rungs)
+    thresholds = tuple((step, _floor(values, step, early)) for step in early.steps)
     return EarlyStopping(rule.metric, rule.condition, thresholds)
 
 
-def _floor(values: dict[tuple[str, int], float], rung: int, early: EarlyStoppingRule) -> float | None:
-    found = [value for (_, step), value in values.items() if step == rung and math.isfinite(value)]
+def _floor(values: dict[tuple[str, int], float], step: int, early: EarlyStoppingRule) -> float | None:
+    found = [value for (_, at), value in values.items() if at == step and math.isfinite(value)]
     return min(found) - early.margin / 100 if found else None
 
 

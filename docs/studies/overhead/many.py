@@ -98,7 +98,7 @@ def trivial(trials: int) -> Recipe:
         cost=f"{trials} trials of one step",
         trials=tuple(replace(base, seed=seed) for seed in range(trials)),
         rule=None,
-        factors=(),
+        sites=(),
     )
 
 

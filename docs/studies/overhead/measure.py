@@ -39,7 +39,7 @@ def main() -> None:
     if asked.way:
         go(asked.way, asked.out)
         return
-    make_datasets(smoke().worlds, Console())
+    make_datasets(smoke().datasets, Console())
     found: dict[str, list[float]] = {"plain": [], "one": [], "three": []}
     for turn in range(asked.repeat):
         for way in found:
@@ -91,7 +91,7 @@ def mini(trials: int) -> Recipe:
     base = replace(smoke().trials[1], study="overhead")
     base = replace(base, train=replace(base.train, steps=10, checkpoint_every=10))
     seeds = tuple(replace(base, seed=seed) for seed in range(trials))
-    return replace(smoke(), name="overhead", trials=seeds, rule=None, factors=())
+    return replace(smoke(), name="overhead", trials=seeds, rule=None, sites=())
 
 
 def compared(found: dict[str, list[float]]) -> dict[str, float]:

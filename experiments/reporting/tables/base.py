@@ -89,20 +89,30 @@ def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: DecisionRule
 
 
 def term_label(term: Verdict | Effect, evidence: Evidence, names: Mapping[str, str] | None = None) -> str:
-    """Name a site; its level too where the rule knows several."""
+    """Name a site; its treatment too where the rule has several."""
     name = (names or {}).get(term.site, term.site)
-    return f"{name} {term.level}" if len(evidence.rule.treatments) > 1 else name
+    return f"{name} {term.treatment}" if len(evidence.rule.treatments) > 1 else name
 
 
 VERDICT_COLUMNS = (
-    *("site", "level", "verdict", "gain", "gain_low", "gain_high", "slowdown_percent", "price", "price_low"),
+    *(
+        "site",
+        "treatment",
+        "verdict",
+        "gain",
+        "gain_low",
+        "gain_high",
+        "slowdown_percent",
+        "price",
+        "price_low",
+    ),
     *("price_high", "net", "net_low", "net_high", "equivalent", "p_value", "tested_at"),
     "further_trials_per_arm",
 )
 
 
 def verdict_table(evidence: Evidence) -> Table:
-    """Return one line per site and level, with everything its verdict rests on."""
+    """Return one line per site and treatment, with everything its verdict rests on."""
     own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
     own["further_trials_per_arm"] = "further_trials"
     lines = tuple(
@@ -112,10 +122,10 @@ def verdict_table(evidence: Evidence) -> Table:
 
 
 def effect_table(evidence: Evidence) -> Table:
-    """Return one line per site, level, metric and sensor condition."""
+    """Return one line per site, treatment, metric and sensor condition."""
     effects = (*evidence.effects, *evidence.other_effects)
-    lines = tuple((e.site, e.level, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
-    heads = ("site", "level", "metric", "condition", "gain", "low", "high")
+    lines = tuple((e.site, e.treatment, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
+    heads = ("site", "treatment", "metric", "condition", "gain", "low", "high")
     return Table("effects", "Gain per layer and sensor condition, points", heads, lines)
 
 

@@ -50,4 +50,4 @@ def compare_screening(ranked: Sequence[Ranked], evidence: Evidence) -> str:
 
 def retrained(evidence: Evidence) -> dict[str, Verdict]:
     """Return site -> verdict on the level that a screening switches: the rule's treatment."""
-    return {v.site: v for v in evidence.verdicts if v.level == evidence.rule.treatment}
+    return {v.site: v for v in evidence.verdicts if v.treatment == evidence.rule.treatments[0]}

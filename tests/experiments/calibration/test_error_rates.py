@@ -61,7 +61,7 @@ def test_a_layer_of_twice_the_noise_is_found_and_intervals_hold(name):
 
 
 def test_equivalence_is_rarely_accepted_at_the_margin():
-    at_margin = replace(PLANTED["every gain at the margin"], study=replace(LEAN, looks=(4,)))
+    at_margin = replace(PLANTED["every gain at the margin"], study=replace(LEAN, interim_analyses=(4,)))
     tally = calibrate_scenario(at_margin, STUDIES)
     assert 0 < tally.counts["false equivalence"] <= most(0.05)
 

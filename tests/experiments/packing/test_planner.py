@@ -76,7 +76,7 @@ def test_a_packing_survives_json():
 
 @pytest.fixture
 def settings(tmp_path):
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    world = replace(smoke().datasets[0], root=str(tmp_path / "world"))
     make_datasets((world,), Console(quiet=True))
     base = smoke().trials[1]
     small = {"model.image_size": [48, 112], "model.pts_bbox_head.num_query": 24}

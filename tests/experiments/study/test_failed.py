@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_one_trial_diverges_and_then_all_do(tmp_path):
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    world = replace(smoke().datasets[0], root=str(tmp_path / "world"))
     make_datasets((world,), Console(file=io.StringIO()))
     healthy, other = (
         replace(s, data=replace(s.data, train=(world.root,), val=world.root)) for s in smoke().trials
@@ -25,7 +25,7 @@ def test_one_trial_diverges_and_then_all_do(tmp_path):
     console = Console(file=io.StringIO(), width=300)
     options = RunOptions(tmp_path / "runs", tracking=False)
 
-    recipe = replace(smoke(), trials=(healthy, mad), worlds=(world,))
+    recipe = replace(smoke(), trials=(healthy, mad), datasets=(world,))
     outcome = run_study(recipe, options, console)
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     well, ill = recipe.named_trials()

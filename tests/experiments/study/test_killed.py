@@ -21,7 +21,7 @@ from experiments.recipes.recipe import EarlyStoppingRule, trials_of
 from experiments.storage.study_folder import StudyFolder
 from experiments.study.next_wave import Budget, next_wave
 from experiments.study.preflight import make_datasets
-from experiments.study.waves import ended_rows, rungs_of
+from experiments.study.waves import early_stopping_of, ended_rows
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
@@ -51,8 +51,8 @@ PATIENCE_S = 600
 
 @pytest.fixture
 def recipe(tmp_path):
-    """One layer, three seeds judged at two looks, and a rung."""
-    world = replace(smoke_waves().worlds[0], root=str(tmp_path / "world"))
+    """One layer, three seeds judged at two looks, and early stopping."""
+    world = replace(smoke_waves().datasets[0], root=str(tmp_path / "world"))
     make_datasets((world,), Console(file=io.StringIO()))
     base = smoke_waves().trials[0]
     base = replace(
@@ -67,12 +67,14 @@ def recipe(tmp_path):
     return replace(
         smoke_waves(),
         trials=trials_of(design, base, (0, 1, 2), plans),
-        factors=design.sites,
-        rule=DecisionRule(metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, looks=(2, 3)),
-        worlds=(world,),
+        sites=design.sites,
+        rule=DecisionRule(
+            metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, interim_analyses=(2, 3)
+        ),
+        datasets=(world,),
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(2,)),
-        confirm_seeds=(),
+        early_stopping=EarlyStoppingRule(steps=(2,)),
+        confirmation_seeds=(),
     )
 
 
@@ -83,11 +85,11 @@ def run_unbroken(recipe, folder):
         rows := ended_rows(recipe, folder), recipe.rule, recipe.design, Budget(100)
     ).arms_by_seed:
         wave = next_wave(rows, recipe.rule, recipe.design, Budget(100))
-        rungs = rungs_of(recipe, rows, wave)
+        early_stopping = early_stopping_of(recipe, rows, wave)
         for seed, arms in asked:
             for arm in arms:
                 name = recipe.by_arm()[arm, seed]
-                run_trial(recipe.named_trials()[name], LocalSession(folder.trial(name)), rungs)
+                run_trial(recipe.named_trials()[name], LocalSession(folder.trial(name)), early_stopping)
                 folder.finish(name)
 
 

@@ -107,11 +107,11 @@ def recipe(tmp_path_factory):
     window = cross_plan(("window", "none", "none"))
     made = replace(
         smoke(),
-        worlds=(world,),
+        datasets=(world,),
         trials=(base, replace(base, plan=window, num_workers=2)),
         concurrent_trials=1,
     )
-    make_datasets(made.worlds, Console(file=io.StringIO()))
+    make_datasets(made.datasets, Console(file=io.StringIO()))
     return made
 
 

@@ -46,7 +46,7 @@ PATIENCE_S = 600
 @pytest.fixture
 def recipe(tmp_path):
     """Two trials of twelve steps, a checkpoint after every other."""
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    world = replace(smoke().datasets[0], root=str(tmp_path / "world"))
     make_datasets((world,), Console(file=io.StringIO()))
     trials = tuple(
         replace(
@@ -57,7 +57,7 @@ def recipe(tmp_path):
         )
         for settings in smoke().trials
     )
-    return replace(smoke(), trials=trials, worlds=(world,))
+    return replace(smoke(), trials=trials, datasets=(world,))
 
 
 def numbers(folder):

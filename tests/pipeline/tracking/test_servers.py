@@ -25,7 +25,7 @@ from typing import ClassVar
 import pytest
 
 from pipeline.metrics.rows import Row, append_rows, read_study
-from pipeline.tracking.mlflow_sync import sync
+from pipeline.tracking.mlflow_sync import CURSOR, sync
 from pipeline.tracking.naming import metric_key
 from pipeline.tracking.study_reader import stored_trials
 
@@ -235,7 +235,7 @@ def test_killed_under_load_and_started_again(server, store, tmp_path, monkeypatc
     assert (last.unsent, last.warning) == (0, "")
     assert sync(study, server.address).sent == 0
     assert_each_once(store, study)
-    (study / "mlflow.json").unlink()
+    (study / CURSOR).unlink()
     assert sync(study, server.address).unsent == 0
     assert_each_once(store, study)
 
