@@ -50,7 +50,7 @@ class UnifiedObjectSample:
         unread = set(self.db_sampler) - SAMPLER_KEYS
         missing = {"info_path", "sample_groups"} - set(self.db_sampler)
         if unread or missing:
-            what = f"nobody reads {sorted(unread)}" if unread else f"{sorted(missing)} is missing"
+            what = f"unknown keys {sorted(unread)}" if unread else f"{sorted(missing)} is missing"
             raise DataError(f"UnifiedObjectSample: db_sampler: {what}; its keys are {sorted(SAMPLER_KEYS)}")
         check_order("UnifiedObjectSample", self.db_sampler.get("classes", CLASSES))
         odd = [name for name in self.db_sampler["sample_groups"] if name not in CLASSES]

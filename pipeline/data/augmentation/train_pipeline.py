@@ -137,9 +137,7 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
     dataset, wrappers = _innermost(config["train_dataloader"].get("dataset", {}))
     odd = [name for name in wrappers if name != "CBGSDataset"]
     if odd:
-        raise DataError(
-            f"train_dataloader.dataset: nobody reads the wrapper {odd[0]}; expected CBGSDataset or none"
-        )
+        raise DataError(f"train_dataloader.dataset: unknown wrapper {odd[0]}; expected CBGSDataset or none")
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
     held = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
     val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else READ_ALL
@@ -187,7 +185,7 @@ def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[
             _check_loader(kind, keys, at)
         elif kind != "Pack3DDetInputs":
             known = ", ".join([*LOADERS, *STEPS, "Pack3DDetInputs"])
-            raise DataError(f"{at}: {ELSEWHERE.get(kind, f'nobody reads it; expected one of {known}')}")
+            raise DataError(f"{at}: {ELSEWHERE.get(kind, f'unknown entry; expected one of {known}')}")
     return tuple(steps), reading
 
 
@@ -204,6 +202,6 @@ def _check_loader(kind: str, keys: Mapping[str, Any], at: str) -> None:
         held = LOADERS[kind].get(key)
         value = list(value) if isinstance(value, tuple) else value
         if held is None:
-            raise DataError(f"{at}: nobody reads the key {key!r}; remove it")
+            raise DataError(f"{at}: unknown key {key!r}; remove it")
         if value not in held:
             raise DataError(f"{at}: {key}={value!r}, and our sources do {' or '.join(map(repr, held))} alone")

@@ -73,7 +73,7 @@ class EffectiveSE(nn.Module):
 
 
 class OSABlock(nn.Module):
-    """One-shot aggregation: a chain of convolutions whose input and outputs are all concatenated at the end."""
+    """One-shot aggregation: a chain of convolutions whose input and outputs are concatenated at the end."""
 
     def __init__(self, name: str, inputs: int, width: int, outputs: int, convs: int, residual: bool) -> None:
         super().__init__()

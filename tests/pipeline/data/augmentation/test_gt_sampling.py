@@ -155,7 +155,7 @@ def test_points_behind_a_pasted_picture_can_be_dropped():
 @pytest.mark.parametrize(
     ("sampler", "sentence"),
     [
-        ({"points": 1}, r"nobody reads \['points'\]"),
+        ({"points": 1}, r"unknown keys \['points'\]"),
         ({"info_path": "x"}, r"\['sample_groups'\] is missing"),
         ({"info_path": "x", "sample_groups": {"tram": 1}}, "sample_groups names 'tram'"),
         ({"info_path": "x", "sample_groups": {}, "classes": ["bus"]}, "expected the ten of CMT"),

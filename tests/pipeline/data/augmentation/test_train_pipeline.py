@@ -152,12 +152,12 @@ def entry(**keys) -> list[dict]:
         ([], "has no pipeline"),
         (entry(type="RandomFlip3D"), r"pipeline\[0\], RandomFlip3D: .* use CustomRandomFlip3D"),
         (entry(type="NormalizeMultiviewImage"), "mean and std stand in model.data_preprocessor"),
-        (entry(type="GridMask"), "nobody reads it; expected one of LoadPointsFromFile"),
+        (entry(type="GridMask"), "unknown entry; expected one of LoadPointsFromFile"),
         (entry(type="PointShuffle", seed=1), "PointShuffle: got an unexpected keyword argument 'seed'"),
         (entry(type="PointsRangeFilter"), "missing 1 required positional argument: 'point_cloud_range'"),
         (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4, and our sources do 5 or"),
         (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True, and"),
-        (entry(type="LoadMultiViewImageFromFiles", views=6), "nobody reads the key 'views'"),
+        (entry(type="LoadMultiViewImageFromFiles", views=6), "unknown key 'views'"),
     ],
 )  # fmt: skip
 def test_refusals(entries, sentence):
@@ -169,7 +169,7 @@ def test_an_unknown_wrapper_is_refused():
     config = {
         "train_dataloader": {"dataset": {"type": "RepeatDataset", "dataset": {"pipeline": pipeline_of("x")}}}
     }
-    with pytest.raises(DataError, match="nobody reads the wrapper RepeatDataset"):
+    with pytest.raises(DataError, match="unknown wrapper RepeatDataset"):
         read_train_pipeline(config)
 
 

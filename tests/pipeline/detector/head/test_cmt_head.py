@@ -302,7 +302,7 @@ def test_meta_information_that_lacks_is_named(head):
         ({"common_heads": {"center": (2, 2)}}, "a box code needs the channels"),
         ({"separate_head": {"final_kernel": 3}}, "expected 1"),
         ({"aqr_config": None}, "go together"),
-        ({"train_cfg": {"grid_size": [1024, 1024, 40]}}, "nobody reads grid_size"),
+        ({"train_cfg": {"grid_size": [1024, 1024, 40]}}, "unknown keys grid_size"),
         ({"denoising": {"split": 0.5, "noise": 1}}, "noise"),
     ],
 )
