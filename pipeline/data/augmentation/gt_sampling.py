@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.augmentation.object_database import ObjectDatabase, image_rectangles, open_database
+from pipeline.data.augmentation.object_database import ObjectDatabase, open_database
 from pipeline.data.augmentation.pipeline_steps import check_order
+from pipeline.data.augmentation.transforms import image_rectangles
 from pipeline.data.boxes import overlap_bev, points_inside
 from pipeline.data.sample import DataError, Sample
 from pipeline.storage.paths import ROOT

@@ -7,8 +7,7 @@ slips: a crop needs every corner of the box before the camera, and the largest c
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,22 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.augmentation.transforms import box_corners, project
-from pipeline.data.boxes import points_inside
 from pipeline.data.formats.decoding import read_bytes
 from pipeline.data.formats.info_files import unpickle
 from pipeline.data.safe_paths import inside
-from pipeline.data.sample import DataError, Sample
-from pipeline.data.source import Source
+from pipeline.data.sample import DataError
 
 FORMAT = "1"
 """Version of the layout; kept in the Parquet file's metadata."""
 
-CROP_PX = 10
-"""A picture needs more pixels than this in width and in height; CMT."""
 
-
-def _schema() -> Any:
+def schema() -> Any:
     """Return the columns of ``objects.parquet``."""
     import pyarrow as pa  # only for those who paste from a database of ours
 
@@ -98,7 +91,7 @@ class FolderDatabase:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = _schema()
+        columns_of_format = schema()
         self._bin = folder / "objects.bin"
         index = folder / "objects.parquet"
         try:
@@ -107,11 +100,13 @@ class FolderDatabase:
         except (OSError, pa.ArrowException) as problem:
             raise DataError(f"{folder}: no whole object database ({problem}); write it anew") from problem
         if (
-            table.schema.remove_metadata() != schema.remove_metadata()
+            table.schema.remove_metadata() != columns_of_format.remove_metadata()
             or (table.schema.metadata or {}).get(b"format") != FORMAT.encode()
         ):
             raise DataError(f"{index}: not an object database of format {FORMAT}; write it anew")
-        columns = {name: table[name].to_numpy() for name in schema.names if name not in ("token", "box")}
+        columns = {
+            name: table[name].to_numpy() for name in columns_of_format.names if name not in ("token", "box")
+        }
         self.boxes: NDArray[np.float32] = (
             table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 9).astype(np.float32)
         )
@@ -192,111 +187,3 @@ def _decode(data: bytes, where: str) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{where}: a picture of an object cannot be decoded; write the database anew")
     return np.asarray(image, np.uint8)
-
-
-def write_database(source: Source, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Cut every box of a source out and write them as an object database.
-
-    Args:
-        source: frames; their sweeps are cut too.
-        out: folder, made if missing; must not hold a database yet.
-        progress: called with the frames that are done and all frames.
-
-    Returns:
-        How many objects were written.
-
-    Raises:
-        DataError: ``out`` holds a database or cannot be written, or a frame cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    index = out / "objects.parquet"
-    if index.exists():
-        raise DataError(f"{index}: an object database is there already; remove it or choose another folder")
-    rows: list[dict[str, Any]] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "objects.bin").open("wb") as file:
-            for number in range(len(source)):
-                rows += [_write(file, found) for found in _objects(source[number])]
-                if progress:
-                    progress(number + 1, len(source))
-        partial = out / ".objects.parquet.part"
-        pq.write_table(pa.Table.from_pylist(rows, _schema()), partial)
-        partial.replace(index)
-    except OSError as problem:
-        raise DataError(f"{out}: cannot be written ({problem}); free space or choose another") from problem
-    return len(rows)
-
-
-@dataclass(frozen=True)
-class _Object:
-    """One object cut out; ``crop`` is PNG, or empty."""
-
-    token: str
-    label: int
-    box: NDArray[np.float32]
-    points: NDArray[np.float32]
-    crop: bytes
-
-
-def _write(file: Any, found: _Object) -> dict[str, Any]:
-    points = found.points.astype("<f4").tobytes()
-    start = file.tell()
-    file.write(points + found.crop)
-    return {
-        "token": found.token,
-        "label": found.label,
-        "box": found.box,
-        "points_at": start,
-        "num_points": len(found.points),
-        "crop_at": start + len(points),
-        "crop_bytes": len(found.crop),
-    }
-
-
-def _objects(sample: Sample) -> list[_Object]:
-    """Cut the objects of a frame out."""
-    rectangles = image_rectangles(sample.boxes, sample.lidar2img, sample.images.shape[1:3])
-    found = []
-    for index, (box, label) in enumerate(zip(sample.boxes, sample.labels, strict=True)):
-        points = sample.points[points_inside(sample.points, box)].copy()
-        points[:, :3] -= box[:3]
-        crop = _best_crop(sample, rectangles[:, index])
-        found.append(_Object(sample.token, int(label), box, points, crop))
-    return found
-
-
-def _best_crop(sample: Sample, rectangles: NDArray[np.int64]) -> bytes:
-    """Return the largest picture of an object as PNG; empty if no camera sees it well enough."""
-    sides = rectangles[:, 2:] - rectangles[:, :2]
-    area = np.where((sides > CROP_PX).all(axis=1), sides.prod(axis=1), 0)
-    view = int(area.argmax())
-    if not area[view]:
-        return b""
-    left, top, right, bottom = rectangles[view]
-    done, png = cv2.imencode(".png", sample.images[view, top:bottom, left:right])
-    if not done:
-        raise DataError(f"frame {sample.token}: OpenCV cannot encode PNG")
-    return png.tobytes()
-
-
-def image_rectangles(
-    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, ...]
-) -> NDArray[np.int64]:
-    """Return the rectangle that holds each box's corners in each view: left, top, right, bottom (V, M, 4).
-
-    Cut at the borders of the image; all zero where a corner is behind the camera.
-
-    Args:
-        boxes: (M, 9).
-        lidar2img: (V, 4, 4).
-        size: (height, width) of the images, pixels.
-    """
-    corners = project(box_corners(boxes), lidar2img)  # (V, M, 8, 3)
-    before = np.all(corners[..., 2:] > 0, axis=2)
-    ends = np.concatenate([corners[..., :2].min(axis=2), corners[..., :2].max(axis=2)], axis=-1)
-    limits = np.array([size[1], size[0], size[1], size[0]]) - 1
-    kept = np.where(before, np.clip(np.nan_to_num(ends), 0, limits), 0)
-    return np.asarray(kept.astype(np.int64))

@@ -68,7 +68,7 @@ LOADERS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 }
 """Entries that load, and the values of their keys that are what our sources do."""
 
-ELSEWHERE: Mapping[str, str] = {
+REPLACEMENTS: Mapping[str, str] = {
     "GlobalRotScaleTrans": "it leaves lidar2img behind; use GlobalRotScaleTransAll",
     "RandomFlip3D": "it spoils lists of images; use CustomRandomFlip3D",
     "ObjectSample": "use UnifiedObjectSample, with sample_2d=False to leave the images alone",
@@ -79,7 +79,7 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Entries of other versions that people bring along, and what to do with them."""
 
-FADE = "DisableObjectSampleHook"
+DISABLE_HOOK = "DisableObjectSampleHook"
 """Hook of mmdet3d whose ``disable_after_epoch`` says from which epoch on nothing is pasted."""
 
 
@@ -141,7 +141,7 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
     held = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
     val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else READ_ALL
-    fades = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == FADE]
+    fades = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == DISABLE_HOOK]
     epochs = fades[-1].get("disable_after_epoch", 15) if fades else None  # mmdet3d's default
     return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)
 
@@ -185,7 +185,7 @@ def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[
             _check_loader(kind, keys, at)
         elif kind != "Pack3DDetInputs":
             known = ", ".join([*LOADERS, *STEPS, "Pack3DDetInputs"])
-            raise DataError(f"{at}: {ELSEWHERE.get(kind, f'unknown entry; expected one of {known}')}")
+            raise DataError(f"{at}: {REPLACEMENTS.get(kind, f'unknown entry; expected one of {known}')}")
     return tuple(steps), reading
 
 

@@ -245,3 +245,23 @@ def project(points: NDArray[np.floating], lidar2img: NDArray[np.float64]) -> NDA
     wide = np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
     seen = np.einsum("vij,...j->v...i", lidar2img, wide)
     return np.concatenate([seen[..., :2] / seen[..., 2:3], seen[..., 2:3]], -1)
+
+
+def image_rectangles(
+    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return the rectangle that holds each box's corners in each view: left, top, right, bottom (V, M, 4).
+
+    Cut at the borders of the image; all zero where a corner is behind the camera.
+
+    Args:
+        boxes: (M, 9).
+        lidar2img: (V, 4, 4).
+        size: (height, width) of the images, pixels.
+    """
+    corners = project(box_corners(boxes), lidar2img)  # (V, M, 8, 3)
+    before = np.all(corners[..., 2:] > 0, axis=2)
+    ends = np.concatenate([corners[..., :2].min(axis=2), corners[..., :2].max(axis=2)], axis=-1)
+    limits = np.array([size[1], size[0], size[1], size[0]]) - 1
+    kept = np.where(before, np.clip(np.nan_to_num(ends), 0, limits), 0)
+    return np.asarray(kept.astype(np.int64))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.formats.file_source import FileSource
-from pipeline.data.formats.nuscenes_tables import FrameRecord, Sweep
+from pipeline.data.formats.frame_record import FrameRecord, Sweep
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.source import READ_ALL, Reading

@@ -1,6 +1,5 @@
 """The key frames of a nuScenes split, read through the official devkit."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
+from pipeline.data.formats.frame_record import FrameRecord, Sweep
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError
 
@@ -30,64 +30,6 @@ TABLES = (
 
 DAMAGED = "the tables are damaged, restore or generate them anew"
 """What to do about tables that contradict themselves."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """An earlier LiDAR scan of the same scene.
-
-    Attributes:
-        path: its file.
-        to_key: (4, 4) float64, its LiDAR frame -> the key frame's LiDAR frame, in m.
-        lag_s: key frame's time minus its own, in s.
-    """
-
-    path: Path
-    to_key: NDArray[np.float64]
-    lag_s: float
-
-
-@dataclass(frozen=True, eq=False)
-class FrameRecord:
-    """Where the files of one key frame are and how they fit together; nothing is opened yet.
-
-    Attributes:
-        token: nuScenes sample token.
-        scene: scene name.
-        timestamp_us: time of the LiDAR scan, in microseconds.
-        image_paths: six files in the order of ``CAMERAS``.
-        cam2img: (6, 3, 3) float64, camera frame (m) -> pixels (u*d, v*d, d).
-        lidar2cam: (6, 4, 4) float64, LiDAR frame at its time -> camera frame at the camera's time.
-        lidar_path: the key frame's scan.
-        sweeps: earlier scans, nearest first; may be empty.
-        lidar2ego, ego2global: (4, 4) float64, at the time of the scan.
-        boxes: (M, 9) float32, columns and frame as in ``Sample.boxes``.
-        labels: (M,) int64, index into ``CLASSES``.
-        num_points: (M,) int64, LiDAR points in each box as the table counts them.
-        root: dataset that the files belong to; a link among them must not lead elsewhere.
-    """
-
-    token: str
-    scene: str
-    timestamp_us: int
-    image_paths: tuple[Path, ...]
-    cam2img: NDArray[np.float64]
-    lidar2cam: NDArray[np.float64]
-    lidar_path: Path
-    sweeps: tuple[Sweep, ...]
-    lidar2ego: NDArray[np.float64]
-    ego2global: NDArray[np.float64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    num_points: NDArray[np.int64]
-    root: Path | None = None
-
-    def with_points(self, minimum: int) -> "FrameRecord":
-        """Return the record without the boxes that hold fewer LiDAR points than ``minimum``."""
-        keep = self.num_points >= minimum
-        return replace(
-            self, boxes=self.boxes[keep], labels=self.labels[keep], num_points=self.num_points[keep]
-        )
 
 
 def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEEPS) -> list[FrameRecord]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.formats.decoding import assemble, load_points, read_bytes
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS
 from pipeline.data.sample import CAMERAS, DataError
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.formats.shard_manifest import (
     FORMAT,
     POINTS,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.formats.decoding import assemble
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS, STATISTICS, open_store, read_manifest
 from pipeline.data.formats.shard_schema import to_record
 from pipeline.data.sample import CAMERAS, DataError, Sample
@@ -25,20 +25,20 @@ from pipeline.data.source import READ_ALL, Reading
 OPEN_FILES = 16
 """Files a process keeps open: each holds its footer, 60 kB; opening one again costs a millisecond."""
 
-Where = Sequence[tuple[str, str, Any]]
+Conditions = Sequence[tuple[str, str, Any]]
 """Conditions that all hold: (column, ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` or ``in``, value)."""
 
-Held = TypeVar("Held")
+Value = TypeVar("Value")
 
 
-class _Kept(Generic[Held]):
+class _LruCache(Generic[Value]):
     """The newest few of what costs time to get."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._held: OrderedDict[Any, Held] = OrderedDict()
+        self._held: OrderedDict[Any, Value] = OrderedDict()
 
-    def get(self, key: Any, make: Callable[[], Held]) -> Held:
+    def get(self, key: Any, make: Callable[[], Value]) -> Value:
         """Return what is held under a key, made now if it is not there."""
         if key not in self._held:
             self._held[key] = make()
@@ -75,7 +75,7 @@ class ShardSource:
     """
 
     def __init__(
-        self, folder: Path | str, split: str, reading: Reading = READ_ALL, where: Where | None = None
+        self, folder: Path | str, split: str, reading: Reading = READ_ALL, where: Conditions | None = None
     ) -> None:
         if reading.remove_close:
             raise DataError(
@@ -96,9 +96,9 @@ class ShardSource:
         owners = np.searchsorted(self._first, self._places, side="right")
         counts = np.unique(owners, return_counts=True)[1].tolist()
         self.blocks: Sequence[int] = tuple(counts) if reading.buffer else ()
-        self._files: _Kept[Any] = _Kept(OPEN_FILES)
+        self._files: _LruCache[Any] = _LruCache(OPEN_FILES)
         # a buffer of frames touches as many groups as hold them, one cut at either end, and one to spare
-        self._tables: _Kept[Any] = _Kept(-(-reading.buffer * len(counts) // max(1, sum(counts))) + 3)
+        self._tables: _LruCache[Any] = _LruCache(-(-reading.buffer * len(counts) // max(1, sum(counts))) + 3)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -141,7 +141,7 @@ class ShardSource:
         table = self._tables.get(group, lambda: self._read_group(name, inner))
         return table, int(place - self._first[group]), name
 
-    def _matching(self, where: Where) -> NDArray[np.int64]:
+    def _matching(self, where: Conditions) -> NDArray[np.int64]:
         """Return the places of the frames that meet all conditions."""
         odd = [column for column, _, _ in where if column not in STATISTICS]
         if odd or not where:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.config.settings import CLASSES
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.decoding import load_points, load_sample, parse_points, read_bytes
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames, split_scenes
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import read_frames, split_scenes
 from pipeline.data.formats.shard_manifest import checksum, read_manifest
 from pipeline.data.formats.shards import ShardSource
 from pipeline.data.sample import CAMERAS, DataError, Sample

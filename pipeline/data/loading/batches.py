@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.loading.broken_frames import BrokenFrames
-from pipeline.data.loading.prefetch import Room, size_of
+from pipeline.data.loading.prefetch import PrefetchBudget, size_of
 from pipeline.data.loading.sampler import BatchOrder
 from pipeline.data.sample import DataError, EpochTransform, Sample, Transform
 from pipeline.data.source import Source
@@ -23,7 +23,7 @@ SHARED_BYTES = 2**15
 """Arrays from here on come through shared memory; opening and mapping it costs more than a small copy."""
 
 
-class _Batches(Dataset["_Made"]):
+class _Batches(Dataset["_LoadedBatch"]):
     """Batches of transformed samples, addressed by (step, (epoch, frame) of each).
 
     What cannot be read is replaced by the next frame that can, if ``skip`` allows it.
@@ -36,26 +36,26 @@ class _Batches(Dataset["_Made"]):
         seed: int,
         skip: int,
         first: int,
-        room: Room,
+        budget: PrefetchBudget,
     ) -> None:
         self._source = source
         self._transform = transform
         self._seed = seed
         self._skip = skip
         self._first = first
-        self._room = room
+        self._budget = budget
 
-    def __getitem__(self, address: tuple[int, list[tuple[int, int]]]) -> "_Made":
+    def __getitem__(self, address: tuple[int, list[tuple[int, int]]]) -> "_LoadedBatch":
         step, places = address
         broken: dict[str, str] = {}
         try:
             samples = [self._sample(epoch, frame, broken) for epoch, frame in places]
-            made = _Made(step, _to_tensors(samples), broken)
+            made = _LoadedBatch(step, _to_tensors(samples), broken)
         except DataError as problem:  # as a value: torch would wrap the sentence into a traceback
-            made = _Made(step, [], broken, str(problem))
+            made = _LoadedBatch(step, [], broken, str(problem))
         process = get_worker_info()
         if process is not None:
-            self._room.enter(process.id, step - self._first, size_of(made.samples))
+            self._budget.wait_and_add(process.id, step - self._first, size_of(made.samples))
         return made
 
     def _sample(self, epoch: int, frame: int, broken: dict[str, str]) -> Sample:
@@ -77,7 +77,7 @@ class _Batches(Dataset["_Made"]):
         raise DataError(f"none of the {len(self._source)} frames can be read: {next(iter(broken.values()))}")
 
 
-class _Made(NamedTuple):
+class _LoadedBatch(NamedTuple):
     """A batch as a loader process hands it over.
 
     Attributes:
@@ -101,7 +101,7 @@ def training_batches(
     last_step: int,
     workers: int,
     broken: BrokenFrames | None = None,
-    room: Room | None = None,
+    budget: PrefetchBudget | None = None,
 ) -> Iterator[list[Sample]]:
     """Yield the batches of steps ``first_step`` up to, not including, ``last_step``.
 
@@ -115,14 +115,14 @@ def training_batches(
         last_step: where training ends.
         workers: loader processes; 0 loads in this one.
         broken: takes note of frames that cannot be read; None: the first one stops.
-        room: bounds what lies ready; None: the default.
+        budget: bounds what lies ready; None: the default.
 
     Raises:
         DataError: while iterating, if a frame cannot be read and may not be skipped.
     """
     broken = BrokenFrames() if broken is None else broken  # an empty one is false
-    room = Room(workers) if room is None else room
-    batches = _Batches(source, transform, order.seed, broken.limit, first_step, room)
+    budget = PrefetchBudget(workers) if budget is None else budget
+    batches = _Batches(source, transform, order.seed, broken.limit, first_step, budget)
     loader = DataLoader(
         batches,
         batch_size=None,  # an item is a batch
@@ -134,7 +134,7 @@ def training_batches(
     )
     for made in loader:
         if workers:
-            room.leave(size_of(made.samples))
+            budget.remove(size_of(made.samples))
         for token, problem in made.broken.items() if broken.limit else ():
             broken.note(token, problem, made.step)
         if made.error:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.data.formats.nuscenes_tables import split_scenes
 from pipeline.data.sample import CAMERAS, DataError
-from pipeline.data.synthetic.nuscenes_writer import LIDAR, SceneLog, build_tables, write_tables
+from pipeline.data.synthetic.nuscenes_writer import LIDAR, build_tables, write_tables
 from pipeline.data.synthetic.scene import SceneTask, make_scene
+from pipeline.data.synthetic.scene_log import SceneLog
 from pipeline.data.synthetic.sensor_rig import MINI, Rig
 
 EDITION = 4

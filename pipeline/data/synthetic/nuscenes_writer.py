@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.synthetic.sensor_rig import MINI, Rig, cameras, lidar2ego
+from pipeline.data.synthetic.scene_log import Annotation, Scan, SceneLog
+from pipeline.data.synthetic.sensor_rig import cameras, lidar2ego
 
 Record = dict[str, Any]
 
@@ -54,57 +54,6 @@ ATTRIBUTES = (
 VISIBILITY = ("v0-40", "v40-60", "v60-80", "v80-100")
 
 LIDAR = "LIDAR_TOP"
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One object in one frame, global frame.
-
-    Attributes:
-        actor: index of the object in its scene, the same in all frames.
-        category, attribute: nuScenes names; the attribute may be empty.
-        centre: x, y, z in m. size: width, length, height in m. yaw in rad.
-        visible: share of its pixels in all cameras that nothing else hides, 0-1.
-        num_points: LiDAR points in the box.
-    """
-
-    actor: int
-    category: str
-    attribute: str
-    centre: tuple[float, float, float]
-    size: tuple[float, float, float]
-    yaw: float
-    visible: float
-    num_points: int
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One LiDAR scan, and where the ego is meanwhile (x, y in m and yaw in rad, global frame)."""
-
-    timestamp_us: int
-    ego: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, the scans before it."""
-
-    timestamp_us: int
-    ego: tuple[float, float, float]
-    annotations: tuple[Annotation, ...]
-    sweeps: tuple[Scan, ...] = ()
-
-
-@dataclass(frozen=True)
-class SceneLog:
-    """Everything the tables say about a scene."""
-
-    name: str
-    logfile: str
-    description: str
-    frames: tuple[Frame, ...]
-    rig: Rig = MINI
 
 
 def sensor_file(logfile: str, channel: str, timestamp_us: int, key: bool = True) -> str:

@@ -9,17 +9,10 @@ import numpy as np
 from pipeline.data.sample import CAMERAS
 from pipeline.data.synthetic.camera import shoot, views
 from pipeline.data.synthetic.lidar import points_in_boxes, scan
-from pipeline.data.synthetic.nuscenes_writer import (
-    LIDAR,
-    Annotation,
-    Frame,
-    Scan,
-    SceneLog,
-    map_file,
-    sensor_file,
-)
+from pipeline.data.synthetic.nuscenes_writer import LIDAR, map_file, sensor_file
 from pipeline.data.synthetic.object_classes import KINDS
 from pipeline.data.synthetic.ray_casting import solids_at
+from pipeline.data.synthetic.scene_log import Annotation, Frame, Scan, SceneLog
 from pipeline.data.synthetic.sensor_rig import Rig
 from pipeline.data.synthetic.world import BUILDINGS_M, Actor, World, build_world
 

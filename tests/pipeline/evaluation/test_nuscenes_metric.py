@@ -9,7 +9,8 @@ from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import DataError, Detections
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import (

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
-from pipeline.data.augmentation.object_database import write_database
+from pipeline.data.augmentation.object_database_writer import write_database
 from pipeline.data.augmentation.train_pipeline import STEPS, read_steps, read_train_pipeline
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.file_source import FileSource

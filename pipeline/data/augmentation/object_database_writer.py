@@ -1,0 +1,107 @@
+"""Writes an object database: every box of a source with its points and its largest picture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.augmentation.object_database import schema
+from pipeline.data.augmentation.transforms import image_rectangles
+from pipeline.data.boxes import points_inside
+from pipeline.data.sample import DataError, Sample
+from pipeline.data.source import Source
+
+CROP_PX = 10
+"""A picture needs more pixels than this in width and in height; CMT."""
+
+
+def write_database(source: Source, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
+    """Cut every box of a source out and write them as an object database.
+
+    Args:
+        source: frames; their sweeps are cut too.
+        out: folder, made if missing; must not hold a database yet.
+        progress: called with the frames that are done and all frames.
+
+    Returns:
+        How many objects were written.
+
+    Raises:
+        DataError: ``out`` holds a database or cannot be written, or a frame cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    index = out / "objects.parquet"
+    if index.exists():
+        raise DataError(f"{index}: an object database is there already; remove it or choose another folder")
+    rows: list[dict[str, Any]] = []
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "objects.bin").open("wb") as file:
+            for number in range(len(source)):
+                rows += [_write(file, found) for found in _objects(source[number])]
+                if progress:
+                    progress(number + 1, len(source))
+        partial = out / ".objects.parquet.part"
+        pq.write_table(pa.Table.from_pylist(rows, schema()), partial)
+        partial.replace(index)
+    except OSError as problem:
+        raise DataError(f"{out}: cannot be written ({problem}); free space or choose another") from problem
+    return len(rows)
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One object cut out; ``crop`` is PNG, or empty."""
+
+    token: str
+    label: int
+    box: NDArray[np.float32]
+    points: NDArray[np.float32]
+    crop: bytes
+
+
+def _write(file: Any, found: _Object) -> dict[str, Any]:
+    points = found.points.astype("<f4").tobytes()
+    start = file.tell()
+    file.write(points + found.crop)
+    return {
+        "token": found.token,
+        "label": found.label,
+        "box": found.box,
+        "points_at": start,
+        "num_points": len(found.points),
+        "crop_at": start + len(points),
+        "crop_bytes": len(found.crop),
+    }
+
+
+def _objects(sample: Sample) -> list[_Object]:
+    """Cut the objects of a frame out."""
+    rectangles = image_rectangles(sample.boxes, sample.lidar2img, sample.images.shape[1:3])
+    found = []
+    for index, (box, label) in enumerate(zip(sample.boxes, sample.labels, strict=True)):
+        points = sample.points[points_inside(sample.points, box)].copy()
+        points[:, :3] -= box[:3]
+        crop = _best_crop(sample, rectangles[:, index])
+        found.append(_Object(sample.token, int(label), box, points, crop))
+    return found
+
+
+def _best_crop(sample: Sample, rectangles: NDArray[np.int64]) -> bytes:
+    """Return the largest picture of an object as PNG; empty if no camera sees it well enough."""
+    sides = rectangles[:, 2:] - rectangles[:, :2]
+    area = np.where((sides > CROP_PX).all(axis=1), sides.prod(axis=1), 0)
+    view = int(area.argmax())
+    if not area[view]:
+        return b""
+    left, top, right, bottom = rectangles[view]
+    done, png = cv2.imencode(".png", sample.images[view, top:bottom, left:right])
+    if not done:
+        raise DataError(f"frame {sample.token}: OpenCV cannot encode PNG")
+    return png.tobytes()
