@@ -1,9 +1,10 @@
-"""What GT sampling pastes - boxes of a split with their points and their picture.
+"""Object databases for GT sampling: the boxes of a split with their points and a picture of each.
 
-Ours is a folder: ``objects.bin`` holds points and pictures end to end, ``objects.parquet``, written
-last, says what is where; nothing in it is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's
-tools are read too. Meaning: junjie18/CMT, tools/data_converter/create_gt_database.py, without its two
-slips: a crop needs every corner of the box before the camera, and the largest crop is the one kept.
+Our format is a folder. ``objects.bin`` holds points and pictures one after the other; ``objects.parquet``,
+which is written last, is the index. Neither is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's
+tools can be read too. It follows junjie18/CMT, tools/data_converter/create_gt_database.py, except for two
+errors there: here all corners of a box must be in front of the camera for a picture, and the largest picture
+    is kept.
 """
 
 import os
@@ -22,12 +23,12 @@ from pipeline.data.safe_paths import inside
 from pipeline.data.sample import DataError
 
 FORMAT = "1"
-"""Version of the layout; kept in the Parquet file's metadata."""
+"""Version of the format, in the metadata of the Parquet file."""
 
 
 def schema() -> Any:
-    """Return the columns of ``objects.parquet``."""
-    import pyarrow as pa  # only for those who paste from a database of ours
+    """Return the Arrow schema of ``objects.parquet``."""
+    import pyarrow as pa  # imported here, because only our own format needs it
 
     return pa.schema(
         [
@@ -37,14 +38,14 @@ def schema() -> Any:
             ("points_at", pa.int64()),
             ("num_points", pa.int32()),
             ("crop_at", pa.int64()),
-            ("crop_bytes", pa.int32()),  # 0: no camera sees it well enough
+            ("crop_bytes", pa.int32()),  # 0: there is no picture
         ],
         metadata={"format": FORMAT},
     )
 
 
 class ObjectDatabase(Protocol):
-    """Objects by index; their boxes, labels and counts are in memory, points and pictures are read.
+    """Objects by index. Boxes, labels and counts are in memory; points and pictures are read on demand.
 
     Attributes:
         boxes: (K, 9) float32, columns as in ``Sample.boxes``.
@@ -56,11 +57,11 @@ class ObjectDatabase(Protocol):
     num_points: NDArray[np.int64]
 
     def points(self, index: int) -> NDArray[np.float32]:
-        """Return the points (N, 5) of an object; x, y, z from the centre of its box, axes as in its frame."""
+        """Return the points (N, 5) of an object: x, y, z relative to the centre of its box, not rotated."""
         ...
 
     def crop(self, index: int) -> NDArray[np.uint8] | None:
-        """Return an object's picture (h, w, 3) BGR, or None."""
+        """Return the picture (h, w, 3) BGR of an object, or None."""
         ...
 
 
@@ -68,8 +69,8 @@ def open_database(path: Path, root: Path | None = None) -> ObjectDatabase:
     """Open a folder that ``write_database`` made, or a ``.pkl`` of dbinfos.
 
     Args:
-        path: where it is.
-        root: where the files that a ``.pkl`` names are; by default the folder of ``path``.
+        path: the folder or file.
+        root: folder of the files that a ``.pkl`` names; None: the folder of ``path``.
 
     Raises:
         DataError: it is neither, is damaged, or holds no object.
@@ -85,7 +86,7 @@ def open_database(path: Path, root: Path | None = None) -> ObjectDatabase:
 
 
 class FolderDatabase:
-    """The objects of a folder that ``write_database`` made; may be handed to loader processes."""
+    """The objects of a folder that ``write_database`` made. It can be sent to loader processes."""
 
     def __init__(self, folder: Path) -> None:
         import pyarrow as pa
@@ -138,19 +139,19 @@ class FolderDatabase:
 
 
 class InfoDatabase:
-    """The objects of a ``dbinfos`` pickle; their z is the bottom of the box there. Files lie in ``root``."""
+    """The objects of a ``dbinfos`` pickle, in which z is the bottom of a box. The files are in ``root``."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._root = root
         content = unpickle(path)
         try:
-            found = [
+            infos = [
                 (CLASSES.index(name), info) for name in content if name in CLASSES for info in content[name]
             ]
-            boxes = np.array([_centred(info["box3d_lidar"]) for _, info in found], np.float32).reshape(-1, 9)
-            self._paths = [(str(info["path"]), str(info.get("image_path", ""))) for _, info in found]
+            boxes = np.array([_centred(info["box3d_lidar"]) for _, info in infos], np.float32).reshape(-1, 9)
+            self._paths = [(str(info["path"]), str(info.get("image_path", ""))) for _, info in infos]
             self.num_points: NDArray[np.int64] = np.array(
-                [info["num_points_in_gt"] for _, info in found], np.int64
+                [info["num_points_in_gt"] for _, info in infos], np.int64
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -158,10 +159,10 @@ class InfoDatabase:
                 "`biaswise data objects` makes a database of our own"
             ) from error
         self.boxes: NDArray[np.float32] = boxes
-        self.labels: NDArray[np.int64] = np.array([label for label, _ in found], np.int64)
+        self.labels: NDArray[np.int64] = np.array([label for label, _ in infos], np.int64)
 
     def points(self, index: int) -> NDArray[np.float32]:
-        """See ``ObjectDatabase``; the file counts from the bottom of the box."""
+        """See ``ObjectDatabase``. In the file z is relative to the bottom of the box."""
         data = self._file(self._paths[index][0])
         points = np.frombuffer(data, "<f4").reshape(-1, 5).astype(np.float32)
         points[:, 2] -= self.boxes[index, 5] / 2
@@ -177,7 +178,7 @@ class InfoDatabase:
 
 
 def _centred(box: Sequence[float]) -> list[float]:
-    """Return a box with z at its middle, from one with z at its bottom, with or without velocity."""
+    """Return a box with z at its centre, from one with z at its bottom, with or without velocity."""
     x, y, z, length, width, height, yaw, *velocity = map(float, box)
     return [x, y, z + height / 2, length, width, height, yaw, *(velocity or (0.0, 0.0))]
 

@@ -16,19 +16,19 @@ from pipeline.data.sample import DataError, Sample
 from pipeline.data.source import Source
 
 CROP_PX = 10
-"""A picture needs more pixels than this in width and in height; CMT."""
+"""A picture must have more pixels than this in width and in height (CMT)."""
 
 
 def write_database(source: Source, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Cut every box of a source out and write them as an object database.
+    """Write all boxes of a source as an object database.
 
     Args:
-        source: frames; their sweeps are cut too.
+        source: frames; points of their sweeps are included.
         out: folder, made if missing; must not hold a database yet.
-        progress: called with the frames that are done and all frames.
+        progress: called with the number of finished frames and the number of all frames.
 
     Returns:
-        How many objects were written.
+        The number of objects.
 
     Raises:
         DataError: ``out`` holds a database or cannot be written, or a frame cannot be read.
@@ -44,7 +44,7 @@ def write_database(source: Source, out: Path, progress: Callable[[int, int], Non
         out.mkdir(parents=True, exist_ok=True)
         with (out / "objects.bin").open("wb") as file:
             for number in range(len(source)):
-                rows += [_write(file, found) for found in _objects(source[number])]
+                rows += [_write(file, made) for made in _objects(source[number])]
                 if progress:
                     progress(number + 1, len(source))
         partial = out / ".objects.parquet.part"
@@ -57,7 +57,7 @@ def write_database(source: Source, out: Path, progress: Callable[[int, int], Non
 
 @dataclass(frozen=True)
 class _Object:
-    """One object cut out; ``crop`` is PNG, or empty."""
+    """One object; ``crop`` is a PNG file, or empty."""
 
     token: str
     label: int
@@ -66,35 +66,36 @@ class _Object:
     crop: bytes
 
 
-def _write(file: Any, found: _Object) -> dict[str, Any]:
-    points = found.points.astype("<f4").tobytes()
+def _write(file: Any, made: _Object) -> dict[str, Any]:
+    """Append points and picture to ``objects.bin``, and return the object's row of the index."""
+    points = made.points.astype("<f4").tobytes()
     start = file.tell()
-    file.write(points + found.crop)
+    file.write(points + made.crop)
     return {
-        "token": found.token,
-        "label": found.label,
-        "box": found.box,
+        "token": made.token,
+        "label": made.label,
+        "box": made.box,
         "points_at": start,
-        "num_points": len(found.points),
+        "num_points": len(made.points),
         "crop_at": start + len(points),
-        "crop_bytes": len(found.crop),
+        "crop_bytes": len(made.crop),
     }
 
 
 def _objects(sample: Sample) -> list[_Object]:
-    """Cut the objects of a frame out."""
+    """Return the objects of a frame."""
     rectangles = image_rectangles(sample.boxes, sample.lidar2img, sample.images.shape[1:3])
-    found = []
+    objects = []
     for index, (box, label) in enumerate(zip(sample.boxes, sample.labels, strict=True)):
         points = sample.points[points_inside(sample.points, box)].copy()
         points[:, :3] -= box[:3]
         crop = _best_crop(sample, rectangles[:, index])
-        found.append(_Object(sample.token, int(label), box, points, crop))
-    return found
+        objects.append(_Object(sample.token, int(label), box, points, crop))
+    return objects
 
 
 def _best_crop(sample: Sample, rectangles: NDArray[np.int64]) -> bytes:
-    """Return the largest picture of an object as PNG; empty if no camera sees it well enough."""
+    """Return the largest picture of an object as PNG; empty if it is too small in all cameras."""
     sides = rectangles[:, 2:] - rectangles[:, :2]
     area = np.where((sides > CROP_PX).all(axis=1), sides.prod(axis=1), 0)
     view = int(area.argmax())

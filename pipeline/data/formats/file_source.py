@@ -1,4 +1,4 @@
-"""Samples read from the files that frame records name."""
+"""A source that reads samples from the files of frame records."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ class FileSource:
 
     Args:
         records: frames, e.g. of ``read_frames``.
-        reading: what is read of them.
+        reading: what is read of a frame.
     """
 
     def __init__(self, records: Sequence[FrameRecord], reading: Reading = READ_ALL) -> None:

@@ -12,9 +12,9 @@ class Sweep:
     """An earlier LiDAR scan of the same scene.
 
     Attributes:
-        path: its file.
-        to_key: (4, 4) float64, its LiDAR frame -> the key frame's LiDAR frame, in m.
-        lag_s: key frame's time minus its own, in s.
+        path: the file.
+        to_key: (4, 4) float64, LiDAR frame of the scan -> LiDAR frame of the key frame, in m.
+        lag_s: time of the key frame minus that of the scan, in s.
     """
 
     path: Path
@@ -24,7 +24,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class FrameRecord:
-    """Where the files of one key frame are and how they fit together; nothing is opened yet.
+    """The files, calibration and boxes of one key frame. No file is opened yet.
 
     Attributes:
         token: nuScenes sample token.
@@ -38,8 +38,8 @@ class FrameRecord:
         lidar2ego, ego2global: (4, 4) float64, at the time of the scan.
         boxes: (M, 9) float32, columns and frame as in ``Sample.boxes``.
         labels: (M,) int64, index into ``CLASSES``.
-        num_points: (M,) int64, LiDAR points in each box as the table counts them.
-        root: dataset that the files belong to; a link among them must not lead elsewhere.
+        num_points: (M,) int64, number of LiDAR points in each box, from the table.
+        root: the dataset of the files; a link among them must not lead out of it.
     """
 
     token: str
@@ -58,7 +58,7 @@ class FrameRecord:
     root: Path | None = None
 
     def with_points(self, minimum: int) -> "FrameRecord":
-        """Return the record without the boxes that hold fewer LiDAR points than ``minimum``."""
+        """Return the record without boxes with fewer LiDAR points than ``minimum``."""
         keep = self.num_points >= minimum
         return replace(
             self, boxes=self.boxes[keep], labels=self.labels[keep], num_points=self.num_points[keep]

@@ -1,4 +1,4 @@
-"""Whether a dataset or a folder of shards is whole and makes sense, file by file."""
+"""Checks that a dataset or a folder of shards is complete and consistent, file by file."""
 
 import json
 from collections import Counter
@@ -20,25 +20,25 @@ from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import Reading
 
 NEAR_M = 6.0
-"""Boxes nearer than this may stand below or between all cameras; farther ones must be in a picture."""
+"""Boxes nearer than this may be below or between all cameras. Farther ones must be visible in an image."""
 
 FEW_POINTS = 50
-"""Frames with fewer points in boxes than this are too sparse to compare with the table's count."""
+"""Frames with fewer points in boxes than this are not compared with the table's count."""
 
 AGREEMENT = 0.5
-"""Least share of the table's points that must be found in the boxes: half, for boxes that another
-sweep or a rounded pose shifts lose some, but a wrong file or calibration loses nearly all."""
+"""Least share of the table's points that must be in the boxes. It is half, because a box that is shifted by a
+rounded pose loses some points, while a wrong file or calibration loses nearly all."""
 
 Progress = Callable[[int, int], None]
-"""Called with the frames that are done and all frames."""
+"""Called with the number of finished frames and the number of all frames."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        problems: one sentence each, naming the file or the frame; empty if all is well.
+        problems: one sentence per problem, which names the file or the frame.
         counts: frames, scenes, images, points, boxes, and boxes per class (``boxes/car``).
     """
 
@@ -71,12 +71,12 @@ def check(path: Path, version: str = "v1.0-mini", progress: Progress | None = No
 def check_dataset(root: Path, version: str, progress: Progress | None = None) -> CheckReport:
     """Open every file of every key frame of a nuScenes dataset.
 
-    Tables must link up; images and points must decode; boxes must be finite and of positive size,
-    appear in a camera, and hold the points the tables claim.
+    The links between tables must be valid, and images and points must decode. Boxes must be finite with
+    positive sizes, be visible in a camera, and hold the number of points of the table.
 
     Args:
         root: dataset root.
-        version: names the tables folder.
+        version: name of the tables folder.
         progress: called after each frame.
     """
     found = _Findings()
@@ -106,7 +106,7 @@ def check_dataset(root: Path, version: str, progress: Progress | None = None) ->
 
 
 def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
-    """Open every row of every split in a folder of shards; checksums, then the checks of a dataset."""
+    """Check the checksums of a folder of shards, and every row of every split like a frame of a dataset."""
     found = _Findings()
     manifests = sorted(Path(folder).glob("*.json"))
     if not manifests:
@@ -135,7 +135,7 @@ def _splits(version: str) -> tuple[str, ...]:
 
 
 def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
-    """Return the key frame's scan without sweeps: what the tables count."""
+    """Return the key frame's scan without sweeps, whose points the tables count."""
     return (
         parse_points(read_bytes(record.lidar_path, record.root), str(record.lidar_path))
         if record.sweeps
@@ -155,7 +155,7 @@ def _check_rows(found: _Findings, source: ShardSource, progress: Progress | None
 
 
 def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
-    """Count one frame and note what is wrong with it."""
+    """Count one frame, and note its problems."""
     where = f"frame {record.token} of {record.scene}"
     found.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
     found.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
@@ -184,7 +184,7 @@ def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: ND
 
 
 def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]:
-    """Return whether the centre or a corner of each box is before a camera and within its picture; (M,)."""
+    """Return (M,) bool: whether the centre or a corner of a box is visible in an image."""
     signs = np.array([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]) / 2
     local = signs * boxes[:, None, 3:6]
     cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
@@ -194,7 +194,7 @@ def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]
     )
     spots = np.concatenate([spots + boxes[:, None, :3], np.ones((*spots.shape[:2], 1))], axis=-1)
     pixels = np.einsum("vij,mpj->vmpi", sample.lidar2img, spots)
-    before = pixels[..., 2] > 0.1  # m; nearer is within the lens
+    before = pixels[..., 2] > 0.1  # m; nearer points are inside the lens
     depth = np.where(before, pixels[..., 2], 1)
     height, width = sample.images.shape[1:3]
     u, v = pixels[..., 0] / depth, pixels[..., 1] / depth

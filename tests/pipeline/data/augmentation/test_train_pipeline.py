@@ -151,11 +151,11 @@ def entry(**keys) -> list[dict]:
     [
         ([], "has no pipeline"),
         (entry(type="RandomFlip3D"), r"pipeline\[0\], RandomFlip3D: .* use CustomRandomFlip3D"),
-        (entry(type="NormalizeMultiviewImage"), "mean and std stand in model.data_preprocessor"),
+        (entry(type="NormalizeMultiviewImage"), "mean and std are in model.data_preprocessor"),
         (entry(type="GridMask"), "unknown entry; expected one of LoadPointsFromFile"),
         (entry(type="PointShuffle", seed=1), "PointShuffle: got an unexpected keyword argument 'seed'"),
         (entry(type="PointsRangeFilter"), "missing 1 required positional argument: 'point_cloud_range'"),
-        (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4, and our sources do 5 or"),
+        (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4; our sources support 5 or"),
         (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True, and"),
         (entry(type="LoadMultiViewImageFromFiles", views=6), "unknown key 'views'"),
     ],
