@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import orth
 from scipy.special import stdtr
 from statsmodels.regression.linear_model import OLS
 
@@ -218,23 +219,32 @@ def _without(response: Response, trial: int) -> Response:
 def _collapsed(response: Response, table: DesignTable) -> int | None:
     """Return the index of the lowest trial that ended, if it has collapsed."""
     ended = np.isfinite(response.values)
-    blocks = table.blocks[ended]
-    matrix = np.hstack([table.treated[ended], blocks[:, blocks.any(axis=0)]])
-    df = len(matrix) - np.linalg.matrix_rank(matrix) - 1
+    matrix = orth(np.hstack([table.treated[ended], table.blocks[ended]]))  # early stopping may cost it rank
+    df = len(matrix) - matrix.shape[1] - 1
     if df < 1:
         return None
-    inverse = np.linalg.pinv(matrix)
-    values = response.values[ended]
-    residuals = values - matrix @ (inverse @ values)
-    left = 1 - np.einsum("ij,ji->i", matrix, inverse)  # share of a residual that the fit leaves
-    left = np.where(left > SEEN_THROUGH, left, np.inf)  # a trial that decides a coefficient alone
-    others = (residuals @ residuals - residuals**2 / left) / df
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = np.where(others > 0, residuals / np.sqrt(others * left), 0.0)
+    scores = _studentized(response.values[ended], matrix, df)
     lowest = int(scores.argmin())
-    if stdtr(df, scores[lowest]) * len(values) >= COLLAPSED:
+    if stdtr(df, scores[lowest]) * len(scores) >= COLLAPSED:
         return None
     return int(np.flatnonzero(ended)[lowest])
+
+
+def _studentized(values: Array, matrix: Array, df: int) -> Array:
+    """Return externally studentised residuals (trials,): Student's t with ``df`` degrees of freedom.
+
+    They follow from the internal ones (Cook and Weisberg, equation 2.2.8). The ready-made property,
+    ``resid_studentized_external``, fits the model again without each trial and gives the same numbers: 16 ms
+    for 32 trials and 100 ms for 192, where all else that ``fit_gain`` does takes 2 and 3 ms.
+
+    A residual is 0 for a trial that alone decides a coefficient, and for one without which the model fits
+    perfectly.
+    """
+    influence = OLS(values, matrix).fit().get_influence()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        internal = np.asarray(influence.resid_studentized_internal)
+        scores = internal * np.sqrt(df / (df + 1 - internal**2))
+    return np.where(np.isfinite(scores) & (influence.hat_matrix_diag < 1 - SEEN_THROUGH), scores, 0.0)
 
 
 def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> None:

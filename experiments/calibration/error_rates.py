@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import stdtrit
-from scipy.stats import beta
+from statsmodels.stats.proportion import proportion_confint
 
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, Verdict
 from experiments.calibration.simulation import SimulatedMeasurement, Surface, fit_look, follow, measure, names
@@ -146,9 +146,8 @@ def with_interval(count: int, total: int) -> tuple[float, float, float]:
     """Return a rate with its 95 % interval (Clopper and Pearson); NaN without any trials."""
     if not total:
         return (float("nan"),) * 3
-    low = 0.0 if count == 0 else float(beta.ppf(0.025, count, total - count + 1))
-    high = 1.0 if count == total else float(beta.ppf(0.975, count + 1, total - count))
-    return count / total, low, high
+    low, high = proportion_confint(count, total, alpha=0.05, method="beta")
+    return count / total, float(low), float(high)
 
 
 def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None] = lambda: None) -> Tally:

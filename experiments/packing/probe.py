@@ -57,7 +57,7 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
             alone = alone or paces[0]
             candidates.append(_candidate(threads, crew.start_s(size), paces, alone))
     assert alone is not None  # the first size was measured, or an error was raised
-    return choose(candidates, TrialLoad(settings.train.steps, alone.chunks), machine)
+    return choose(candidates, TrialLoad(alone.steps, alone.chunks), machine)
 
 
 def describe(device: str) -> Machine:

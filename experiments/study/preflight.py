@@ -1,6 +1,6 @@
-"""Refuse what cannot run before anything starts that costs time.
+"""Checks before a study starts: files, plans on the real model, initial weights, datasets, MLflow.
 
-Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
+What cannot run is refused before anything starts that costs time.
 """
 
 import os
@@ -18,7 +18,7 @@ from pipeline.training.preflight import check
 
 
 def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Console) -> None:
-    """Generate the datasets of a recipe that are absent; those that are there are left alone.
+    """Generate the datasets of a recipe that are absent; the others stay as they are.
 
     Raises:
         DataError: a folder holds something else.
@@ -62,7 +62,7 @@ def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
 
 
 def check_rule(recipe: Recipe) -> None:
-    """Refuse a rule about what the trials will not measure: it would show after the last of them.
+    """Refuse a rule about what the trials do not measure: else it would show after the last trial.
 
     Raises:
         StudyError: its metric or its sensor condition is none that every trial measures.
@@ -108,7 +108,7 @@ def check_models(recipe: Recipe) -> None:
         )
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
-        first, dtype = alike[0], attention_dtype(alike[0])
+        first, dtype = alike[0], attention_dtype(alike[0].train.amp)
         model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
         if first.init_checkpoint:
             load_weights(model, resolve_path(first.init_checkpoint), fresh=("aqr",))  # as a trial does
@@ -117,7 +117,7 @@ def check_models(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Open every dataset of the recipe and see that the files of its frames are there."""
+    """Open every dataset of the recipe, and refuse one that lacks files of its frames."""
     from pipeline.data.formats.open import open_source
 
     wanted = {

@@ -1,8 +1,8 @@
-"""Run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
+"""Run the trials of a recipe under Ray Tune; trials that are done are skipped.
 
-Tune starts a driver function per trial, which runs Ray Train: the only nesting Ray supports. Drivers
-take a resource of the head node and no CPU. What is done is told by files, not by Tune: a study that
-was killed at any moment is started again and goes on.
+Tune starts a driver function per trial, and the driver runs Ray Train: Ray supports no other nesting.
+Drivers take a resource of the head node and no CPU. The files of a trial say how far it is, not Tune: a
+study that was killed at any moment is started again and goes on.
 """
 
 import logging
@@ -36,22 +36,22 @@ DRIVER_FAILURES = 1
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How trials are run; nothing here changes what they measure, but for times.
+    """How trials are run; none of it changes what they measure, apart from times.
 
     Attributes:
         concurrent: trials at once.
         gpu_share: part of a GPU that each worker gets.
         tracking: send rows to MLflow after each trial.
         gpu_hours: no trial starts once the study has used as many.
-        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        study_sync: of the study, if it is kept at a URI, too.
+        hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
+        study_sync: second copy of the study, at a URI; None if there is none.
     """
 
     concurrent: int = 1
     gpu_share: float = 1.0
     tracking: bool = True
     gpu_hours: float = math.inf
-    patience_s: float = HANG_TIMEOUT_S
+    hang_timeout_s: float = HANG_TIMEOUT_S
     study_sync: StudySync | None = None
 
 
@@ -121,11 +121,11 @@ def run_trials(
 def run_trial_driver(config: dict[str, Any]) -> None:
     """Run one trial and mark its end; runs in a Tune trial.
 
-    A trial that fails is no failure of the driver: the study goes on and reports it.
+    If the trial fails, the driver does not: the study goes on and reports the failure.
 
     Args:
         config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``early_stopping``, ``gpu_share``,
-            ``gpu_hours``, the budget, ``patience_s``, and ``study_sync``, or None.
+            ``gpu_hours``, the budget, ``hang_timeout_s``, and ``study_sync``, or None.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
     left = ""
@@ -150,7 +150,7 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
         config["recipe"],
         early_stopping,
         share,
-        config["patience_s"],
+        config["hang_timeout_s"],
         study_sync,
     )
     if study_sync is None:
@@ -193,7 +193,7 @@ def _tune(
                 "early_stopping": early_stopping.to_dict(),
                 "gpu_share": running.gpu_share,
                 "gpu_hours": running.gpu_hours,
-                "patience_s": running.patience_s,
+                "hang_timeout_s": running.hang_timeout_s,
                 "study_sync": running.study_sync,
             },
             tune_config=tune.TuneConfig(
@@ -240,7 +240,7 @@ class _Watcher(tune.Callback):
         self._background_sync.trial_ended(name)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell that a driver died."""
+        """Show that a driver died and is started again."""
         self._progress.say(f"the process that drove {trial.config['trial']} died; it is started again")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -23,8 +23,7 @@ from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import write_json
 from experiments.study.preflight import make_datasets
-from experiments.study.run_study import RunOptions, run_study
-from pipeline.ray_train.local_cluster import ray_session
+from pipeline.ray_train.local_cluster import prepare_ray, ray_session
 
 TEN_MINUTES_S = 600
 
@@ -66,6 +65,7 @@ def timed(way: str, out: Path) -> float:
 
 def go(way: str, out: Path) -> None:
     """Run the trial in this process, one or three of them in a study, or a Ray that waits."""
+    prepare_ray()
     if way == "plain":
         from pipeline.runtime.session import LocalSession
         from pipeline.training.trial import run_trial
@@ -83,6 +83,8 @@ def go(way: str, out: Path) -> None:
         content = {"pss_mib": total, "processes": sorted(seen), "cores_used_while_idle": round(used / 30, 3)}
         print(json.dumps(content))
     else:
+        from experiments.study.run_study import RunOptions, run_study
+
         run_study(mini(3 if way == "three" else 1), RunOptions(out, concurrent=1), Console())
 
 

@@ -205,8 +205,10 @@ def plan(cuda: bool) -> Plan:
 
 def run_trials(asked: argparse.Namespace, report: Report) -> None:
     """Run every config on one worker and on two, all in one session of Ray."""
+    from pipeline.ray_train.local_cluster import prepare_ray, ray_session
+
+    prepare_ray()
     from pipeline.ray_train.launch import run_under_ray
-    from pipeline.ray_train.local_cluster import ray_session
 
     with report.part("ray"), ray_session(cpus=8, gpus=0 if asked.cpu else 2):
         report.found["machine"]["environment_of_workers"] = _remote_environment()

@@ -1,7 +1,8 @@
 """Limit on the bytes of batches that are ready, over all loader processes of a rank.
 
-A finished batch waits until it fits in the limit. The batch that training needs next never waits, so there is no
-deadlock for any size. Each counter has one writer, so no lock is needed, which a killed process could hold.
+A finished batch waits until it fits in the limit. The batch that training needs next never waits, so there is
+no deadlock for any size. Each counter has one writer, so no lock is needed, which a killed process could
+hold.
 """
 
 import time

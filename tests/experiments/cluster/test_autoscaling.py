@@ -23,7 +23,7 @@ from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check
 from tests.experiments.cluster.spot import server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=100)]
 
 PATIENCE_S = 120
 HEAD_ID = "f" * 51 + "00000"

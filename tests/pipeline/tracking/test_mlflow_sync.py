@@ -359,16 +359,16 @@ def test_a_study_without_rows(tmp_path, uri):
 
 
 @pytest.mark.slow
-def test_two_processes_may_create_the_database_at_once(study, tmp_path):
+def test_two_processes_may_create_the_database_at_once(study, tmp_path, quick_python):
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking.mlflow_sync import sync;"
         "print(sync(Path(sys.argv[1]), sys.argv[2]).warning)"
     )
+    (tmp_path / "racer.py").write_text(code)
     store = f"sqlite:///{tmp_path / 'raced.db'}"
-    racers = [
-        subprocess.Popen([sys.executable, "-c", code, str(study), store], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    words = [quick_python["QUICK_PYTHON"], str(tmp_path / "racer.py"), str(study), store]
+    given = os.environ | quick_python
+    racers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=given) for _ in range(2)]
     assert [racer.communicate()[0].strip() for racer in racers] == ["", ""]
     assert_complete(store, study)
 
