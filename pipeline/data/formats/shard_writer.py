@@ -33,8 +33,8 @@ from pipeline.data.formats.shard_schema import to_row
 from pipeline.data.sample import DataError
 
 GROUP_BYTES = 4 * 2**20
-"""A row group ends when it has this size: enough for one request to an object store, and less than one full-size
-frame with ten sweeps (6 MB), so that a random read of a frame reads no other frame."""
+"""A row group ends when it has this size. It is enough for one request to an object store, and less than one
+full-size frame with ten sweeps (6 MB), so that a random read of a frame reads no other frame."""
 
 ROWS_PER_FILE = 64
 """Frames per file: 30 MB of generated data, 400 MB at full size. After a kill one file is written again."""

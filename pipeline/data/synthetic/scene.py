@@ -1,4 +1,4 @@
-"""One scene's files, and what its tables need to know about them."""
+"""Generates the files of one scene, and the log from which its tables are made."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ STREET_MIDDLE_M = 30.0
 
 @dataclass(frozen=True)
 class SceneTask:
-    """Which scene to make: root and seed, scene name, number of key frames, by night or by day, sensors."""
+    """One scene to make: dataset root, seed, scene name, number of key frames, night or day, sensors."""
 
     root: Path
     seed: int

@@ -13,7 +13,7 @@ class Annotation:
         actor: index of the object in its scene, the same in all frames.
         category, attribute: nuScenes names; the attribute may be empty.
         centre: x, y, z in m. size: width, length, height in m. yaw in rad.
-        visible: share of its pixels in all cameras that nothing else hides, 0-1.
+        visible: share of its pixels, in all cameras, that no other object hides, 0-1.
         num_points: LiDAR points in the box.
     """
 
@@ -29,7 +29,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Scan:
-    """One LiDAR scan, and where the ego is meanwhile (x, y in m and yaw in rad, global frame)."""
+    """One LiDAR scan, and the pose of the ego vehicle (x, y in m, yaw in rad, global frame)."""
 
     timestamp_us: int
     ego: tuple[float, float, float]
@@ -37,7 +37,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Frame:
-    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, the scans before it."""
+    """One key frame: time, pose of the ego vehicle (as in ``Scan``), annotations, and the scans before it."""
 
     timestamp_us: int
     ego: tuple[float, float, float]
@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class SceneLog:
-    """Everything the tables say about a scene."""
+    """The content of the tables for one scene."""
 
     name: str
     logfile: str
