@@ -23,21 +23,23 @@ _CUDA_DTYPES = ("float16", "bfloat16")  # of the flash kernel on a GPU
 
 def objections(request: Request) -> list[str]:
     """List why this implementation cannot serve ``request``; empty if it can."""
-    found = []
+    objections = []
     rank = request.rank if request.kind != "global" else GLOBAL_RANK
     if request.kind == "global" and request.rank is not None and request.rank < GLOBAL_RANK:
-        found.append(f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}")
+        objections.append(
+            f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}"
+        )
     if request.rank is not None and not 1 <= request.rank <= request.queries:
-        found.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
+        objections.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
     if request.device == "cpu":
-        return found
+        return objections
     if request.dtype not in _CUDA_DTYPES:
-        found.append(f"the flash kernel computes in {' or '.join(_CUDA_DTYPES)}, got {request.dtype}")
+        objections.append(f"the flash kernel computes in {' or '.join(_CUDA_DTYPES)}, got {request.dtype}")
     if request.head_size + (rank or 0) > _MAX_HEAD_SIZE:
-        found.append(
+        objections.append(
             f"the flash kernel takes head sizes up to {_MAX_HEAD_SIZE}, got {request.head_size} + rank {rank}"
         )
-    return found
+    return objections
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, u: Tensor, w: Tensor) -> Tensor:

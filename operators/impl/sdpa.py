@@ -45,23 +45,25 @@ class Pinned:
         name = self.backend.name.lower().removesuffix("_attention")
         if request.device == "cpu" and not self.cpu:
             return [f"PyTorch has no {name} kernel on the CPU, only math and flash"]
-        found = []
+        objections = []
         if request.kind != "none" and request.bias_grad and not self.bias_grad:
-            found.append(f"the {name} kernel gives no gradient to a bias")
+            objections.append(f"the {name} kernel gives no gradient to a bias")
         if request.device == "cpu":
-            return found
+            return objections
         if request.kind != "none" and not self.cuda_bias:
-            found.append(f"the {name} kernel takes no bias on a GPU")
+            objections.append(f"the {name} kernel takes no bias on a GPU")
         if request.dtype not in self.cuda_dtypes:
-            found.append(
+            objections.append(
                 f"the {name} kernel computes in {' or '.join(self.cuda_dtypes)}, got {request.dtype}"
             )
         if request.keys < self.cuda_keys:
-            found.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
+            objections.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
         limit = self.cuda_head_size
         if limit is not None and (request.head_size > limit or request.head_size % 8):
-            found.append(f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}")
-        return found
+            objections.append(
+                f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}"
+            )
+        return objections
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
         """Attend by this kernel family.

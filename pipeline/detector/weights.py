@@ -174,7 +174,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
@@ -185,7 +185,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
             "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
             f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
@@ -235,10 +235,10 @@ def _refuse_misfits(
         if key in own and tensors[key].shape != own[key].shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
-    found = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
-    if found:
+    misfits = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+    if misfits:
         raise WeightsError(
-            f"{path} is of another architecture than the model ({'; '.join(found)}); "
+            f"{path} is of another architecture than the model ({'; '.join(misfits)}); "
             "use the config that it was trained with"
         )
 

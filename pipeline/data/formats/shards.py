@@ -117,15 +117,15 @@ class ShardSource:
     @cached_property
     def labels(self) -> Sequence[frozenset[int]]:
         """Labels that occur in each frame."""
-        found: list[frozenset[int]] = []
+        by_place: list[frozenset[int]] = []
         for name in self._names:
             table = self._open(name).read(columns=["labels", "num_points"], use_threads=False)
             for labels, counts in zip(
                 table["labels"].to_pylist(), table["num_points"].to_pylist(), strict=True
             ):
                 pairs = zip(labels, counts, strict=True)
-                found.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
-        return [found[place] for place in self._places]
+                by_place.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
+        return [by_place[place] for place in self._places]
 
     def records(self) -> Iterator[FrameRecord]:
         """Yield the records in order. Their paths name the place in the shards and cannot be opened."""

@@ -79,7 +79,7 @@ def check_dataset(root: Path, version: str, progress: Progress | None = None) ->
         version: name of the tables folder.
         progress: called after each frame.
     """
-    found = _Findings()
+    findings = _Findings()
     records: list[FrameRecord] = []
     try:
         held = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
@@ -87,30 +87,30 @@ def check_dataset(root: Path, version: str, progress: Progress | None = None) ->
             if held & set(split_scenes(split)):
                 records += read_frames(Path(root), version, split)
         stray = held - {record.scene for record in records}
-        found.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
+        findings.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
     except FileNotFoundError:
-        found.problems.append(
+        findings.problems.append(
             f"{Path(root) / version}: no nuScenes tables and no shards here; check the path"
         )
     except (DataError, ValueError, KeyError, TypeError) as problem:
-        found.problems.append(f"{Path(root) / version}: {problem}")
-    found.counts["scenes"] = len({record.scene for record in records})
+        findings.problems.append(f"{Path(root) / version}: {problem}")
+    findings.counts["scenes"] = len({record.scene for record in records})
     for done, record in enumerate(records, start=1):
         try:
-            _check_frame(found, record, load_sample(record), _scan_of(record))
+            _check_frame(findings, record, load_sample(record), _scan_of(record))
         except DataError as problem:
-            found.problems.append(str(problem))
+            findings.problems.append(str(problem))
         if progress:
             progress(done, len(records))
-    return found.report()
+    return findings.report()
 
 
 def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
     """Check the checksums of a folder of shards, and every row of every split like a frame of a dataset."""
-    found = _Findings()
+    findings = _Findings()
     manifests = sorted(Path(folder).glob("*.json"))
     if not manifests:
-        found.problems.append(f"{folder}: no manifest; the shards are unfinished, write them anew")
+        findings.problems.append(f"{folder}: no manifest; the shards are unfinished, write them anew")
     for path in manifests:
         try:
             manifest = read_manifest(folder, path.stem)
@@ -119,11 +119,11 @@ def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
                     raise DataError(
                         f"{folder}/{entry['name']}: checksum differs from the manifest's; write it anew"
                     )
-            found.counts["scenes"] += len(set(manifest["scenes"]))
-            _check_rows(found, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
+            findings.counts["scenes"] += len(set(manifest["scenes"]))
+            _check_rows(findings, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
         except DataError as problem:
-            found.problems.append(str(problem))
-    return found.report()
+            findings.problems.append(str(problem))
+    return findings.report()
 
 
 def _splits(version: str) -> tuple[str, ...]:
@@ -143,26 +143,26 @@ def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
     )
 
 
-def _check_rows(found: _Findings, source: ShardSource, progress: Progress | None) -> None:
+def _check_rows(findings: _Findings, source: ShardSource, progress: Progress | None) -> None:
     for index, record in enumerate(source.records()):
         try:
             sample = source[index]
-            _check_frame(found, record, sample, sample.points[sample.points[:, 4] == 0])
+            _check_frame(findings, record, sample, sample.points[sample.points[:, 4] == 0])
         except DataError as problem:
-            found.problems.append(str(problem))
+            findings.problems.append(str(problem))
         if progress:
             progress(index + 1, len(source))
 
 
-def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
+def _check_frame(findings: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
     """Count one frame, and note its problems."""
     where = f"frame {record.token} of {record.scene}"
-    found.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
-    found.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
+    findings.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
+    findings.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
     boxes = record.boxes
     sound = np.isfinite(boxes[:, :7]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
     for index in np.flatnonzero(~sound):
-        found.problems.append(
+        findings.problems.append(
             f"{where}: box {index} ({CLASSES[record.labels[index]]}) has centre, size and yaw "
             f"{boxes[index, :7].tolist()}; expected finite numbers and sizes above 0"
         )
@@ -170,14 +170,14 @@ def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: ND
     unseen = far & ~_in_picture(boxes, sample)
     for index in np.flatnonzero(unseen):
         x, y = boxes[index, :2]
-        found.problems.append(
+        findings.problems.append(
             f"{where}: box {index} ({CLASSES[record.labels[index]]} at {x:.1f}, {y:.1f} m) is in no camera's "
             "picture; the calibration or the box is wrong"
         )
     claimed = int(record.num_points[sound].sum())
     counted = int(points_in_boxes(scan, boxes[sound]).sum())
     if claimed >= FEW_POINTS and counted < AGREEMENT * claimed:
-        found.problems.append(
+        findings.problems.append(
             f"{where}: its boxes hold {counted} of the {claimed} points the tables claim; "
             f"{record.lidar_path} or the calibration does not belong to it"
         )

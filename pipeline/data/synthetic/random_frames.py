@@ -84,5 +84,5 @@ def _camera(yaw: float, size: tuple[int, int]) -> NDArray[np.float64]:
     inner = np.array([[focal, 0, width / 2, 0], [0, focal, height / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     cos, sin = np.cos(yaw), np.sin(yaw)
     turned = np.array([[cos, sin, 0, 0], [0, 0, -1, 0], [-sin, cos, 0, 0], [0, 0, 0, 1]])
-    found: NDArray[np.float64] = inner @ turned
-    return found
+    matrix: NDArray[np.float64] = inner @ turned
+    return matrix
