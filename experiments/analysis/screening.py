@@ -24,7 +24,7 @@ from pipeline.metrics.rows import Row, RowsDigest, is_unchanged, read_rows, rows
 INTERVENTION = "intervention/"
 """Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
 
-FOLDER = "screen"
+FOLDER = "screening"
 """Folder of a study that holds its screening: ``masks.jsonl``, and the training if the study has it not."""
 
 ROWS = "masks.jsonl"

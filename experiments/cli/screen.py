@@ -104,10 +104,11 @@ def _measure(
     from experiments.storage.study_folder import StudyFolder
     from experiments.study.progress import task_bar
     from pipeline.evaluation.intervention import evaluate_under_plans
-    from pipeline.metrics.rows import Row
+    from pipeline.metrics.rows import Row, read_rows
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe_digest=chosen.digest)
+    steps = max(row.step for row in read_rows(trained / "rows.jsonl"))
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe_digest=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)

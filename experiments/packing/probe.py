@@ -64,7 +64,7 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
             single = single or speeds[0]
             candidates.append(_candidate(threads, processes.start_s(size), speeds, single))
     assert single is not None  # the first size was measured, or an error was raised
-    return choose(candidates, TrialLoad(settings.train.steps, single.chunks), machine)
+    return choose(candidates, TrialLoad(single.steps, single.chunks), machine)
 
 
 def describe(device: str) -> Machine:

@@ -76,7 +76,7 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         sites=design.sites,
         rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3, 4)),
         design=design,
-        early_stopping=EarlyStoppingRule(steps=(base.train.steps // 3,)),
+        early_stopping=EarlyStoppingRule(steps=(FRAMES // BATCH // 3,)),
         confirmation_seeds=(100, 101),
     )
 

@@ -136,7 +136,12 @@ class Recipe:
     def _refuse_bad_early_stopping(self, early: EarlyStoppingRule) -> None:
         if self.design is None:
             raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
-        shortest = min(settings.train.steps for settings in self.trials)
+        steps = [settings.train.steps for settings in self.trials]
+        if None in steps:
+            raise RecipeError(
+                f"recipe {self.name}: early stopping needs a number in train.steps, and it is None"
+            )
+        shortest = min(filter(None, steps), default=0)
         if early.steps[-1] >= shortest:
             raise RecipeError(
                 f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "

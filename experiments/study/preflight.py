@@ -108,7 +108,7 @@ def check_models(recipe: Recipe) -> None:
         )
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
-        first, dtype = alike[0], attention_dtype(alike[0])
+        first, dtype = alike[0], attention_dtype(alike[0].train.amp)
         model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
         if first.init_checkpoint:
             load_weights(model, resolve_path(first.init_checkpoint), fresh=("aqr",))  # as a trial does

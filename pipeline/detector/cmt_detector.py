@@ -22,6 +22,7 @@ from pipeline.detector.backbones.voxelization import VoxelLayer
 from pipeline.detector.head.losses import HeadOutput
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
+from pipeline.metrics.device_measure import DeviceMeasure
 
 
 class BranchError(ValueError):
@@ -121,28 +122,31 @@ class CmtDetector(Base3DDetector):
         generator = self.pts_bbox_head.bias_generator
         return None if generator is None else generator.bias_scale
 
-    def bias_numbers(self) -> dict[str, Tensor]:
-        """Return how the bias' scale learns: copies, on the device, by ``metric`` or ``metric/site``.
+    def bias_numbers(self) -> list[DeviceMeasure]:
+        """Return how the scale of the bias learns, as copies on the device.
 
-        ``bias_scale`` and ``bias_scale_grad`` of the model (the mean over the layers if each has its own),
-        and after a backward pass that reached it ``bias_scale_grad`` of every biased site: what that layer
-        alone would do to the scale. ``bias_scale`` of a site only where layers have their own.
+        ``bias_scale`` (logits) and, after a backward pass that reached it, ``bias_scale_grad`` (1/logits) of
+        the model: the mean over the layers if each layer has its own scale. After such a pass also
+        ``bias_scale_grad`` of every biased site: what that layer by itself would do to the scale.
+        ``bias_scale`` of a site only where layers have their own. Empty without a bias generator.
         """
         generator = self.pts_bbox_head.bias_generator
         if generator is None:
-            return {}
+            return []
         scale, grad = generator.bias_scale, generator.bias_scale.grad
-        found = {"bias_scale": scale.detach().mean()}
+        measures = [DeviceMeasure("bias_scale", "logits", scale.detach().mean())]
         if grad is not None:
-            found["bias_scale_grad"] = grad.mean()
+            measures.append(DeviceMeasure("bias_scale_grad", "1/logits", grad.mean()))
         for i, site in enumerate(self.pts_bbox_head.transformer.decoder.crosses):
             if site.choice.bias == "none":
                 continue
             if scale.numel() > 1:
-                found[f"bias_scale/{site.site}"] = scale.detach()[i].clone()
+                own = scale.detach()[i].clone()
+                measures.append(DeviceMeasure("bias_scale", "logits", own, site.site))
             if grad is not None and generator.slopes is not None:
-                found[f"bias_scale_grad/{site.site}"] = generator.slopes[i]
-        return found
+                slope = generator.slopes[i]
+                measures.append(DeviceMeasure("bias_scale_grad", "1/logits", slope, site.site))
+        return measures
 
     @property
     def point_range(self) -> list[float]:

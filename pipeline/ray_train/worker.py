@@ -9,7 +9,6 @@ libraries in functions, and those processes start seconds earlier.
 
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +62,13 @@ class RaySession:
 
         return newest_checkpoint(self.folder / "checkpoints")
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        """Name the checkpoint that is on disk already to Ray Train."""
         if checkpoint is not None:
             self.keep()
         made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
         mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-        ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
+        ray.train.report({}, checkpoint=made, checkpoint_upload_mode=mode)
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the cluster removes a machine of the trial; None if it drains none.

@@ -28,7 +28,7 @@ from pipeline.detector.runner import to_sample
 from pipeline.evaluation.inference import Predictor
 from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.storage.paths import ROOT
-from pipeline.training.step import TrainStep
+from pipeline.training.step import TrainStep, loss_of
 
 CONFIG = ROOT / "experiments/configs/cmt_aqr_pillar_mini_runner.py"
 STEPS_RUN = 2
@@ -91,8 +91,8 @@ def test_the_runner_computes_what_our_loop_computes(config, root):
     for step, (batch, loss) in enumerate(zip(watch.batches, watch.losses, strict=True)):
         seed_everything(3, step)
         ours.train()
-        expected = optimiser.step(batch, factor=1.0)  # the Runner's schedule begins at its peak
-        assert loss == pytest.approx(expected["loss"], rel=1e-6)  # float32; the second follows an update
+        expected = loss_of(optimiser.step(batch, factor=1.0))  # the Runner's schedule begins at its peak
+        assert loss == pytest.approx(expected, rel=1e-6)  # float32; the second follows an update
     scores = runner.test()
     assert {key.rpartition("_")[2] for key in scores} >= {"NuScenes/NDS", "NuScenes/mAP"}
     ours.load_state_dict(runner.model.state_dict())
