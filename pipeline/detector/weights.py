@@ -81,7 +81,7 @@ class LoadReport:
         """Return the report as one line."""
         notes = {
             "keep their initial values": self.fresh,
-            "are MoME's alone and were dropped": self.dropped,
+            "are only in MoME and were dropped": self.dropped,
             "were permuted from mmcv's layout": self.turned,
         }
         parts = [f"{len(keys)} {what}: {_some(list(keys))}" for what, keys in notes.items() if keys]

@@ -50,9 +50,9 @@ def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEE
     names = set(split_scenes(split))
     scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
-        held = ", ".join(scene["name"] for scene in nusc.scene) or "none"
+        present = ", ".join(scene["name"] for scene in nusc.scene) or "none"
         raise DataError(
-            f"{Path(root) / version}: no scene of split {split!r} (scenes here: {held}); choose the split "
+            f"{Path(root) / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
             "or the version that belongs to this dataset"
         )
     frames = []

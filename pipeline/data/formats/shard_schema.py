@@ -50,8 +50,8 @@ def to_record(table: Any, row: int, name: str) -> FrameRecord:
     """Return the record of a row. Its paths name the place in the shards and cannot be opened."""
 
     def array(key: str, kind: Any, *shape: int) -> NDArray[Any]:
-        held = table[key][row].values.to_numpy()
-        return np.array(held, kind).reshape(shape)
+        values = table[key][row].values.to_numpy()
+        return np.array(values, kind).reshape(shape)
 
     token = table["token"][row].as_py()
     return FrameRecord(

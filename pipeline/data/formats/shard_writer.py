@@ -107,7 +107,7 @@ def write_shards(
         )
     names = [f"{split}-{number:05d}.parquet" for number in range(-(-len(records) // ROWS_PER_FILE))]
     cut = [tuple(records[i * ROWS_PER_FILE : (i + 1) * ROWS_PER_FILE]) for i in range(len(names))]
-    parts = [Part(str(out), name, held, points) for name, held in zip(names, cut, strict=True)]
+    parts = [Part(str(out), name, chosen, points) for name, chosen in zip(names, cut, strict=True)]
     try:
         store.create_dir(folder, recursive=True)
         _clear(store, folder, split, names)

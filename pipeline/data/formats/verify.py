@@ -82,11 +82,11 @@ def check_dataset(root: Path, version: str, progress: Progress | None = None) ->
     findings = _Findings()
     records: list[FrameRecord] = []
     try:
-        held = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
+        names = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
         for split in _splits(version):
-            if held & set(split_scenes(split)):
+            if names & set(split_scenes(split)):
                 records += read_frames(Path(root), version, split)
-        stray = held - {record.scene for record in records}
+        stray = names - {record.scene for record in records}
         findings.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
     except FileNotFoundError:
         findings.problems.append(

@@ -94,10 +94,10 @@ def generate(
 def _scene_names(wanted: Mapping[str, int]) -> list[str]:
     names: list[str] = []
     for split, count in wanted.items():
-        held = split_scenes(split)
-        if not 0 <= count <= len(held):
-            raise DataError(f"split {split!r} has {len(held)} scenes, cannot make {count}")
-        names += held[:count]
+        available = split_scenes(split)
+        if not 0 <= count <= len(available):
+            raise DataError(f"split {split!r} has {len(available)} scenes, cannot make {count}")
+        names += available[:count]
     if not names or len(set(names)) != len(names):
         raise DataError(f"expected splits that share no scene and at least one scene, got {dict(wanted)}")
     return names
@@ -108,10 +108,12 @@ def _is_done(root: Path, version: str, request: Mapping[str, object]) -> bool:
     mark = root / "synth.json"
     if not (root / version).exists():
         return False
-    held = json.loads(mark.read_text()) if mark.is_file() else None
-    if held == request:
+    existing = json.loads(mark.read_text()) if mark.is_file() else None
+    if existing == request:
         return True
-    what = "a dataset that was not generated" if held is None else f"another generated dataset ({held})"
+    what = (
+        "a dataset that was not generated" if existing is None else f"another generated dataset ({existing})"
+    )
     raise DataError(
         f"{root / version}: holds {what}; expected {dict(request)} or nothing, choose another folder"
     )

@@ -156,7 +156,7 @@ def entry(**keys) -> list[dict]:
         (entry(type="PointShuffle", seed=1), "PointShuffle: got an unexpected keyword argument 'seed'"),
         (entry(type="PointsRangeFilter"), "missing 1 required positional argument: 'point_cloud_range'"),
         (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4; our sources support 5 or"),
-        (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True; our sources"),
+        (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True; our"),
         (entry(type="LoadMultiViewImageFromFiles", views=6), "unknown key 'views'"),
     ],
 )  # fmt: skip
