@@ -35,7 +35,7 @@ VERBOSE_LOGGERS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.
 NO_AGENT = "No available agent"
 """The job server's answer as long as its head's agent is not up."""
 
-TOO_LARGE = "Request Entity Too Large"
+TOO_LARGE = "Maximum request body size"
 """The job server's answer to an upload above 100 MiB."""
 
 START_UP_S = 60

@@ -42,7 +42,7 @@ def refuse_other_recipe(rows: Sequence[Row], name: str, digest: str) -> None:
         digest: of recipe and rule; likewise.
 
     Raises:
-        DecideError: they differ.
+        AnalysisError: they differ.
     """
     other_studies = sorted({row.study for row in rows} - {name}) if name else []
     if other_studies:

@@ -133,7 +133,7 @@ def _terminal_table(evidence: Evidence) -> RichTable:
     """Build the verdict table for 80 columns: intervals as half-widths, further seeds as a number."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net of price", "more seeds"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "more seeds"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
@@ -153,7 +153,7 @@ def _more_seeds(verdict: Verdict) -> str:
     return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
 
 
-VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net", "to settle it")
+VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net gain", "to settle it")
 
 
 def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:

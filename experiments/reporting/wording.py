@@ -75,7 +75,7 @@ def reading(evidence: Evidence) -> str:
     """Return how to read the table of verdicts, in a few sentences."""
     table, rule = evidence.table, evidence.rule
     text = (
-        f"Points of {rule.metric} ({rule.condition}); net is gain minus price, with the noise of both. "
+        f"Points of {rule.metric} ({rule.condition}); net gain is gain minus price, with the noise of both. "
         f"Together the verdicts are right with {100 * rule.confidence:g} % confidence (Holm), and so are the "
         f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
         f"with {evidence.residual_df} degrees of freedom."

@@ -17,15 +17,6 @@ def broadcast(value: float, session: Session) -> float:
     return float(shared.item())
 
 
-def all_reduce_max(value: int, session: Session) -> int:
-    """Return the largest of all ranks' values on every rank."""
-    if session.world_size == 1:
-        return value
-    shared = torch.tensor(value, device=session.device)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return int(shared.item())
-
-
 def all_reduce_mean(values: Sequence[float], session: Session) -> list[float]:
     """Return the mean over the ranks of each value; every rank passes as many, in the same order."""
     if session.world_size == 1:

@@ -47,7 +47,7 @@ class Session(Protocol):
     def seconds_left(self) -> float | None:
         """Return the seconds until a machine of the trial is taken away; None without a notice of that.
 
-        Called after every step, so it must be cheap. Ranks may learn of a notice at different moments.
+        It may be a barrier, so every rank calls it after the same steps. All ranks hear of the same notice.
         """
         ...
 

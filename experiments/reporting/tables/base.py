@@ -94,31 +94,22 @@ def term_label(term: Verdict | Effect, evidence: Evidence, names: Mapping[str, s
     return f"{name} {term.treatment}" if len(evidence.rule.treatments) > 1 else name
 
 
-VERDICT_COLUMNS = (
-    *(
-        "site",
-        "treatment",
-        "verdict",
-        "gain",
-        "gain_low",
-        "gain_high",
-        "slowdown_percent",
-        "price",
-        "price_low",
-    ),
-    *("price_high", "net", "net_low", "net_high", "equivalent", "p_value", "tested_at"),
-    "further_trials_per_arm",
-)
+VERDICT_COLUMNS = {
+    **{name: name for name in ("site", "treatment", "verdict")},
+    **{"gain": "effect", "gain_low": "low", "gain_high": "high"},
+    **{name: name for name in ("slowdown_percent", "price", "price_low", "price_high")},
+    **{"net_gain": "net", "net_gain_low": "net_low", "net_gain_high": "net_high"},
+    **{name: name for name in ("equivalent", "p_value", "tested_at")},
+    "further_trials_per_arm": "further_trials",
+}
+"""Columns of ``verdicts.csv`` -> the fields of ``Verdict`` that they hold."""
 
 
 def verdict_table(evidence: Evidence) -> Table:
     """Return one line per site and treatment, with everything its verdict rests on."""
-    own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
-    own["further_trials_per_arm"] = "further_trials"
-    lines = tuple(
-        tuple(getattr(v, own.get(column, column)) for column in VERDICT_COLUMNS) for v in evidence.verdicts
-    )
-    return Table("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
+    lines = tuple(tuple(getattr(v, field) for field in VERDICT_COLUMNS.values()) for v in evidence.verdicts)
+    title = f"Verdict per layer, points of {evidence.rule.metric}"
+    return Table("verdicts", title, tuple(VERDICT_COLUMNS), lines)
 
 
 def effect_table(evidence: Evidence) -> Table:

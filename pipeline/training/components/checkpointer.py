@@ -35,7 +35,7 @@ class Checkpointer:
         self._steps = steps
         self._model = model
         self._optimizer = optimizer
-        self._preemption = PreemptionWatch(session)
+        self._preemption = PreemptionWatch(session, settings.train.log_every)
 
     def restore(self) -> int:
         """Load the newest checkpoint, if there is one, and return how many steps it has.
@@ -52,7 +52,7 @@ class Checkpointer:
         Args:
             step: steps done.
         """
-        machine_leaves = self._preemption.should_checkpoint()  # asked in every step: the ranks exchange it
+        machine_leaves = self._preemption.should_checkpoint(step)
         if machine_leaves or step % self._every == 0 or step == self._steps:
             self._save(step)
 

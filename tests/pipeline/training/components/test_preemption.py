@@ -15,7 +15,7 @@ from pipeline.metrics.rows import read_rows
 from pipeline.ray_train.worker import RaySession
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
-from pipeline.training.components.preemption import SECOND_CHECKPOINT_S
+from pipeline.training.components.preemption import SECOND_CHECKPOINT_S, PreemptionWatch
 from pipeline.training.trial import run_trial
 
 Trial = Callable[..., TrialSettings]
@@ -78,3 +78,17 @@ def test_the_notice_is_that_of_ray_train(monkeypatch: pytest.MonkeyPatch) -> Non
     assert session.seconds_left() is None
     assert session.seconds_left() == pytest.approx(30, abs=5)
     assert session.seconds_left() == math.inf
+
+
+@pytest.mark.parametrize(("log_every", "asked"), [(1, [*range(1, 13)]), (3, [3, 6, 9, 12]), (50, [10])])
+def test_the_session_is_asked_when_ranks_exchange_numbers_and_at_least_every_ten_steps(
+    log_every: int, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, steps = LocalSession(tmp_path), []
+    watch = PreemptionWatch(session, log_every)
+    for step in range(1, 13):
+        monkeypatch.setattr(session, "seconds_left", lambda step=step: steps.append(step) or 60.0)
+        assert watch.should_checkpoint(step) == (step == asked[0]), (
+            "once for a notice that is far from its end"
+        )
+    assert steps == asked
