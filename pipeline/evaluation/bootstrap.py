@@ -30,7 +30,7 @@ class Matches:
     Attributes:
         confidence: (n,) of the detections.
         hit: (n,) bool, whether a detection found an object.
-        errors: true-positive error -> (n,) its value, of hits alone.
+        errors: true-positive error -> its value for each hit, in the same order.
         scene: (n,) index of the scene.
         objects: (scenes,) how many objects there are to find.
     """
