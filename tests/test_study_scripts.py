@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def test_imported_names_exist(script: Path) -> None:
             continue
         module = importlib.import_module(str(node.module))
         for alias in node.names:
-            if not hasattr(module, alias.name):
-                missing.append(f"line {node.lineno}: {node.module}.{alias.name}")
+            name = f"{node.module}.{alias.name}"
+            is_module = hasattr(module, "__path__") and importlib.util.find_spec(name) is not None
+            if not hasattr(module, alias.name) and not is_module:
+                missing.append(f"line {node.lineno}: {name}")
     assert not missing
