@@ -57,10 +57,10 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
         each unknown value has been replaced by its prediction; the covariance counts what that leaves open.
 
     Raises:
-        DecideError: too few trials reached a stage to learn how it follows from the earlier ones.
+        AnalysisError: too few trials reached a stage to learn how it follows from the earlier ones.
     """
     columns = matrix.shape[1]
-    found: list[Array] = []  # coefficients per stage
+    coefficients: list[Array] = []  # per stage
     joint: Array = np.empty((0, 0))  # their covariance, stages one after another
     noise: Array = np.empty((0, 0))  # covariance of a trial's stages
     df = 0
@@ -81,18 +81,19 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
         fitted = inverse @ values[reached]
         scale = float(((values[reached] - wide @ fitted) ** 2).sum() / df)
         own, slopes = fitted[:columns], fitted[columns:]
-        mix = np.hstack([np.eye(columns), *(earlier[:, None] for earlier in found)])
+        mix = np.hstack([np.eye(columns), *(earlier[:, None] for earlier in coefficients)])
         chain = np.kron(slopes, np.eye(columns)) if index else np.empty((columns, 0))
         across = chain @ joint
         variance = mix @ (scale * inverse @ inverse.T) @ mix.T + across @ chain.T
-        found.append(
-            own + sum((s * earlier for s, earlier in zip(slopes, found, strict=True)), np.zeros(columns))
+        coefficients.append(
+            own
+            + sum((s * earlier for s, earlier in zip(slopes, coefficients, strict=True)), np.zeros(columns))
         )
         joint = np.block([[joint, across.T], [across, variance]])
         along = noise @ slopes
         noise = np.block([[noise, along[:, None]], [along[None, :], np.array([[scale + slopes @ along]])]])
     covariance = joint[-columns:, -columns:]
-    return Stage(found[-1], covariance, df, math.sqrt(noise[-1, -1]), frozenset(carried))
+    return Stage(coefficients[-1], covariance, df, math.sqrt(noise[-1, -1]), frozenset(carried))
 
 
 def _independent(wide: Array) -> list[int]:

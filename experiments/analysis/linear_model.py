@@ -30,10 +30,10 @@ LEAST_DF = 12
 Student's quantile costs more than the noise of usual interactions. Six sites in 16 arms have 17 after two
 seeds: of effects of twice the noise one in a hundred is missed for it, and interactions do no harm."""
 COLLAPSED = 0.001
-"""A trial so low that the lowest of all would be so by chance with less than this probability has
-collapsed: it is left out like one that diverged, and named. Normal noise loses one study in a thousand."""
-SEEN_THROUGH = 1e-9
-"""Leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
+"""A trial has collapsed if the lowest of all would be as low by chance with less than this probability. It is
+left out like a diverged one, and named. Normal noise costs a trial in one study of a thousand."""
+FULL_LEVERAGE = 1e-9
+"""A leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Interaction:
-    """What two sites gain together beyond the sum of their gains.
+    """The gain of two sites together beyond the sum of their gains.
 
     Attributes:
         pairs: the pairs of sites that the design cannot tell apart; one pair if it can.
         effect: gain of one site with the other treated minus without, points.
         error: its standard error.
-        low, high: its interval at the rule's confidence, this pair alone, points.
+        low, high: its interval at the rule's confidence, for this pair by itself, points.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -86,7 +86,7 @@ class Fit:
         scene_share: (terms,) share of the squared error that is due to the choice of scenes.
         num_scenes: scenes that were resampled; 0 if they were not.
         interactions: those the design supports.
-        collapsed: trials that were left out because they are far below what the others lead to expect.
+        collapsed: trials that were left out because they are far below what the other trials predict.
         carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
             what they gained by then.
     """
@@ -107,11 +107,11 @@ class Fit:
 def fit_gain(response: Response, table: DesignTable) -> Fit:
     """Fit an accuracy: ``fit_sites`` without trials whose training collapsed to a finite, useless value.
 
-    One such trial among 32 would swamp the noise of all others. It is found by its studentised residual
+    One such trial among 32 would be larger than the noise of all others. Its studentised residual shows it
     (Bonferroni over the trials; Cook and Weisberg, Residuals and Influence in Regression, 1982).
 
     Raises:
-        DecideError: see ``fit_sites``.
+        AnalysisError: see ``fit_sites``.
     """
     collapsed: list[str] = []
     fit = fit_sites(response, table)
@@ -126,11 +126,11 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     """Fit ``value ~ seed block + sites (+ pairs of sites)`` by least squares.
 
     Args:
-        response: the values; trials without any are left out.
+        response: the values; a trial without any value is left out.
         table: the design.
 
     Raises:
-        DecideError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
+        AnalysisError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
     """
     first = response.early_values[0] if len(response.early_values) else response.values
     usable = np.isfinite(first) | np.isfinite(response.values)
@@ -194,7 +194,7 @@ def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> dict[tuple[tu
 
 
 def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
-    """Return what the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
+    """Return the effects that the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
 
     Sites whose levels are more than two have no pairs here. Empty in a full factorial.
     """
@@ -244,7 +244,7 @@ def _studentized(values: Array, matrix: Array, df: int) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         internal = np.asarray(influence.resid_studentized_internal)
         scores = internal * np.sqrt(df / (df + 1 - internal**2))
-    return np.where(np.isfinite(scores) & (influence.hat_matrix_diag < 1 - SEEN_THROUGH), scores, 0.0)
+    return np.where(np.isfinite(scores) & (influence.hat_matrix_diag < 1 - FULL_LEVERAGE), scores, 0.0)
 
 
 def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> None:
@@ -273,7 +273,7 @@ def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table
 def _scene_variance(
     matrix: Array, response: Response, usable: NDArray[np.bool_], runs: Stage, num_terms: int
 ) -> tuple[Array, Array]:
-    """Return what the scenes add to the terms' variance, and the degrees of freedom of the sum.
+    """Return (terms,) the variance that the scenes add, and (terms,) the degrees of freedom of the sum.
 
     Trials and scenes are crossed. The variance over resamples of the scenes holds the noise of a training
     per scene as well, which the residuals hold already; the part that both hold is what resampling adds

@@ -1,9 +1,9 @@
 """Gains weighed against prices by the rule, over all sites and looks together.
 
-Real and simulated studies alike end in ``judge``. Errors are controlled twice, and apart: the verdicts of a
+Real and simulated studies end in ``judge``. Errors are controlled twice, separately: the verdicts of a
 study are all right together (weighted Holm, each step with its level spent over the looks), and the
 intervals of the gains all hold together (Bonferroni, spent alike). Holm settles more than Bonferroni, but
-no intervals of a bounded length agree with it, so that each claim has its own procedure.
+no intervals of a bounded length agree with it, so each claim has its own procedure.
 """
 
 import math
@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 PAYS, COSTS, UNDECIDED = "PAYS", "COSTS", "UNDECIDED"
 MOST_FURTHER_SEEDS = 100
-"""Beyond a hundred trainings of every arm nobody runs them: the effect is then called too small to settle."""
+"""If more further seeds than this are needed, the effect is called too small to settle."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Verdict:
             0 if it is settled.
         treatment: the level that is compared with the baseline.
         equivalent: whether the net gain is certainly within the rule's margin of zero (two one-sided
-            tests): nothing worth having, nothing worth avoiding.
+            tests).
         p_value: two-sided, of no net gain; not adjusted.
         tested_at: the two-sided level it was tested at, after Holm and the spending over looks.
     """
@@ -69,7 +69,7 @@ class Verdict:
 
     @property
     def settled(self) -> bool:
-        """Whether more trials are of no use: it pays, costs, or makes no difference worth having."""
+        """Whether more trials are of no use: it pays, costs, or is equivalent to no difference."""
         return self.verdict != UNDECIDED or self.equivalent
 
 
@@ -102,7 +102,7 @@ def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> t
         rule: the rule.
 
     Raises:
-        ScreeningMissing: nobody has put the order of a screening into the rule.
+        ScreeningMissing: the rule takes its order from a screening, and it is not filled in.
     """
     if rule.order_by == SCREENING:
         raise ScreeningMissing(
@@ -150,7 +150,7 @@ def joint_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
 
 
 def single_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
-    """Return Student's quantile at which one interval alone holds, at every look."""
+    """Return Student's quantiles (terms,) at which one interval by itself holds, at every look."""
     return np.asarray(-stdtrit(df, _at_look(1 - rule.confidence, table, rule) / 2))
 
 

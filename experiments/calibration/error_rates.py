@@ -1,7 +1,7 @@
-"""How often the decision code is right, on simulated studies whose truth is known.
+"""How often verdicts are right, on simulated studies whose truth is known.
 
-Every study is fitted by ``estimate.fit_gain`` and judged by ``verdicts.judge``, as real ones are, and goes
-from look to look as ``sequential`` does. Planted effects are net of price, in noises of one run.
+Every study is fitted by ``linear_model.fit_gain`` and judged by ``verdicts.judge``, as real studies are, and
+goes from look to look as ``study.next_wave`` does. Planted effects are net of price, in noises of one run.
 """
 
 from collections import Counter
@@ -13,7 +13,14 @@ from scipy.special import stdtrit
 from statsmodels.stats.proportion import proportion_confint
 
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, Verdict
-from experiments.calibration.simulation import SimulatedMeasurement, Surface, fit_look, follow, measure, names
+from experiments.calibration.simulation import (
+    SimulatedMeasurement,
+    Surface,
+    fit_look,
+    follow,
+    measure,
+    sites_with,
+)
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Factor, fraction, full
 
@@ -25,12 +32,12 @@ TWICE = 2.0
 
 @dataclass(frozen=True)
 class Study:
-    """What a simulated study runs.
+    """A simulated study.
 
     Attributes:
         name: for tables.
         sites: its factors.
-        arms: what it runs with every seed.
+        arms: the arms that run with every seed.
         interim_analyses: numbers of seeds after which it is judged.
     """
 
@@ -40,7 +47,7 @@ class Study:
     interim_analyses: tuple[int, ...]
 
     def rule(self, confidence: float = 0.95, order: tuple[str, ...] = ()) -> DecisionRule:
-        """Return its rule: no price, and one noise of a run as the smallest gain worth having."""
+        """Return its rule: no price, and an equivalence margin of one noise of a run."""
         return DecisionRule(
             sites=self.sites,
             seeds=tuple(range(self.interim_analyses[-1])),
@@ -76,8 +83,8 @@ class Scenario:
 
     Attributes:
         name: for tables.
-        surface: what is true.
-        study: what is run.
+        surface: the true effects and noises.
+        study: the study that is run.
     """
 
     name: str
@@ -118,14 +125,14 @@ class Tally:
     """Counts over studies.
 
     Attributes:
-        studies: how many were judged.
-        refused: how many could not be judged.
+        studies: number of studies.
+        refused: number of studies that could not be judged.
         counts: event -> studies in which it happened.
-        intervals: single intervals looked at.
-        covered: those that hold the truth.
+        intervals: number of single intervals.
+        covered: number of single intervals that hold the truth.
         trials: trials of all studies.
         verdicts: all verdicts.
-        undecided: those that are undecided.
+        undecided: number of undecided verdicts.
     """
 
     studies: int = 0
@@ -154,8 +161,8 @@ def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None
     """Judge a scenario's studies.
 
     Args:
-        scenario: the truth, and what is run.
-        studies: how many.
+        scenario: the truth and the study.
+        studies: number of simulated studies.
         tick: called after each.
     """
     tally, study = Tally(), scenario.study
@@ -177,7 +184,7 @@ def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None
 
 def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: DecisionRule) -> None:
     truth = surface.gain
-    pays, costs = names(verdicts, PAYS), names(verdicts, COSTS)
+    pays, costs = sites_with(verdicts, PAYS), sites_with(verdicts, COSTS)
     good = {site for site, gain in truth.items() if gain > 0}
     bad = {site for site, gain in truth.items() if gain < 0}
     off = {v.site for v in verdicts if v.equivalent and abs(truth[v.site]) >= rule.equivalence_margin}
@@ -195,7 +202,7 @@ def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: De
 
 
 def _count_single(tally: Tally, measured: SimulatedMeasurement, surface: Surface, rule: DecisionRule) -> None:
-    """Look at every site's own 95 % interval after all trials, as of a study with one look."""
+    """Count the sites whose own 95 % interval holds the truth after all trials, as with one look."""
     fit, table = fit_look(measured, rule.arms, len(rule.interim_analyses), rule)
     wide = -stdtrit(fit.df, 0.025) * fit.error
     truth = np.array([surface.gain[site] for site, _ in table.terms])

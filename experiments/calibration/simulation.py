@@ -1,6 +1,6 @@
 """Studies whose truth is known, drawn as arrays and judged by the code that judges real ones.
 
-A surface says what every site gains and how runs, seeds and scenes vary; the unit is the standard
+A surface holds the gain of every site and how runs, seeds and scenes vary; the unit is the standard
 deviation of one run. ``measure`` draws what all arms of a design score with all seeds, so that a small
 study and the full grid can be judged on the same trainings.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit, Response, fit_gain
-from experiments.analysis.price import free
+from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import Verdict, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm
@@ -33,7 +33,7 @@ EARLY_CORRELATION = 0.8
 
 @dataclass(frozen=True)
 class Surface:
-    """What is true; everything in noises of one run.
+    """The truth of a simulated study; all numbers are in noises of one run.
 
     Attributes:
         gain: site -> true gain, averaged over what the other sites have.
@@ -66,7 +66,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class SimulatedMeasurement:
-    """What trials scored.
+    """The scores of simulated trials.
 
     Attributes:
         arms, seeds: the trials: every arm with every seed, arms outermost.
@@ -84,7 +84,7 @@ def measure(
     """Train every arm with every seed.
 
     Args:
-        surface: what is true.
+        surface: the truth.
         arms: levels ``none`` or another per site of the surface.
         seeds: the blocks.
         rng: draws everything that varies.
@@ -134,7 +134,7 @@ def judge_look(
         rule: names its sites, seeds and looks.
     """
     fit, table = fit_look(measured, arms, look, rule)
-    return judge(table, fit, free(table), rule)
+    return judge(table, fit, no_slowdown(table), rule)
 
 
 def fit_look(
@@ -157,7 +157,7 @@ def fit_look(
 def follow(
     measured: SimulatedMeasurement, arms: Sequence[Arm], rule: DecisionRule
 ) -> tuple[tuple[Verdict, ...], int]:
-    """Go from look to look as ``sequential.next_wave`` does, until all is settled or no look is left.
+    """Go from look to look as ``study.next_wave`` does, until all is settled or no look is left.
 
     Returns:
         The verdicts and the number of trials; no verdicts if the trials support none at the last look.
@@ -173,9 +173,9 @@ def follow(
     raise ValueError("the rule has no looks; name them")
 
 
-def names(verdicts: Sequence[Verdict], verdict: str) -> frozenset[str]:
+def sites_with(verdicts: Sequence[Verdict], verdict: str) -> frozenset[str]:
     """Return the sites with a verdict."""
-    return frozenset(found.site for found in verdicts if found.verdict == verdict)
+    return frozenset(one.site for one in verdicts if one.verdict == verdict)
 
 
 def ranked(surface: Surface, error: float, rng: np.random.Generator) -> tuple[str, ...]:

@@ -89,6 +89,8 @@ def send(words: Sequence[str], address: str, env: dict[str, Any]) -> Job:
     Raises:
         SubmitError: the server cannot be reached, or refuses the upload or the job.
     """
+    # Ray warns of every folder that its own list of excludes names; runtime_env.yaml and .gitignore name them
+    os.environ.setdefault("RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES", "")
     for name in VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     deadline = time.monotonic() + START_UP_S

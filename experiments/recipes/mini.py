@@ -1,4 +1,4 @@
-"""The studies that ship with the project, each a question with its trials and its rule."""
+"""The studies of the mini model on generated data, which a laptop can run: demo, variants, smoke tests."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ CROSS_SITES = ("decoder.0.cross", "decoder.1.cross", "decoder.2.cross")
 """The cross-attention of each decoder layer of the mini model: the factors of its studies."""
 
 IMPL = "sdpa_math"
-"""Runs on every machine, with every bias and every gradient."""
+"""The implementation of these studies: it runs on every machine, with every bias and every gradient."""
 
 REST = {"aqr.0.cross": f"local/{IMPL}", "decoder.*.self": f"none/{IMPL}"}
-"""The mini's other sites, as published: query weights under the local mask, self-attention without bias."""
+"""Choices at the other sites, as published: AQR under the local mask, self-attention without bias."""
 
 
 def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
@@ -52,12 +52,12 @@ def _fine_tuning(study: str) -> TrialSettings:
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
         init_checkpoint=MINI_CHECKPOINT,
         conditions=CONDITIONS,
-        torch_threads=1,  # two trials at once on two cores: start-up overlaps, no thread waits for another
+        torch_threads=1,  # two trials on two cores: their start-ups overlap, no thread waits for another
     )
 
 
 def demo() -> Recipe:
-    """2^3 factorial of the window bias over the decoder's layers, two seeds, fine-tuned from a checkpoint."""
+    """Return the demo: a 2^3 factorial of the window bias over the decoder's layers, two seeds."""
     base = _fine_tuning("demo")
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return Recipe(
@@ -73,7 +73,7 @@ def demo() -> Recipe:
 
 
 def demo_gpu() -> Recipe:
-    """Return the demo on a GPU, as many trials at once as the probe finds best."""
+    """Return the demo on a GPU, with as many concurrent trials as the probe finds best."""
     base = replace(_fine_tuning("demo_gpu"), device="cuda", torch_threads=1)
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return replace(
@@ -86,7 +86,7 @@ def demo_gpu() -> Recipe:
 
 
 def demo_waves() -> Recipe:
-    """Return the demo's question asked seed by seed, until all is settled or eight seeds have run."""
+    """Return the demo as a sequential study: seed by seed, until all is settled or eight seeds have run."""
     design, seeds = mini_design(), tuple(range(8))
     plans = {arm: plan_of(design, arm, REST, IMPL) for arm in design.arms}
     return Recipe(
@@ -107,10 +107,11 @@ def demo_waves() -> Recipe:
 
 
 def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
-    """Train everything on datasets that ``demo`` never sees.
+    """Return one training of the whole model on datasets that ``demo`` does not use.
 
     Each step trains one of the eight plans that ``demo`` compares, so that no arm starts with an
-    advantage. The mini's own multipliers freeze the branches; here nothing is frozen.
+    advantage. The config of the mini freezes its branches by multipliers of the learning rate; this
+    training removes the multipliers.
     """
     plain, *others = factorial()
     datasets = tuple(
@@ -141,7 +142,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
 
 
 def pretrain() -> Recipe:
-    """Make the shipped checkpoint, first stage: from scratch, CMT's masked-modal training."""
+    """Return the first stage of the shipped checkpoint: CMT's masked-modal training, from scratch."""
     train = TrainSettings(
         steps=1665,
         batch_size=16,
@@ -156,11 +157,10 @@ def pretrain() -> Recipe:
 
 
 def pretrain_cameras() -> Recipe:
-    """Make the shipped checkpoint, second stage: half of the samples without points.
+    """Return the second stage of the shipped checkpoint: half of the samples have no points.
 
-    After the first stage the detector looks at the points alone: they give positions at once, and with
-    them most classes. Taking them away teaches it to look at the images; what it learns there it then
-    uses with both sensors, too.
+    After the first stage the detector uses only the points, which give positions and most classes. Without
+    points it learns to use the images, and it then uses them with both sensors as well.
     """
     train = TrainSettings(
         steps=1765,
@@ -177,7 +177,7 @@ def pretrain_cameras() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """Two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
+    """Return two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
     tiny = SyntheticDataset(
         "data/smoke", seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2))
     )

@@ -1,8 +1,7 @@
-"""The mission's full-size studies on nuScenes, for those who have the data and the GPUs.
+"""The full-size studies on nuScenes; they need the data and GPUs.
 
-Fine-tuning CMT-AQR from the published weights of CMT. Those were trained without a bias, so every arm
-that adds one starts behind; the trials are an epoch long for that reason, and the question is what an
-epoch makes of the bias.
+They fine-tune CMT-AQR from the published weights of CMT. Those weights were trained without a bias, so an
+arm with a bias starts at a disadvantage. A trial therefore takes a whole epoch.
 """
 
 from dataclasses import replace
@@ -19,20 +18,20 @@ SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
 CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
 
 IMPLS = {"none": "sdpa_flash", "window": "rects"}
-"""Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); changes the price alone."""
+"""Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); it changes only the price."""
 
 REST = {"aqr.0.cross": "local/rects", "decoder.*.self": "none/sdpa_efficient"}
-"""The other sites; under training's denoising mask the self-attention takes no flash kernel."""
+"""Choices at the other sites. A flash kernel cannot take the denoising mask of the self-attention."""
 
 FRAMES = 28_130
 """Key frames of nuScenes' training split."""
 
 BATCH = 16
-"""Frames a step: CMT's on 8 GPUs of 2."""
+"""Frames per step: 2 on each of 8 GPUs, as CMT is trained."""
 
 
 def _base(study: str, size: str, workers: int) -> TrialSettings:
-    """Return what the trials share: an epoch on nuScenes under bfloat16."""
+    """Return the settings that the trials share: an epoch on nuScenes in bfloat16."""
     return TrialSettings(
         study=study,
         config=f"experiments/configs/cmt_aqr_{size}_cbgs.py",
@@ -66,7 +65,7 @@ def _plan(design: Design, arm: tuple[str, ...]) -> Plan:
 
 
 def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
-    """Quarter fraction of the window bias over six layers (resolution IV), seed after seed."""
+    """Return a sequential study: a quarter fraction of the window bias over six layers (resolution IV)."""
     design, seeds = fraction([Factor(site) for site in SITES], halvings=2), (0, 1, 2, 3)
     base = _base(name, size, workers)
     return Recipe(
@@ -89,10 +88,10 @@ def r50_waves() -> Recipe:
 
 
 def r50_screened() -> Recipe:
-    """Return the sequential study of which a screening says where gains are to be expected.
+    """Return the sequential study whose screening orders the layers by the gain to be expected.
 
-    It waits after its first wave for `biaswise study screen r50_screened`, which uses the trial with the
-    bias in all layers that this wave has trained.
+    After its first wave it waits for `biaswise study screen r50_screened`, which uses the trial
+    of this wave that has the bias in all layers.
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design
@@ -112,7 +111,7 @@ def vov_waves() -> Recipe:
 
 
 def r50() -> Recipe:
-    """Return the full grid of the ResNet-50 model: what the sequential study saves."""
+    """Return the full grid of the ResNet-50 model, with which the sequential study is compared."""
     design, seeds = full([Factor(site) for site in SITES]), (0, 1, 2)
     base = _base("r50", "voxel0100_r50_800x320", 8)
     return replace(

@@ -1,7 +1,10 @@
-"""One study as a frozen value - its question, its trials and its rule.
+"""One study as a frozen value: its question, its trials and its rule.
 
-Its digest covers every trial's settings, their data and the rule, is fixed before the first trial runs,
-and is copied into every row.
+A recipe is what ``biaswise study run`` runs. To write one, give every arm a plan (``factorial.py``), state
+the rule (``decision_rule.py``) and list the trials (``trials_of``); ``mini.py`` has short examples.
+
+The recipe's digest covers every trial's settings, their data and the rule. It is fixed before the first
+trial runs, and every row carries it.
 """
 
 import hashlib
@@ -16,16 +19,16 @@ from pipeline.config.settings import TrialSettings
 
 
 class RecipeError(ValueError):
-    """A recipe nobody knows, or one that contradicts itself."""
+    """An unknown recipe, or one that contradicts itself."""
 
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A generated dataset that a recipe needs; made if it is absent.
+    """A generated dataset that a recipe needs; it is made if it is absent.
 
     Attributes:
         root: dataset root, relative to the project root.
-        seed: decides everything in it.
+        seed: the random seed of everything in it.
         frames_per_scene: key frames per scene.
         scenes: number of scenes of each devkit split.
     """
@@ -45,8 +48,8 @@ class EarlyStoppingRule:
     so two classes remain: this one for a study, the other for a trial.
 
     A trial of the second wave or a later one stops after a step at which the rule's metric lies below that
-    of every trial of earlier waves by more than the margin. It is censored, not dropped: the estimate
-    counts what is known of it. Trials of the first wave never stop; they are what is compared with.
+    of every trial of earlier waves by more than the margin. A stopped trial is censored, not dropped: its
+    early value stays in the estimate. Trials of the first wave never stop, because no trial precedes them.
 
     Attributes:
         steps: training steps at which every trial is measured, increasing, before its last.
@@ -57,7 +60,7 @@ class EarlyStoppingRule:
     margin: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse what stops nothing, or everything."""
+        """Refuse steps or a margin that make no sense."""
         if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
             raise RecipeError(
                 f"early stopping after the steps {self.steps}: expected increasing steps, from 1"
@@ -71,19 +74,20 @@ class Recipe:
     """One study.
 
     Attributes:
-        name: name of the study, of its folder and of its recipe.
-        question: what it answers, one sentence.
-        cost: what it costs, in words for people.
-        trials: the trials, in the order they start; of a study with a design the most that may run.
-        sites: those whose bias the trials vary; empty if nothing is compared.
+        name: name of the study, of its folder and of this recipe.
+        question: the question that the study answers, one sentence.
+        cost: number and kind of trainings and their time, a phrase.
+        trials: the trials, in the order in which they start. In a study with a design this is the largest
+            set that may run.
+        sites: sites whose bias the trials vary, the factors; empty if nothing is compared.
         rule: turns rows into verdicts; None if nothing is compared.
-        datasets: generated datasets it needs.
+        datasets: generated datasets that the trials read.
         concurrent_trials: trials that run at once on one machine; None: as many as a probe finds best.
-        design: the arms that run with every seed, wave after wave until all is settled; None: all trials
-            run in one go.
-        early_stopping: which trials of later waves are stopped; None: none.
-        confirmation_seeds: fresh seeds with which no bias, the bias everywhere and the recommended plan are
-            trained in the end.
+        design: the arms that run with every seed, wave after wave until all verdicts are settled; None: all
+            trials run in one wave.
+        early_stopping: which trials of later waves are stopped; None: no trial is stopped.
+        confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
+            the bias at every site, and the recommended plan.
     """
 
     name: str
@@ -99,7 +103,7 @@ class Recipe:
     confirmation_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse two trials with the same settings, which would share a folder, and other contradictions."""
+        """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
         names = [self.trial_name(settings) for settings in self.trials]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -181,12 +185,12 @@ class Recipe:
         Raises:
             RecipeError: no trial has it.
         """
-        found = [s.plan[site] for s in self.trials if level_of(s.plan[site]) == level]
-        if not found:
+        choices = [s.plan[site] for s in self.trials if level_of(s.plan[site]) == level]
+        if not choices:
             raise RecipeError(
                 f"recipe {self.name}: no trial has {level} at {site}, so it cannot be put there"
             )
-        return found[0]
+        return choices[0]
 
     def plan(self, levels: Sequence[str]) -> Plan:
         """Return the plan with these levels of the factors, all else as in the first trial."""
@@ -194,11 +198,16 @@ class Recipe:
         return with_choices(self.trials[0].plan, choices)
 
     def with_threads(self, threads: int) -> "Recipe":
-        """Return the recipe with another number of torch threads: on a CPU other bits, another digest."""
+        """Return the recipe with another number of torch threads.
+
+        On a CPU the number changes the bits of a result, so the digest changes too.
+        """
         return replace(self, trials=tuple(replace(s, torch_threads=threads) for s in self.trials))
 
     def with_workers(self, workers: int) -> "Recipe":
-        """Return the recipe with several workers (on GPUs: as many of them) a trial and the same batches.
+        """Return the recipe with this many workers per trial, and the same number of frames per step.
+
+        On GPUs each worker has a GPU of its own.
 
         Raises:
             RecipeError: a batch cannot be shared equally.
@@ -225,11 +234,11 @@ def with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
 def trials_of(
     design: Design, base: TrialSettings, seeds: Sequence[int], plans: Mapping[Arm, Plan]
 ) -> tuple[TrialSettings, ...]:
-    """Return every arm of a design with every seed: settings that differ in plan and seed alone.
+    """Return every arm of a design with every seed: settings that differ only in plan and seed.
 
     Args:
         design: the arms.
-        base: all else.
+        base: all other settings.
         seeds: the blocks.
         plans: arm -> its plan.
     """

@@ -19,9 +19,9 @@ import torch
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrainSettings
 from pipeline.data.synthetic.random_frames import stand_in_frame
+from pipeline.detector.acceleration.memory_format import convolutions_channels_last
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.deployment import (
-    convolutions_channels_last,
     for_inference,
     train_through_graphs,
     use_graphs,
@@ -237,7 +237,7 @@ def _train(
     clock, losses = _steps(bench, train_step, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
-    graphs = model.pts_bbox_head.trained
+    graphs = model.pts_bbox_head.train_graphs
     measures = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
     measures += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)

@@ -80,8 +80,6 @@ def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_TMPDIR": str(scratch),
                 "RAY_worker_niceness": "0",
-                "RAY_prestart_worker_first_driver": "0",  # no spare workers, which import Ray for nothing
-                "RAY_enable_worker_prestart": "0",
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 **environment,
             }

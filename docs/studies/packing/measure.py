@@ -5,6 +5,8 @@ on the same machine with the same code. ``summary.json`` and ``trials.csv`` are 
 two and when the run is cut off (SIGINT); started again with the same folder, it goes on. Example:
 
     python docs/studies/packing/measure.py --out runs/packing
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse

@@ -6,6 +6,8 @@ NCCL (the same batch per GPU), compares gradients (``gradients.py``), and writes
 
     PYTHONPATH=$PWD python docs/studies/two-gpus/measure.py --out runs/two-gpus
     PYTHONPATH=$PWD python docs/studies/two-gpus/measure.py --out runs/try --cpu    # gloo, a tiny model
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse

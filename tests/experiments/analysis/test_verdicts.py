@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit
-from experiments.analysis.price import free
+from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, holm, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction, full
@@ -33,7 +33,7 @@ def fit_of(effects, error):
 
 def judged(effects, error, rule=RULE, **changes):
     table = table_of(rule.sites, **changes)
-    return judge(table, fit_of(effects, error), free(table), rule)
+    return judge(table, fit_of(effects, error), no_slowdown(table), rule)
 
 
 def quantile(level):

@@ -112,8 +112,9 @@ def submit(server: JobServer, env: dict) -> Job:
     return send(["study", "list"], server.address, env)
 
 
-def test_the_upload_holds_the_code_and_is_small(job_server):
+def test_the_upload_holds_the_code_and_is_small(job_server, caplog):
     submit(job_server, runtime_env())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     (upload,) = job_server.uploads
     assert len(upload) < MAX_UPLOAD_BYTES
     with zipfile.ZipFile(io.BytesIO(upload)) as file:
@@ -122,7 +123,9 @@ def test_the_upload_holds_the_code_and_is_small(job_server):
     assert code <= names
     assert {smoke().trials[0].config, "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"} <= names
     assert {"experiments/reporting/report.html.j2", "experiments/runtime_env.yaml", "pyproject.toml"} <= names
-    unwanted = re.compile(r"\.[^/]+/|(data|runs|docs|tests|mlruns|mlartifacts)/|mlflow\.db|.*\.egg-info/")
+    unwanted = re.compile(
+        r"\.git$|\.[^/]+/|(data|runs|docs|tests|mlruns|mlartifacts)/|mlflow\.db|.*\.egg-info/"
+    )
     assert not [name for name in names if unwanted.match(name)]
 
 

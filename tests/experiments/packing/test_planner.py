@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, ladder
+from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, sizes_to_measure
 from experiments.packing.probe import probe
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import StudyError
@@ -57,9 +57,9 @@ def test_start_and_evaluation_count():
 
 
 def test_on_a_cpu_trials_and_threads_share_the_cores():
-    assert ladder(CPU, most=16) == [(1, 2), (2, 1)]
-    assert ladder(replace(CPU, cores=16), most=6) == [(1, 16), (2, 8), (4, 4)]
-    assert ladder(H200, most=6) == [(1, 1), (2, 1), (4, 1)]
+    assert sizes_to_measure(CPU, most=16) == [(1, 2), (2, 1)]
+    assert sizes_to_measure(replace(CPU, cores=16), most=6) == [(1, 16), (2, 8), (4, 4)]
+    assert sizes_to_measure(H200, most=6) == [(1, 1), (2, 1), (4, 1)]
     packing = picked([replace(candidate(1, 1.0), threads=2), candidate(2, 1.5)], CPU)
     assert (packing.concurrent, packing.threads) == (2, 1)
     assert packing.reason == (

@@ -212,5 +212,8 @@ def test_a_packing_that_cannot_be_read_is_refused(folder, console):
 
 def test_the_probe_is_refused_on_a_cluster(folder, console, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(StudyError, match="the probe measures this machine, not a cluster; say --concurrent"):
+    with pytest.raises(
+        StudyError,
+        match="the probe measures this machine, not a cluster; name the number of trials by --concurrent",
+    ):
         packing_of(demo(), folder, None, True, console)

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-from pipeline.data.augmentation.object_database import write_database
+from pipeline.data.augmentation.object_database_writer import write_database
 from pipeline.data.augmentation.pipeline_steps import LoadAnnotations3D
 from pipeline.data.augmentation.train_pipeline import STEPS
 from pipeline.data.formats.file_source import FileSource

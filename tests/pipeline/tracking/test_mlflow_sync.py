@@ -243,6 +243,21 @@ def test_a_store_that_does_not_know_the_study_gets_all_of_it_for_one_trial(study
     assert_complete(second, study)
 
 
+def test_of_runs_that_lost_answers_have_made_the_known_one_is_kept(uri, study):
+    """A request that is repeated after its answer was lost leaves a second run with the same tags."""
+    sync(study, uri)
+    client, (parent,), children = runs_of(uri, study)
+    known = children["w10-s1"]
+    client.create_run(known.info.experiment_id, tags=known.data.tags, run_name="w10-s1")
+    assert sync(study, uri).sent == 0
+    assert_complete(uri, study)
+    _, (same,), children = runs_of(uri, study)
+    assert same.info.run_id == parent.info.run_id
+    assert children["w10-s1"].info.run_id == known.info.run_id
+    runs = client.search_runs([known.info.experiment_id], f"tags.`biaswise.study` = '{study.name}'")
+    assert len(runs) == 1 + len(children)
+
+
 def test_a_trial_without_rows_is_nothing_to_send(uri, study):
     assert sync(study, uri, ["no-such-trial"]).warning == ""
 

@@ -250,7 +250,7 @@ def test_the_detector_trains_as_without(device: str, make_sample: Any, monkeypat
     model = built(course[0][1], device, dropout=False, half=False)
     expected = steps(*model, course, 0.0, half=False)
     model = built(course[0][1], device, dropout=False, half=False)
-    graphs = model[0].pts_bbox_head.trained = TrainGraphs(model[0].pts_bbox_head)
+    graphs = model[0].pts_bbox_head.train_graphs = TrainGraphs(model[0].pts_bbox_head)
     found = steps(*model, course, 0.0, half=False)
     losses, gradients = distances(found, expected)
     assert losses <= LOSSES
@@ -265,7 +265,7 @@ def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any
     course, found = course_on(device, make_sample, half), []
     for most in (0, 24):
         model = built(course[0][1], device, dropout=True, half=half)
-        graphs = model[0].pts_bbox_head.trained = TrainGraphs(model[0].pts_bbox_head, most)
+        graphs = model[0].pts_bbox_head.train_graphs = TrainGraphs(model[0].pts_bbox_head, most)
         # in bfloat16 sums in another order would be another training before long
         found.append(steps(*model, course, 0.0 if half else 1.0, half))
         assert len(graphs) == min(most, 1 + len(course) // 2)
@@ -328,13 +328,13 @@ def free_port() -> int:
 
 def test_the_head_says_what_keeps_it_from_graphs(caplog: pytest.LogCaptureFixture) -> None:
     head = build_model(CONFIG).train().pts_bbox_head
-    assert head._train_graphs() is None
-    head.trained = TrainGraphs(head)
-    assert head._train_graphs() is head.trained
+    assert head._active_train_graphs() is None
+    head.train_graphs = TrainGraphs(head)
+    assert head._active_train_graphs() is head.train_graphs
     with torch.no_grad():
-        assert head._train_graphs() is None
-    assert head.eval()._train_graphs() is None
+        assert head._active_train_graphs() is None
+    assert head.eval()._active_train_graphs() is None
     assert not caplog.records
     head.train().transformer.decoder.layers[1].with_cp = True
-    assert head._train_graphs() is None
+    assert head._active_train_graphs() is None
     assert "no test has captured with_cp=True" in caplog.text
