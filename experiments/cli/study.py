@@ -132,7 +132,7 @@ class ShowStatus(Command):
             state = folder.state(name)
             reason = folder.failure(name)
             failed += bool(reason)
-            table.add_row(name, f"{state}: {reason}" if reason else state)
+            table.add_row(name, f"{state.lower()}: {reason}" if reason else state.lower())
         console = Console()
         console.print(table)
         waves = folder.path / "interim_analyses.json"
