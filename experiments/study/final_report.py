@@ -13,13 +13,11 @@ def show_report(folder: Path, console: Console) -> None:
     from experiments.reporting.report import print_report, write_report
 
     def config_of(plan: Plan) -> str:
-        from pipeline.detector.inspection.plan_config import (
-            print_config,  # costs seconds: only if there is a plan
-        )
-
         trials = sorted(folder.glob("trials/*/settings.json"))
         if not trials:
             raise StudyError(f"{folder} has no settings.json that names the model")
+        from pipeline.detector.inspection.plan_config import print_config  # imports torch: seconds
+
         return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
 
     print_report(write_report(folder, config_of), console)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.sites import HEAD, PARTS, Key
 
 
@@ -200,7 +201,7 @@ def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
     """Run a module on meta tensors; None if it does not take them."""
     module.eval()  # mmdet's backbones return None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), meta_device():
             found = module(given)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # sizes that do not fit, mostly
         return None
