@@ -4,13 +4,17 @@ PYTHON ?= python3
 ENV := .venv/.ready
 RUN := .venv/bin/
 
-.PHONY: demo test lint bench ui clean
+.PHONY: demo test test-all lint bench ui clean
 
 demo: $(ENV)
 	$(RUN)biaswise demo
 
 test: $(ENV)
-	$(RUN)pytest -n 2 -q tests
+	$(RUN)pytest -n 2 --dist worksteal -q -m "not slow" tests
+
+# Everything: what `make test` runs, then what it leaves out; the longest first, handed out one by one.
+test-all: test
+	$(RUN)pytest -n 2 --maxschedchunk 1 -q -m slow tests
 
 lint: $(ENV)
 	$(RUN)ruff check . && $(RUN)ruff format --check . && $(RUN)mypy && $(RUN)lint-imports

@@ -1,6 +1,6 @@
-"""Attention with a bias, defined once: softmax(scale * q @ k.mT + bias) @ v.
+"""Attention with a bias: softmax(scale * q @ k.mT + bias) @ v.
 
-The caller names the implementation; it computes exactly this, or the call fails with every reason.
+The caller names the implementation. It computes exactly this, or the call fails and lists all reasons.
 Shapes: B batch, H heads, Q queries, K keys, D head size.
 """
 
@@ -18,7 +18,7 @@ from operators.validation import check_call, check_values
 objections = registry.objections
 
 
-def attention(  # three tensors, the bias, and how to compute it
+def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -29,7 +29,7 @@ def attention(  # three tensors, the bias, and how to compute it
     rank: int | None = None,
     validate: bool = False,
 ) -> Tensor:
-    """Attend to the keys, with something added to the scores.
+    """Compute attention with a bias added to the scores.
 
     Under autocast q, k and v are cast as PyTorch's own attention casts them.
 
@@ -37,20 +37,22 @@ def attention(  # three tensors, the bias, and how to compute it
         q: (B, H, Q, D) float16, bfloat16, float32 or float64. It sets dtype and device of the result.
         k: (B, H, K, D), dtype and device of ``q``.
         v: (B, H, K, D), dtype and device of ``q``.
-        bias: what is added, in logits; None adds nothing. Its weights may have any float dtype.
+        bias: what is added to the scores, in logits; None: nothing. Its weights may have any float dtype.
         impl: one of ``operators.spec.IMPLEMENTATIONS``, or ``auto``: the fastest measured one without an
-            objection (``operators.auto``; it is logged which).
-        scale: factor on q @ k.mT; None is D ** -0.5.
-        rank: for ``lowrank`` alone: where the bias is cut off. ``bias.factors(rank)`` tells the error.
-        validate: also look at the values: refuse NaN, infinity and rects beyond their segment. It makes the
-            host wait for the device, so it is off by default.
+            objection (``operators.auto`` logs which).
+        scale: factor on q @ k.mT; None: D ** -0.5.
+        rank: rank at which ``lowrank`` cuts the bias off; other implementations take none.
+            ``bias.factors(rank)`` returns the error of the cut.
+        validate: also check the values: refuse NaN, infinity, and windows beyond their segment. The host
+            then waits for the device.
 
     Returns:
-        (B, H, Q, D). A query with no key to attend to gets 0, and gives gradient 0.
+        (B, H, Q, D). A query with no key to attend to has output 0 and gradient 0.
 
     Raises:
-        Unsupported: the implementation cannot serve this call; lists all objections.
-        ValueError, TypeError: inputs that do not fit together, or an unknown implementation.
+        Unsupported: the implementation cannot serve this call; the message lists all objections.
+        ValueError: shapes or devices do not fit together, or the implementation is unknown.
+        TypeError: the dtypes do not fit together.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q, k, v = _prepared(q, k, v)
@@ -59,7 +61,7 @@ def attention(  # three tensors, the bias, and how to compute it
     check_call(q, k, v, bias, scale)
     if validate:
         check_values(q, k, v, bias)
-    impl, form = _admitted(impl, _fields(q, k, v, bias, rank))
+    impl, form = _resolve(impl, _fields(q, k, v, bias, rank))
     if not torch.is_autocast_enabled(q.device.type):
         return registry.load(impl).forward(q, k, v, scale=scale, **render(bias, Form[form], rank, q.dtype))
     with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
@@ -67,7 +69,7 @@ def attention(  # three tensors, the bias, and how to compute it
 
 
 def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
-    """Describe a call by what implementations may object to; arguments as for ``attention``."""
+    """Return the ``Request`` of a call; arguments as for ``attention``."""
     return Request(*_fields(q, k, v, bias, rank))
 
 
@@ -75,7 +77,7 @@ _Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, in
 
 
 def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None) -> _Fields:
-    """Return the fields of a ``Request``, in its order, as plain values: those a compiler can trace."""
+    """Return the fields of a ``Request`` in its order, as plain values that ``torch.compile`` can trace."""
     grads = torch.is_grad_enabled()
     grid = None if bias is None else bias.key_grid
     trainable = None if bias is None else bias.trainable
@@ -96,34 +98,37 @@ def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None
     )
 
 
-def _admitted(impl: str, fields: _Fields) -> tuple[str, str]:
-    """Return the implementation (``auto`` resolved) and the form to hand over, or raise all objections."""
-    return _remembered(impl, fields)
+def _resolve(impl: str, fields: _Fields) -> tuple[str, str]:
+    """Return the implementation (``auto`` resolved) and the name of the form to hand over.
+
+    Raises:
+        Unsupported: lists all objections.
+    """
+    return _cached_resolve(impl, fields)
 
 
-@lru_cache(maxsize=1024)  # calls of different sizes: a model has tens; asking all over again costs 0.1 ms
-def _remembered(impl: str, fields: _Fields) -> tuple[str, str]:
-    """Ask the implementation once for every kind of call."""
+@lru_cache(maxsize=1024)  # a model has tens of different calls; a call without the cache takes 0.1 ms longer
+def _cached_resolve(impl: str, fields: _Fields) -> tuple[str, str]:
     request = Request(*fields)
     if impl == "auto":
         from operators.auto import pick
 
         impl = pick(request)
-    found = registry.objections(impl, request)
-    if found:
-        raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(found))
+    reasons = registry.objections(impl, request)
+    if reasons:
+        raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(reasons))
     form = request.form_among(registry.entry(impl).forms)
-    assert form is not None  # else common_objections would have objected
+    assert form is not None  # common_objections objects to a call without a common form
     return impl, form.name
 
 
-# What torch.compiler.assume_constant_result sets, without its import of the whole compiler: the answer
-# depends on the arguments alone, and finding it imports modules, which is no part of a graph.
-_admitted._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# torch.compiler.assume_constant_result sets this attribute, but it also imports the whole compiler. The
+# result depends on the arguments only. Computing it imports modules, which a compiled graph cannot do.
+_resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def render(bias: Bias | None, form: Form, rank: int | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Hand a bias over in a form: the keyword arguments of an implementation's ``forward``."""
+    """Return a bias in a form, as the keyword arguments of an implementation's ``forward``."""
     if bias is None:
         return {}
     if form is Form.DENSE:
@@ -132,12 +137,12 @@ def render(bias: Bias | None, form: Form, rank: int | None, dtype: torch.dtype) 
         factors = bias.factors(rank)
         return {"u": factors.u, "w": factors.w}
     if form is Form.RECTS:
-        return {"rects": bias.rects_form()}
+        return {"rects_form": bias.rects_form()}
     return {"score_mod": bias.score_mod()}
 
 
 def _prepared(*tensors: Tensor) -> list[Tensor]:
-    """Cast to autocast's dtype where it is on, and make the last axis contiguous: fused kernels insist."""
+    """Cast to autocast's dtype if it is on, and make the last axis contiguous, as fused kernels require."""
     device = tensors[0].device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

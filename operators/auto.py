@@ -1,7 +1,7 @@
-"""``impl="auto"``: the fastest measured implementation that has no objection, and it says which.
+"""``impl="auto"``: use the fastest measured implementation that has no objection, and log which it is.
 
-For users who want attention and no study; a study names its implementations. The order is a small table
-per device, bias kind and whether gradients are needed; where its rows come from stands beside it.
+This is for users who want attention without a study. A study names its implementations. ``ORDER`` ranks the
+implementations by device and bias kind; the comments give the times behind the ranking.
 """
 
 import logging
@@ -26,36 +26,47 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     # One H200, bf16, in ms at vov B1 Q900, forward and forward + backward (docs/operators.md).
     "cuda": {
-        # B1: rects 0.19 and 0.71, sdpa_flash 0.31 and 1.15, flash 0.49 and 0.92. It splits the keys.
-        "none alone": ("rects", "sdpa_flash", "flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math"),
         # B2 Q1500: flash 0.50 and 1.67, rects 0.55 and 2.12, cuDNN 1.09 and 3.1, sdpa_flash 1.17 and 3.56
         "none": ("flash", "rects", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "sdpa_math"),
         "global": ("rects", "lowrank", *_DENSE),  # 0.32 and 1.5; lowrank 0.78 and 2.1
-        "window": _WINDOWS,  # rects 0.22 and 0.87; cuDNN 1.16, refused; efficient 3.4 and 22; flex 5.6 and 32
+        "window": _WINDOWS,  # rects 0.22 and 0.87; cuDNN 1.16, no backward; efficient 3.4, 22; flex 5.6, 32
         "gaussian": _WINDOWS,
-        "dense": _DENSE,  # as refused: cuDNN gives the bias no gradient
+        "dense": _DENSE,  # cuDNN only where the bias needs no gradient
         "local": _WINDOWS,  # rects 0.05 and 0.17; cuDNN 1.25 and 2.6; efficient 3.5 and 22; flex 5.3 and 22
     },
 }
-"""Device, bias kind -> implementations, fastest first. An objection takes one out, so gradients and dtypes
-need no columns of their own. ``none alone``: one sample, whose queries do not fill a GPU
-unless the keys are split."""
+"""Device -> bias kind -> implementations, fastest first. Objections remove candidates, so the table needs no
+columns for gradients and dtypes."""
+
+ORDER_OF_ONE_SAMPLE: dict[str, dict[str, tuple[str, ...]]] = {
+    "cuda": {
+        # B1: rects 0.19 and 0.71, sdpa_flash 0.31 and 1.15, flash 0.49 and 0.92
+        "none": ("rects", "sdpa_flash", "flash", "sdpa_cudnn", "sdpa_efficient", "sdpa_math"),
+    },
+}
+"""Entries that replace those of ``ORDER`` at batch size 1. The queries of one sample do not fill a GPU unless
+the keys are split, and ``rects`` splits them."""
 
 
 def pick(request: Request) -> str:
-    """Return the fastest implementation without an objection, and log which it is.
+    """Return the fastest implementation without an objection, and log it at level INFO.
 
     Raises:
-        Unsupported: all object; lists what each said.
+        Unsupported: every candidate objects; the message lists the objections of each.
     """
-    found = {}
-    columns = ORDER.get(request.device, {})
-    alone = f"{request.kind} alone"
-    column = alone if request.batch == 1 and alone in columns else request.kind
-    for impl in columns.get(column, ()):
-        found[impl] = registry.objections(impl, request)
-        if not found[impl]:
+    refused = []
+    for impl in _candidates(request):
+        objections = registry.objections(impl, request)
+        if not objections:
             _LOG.info("auto picks %s for %s", impl, request)
             return impl
-    reasons = "; ".join(f"{impl}: {', '.join(said)}" for impl, said in found.items())
-    raise Unsupported(f"auto finds nothing for {request}. {reasons or 'no table for this device'}")
+        refused.append(f"{impl}: {', '.join(objections)}")
+    raise Unsupported(f"auto finds nothing for {request}. {'; '.join(refused) or 'no table for this device'}")
+
+
+def _candidates(request: Request) -> tuple[str, ...]:
+    """Return the implementations to try, fastest first; empty for a device without a table."""
+    by_kind = ORDER.get(request.device, {})
+    if request.batch == 1:
+        by_kind = by_kind | ORDER_OF_ONE_SAMPLE.get(request.device, {})
+    return by_kind.get(request.kind, ())

@@ -1,8 +1,8 @@
-"""U and w with bias = u @ w.mT, exact or cut off at a rank.
+"""Factors u and w with bias = u @ w.mT, exact or cut off at a rank.
 
-The cut is the best one in the Frobenius norm (Eckart-Young): the projection onto the R leading left
-singular vectors, found from the (Q, Q) Gram matrix because Q is tens of times smaller than K.
-Source of the use of factors in attention: FlashBias, arXiv:2505.12044.
+The cut is the best of its rank in the Frobenius norm (Eckart-Young): the projection onto the R leading left
+singular vectors. They come from the (Q, Q) Gram matrix, because Q is tens of times smaller than K.
+Factors in attention are due to FlashBias, arXiv:2505.12044.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,8 @@ class Factors(NamedTuple):
     Attributes:
         u: (B, H or 1, Q, R), logits.
         w: (B, H or 1, K, R).
-        relative_error: (B, H or 1), Frobenius norm of what was cut off over that of the bias; 0 is exact.
+        relative_error: (B, H or 1), the Frobenius norm of what was cut off divided by that of the bias.
+            0 if the factors are exact.
     """
 
     u: Tensor
@@ -26,17 +27,18 @@ class Factors(NamedTuple):
 
 
 def truncate(values: Tensor, rank: int) -> Factors:
-    """Cut a dense bias off at a rank.
+    """Approximate a dense bias by factors of a rank.
 
-    Differentiable in ``values`` through w alone: the gradient is that of the projection onto a fixed
-    basis. Costs a (Q, Q) eigenproblem per sample and head; it is meant for studies, not for speed.
+    The result is differentiable in ``values`` through w only: the gradient is that of the projection onto a
+    fixed basis. The cost is one (Q, Q) eigenvalue problem per sample and head. It is meant for studies, not
+    for speed.
 
     Args:
         values: (B, H or 1, Q, K) float, finite.
         rank: R, at least 1 and at most Q.
 
     Raises:
-        ValueError: a rank outside 1..Q, or values that are not finite.
+        ValueError: the rank is not in 1..Q, or the values are not finite.
     """
     queries = values.shape[-2]
     if not 1 <= rank <= queries:
@@ -48,7 +50,7 @@ def truncate(values: Tensor, rank: int) -> Factors:
     exact = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     energy, basis = torch.linalg.eigh(exact @ exact.mT)  # ascending
     kept = basis[..., -rank:].to(values.dtype)
-    # Rounding leaves eigenvalues slightly below zero; a bias of zeros has no error to report.
+    # Rounding leaves some eigenvalues slightly below zero. A bias of zeros has relative error 0.
     energy = energy.clamp(min=0)
     total = energy.sum(-1)
     cut = energy[..., : queries - rank].sum(-1)

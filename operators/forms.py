@@ -1,6 +1,6 @@
-"""What every bias offers, and the form that the rects implementation takes.
+"""The interface that every bias implements, and the form that the ``rects`` implementation takes.
 
-The biases themselves, and what they mean, are in ``operators.bias``.
+The biases and their meanings are in ``operators.bias``.
 """
 
 from dataclasses import dataclass, fields
@@ -16,7 +16,13 @@ from operators.spec import FORMS_OF_KIND, Form, Unsupported
 
 
 class GaussianField(NamedTuple):
-    """A gaussian fall-off: centers (B, Q, S, 2) as (row, column); sigma in cells; limit in logits."""
+    """A gaussian fall-off.
+
+    Attributes:
+        centers: (B, Q, S, 2) float: row and column, in cells.
+        sigma: standard deviation, in cells.
+        limit: the bias is clamped to [-limit, limit], in logits.
+    """
 
     centers: Tensor
     sigma: float
@@ -25,15 +31,15 @@ class GaussianField(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RectsForm:
-    """A bias, or a mask, as rectangles of keys: a few numbers per query and segment.
+    """A bias, or a mask, as rectangles of keys: one rectangle and one weight per query and segment.
 
     Attributes:
         grid: the key axis.
-        rects: (B, Q, S, 4) int32: row first, row last, column first, column last, inclusive; a rect whose
-            last lies before its first holds no key. May be a view with stride 0 over B and Q.
+        rects: (B, Q, S, 4) int32: first row, last row, first column, last column, all inclusive. A rect whose
+            last row or column is before its first holds no key. May be a view with stride 0 over B and Q.
         weight: (B, H or 1, Q, S) float, in logits; None for a mask.
-        mode: ``add``: the weight is added inside; ``mask``: minus infinity outside all rects.
-        gaussian: if not None, the weight falls off from the centre and is clamped (see the module).
+        mode: ``add``: the weight is added inside the rect. ``mask``: -inf is added outside all rects.
+        gaussian: the weight falls off from a centre and is clamped (``GaussianBias``); None: it is uniform.
     """
 
     grid: TokenGrid
@@ -44,18 +50,18 @@ class RectsForm:
 
 
 class Bias:
-    """What all biases share. Subclasses are frozen dataclasses of tensors that set ``kind``."""
+    """Base class of all biases. Subclasses are frozen dataclasses of tensors and set ``kind``."""
 
     kind: ClassVar[str]
 
     @property
     def forms(self) -> frozenset[Form]:
-        """The exact forms of this bias."""
+        """The forms in which this bias is exact."""
         return FORMS_OF_KIND[self.kind]
 
     @property
     def key_grid(self) -> TokenGrid | None:
-        """The key axis, if this bias has one."""
+        """The key axis; None for a bias without a grid."""
         return getattr(self, "grid", None)
 
     @property
@@ -65,38 +71,70 @@ class Bias:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of this bias by its field's name."""
-        every = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]  # every subclass is one
-        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+        """Field name -> tensor, for all fields that are tensors."""
+        # Every subclass is a dataclass.
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(B, H or 1, Q, K); B may be 1 for a dense bias that all samples share."""
+        """(B, H or 1, Q, K). B may be 1 for a dense bias that all samples share."""
         raise NotImplementedError
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Render as (B, H or 1, Q, K), in ``dtype`` (that of the weights if None)."""
+        """Render as a tensor (B, H or 1, Q, K) in ``dtype``; None: the dtype of the weights."""
         raise NotImplementedError
 
     def factors(self, rank: int | None = None) -> Factors:
         """Render as u (B, H or 1, Q, R) and w (B, H or 1, K, R) with bias = u @ w.mT.
 
         Args:
-            rank: where to cut the bias off; the relative error of the cut is in the result.
+            rank: R, at which the bias is cut off. The result holds the relative error of that.
 
         Raises:
-            Unsupported: this kind has no exact factors and no rank was named.
+            Unsupported: this kind has no exact factors, and no rank is given.
         """
         if rank is None:
-            raise Unsupported(
-                f"the {self.kind} bias has no exact factors; name a rank to cut it off (an approximation)"
-            )
+            raise Unsupported(f"the {self.kind} bias has no exact factors; name a rank to approximate it")
         return truncate(self.dense(), rank)
 
     def rects_form(self) -> RectsForm:
-        """Render as rectangles of keys."""
+        """Render as rectangles of keys.
+
+        Raises:
+            Unsupported: this kind has no rectangles.
+        """
         raise Unsupported(f"the {self.kind} bias is not made of rectangles")
 
     def score_mod(self) -> ScoreMod:
-        """Render as FlexAttention's function of (score, b, h, q, k)."""
+        """Render as FlexAttention's score modifier, a function of (score, b, h, q, k)."""
         raise NotImplementedError
+
+
+class WeightedBias(Bias):
+    """A bias with one weight per query and part of a grid; subclasses are dataclasses."""
+
+    grid: TokenGrid
+    weight: Tensor
+
+    @property
+    def trainable(self) -> Tensor:
+        """The weight with a head axis: (B, H or 1, Q, n)."""
+        return self.weight.unsqueeze(1) if self.weight.ndim == 3 else self.weight
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H or 1, Q, K)."""
+        b, h, q, _ = self.trainable.shape
+        return b, h, q, self.grid.num_keys
+
+
+def check_weight(bias: WeightedBias, batch: int | str, queries: int | str, last: int) -> None:
+    """Refuse weights of another shape than (B, Q, n) or (B, H, Q, n); a size given as a letter may be any."""
+    weight, sizes = bias.weight, (batch, queries, last)
+    actual = (*weight.shape[:1], *weight.shape[-2:])
+    fits = all(isinstance(size, str) or size == got for size, got in zip(sizes, actual, strict=False))
+    if weight.ndim not in (3, 4) or not weight.is_floating_point() or not fits:
+        expected = f"({batch}, {queries}, {last}) or ({batch}, H, {queries}, {last})"
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise ValueError(f"{type(bias).__name__} expects float weights {expected}, got {got}")

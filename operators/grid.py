@@ -1,8 +1,8 @@
-"""BEV and camera cells in segments, and rectangles of cells within them.
+"""The key axis as segments of BEV and camera cells, and rectangles of cells in them.
 
-A memory of CMT is one list of keys: the BEV map row by row, then every camera's feature map row by
-row. A ``TokenGrid`` says where each map begins and how large it is; a *rect* is an inclusive range of
-rows and columns within one segment. Nothing here knows of attention.
+The memory of CMT is one list of keys: the BEV map row by row, then every camera's feature map row by row. A
+``TokenGrid`` holds the offset and size of each map. A *rect* is an inclusive range of rows and columns in one
+segment; a *window* is the rect around a query's projection. This module does not depend on attention.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 LIDAR, CAMERA = 0, 1
-"""Modalities of a segment, and positions in a pair of per-modality weights."""
+"""Modality of a segment. Also the index into a pair of weights, one per modality."""
 
 EMPTY_RECT = (0, -1, 0, -1)
-"""Row first, row last, column first, column last of a window that holds no key."""
+"""First row, last row, first column, last column of a rect without keys."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class TokenGrid:
         segments: in key order.
 
     Raises:
-        ValueError: a segment is empty, has an unknown modality, or does not begin where the last ended.
+        ValueError: a segment is empty, has an unknown modality, or does not begin where the previous one
+            ends.
     """
 
     segments: tuple[Segment, ...]
@@ -70,7 +71,7 @@ class TokenGrid:
 
     @classmethod
     def of(cls, *shapes: tuple[int, int, int]) -> "TokenGrid":
-        """Lay (rows, cols, modality) maps one after the other."""
+        """Make the grid of maps (rows, cols, modality), one after the other."""
         segments, offset = [], 0
         for rows, cols, modality in shapes:
             segments.append(Segment(offset, rows, cols, modality))
@@ -79,7 +80,7 @@ class TokenGrid:
 
     @classmethod
     def bev_and_cameras(cls, bev: tuple[int, int], cameras: tuple[int, int, int]) -> "TokenGrid":
-        """Lay out the memory of CMT: one BEV map, then V camera maps.
+        """Make the grid of CMT's memory: one BEV map, then V camera maps.
 
         Args:
             bev: (H, W) of the BEV map.
@@ -95,58 +96,64 @@ class TokenGrid:
 
     @property
     def num_segments(self) -> int:
-        """S."""
+        """S, the number of segments."""
         return len(self.segments)
 
     @property
     def groups(self) -> tuple[tuple[slice, Segment], ...]:
-        """Runs of neighbouring segments of one size and modality: (which segments, the first of them)."""
+        """Runs of segments with the same size and modality, as (slice of segments, the first one)."""
         starts = [i for i in range(self.num_segments) if i == 0 or not self._alike(i - 1, i)]
         stops = [*starts[1:], self.num_segments]
         return tuple((slice(i, j), self.segments[i]) for i, j in zip(starts, stops, strict=True))
 
     def _alike(self, i: int, j: int) -> bool:
-        """Say whether two segments have one size and modality."""
+        """Whether two segments have the same size and modality."""
         a, b = self.segments[i], self.segments[j]
         return (a.rows, a.cols, a.modality) == (b.rows, b.cols, b.modality)
 
     def per_segment(self, weight: Tensor) -> Tensor:
-        """Spread one number per modality over the segments.
+        """Return for every segment the weight of its modality.
 
         Args:
             weight: (..., 2): LiDAR, camera.
 
         Returns:
             (..., S), differentiable in ``weight``.
+
+        Raises:
+            ValueError: another last size than 2.
         """
         if weight.shape[-1] != 2:
             raise ValueError(f"per_segment expects (..., 2) = (LiDAR, camera), got {tuple(weight.shape)}")
-        # Slices, not an index tensor: that would be copied to the device, which makes the host wait.
+        # Slices, because an index tensor would be copied to the device, and the host would wait for that.
         return torch.stack([weight[..., s.modality] for s in self.segments], dim=-1)
 
-    def rects_around(self, cells: Tensor, visible: Tensor, sizes: tuple[int, int]) -> Tensor:
-        """Place a window around one cell per query and segment, and cut it at the segment's borders.
+    def windows_around(self, cells: Tensor, visible: Tensor, sizes: tuple[int, int]) -> Tensor:
+        """Return the window around one cell per query and segment, cut at the segment's borders.
 
-        An odd size w spans -(w-1)/2 .. +(w-1)/2, an even one -(w/2-1) .. +w/2 (facts of AQR).
+        As in AQR, an odd size w spans -(w-1)/2 .. +(w-1)/2, and an even one -(w/2-1) .. +w/2.
 
         Args:
             cells: (B, Q, S, 2) integers: row, column.
-            visible: (B, Q, S) bool; where False there is no window.
+            visible: (B, Q, S) bool; no window where False.
             sizes: window sizes in cells: LiDAR, camera.
 
         Returns:
-            (B, Q, S, 4) int32: row first, row last, column first, column last, inclusive;
-            ``EMPTY_RECT`` where not visible or where the cell lies outside the segment.
+            (B, Q, S, 4) int32: first row, last row, first column, last column, inclusive. ``EMPTY_RECT``
+            where the cell is not visible or lies outside the segment.
+
+        Raises:
+            ValueError: shapes that do not fit together, or a size below 1.
         """
         expected = (*cells.shape[:2], self.num_segments)
         if cells.ndim != 4 or tuple(cells.shape) != (*expected, 2) or tuple(visible.shape) != expected:
             raise ValueError(
-                f"rects_around expects cells (B, Q, {self.num_segments}, 2) and visible of the same B, Q, S, "
-                f"got {tuple(cells.shape)} and {tuple(visible.shape)}"
+                f"windows_around expects cells (B, Q, {self.num_segments}, 2) and visible of the same "
+                f"B, Q, S, got {tuple(cells.shape)} and {tuple(visible.shape)}"
             )
         if min(sizes) < 1:
             raise ValueError(f"window sizes must be at least 1 cell, got {sizes}")
-        rects = torch.empty((*expected, 4), dtype=torch.int32, device=cells.device)
+        windows = torch.empty((*expected, 4), dtype=torch.int32, device=cells.device)
         for which, segment in self.groups:
             before, after = (sizes[segment.modality] - 1) // 2, sizes[segment.modality] // 2
             row, col = cells[:, :, which, 0], cells[:, :, which, 1]
@@ -160,11 +167,11 @@ class TokenGrid:
                 (col + after).clamp(max=segment.cols - 1),
             )
             for side, (value, empty) in enumerate(zip(sides, EMPTY_RECT, strict=True)):
-                rects[:, :, which, side] = torch.where(inside, value, empty).to(torch.int32)
-        return rects
+                windows[:, :, which, side] = torch.where(inside, value, empty).to(torch.int32)
+        return windows
 
     def whole_rects(self, batch: int, queries: int, device: torch.device) -> Tensor:
-        """Return rects that cover every segment, (B, Q, S, 4) int32, the same memory for every query."""
+        """Return the rects of whole segments, (B, Q, S, 4) int32; all queries share one memory."""
         rects = torch.zeros((self.num_segments, 4), dtype=torch.int32, device=device)
         for which, segment in self.groups:
             rects[which, 1] = segment.rows - 1
@@ -172,10 +179,13 @@ class TokenGrid:
         return rects.expand(batch, queries, -1, -1)
 
     def inside(self, rects: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Say per group of segments which rows and which columns a rect holds.
+        """Iterate over ``groups`` and tell which rows and columns lie inside the rects.
+
+        Args:
+            rects: (B, Q, S, 4) int32.
 
         Yields:
-            (which segments, rows held (B, Q, n, rows) bool, columns held (B, Q, n, cols) bool).
+            (slice of n segments, rows inside (B, Q, n, rows) bool, columns inside (B, Q, n, cols) bool).
         """
         for which, segment in self.groups:
             sides = rects[:, :, which].unsqueeze(-2)  # (B, Q, n, 1, 4)
@@ -188,14 +198,14 @@ class TokenGrid:
             )
 
     def key_tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Return segment, row and column of every key: three (K,) int32 tensors on ``device``."""
+        """Return the segment, row and column of every key, as three (K,) int32 tensors on ``device``."""
         if torch.compiler.is_compiling():
             return _key_tables(self, device)
         return _cached_key_tables(self, device)
 
 
 def _key_tables(grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute segment, row and column of every key."""
+    """Compute the segment, row and column of every key."""
     ids, rows, cols = [], [], []
     for i, segment in enumerate(grid.segments):
         cell = torch.arange(segment.num_keys, dtype=torch.int32, device=device)
@@ -205,6 +215,6 @@ def _key_tables(grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor, 
     return torch.cat(ids), torch.cat(rows), torch.cat(cols)
 
 
-# A few kB per grid; some forty small kernels a call without it. 16: more grids than any one model has.
-# Normal tensors, also when an evaluation asks first: autograd cannot save those of inference mode.
+# A few kB per grid; without the cache every call runs some forty small kernels. No model has 16 grids.
+# Inference mode is left, because autograd cannot save tensors that were made in it.
 _cached_key_tables = lru_cache(maxsize=16)(torch.inference_mode(False)(_key_tables))

@@ -1,14 +1,15 @@
-"""Where every implementation lives, and which forms of a bias it takes.
+"""The module of every implementation, and the forms of a bias that it takes.
 
-An implementation is a module (or an object in one) with
+An implementation is a module (or an object in a module) with
 
     objections(request) -> list[str]
     forward(q, k, v, *, scale, <field of the form>=...) -> (B, H, Q, D)
 
-where the field is absent for ``NONE``, ``bias`` (B, H or 1, Q, K) in q's dtype for ``DENSE``, ``u`` and ``w``
-for ``FACTORS``, ``rects`` (``operators.bias.RectsForm``) for ``RECTS``, ``score_mod`` for ``SCORE_MOD``.
+The field is absent for ``NONE``. It is ``bias`` (B, H or 1, Q, K) in q's dtype for ``DENSE``, ``u`` and ``w``
+for ``FACTORS``, ``rects_form`` (``operators.forms.RectsForm``) for ``RECTS``, and ``score_mod`` for
+``SCORE_MOD``.
 The last axis of q, k and v is contiguous; their other axes may have any stride.
-It is imported on its first use; none knows another.
+A module is imported on its first use. No implementation imports another.
 """
 
 from importlib import import_module
@@ -20,21 +21,21 @@ from operators.spec import Form, Request, common_objections
 
 
 class Implementation(Protocol):
-    """What an implementation offers."""
+    """The interface of an implementation."""
 
     def objections(self, request: Request) -> list[str]:
-        """List why it cannot serve ``request``; empty means it can."""
+        """List why the implementation cannot serve ``request``; empty if it can."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """Attend; with a bias, its form's field comes as one more keyword."""
+        """Compute attention; the fields of the bias's form are further keyword arguments."""
 
 
 class Entry(NamedTuple):
-    """Where an implementation is found, and what is known of it.
+    """One line of the registry.
 
     Attributes:
-        path: module, or module:object.
-        forms: those it takes, its favourite first.
+        path: ``module`` or ``module:object``.
+        forms: the forms that it takes, the preferred one first.
     """
 
     path: str
@@ -55,7 +56,7 @@ ENTRIES: dict[str, Entry] = {
 
 
 def entry(impl: str) -> Entry:
-    """Look an implementation's entry up.
+    """Return the registry's entry of an implementation.
 
     Raises:
         ValueError: the name is unknown.
@@ -69,7 +70,11 @@ _LOADED: dict[str, Implementation] = {}
 
 
 def load(impl: str) -> Implementation:
-    """Return an implementation by name, imported."""
+    """Import an implementation, if that has not happened yet, and return it.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
     if impl not in _LOADED:
         module, _, attribute = entry(impl).path.partition(":")
         loaded = import_module(module)
@@ -78,10 +83,13 @@ def load(impl: str) -> Implementation:
 
 
 def objections(impl: str, request: Request) -> list[str]:
-    """List every reason why ``impl`` cannot serve ``request`` as asked; empty means it can.
+    """List all reasons why ``impl`` cannot serve ``request``; empty if it can.
 
     Args:
         impl: one of ``operators.spec.IMPLEMENTATIONS``.
         request: the call.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     return common_objections(request, entry(impl).forms) + load(impl).objections(request)

@@ -1,7 +1,7 @@
-"""Every bias as FlexAttention's score modifier: a function of (score, b, h, q, k).
+"""The biases as score modifiers of FlexAttention: functions of (score, b, h, q, k).
 
-The closures capture tensors; FlexAttention reads them by index inside its kernel and, on a GPU, gives
-gradients to the weights. Meanings and shapes: ``operators.bias``.
+The functions are closures over tensors. FlexAttention reads these by index inside its kernel and, on a GPU,
+gives gradients to the weights. Meanings and shapes are those of ``operators.bias``.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def dense(values: Tensor) -> ScoreMod:
-    """Look the value up in (B or 1, H or 1, Q, K)."""
+    """Return a function that adds the value of (B or 1, H or 1, Q, K) at the score's place."""
     per_sample, per_head = values.shape[0] > 1, values.shape[1] > 1
 
     def dense_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def dense(values: Tensor) -> ScoreMod:
 
 
 def per_segment(grid: TokenGrid, weight: Tensor) -> ScoreMod:
-    """Look the weight (B, H or 1, Q, S) of the key's segment up."""
+    """Return a function that adds the weight (B, H or 1, Q, S) of the key's segment."""
     per_head = weight.shape[1] > 1
     segment_of, _, _ = grid.key_tables(weight.device)
 
@@ -35,21 +35,30 @@ def per_segment(grid: TokenGrid, weight: Tensor) -> ScoreMod:
     return global_bias
 
 
-def window(grid: TokenGrid, rects: Tensor, weight: Tensor) -> ScoreMod:
-    """Add the weight (B, H or 1, Q, S) if the key's cell lies inside the rect."""
+def window(grid: TokenGrid, windows: Tensor, weight: Tensor) -> ScoreMod:
+    """Return a function that adds the weight (B, H or 1, Q, S) if the key's cell lies in the window."""
     per_head = weight.shape[1] > 1
     segment_of, row_of, col_of = grid.key_tables(weight.device)
 
     def window_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         s = segment_of[k]
-        held = _held(rects, b, q, s, row_of[k], col_of[k])
-        return score + torch.where(held, weight[b, h if per_head else 0, q, s], 0.0)
+        inside = _inside(windows, b, q, s, row_of[k], col_of[k])
+        return score + torch.where(inside, weight[b, h if per_head else 0, q, s], 0.0)
 
     return window_bias
 
 
-def gaussian(grid: TokenGrid, rects: Tensor, weight: Tensor, field: tuple[Tensor, float, float]) -> ScoreMod:
-    """Add the clamped fall-off (centers, sigma, limit) if the key's cell lies inside the rect."""
+def gaussian(
+    grid: TokenGrid, windows: Tensor, weight: Tensor, field: tuple[Tensor, float, float]
+) -> ScoreMod:
+    """Return a function that adds the clamped fall-off if the key's cell lies in the window.
+
+    Args:
+        grid: the key axis.
+        windows: (B, Q, S, 4) int32.
+        weight: (B, H or 1, Q, S), in logits.
+        field: centers (B, Q, S, 2) and sigma in cells; limit in logits.
+    """
     centers, sigma, limit = field
     per_head, slope = weight.shape[1] > 1, -0.5 / sigma**2
     segment_of, row_of, col_of = grid.key_tables(weight.device)
@@ -58,23 +67,23 @@ def gaussian(grid: TokenGrid, rects: Tensor, weight: Tensor, field: tuple[Tensor
         s, row, col = segment_of[k], row_of[k], col_of[k]
         down, right = row - centers[b, q, s, 0], col - centers[b, q, s, 1]
         bias = weight[b, h if per_head else 0, q, s] * torch.exp(slope * (down * down + right * right))
-        return score + torch.where(_held(rects, b, q, s, row, col), bias.clamp(-limit, limit), 0.0)
+        return score + torch.where(_inside(windows, b, q, s, row, col), bias.clamp(-limit, limit), 0.0)
 
     return gaussian_bias
 
 
-def local(grid: TokenGrid, rects: Tensor) -> ScoreMod:
-    """Keep the score if the key's cell lies inside the rect, else minus infinity."""
-    segment_of, row_of, col_of = grid.key_tables(rects.device)
+def local(grid: TokenGrid, windows: Tensor) -> ScoreMod:
+    """Return a function that keeps the score if the key's cell lies in the window, else -inf."""
+    segment_of, row_of, col_of = grid.key_tables(windows.device)
 
     def local_mask(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        held = _held(rects, b, q, segment_of[k], row_of[k], col_of[k])
-        return torch.where(held, score, -torch.inf)
+        inside = _inside(windows, b, q, segment_of[k], row_of[k], col_of[k])
+        return torch.where(inside, score, -torch.inf)
 
     return local_mask
 
 
-def _held(rects: Tensor, b: Tensor, q: Tensor, s: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Say whether a cell lies in the rect of query ``q`` and segment ``s``."""
-    rows_hold = (row >= rects[b, q, s, 0]) & (row <= rects[b, q, s, 1])
-    return rows_hold & (col >= rects[b, q, s, 2]) & (col <= rects[b, q, s, 3])
+def _inside(windows: Tensor, b: Tensor, q: Tensor, s: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Whether a cell lies in the window of query ``q`` and segment ``s``."""
+    row_inside = (row >= windows[b, q, s, 0]) & (row <= windows[b, q, s, 1])
+    return row_inside & (col >= windows[b, q, s, 2]) & (col <= windows[b, q, s, 3])

@@ -1,13 +1,13 @@
-"""Names that every other file of the operators shares: bias kinds, forms, implementations, requests.
+"""Names that all files of the operators share: bias kinds, forms, implementations, requests.
 
-Plain values; imports nothing but the standard library, so that asking what runs where costs nothing.
+This module imports only the standard library, so that it loads at once.
 """
 
 from dataclasses import dataclass
 from enum import Enum, auto
 
 BIAS_KINDS = ("none", "global", "window", "gaussian", "dense", "local")
-"""What is added to the scores; ``local`` is a mask (minus infinity outside)."""
+"""What is added to the scores. ``local`` is a mask: it adds minus infinity outside its windows."""
 
 IMPLEMENTATIONS = (
     "reference",
@@ -20,7 +20,7 @@ IMPLEMENTATIONS = (
     "flex",
     "rects",
 )
-"""Ways to compute attention; ``operators.registry`` says which file holds each."""
+"""Ways to compute attention; ``operators.registry`` maps each to its module."""
 
 
 class Form(Enum):
@@ -29,7 +29,7 @@ class Form(Enum):
     NONE = auto()
     DENSE = auto()  # (B, H or 1, Q, K)
     FACTORS = auto()  # u (B, H, Q, R) and w (B, H, K, R), bias = u @ w.mT
-    RECTS = auto()  # first and last row and column, and a weight, per query and segment
+    RECTS = auto()  # per query and segment: first and last row and column, and a weight
     SCORE_MOD = auto()  # a function of (score, b, h, q, k), for FlexAttention
 
 
@@ -44,19 +44,19 @@ FORMS_OF_KIND: dict[str, frozenset[Form]] = {
 """The exact forms of every bias kind."""
 
 TRUNCATABLE_KINDS = frozenset({"window", "gaussian", "dense"})
-"""Kinds that have no exact factors and get approximate ones when the caller names a rank."""
+"""Kinds without exact factors. If the caller names a rank, they are approximated by factors of that rank."""
 
 GLOBAL_RANK = 2
 """Rank of the global bias: one factor for the LiDAR keys, one for the camera keys."""
 
 
 class Unsupported(ValueError):
-    """An implementation was asked for something it cannot compute as asked."""
+    """An implementation cannot compute the call as asked."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of attention asks for: everything an implementation may object to.
+    """Everything about one call of attention that an implementation may object to.
 
     Attributes:
         kind: one of ``BIAS_KINDS``.
@@ -67,8 +67,11 @@ class Request:
         bias_heads: 1 (shared by the heads) or H; 0 without a bias.
         qkv_grad: whether gradients to q, k or v are needed.
         bias_grad: whether gradients to the bias are needed.
-        rank: rank at which the bias is cut off; None is exact.
-        dropout: probability of dropping an attention weight; no implementation has it.
+        rank: rank at which the bias is cut off; None: the bias is exact.
+        dropout: probability of dropping an attention weight; no implementation supports it.
+
+    Raises:
+        ValueError: an unknown kind.
     """
 
     kind: str = "none"
@@ -87,13 +90,13 @@ class Request:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse a kind nobody knows."""
+        """Refuse an unknown kind."""
         if self.kind not in BIAS_KINDS:
             raise ValueError(f"unknown bias kind {self.kind!r}; expected one of {', '.join(BIAS_KINDS)}")
 
     @property
     def forms(self) -> frozenset[Form]:
-        """The forms this bias can be handed over in; a named rank adds approximate factors."""
+        """The forms in which this bias can be handed over; a named rank adds approximate factors."""
         exact = FORMS_OF_KIND[self.kind]
         if self.rank is not None and self.kind in TRUNCATABLE_KINDS:
             return exact | {Form.FACTORS}
@@ -101,7 +104,7 @@ class Request:
 
     @property
     def mask(self) -> bool:
-        """Whether the bias rules keys out for certain (a dense bias may, and cannot tell)."""
+        """Whether this kind is a mask. (A dense bias may hold -inf too, but its kind does not show that.)"""
         return self.kind == "local"
 
     def form_among(self, served: tuple[Form, ...]) -> Form | None:
@@ -109,7 +112,7 @@ class Request:
         return next((form for form in served if form in self.forms), None)
 
     def __str__(self) -> str:
-        """Say in one phrase what is asked."""
+        """Describe the call in one phrase."""
         sizes = f"B{self.batch} H{self.heads} Q{self.queries} K{self.keys} D{self.head_size}"
         grads = {
             (False, False): "forward only",
@@ -123,27 +126,27 @@ class Request:
 
 
 def common_objections(request: Request, served: tuple[Form, ...]) -> list[str]:
-    """List what no implementation does, and the lack of a form that this one serves.
+    """List the objections that do not depend on the implementation's code, only on its forms.
 
     Args:
         request: the call.
-        served: the forms an implementation takes, its favourite first.
+        served: the forms that the implementation takes, the preferred one first.
     """
-    found = []
+    objections = []
     if request.dropout:
-        found.append(f"has no attention dropout (CMT trains without), got dropout={request.dropout}")
+        objections.append(f"has no attention dropout (CMT trains without), got dropout={request.dropout}")
     if request.form_among(served) is None:
-        found.append(_missing_form(request, served))
+        objections.append(_missing_form(request, served))
     if request.rank is not None and Form.FACTORS not in served:
-        found.append(f"computes the exact bias, got rank={request.rank}; a rank goes with lowrank")
-    return found
+        objections.append(f"computes the exact bias, got rank={request.rank}; a rank goes with lowrank")
+    return objections
 
 
 def _missing_form(request: Request, served: tuple[Form, ...]) -> str:
-    """Say which forms are wanted and which the bias has."""
-    wants = " or ".join(form.name for form in served)
-    has = ", ".join(sorted(form.name for form in request.forms))
+    """Return the objection that the implementation and the bias have no form in common."""
+    expected = " or ".join(form.name for form in served)
+    got = ", ".join(sorted(form.name for form in request.forms))
     hint = ""
     if Form.FACTORS in served and request.kind in TRUNCATABLE_KINDS:
-        hint = "; name a rank to cut it off (an approximation)"
-    return f"takes {wants}, the {request.kind} bias has {has}{hint}"
+        hint = "; name a rank to approximate it"
+    return f"takes {expected}, the {request.kind} bias has {got}{hint}"

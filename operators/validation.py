@@ -1,4 +1,4 @@
-"""Checks of the inputs of ``attention``: what the host knows for free and, on request, the values."""
+"""Checks of the inputs of ``attention``: shapes, dtypes and devices always, values on request."""
 
 import math
 
@@ -10,11 +10,13 @@ from operators.grid import TokenGrid
 
 
 def check_call(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float) -> None:
-    """Refuse shapes, dtypes and devices that do not fit together; looks at no value, waits for no device.
+    """Check that shapes, dtypes and devices fit together.
+
+    No values are read, so the host does not wait for the device.
 
     Raises:
-        TypeError: an input is no float tensor, or dtypes differ.
-        ValueError: shapes or devices differ from what is expected, or the scale is not positive.
+        TypeError: an input is no float tensor, or the dtypes differ.
+        ValueError: a shape or device is not as expected, or the scale is not positive and finite.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.ndim != 4 or 0 in tensor.shape:
@@ -39,26 +41,28 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, scale: float)
 
 
 def _check_bias(bias: Bias, q: Tensor, keys: int) -> None:
-    """Refuse a bias of another size or device than the call."""
+    """Check that the bias has the size and the device of the call."""
     batch, heads, queries, _ = q.shape
     expected = (batch, heads, queries, keys)
     for name, tensor in bias.tensors.items():
         if tensor.device != q.device:
             raise ValueError(f"bias.{name}: expected device {q.device} as for q, got {tensor.device}")
-    # A dense bias may be shared by all samples; every bias may be shared by the heads.
-    free = ((1,) if bias.kind == "dense" else (), (1,), (), ())
-    for got, want, also in zip(bias.shape, expected, free, strict=True):
-        if got != want and got not in also:
+    # All samples may share a dense bias. All heads may share any bias.
+    also_allowed = ((1,) if bias.kind == "dense" else (), (1,), (), ())
+    for got, size, also in zip(bias.shape, expected, also_allowed, strict=True):
+        if got != size and got not in also:
             raise ValueError(
                 f"{bias.kind} bias: expected (B, H or 1, Q, K) = {expected} to fit q and k, got {bias.shape}"
             )
 
 
 def check_values(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> None:
-    """Refuse NaN and infinity, and rects beyond their segment. Makes the host wait for the device.
+    """Check that values are finite and that windows lie within their segments.
+
+    The host waits for the device.
 
     Raises:
-        ValueError: naming the tensor.
+        ValueError: names the tensor with NaN, infinity, or a window beyond its segment.
     """
     named = {"q": q, "k": k, "v": v}
     for name, tensor in named.items():
@@ -71,16 +75,16 @@ def check_values(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> None:
         if not allowed.all():
             also = " or -inf" if bias.kind == "dense" else ""
             raise ValueError(f"bias.{name}: expected finite values{also}, got NaN or infinity")
-    if bias.key_grid is not None and "rects" in bias.tensors:
-        _check_rects(bias.tensors["rects"], bias.key_grid)
+    if bias.key_grid is not None and "windows" in bias.tensors:
+        _check_windows(bias.tensors["windows"], bias.key_grid)
 
 
-def _check_rects(rects: Tensor, grid: TokenGrid) -> None:
-    """Refuse a rect that is not empty and leaves its segment."""
+def _check_windows(windows: Tensor, grid: TokenGrid) -> None:
+    """Check that every window that is not empty lies within its segment."""
     for i, segment in enumerate(grid.segments):
-        first_row, last_row, first_col, last_col = rects[:, :, i].unbind(-1)
+        first_row, last_row, first_col, last_col = windows[:, :, i].unbind(-1)
         empty = (last_row < first_row) | (last_col < first_col)
         on_map = (first_row >= 0) & (last_row < segment.rows) & (first_col >= 0) & (last_col < segment.cols)
         if not (empty | on_map).all():
             size = f"{segment.rows} x {segment.cols} cells"
-            raise ValueError(f"bias.rects: expected rects within segment {i} ({size})")
+            raise ValueError(f"bias.windows: expected windows within segment {i} ({size})")

@@ -1,7 +1,7 @@
-"""Errors whose message is one sentence for the user, told apart from bugs.
+"""Errors whose message is one sentence for the user, as opposed to bugs.
 
-Every error class of this project is one; whatever Python or a library raises by itself is a bug or
-a broken machine, and deserves its traceback.
+Every error class of this project is one. An error of a class of Python or of a library is a bug or a broken
+machine, and is shown with its traceback.
 """
 
 PACKAGES = ("operators", "pipeline", "experiments")
@@ -9,8 +9,17 @@ PACKAGES = ("operators", "pipeline", "experiments")
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Tell whether an error's message is meant for the user and the same attempt would fail again."""
+    """Return whether an error's message is meant for the user; the same attempt would fail again."""
     return type(error).__module__.partition(".")[0] in PACKAGES
+
+
+def written_by_old_version(what: str) -> str:
+    """Return the sentence that refuses a study folder, rows or a rule of version 0.1.0.
+
+    Args:
+        what: the thing that is refused, as the subject of the sentence.
+    """
+    return f"{what} was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
 
 
 class TrialError(RuntimeError):

@@ -1,8 +1,8 @@
-"""How the error probability of a study is shared among its looks.
+"""How the error probability of a study is shared among its looks (interim analyses).
 
-A study that is judged again and again until a verdict comes out would get false ones too often. So every
-look gets a part of the error probability (Lan and DeMets, Biometrika 70, 1983): the part that a spending
-function allows by then, given what was spent before. Early looks of the O'Brien-Fleming kind ask for much.
+A study that is judged again and again until a verdict comes out draws false verdicts too often. Each look
+therefore gets a part of the error probability: what a spending function allows by then, minus what earlier
+looks have spent (Lan and DeMets, Biometrika 70, 1983). ``obrien_fleming`` spends little on early looks.
 """
 
 import math
@@ -44,7 +44,7 @@ def nominal_level(level: float, looks: tuple[int, ...], look: int, spending: str
         spending: see ``spent``.
 
     Returns:
-        The level of that look: ``level`` itself if there is one look alone.
+        The level of that look: ``level`` itself if there is only one look.
     """
     shares = [seeds / looks[-1] for seeds in looks[:look]]
     walk = _Walk()

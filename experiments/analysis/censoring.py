@@ -1,12 +1,13 @@
-"""What a trial that was stopped early still tells.
+"""The effects on the final metric when some trials were stopped early: a regression in stages.
 
-A trial is stopped because of its metric at an early step (a rung), which is known for all trials. Given
-that, its unknown final metric is missing at random, so the likelihood factors (Anderson, JASA 52, 1957):
-the rungs are regressed on the design in all trials that reached them, the final metric on the design
-and the rungs in the trials that ended. Leaving stopped trials out instead would make bad arms look better.
+What stops a trial is its metric at an early step, which is known for all trials. Given that early value,
+the unknown final metric is missing at random, so the likelihood factors (Anderson, JASA 52, 1957). The
+early values are regressed on the design in all trials that reached them. The final metric is regressed on
+the design and the early values in the trials that ended. To leave stopped trials out instead would make
+bad arms look better than they are.
 
-Where every trial with a treatment was stopped, nothing says what else the treatment would have done after
-the rung; then the rung is taken to carry all of its effect, and the fit says so.
+If every trial with a treatment was stopped, no row shows what the treatment does after the stop. The early
+value is then taken to carry all of its effect, and the fit names the treatment.
 """
 
 import math
@@ -33,7 +34,7 @@ class Stage:
         covariance: (columns, columns) of the coefficients.
         df: degrees of freedom of the noise.
         noise: standard deviation of one trial.
-        carried: columns whose effect after a rung is taken to be carried by the rung.
+        carried: columns whose effect after a stop is taken to be carried by the early value.
     """
 
     effect: Array
@@ -56,10 +57,10 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
         each unknown value has been replaced by its prediction; the covariance counts what that leaves open.
 
     Raises:
-        DecideError: too few trials reached a stage to learn how it follows from the earlier ones.
+        AnalysisError: too few trials reached a stage to learn how it follows from the earlier ones.
     """
     columns = matrix.shape[1]
-    found: list[Array] = []  # coefficients per stage
+    coefficients: list[Array] = []  # per stage
     joint: Array = np.empty((0, 0))  # their covariance, stages one after another
     noise: Array = np.empty((0, 0))  # covariance of a trial's stages
     df = 0
@@ -80,22 +81,23 @@ def regress_stages(matrix: Array, stages: Sequence[Array]) -> Stage:
         fitted = inverse @ values[reached]
         scale = float(((values[reached] - wide @ fitted) ** 2).sum() / df)
         own, slopes = fitted[:columns], fitted[columns:]
-        mix = np.hstack([np.eye(columns), *(earlier[:, None] for earlier in found)])
+        mix = np.hstack([np.eye(columns), *(earlier[:, None] for earlier in coefficients)])
         chain = np.kron(slopes, np.eye(columns)) if index else np.empty((columns, 0))
         across = chain @ joint
         variance = mix @ (scale * inverse @ inverse.T) @ mix.T + across @ chain.T
-        found.append(
-            own + sum((s * earlier for s, earlier in zip(slopes, found, strict=True)), np.zeros(columns))
+        coefficients.append(
+            own
+            + sum((s * earlier for s, earlier in zip(slopes, coefficients, strict=True)), np.zeros(columns))
         )
         joint = np.block([[joint, across.T], [across, variance]])
         along = noise @ slopes
         noise = np.block([[noise, along[:, None]], [along[None, :], np.array([[scale + slopes @ along]])]])
     covariance = joint[-columns:, -columns:]
-    return Stage(found[-1], covariance, df, math.sqrt(noise[-1, -1]), frozenset(carried))
+    return Stage(coefficients[-1], covariance, df, math.sqrt(noise[-1, -1]), frozenset(carried))
 
 
 def _independent(wide: Array) -> list[int]:
-    """Return columns that do not follow from one another, rungs before blocks before sites."""
+    """Return columns that do not follow from one another, early values before blocks before sites."""
     kept: list[int] = []
     basis: Array = np.empty((len(wide), 0))
     for index in reversed(range(wide.shape[1])):

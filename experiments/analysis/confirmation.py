@@ -1,7 +1,7 @@
-"""What the recommended plan, all layers and none measured on seeds that chose nothing.
+"""Results of the recommended plan, all layers and none on seeds that did not choose the plan.
 
-The trials lie beside the study's own, in ``confirmation/trials``, because no verdict may be drawn from
-them: the plan was chosen on the others. Gains are paired by seed.
+The trials have a folder of their own, ``confirmation/trials``, because no verdict may use them: they test
+the plan that the verdicts chose. Gains are paired by seed.
 """
 
 import math
@@ -24,15 +24,16 @@ FOLDER = "confirmation"
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What a plan measured on fresh seeds.
+    """Results of one plan on fresh seeds.
 
     Attributes:
         levels: a level per site.
         accuracy: mean of the rule's metric, points.
-        samples_per_s: mean training throughput; NaN if nobody measured it.
+        samples_per_s: mean training throughput; NaN if it was not measured.
         seeds: trials that ended with a finite metric.
         gain, low, high: over the baseline everywhere, paired by seed, points; Student's interval at the
-            rule's confidence, this plan alone; NaN without two seeds that both have.
+            rule's confidence, for this plan by itself; NaN unless two seeds have
+            both this plan and the baseline.
     """
 
     levels: Arm
@@ -52,7 +53,7 @@ def confirm(rows: Sequence[Row], evidence: Evidence) -> tuple[Confirmed, ...]:
         evidence: of the study; its sites, rule and seeds.
 
     Raises:
-        DecideError: a seed of the study is used again, or a trial has several plans.
+        AnalysisError: a seed of the study is used again, or a trial has several plans.
     """
     table, rule = evidence.table, evidence.rule
     plans = one_plan_each(rows)
@@ -62,13 +63,13 @@ def confirm(rows: Sequence[Row], evidence: Evidence) -> tuple[Confirmed, ...]:
             f"confirm with others"
         )
     values, speeds = final_values(rows, rule.metric, rule.condition), typical_values(rows, THROUGHPUT)
-    found: dict[Arm, dict[int, tuple[float, float]]] = {}
+    by_arm: dict[Arm, dict[int, tuple[float, float]]] = {}
     for trial, (plan, seed) in plans.items():
         levels = tuple(level_of(plan[site]) for site in table.sites)
         if math.isfinite(values.get(trial, math.nan)):
-            found.setdefault(levels, {})[seed] = (100 * values[trial], speeds.get(trial, math.nan))
-    baseline = found.get((table.baseline,) * len(table.sites), {})
-    confirmed = [_compare(levels, trials, baseline, rule.confidence) for levels, trials in found.items()]
+            by_arm.setdefault(levels, {})[seed] = (100 * values[trial], speeds.get(trial, math.nan))
+    baseline = by_arm.get((table.baseline,) * len(table.sites), {})
+    confirmed = [_compare(levels, trials, baseline, rule.confidence) for levels, trials in by_arm.items()]
     return tuple(sorted(confirmed, key=lambda one: -one.accuracy))
 
 

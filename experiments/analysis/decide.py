@@ -1,7 +1,7 @@
 """Rows in, verdicts out: which sites' bias pays off, by a rule fixed before the first trial.
 
-A pure function: no files, no clock, no GPU. ``arms`` reads the design off the rows, ``estimate`` fits what
-each site gains, ``price`` what it costs, ``verdicts`` weighs both; here they are put together.
+A pure function: no files, no clock, no GPU. ``design_table`` reads the design from the rows,
+``linear_model`` fits what each site gains, ``price`` what it costs, and ``verdicts`` weighs both.
 """
 
 from collections import defaultdict
@@ -26,19 +26,19 @@ from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
 from pipeline.metrics.rows import Row
 
-BESIDE = ("NDS", "mAP")
-"""Metrics whose effects are estimated beside the rule's, where all trials have them."""
+OTHER_METRICS = ("NDS", "mAP")
+"""Metrics whose effects are estimated as well as those of the rule's metric, if all trials have them."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What the treatment of one site does to one metric under one condition.
+    """The effect of one treatment at one site on one metric under one condition.
 
     Attributes:
         site, metric, condition: which.
         effect: treatment minus baseline, points (100 times the fraction).
-        low, high: its interval, points; together with the other sites' at the rule's confidence.
-        level: the treatment.
+        low, high: its interval, points; the intervals of all sites hold together at the rule's confidence.
+        treatment: the level that is compared with the baseline.
     """
 
     site: str
@@ -47,24 +47,25 @@ class Effect:
     effect: float
     low: float
     high: float
-    level: str = ""
+    treatment: str = ""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Verdicts with all that they rest on.
+    """Verdicts with all numbers from which they follow.
 
     Attributes:
         rule: the rule that was applied.
         table: the design as it ran.
         verdicts: one per site and treatment.
         effects: on the rule's metric, one per site, treatment and condition; only those of the rule's
-            condition are judged.
+            condition get verdicts.
         residual_df: degrees of freedom left to estimate the noise.
         noise: standard deviation of one trial's metric, points.
-        notes: what a reader must know: trials left out, conditions without an estimate.
+        notes: sentences for the reader: trials left out, conditions without an estimate.
         other_effects: the same for NDS and mAP, whichever is not the rule's metric.
-        interactions: pairs of sites, where the design supports them; each interval holds alone.
+        interactions: pairs of sites, where the design supports them; each interval has the rule's
+            confidence by itself.
         aliases: groups of effects the design cannot tell apart; ``a:b`` is the interaction of a and b.
         num_scenes: scenes that were resampled; 0 if the verdict is about the validation scenes as they are.
         scene_share: per verdict, the share of the squared error of its gain that is due to the scenes.
@@ -92,10 +93,10 @@ class Evidence:
 
 
 def decide(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
-    """Return the verdict of every site; see ``weigh`` for what they rest on.
+    """Return the verdict of every site; ``weigh`` returns the numbers as well.
 
     Raises:
-        DecideError: the rows do not support a verdict; says why and what to do.
+        AnalysisError: the rows do not support a verdict; the message gives the reason and the remedy.
     """
     return list(weigh(rows, rule, bench).verdicts)
 
@@ -109,15 +110,15 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
         bench: operator benchmark; needed if the rule is priced by it.
 
     Raises:
-        DecideError: the rows do not support a verdict; says why and what to do.
+        AnalysisError: the rows do not support a verdict; the message gives the reason and the remedy.
     """
     table = tabulate(rows, rule)
     scores = _scores(rows)
     judged = scores[rule.metric, rule.condition]
     gain = fit_gain(respond(judged, table, rule, rule.metric, rule.condition), table)
-    slowdown, said = price_of(rows, table, rule, bench)
-    effects, silent = _effects(scores, table, rule, rule.metric)
-    others = [_effects(scores, table, rule, metric)[0] for metric in BESIDE if metric != rule.metric]
+    slowdown, price_notes = price_of(rows, table, rule, bench)
+    effects, missing = _effects(scores, table, rule, rule.metric)
+    others = [_effects(scores, table, rule, metric)[0] for metric in OTHER_METRICS if metric != rule.metric]
     return Evidence(
         rule=rule,
         table=table,
@@ -125,39 +126,42 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
         effects=tuple(effects),
         residual_df=gain.residual_df,
         noise=gain.noise,
-        notes=(*_left_out(table, gain), *silent, *said, *_about_scenes(gain)),
-        other_effects=tuple(effect for found in others for effect in found),
+        notes=(*_left_out(table, gain), *missing, *price_notes, *_about_scenes(gain)),
+        other_effects=tuple(effect for group in others for effect in group),
         interactions=_interactions(gain, table, rule),
         aliases=aliases(table),
         num_scenes=gain.num_scenes,
         scene_share=tuple(map(float, gain.scene_share)),
-        spent=shares_spent(table.looks, table.look, rule),
+        spent=shares_spent(table.interim_analyses, table.look, rule),
     )
 
 
 def _effects(
     scores: Mapping[tuple[str, str], list[Row]], table: DesignTable, rule: DecisionRule, metric: str
 ) -> tuple[list[Effect], list[str]]:
-    """Return the effects on a metric under every condition, and why some are missing."""
+    """Return the effects on a metric under every condition, and a note for each condition without any."""
     effects, notes = [], []
-    measured = {condition for found, condition in scores if found == metric}
+    measured = {condition for name, condition in scores if name == metric}
     others = measured - {rule.condition, ""}
     for condition in [*sorted(measured & {rule.condition}), *sorted(others)]:
         try:
-            found = scores[metric, condition] + (scores[rule.metric, rule.condition] if table.stopped else [])
-            fit = fit_gain(respond(found, table, rule, metric, condition), table)
+            rows = scores[metric, condition] + (scores[rule.metric, rule.condition] if table.stopped else [])
+            fit = fit_gain(respond(rows, table, rule, metric, condition), table)
         except AnalysisError as error:
             notes.append(f"No effects under the condition {condition}: {error}.")
             continue
         margin = joint_quantile(fit.df, table, rule) * fit.error
-        for (site, level), value, half in zip(table.terms, fit.effect, margin, strict=True):
+        for (site, treatment), value, half in zip(table.terms, fit.effect, margin, strict=True):
             low, high = float(value - half), float(value + half)
-            effects.append(Effect(site, metric, condition, float(value), low, high, level))
+            effects.append(Effect(site, metric, condition, float(value), low, high, treatment))
     return effects, notes
 
 
 def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Sort the rows of whole-model fractions by metric and condition: there are many, of draws above all."""
+    """Return (metric, condition) -> rows of the whole model in the unit fraction, the draws included.
+
+    A study has many rows, most of them of draws, so they are sorted once.
+    """
     scores: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         if row.unit == "fraction" and not row.site:
@@ -197,7 +201,7 @@ def _left_out(table: DesignTable, gain: Fit) -> list[str]:
 
 
 def _imbalance(site: str, table: DesignTable) -> str:
-    """Say if trials diverged with a treatment alone: what is left out then is no accident."""
+    """Return a warning if every diverged trial has the bias at the site; empty if not."""
     index = table.sites.index(site)
     lost = [t.levels[index] != table.baseline for t in table.trials if t.name in table.diverged]
     if len(lost) > 1 and all(lost):

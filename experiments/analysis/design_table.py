@@ -1,7 +1,7 @@
-"""From rows to the table a linear model can read: one line a trial, one column a site and level.
+"""From rows to the table that a linear model needs: one line per trial, one column per site and level.
 
-Says which trials ran, which diverged, which were stopped early, and which seeds the next look waits for.
-Arms that are missing are refused with one sentence.
+The table names the trials that ran, that diverged, that were stopped early, and the seeds that wait for the
+next look. Missing arms are refused with one sentence.
 """
 
 import math
@@ -31,7 +31,7 @@ from pipeline.metrics.rows import Row, select
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial as the model sees it.
+    """One trial, as a line of the table.
 
     Attributes:
         name: the trial's name.
@@ -56,8 +56,8 @@ class DesignTable:
         treatments: those others.
         stopped: trial -> step at which it was stopped early; its final metric is unknown (censored).
         look: which look this is, from 1.
-        looks: numbers of seeds of all planned looks.
-        waiting: seeds that have rows but wait for the next look.
+        interim_analyses: numbers of seeds of all planned looks.
+        waiting: seeds that have rows and are judged at a later look.
     """
 
     sites: tuple[str, ...]
@@ -67,7 +67,7 @@ class DesignTable:
     treatments: tuple[str, ...] = ("window",)
     stopped: dict[str, int] = field(default_factory=dict)
     look: int = 1
-    looks: tuple[int, ...] = (1,)
+    interim_analyses: tuple[int, ...] = (1,)
     waiting: tuple[int, ...] = ()
 
     @cached_property
@@ -82,7 +82,7 @@ class DesignTable:
 
     @cached_property
     def terms(self) -> tuple[tuple[str, str], ...]:
-        """The contrasts: (site, level) for every level but the baseline that ran at the site."""
+        """The terms of the linear model: (site, treatment) for every treatment that ran at the site."""
         return tuple(
             (site, level)
             for index, site in enumerate(self.sites)
@@ -111,7 +111,7 @@ def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
         rule: its rule.
 
     Raises:
-        DecideError: no rows, mixed circumstances, an unknown metric, a plan that varies in
+        AnalysisError: no rows, mixed circumstances, an unknown metric, a plan that varies in
             something the rule does not ask about, missing or doubled arms or seeds.
     """
     sites, present, diverged = ended_trials(rows, rule)
@@ -127,7 +127,7 @@ def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
         rule.treatments,
         {name: step for name, step in stopped.items() if name in names - diverged},
         look,
-        rule.looks or (len(seeds),),
+        rule.interim_analyses or (len(seeds),),
         tuple(sorted({trial.seed for trial in present} - set(seeds))),
     )
 
@@ -136,25 +136,25 @@ def ended_trials(rows: Sequence[Row], rule: DecisionRule) -> tuple[tuple[str, ..
     """Return the sites, the trials that have the rule's metric or diverged, and the names of the latter.
 
     Raises:
-        DecideError: see ``tabulate``; missing arms and seeds are no reason yet.
+        AnalysisError: see ``tabulate``; missing arms and seeds are no reason yet.
     """
     if not rows:
         raise AnalysisError("there are no rows; run the study before asking for its verdicts")
     refuse_mixtures(rows)
     refuse_unknown_metric(rows, rule)
     plans = one_plan_each(rows)
-    sites = _factors([plan for plan, _ in plans.values()], rule)
+    sites = _varied_sites([plan for plan, _ in plans.values()], rule)
     trials = [TrialRow(name, seed, _levels(plan, sites)) for name, (plan, seed) in plans.items()]
     order = (rule.baseline, *rule.treatments)
     trials.sort(key=lambda trial: ([order.index(level) for level in trial.levels], trial.seed))
     values = final_values(rows, rule.metric, rule.condition)
     measured = last_steps(rows, rule.metric, rule.condition)
     bad = [row for row in select(rows, metric="loss") if not math.isfinite(row.value)]
-    # After its last measurement: a rung may have been measured before the loss was lost.
+    # After its last measurement: an early value may have been measured before the loss was not finite.
     diverged = {row.trial for row in bad if row.step > measured.get(row.trial, -1)}
     diverged |= {name for name, value in values.items() if not math.isfinite(value)}
     present = [trial for trial in trials if trial.name in values or trial.name in diverged]
-    _refuse_strangers(present, rule)
+    _refuse_unplanned(present, rule)
     return sites, present, diverged
 
 
@@ -167,7 +167,7 @@ def spell_arm(arm: Sequence[str], sites: Sequence[str], rule: DecisionRule) -> s
     """Name an arm by its treated sites: ``window at decoder.0.cross + decoder.2.cross``."""
     parts = []
     for level in rule.treatments:
-        treated = [site for site, found in zip(sites, arm, strict=True) if found == level]
+        treated = [site for site, at_site in zip(sites, arm, strict=True) if at_site == level]
         parts += [f"{level} at {' + '.join(treated)}"] if treated else []
     return ", ".join(parts) or f"{rule.baseline} everywhere"
 
@@ -176,7 +176,7 @@ def _levels(plan: Plan, sites: Sequence[str]) -> Arm:
     return tuple(level_of(plan[site]) for site in sites)
 
 
-def _factors(plans: Sequence[Plan], rule: DecisionRule) -> tuple[str, ...]:
+def _varied_sites(plans: Sequence[Plan], rule: DecisionRule) -> tuple[str, ...]:
     names = [tuple(site for site, _ in plan.choices) for plan in plans]
     if len(set(names)) > 1:
         raise AnalysisError(
@@ -185,34 +185,34 @@ def _factors(plans: Sequence[Plan], rule: DecisionRule) -> tuple[str, ...]:
     choices = {site: {plan[site] for plan in plans} for site in names[0]}
     if unknown := [site for site in rule.sites if site not in choices]:
         raise AnalysisError(f"the rule names {', '.join(unknown)}; the model has {', '.join(choices)}")
-    sites = rule.sites or tuple(s for s, found in choices.items() if len(set(map(level_of, found))) > 1)
+    sites = rule.sites or tuple(s for s, of_site in choices.items() if len(set(map(level_of, of_site))) > 1)
     if not sites:
         raise AnalysisError("no site's bias differs between the trials; a verdict needs some without it")
-    for site, found in choices.items():
-        _refuse_odd_choices(site, found, site in sites, rule)
+    for site, of_site in choices.items():
+        _refuse_bad_choices(site, of_site, site in sites, rule)
     return sites
 
 
-def _refuse_odd_choices(site: str, found: set[Choice], asked: bool, rule: DecisionRule) -> None:
-    spelled = ", ".join(sorted(map(str, found)))
-    if not asked and len(found) > 1:
+def _refuse_bad_choices(site: str, choices: set[Choice], asked: bool, rule: DecisionRule) -> None:
+    spelled = ", ".join(sorted(map(str, choices)))
+    if not asked and len(choices) > 1:
         raise AnalysisError(f"site {site} varies ({spelled}) but the rule does not ask about it")
-    levels = set(map(level_of, found))
-    if asked and (levels - {rule.baseline, *rule.treatments} or len(found) != len(levels)):
+    levels = set(map(level_of, choices))
+    if asked and (levels - {rule.baseline, *rule.treatments} or len(choices) != len(levels)):
         raise AnalysisError(
             f"site {site} has the choices {spelled}; the rule compares {' and '.join(rule.treatments)} with "
             f"{rule.baseline}, each with one implementation"
         )
 
 
-def _refuse_strangers(trials: Sequence[TrialRow], rule: DecisionRule) -> None:
-    if strange := [trial.name for trial in trials if rule.seeds and trial.seed not in rule.seeds]:
+def _refuse_unplanned(trials: Sequence[TrialRow], rule: DecisionRule) -> None:
+    if unplanned := [trial.name for trial in trials if rule.seeds and trial.seed not in rule.seeds]:
         raise AnalysisError(
-            f"trial {enumerate_few(strange)} has a seed that the rule does not name ({rule.seeds})"
+            f"trial {enumerate_few(unplanned)} has a seed that the rule does not name ({rule.seeds})"
         )
-    if strange := [trial.name for trial in trials if rule.arms and trial.levels not in rule.arms]:
+    if unplanned := [trial.name for trial in trials if rule.arms and trial.levels not in rule.arms]:
         raise AnalysisError(
-            f"trial {enumerate_few(strange)} is an arm that the design does not have; judge it on its own"
+            f"trial {enumerate_few(unplanned)} is an arm that the design does not have; judge it on its own"
         )
     names: dict[tuple[Arm, int], list[str]] = defaultdict(list)
     for trial in trials:
@@ -226,9 +226,9 @@ def _reached(
 ) -> tuple[int, tuple[int, ...]]:
     """Return which look was reached, and the seeds that it judges; refuse gaps in them."""
     seeds = rule.seeds or tuple(sorted({trial.seed for trial in trials}))
-    found = {(trial.levels, trial.seed) for trial in trials}
-    gaps = {seed: [arm for arm in expected_arms(sites, rule) if (arm, seed) not in found] for seed in seeds}
-    looks = rule.looks or (len(seeds),)
+    present = {(trial.levels, trial.seed) for trial in trials}
+    gaps = {seed: [arm for arm in expected_arms(sites, rule) if (arm, seed) not in present] for seed in seeds}
+    looks = rule.interim_analyses or (len(seeds),)
     complete = next((n for n, seed in enumerate(seeds) if gaps[seed]), len(seeds))
     taken = sum(look <= complete for look in looks)
     if taken:

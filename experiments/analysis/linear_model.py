@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import orth
 from scipy.special import stdtr
 from statsmodels.regression.linear_model import OLS
 
@@ -29,10 +30,10 @@ LEAST_DF = 12
 Student's quantile costs more than the noise of usual interactions. Six sites in 16 arms have 17 after two
 seeds: of effects of twice the noise one in a hundred is missed for it, and interactions do no harm."""
 COLLAPSED = 0.001
-"""A trial so low that the lowest of all would be so by chance with less than this probability has
-collapsed: it is left out like one that diverged, and named. Normal noise loses one study in a thousand."""
-SEEN_THROUGH = 1e-9
-"""Leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
+"""A trial has collapsed if the lowest of all would be as low by chance with less than this probability. It is
+left out like a diverged one, and named. Normal noise costs a trial in one study of a thousand."""
+FULL_LEVERAGE = 1e-9
+"""A leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,25 @@ class Response:
         values: (trials,) final values; NaN for a trial that diverged or was stopped.
         draws: (draws, trials) the same on resamples of the scenes; no rows if there are none.
         num_scenes: how many scenes were resampled.
-        rungs: (rungs, trials) values at the steps where trials were stopped, earliest first; NaN from
-            the stop on, so that a trial stopped at the first rung has a value there alone.
+        early_values: (steps, trials) values after the steps at which trials were stopped, earliest first. NaN
+            after a stop, so that a trial stopped at the first of these steps has only that value.
     """
 
     values: Array
     draws: Array = field(default_factory=lambda: np.empty((0, 0)))
     num_scenes: int = 0
-    rungs: Array = field(default_factory=lambda: np.empty((0, 0)))
+    early_values: Array = field(default_factory=lambda: np.empty((0, 0)))
 
 
 @dataclass(frozen=True)
 class Interaction:
-    """What two sites gain together beyond the sum of their gains.
+    """The gain of two sites together beyond the sum of their gains.
 
     Attributes:
         pairs: the pairs of sites that the design cannot tell apart; one pair if it can.
         effect: gain of one site with the other treated minus without, points.
         error: its standard error.
-        low, high: its interval at the rule's confidence, this pair alone, points.
+        low, high: its interval at the rule's confidence, for this pair by itself, points.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -85,9 +86,9 @@ class Fit:
         scene_share: (terms,) share of the squared error that is due to the choice of scenes.
         num_scenes: scenes that were resampled; 0 if they were not.
         interactions: those the design supports.
-        collapsed: trials that were left out because they are far below what the others lead to expect.
+        collapsed: trials that were left out because they are far below what the other trials predict.
         carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
-            what they gained at the rung.
+            what they gained by then.
     """
 
     effect: Array
@@ -106,11 +107,11 @@ class Fit:
 def fit_gain(response: Response, table: DesignTable) -> Fit:
     """Fit an accuracy: ``fit_sites`` without trials whose training collapsed to a finite, useless value.
 
-    One such trial among 32 would swamp the noise of all others. It is found by its studentised residual
+    One such trial among 32 would be larger than the noise of all others. Its studentised residual shows it
     (Bonferroni over the trials; Cook and Weisberg, Residuals and Influence in Regression, 1982).
 
     Raises:
-        DecideError: see ``fit_sites``.
+        AnalysisError: see ``fit_sites``.
     """
     collapsed: list[str] = []
     fit = fit_sites(response, table)
@@ -125,13 +126,13 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     """Fit ``value ~ seed block + sites (+ pairs of sites)`` by least squares.
 
     Args:
-        response: the values; trials without any are left out.
+        response: the values; a trial without any value is left out.
         table: the design.
 
     Raises:
-        DecideError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
+        AnalysisError: the remaining trials cannot tell the sites apart, or leave no noise to judge by.
     """
-    first = response.rungs[0] if len(response.rungs) else response.values
+    first = response.early_values[0] if len(response.early_values) else response.values
     usable = np.isfinite(first) | np.isfinite(response.values)
     mains = table.treated[usable]
     blocks = table.blocks[usable]
@@ -140,8 +141,8 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     _refuse_unestimable(matrix, blocks.shape[1], table)
     pairs = pair_columns(table, usable)
     wider = np.hstack([matrix, *(column[:, None] for column in pairs.values())])
-    ended = wider[np.isfinite(response.values[usable])]  # the others have rungs alone
-    df = len(ended) - ended.shape[1] - len(response.rungs)
+    ended = wider[np.isfinite(response.values[usable])]  # the others have early values only
+    df = len(ended) - ended.shape[1] - len(response.early_values)
     if df < LEAST_DF or np.linalg.matrix_rank(ended) < ended.shape[1]:
         pairs, wider = {}, matrix
     num_terms = mains.shape[1]
@@ -193,7 +194,7 @@ def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> dict[tuple[tu
 
 
 def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
-    """Return what the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
+    """Return the effects that the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
 
     Sites whose levels are more than two have no pairs here. Empty in a full factorial.
     """
@@ -209,32 +210,41 @@ def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
 
 
 def _without(response: Response, trial: int) -> Response:
-    values, draws, rungs = response.values.copy(), response.draws.copy(), response.rungs.copy()
-    for measured in (values, draws, rungs):
-        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no rungs
-    return replace(response, values=values, draws=draws, rungs=rungs)
+    values, draws, early = response.values.copy(), response.draws.copy(), response.early_values.copy()
+    for measured in (values, draws, early):
+        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no early values
+    return replace(response, values=values, draws=draws, early_values=early)
 
 
 def _collapsed(response: Response, table: DesignTable) -> int | None:
     """Return the index of the lowest trial that ended, if it has collapsed."""
     ended = np.isfinite(response.values)
-    blocks = table.blocks[ended]
-    matrix = np.hstack([table.treated[ended], blocks[:, blocks.any(axis=0)]])
-    df = len(matrix) - np.linalg.matrix_rank(matrix) - 1
+    matrix = orth(np.hstack([table.treated[ended], table.blocks[ended]]))  # early stopping may cost it rank
+    df = len(matrix) - matrix.shape[1] - 1
     if df < 1:
         return None
-    inverse = np.linalg.pinv(matrix)
-    values = response.values[ended]
-    residuals = values - matrix @ (inverse @ values)
-    left = 1 - np.einsum("ij,ji->i", matrix, inverse)  # share of a residual that the fit leaves
-    left = np.where(left > SEEN_THROUGH, left, np.inf)  # a trial that decides a coefficient alone
-    others = (residuals @ residuals - residuals**2 / left) / df
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scores = np.where(others > 0, residuals / np.sqrt(others * left), 0.0)
+    scores = _studentized(response.values[ended], matrix, df)
     lowest = int(scores.argmin())
-    if stdtr(df, scores[lowest]) * len(values) >= COLLAPSED:
+    if stdtr(df, scores[lowest]) * len(scores) >= COLLAPSED:
         return None
     return int(np.flatnonzero(ended)[lowest])
+
+
+def _studentized(values: Array, matrix: Array, df: int) -> Array:
+    """Return externally studentised residuals (trials,): Student's t with ``df`` degrees of freedom.
+
+    They follow from the internal ones (Cook and Weisberg, equation 2.2.8). The ready-made property,
+    ``resid_studentized_external``, fits the model again without each trial and gives the same numbers: 16 ms
+    for 32 trials and 100 ms for 192, where all else that ``fit_gain`` does takes 2 and 3 ms.
+
+    A residual is 0 for a trial that alone decides a coefficient, and for one without which the model fits
+    perfectly.
+    """
+    influence = OLS(values, matrix).fit().get_influence()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        internal = np.asarray(influence.resid_studentized_internal)
+        scores = internal * np.sqrt(df / (df + 1 - internal**2))
+    return np.where(np.isfinite(scores) & (influence.hat_matrix_diag < 1 - FULL_LEVERAGE), scores, 0.0)
 
 
 def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> None:
@@ -257,13 +267,13 @@ def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table
         result: Any = OLS(values, matrix).fit()
         df = len(matrix) - matrix.shape[1]
         return Stage(result.params, result.cov_params(), df, math.sqrt(result.scale))
-    return regress_stages(matrix, [*response.rungs[:, usable], values])
+    return regress_stages(matrix, [*response.early_values[:, usable], values])
 
 
 def _scene_variance(
     matrix: Array, response: Response, usable: NDArray[np.bool_], runs: Stage, num_terms: int
 ) -> tuple[Array, Array]:
-    """Return what the scenes add to the terms' variance, and the degrees of freedom of the sum.
+    """Return (terms,) the variance that the scenes add, and (terms,) the degrees of freedom of the sum.
 
     Trials and scenes are crossed. The variance over resamples of the scenes holds the noise of a training
     per scene as well, which the residuals hold already; the part that both hold is what resampling adds

@@ -1,7 +1,7 @@
-"""What a site's slow-down must earn, from the trials' step times or from the operator benchmark.
+"""The price of a site: its slow-down, from the trials' step times or from the operator benchmark.
 
-An exact implementation changes no accuracy, so what it costs needs a stopwatch and no training. The
-benchmark times every implementation at the decoder's shapes; a bias kind is priced by its fastest one.
+An exact implementation changes no accuracy, so its price needs a time measurement and no training. The
+benchmark times every implementation at the decoder's shapes. A bias kind has the price of its fastest one.
 """
 
 import math
@@ -30,19 +30,19 @@ ERROR_OF_MEDIAN = math.sqrt(math.pi / 2)
 def price_of(
     rows: Sequence[Row], table: DesignTable, rule: DecisionRule, bench: Sequence[BenchRow] = ()
 ) -> tuple[Fit, tuple[str, ...]]:
-    """Return the effect of every term on the logarithm of the step time, and what to say about it.
+    """Return the effect of every term on the logarithm of the step time, and notes for the reader.
 
     Args:
         rows: the rows of the study.
         table: its design.
-        rule: says where the slow-down comes from.
+        rule: its ``priced_by`` names the source of the slow-down.
         bench: operator benchmark, if the rule is priced by it.
 
     Raises:
-        DecideError: step times or benchmark rows are missing.
+        AnalysisError: step times or benchmark rows are missing.
     """
     if rule.price_points_per_percent == 0:
-        return free(table), ()
+        return no_slowdown(table), ()
     times = typical_values(rows, rule.price_metric)
     usable = [trial.name for trial in table.trials if trial.name not in table.diverged]
     if lacking := [name for name in usable if times.get(name, 0.0) <= 0]:
@@ -65,8 +65,8 @@ def price_of(
     return fit_sites(Response(np.array(logs)), table), ()
 
 
-def free(table: DesignTable) -> Fit:
-    """Return no slow-down at all, known exactly."""
+def no_slowdown(table: DesignTable) -> Fit:
+    """Return a slow-down of zero, known exactly."""
     zeros = np.zeros(len(table.terms))
     count = len(table.trials)
     return Fit(zeros, zeros, np.full(len(zeros), float(count)), count, 0.0, count, zeros)
@@ -75,7 +75,10 @@ def free(table: DesignTable) -> Fit:
 def _from_bench(
     bench: Sequence[BenchRow], step_ms: float, table: DesignTable, rule: DecisionRule
 ) -> tuple[Fit, tuple[str, ...]]:
-    """Add the difference of two operators' times to a step, per term; a step has one call per site."""
+    """Return the fit and the notes if the benchmark gives the price.
+
+    A step has one call per site, so a treatment adds the difference of the two operators' times to it.
+    """
     timed = [
         row
         for row in bench
@@ -102,25 +105,25 @@ def _from_bench(
         error.append(math.hypot(_error(best[level]), _error(base)) / whole)
     zeros = np.zeros(len(growth))
     df = min(row.n - 1 for row in best.values())
-    said = ", ".join(f"{level} by {row.impl} {row.value:.3g} ms" for level, row in best.items())
+    implementations = ", ".join(f"{level} by {row.impl} {row.value:.3g} ms" for level, row in best.items())
     fit = Fit(np.array(growth), np.array(error), zeros + df, df, 0.0, len(table.trials), zeros)
-    return fit, (f"Priced by the benchmark at {shape}, forward and backward: {said}.",)
+    return fit, (f"Priced by the benchmark at {shape}, forward and backward: {implementations}.",)
 
 
 def _fastest(timed: Sequence[BenchRow], shape: str, level: str) -> BenchRow:
     bias, _, impl = level.partition("/")
     impl = impl.partition("@")[0]
     kind = bias.partition(":")[0]
-    found = [
+    candidates = [
         row
         for row in timed
         if row.shape == shape
         and row.bias == kind
         and (row.impl == impl if impl else row.impl != "lowrank" or kind not in TRUNCATABLE_KINDS)
     ]
-    if not found:
+    if not candidates:
         raise AnalysisError(f"the benchmark has no time of {level} at {shape}; run it for that bias")
-    return min(found, key=lambda row: row.value)
+    return min(candidates, key=lambda row: row.value)
 
 
 def _error(row: BenchRow) -> float:

@@ -1,8 +1,8 @@
 """The plan with the best utility, predicted from the effects, measured where it ran.
 
-Utility is what a verdict weighs, for a whole plan: predicted gain minus the price of its predicted
-slow-down. The plan is chosen by point estimates, undecided layers included: a choice has to be made, and
-the best guess is the best guess. What is sure about it is the verdicts' business and is said beside it.
+The utility of a plan is its net gain: predicted gain minus the price of its predicted slow-down. The plan
+is chosen by point estimates, undecided layers included, because some plan must be used. How sure the
+choice is, the verdicts tell: ``Recommendation.open_sites`` names the treated sites that are not settled.
 """
 
 import math
@@ -25,7 +25,7 @@ MOST_PLANS = 2**16
 
 @dataclass(frozen=True)
 class Candidate:
-    """One plan, as the effects predict it against the baseline everywhere.
+    """The predicted gain and price of one plan, against the baseline everywhere.
 
     Attributes:
         levels: a level per site.
@@ -50,11 +50,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the trials of one plan measured.
+    """Mean results of the trials of one plan.
 
     Attributes:
         accuracy: mean of the rule's metric, points.
-        samples_per_s: mean training throughput; NaN if nobody measured it.
+        samples_per_s: mean training throughput; NaN if it was not measured.
         seeds: how many.
     """
 
@@ -101,7 +101,7 @@ def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
     best = candidates[0]
     measured = measured_arms(rows, evidence)
     accuracy, speed = _levels_of_trials(measured, evidence)
-    settled = {(v.site, v.level or rule.treatment) for v in evidence.verdicts if v.verdict == PAYS}
+    settled = {(v.site, v.treatment or rule.treatments[0]) for v in evidence.verdicts if v.verdict == PAYS}
     treated = [
         (s, level) for s, level in zip(table.sites, best.levels, strict=True) if level != table.baseline
     ]
@@ -120,11 +120,11 @@ def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
 def predict(levels: Arm, evidence: Evidence) -> Candidate:
     """Predict what a plan gains and costs: the sum of its sites' effects and of the pairs' interactions.
 
-    An interaction that the design cannot tell from that of another pair counts for neither.
+    If the design cannot tell the interactions of two pairs apart, neither counts.
     """
     table, rule = evidence.table, evidence.rule
     chosen = dict(zip(table.sites, levels, strict=True))
-    terms = [v for v in evidence.verdicts if chosen[v.site] == (v.level or rule.treatment)]
+    terms = [v for v in evidence.verdicts if chosen[v.site] == (v.treatment or rule.treatments[0])]
     gain = sum(v.effect for v in terms)
     variance = sum((v.effect - v.low) ** 2 for v in terms)
     for pair in evidence.interactions:
@@ -143,14 +143,14 @@ def measured_arms(rows: Sequence[Row], evidence: Evidence) -> dict[Arm, Measured
     table, rule = evidence.table, evidence.rule
     values = final_values(rows, rule.metric, rule.condition)
     speeds = typical_values(rows, THROUGHPUT)
-    found: dict[Arm, list[tuple[float, float]]] = {}
+    by_arm: dict[Arm, list[tuple[float, float]]] = {}
     for trial in table.trials:
         value = values.get(trial.name, math.nan)
         if math.isfinite(value) and trial.name not in table.diverged and trial.name not in table.stopped:
-            found.setdefault(trial.levels, []).append((100 * value, speeds.get(trial.name, math.nan)))
+            by_arm.setdefault(trial.levels, []).append((100 * value, speeds.get(trial.name, math.nan)))
     return {
         levels: Measured(_mean(a for a, _ in pairs), _mean(s for _, s in pairs), len(pairs))
-        for levels, pairs in found.items()
+        for levels, pairs in by_arm.items()
     }
 
 
@@ -177,7 +177,10 @@ def _plans(table: DesignTable) -> Iterable[Arm]:
 
 
 def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tuple[float, float]:
-    """Return accuracy and throughput at the baseline, averaged over what every trial says about it."""
+    """Return accuracy and throughput at the baseline, averaged over the estimates from all arms.
+
+    An arm's estimate is what it measured minus what its treatments are predicted to add.
+    """
     seen = {levels: predict(levels, evidence) for levels in measured}
     weights = {levels: m.seeds for levels, m in measured.items()}
     total = sum(weights.values()) or 1
@@ -202,5 +205,5 @@ def _whole_plan(levels: Arm, table: DesignTable, rows: Sequence[Row]) -> Plan:
 
 
 def _mean(values: Iterable[float]) -> float:
-    found = [value for value in values if math.isfinite(value)]
-    return sum(found) / len(found) if found else math.nan
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

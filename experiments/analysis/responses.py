@@ -1,4 +1,4 @@
-"""What the trials of a table measured, as the linear model takes it.
+"""The measurements of the trials of a table, in the form that the linear model takes.
 
 The metric is in points. Resamples of the scenes are rows of their own (``pipeline.evaluation.bootstrap``):
 the metric of all detections of a trial, recomputed on scenes drawn with replacement, the same draws for
@@ -30,12 +30,12 @@ def respond(
     Args:
         rows: the rows of the study.
         table: the design as it ran.
-        rule: its metric and condition say what stopped trials were stopped by.
+        rule: its metric and condition are those that decided about early stopping.
         metric: any metric in the unit ``fraction``.
         condition: sensor condition.
 
     Raises:
-        DecideError: a trial that ended lacks the metric, or was measured after another number of steps.
+        AnalysisError: a trial that ended lacks the metric, or was measured after another number of steps.
     """
     values = final_values(rows, metric, condition)
     names = [t.name for t in table.trials if t.name not in table.diverged and t.name not in table.stopped]
@@ -56,7 +56,7 @@ def respond(
         _in_order(usable, table),
         np.array([_in_order(draw, table) for draw in draws]).reshape(len(draws), len(table.trials)),
         num_scenes,
-        _rungs(rows, table, rule),
+        _early_values(rows, table, rule),
     )
 
 
@@ -68,37 +68,37 @@ def _draws(
     rows: Sequence[Row], names: Sequence[str], metric: str, condition: str
 ) -> tuple[list[dict[str, float]], int]:
     """Return the draws that all trials have, and how many scenes each has."""
-    found: dict[int, dict[str, float]] = defaultdict(dict)
+    by_draw: dict[int, dict[str, float]] = defaultdict(dict)
     scenes: set[int] = set()
     for row in select(rows, metric=metric, condition=condition, site="", scene=""):
         if row.draw is not None:
-            found[row.draw][row.trial] = 100 * row.value
+            by_draw[row.draw][row.trial] = 100 * row.value
             scenes.add(row.n)
     if len(scenes) > 1:
         raise AnalysisError(
             f"{metric} ({condition}) was resampled over {enumerate_few(map(str, sorted(scenes)))} scenes in "
             f"different trials; evaluate them on the same ones"
         )
-    complete = [found[draw] for draw in sorted(found) if all(name in found[draw] for name in names)]
+    complete = [by_draw[draw] for draw in sorted(by_draw) if all(name in by_draw[draw] for name in names)]
     return complete, scenes.pop() if complete else 0
 
 
-def _rungs(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Array:
-    """Return (rungs, trials) the rule's metric at the steps where trials were stopped; NaN after a stop."""
+def _early_values(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Array:
+    """Return (steps, trials) the rule's metric after the steps at which trials stopped; NaN after a stop."""
     if not table.stopped:
         return np.empty((0, 0))
     values = step_values(rows, rule.metric, rule.condition)
-    rungs = []
-    for rung in sorted(set(table.stopped.values())):
+    early = []
+    for step in sorted(set(table.stopped.values())):
         reached = [
             trial.name
             for trial in table.trials
-            if trial.name not in table.diverged and table.stopped.get(trial.name, rung) >= rung
+            if trial.name not in table.diverged and table.stopped.get(trial.name, step) >= step
         ]
-        if absent := [name for name in reached if (name, rung) not in values]:
+        if absent := [name for name in reached if (name, step) not in values]:
             raise AnalysisError(
-                f"trials were stopped after {rung} steps, but {enumerate_few(absent)} lacks {rule.metric} "
+                f"trials were stopped after {step} steps, but {enumerate_few(absent)} lacks {rule.metric} "
                 f"({rule.condition}) there; measure it at every step where `{STOPPED}` may be decided"
             )
-        rungs.append(_in_order({name: 100 * values[name, rung] for name in reached}, table))
-    return np.array(rungs)
+        early.append(_in_order({name: 100 * values[name, step] for name in reached}, table))
+    return np.array(early)

@@ -1,7 +1,7 @@
-"""What rows must be before a verdict is drawn from them.
+"""Checks of rows before a verdict is drawn from them.
 
-Every way in which rows can mislead is refused with one sentence: trials that did not run under equal
-circumstances, rows that contradict each other, a metric that nobody measured.
+Misleading rows are refused with one sentence: trials that did not run under equal circumstances, rows that
+contradict each other, a metric without any row.
 """
 
 import math
@@ -35,15 +35,15 @@ def refuse_mixtures(rows: Sequence[Row]) -> None:
 
 def refuse_unknown_metric(rows: Sequence[Row], rule: DecisionRule) -> None:
     """Refuse a metric that no row has, or that is no fraction."""
-    found = list(select(rows, metric=rule.metric, condition=rule.condition, site="", scene="", draw=None))
-    if not found:
+    scores = list(select(rows, metric=rule.metric, condition=rule.condition, site="", scene="", draw=None))
+    if not scores:
         fractions = select(rows, unit="fraction", site="", scene="", draw=None)
         known = sorted({f"{row.metric} ({row.condition})" for row in fractions})
         raise AnalysisError(
             f"no row measures {rule.metric} under the condition {rule.condition!r}; "
             f"measured were {enumerate_few(known, 8) or 'no fractions at all'}"
         )
-    if wrong := sorted({row.unit for row in found} - {"fraction"}):
+    if wrong := sorted({row.unit for row in scores} - {"fraction"}):
         raise AnalysisError(
             f"{rule.metric} is in {', '.join(wrong)}; the rule needs one in the unit fraction"
         )
@@ -98,11 +98,11 @@ def last_steps(rows: Iterable[Row], metric: str, condition: str) -> dict[str, in
 
 def typical_values(rows: Iterable[Row], metric: str) -> dict[str, float]:
     """Return trial -> median of the finite whole-model rows of a metric that is noisy in itself (a time)."""
-    found: dict[str, list[float]] = defaultdict(list)
+    by_trial: dict[str, list[float]] = defaultdict(list)
     for row in select(rows, metric=metric, site="", scene="", draw=None):
         if math.isfinite(row.value):
-            found[row.trial].append(row.value)
-    return {trial: median(values) for trial, values in found.items()}
+            by_trial[row.trial].append(row.value)
+    return {trial: median(values) for trial, values in by_trial.items()}
 
 
 def enumerate_few(names: Iterable[str], most: int = 4) -> str:

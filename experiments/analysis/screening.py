@@ -1,8 +1,9 @@
-"""Train once with every layer biased, then switch the bias off layer by layer at inference.
+"""A ranking of the layers from one training: the bias is switched off layer by layer at inference.
 
-All on/off combinations are measured, and the layers ranked by what the bias of each is worth on average
-over the others. An intervention, not a retraining: it says how much the trained detector leans on a
-bias, not what training without it would have given. So it ranks, and draws no verdict.
+One trial is trained with the bias in every layer. All on/off combinations (masks) are then evaluated, and
+the layers are ranked by the gain of their bias, averaged over the masks of the others. This shows how much
+the trained detector relies on a bias, not what a training without it would give. A screening therefore
+ranks layers and draws no verdict.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, DecisionRule
+from experiments.recipes.decision_rule import SCREENING, AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
@@ -23,14 +24,14 @@ from pipeline.metrics.rows import Row, RowsDigest, is_unchanged, read_rows, rows
 INTERVENTION = "intervention/"
 """Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
 
-FOLDER = "screen"
+FOLDER = "screening"
 """Folder of a study that holds its screening: ``masks.jsonl``, and the training if the study has it not."""
 
 ROWS = "masks.jsonl"
 """The rows of a screening: one plan an on/off mask."""
 
 RANKING = "ranking.json"
-"""What a screening found, written when all masks are measured, with the digest of its rows."""
+"""Ranking of a screening, written when all masks are measured, with the digest of its rows."""
 
 MOST_SITES = 10
 """Sites that are switched: every further one doubles the masks, and 1,024 take a night."""
@@ -38,13 +39,13 @@ MOST_SITES = 10
 
 @dataclass(frozen=True)
 class Ranked:
-    """What the bias of one site is worth to the trained detector.
+    """What the bias of one site adds to the accuracy of the trained detector.
 
     Attributes:
         site: the attention site.
         effect: points of the metric, on minus off, averaged over all masks of the other sites.
-        last: points lost when it alone is switched off.
-        alone: points gained when it alone is on.
+        last: points lost if this site only is switched off.
+        alone: points gained if this site only is switched on.
     """
 
     site: str
@@ -60,19 +61,19 @@ def screened(recipe: Recipe) -> TrialSettings:
         RecipeError: the recipe has no rule, no factors, or too many of them.
     """
     rule = rule_of(recipe)
-    if not 1 <= len(recipe.factors) <= MOST_SITES:
+    if not 1 <= len(recipe.sites) <= MOST_SITES:
         raise RecipeError(
             f"recipe {recipe.name}: a screening switches 1 to {MOST_SITES} sites, and it has "
-            f"{len(recipe.factors)} factors"
+            f"{len(recipe.sites)} sites"
         )
-    return replace(recipe.trials[0], plan=recipe.plan([rule.treatment] * len(recipe.factors)))
+    return replace(recipe.trials[0], plan=recipe.plan([rule.treatments[0]] * len(recipe.sites)))
 
 
 def masks(recipe: Recipe) -> list[Plan]:
     """Return the plans of all on/off combinations, nothing on first."""
     rule = rule_of(recipe)
     screened(recipe)  # refuses what cannot be screened
-    levels = product((rule.baseline, rule.treatment), repeat=len(recipe.factors))
+    levels = product((rule.baseline, rule.treatments[0]), repeat=len(recipe.sites))
     return [recipe.plan(arm) for arm in levels]
 
 
@@ -96,8 +97,8 @@ def rank(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule, conditio
             f"{len(missing)} of {len(cells)} masks have no {rule.metric} "
             f"({condition or rule.condition}); run `biaswise study screen` again, it goes on where it stopped"
         )
-    found = [_ranked(site, index, values, len(sites)) for index, site in enumerate(sites)]
-    return sorted(found, key=lambda one: -one.effect)
+    ranking = [_ranked(site, index, values, len(sites)) for index, site in enumerate(sites)]
+    return sorted(ranking, key=lambda one: -one.effect)
 
 
 def _ranked(site: str, index: int, values: Mapping[tuple[bool, ...], float], num_sites: int) -> Ranked:
@@ -119,7 +120,11 @@ def _mask(plan: str, sites: Sequence[str], baseline: str) -> tuple[bool, ...]:
 
 
 def rule_of(recipe: Recipe) -> DecisionRule:
-    """Return the rule of a recipe, which must have one."""
+    """Return the rule of a recipe.
+
+    Raises:
+        RecipeError: the recipe has no rule.
+    """
     if recipe.rule is None:
         raise RecipeError(
             f"recipe {recipe.name} has no rule, so nothing says which bias to switch off where; "
@@ -158,7 +163,7 @@ def ranking_record(
 
 
 def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> DecisionRule:
-    """Return the rule with the order that the study's screening gives, if it asks for one and there is one.
+    """Return the rule, with the order of the study's screening if it asks for one and there is one.
 
     Args:
         rule: of the study.
@@ -166,17 +171,17 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
         digest: of its recipe, which every row of the screening carries.
 
     Raises:
-        DecideError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
+        AnalysisError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
     """
     path = study_folder / FOLDER / ROWS
-    if rule.order != BY_SCREENING or not path.exists():
+    if rule.order_by != SCREENING or not path.exists():
         return rule
     if was_edited(study_folder):
         raise AnalysisError(f"the rows in {path} are not those that the screening wrote; run it again")
     rows = read_rows(path)
-    if strange := sorted({row.recipe_digest for row in rows} - {digest}):
-        raise AnalysisError(f"the screening in {path} is of the recipe {strange[0]}, the study of {digest}")
+    if others := sorted({row.recipe_digest for row in rows} - {digest}):
+        raise AnalysisError(f"the screening in {path} is of the recipe {others[0]}, the study of {digest}")
     try:
-        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)))
+        return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)), order_by="")
     except (RecipeError, PlanError) as error:
         raise AnalysisError(str(error)) from error

@@ -1,9 +1,9 @@
 """Gains weighed against prices by the rule, over all sites and looks together.
 
-Real and simulated studies alike end in ``judge``. Errors are controlled twice, and apart: the verdicts of a
+Real and simulated studies end in ``judge``. Errors are controlled twice, separately: the verdicts of a
 study are all right together (weighted Holm, each step with its level spent over the looks), and the
 intervals of the gains all hold together (Bonferroni, spent alike). Holm settles more than Bonferroni, but
-no intervals of a bounded length agree with it, so that each claim has its own procedure.
+no intervals of a bounded length agree with it, so each claim has its own procedure.
 """
 
 import math
@@ -17,13 +17,13 @@ from scipy.special import stdtr, stdtrit
 from experiments.analysis.alpha_spending import nominal_level, spent
 from experiments.analysis.design_table import DesignTable
 from experiments.analysis.linear_model import Fit
-from experiments.recipes.decision_rule import BY_SCREENING, DecisionRule, ScreeningMissing
+from experiments.recipes.decision_rule import SCREENING, DecisionRule, ScreeningMissing
 
 Array = NDArray[np.float64]
 
 PAYS, COSTS, UNDECIDED = "PAYS", "COSTS", "UNDECIDED"
 MOST_FURTHER_SEEDS = 100
-"""Beyond a hundred trainings of every arm nobody runs them: the effect is then called too small to settle."""
+"""If more further seeds than this are needed, the effect is called too small to settle."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Verdict:
         further_trials: for what is not settled: further trials of every arm (further seeds) that would
             settle it if gain, price and noise stay as estimated; None if over ``MOST_FURTHER_SEEDS``.
             0 if it is settled.
-        level: the treatment.
+        treatment: the level that is compared with the baseline.
         equivalent: whether the net gain is certainly within the rule's margin of zero (two one-sided
-            tests): nothing worth having, nothing worth avoiding.
+            tests).
         p_value: two-sided, of no net gain; not adjusted.
         tested_at: the two-sided level it was tested at, after Holm and the spending over looks.
     """
@@ -62,14 +62,14 @@ class Verdict:
     net_low: float
     net_high: float
     further_trials: int | None
-    level: str = ""
+    treatment: str = ""
     equivalent: bool = False
     p_value: float = math.nan
     tested_at: float = math.nan
 
     @property
     def settled(self) -> bool:
-        """Whether more trials are of no use: it pays, costs, or makes no difference worth having."""
+        """Whether more trials are of no use: it pays, costs, or is equivalent to no difference."""
         return self.verdict != UNDECIDED or self.equivalent
 
 
@@ -102,9 +102,9 @@ def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> t
         rule: the rule.
 
     Raises:
-        ScreeningMissing: nobody has put the order of a screening into the rule.
+        ScreeningMissing: the rule takes its order from a screening, and it is not filled in.
     """
-    if rule.order == BY_SCREENING:
+    if rule.order_by == SCREENING:
         raise ScreeningMissing(
             "the rule tests the layers in the order of the study's screening, and there is none; run "
             "`biaswise study screen` with the study's recipe, then `biaswise study resume`"
@@ -115,7 +115,7 @@ def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> t
     reach = -stdtrit(net.df, tested_at / 2) * net.error
     wide = joint_quantile(gain.df, table, rule) * gain.error
     verdicts = []
-    for i, (site, level) in enumerate(table.terms):
+    for i, (site, treatment) in enumerate(table.terms):
         low, high = float(net.value[i] - reach[i]), float(net.value[i] + reach[i])
         verdict = PAYS if low > 0 else COSTS if high < 0 else UNDECIDED
         settled = verdict != UNDECIDED or bool(same[i])
@@ -134,7 +134,7 @@ def judge(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> t
                 net_low=low,
                 net_high=high,
                 further_trials=0 if settled else _further(i, net, float(tested_at[i]), gain, table, rule),
-                level=level,
+                treatment=treatment,
                 equivalent=bool(same[i]),
                 p_value=float(p_values[i]),
                 tested_at=float(tested_at[i]),
@@ -150,20 +150,24 @@ def joint_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
 
 
 def single_quantile(df: Array, table: DesignTable, rule: DecisionRule) -> Array:
-    """Return Student's quantile at which one interval alone holds, at every look."""
+    """Return Student's quantiles (terms,) at which one interval by itself holds, at every look."""
     return np.asarray(-stdtrit(df, _at_look(1 - rule.confidence, table, rule) / 2))
 
 
-def shares_spent(looks: Sequence[int], taken: int, rule: DecisionRule) -> float:
+def shares_spent(interim_analyses: Sequence[int], taken: int, rule: DecisionRule) -> float:
     """Return the share of the error probability that the looks taken have spent, 0 to 1.
 
     Args:
-        looks: numbers of seeds of all planned looks.
+        interim_analyses: numbers of seeds of all planned looks.
         taken: how many of them were taken.
         rule: its confidence and spending.
     """
     level = 1 - rule.confidence
-    return spent(level, looks[taken - 1] / looks[-1], rule.spending) / level if taken else 0.0
+    return (
+        spent(level, interim_analyses[taken - 1] / interim_analyses[-1], rule.alpha_spending) / level
+        if taken
+        else 0.0
+    )
 
 
 def holm(p_values: Array, weights: Array, level: float, table: DesignTable, rule: DecisionRule) -> Array:
@@ -194,7 +198,7 @@ def holm(p_values: Array, weights: Array, level: float, table: DesignTable, rule
 
 def _at_look(level: float, table: DesignTable, rule: DecisionRule) -> float:
     # rounded: levels that differ in the last bit share one integration
-    return nominal_level(round(level, 12), table.looks, table.look, rule.spending)
+    return nominal_level(round(level, 12), table.interim_analyses, table.look, rule.alpha_spending)
 
 
 def _net(table: DesignTable, gain: Fit, slowdown: Fit, rule: DecisionRule) -> Net:
@@ -223,7 +227,7 @@ def _test_difference(net: Net, table: DesignTable, rule: DecisionRule) -> tuple[
 def _test_equivalence(net: Net, table: DesignTable, rule: DecisionRule) -> NDArray[np.bool_]:
     """Return (terms,) whether two one-sided tests place the net gain within the margin of zero."""
     # a one-sided test has the bound of a two-sided one at twice its level
-    p_values = 2 * _tail(rule.margin - np.abs(net.value), net)
+    p_values = 2 * _tail(rule.equivalence_margin - np.abs(net.value), net)
     levels = holm(p_values, np.ones(len(p_values)), 2 * (1 - rule.confidence), table, rule)
     return np.asarray(p_values <= levels)
 
@@ -245,6 +249,6 @@ def _further(
     error = net.error[index] * np.sqrt(gain.num_trials / trials)
     away = abs(net.value[index])
     differs = away > -stdtrit(df, level / 2) * error
-    same = rule.margin - away > -stdtrit(df, level) * error
+    same = rule.equivalence_margin - away > -stdtrit(df, level) * error
     enough = differs | same
     return int(further[enough.argmax()]) if enough.any() else None

@@ -1,4 +1,4 @@
-"""How often a cheap study names the layers that the full grid names, and at what size of effects."""
+"""How often a small study names the same layers as the full grid, by the size of the effects."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +18,19 @@ from experiments.calibration.error_rates import (
     Study,
     Tally,
 )
-from experiments.calibration.simulation import Surface, follow, judge_look, measure, names, ranked
+from experiments.calibration.simulation import Surface, follow, judge_look, measure, ranked, sites_with
 
 SCREENING_ERROR = 0.7
-"""Assumed error of a screening's estimate of a site: switching a bias off is not training without it.
-In the demo, cut to 4 steps a trial, it was half a noise (docs/log.md)."""
+"""Assumed standard error of a screening's estimate of a site, noises of one run: to switch a bias off is not
+to train without it. In the demo, with 4 steps per trial, it was half a noise (docs/log.md)."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a study compares with the full grid, on the same trainings unless its name says otherwise.
+    """How a study compares with the full grid, on the same trainings unless the study's name excludes it.
 
     Attributes:
-        study: what was run.
+        study: the study that is compared.
         effect: the planted effect, noises of one run: as a text for tables.
         confidence: the rule's.
         tally: ``agrees``, ``false PAYS``, ``missed PAYS`` (of the study), ``grid false PAYS``.
@@ -45,15 +45,15 @@ class Agreement:
 def design_efficiency(
     effects: tuple[float, float], confidence: float, studies: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Agreement, ...]:
-    """Compare cheap studies, and another grid, with the full grid.
+    """Compare small studies, and a second full grid, with the full grid.
 
     Every layer has no effect with probability one half, else one whose size is drawn evenly from
     ``effects``; three of four are gains.
 
     Args:
         effects: smallest and largest effect.
-        confidence: of the rule of all.
-        studies: how many.
+        confidence: of the rule of every study.
+        studies: number of simulated studies.
         tick: called after each.
     """
     tallies = {study: Tally() for study in (LEAN, APART, ORDERED, MISLED, SCREENED, AGAIN)}
@@ -90,7 +90,7 @@ def by_size(
             measured = measure(surface, GRID.arms, tuple(range(max(3, most_seeds))), rng)
             grid = judge_look(measured, GRID.arms, 1, GRID.rule())
             for seeds, tally in tallies.items():
-                study = replace(LEAN, looks=(seeds,))
+                study = replace(LEAN, interim_analyses=(seeds,))
                 verdicts = judge_look(measured, LEAN.arms, 1, study.rule())
                 _compare(tally, verdicts, grid, surface)
                 tally.trials += study.most_trials
@@ -106,7 +106,7 @@ def _random_surface(effects: tuple[float, float], rng: np.random.Generator) -> S
 
 def _compare(tally: Tally, verdicts: Sequence[Verdict], grid: Sequence[Verdict], surface: Surface) -> None:
     good = {site for site, gain in surface.gain.items() if gain > 0}
-    pays, theirs = names(verdicts, PAYS), names(grid, PAYS)
+    pays, theirs = sites_with(verdicts, PAYS), sites_with(grid, PAYS)
     events = {
         "agrees": pays == theirs,
         "false PAYS": bool(pays - good),

@@ -1,7 +1,7 @@
-"""How often the decision code is right, on simulated studies whose truth is known.
+"""How often verdicts are right, on simulated studies whose truth is known.
 
-Every study is fitted by ``estimate.fit_gain`` and judged by ``verdicts.judge``, as real ones are, and goes
-from look to look as ``sequential`` does. Planted effects are net of price, in noises of one run.
+Every study is fitted by ``linear_model.fit_gain`` and judged by ``verdicts.judge``, as real studies are, and
+goes from look to look as ``study.next_wave`` does. Planted effects are net of price, in noises of one run.
 """
 
 from collections import Counter
@@ -10,10 +10,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import stdtrit
-from scipy.stats import beta
+from statsmodels.stats.proportion import proportion_confint
 
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, Verdict
-from experiments.calibration.simulation import SimulatedMeasurement, Surface, fit_look, follow, measure, names
+from experiments.calibration.simulation import (
+    SimulatedMeasurement,
+    Surface,
+    fit_look,
+    follow,
+    measure,
+    sites_with,
+)
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Factor, fraction, full
 
@@ -25,29 +32,29 @@ TWICE = 2.0
 
 @dataclass(frozen=True)
 class Study:
-    """What a simulated study runs.
+    """A simulated study.
 
     Attributes:
         name: for tables.
         sites: its factors.
-        arms: what it runs with every seed.
-        looks: numbers of seeds after which it is judged.
+        arms: the arms that run with every seed.
+        interim_analyses: numbers of seeds after which it is judged.
     """
 
     name: str
     sites: tuple[str, ...]
     arms: tuple[Arm, ...]
-    looks: tuple[int, ...]
+    interim_analyses: tuple[int, ...]
 
     def rule(self, confidence: float = 0.95, order: tuple[str, ...] = ()) -> DecisionRule:
-        """Return its rule: no price, and one noise of a run as the smallest gain worth having."""
+        """Return its rule: no price, and an equivalence margin of one noise of a run."""
         return DecisionRule(
             sites=self.sites,
-            seeds=tuple(range(self.looks[-1])),
-            looks=self.looks,
+            seeds=tuple(range(self.interim_analyses[-1])),
+            interim_analyses=self.interim_analyses,
             arms=self.arms,
             price_points_per_percent=0.0,
-            margin=1.0,
+            equivalence_margin=1.0,
             confidence=confidence,
             order=order,
         )
@@ -55,13 +62,13 @@ class Study:
     @property
     def most_trials(self) -> int:
         """Trials if it goes to its last look."""
-        return len(self.arms) * self.looks[-1]
+        return len(self.arms) * self.interim_analyses[-1]
 
 
 _SIX = [Factor(site) for site in SITES]
 GRID = Study("full grid", SITES, full(_SIX).arms, (3,))
 LEAN = Study("sequential fraction", SITES, fraction(_SIX, 2).arms, (1, 2))
-LONG = replace(LEAN, name="sequential fraction, 6 looks", looks=(1, 2, 3, 4, 5, 6))
+LONG = replace(LEAN, name="sequential fraction, 6 looks", interim_analyses=(1, 2, 3, 4, 5, 6))
 AGAIN = replace(GRID, name="another full grid")
 APART = replace(LEAN, name="sequential fraction on trainings of its own")
 ORDERED = replace(LEAN, name="screening + sequential fraction")
@@ -76,8 +83,8 @@ class Scenario:
 
     Attributes:
         name: for tables.
-        surface: what is true.
-        study: what is run.
+        surface: the true effects and noises.
+        study: the study that is run.
     """
 
     name: str
@@ -118,14 +125,14 @@ class Tally:
     """Counts over studies.
 
     Attributes:
-        studies: how many were judged.
-        refused: how many could not be judged.
+        studies: number of studies.
+        refused: number of studies that could not be judged.
         counts: event -> studies in which it happened.
-        intervals: single intervals looked at.
-        covered: those that hold the truth.
+        intervals: number of single intervals.
+        covered: number of single intervals that hold the truth.
         trials: trials of all studies.
         verdicts: all verdicts.
-        undecided: those that are undecided.
+        undecided: number of undecided verdicts.
     """
 
     studies: int = 0
@@ -146,17 +153,16 @@ def with_interval(count: int, total: int) -> tuple[float, float, float]:
     """Return a rate with its 95 % interval (Clopper and Pearson); NaN without any trials."""
     if not total:
         return (float("nan"),) * 3
-    low = 0.0 if count == 0 else float(beta.ppf(0.025, count, total - count + 1))
-    high = 1.0 if count == total else float(beta.ppf(0.975, count + 1, total - count))
-    return count / total, low, high
+    low, high = proportion_confint(count, total, alpha=0.05, method="beta")
+    return count / total, float(low), float(high)
 
 
 def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None] = lambda: None) -> Tally:
     """Judge a scenario's studies.
 
     Args:
-        scenario: the truth, and what is run.
-        studies: how many.
+        scenario: the truth and the study.
+        studies: number of simulated studies.
         tick: called after each.
     """
     tally, study = Tally(), scenario.study
@@ -178,10 +184,10 @@ def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None
 
 def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: DecisionRule) -> None:
     truth = surface.gain
-    pays, costs = names(verdicts, PAYS), names(verdicts, COSTS)
+    pays, costs = sites_with(verdicts, PAYS), sites_with(verdicts, COSTS)
     good = {site for site, gain in truth.items() if gain > 0}
     bad = {site for site, gain in truth.items() if gain < 0}
-    off = {v.site for v in verdicts if v.equivalent and abs(truth[v.site]) >= rule.margin}
+    off = {v.site for v in verdicts if v.equivalent and abs(truth[v.site]) >= rule.equivalence_margin}
     events = {
         "false PAYS": bool(pays - good),
         "false COSTS": bool(costs - bad),
@@ -196,8 +202,8 @@ def _count(tally: Tally, verdicts: Sequence[Verdict], surface: Surface, rule: De
 
 
 def _count_single(tally: Tally, measured: SimulatedMeasurement, surface: Surface, rule: DecisionRule) -> None:
-    """Look at every site's own 95 % interval after all trials, as of a study with one look."""
-    fit, table = fit_look(measured, rule.arms, len(rule.looks), rule)
+    """Count the sites whose own 95 % interval holds the truth after all trials, as with one look."""
+    fit, table = fit_look(measured, rule.arms, len(rule.interim_analyses), rule)
     wide = -stdtrit(fit.df, 0.025) * fit.error
     truth = np.array([surface.gain[site] for site, _ in table.terms])
     tally.intervals += len(truth)

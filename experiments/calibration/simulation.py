@@ -1,6 +1,6 @@
 """Studies whose truth is known, drawn as arrays and judged by the code that judges real ones.
 
-A surface says what every site gains and how runs, seeds and scenes vary; the unit is the standard
+A surface holds the gain of every site and how runs, seeds and scenes vary; the unit is the standard
 deviation of one run. ``measure`` draws what all arms of a design score with all seeds, so that a small
 study and the full grid can be judged on the same trainings.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit, Response, fit_gain
-from experiments.analysis.price import free
+from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import Verdict, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm
@@ -27,13 +27,13 @@ COLLAPSE = 20.0
 """What a training that collapses without a NaN loses, in noises of one run: a detector that finds little."""
 STOPPED_SHARE = 0.25
 """Share of a seed's trials that early stopping ends."""
-RUNG_CORRELATION = 0.8
-"""Correlation of a run's noise at the rung with its noise at the end."""
+EARLY_CORRELATION = 0.8
+"""Correlation of a run's noise at the early step with its noise at the end."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What is true; everything in noises of one run.
+    """The truth of a simulated study; all numbers are in noises of one run.
 
     Attributes:
         gain: site -> true gain, averaged over what the other sites have.
@@ -66,11 +66,11 @@ class Surface:
 
 @dataclass(frozen=True)
 class SimulatedMeasurement:
-    """What trials scored.
+    """The scores of simulated trials.
 
     Attributes:
         arms, seeds: the trials: every arm with every seed, arms outermost.
-        response: values, draws and rungs in that order.
+        response: values, draws and early values, one column per trial in that order.
     """
 
     arms: tuple[Arm, ...]
@@ -84,7 +84,7 @@ def measure(
     """Train every arm with every seed.
 
     Args:
-        surface: what is true.
+        surface: the truth.
         arms: levels ``none`` or another per site of the surface.
         seeds: the blocks.
         rng: draws everything that varies.
@@ -107,19 +107,19 @@ def measure(
     per_scene = mean[:, None] + (on - 0.5) @ shift + own
     draws = (_shares(scenes) @ per_scene.T).copy()
     values = per_scene.mean(axis=1)
-    rungs = np.empty((0, 0))
+    early_values = np.empty((0, 0))
     lost = np.isin(np.arange(trials), fall[: surface.diverging])
     lost |= np.array(seeds)[block] == surface.lost_seed
     values[lost], draws[:, lost] = np.nan, np.nan
     if surface.stopping:
-        late = math.sqrt(1 - RUNG_CORRELATION**2) / RUNG_CORRELATION
+        late = math.sqrt(1 - EARLY_CORRELATION**2) / EARLY_CORRELATION
         early = values + late * rng.standard_normal(trials)
         for index in range(len(seeds)):
             of_seed = np.flatnonzero(block == index)
             worst = of_seed[np.argsort(early[of_seed])[: int(STOPPED_SHARE * len(of_seed))]]
             values[worst], draws[:, worst] = np.nan, np.nan
-        rungs = early[None]
-    return SimulatedMeasurement(tuple(arms), tuple(seeds), Response(values, draws, scenes, rungs))
+        early_values = early[None]
+    return SimulatedMeasurement(tuple(arms), tuple(seeds), Response(values, draws, scenes, early_values))
 
 
 def judge_look(
@@ -134,48 +134,48 @@ def judge_look(
         rule: names its sites, seeds and looks.
     """
     fit, table = fit_look(measured, arms, look, rule)
-    return judge(table, fit, free(table), rule)
+    return judge(table, fit, no_slowdown(table), rule)
 
 
 def fit_look(
     measured: SimulatedMeasurement, arms: Sequence[Arm], look: int, rule: DecisionRule
 ) -> tuple[Fit, DesignTable]:
     """Fit what ``judge_look`` judges."""
-    seeds = measured.seeds[: rule.looks[look - 1]]
+    seeds = measured.seeds[: rule.interim_analyses[look - 1]]
     columns = _columns(measured.arms, tuple(arms), len(measured.seeds), len(seeds))
     response = measured.response
     part = Response(
         response.values[columns],
         response.draws[:, columns],
         response.num_scenes,
-        response.rungs[:, columns] if len(response.rungs) else response.rungs,
+        response.early_values[:, columns] if len(response.early_values) else response.early_values,
     )
-    table = _table(rule.sites, tuple(arms), seeds, look, rule.looks)
+    table = _table(rule.sites, tuple(arms), seeds, look, rule.interim_analyses)
     return fit_gain(part, table), table
 
 
 def follow(
     measured: SimulatedMeasurement, arms: Sequence[Arm], rule: DecisionRule
 ) -> tuple[tuple[Verdict, ...], int]:
-    """Go from look to look as ``sequential.next_wave`` does, until all is settled or no look is left.
+    """Go from look to look as ``study.next_wave`` does, until all is settled or no look is left.
 
     Returns:
         The verdicts and the number of trials; no verdicts if the trials support none at the last look.
     """
     verdicts: tuple[Verdict, ...] = ()
-    for look, seeds in enumerate(rule.looks, 1):
+    for look, seeds in enumerate(rule.interim_analyses, 1):
         try:
             verdicts = judge_look(measured, arms, look, rule)
         except AnalysisError:  # too many trials diverged; there may be a next look
             verdicts = ()
-        if (verdicts and all(verdict.settled for verdict in verdicts)) or look == len(rule.looks):
+        if (verdicts and all(verdict.settled for verdict in verdicts)) or look == len(rule.interim_analyses):
             return verdicts, seeds * len(arms)
     raise ValueError("the rule has no looks; name them")
 
 
-def names(verdicts: Sequence[Verdict], verdict: str) -> frozenset[str]:
+def sites_with(verdicts: Sequence[Verdict], verdict: str) -> frozenset[str]:
     """Return the sites with a verdict."""
-    return frozenset(found.site for found in verdicts if found.verdict == verdict)
+    return frozenset(one.site for one in verdicts if one.verdict == verdict)
 
 
 def ranked(surface: Surface, error: float, rng: np.random.Generator) -> tuple[str, ...]:
@@ -212,4 +212,4 @@ def _table(
     trials = tuple(
         TrialRow(f"{index}-s{seed}", seed, arm) for index, arm in enumerate(arms) for seed in seeds
     )
-    return DesignTable(sites, trials, (), look=look, looks=looks)
+    return DesignTable(sites, trials, (), look=look, interim_analyses=looks)

@@ -10,7 +10,7 @@ from experiments.cli.options import Command, OptionError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.calibration.report import Findings
+    from experiments.calibration.findings import Findings
 
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))
 """Sizes of the effects in the comparison with the full grid, in standard deviations of the noise: the
@@ -39,7 +39,8 @@ class Calibrate(Command):
         from rich.console import Console
         from rich.table import Table
 
-        from experiments.calibration.report import criteria, write_findings
+        from experiments.calibration.findings import criteria
+        from experiments.calibration.report import write_findings
 
         if arguments.studies < 1:
             raise OptionError(f"--studies {arguments.studies}: expected 1 or more")
@@ -60,7 +61,7 @@ def _simulate(studies: int, console: "Console") -> "Findings":
 
     from experiments.calibration.design_efficiency import by_size, design_efficiency
     from experiments.calibration.error_rates import calibrate_scenario, scenarios
-    from experiments.calibration.report import Findings
+    from experiments.calibration.findings import Findings
 
     begun, planted = time.monotonic(), scenarios()
     total = studies * (len(planted) + len(EFFECTS) * len(CONFIDENCES) + len(SIZES))

@@ -8,10 +8,10 @@ from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_
 
 
 class SubmitStudy(Command):
-    """Send a study to a cluster, show its log, return what its driver returns."""
+    """Send a study to a cluster, show its log, return whether it succeeded."""
 
     name = "submit"
-    help = "run a study on a Ray cluster as a job; returns its exit code, 130 if it was stopped"
+    help = "run a study on a Ray cluster as a job; exit code 0 if it succeeded, 130 if it was stopped"
     example = "study submit demo --address http://127.0.0.1:8265"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -27,7 +27,7 @@ class SubmitStudy(Command):
         parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
 
     def run(self, arguments: Namespace) -> int:
-        """Return the exit code of the job; 0 if it was not waited for."""
+        """Return 0 if the job succeeded or was not waited for, 130 if it was stopped, else 1."""
         from experiments.recipes.registry import recipe
 
         name = recipe(arguments.recipe).name  # refuses an unknown name before Ray is imported

@@ -213,7 +213,7 @@ class CutObjects(Command):
         from rich.console import Console
 
         from experiments.study.progress import task_bar
-        from pipeline.data.augmentation.object_database import write_database
+        from pipeline.data.augmentation.object_database_writer import write_database
         from pipeline.data.formats.open import open_source
 
         console = Console()

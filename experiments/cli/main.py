@@ -27,6 +27,7 @@ from experiments.cli.study import ListStudies, ResumeStudy, RunDemo, RunStudy, S
 from experiments.cli.throughput import Throughput
 from experiments.cli.trial import Evaluate, Train
 from pipeline.errors import is_user_error
+from pipeline.ray_train.local_cluster import prepare_ray
 from pipeline.storage.paths import ROOT
 
 DONE, WRONG_USAGE = 0, 2
@@ -93,10 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = build_parser().parse_args(argv)
-    warnings.showwarning = _warn
-    signal.signal(signal.SIGTERM, _leave)
-    if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
-        signal.signal(signal.SIGINT, _leave)
+    _prepare_process(arguments)
     try:
         return int(arguments.run(arguments))
     except (ValueError, RuntimeError) as error:
@@ -118,6 +116,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"biaswise: error: {place}: no space left; make room, the same command goes on", file=sys.stderr
         )
         return WRONG_USAGE
+
+
+def _prepare_process(arguments: argparse.Namespace) -> None:
+    """Set up warnings, signals, and the environment variables that Ray reads when it is imported."""
+    warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, _leave)
+    if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
+        signal.signal(signal.SIGINT, _leave)
+    if "address" not in arguments:  # commands that have it talk to the cluster at that address
+        prepare_ray()
 
 
 def _warn(

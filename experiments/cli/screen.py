@@ -44,7 +44,7 @@ class ScreenStudy(Command):
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         plans = masks(chosen)
         console.print(
-            f"{len(plans)} masks of {len(chosen.factors)} layers, one training; folder {study.path / FOLDER}"
+            f"{len(plans)} masks of {len(chosen.sites)} layers, one training; folder {study.path / FOLDER}"
         )
         trained = _trained(chosen, settings, study, console)
         if trained is None:
@@ -79,10 +79,12 @@ def _trained(
     if study.state(name) == DONE and (study.trial(name) / "weights.safetensors").exists():
         console.print(f"its training is the study's trial {name}", highlight=False)
         return study.trial(name)
-    alone = replace(chosen, trials=(settings,), rule=None, design=None, early_stop=None, confirm_seeds=())
+    alone = replace(
+        chosen, trials=(settings,), rule=None, design=None, early_stopping=None, confirmation_seeds=()
+    )
     folder = StudyFolder(study.path / FOLDER)
     folder.claim(alone, digest_inputs(alone))
-    make_datasets(alone.worlds, console)
+    make_datasets(alone.datasets, console)
     check_trials(alone, folder)
     with folder.lock():
         if folder.state(name) != DONE:
@@ -102,10 +104,11 @@ def _measure(
     from experiments.storage.study_folder import StudyFolder
     from experiments.study.progress import task_bar
     from pipeline.evaluation.intervention import evaluate_under_plans
-    from pipeline.metrics.rows import Row
+    from pipeline.metrics.rows import Row, read_rows
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, recipe_digest=chosen.digest)
+    steps = max(row.step for row in read_rows(trained / "rows.jsonl"))
+    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe_digest=chosen.digest)
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
@@ -121,11 +124,11 @@ def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "C
 
     rule = rule_of(chosen)
     rows = read_rows(path)
-    ranking = rank(rows, chosen.factors, rule)
-    others = {c: {one.site: one for one in rank(rows, chosen.factors, rule, c)} for c in conditions}
+    ranking = rank(rows, chosen.sites, rule)
+    others = {c: {one.site: one for one in rank(rows, chosen.sites, rule, c)} for c in conditions}
     unit = f"points of {rule.metric}"
     table = Table(
-        "layer", f"{rule.treatment} on, {unit}", "last off", "alone on", *others, box=None, title=CAVEAT
+        "layer", f"{rule.treatments[0]} on, {unit}", "last off", "alone on", *others, box=None, title=CAVEAT
     )
     for one in ranking:
         numbers = (one.effect, one.last, one.alone, *(others[c][one.site].effect for c in others))

@@ -198,14 +198,14 @@ def _run(chosen: "Recipe", arguments: Namespace, console: "Console") -> int:
     if arguments.gpus_per_trial is not None:
         chosen = chosen.with_workers(arguments.gpus_per_trial)
     options = RunOptions(
-        runs=Path(arguments.runs_dir),
+        runs_dir=Path(arguments.runs_dir),
         concurrent=arguments.concurrent,
-        probing=arguments.auto_concurrency,
-        trials=arguments.max_trials,
-        gpu_hours=arguments.gpu_hours,
-        confirming=not arguments.skip_confirmation,
+        auto_concurrency=arguments.auto_concurrency,
+        max_trials=arguments.max_trials,
+        max_gpu_hours=arguments.gpu_hours,
+        confirmation=not arguments.skip_confirmation,
         tracking=not arguments.no_mlflow,
-        patience_s=arguments.hang_timeout,
+        hang_timeout_s=arguments.hang_timeout,
         storage=arguments.storage,
     )
     return 0 if run_study(chosen, options, console).complete else 1

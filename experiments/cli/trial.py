@@ -58,7 +58,7 @@ class Train(Command):
         chosen = recipe(arguments.recipe)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
-        make_datasets(chosen.worlds, console)
+        make_datasets(chosen.datasets, console)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         folder = study.trial(chosen.trial_name(settings))
         folder.mkdir(parents=True, exist_ok=True)

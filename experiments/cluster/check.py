@@ -1,7 +1,8 @@
 """Check cluster.yaml (`ray up`) and ray-job.yaml (KubeRay) without a cloud.
 
-First Ray's own validation, then what that misses: misspelt keys of the cloud's API, a head that runs trials,
-workers that bill while idle, ports open to the world, credentials in the file.
+Ray's own validation comes first. The project's rules find what it misses: misspelt keys of the cloud's API,
+a head that runs trials, workers that are billed while idle, ports that are open to the world, credentials in
+the file.
 """
 
 import logging
@@ -19,7 +20,7 @@ from experiments.cluster.ray_rules import check_ray_up
 from pipeline.redaction import find_secret
 
 PLACEHOLDER = "FILL-IN"
-"""Stands where only the user knows the value."""
+"""Placeholder for a value that only the user knows."""
 
 
 class ClusterError(ValueError):
@@ -27,13 +28,13 @@ class ClusterError(ValueError):
 
 
 def check_cluster(path: Path) -> list[str]:
-    """Return what is wrong with a cluster file, one sentence each; empty if nothing is.
+    """Return the errors of a cluster file, one sentence each.
 
     Args:
-        path: for ``ray up``, or a KubeRay RayJob.
+        path: a file for ``ray up``, or a KubeRay RayJob.
 
     Raises:
-        ClusterError: it cannot be read, is no YAML, or neither of the two.
+        ClusterError: the file cannot be read, is no YAML, or is neither of the two.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -44,15 +45,15 @@ def check_cluster(path: Path) -> list[str]:
         raise ClusterError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict) or not {"cluster_name", "kind"} & config.keys():
         raise ClusterError(f"{path}: neither has a cluster_name (for `ray up`) nor is it a Kubernetes object")
-    found = list(_secrets(text))
+    errors = list(_secrets(text))
     if places := list(_placeholders(config)):
-        found.append(
+        errors.append(
             f"still {PLACEHOLDER}: {', '.join(places)}; the comment at the first says how to find it"
         )
-    by_ray = list(_validate(config))
-    if by_ray:  # our rules expect the shape that Ray's schema gives
-        return found + by_ray
-    return found + list(check_ray_job(config) if "kind" in config else check_ray_up(config, path.parent))
+    rays_errors = list(_validate(config))
+    if rays_errors:  # our rules need the structure that Ray's schema ensures
+        return errors + rays_errors
+    return errors + list(check_ray_job(config) if "kind" in config else check_ray_up(config, path.parent))
 
 
 def _secrets(text: str) -> Iterator[str]:
@@ -77,16 +78,19 @@ def _placeholders(value: Any, at: str = "") -> Iterator[str]:
 
 
 def _validate(config: dict[str, Any]) -> Iterator[str]:
-    """Yield what Ray's own validation objects to."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
+    """Yield the errors that Ray's own validation finds."""
+    from pipeline.ray_train.ray_internals import validate_cluster_config  # imports Ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # Ray tells of defaults it fills in
+        with (
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+        ):  # Ray prints the defaults that it fills in
             if "kind" in config:
                 derive_config(config)
             else:
-                validate_config(prepare_config(config))
+                validate_cluster_config(config)
     except jsonschema.ValidationError as error:
         at = ".".join(str(part) for part in error.absolute_path)
         yield f"{at or 'top level'}: {error.message}"

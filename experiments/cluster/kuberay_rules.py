@@ -28,22 +28,22 @@ DRAIN_S = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 
 
 def derive_config(job: Config) -> dict[str, Any]:
-    """Return the autoscaler's configuration as Ray makes it from the job's cluster.
+    """Return the autoscaler's configuration that Ray derives from the job's cluster.
 
     Raises:
         ValueError: Ray refuses it, or it is no RayJob.
     """
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from pipeline.ray_train.ray_internals import kuberay_autoscaling_config  # imports Ray
 
     if job.get("kind") != "RayJob":
         raise ValueError(f"kind is {job.get('kind')}; expected RayJob")
     metadata = {"namespace": "default", **job["metadata"]}
     cluster = {"metadata": metadata, "spec": job["spec"]["rayClusterSpec"]}
-    return dict(_derive_autoscaling_config_from_ray_cr(cluster))
+    return kuberay_autoscaling_config(cluster)
 
 
 def check_ray_job(job: Config) -> Iterator[str]:
-    """Yield what is wrong with a RayJob whose cluster Ray can read."""
+    """Yield the errors of a RayJob that has passed Ray's own reading, one sentence each."""
     spec = job["spec"]
     cluster = spec["rayClusterSpec"]
     if job.get("apiVersion") != "ray.io/v1":
@@ -62,8 +62,8 @@ def check_ray_job(job: Config) -> Iterator[str]:
         yield from _pod(at, pod)
 
 
-def _unknown(at: str, found: Config, known: frozenset[str]) -> Iterator[str]:
-    for key in found.keys() - known:
+def _unknown(at: str, given: Config, known: frozenset[str]) -> Iterator[str]:
+    for key in given.keys() - known:
         close = get_close_matches(key, known, 1)
         yield f"{at}.{key}: KubeRay knows no such key" + (f"; did you mean {close[0]}?" if close else "")
 
@@ -130,10 +130,14 @@ def _group(group: Config) -> Iterator[str]:
 
 def _market(groups: list[Config]) -> Iterator[str]:
     spot = [group for group in groups if (group.get("labels") or {}).get("market") == "spot"]
-    firm = [group for group in groups if group not in spot]
-    if spot and firm and min(g.get("priority", 0) for g in spot) <= max(g.get("priority", 0) for g in firm):
+    on_demand = [group for group in groups if group not in spot]
+    if (
+        spot
+        and on_demand
+        and min(g.get("priority", 0) for g in spot) <= max(g.get("priority", 0) for g in on_demand)
+    ):
         yield "workerGroupSpecs: spot is preferred only if its priority is above that of the others"
-    if not firm:
+    if not on_demand:
         yield "workerGroupSpecs: all workers are spot; a study waits for ever when there is none to be had"
 
 

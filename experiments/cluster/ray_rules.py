@@ -1,4 +1,4 @@
-"""Rules for cluster.yaml that Ray's own validation lacks; each yields sentences."""
+"""Rules for cluster.yaml that Ray's own validation lacks. Each rule yields one sentence per error."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ def words(text: str) -> frozenset[str]:
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DROPPED = ("min_workers", "initial_workers", "autoscaling_mode", "target_utilization_fraction")
-"""Top-level keys of old versions, some of which Ray drops without a word."""
+"""Top-level keys of old versions; Ray ignores some of them without an error."""
 
 AWS_KEYS = words(
     "BlockDeviceMappings CapacityReservationSpecification CpuOptions CreditSpecification "
@@ -30,7 +30,7 @@ AWS_KEYS = words(
     "PrivateDnsNameOptions PrivateIpAddress RamdiskId SecurityGroupIds SubnetId SubnetIds TagSpecifications "
     "UserData"
 )
-"""What EC2's RunInstances takes, and SubnetIds, which Ray adds."""
+"""Parameters of EC2's RunInstances, and SubnetIds, which Ray adds."""
 
 GCP_KEYS = words(
     "advancedMachineFeatures canIpForward confidentialInstanceConfig description disks displayDevice "
@@ -38,7 +38,7 @@ GCP_KEYS = words(
     "resourcePolicies scheduling serviceAccounts shieldedInstanceConfig sourceInstanceTemplate "
     "sourceMachineImage tags"
 )
-"""What Compute Engine's instances.insert takes."""
+"""Fields of Compute Engine's instances.insert."""
 
 _SIZES = {"xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "16xlarge": 64}
 AWS_GPUS = {
@@ -52,11 +52,11 @@ AWS_GPUS = {
 
 
 def check_ray_up(config: Config, folder: Path) -> Iterator[str]:
-    """Yield what is wrong with a file for ``ray up`` that Ray's validation has passed.
+    """Yield the errors of a file for ``ray up`` that has passed Ray's validation, one sentence each.
 
     Args:
         config: the file's content.
-        folder: where it lies, and where ``ray up`` is run.
+        folder: of the file; ``ray up`` is run there.
     """
     yield from _keys(config)
     yield from _limits(config)
@@ -85,7 +85,7 @@ def _is_spot(kind: Config) -> bool:
 
 def _keys(config: Config) -> Iterator[str]:
     for key in (key for key in DROPPED if key in config):
-        yield f"{key}: not a key of this Ray version, which may drop it in silence; set it per node type"
+        yield f"{key}: not a key of this Ray version, which may ignore it; set it per node type"
     if "available_node_types" not in config:
         yield "available_node_types: missing; Ray would launch machines of its own choice"
     provider = config["provider"].get("type")
@@ -100,14 +100,14 @@ def _keys(config: Config) -> Iterator[str]:
 
 
 def _limits(config: Config) -> Iterator[str]:
-    most = config.get("max_workers", 2)  # Ray's default
+    limit = config.get("max_workers", 2)  # Ray's default
     for name, kind in _types(config).items():
         at = f"available_node_types.{name}"
-        low, high = kind.get("min_workers", 0), kind.get("max_workers", most)
+        low, high = kind.get("min_workers", 0), kind.get("max_workers", limit)
         if low > high:
             yield f"{at}: min_workers {low} is above max_workers {high}"
-        if high > most:
-            yield f"{at}.max_workers is {high}, the cluster's max_workers {most}; the rest never start"
+        if high > limit:
+            yield f"{at}.max_workers is {high}, the cluster's max_workers {limit}; the rest never start"
         if low > 0:
             yield f"{at}.min_workers is {low}; expected 0: these machines would be billed while no trial runs"
     idle = config.get("idle_timeout_minutes", 5)
@@ -119,7 +119,7 @@ def _limits(config: Config) -> Iterator[str]:
 
 
 def _machines(config: Config) -> Iterator[str]:
-    """Compare what a type promises to Ray with what its machine has."""
+    """Compare the resources that a node type declares with those of its machine."""
     for name, kind in config.get("available_node_types", {}).items():
         at, has = f"available_node_types.{name}", kind["resources"]
         machine = kind["node_config"].get("InstanceType", "")
@@ -141,23 +141,23 @@ def _machines(config: Config) -> Iterator[str]:
 
 
 def _market(config: Config) -> Iterator[str]:
-    """Spot is preferred, has something to fall back on, and hears of its end."""
+    """Check that spot machines are preferred, that there are others, and that notices are watched for."""
     gpus = {name: kind for name, kind in _types(config).items() if kind["resources"].get("GPU")}
     spot = {name: kind for name, kind in gpus.items() if _is_spot(kind)}
-    firm = {name: kind for name, kind in gpus.items() if name not in spot}
+    on_demand = {name: kind for name, kind in gpus.items() if name not in spot}
     for name, kind in spot.items():
-        for other, instead in firm.items():
+        for other, instead in on_demand.items():
             if kind.get("priority", 0) <= instead.get("priority", 0):
                 yield (
                     f"available_node_types.{name}.priority is {kind.get('priority', 0)}, that of {other} "
                     f"{instead.get('priority', 0)}; spot is preferred only if its priority is higher"
                 )
-    if spot and not firm:
+    if spot and not on_demand:
         yield "available_node_types: all GPU workers are spot; a study waits for ever when there are none"
     commands = " ; ".join(config.get("worker_start_ray_commands", []))
     if spot and "biaswise cluster watch" not in commands:
         yield (
-            "worker_start_ray_commands: nothing listens for the spot notice, so a machine is lost in the "
+            "worker_start_ray_commands: nothing watches for the spot notice, so a machine is lost in the "
             "middle of its work; start `biaswise cluster watch` in the background"
         )
 
@@ -165,9 +165,9 @@ def _market(config: Config) -> Iterator[str]:
 def _start(commands: list[str], role: str) -> tuple[str, dict[str, str]]:
     """Return the command that starts Ray, and its options."""
     for command in commands:
-        found = re.search(r"\bray start\b(.*)", command, re.DOTALL)
-        if found:
-            words = shlex.split(re.split(r"[;&|\n]", found[1])[0])
+        match = re.search(r"\bray start\b(.*)", command, re.DOTALL)
+        if match:
+            words = shlex.split(re.split(r"[;&|\n]", match[1])[0])
             return command, dict(word.removeprefix("--").partition("=")[::2] for word in words)
     return "", {"missing": role}
 
@@ -214,7 +214,7 @@ def _workers(config: Config) -> Iterator[str]:
     yield from _environment(command, "worker_start_ray_commands")
     head, _ = _start(config.get("head_start_ray_commands", []), "head")
     homes = [re.search(r"BIASWISE_HOME=(\S+)", text) for text in (head, command)]
-    if all(homes) and len({found[1].rstrip(";") for found in homes if found}) > 1:
+    if all(homes) and len({home[1].rstrip(";") for home in homes if home}) > 1:
         yield "BIASWISE_HOME differs between head and workers; trials would not find their study"
 
 
@@ -269,9 +269,9 @@ def _mounts(config: Config, folder: Path) -> Iterator[str]:
 
 
 def wrong_version(at: str, image: str) -> Iterator[str]:
-    """Yield a sentence if an image of Ray's has another version than ours, or one that moves."""
+    """Yield a sentence if an image of Ray has another version than the pinned one, or no fixed version."""
     from ray import __version__ as ours
 
-    found = re.search(r"rayproject/ray(?:-\w+)?(?::(\S+))?$", image)
-    if found and not (found[1] or "").startswith(ours):
+    match = re.search(r"rayproject/ray(?:-\w+)?(?::(\S+))?$", image)
+    if match and not (match[1] or "").startswith(ours):
         yield f"{at} is {image}; expected rayproject/ray:{ours}-..., the version that the project pins"

@@ -1,6 +1,6 @@
-"""The files of a split written by tasks of Ray, on this machine or over a cluster.
+"""Writes the files of a split by Ray tasks, on this machine or on a cluster.
 
-A task whose process or machine dies is started again elsewhere; a file is whole or not there.
+Ray starts a task again if its process or machine dies. A file is complete or does not exist.
 """
 
 from collections import deque
@@ -17,18 +17,18 @@ from pipeline.data.sample import DataError
 from pipeline.ray_train.local_cluster import ray_session
 
 RETRIES = 3
-"""Times that a file is begun again because its process or machine died; a fourth has a cause that stays."""
+"""Times that a task is started again after its process or machine died; a fourth has a lasting cause."""
 
 
 @contextmanager
 def ray_writers(workers: int) -> Iterator[Run]:
-    """Join the cluster of ``RAY_ADDRESS``, or start Ray here, for as long as files are written.
+    """Join the cluster of ``RAY_ADDRESS``, or start Ray on this machine, while files are written.
 
     Args:
-        workers: files that are written at once, a core each.
+        workers: files that are written at once; each takes one core.
 
     Yields:
-        What ``write_shards`` takes as ``run``.
+        The argument ``run`` of ``write_shards``.
     """
     with ray_session(cpus=workers):
         yield partial(_run, workers)
@@ -44,7 +44,7 @@ def _run(workers: int, parts: Sequence[Part]) -> Iterator[Entry]:
         done, running = ray.wait(running)
         try:
             yield from ray.get(done)
-        except RayTaskError as error:  # what the task raised, without the trace of how Ray came to it
+        except RayTaskError as error:  # the task's own error, without Ray's traceback
             raise error.cause from None
         except RayError as error:
             raise DataError(

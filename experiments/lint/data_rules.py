@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.lint.finding import Finding
 from pipeline.config.provenance import Key
-from pipeline.data.augmentation.train_pipeline import ELSEWHERE, LOADERS, STEPS, read_steps
+from pipeline.data.augmentation.train_pipeline import LOADERS, REPLACEMENTS, STEPS, read_steps
 from pipeline.data.sample import DataError
 from pipeline.detector.inspection.sites import HEAD
 from pipeline.detector.inspection.survey import Survey
@@ -74,7 +74,7 @@ def _entry(entry: Any, at: Key) -> Finding | None:
     """An entry that nobody reads, or whose keys or values its step refuses."""
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if kind not in KNOWN:
-        advice = ELSEWHERE.get(str(kind), f"take one of {', '.join(KNOWN)}")
+        advice = REPLACEMENTS.get(str(kind), f"take one of {', '.join(KNOWN)}")
         key = (*at, "type") if isinstance(entry, Mapping) and "type" in entry else at
         return Finding("unknown-transform", key, f"no step is called {kind!r}", advice)
     try:

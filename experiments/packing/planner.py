@@ -1,7 +1,8 @@
-"""How many trials run at once on a machine, chosen from what a probe measured.
+"""The number of concurrent trials on a machine, chosen from the measurements of a probe.
 
-A pure function of measurements. The most trials per hour win among what fits into memory; a fuller
-machine must earn its place, since every further trial makes the step times noisier.
+A pure function of measurements. Of the packings that fit into memory, the one with the most trials per hour
+is chosen. A packing with more trials must be clearly faster, because every further trial makes the step
+times noisier.
 """
 
 from collections.abc import Sequence
@@ -9,15 +10,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 MARGIN = 0.1
-"""Part of the memory that is left free: allocators fragment, and point clouds differ in size."""
+"""Share of the memory that is left free, because allocators fragment and point clouds differ in size."""
 
-LEAST_GAIN = 1.05
-"""A packing with more trials at once must be this much faster: below, it is the probe's own noise."""
+MIN_SPEEDUP = 1.05
+"""A packing with more concurrent trials must be faster by this factor. Less is within the probe's noise."""
 
 
 @dataclass(frozen=True)
 class TrialLoad:
-    """What one trial does.
+    """The work of one trial.
 
     Attributes:
         steps: training steps.
@@ -30,7 +31,7 @@ class TrialLoad:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is.
+    """The hardware of one machine.
 
     Attributes:
         name: ``cpu`` or the GPU's name.
@@ -49,12 +50,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to share a GPU (or, without one, the machine), as the probe saw it.
+    """One way to share a GPU (or a machine without one), as the probe measured it.
 
     Attributes:
-        concurrent: trials at once on it.
+        concurrent: concurrent trials on it.
         threads: torch threads of each.
-        start_s: seconds until a trial trains, started beside the others; Ray's own start not counted.
+        start_s: seconds until a trial trains when all start together; the start of Ray is not counted.
         step_s: seconds per training step, mean of the trials.
         chunk_s: seconds per chunk of evaluation, mean of the trials.
         gpu_gib: memory in use on the GPU, contexts included.
@@ -70,12 +71,12 @@ class Candidate:
     host_gib: float
 
     def trials_per_hour(self, load: TrialLoad) -> float:
-        """Return how many trials end per hour on one GPU; what the official metric takes is left out."""
+        """Return the number of trials per hour on one GPU; the time of the official metric is not counted."""
         seconds = self.start_s + load.steps * self.step_s + load.chunks * self.chunk_s
         return 3600 * self.concurrent / seconds
 
     def fits(self, machine: Machine) -> bool:
-        """Tell whether it leaves ``MARGIN`` of both memories free."""
+        """Return True if it leaves the share ``MARGIN`` of GPU and host memory free."""
         share = 1 - MARGIN
         on_gpu = machine.gpu_gib == 0 or self.gpu_gib <= share * machine.gpu_gib
         return on_gpu and max(machine.gpus, 1) * self.host_gib <= share * machine.host_gib
@@ -83,15 +84,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """How trials share a machine.
+    """The chosen way in which trials share a machine.
 
     Attributes:
-        concurrent: trials at once on the whole machine.
-        threads: torch threads of each on a CPU; 0 leaves them as the settings say.
-        gpu_share: part of a GPU that each worker gets.
-        reason: why, in a sentence or two.
-        machine: what it was chosen for; None if nobody measured.
-        candidates: what was measured.
+        concurrent: concurrent trials on the whole machine.
+        threads: torch threads of each trial on a CPU; 0 keeps those of the settings.
+        gpu_share: share of a GPU that each worker gets, 0 to 1.
+        reason: the reason for the choice, one or two sentences.
+        machine: the machine of the probe; None without a probe.
+        candidates: all packings that were measured.
     """
 
     concurrent: int
@@ -114,12 +115,12 @@ class PackingPlan:
         return cls(**made)
 
 
-def ladder(machine: Machine, most: int) -> list[tuple[int, int]]:
-    """Return the (trials at once, threads of each) worth measuring, from one trial on.
+def sizes_to_measure(machine: Machine, most: int) -> list[tuple[int, int]]:
+    """Return the (concurrent trials, threads of each) that a probe measures: 1, 2, 4, ... trials.
 
     Args:
-        machine: its cores bound the number of trials; on a CPU all cores are always in use.
-        most: trials that are to run.
+        machine: its cores limit the number of trials; on a CPU all cores are in use at every size.
+        most: number of trials of the study.
     """
     cores = max(machine.cores // max(machine.gpus, 1), 1)
     sizes = []
@@ -131,17 +132,17 @@ def ladder(machine: Machine, most: int) -> list[tuple[int, int]]:
 
 
 def choose(candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -> PackingPlan:
-    """Pick the packing with the most trials per hour that fits.
+    """Return the packing with the most trials per hour among those that fit.
 
     Args:
-        candidates: at least one, in order of the trials at once.
-        load: what a trial does.
-        machine: where.
+        candidates: at least one, in increasing order of concurrent trials.
+        load: the work of a trial.
+        machine: the machine.
     """
     fitting = [one for one in candidates if one.fits(machine)] or [candidates[0]]
     best = fitting[0]
     for one in fitting[1:]:
-        if one.trials_per_hour(load) >= LEAST_GAIN * best.trials_per_hour(load):
+        if one.trials_per_hour(load) >= MIN_SPEEDUP * best.trials_per_hour(load):
             best = one
     gpus = max(machine.gpus, 1)
     return PackingPlan(
@@ -155,7 +156,7 @@ def choose(candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -
 
 
 def _reason(best: Candidate, candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -> str:
-    """Say in words what was measured."""
+    """Return the reason for the choice, with what was measured."""
     place = machine.name if machine.gpus else f"{machine.cores} CPU cores"
     chosen = f"{_spell(best, machine)} on {place}: {best.trials_per_hour(load):.1f} trials an hour"
     others = [

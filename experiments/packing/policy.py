@@ -1,4 +1,4 @@
-"""How a study shares the machine: as the user says, as its folder says, or as the probe finds."""
+"""How a study shares the machine: by the command line, by its recipe, by its folder, or by a probe."""
 
 import math
 import os
@@ -6,15 +6,15 @@ import os
 from rich.console import Console
 
 from experiments.packing.planner import PackingPlan
-from experiments.recipes.recipe import AUTO, Recipe
+from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 
-FILE = "packing.json"
-"""File of a study that holds the packing a probe chose; a study that goes on keeps it."""
+FILE = "concurrency.json"
+"""File of a study with the packing that a probe chose; a resumed study uses it again."""
 
 
 def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
-    """Return the recipe with the threads that a probe chose when the study began."""
+    """Return the recipe with the torch threads that a probe chose when the study began, if one did."""
     kept = _kept(folder)
     return recipe.with_threads(kept.threads) if kept and kept.threads else recipe
 
@@ -22,21 +22,21 @@ def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
 def packing_of(
     recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Console
 ) -> PackingPlan:
-    """Decide how many trials run at once.
+    """Return how many trials run at once.
 
     Args:
-        recipe: the study; its data are there.
-        folder: its folder; a packing that is measured is written there.
-        concurrent: what the user says; None if nothing.
-        probing: the user asks for the probe.
-        console: told the choice and its reason.
+        recipe: the study; its data must exist.
+        folder: its folder; the packing that a probe chooses is written there.
+        concurrent: number that the user asks for; None if the user names none.
+        probing: whether the user asks for a probe.
+        console: the choice and its reason are printed there.
 
     Raises:
-        StudyError: the probe cannot say, or what is asked does not fit the GPUs.
+        StudyError: the probe cannot measure, or the number does not fit the GPUs.
     """
     if concurrent is not None:
         return _shared(recipe, concurrent)
-    if recipe.concurrent_trials != AUTO and not probing:
+    if recipe.concurrent_trials is not None and not probing:
         return _shared(recipe, recipe.concurrent_trials)
     packing = _kept(folder)
     if packing is None:
@@ -60,8 +60,10 @@ def _probed(recipe: Recipe, console: Console) -> PackingPlan:
     from experiments.packing.probe import describe, probe  # loads torch
 
     if os.environ.get("RAY_ADDRESS"):
-        raise StudyError("the probe measures this machine, not a cluster; say --concurrent")
-    dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.factors))
+        raise StudyError(
+            "the probe measures this machine, not a cluster; name the number of trials by --concurrent"
+        )
+    dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.sites))
     if dearest.num_workers > 1:
         whole = describe(dearest.device).gpus // dearest.num_workers
         reason = f"A trial takes {dearest.num_workers} workers, so GPUs are not shared: {whole} at once."
@@ -71,7 +73,7 @@ def _probed(recipe: Recipe, console: Console) -> PackingPlan:
 
 
 def _shared(recipe: Recipe, concurrent: int) -> PackingPlan:
-    """Return a packing of so many trials, with equal parts of the GPUs there are."""
+    """Return a packing of this many trials, with equal shares of the GPUs of this machine."""
     settings = recipe.trials[0]
     if settings.device != "cuda" or os.environ.get("RAY_ADDRESS"):
         return PackingPlan(concurrent)

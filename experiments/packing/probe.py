@@ -1,6 +1,6 @@
-"""A few steps of one trial alone, and of several at once, to see how many a machine should run.
+"""The probe: a few steps of one trial, then of several concurrent trials, timed on this machine.
 
-All processes start once; for each size as many of them run as it needs, while the others wait.
+Every process starts once. For each number of concurrent trials, that many processes run and the others wait.
 """
 
 import multiprocessing
@@ -13,7 +13,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
 
-from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, ladder
+from experiments.packing.planner import (
+    Candidate,
+    Machine,
+    PackingPlan,
+    TrialLoad,
+    choose,
+    sizes_to_measure,
+)
 from experiments.packing.probe_worker import TrialSpeed, serve
 from experiments.storage.study_folder import StudyError
 from pipeline.config.settings import TrialSettings
@@ -21,18 +28,18 @@ from pipeline.metrics.timing import device_name
 from pipeline.storage.temporary import temporary_folder
 
 SECONDS = {"cuda": 4.0, "cpu": 8.0}
-"""How long each size is measured: about ten steps of a trial, more on a GPU."""
+"""Seconds for which each number of trials is measured: about ten steps of a trial, more on a GPU."""
 
-PATIENCE_S = 600
-"""A trial of the probe that has not answered by then never will: compiling takes minutes at worst."""
+ANSWER_TIMEOUT_S = 600
+"""Longest wait for an answer of a process; the longest regular wait, for a compilation, is some minutes."""
 
 
 def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> PackingPlan:
     """Measure packings of a trial on this machine and pick one.
 
     Args:
-        settings: a trial of the study, of one worker; the most expensive one if they differ.
-        most: trials that are to run.
+        settings: a trial of the study with one worker; the most expensive one if they differ.
+        most: number of trials of the study.
         seconds: how long each packing is measured; None takes ``SECONDS``.
 
     Raises:
@@ -40,28 +47,28 @@ def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> P
     """
     machine = describe(settings.device)
     seconds = seconds or SECONDS[settings.device]
-    with temporary_folder("probe") as folder, _crew(settings, folder) as crew:
-        crew.grow(1)
-        candidates, alone = [], None
-        for size, threads in ladder(machine, most):
-            if alone is not None and not _may_fit(size, alone, machine):
+    with temporary_folder("probe") as folder, _processes_of(settings, folder) as processes:
+        processes.grow(1)
+        candidates, single = [], None
+        for size, threads in sizes_to_measure(machine, most):
+            if single is not None and not _may_fit(size, single, machine):
                 break
             try:
-                # all that may be needed start together: starting is most of what a probe costs
-                crew.grow(size if alone is None else _largest(machine, most, alone))
-                paces = crew.measure(size, threads, seconds)
+                # all that may be needed start together, because starts take most of the time of a probe
+                processes.grow(size if single is None else _largest(machine, most, single))
+                speeds = processes.measure(size, threads, seconds)
             except StudyError:
-                if alone is None:
+                if single is None:
                     raise
-                break  # what fitted by its size did not fit in fact; the smaller ones stand
-            alone = alone or paces[0]
-            candidates.append(_candidate(threads, crew.start_s(size), paces, alone))
-    assert alone is not None  # the ladder has a first rung, and it raises or measures
-    return choose(candidates, TrialLoad(settings.train.steps, alone.chunks), machine)
+                break  # it did not fit although the estimate said so; the smaller sizes count
+            single = single or speeds[0]
+            candidates.append(_candidate(threads, processes.start_s(size), speeds, single))
+    assert single is not None  # the first size was measured, or an error was raised
+    return choose(candidates, TrialLoad(single.steps, single.chunks), machine)
 
 
 def describe(device: str) -> Machine:
-    """Look at this machine; ``gpus`` is 0 for the device ``cpu``."""
+    """Return the hardware of this machine; ``gpus`` is 0 for the device ``cpu``."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -72,108 +79,110 @@ def describe(device: str) -> Machine:
     return Machine(device_name(torch.device("cuda")), torch.cuda.device_count(), cores, memory, host)
 
 
-def _largest(machine: Machine, most: int, alone: TrialSpeed) -> int:
-    return max(size for size, _ in ladder(machine, most) if size == 1 or _may_fit(size, alone, machine))
+def _largest(machine: Machine, most: int, single: TrialSpeed) -> int:
+    return max(
+        size for size, _ in sizes_to_measure(machine, most) if size == 1 or _may_fit(size, single, machine)
+    )
 
 
-def _may_fit(size: int, alone: TrialSpeed, machine: Machine) -> bool:
-    """Tell whether ``size`` trials should fit, judged by one alone."""
-    return _candidate(1, 0.0, [alone] * size, alone).fits(machine)
+def _may_fit(size: int, single: TrialSpeed, machine: Machine) -> bool:
+    """Return True if ``size`` trials fit into memory, estimated from one trial."""
+    return _candidate(1, 0.0, [single] * size, single).fits(machine)
 
 
-def _candidate(threads: int, start_s: float, paces: Sequence[TrialSpeed], alone: TrialSpeed) -> Candidate:
-    """Sum up what trials saw that ran at once; what one alone has beside its allocator's memory, each has."""
-    context = alone.device_gib - alone.reserved_gib
+def _candidate(threads: int, start_s: float, speeds: Sequence[TrialSpeed], single: TrialSpeed) -> Candidate:
+    """Return the sum of concurrent trials; each needs as much memory besides its allocator's as one trial."""
+    context = single.device_gib - single.reserved_gib
     return Candidate(
-        concurrent=len(paces),
+        concurrent=len(speeds),
         threads=threads,
         start_s=start_s,
-        step_s=mean(pace.step_s for pace in paces),
-        chunk_s=mean(pace.chunk_s for pace in paces),
-        gpu_gib=sum(pace.reserved_gib + context for pace in paces),
-        host_gib=sum(pace.resident_gib for pace in paces),
+        step_s=mean(speed.step_s for speed in speeds),
+        chunk_s=mean(speed.chunk_s for speed in speeds),
+        gpu_gib=sum(speed.reserved_gib + context for speed in speeds),
+        host_gib=sum(speed.resident_gib for speed in speeds),
     )
 
 
 @dataclass
-class _Member:
-    """One process of the crew."""
+class _Process:
+    """One process of a probe."""
 
     process: multiprocessing.process.BaseProcess
     pipe: Connection
     start_s: float = 0.0
 
 
-class _Crew:
+class _Processes:
     """The processes of a probe."""
 
     def __init__(self, settings: TrialSettings, folder: Path) -> None:
         self._settings, self._folder = settings, folder
-        self._members: list[_Member] = []
+        self._processes: list[_Process] = []
 
     def grow(self, size: int) -> None:
         """Start processes until there are ``size``, together, and wait for them to be ready."""
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         begun, fresh = time.monotonic(), []
-        for index in range(len(self._members), size):
+        for index in range(len(self._processes), size):
             ours, theirs = context.Pipe()
             arguments = (self._settings, self._folder / f"trial{index}", theirs)
             process = context.Process(target=serve, args=arguments, daemon=False)
-            process.start()  # not a daemon: loaders are processes of its own
+            process.start()  # not a daemon: a daemon may not start the processes of a loader
             theirs.close()
-            fresh.append(_Member(process, ours))
-        self._members += fresh
-        for member in fresh:
-            _answer(member)
-            member.start_s = time.monotonic() - begun
+            fresh.append(_Process(process, ours))
+        self._processes += fresh
+        for worker in fresh:
+            _answer(worker)
+            worker.start_s = time.monotonic() - begun
 
     def measure(self, size: int, threads: int, seconds: float) -> list[TrialSpeed]:
         """Let the first ``size`` processes run at the same time."""
-        chosen = self._members[:size]
-        for member in chosen:
-            with suppress(OSError):  # it has died; its answer will say so
-                member.pipe.send((threads, seconds))
-        return [pace for member in chosen if isinstance(pace := _answer(member), TrialSpeed)]
+        chosen = self._processes[:size]
+        for worker in chosen:
+            with suppress(OSError):  # it has died; reading its answer fails too
+                worker.pipe.send((threads, seconds))
+        return [speed for worker in chosen if isinstance(speed := _answer(worker), TrialSpeed)]
 
     def start_s(self, size: int) -> float:
         """Return the longest start among the first ``size``."""
-        return max(member.start_s for member in self._members[:size])
+        return max(worker.start_s for worker in self._processes[:size])
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """End all processes."""
-        for member in self._members:
+        for worker in self._processes:
             with suppress(OSError):  # it has died
-                member.pipe.send(None)
-        for member in self._members:
-            member.process.join(timeout=10)
-            if member.process.is_alive():
-                member.process.terminate()
-                member.process.join()
+                worker.pipe.send(None)
+        for worker in self._processes:
+            worker.process.join(timeout=10)
+            if worker.process.is_alive():
+                worker.process.terminate()
+                worker.process.join()
 
 
-def _answer(member: _Member) -> object:
-    """Wait for a process' next word.
+def _answer(worker: _Process) -> object:
+    """Return the next answer of a process.
 
     Raises:
-        StudyError: it says why it cannot go on, died, or is silent.
+        StudyError: the process failed, died, or did not answer in time.
     """
     try:
-        if not member.pipe.poll(PATIENCE_S):
+        if not worker.pipe.poll(ANSWER_TIMEOUT_S):
             raise StudyError(
-                f"the probe: a trial was silent for {PATIENCE_S} s; name the packing by --concurrent"
+                f"the probe: a trial was silent for {ANSWER_TIMEOUT_S} s; name the packing by --concurrent"
             )
-        word = member.pipe.recv()
+        answer = worker.pipe.recv()
     except EOFError:
         raise StudyError("the probe: the process of a trial died; name the packing by --concurrent") from None
-    if isinstance(word, str):
-        raise StudyError(f"the probe: a trial cannot run: {word}")
-    return word
+    if isinstance(answer, str):
+        raise StudyError(f"the probe: a trial cannot run: {answer}")
+    return answer
 
 
 @contextmanager
-def _crew(settings: TrialSettings, folder: Path) -> Iterator[_Crew]:
-    crew = _Crew(settings, folder)
+def _processes_of(settings: TrialSettings, folder: Path) -> Iterator[_Processes]:
+    processes = _Processes(settings, folder)
     try:
-        yield crew
+        yield processes
     finally:
-        crew.dismiss()
+        processes.close()

@@ -1,6 +1,6 @@
-"""How fast a trial trains and detects while others like it do so beside it; what the probe measures.
+"""Measures how fast a trial trains and detects while equal trials run beside it on the same machine.
 
-Each trial is a process of its own, as in a study, and does what a trial does, but keeps nothing.
+Each trial is a process of its own, as in a study. It does what a trial does, but keeps nothing.
 """
 
 import resource
@@ -24,7 +24,7 @@ from pipeline.training.preflight import check
 from pipeline.training.trial import Trial
 
 WARMUP = 3
-"""Steps before the first is timed: the allocator and autotuners settle within two."""
+"""Steps before the first one that is timed; the allocator and autotuners settle within two."""
 
 TRAINING_SHARE = 0.6
 """Part of the measuring time that goes to training steps; the rest goes to detecting."""
@@ -35,19 +35,21 @@ ENDLESS = 10**6
 
 @dataclass(frozen=True)
 class TrialSpeed:
-    """What one of several equal trials saw.
+    """What one of several equal trials measured.
 
     Attributes:
         step_s: seconds per training step, waiting for data included.
         chunk_s: seconds per ``BATCH`` frames of evaluation, under all conditions, reading included.
-        chunks: how many such chunks an evaluation has.
-        reserved_gib: most CUDA memory its allocator held; 0 on a CPU.
-        device_gib: memory in use on the whole device at the end, whoever uses it; 0 on a CPU.
-        resident_gib: most memory of its process.
+        steps: training steps of the whole trial.
+        chunks: such chunks of a whole evaluation.
+        reserved_gib: peak of the CUDA memory that its allocator held; 0 on a CPU.
+        device_gib: memory in use on the whole device at the end, by any process; 0 on a CPU.
+        resident_gib: peak of the resident memory of its process.
     """
 
     step_s: float
     chunk_s: float
+    steps: int
     chunks: int
     reserved_gib: float
     device_gib: float
@@ -55,11 +57,11 @@ class TrialSpeed:
 
 
 class TrialSpeedProbe:
-    """A trial that is ready to run for as long as it is told.
+    """A trial that is ready to train and detect for a given time.
 
     Args:
-        settings: of one worker.
-        folder: where the trial thinks its rows go.
+        settings: of a trial with one worker.
+        folder: an empty folder for what a trial writes.
     """
 
     def __init__(self, settings: TrialSettings, folder: Path) -> None:
@@ -75,18 +77,18 @@ class TrialSpeedProbe:
         self._detect()
 
     def run(self, threads: int, seconds: float) -> TrialSpeed:
-        """Train and detect for a while.
+        """Train, then detect, for a given time.
 
         Args:
             threads: torch threads on a CPU.
-            seconds: how long, roughly: what is begun is finished.
+            seconds: how long; the step that runs when the time is over is finished.
         """
         if self._trial.session.device.type == "cpu":
             torch.set_num_threads(threads)
         step_s = self._time(self._step, TRAINING_SHARE * seconds)
         chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * seconds)
         chunks = -(-len(self._views.source) // BATCH)
-        return TrialSpeed(step_s, chunk_s, chunks, *_memory(self._trial.session.device))
+        return TrialSpeed(step_s, chunk_s, self._trial.steps, chunks, *_memory(self._trial.session.device))
 
     def _time(self, call: Any, seconds: float) -> float:
         """Return seconds per call."""
@@ -120,16 +122,17 @@ def _memory(device: torch.device) -> tuple[float, float, float]:
 
 
 def serve(settings: TrialSettings, folder: Path, pipe: Connection) -> None:
-    """Be one of the probe's processes: say when ready, run whenever told how.
+    """Run as one of the probe's processes until None is received.
 
-    Sends True when it is ready, then a ``TrialSpeed`` for each (threads, seconds) it receives; or,
-    as its last word, the sentence that says why it cannot.
+    Sends True as soon as the trial is ready. Then it measures once for every (threads, seconds) that it
+    receives, and sends a ``TrialSpeed``. If the trial is refused or runs out of memory, it sends one sentence
+    and ends.
     """
     try:
-        pacer = TrialSpeedProbe(settings, folder)
+        speed_probe = TrialSpeedProbe(settings, folder)
         pipe.send(True)
-        while (order := pipe.recv()) is not None:
-            pipe.send(pacer.run(*order))
+        while (request := pipe.recv()) is not None:
+            pipe.send(speed_probe.run(*request))
     except EOFError:  # the probe is gone
         return
     except (ValueError, RuntimeError) as error:  # a refusal, or out of memory

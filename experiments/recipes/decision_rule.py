@@ -1,24 +1,27 @@
 """What is measured, against what price, how sure a verdict must be.
 
-Written in the recipe before the first trial runs; its digest is part of the recipe's, which
-every row carries. Plain values, so that JSON holds it and anybody can read it.
+A recipe states its rule before the first trial runs. The rule's digest is part of the recipe's digest,
+which every row carries. A rule holds plain values, so that JSON can store it.
 """
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from operators.spec import BIAS_KINDS
+from pipeline.errors import written_by_old_version
 
-SPENDINGS = ("obrien_fleming", "pocock")
-"""How the error probability is spent over the looks; formulas: ``experiments.analysis.alpha_spending``."""
+ALPHA_SPENDING = ("obrien_fleming", "pocock")
+"""How the interim analyses share the error probability; formulas: ``experiments.analysis.alpha_spending``."""
 PRICED_BY = ("trials", "bench")
 """Where the slow-down comes from: the trials' own step times, or the operator benchmark."""
+SCREENING = "screening"
+"""``order_by`` of a rule whose order comes from the study's own screening (``biaswise study screen``)."""
 
-
-BY_SCREENING = ("screening",)
-"""``order`` of a rule that takes it from the study's own screening (``biaswise study screen``)."""
+FIELDS_OF_OLD_VERSION = frozenset({"treatment", "more_treatments", "margin", "looks", "spending"})
+"""Fields that a rule of version 0.1.0 has, and a rule of this version does not have."""
 
 
 class AnalysisError(ValueError):
@@ -26,7 +29,7 @@ class AnalysisError(ValueError):
 
 
 class ScreeningMissing(AnalysisError):
-    """A rule that asks for a screening, and there is none yet."""
+    """A rule that asks for a screening, in a study that has none yet."""
 
 
 @dataclass(frozen=True)
@@ -40,110 +43,125 @@ class DecisionRule:
     Attributes:
         metric: a metric in the unit ``fraction`` (``NDS``, ``mAP``).
         condition: sensor condition the verdict is about.
-        treatment: level whose worth is asked: a bias kind (``window``), or a bias kind with an
-            approximate implementation (``window/lowrank@16``).
-        baseline: level it is compared with.
+        treatments: levels that are compared with the baseline, one or more. A level is a bias kind
+            (``window``), or a bias kind with an approximate implementation (``window/lowrank@16``).
+            Screening and confirmation use the first one.
+        baseline: level that the treatments are compared with.
         sites: the factors; empty reads them from the plans (every site whose bias varies).
         seeds: the blocks; empty reads them from the rows. A study that names its sites and
             seeds notices when all trials of one of them are missing.
         price_metric: time per training step, in any unit (a ratio is taken).
         price_points_per_percent: points of ``metric`` that one per cent of slow-down must earn.
-        confidence: that all verdicts, over all sites and all looks, are right together.
-        more_treatments: further levels, each compared with the baseline.
-        arms: what the design runs, a tuple of levels (one per site) each; empty: all combinations.
-        margin: smallest gain worth having, points. A net gain that is certainly between minus and plus
-            this is reported as equivalent: nothing worth looking for.
-        looks: numbers of complete seeds after which the study is judged, increasing; empty: once, at
-            the end. Rows of seeds beyond the last look that was reached wait for the next one.
-        spending: one of ``SPENDINGS``.
-        order: sites, the most promising first; Holm's procedure then weighs each twice as much as the next.
-            ``BY_SCREENING``: as the study's screening ranks them, which compares masks of one trial with each
-            other and so knows nothing of how the trials differ. Empty: equal weights.
+        confidence: probability that all verdicts, over all sites and all looks, are right together.
+        arms: what the design runs, each a tuple of levels (one per site); empty: all combinations.
+        equivalence_margin: smallest net gain that matters, points. A net gain that is certainly between
+            minus and plus this is reported as equivalent.
+        interim_analyses: numbers of complete seeds after which the study is judged, increasing; empty:
+            once, at the end. Rows of later seeds wait for the next number.
+        alpha_spending: one of ``ALPHA_SPENDING``.
+        order: sites, the most promising first; Holm's procedure then gives each twice the weight of the
+            next. Empty: equal weights.
+        order_by: ``SCREENING``: the order is the ranking of the study's screening. A screening compares
+            masks of one trial with each other, so its ranking does not depend on differences between
+            trials. Empty: the order is ``order``.
         priced_by: one of ``PRICED_BY``.
-        bench_shape: shape of the benchmark that is the model's; empty if the benchmark has one alone.
+        bench_shape: shape of the benchmark that is the model's; empty if the benchmark has only one.
+
+    Raises:
+        AnalysisError: the rule contradicts itself.
     """
 
     metric: str = "NDS"
     condition: str = "clean"
-    treatment: str = "window"
+    treatments: tuple[str, ...] = ("window",)
     baseline: str = "none"
     sites: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     price_metric: str = "step_ms"
     price_points_per_percent: float = 0.1
     confidence: float = 0.95
-    more_treatments: tuple[str, ...] = ()
     arms: tuple[tuple[str, ...], ...] = ()
-    margin: float = 0.5
-    looks: tuple[int, ...] = ()
-    spending: str = "obrien_fleming"
+    equivalence_margin: float = 0.5
+    interim_analyses: tuple[int, ...] = ()
+    alpha_spending: str = "obrien_fleming"
     order: tuple[str, ...] = ()
+    order_by: str = ""
     priced_by: str = "trials"
     bench_shape: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a rule that can decide nothing."""
-        for level in (*self.treatments, self.baseline):
-            if level.partition("/")[0].partition(":")[0] not in BIAS_KINDS:
-                raise AnalysisError(
-                    f"the rule names the bias {level!r}; expected one of {', '.join(BIAS_KINDS)}"
-                )
+        fault = next(self._faults(), None)
+        if fault is not None:
+            raise AnalysisError(fault)
+
+    def _faults(self) -> Iterator[str]:
+        """Yield what is wrong with the rule, one sentence each."""
+        yield from self._bad_levels()
+        yield from self._bad_numbers()
+        yield from self._bad_interim_analyses()
+        yield from self._bad_choices()
+
+    def _bad_levels(self) -> Iterator[str]:
         levels = (self.baseline, *self.treatments)
+        if not self.treatments:
+            yield "the rule has no treatment; expected one or more levels to compare with the baseline"
+        for level in levels:
+            if level.partition("/")[0].partition(":")[0] not in BIAS_KINDS:
+                yield f"the rule names the bias {level!r}; expected one of {', '.join(BIAS_KINDS)}"
         if twice := sorted({level for level in levels if levels.count(level) > 1}):
-            raise AnalysisError(f"the rule compares {twice[0]!r} with itself; name two bias kinds")
-        if not 0.5 <= self.confidence < 1:
-            raise AnalysisError(f"the rule's confidence is {self.confidence}; expected 0.5 <= it < 1")
-        if not self.price_points_per_percent >= 0:
-            raise AnalysisError(
-                f"the rule's price is {self.price_points_per_percent} points; expected 0 or more"
-            )
-        if not self.margin > 0:
-            raise AnalysisError(
-                f"the rule's margin is {self.margin} points; expected the smallest gain worth having, above 0"
-            )
-        self._refuse_bad_plan()
-
-    def _refuse_bad_plan(self) -> None:
+            yield f"the rule compares {twice[0]!r} with itself; name two bias kinds"
         if any(len(arm) != len(self.sites) for arm in self.arms):
-            raise AnalysisError(
-                f"the rule has arms that do not fit its {len(self.sites)} sites; an arm is a level per site"
-            )
-        if self.looks and (self.looks[0] < 1 or list(self.looks) != sorted(set(self.looks))):
-            raise AnalysisError(f"the rule's looks are {self.looks}; expected increasing numbers of seeds")
-        if self.looks and self.seeds and self.looks[-1] > len(self.seeds):
-            raise AnalysisError(
-                f"the rule's last look comes after {self.looks[-1]} seeds, but it names {len(self.seeds)}"
-            )
-        if self.spending not in SPENDINGS:
-            raise AnalysisError(
-                f"the rule's spending is {self.spending!r}; expected {' or '.join(SPENDINGS)}"
-            )
-        if self.priced_by not in PRICED_BY:
-            raise AnalysisError(
-                f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}"
-            )
-        if self.order not in ((), BY_SCREENING) and sorted(self.order) != sorted(self.sites):
-            raise AnalysisError("the rule's order does not hold its sites, each once; rank all of them")
+            yield f"the rule has arms that do not fit its {len(self.sites)} sites; an arm is a level per site"
 
-    @property
-    def treatments(self) -> tuple[str, ...]:
-        """All levels that are compared with the baseline."""
-        return (self.treatment, *self.more_treatments)
+    def _bad_numbers(self) -> Iterator[str]:
+        if not 0.5 <= self.confidence < 1:
+            yield f"the rule's confidence is {self.confidence}; expected 0.5 <= it < 1"
+        if not self.price_points_per_percent >= 0:
+            yield f"the rule's price is {self.price_points_per_percent} points; expected 0 or more"
+        if not self.equivalence_margin > 0:
+            yield (
+                f"the rule's equivalence_margin is {self.equivalence_margin} points; expected the smallest "
+                f"net gain that matters, above 0"
+            )
+
+    def _bad_interim_analyses(self) -> Iterator[str]:
+        numbers = self.interim_analyses
+        if numbers and (numbers[0] < 1 or list(numbers) != sorted(set(numbers))):
+            yield f"the rule's interim_analyses are {numbers}; expected increasing numbers of seeds"
+        if numbers and self.seeds and numbers[-1] > len(self.seeds):
+            yield (
+                f"the rule's last interim analysis comes after {numbers[-1]} seeds, but the rule names "
+                f"{len(self.seeds)}"
+            )
+
+    def _bad_choices(self) -> Iterator[str]:
+        if self.alpha_spending not in ALPHA_SPENDING:
+            expected = " or ".join(ALPHA_SPENDING)
+            yield f"the rule's alpha_spending is {self.alpha_spending!r}; expected {expected}"
+        if self.priced_by not in PRICED_BY:
+            yield f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}"
+        if self.order_by not in ("", SCREENING):
+            yield f"the rule's order_by is {self.order_by!r}; expected {SCREENING!r} or nothing"
+        if self.order_by and self.order:
+            yield "the rule has an order and an order_by; name one of them"
+        if self.order and sorted(self.order) != sorted(self.sites):
+            yield "the rule's order does not hold its sites, each once; rank all of them"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``from_dict`` reads them back."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
-    def _about_order(self) -> str:
-        if not self.order:
-            return ""
-        order = "a screening" if self.order == BY_SCREENING else f"the order {', '.join(self.order)}"
-        return f" Each layer is tested with twice the weight of the next, by {order}."
-
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "DecisionRule":
-        """Rebuild a rule from ``to_dict``; refuse a key that no rule has."""
+        """Rebuild a rule from ``to_dict``.
+
+        Raises:
+            AnalysisError: a field is unknown, or the rule is of version 0.1.0.
+        """
+        if FIELDS_OF_OLD_VERSION & set(plain):
+            raise AnalysisError(written_by_old_version("the rule"))
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(plain) - set(known)):
             raise AnalysisError(f"a rule has no {', '.join(unknown)}; it has {', '.join(known)}")
@@ -155,17 +173,24 @@ class DecisionRule:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
-        """Say the rule in words."""
+        """Return the rule in words."""
         percent = "\N{NO-BREAK SPACE}%"
-        together = "all layers" + (f" and {len(self.looks)} looks" if len(self.looks) > 1 else "")
+        looks = len(self.interim_analyses)
+        together = "all layers" + (f" and {looks} looks" if looks > 1 else "")
         return (
             f"A layer pays off if {' or '.join(self.treatments)} instead of {self.baseline} there gains "
             f"more {self.metric} ({self.condition}) than its price of "
             f"{self.price_points_per_percent:g} points per "
             f"1{percent} of step time, and costs if it gains less, at {100 * self.confidence:g}{percent} "
-            f"confidence for {together} together. A net gain within {self.margin:g} points of zero is "
-            f"not worth having.{self._about_order()}"
+            f"confidence for {together} together. A net gain within {self.equivalence_margin:g} points of "
+            f"zero is not worth having.{self._order_in_words()}"
         )
+
+    def _order_in_words(self) -> str:
+        if not self.order and not self.order_by:
+            return ""
+        order = "a screening" if self.order_by else f"the order {', '.join(self.order)}"
+        return f" Each layer is tested with twice the weight of the next, by {order}."
 
 
 def _frozen(value: Any) -> Any:

@@ -1,9 +1,12 @@
-"""Which arms a study runs, and what they can and cannot tell apart.
+"""Which arms a study runs, and which effects these arms can tell apart.
 
-An arm gives every factor (a site) one of its levels: a bias kind (``window``), with its window
-(``window:8``) or with an approximate implementation (``window/lowrank@16``). An exact implementation
-is no level: it changes no accuracy. Every arm runs with every seed; the seeds are blocks, in which data
-order and initial weights are the same for all arms.
+An arm gives every factor (a site) one of its levels. A level is a bias kind (``window``), a bias kind with
+its window (``window:8``), or one with an approximate implementation (``window/lowrank@16``). An exact
+implementation is not a level, because it does not change the accuracy. Every arm runs with every seed. The
+seeds are blocks: within a seed, data order and initial weights are the same for all arms.
+
+The designs: ``full`` (all combinations), ``fraction`` (a chosen part of them), ``one_at_a_time``,
+``all_but_one`` and ``listed`` (any arms).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +18,9 @@ from pipeline.config.plan import Choice, Plan
 Arm = tuple[str, ...]
 """A level per factor, in the order of the factors."""
 
-LEAST_RESOLUTION = 4
-"""From here on no effect of a site is mixed up with the interaction of two others."""
 MOST_SEARCHED = 20_000
-"""Sets of generators that are all tried (a second); with more, words of odd length are taken."""
+"""Most sets of generators that are all tried, which takes about a second. With more sets, the first words of
+odd length are taken without a search."""
 
 
 class DesignError(ValueError):
@@ -27,7 +29,7 @@ class DesignError(ValueError):
 
 @dataclass(frozen=True)
 class Factor:
-    """What varies at one site.
+    """What is varied at one site.
 
     Attributes:
         site: the attention site.
@@ -120,9 +122,9 @@ def fraction(factors: Sequence[Factor], halvings: int) -> Design:
         DesignError: a factor has more than two levels, or no fraction of resolution IV is so small.
     """
     factors = tuple(factors)
-    if odd := [factor.site for factor in factors if len(factor.levels) != 2]:
+    if others := [factor.site for factor in factors if len(factor.levels) != 2]:
         raise DesignError(
-            f"{', '.join(odd)} has more than two levels; a fraction takes two, use a full design or a list"
+            f"{', '.join(others)} has more than two levels; a fraction takes two, use a full design or a list"
         )
     base = len(factors) - halvings
     if halvings < 1 or base < 1 or len(factors) > 2 ** (base - 1):
@@ -143,18 +145,18 @@ def fraction(factors: Sequence[Factor], halvings: int) -> Design:
 
 
 def one_at_a_time(factors: Sequence[Factor]) -> Design:
-    """Return the baseline, and every other level of every site alone."""
+    """Return the baseline everywhere, and arms with one site at another level: every site, every level."""
     baseline = tuple(factor.levels[0] for factor in factors)
-    alone = (
+    single = (
         (*baseline[:i], level, *baseline[i + 1 :])
         for i, factor in enumerate(factors)
         for level in factor.levels[1:]
     )
-    return Design("one_at_a_time", tuple(factors), (baseline, *alone))
+    return Design("one_at_a_time", tuple(factors), (baseline, *single))
 
 
 def all_but_one(factors: Sequence[Factor], level: int = 1) -> Design:
-    """Return the baseline, one level at all sites, and that at all sites but one.
+    """Return the baseline everywhere, one level at all sites, and that level at all sites but one.
 
     Args:
         factors: what varies.
@@ -187,7 +189,7 @@ def plan_of(design: Design, arm: Arm, rest: Mapping[str, str], impl: str = "sdpa
 
 
 def level_of(choice: Choice) -> str:
-    """Return the level that a choice is: its bias, and its implementation if that is approximate."""
+    """Return the level of a choice: its bias, and its implementation if that is approximate."""
     return str(choice) if choice.rank is not None else str(choice).partition("/")[0]
 
 
@@ -196,10 +198,10 @@ def _most_halvings(num_factors: int) -> int:
 
 
 def _best_words(base: int, halvings: int) -> tuple[tuple[int, ...], ...]:
-    """Return the generators' words over the base factors, one per added factor."""
+    """Return the words of the generators over the base factors, one word per added factor."""
     candidates = [word for size in range(base, 1, -1) for word in combinations(range(base), size)]
-    odd = [word for word in candidates if len(word) % 2 == 1]
-    sets = list(_choose(candidates, halvings)) or [tuple(odd[:halvings])]
+    odd_length = [word for word in candidates if len(word) % 2 == 1]
+    sets = list(_choose(candidates, halvings)) or [tuple(odd_length[:halvings])]
     best = max(sets, key=lambda words: _quality(words, base))
     return tuple(best)
 
@@ -221,7 +223,7 @@ def _quality(words: Sequence[tuple[int, ...]], base: int) -> tuple[int, int, boo
 
 
 def _span(words: Sequence[frozenset[object]]) -> list[frozenset[object]]:
-    """Return all products of words, a letter cancelling its like."""
+    """Return all products of words; a letter that occurs twice in a product cancels."""
     products: list[frozenset[object]] = [frozenset()]
     for word in words:
         products += [word ^ other for other in products]

@@ -1,10 +1,10 @@
-"""The studies that ship with the project, each a question with its trials and its rule."""
+"""The studies of the mini model on generated data, which a laptop can run: demo, variants, smoke tests."""
 
 from dataclasses import replace
 
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Design, Factor, full, plan_of
-from experiments.recipes.recipe import AUTO, EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
+from experiments.recipes.recipe import EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 
@@ -15,10 +15,10 @@ CROSS_SITES = ("decoder.0.cross", "decoder.1.cross", "decoder.2.cross")
 """The cross-attention of each decoder layer of the mini model: the factors of its studies."""
 
 IMPL = "sdpa_math"
-"""Runs on every machine, with every bias and every gradient."""
+"""The implementation of these studies: it runs on every machine, with every bias and every gradient."""
 
 REST = {"aqr.0.cross": f"local/{IMPL}", "decoder.*.self": f"none/{IMPL}"}
-"""The mini's other sites, as published: query weights under the local mask, self-attention without bias."""
+"""Choices at the other sites, as published: AQR under the local mask, self-attention without bias."""
 
 
 def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
@@ -52,12 +52,12 @@ def _fine_tuning(study: str) -> TrialSettings:
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
         init_checkpoint=MINI_CHECKPOINT,
         conditions=CONDITIONS,
-        torch_threads=1,  # two trials at once on two cores: start-up overlaps, no thread waits for another
+        torch_threads=1,  # two trials on two cores: their start-ups overlap, no thread waits for another
     )
 
 
 def demo() -> Recipe:
-    """2^3 factorial of the window bias over the decoder's layers, two seeds, fine-tuned from a checkpoint."""
+    """Return the demo: a 2^3 factorial of the window bias over the decoder's layers, two seeds."""
     base = _fine_tuning("demo")
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return Recipe(
@@ -65,15 +65,15 @@ def demo() -> Recipe:
         question="In which decoder layers does the window bias of the cross-attention pay off?",
         cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
         trials=trials,
-        factors=CROSS_SITES,
+        sites=CROSS_SITES,
         rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1)),
-        worlds=(MINI,),
+        datasets=(MINI,),
         concurrent_trials=2,
     )
 
 
 def demo_gpu() -> Recipe:
-    """Return the demo on a GPU, as many trials at once as the probe finds best."""
+    """Return the demo on a GPU, with as many concurrent trials as the probe finds best."""
     base = replace(_fine_tuning("demo_gpu"), device="cuda", torch_threads=1)
     trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
     return replace(
@@ -81,12 +81,12 @@ def demo_gpu() -> Recipe:
         name="demo_gpu",
         cost="16 fine-tunings of the mini model, a few minutes on one GPU",
         trials=trials,
-        concurrent_trials=AUTO,
+        concurrent_trials=None,
     )
 
 
 def demo_waves() -> Recipe:
-    """Return the demo's question asked seed by seed, until all is settled or eight seeds have run."""
+    """Return the demo as a sequential study: seed by seed, until all is settled or eight seeds have run."""
     design, seeds = mini_design(), tuple(range(8))
     plans = {arm: plan_of(design, arm, REST, IMPL) for arm in design.arms}
     return Recipe(
@@ -94,24 +94,27 @@ def demo_waves() -> Recipe:
         question="In which decoder layers does the window bias of the cross-attention pay off?",
         cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
         trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(2, 3, 4, 6, 8)),
-        worlds=(MINI,),
+        sites=design.sites,
+        rule=DecisionRule(
+            sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(2, 3, 4, 6, 8)
+        ),
+        datasets=(MINI,),
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(20,)),
-        confirm_seeds=(100, 101),
+        early_stopping=EarlyStoppingRule(steps=(20,)),
+        confirmation_seeds=(100, 101),
     )
 
 
 def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
-    """Train everything on worlds that ``demo`` never sees.
+    """Return one training of the whole model on datasets that ``demo`` does not use.
 
     Each step trains one of the eight plans that ``demo`` compares, so that no arm starts with an
-    advantage. The mini's own multipliers freeze the branches; here nothing is frozen.
+    advantage. The config of the mini freezes its branches by multipliers of the learning rate; this
+    training removes the multipliers.
     """
     plain, *others = factorial()
-    worlds = tuple(
+    datasets = tuple(
         SyntheticDataset(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
         for seed in range(101, 113)
     )
@@ -121,7 +124,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
         plan=plain,
         plan_mixture=tuple(others),
         data=DataSettings(
-            train=tuple(world.root for world in worlds), val=worlds[0].root, num_loader_workers=6
+            train=tuple(dataset.root for dataset in datasets), val=datasets[0].root, num_loader_workers=6
         ),
         train=train,
         init_checkpoint=init,
@@ -134,12 +137,12 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
         question="Which weights does the demo start from?",
         cost="about 7 minutes on one H200 and 8 cores",
         trials=(settings,),
-        worlds=worlds,
+        datasets=datasets,
     )
 
 
 def pretrain() -> Recipe:
-    """Make the shipped checkpoint, first stage: from scratch, CMT's masked-modal training."""
+    """Return the first stage of the shipped checkpoint: CMT's masked-modal training, from scratch."""
     train = TrainSettings(
         steps=1665,
         batch_size=16,
@@ -154,11 +157,10 @@ def pretrain() -> Recipe:
 
 
 def pretrain_cameras() -> Recipe:
-    """Make the shipped checkpoint, second stage: half of the samples without points.
+    """Return the second stage of the shipped checkpoint: half of the samples have no points.
 
-    After the first stage the detector looks at the points alone: they give positions at once, and with
-    them most classes. Taking them away teaches it to look at the images; what it learns there it then
-    uses with both sensors, too.
+    After the first stage the detector uses only the points, which give positions and most classes. Without
+    points it learns to use the images, and it then uses them with both sensors as well.
     """
     train = TrainSettings(
         steps=1765,
@@ -175,7 +177,7 @@ def pretrain_cameras() -> Recipe:
 
 
 def smoke() -> Recipe:
-    """Two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
+    """Return two trials of a few steps on four scenes of two frames: every part runs, nothing is learned."""
     tiny = SyntheticDataset(
         "data/smoke", seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2))
     )
@@ -193,15 +195,15 @@ def smoke() -> Recipe:
         question="Does every part run?",
         cost="two trials of 3 steps, under a minute",
         trials=tuple(replace(base, plan=plan) for plan in plans),
-        factors=CROSS_SITES[:1],
+        sites=CROSS_SITES[:1],
         rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
-        worlds=(tiny,),
+        datasets=(tiny,),
         concurrent_trials=2,
     )
 
 
 def smoke_waves() -> Recipe:
-    """Return a sequential study of a few steps: waves, rungs and confirmation run, nothing is learned."""
+    """Return a sequential study of a few steps, with waves, early stopping and a confirmation."""
     base = replace(smoke().trials[0], study="smoke_waves")
     design, seeds = mini_design(2), (0, 1, 2)
     rest = REST | {CROSS_SITES[2]: f"none/{IMPL}"}
@@ -211,11 +213,11 @@ def smoke_waves() -> Recipe:
         question="Does every part of a sequential study run?",
         cost="up to 15 trials of 3 steps, a few minutes",
         trials=trials_of(design, base, seeds, plans),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3)),
-        worlds=smoke().worlds,
+        sites=design.sites,
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3)),
+        datasets=smoke().datasets,
         concurrent_trials=2,
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(2,)),
-        confirm_seeds=(100,),
+        early_stopping=EarlyStoppingRule(steps=(2,)),
+        confirmation_seeds=(100,),
     )

@@ -1,13 +1,12 @@
-"""The mission's full-size studies on nuScenes, for those who have the data and the GPUs.
+"""The full-size studies on nuScenes; they need the data and GPUs.
 
-Fine-tuning CMT-AQR from the published weights of CMT. Those were trained without a bias, so every arm
-that adds one starts behind; the trials are an epoch long for that reason, and the question is what an
-epoch makes of the bias.
+They fine-tune CMT-AQR from the published weights of CMT. Those weights were trained without a bias, so an
+arm with a bias starts at a disadvantage. A trial therefore takes a whole epoch.
 """
 
 from dataclasses import replace
 
-from experiments.recipes.decision_rule import BY_SCREENING, DecisionRule
+from experiments.recipes.decision_rule import SCREENING, DecisionRule
 from experiments.recipes.factorial import Design, Factor, fraction, full
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
@@ -19,20 +18,20 @@ SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
 CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
 
 IMPLS = {"none": "sdpa_flash", "window": "rects"}
-"""Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); changes the price alone."""
+"""Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); it changes only the price."""
 
 REST = {"aqr.0.cross": "local/rects", "decoder.*.self": "none/sdpa_efficient"}
-"""The other sites; under training's denoising mask the self-attention takes no flash kernel."""
+"""Choices at the other sites. A flash kernel cannot take the denoising mask of the self-attention."""
 
 FRAMES = 28_130
 """Key frames of nuScenes' training split."""
 
 BATCH = 16
-"""Frames a step: CMT's on 8 GPUs of 2."""
+"""Frames per step: 2 on each of 8 GPUs, as CMT is trained."""
 
 
 def _base(study: str, size: str, workers: int) -> TrialSettings:
-    """Return what the trials share: an epoch on nuScenes under bfloat16."""
+    """Return the settings that the trials share: an epoch on nuScenes in bfloat16."""
     return TrialSettings(
         study=study,
         config=f"experiments/configs/cmt_aqr_{size}_cbgs.py",
@@ -66,7 +65,7 @@ def _plan(design: Design, arm: tuple[str, ...]) -> Plan:
 
 
 def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
-    """Quarter fraction of the window bias over six layers (resolution IV), seed after seed."""
+    """Return a sequential study: a quarter fraction of the window bias over six layers (resolution IV)."""
     design, seeds = fraction([Factor(site) for site in SITES], halvings=2), (0, 1, 2, 3)
     base = _base(name, size, workers)
     return Recipe(
@@ -74,11 +73,11 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
         cost=cost,
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
-        factors=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, looks=(1, 2, 3, 4)),
+        sites=design.sites,
+        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3, 4)),
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(base.train.steps // 3,)),
-        confirm_seeds=(100, 101),
+        early_stopping=EarlyStoppingRule(steps=(FRAMES // BATCH // 3,)),
+        confirmation_seeds=(100, 101),
     )
 
 
@@ -89,10 +88,10 @@ def r50_waves() -> Recipe:
 
 
 def r50_screened() -> Recipe:
-    """Return the sequential study of which a screening says where gains are to be expected.
+    """Return the sequential study whose screening orders the layers by the gain to be expected.
 
-    It waits after its first wave for `biaswise study screen r50_screened`, which uses the trial with the
-    bias in all layers that this wave has trained.
+    After its first wave it waits for `biaswise study screen r50_screened`, which uses the trial
+    of this wave that has the bias in all layers.
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design
@@ -101,7 +100,7 @@ def r50_screened() -> Recipe:
         plain,
         name="r50_screened",
         trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
-        rule=replace(plain.rule, order=BY_SCREENING),
+        rule=replace(plain.rule, order_by=SCREENING),
     )
 
 
@@ -112,7 +111,7 @@ def vov_waves() -> Recipe:
 
 
 def r50() -> Recipe:
-    """Return the full grid of the ResNet-50 model: what the sequential study saves."""
+    """Return the full grid of the ResNet-50 model, with which the sequential study is compared."""
     design, seeds = full([Factor(site) for site in SITES]), (0, 1, 2)
     base = _base("r50", "voxel0100_r50_800x320", 8)
     return replace(
@@ -122,6 +121,6 @@ def r50() -> Recipe:
         trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
         rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,
-        early_stop=None,
-        confirm_seeds=(),
+        early_stopping=None,
+        confirmation_seeds=(),
     )

@@ -1,7 +1,10 @@
-"""One study as a frozen value - its question, its trials and its rule.
+"""One study as a frozen value: its question, its trials and its rule.
 
-Its digest covers every trial's settings, their data and the rule, is fixed before the first trial runs,
-and is copied into every row.
+A recipe is what ``biaswise study run`` runs. To write one, give every arm a plan (``factorial.py``), state
+the rule (``decision_rule.py``) and list the trials (``trials_of``); ``mini.py`` has short examples.
+
+The recipe's digest covers every trial's settings, their data and the rule. It is fixed before the first
+trial runs, and every row carries it.
 """
 
 import hashlib
@@ -14,21 +17,18 @@ from experiments.recipes.factorial import Arm, Design, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
 
-AUTO = 0
-"""``concurrent_trials`` of a recipe that leaves them to the probe."""
-
 
 class RecipeError(ValueError):
-    """A recipe nobody knows, or one that contradicts itself."""
+    """An unknown recipe, or one that contradicts itself."""
 
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A generated dataset that a recipe needs; made if it is absent.
+    """A generated dataset that a recipe needs; it is made if it is absent.
 
     Attributes:
         root: dataset root, relative to the project root.
-        seed: decides everything in it.
+        seed: the random seed of everything in it.
         frames_per_scene: key frames per scene.
         scenes: number of scenes of each devkit split.
     """
@@ -41,24 +41,30 @@ class SyntheticDataset:
 
 @dataclass(frozen=True)
 class EarlyStoppingRule:
-    """Which trials are not trained to their end.
+    """Which trials of a study are not trained to their end; fixed before the study starts.
 
-    A trial of the second wave or a later one stops at a rung where the rule's metric lies below that of
-    every trial of earlier waves by more than the margin. It is censored, not dropped: the estimate
-    counts what is known of it. Trials of the first wave never stop; they are what is compared with.
+    When a wave begins, this rule and the rows of earlier waves give each of its trials the thresholds below
+    which it stops: a ``pipeline.config.early_stopping.EarlyStopping``. A trial knows its thresholds only,
+    so two classes remain: this one for a study, the other for a trial.
+
+    A trial of the second wave or a later one stops after a step at which the rule's metric lies below that
+    of every trial of earlier waves by more than the margin. A stopped trial is censored, not dropped: its
+    early value stays in the estimate. Trials of the first wave never stop, because no trial precedes them.
 
     Attributes:
-        rungs: steps at which every trial is measured, increasing, before its last.
+        steps: training steps at which every trial is measured, increasing, before its last.
         margin: points.
     """
 
-    rungs: tuple[int, ...]
+    steps: tuple[int, ...]
     margin: float = 5.0
 
     def __post_init__(self) -> None:
-        """Refuse what stops nothing, or everything."""
-        if not self.rungs or list(self.rungs) != sorted(set(self.rungs)) or self.rungs[0] < 1:
-            raise RecipeError(f"early stopping at the rungs {self.rungs}: expected increasing steps, from 1")
+        """Refuse steps or a margin that make no sense."""
+        if not self.steps or list(self.steps) != sorted(set(self.steps)) or self.steps[0] < 1:
+            raise RecipeError(
+                f"early stopping after the steps {self.steps}: expected increasing steps, from 1"
+            )
         if not self.margin >= 0:
             raise RecipeError(f"early stopping with a margin of {self.margin} points: expected 0 or more")
 
@@ -68,55 +74,56 @@ class Recipe:
     """One study.
 
     Attributes:
-        name: name of the study, of its folder and of its recipe.
-        question: what it answers, one sentence.
-        cost: what it costs, in words for people.
-        trials: the trials, in the order they start; of a study with a design the most that may run.
-        factors: sites whose bias the trials vary; empty if nothing is compared.
+        name: name of the study, of its folder and of this recipe.
+        question: the question that the study answers, one sentence.
+        cost: number and kind of trainings and their time, a phrase.
+        trials: the trials, in the order in which they start. In a study with a design this is the largest
+            set that may run.
+        sites: sites whose bias the trials vary, the factors; empty if nothing is compared.
         rule: turns rows into verdicts; None if nothing is compared.
-        worlds: generated datasets it needs.
-        concurrent_trials: trials that run at once on one machine; ``AUTO`` asks the probe.
-        design: the arms that run with every seed, wave after wave until all is settled; None: all trials
-            run in one go.
-        early_stop: which trials of later waves are stopped; None: none.
-        confirm_seeds: fresh seeds with which no bias, the bias everywhere and the recommended plan are
-            trained in the end.
+        datasets: generated datasets that the trials read.
+        concurrent_trials: trials that run at once on one machine; None: as many as a probe finds best.
+        design: the arms that run with every seed, wave after wave until all verdicts are settled; None: all
+            trials run in one wave.
+        early_stopping: which trials of later waves are stopped; None: no trial is stopped.
+        confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
+            the bias at every site, and the recommended plan.
     """
 
     name: str
     question: str
     cost: str
     trials: tuple[TrialSettings, ...]
-    factors: tuple[str, ...] = ()
+    sites: tuple[str, ...] = ()
     rule: DecisionRule | None = None
-    worlds: tuple[SyntheticDataset, ...] = ()
-    concurrent_trials: int = 1
+    datasets: tuple[SyntheticDataset, ...] = ()
+    concurrent_trials: int | None = 1
     design: Design | None = None
-    early_stop: EarlyStoppingRule | None = None
-    confirm_seeds: tuple[int, ...] = ()
+    early_stopping: EarlyStoppingRule | None = None
+    confirmation_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse two trials with the same settings, which would share a folder, and other contradictions."""
+        """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
         names = [self.trial_name(settings) for settings in self.trials]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
         if self.design is not None:
-            self._refuse_odd_design(self.design)
-        if self.early_stop is not None:
-            self._refuse_odd_rungs(self.early_stop)
-        used = {settings.seed for settings in self.trials} & set(self.confirm_seeds)
+            self._refuse_bad_design(self.design)
+        if self.early_stopping is not None:
+            self._refuse_bad_early_stopping(self.early_stopping)
+        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
         if used:
             raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
-        if self.confirm_seeds and self.rule is None:
+        if self.confirmation_seeds and self.rule is None:
             raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
 
-    def _refuse_odd_design(self, design: Design) -> None:
+    def _refuse_bad_design(self, design: Design) -> None:
         rule = self.rule
-        if rule is None or not rule.seeds or rule.sites != design.sites or self.factors != design.sites:
+        if rule is None or not rule.seeds or rule.sites != design.sites or self.sites != design.sites:
             raise RecipeError(
                 f"recipe {self.name}: a design needs a rule that names its seeds, and sites that are those "
-                f"of the design and the factors ({', '.join(design.sites)})"
+                f"of the design and the recipe ({', '.join(design.sites)})"
             )
         wanted = {(arm, seed) for arm in design.arms for seed in rule.seeds}
         if set(self.by_arm()) != wanted:
@@ -126,13 +133,19 @@ class Recipe:
         if rule.arms and set(rule.arms) != set(design.arms):
             raise RecipeError(f"recipe {self.name}: rule and design name different arms")
 
-    def _refuse_odd_rungs(self, early: EarlyStoppingRule) -> None:
+    def _refuse_bad_early_stopping(self, early: EarlyStoppingRule) -> None:
         if self.design is None:
             raise RecipeError(f"recipe {self.name}: early stopping needs waves, hence a design")
-        shortest = min(settings.train.steps for settings in self.trials)
-        if early.rungs[-1] >= shortest:
+        steps = [settings.train.steps for settings in self.trials]
+        if None in steps:
             raise RecipeError(
-                f"recipe {self.name}: a rung at step {early.rungs[-1]} is too late for trials of {shortest}"
+                f"recipe {self.name}: early stopping needs a number in train.steps, and it is None"
+            )
+        shortest = min(filter(None, steps), default=0)
+        if early.steps[-1] >= shortest:
+            raise RecipeError(
+                f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "
+                f"for trials of {shortest}"
             )
 
     @property
@@ -140,18 +153,18 @@ class Recipe:
         """Twelve hex digits that name all trials, their data and the rule."""
         plain = {
             "trials": [settings.digest for settings in self.trials],
-            "worlds": [asdict(world) for world in self.worlds],
+            "datasets": [asdict(dataset) for dataset in self.datasets],
             "rule": self.rule.to_dict() if self.rule else None,
         }
-        if self.early_stop is not None:
-            plain["early_stop"] = asdict(self.early_stop)
-        if self.confirm_seeds:
-            plain["confirm_seeds"] = list(self.confirm_seeds)
+        if self.early_stopping is not None:
+            plain["early_stopping"] = asdict(self.early_stopping)
+        if self.confirmation_seeds:
+            plain["confirmation_seeds"] = list(self.confirmation_seeds)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def trial_name(self, settings: TrialSettings) -> str:
         """Return a readable name: biases of the factors (``window15``), seed, digest of the settings."""
-        choices = [settings.plan[site] for site in self.factors]
+        choices = [settings.plan[site] for site in self.sites]
         biases = [f"{choice.bias}{choice.window or ''}" for choice in choices] or ["trial"]
         return f"{'-'.join(biases)}_s{settings.seed}_{settings.digest}"
 
@@ -162,7 +175,7 @@ class Recipe:
     def by_arm(self) -> dict[tuple[Arm, int], str]:
         """Return (levels of the factors, seed) -> trial name."""
         return {
-            (tuple(level_of(s.plan[site]) for site in self.factors), s.seed): self.trial_name(s)
+            (tuple(level_of(s.plan[site]) for site in self.sites), s.seed): self.trial_name(s)
             for s in self.trials
         }
 
@@ -172,24 +185,29 @@ class Recipe:
         Raises:
             RecipeError: no trial has it.
         """
-        found = [s.plan[site] for s in self.trials if level_of(s.plan[site]) == level]
-        if not found:
+        choices = [s.plan[site] for s in self.trials if level_of(s.plan[site]) == level]
+        if not choices:
             raise RecipeError(
                 f"recipe {self.name}: no trial has {level} at {site}, so it cannot be put there"
             )
-        return found[0]
+        return choices[0]
 
     def plan(self, levels: Sequence[str]) -> Plan:
         """Return the plan with these levels of the factors, all else as in the first trial."""
-        choices = {site: self.choice(site, level) for site, level in zip(self.factors, levels, strict=True)}
+        choices = {site: self.choice(site, level) for site, level in zip(self.sites, levels, strict=True)}
         return with_choices(self.trials[0].plan, choices)
 
     def with_threads(self, threads: int) -> "Recipe":
-        """Return the recipe with another number of torch threads: on a CPU other bits, another digest."""
+        """Return the recipe with another number of torch threads.
+
+        On a CPU the number changes the bits of a result, so the digest changes too.
+        """
         return replace(self, trials=tuple(replace(s, torch_threads=threads) for s in self.trials))
 
     def with_workers(self, workers: int) -> "Recipe":
-        """Return the recipe with several workers (on GPUs: as many of them) a trial and the same batches.
+        """Return the recipe with this many workers per trial, and the same number of frames per step.
+
+        On GPUs each worker has a GPU of its own.
 
         Raises:
             RecipeError: a batch cannot be shared equally.
@@ -216,11 +234,11 @@ def with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
 def trials_of(
     design: Design, base: TrialSettings, seeds: Sequence[int], plans: Mapping[Arm, Plan]
 ) -> tuple[TrialSettings, ...]:
-    """Return every arm of a design with every seed: settings that differ in plan and seed alone.
+    """Return every arm of a design with every seed: settings that differ only in plan and seed.
 
     Args:
         design: the arms.
-        base: all else.
+        base: all other settings.
         seeds: the blocks.
         plans: arm -> its plan.
     """

@@ -1,6 +1,6 @@
 """Whether a study folder holds what its trials wrote, under the recipe they ran for.
 
-What makes verdicts false is refused; what a reader should know is said.
+What makes verdicts false is refused. What a reader should know is a note.
 """
 
 import contextlib
@@ -42,37 +42,37 @@ def refuse_other_recipe(rows: Sequence[Row], name: str, digest: str) -> None:
         digest: of recipe and rule; likewise.
 
     Raises:
-        DecideError: they differ.
+        AnalysisError: they differ.
     """
-    strangers = sorted({row.study for row in rows} - {name}) if name else []
-    if strangers:
+    other_studies = sorted({row.study for row in rows} - {name}) if name else []
+    if other_studies:
         raise AnalysisError(
-            f"the rows are those of the study {listing(strangers)}, study.json is that of {name}: "
+            f"the rows are those of the study {listing(other_studies)}, study.json is that of {name}: "
             f"put the trials back into their own folder"
         )
-    strange = sorted({row.recipe_digest for row in rows} - {digest})
-    if digest and strange:
+    other_digests = sorted({row.recipe_digest for row in rows} - {digest})
+    if digest and other_digests:
         raise AnalysisError(
-            f"the rows were measured under the recipe {listing(strange)}, study.json says {digest}: "
+            f"the rows were measured under the recipe {listing(other_digests)}, study.json says {digest}: "
             f"recipe or rule were changed after the study began"
         )
 
 
 def about_code(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Say which rows come from code that is in no commit."""
+    """Return a note per commit whose code had further changes."""
     dirty = sorted({row.commit for row in rows if row.commit.endswith("+")})
     return tuple(f"The code had changes that are in no commit ({commit})." for commit in dirty)
 
 
 def failures(study_folder: Path) -> tuple[str, ...]:
-    """Say which trials failed, and why."""
-    said = []
+    """Return a note per failed trial with the reason."""
+    notes = []
     for path in sorted(study_folder.glob("trials/*/FAILED.json")):
         reason = "FAILED.json cannot be read"
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             reason = str(json.loads(path.read_text(encoding="utf-8"))["error"])
-        said.append(f"Failed: {path.parent.name}: {reason.rstrip('.')}.")
-    return tuple(said)
+        notes.append(f"Failed: {path.parent.name}: {reason.rstrip('.')}.")
+    return tuple(notes)
 
 
 def _digest_in(path: Path) -> RowsDigest | None:

@@ -1,7 +1,7 @@
-"""What a study found, for a terminal, as Markdown, as CSV tables and as one HTML page.
+"""The report of a study: for a terminal, as Markdown, as CSV tables and as one HTML page.
 
-Everything is made from the rows and ``study.json``. Rows that support no verdict still give a report:
-it says why at the top, and shows the trials.
+It is made from the rows and ``study.json`` alone. If the rows support no verdict, the report says why at
+the top and shows the trials.
 """
 
 import base64
@@ -25,7 +25,7 @@ from experiments.analysis.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDEC
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.figures.effects import forest, heat_map
 from experiments.reporting.figures.plans import accuracy_speed, learned_scale
-from experiments.reporting.figures.screening import foretold
+from experiments.reporting.figures.screening import screening_figure
 from experiments.reporting.figures.style import Drawing, to_png, to_svg
 from experiments.reporting.summary import Summary, summarize
 from experiments.reporting.tables.base import (
@@ -46,7 +46,7 @@ from pipeline.config.plan import Plan
 CONFIG = "recommended.py"
 """The recommended plan as an mmengine config."""
 MARKS = {PAYS: "▲", COSTS: "▼", UNDECIDED: "?"}
-"""A verdict's sign, so that colour alone never carries it."""
+"""The sign of a verdict, for readers who do not see its colour."""
 RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", UNDECIDED: "yellow"}
 
 
@@ -55,7 +55,7 @@ class Report:
     """A report that was written.
 
     Attributes:
-        summary: what it says.
+        summary: its content.
         html: the page.
         markdown: the same in Markdown.
         tables: the CSV files.
@@ -68,14 +68,17 @@ class Report:
 
 
 def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = None) -> Report:
-    """Judge a study and write it down in its folder.
+    """Judge a study and write the report into its folder.
 
     Writes ``report.html``, ``report.md``, a CSV file per table, a PNG file per figure into ``figures``, and
     the recommended plan as a config, ``recommended.py``.
 
     Args:
         study_folder: the study.
-        config_of: prints a whole plan as an mmengine config, or raises ValueError; None prints none.
+        config_of: returns a whole plan as an mmengine config, or raises ValueError; None writes no config.
+
+    Returns:
+        The summary and the files.
 
     Raises:
         ReportError: the folder is no study, or has no rows.
@@ -113,7 +116,7 @@ def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str])
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the verdicts, or why there are none, and where the report lies."""
+    """Print the verdicts, or why there are none, and the path of the report."""
     console = console or Console()
     summary = report.summary
     if summary.evidence is not None:
@@ -130,7 +133,7 @@ def _terminal_table(evidence: Evidence) -> RichTable:
     """Build the verdict table for 80 columns: intervals as half-widths, further seeds as a number."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net of price", "more seeds"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "more seeds"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
@@ -150,7 +153,7 @@ def _more_seeds(verdict: Verdict) -> str:
     return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
 
 
-VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net", "to settle it")
+VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net gain", "to settle it")
 
 
 def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
@@ -162,12 +165,12 @@ def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
         f"{signed(verdict.slowdown_percent, 1)} %",
         signed(verdict.price),
         f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]",
-        settling(verdict, evidence.table.num_arms, evidence.rule.margin),
+        settling(verdict, evidence.table.num_arms, evidence.rule.equivalence_margin),
     )
 
 
 def to_csv(table: Table) -> str:
-    """Write a sheet as CSV, numbers in full."""
+    """Return a table as CSV, numbers in full."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.columns)
@@ -176,7 +179,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(summary: Summary) -> str:
-    """Write the report as Markdown: the answer first, the figures left to the HTML page."""
+    """Return the report as Markdown: the answer first; figures are on the HTML page only."""
     parts = [f"# Study {summary.record.name}", f"**{summary.answer}**"]
     parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
     parts += [summary.record.question] if summary.record.question else []
@@ -200,7 +203,7 @@ def to_markdown(summary: Summary) -> str:
 
 
 def to_html(summary: Summary) -> str:
-    """Write the report as one page that loads nothing: style and figures are inside, there is no script."""
+    """Return the report as one HTML page without script that loads nothing: styles and figures are in it."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("report.html.j2").render(
@@ -222,7 +225,10 @@ def to_html(summary: Summary) -> str:
 
 
 def shown_tables(summary: Summary) -> list[Table]:
-    """Return the sheets as printed, effects and kernels folded; the verdicts have their own table."""
+    """Return the tables as they are printed, without that of the verdicts, which is printed by itself.
+
+    Effects, kernels and plans have fewer lines here than in their CSV files.
+    """
     shown = []
     for table in summary.tables:
         lines = tuple(tuple(map(spell, line)) for line in table.lines)
@@ -267,11 +273,11 @@ def drawings(summary: Summary) -> list[Drawing]:
     rule, evidence, best = summary.record.rule or DecisionRule(), summary.evidence, ""
     if evidence is not None and summary.advice is not None:
         best = spell_levels(summary.advice.best.levels, evidence.table.sites, evidence.rule)
-    found = (
+    candidates = (
         accuracy_speed(summary.rows, rule, best),
         forest(evidence) if evidence else None,
         heat_map(evidence) if evidence else None,
-        foretold(summary.screened, evidence) if evidence else None,
+        screening_figure(summary.screened, evidence) if evidence else None,
         learned_scale(summary.rows, rule),
     )
-    return [drawing for drawing in found if drawing is not None]
+    return [drawing for drawing in candidates if drawing is not None]

@@ -1,4 +1,4 @@
-"""A study read from its rows and ``study.json`` alone, judged, and answered in a sentence."""
+"""The content of a report: a study, read from its rows and ``study.json`` alone, and its verdicts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """What ``study.json`` says.
+    """The content of ``study.json``.
 
     Attributes:
         name: name of the study; may be empty.
@@ -66,7 +66,7 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class Summary:
-    """All a report shows.
+    """Everything that a report shows.
 
     Attributes:
         record: the study.
@@ -74,9 +74,9 @@ class Summary:
         evidence: verdicts and effects; None if the rows support none.
         advice: the plan to use; None without evidence.
         answer: the answer in a sentence, or why there is none.
-        notes: what must be said beside the answer.
-        costs: what ran -> trial -> what it used.
-        config: the recommended plan as an mmengine config; empty if nobody printed it.
+        notes: sentences that qualify the answer.
+        costs: name of a part of the study -> trial -> what it used.
+        config: the recommended plan as an mmengine config; empty if it was not printed.
         confirmed: plans that ran again on fresh seeds.
         screened: the ranking of a screening, if the study has one.
         scene: one scene as the recommended plan's trial saw it, a PNG; empty if no trial kept one.
@@ -160,7 +160,7 @@ def summarize(study_folder: Path) -> Summary:
 def read_confirmation(
     study_folder: Path, study: Sequence[Row], evidence: Evidence
 ) -> tuple[tuple[Confirmed, ...], tuple[str, ...]]:
-    """Read the study's confirmation, and what to say about it; nothing if there is none.
+    """Read the study's confirmation, and a note if it is left out; both are empty if there is none.
 
     Args:
         study_folder: the study.
@@ -180,7 +180,7 @@ def read_confirmation(
 
 
 def read_screening(study_folder: Path, evidence: Evidence) -> tuple[tuple[Ranked, ...], tuple[str, ...]]:
-    """Read the ranking of the study's screening, and what to say about it; nothing if there is none."""
+    """Read the ranking of the study's screening, and notes about it; both are empty if there is none."""
     path = study_folder / FOLDER / ROWS
     if not path.exists():
         return (), ()
@@ -212,7 +212,7 @@ def read_record(study_folder: Path) -> StudyRecord:
 
 
 def environment_table(summary: Summary) -> Table:
-    """Return what must be equal to get the same numbers again."""
+    """Return the table of what must be equal to get the same numbers again."""
     rows, record = summary.rows, summary.record
     times = [row.time for row in rows if row.time > 0]
     facts = {

@@ -1,4 +1,4 @@
-"""The answer, the recommendation, and how the verdicts are to be read, in sentences."""
+"""The sentences of a report: answer, recommendation, and how to read the verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ EQUIVALENT = "EQUIVALENT"
 
 
 def answer(evidence: Evidence) -> str:
-    """Say the verdicts in one sentence."""
+    """Return the verdicts as one sentence."""
     groups: dict[str, list[str]] = {kind: [] for kind in (PAYS, COSTS, EQUIVALENT, UNDECIDED)}
     for v in evidence.verdicts:
         kind = EQUIVALENT if v.verdict == UNDECIDED and v.equivalent else v.verdict
@@ -32,38 +32,38 @@ def answer(evidence: Evidence) -> str:
         UNDECIDED: "is undecided at",
     }
     sentence = (
-        f"{bias} {listing([f'{says[kind]} {listing(found)}' for kind, found in groups.items() if found])}."
+        f"{bias} {listing([f'{says[kind]} {listing(terms)}' for kind, terms in groups.items() if terms])}."
     )
     return sentence[0].upper() + sentence[1:]
 
 
 def advise(advice: Recommendation, evidence: Evidence, confirmed: Sequence[Confirmed] = ()) -> str:
-    """Say the recommendation in a sentence or two, and what its confirmation measured."""
+    """Return the recommendation, and what its confirmation measured, in a few sentences."""
     rule, table, best = evidence.rule, evidence.table, advice.best
     if num_treated(best.levels, table) == 0:
         return f"Recommended: {rule.baseline} everywhere; no plan is predicted to be worth its price."
     where = {
-        level: [site for site, found in zip(table.sites, best.levels, strict=True) if found == level]
+        level: [site for site, own in zip(table.sites, best.levels, strict=True) if own == level]
         for level in rule.treatments
     }
     parts = [f"{level} at {listing(sites)}" for level, sites in where.items() if sites]
     speed = f" and {advice.samples_per_s:.3g} samples/s" if advice.samples_per_s > 0 else ""
     gain = f"{signed(best.gain)} ± {best.half_width:.2f}"
-    said = (
+    text = (
         f"Recommended: {listing(parts)}. Predicted: {advice.accuracy:.2f} {rule.metric}{speed} "
         f"({gain} points, step time {signed(best.slowdown_percent, 1)} %)."
     )
     if advice.measured:
-        found = advice.measured
-        at = f" and {found.samples_per_s:.3g} samples/s" if found.samples_per_s > 0 else ""
-        said += f" Measured: {found.accuracy:.2f} {rule.metric}{at}, mean of {found.seeds} trials."
-    said += "".join(_say(one, evidence) for one in confirmed if one.levels == best.levels)
+        own = advice.measured
+        at = f" and {own.samples_per_s:.3g} samples/s" if own.samples_per_s > 0 else ""
+        text += f" Measured: {own.accuracy:.2f} {rule.metric}{at}, mean of {own.seeds} trials."
+    text += "".join(_confirmation(one, evidence) for one in confirmed if one.levels == best.levels)
     if advice.open_sites:
-        said += f" A best guess, not settled: {listing(advice.open_sites)}."
-    return said
+        text += f" A best guess, not settled: {listing(advice.open_sites)}."
+    return text
 
 
-def _say(one: Confirmed, evidence: Evidence) -> str:
+def _confirmation(one: Confirmed, evidence: Evidence) -> str:
     speed = f" and {one.samples_per_s:.3g} samples/s" if one.samples_per_s > 0 else ""
     gain = f", {signed(one.gain)} [{signed(one.low)}, {signed(one.high)}] over {evidence.table.baseline}"
     gain = gain if math.isfinite(one.gain) else ""
@@ -72,28 +72,28 @@ def _say(one: Confirmed, evidence: Evidence) -> str:
 
 
 def reading(evidence: Evidence) -> str:
-    """Say how the table of verdicts is to be read."""
+    """Return how to read the table of verdicts, in a few sentences."""
     table, rule = evidence.table, evidence.rule
-    said = (
-        f"Points of {rule.metric} ({rule.condition}); net is gain minus price, with the noise of both. "
+    text = (
+        f"Points of {rule.metric} ({rule.condition}); net gain is gain minus price, with the noise of both. "
         f"Together the verdicts are right with {100 * rule.confidence:g} % confidence (Holm), and so are the "
         f"intervals of the gains (Bonferroni). One trial's noise is {evidence.noise:.2f} points, estimated "
         f"with {evidence.residual_df} degrees of freedom."
     )
     if evidence.num_scenes:
         share = max(evidence.scene_share, default=0.0)
-        said += (
+        text += (
             f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of "
             f"a gain's squared error."
         )
-    if len(table.looks) > 1:
-        said += (
-            f" Look {table.look} of at most {len(table.looks)}; "
+    if len(table.interim_analyses) > 1:
+        text += (
+            f" Look {table.look} of at most {len(table.interim_analyses)}; "
             f"{100 * evidence.spent:.0f} % of the error probability is spent."
         )
     if table.waiting:
-        said += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
-    return said
+        text += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
+    return text
 
 
 def listing(words: Sequence[str]) -> str:

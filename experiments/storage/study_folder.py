@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from pipeline.config.settings import TrialSettings
+from pipeline.errors import written_by_old_version
 from pipeline.metrics.rows import rows_digest
 from pipeline.redaction import redact, refuse_secrets
 
@@ -24,6 +25,10 @@ DONE, FAILED, PARTIAL, PENDING = "done", "failed", "partial", "pending"
 
 BEGUN = "BEGUN.json"
 """File of a trial that says when its last session began, and what the ones before it took."""
+
+
+FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
+"""Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
 
 
 class StudyError(ValueError):
@@ -104,7 +109,7 @@ class StudyFolder:
             inputs: digest of every file whose content decides results.
 
         Raises:
-            StudyError: the folder cannot be written, or holds another study.
+            StudyError: the folder cannot be written, holds another study, or one of version 0.1.0.
             SecretError: settings hold a password or a token.
         """
         for settings in recipe.trials:
@@ -114,13 +119,14 @@ class StudyFolder:
             "question": recipe.question,
             "digest": recipe.digest,
             "rule": recipe.rule.to_dict() if recipe.rule else None,
-            "factors": list(recipe.factors),
-            "worlds": [asdict(world) for world in recipe.worlds],
+            "sites": list(recipe.sites),
+            "datasets": [asdict(dataset) for dataset in recipe.datasets],
             "trials": list(recipe.named_trials()),
             "inputs": dict(inputs),
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_old_version()
             if not self._started():
                 self._forget()
             self._agree("study.json", wanted)
@@ -132,6 +138,11 @@ class StudyFolder:
             raise StudyError(
                 f"{self.path}: cannot write here ({reason}); choose another --runs-dir"
             ) from error
+
+    def _refuse_old_version(self) -> None:
+        path = self.path / "study.json"
+        if path.exists() and FIELDS_OF_OLD_VERSION & set(read_json(path)):
+            raise StudyError(written_by_old_version(str(path)))
 
     def _started(self) -> bool:
         return any(self.state(trial.name) != PENDING for trial in self.path.glob("trials/*"))

@@ -1,7 +1,7 @@
-"""No bias, the bias everywhere and the recommended plan, trained once more with fresh seeds.
+"""The confirmation of a study: no bias, bias at all layers and the recommended plan, with fresh seeds.
 
-The verdict chose the plan with the same trials that it was judged by, so its gain is flattered; what fresh
-seeds measure is not. The rows are a study of their own in the folder ``confirmation``.
+The study's own trials chose the plan, so the gain that they measure is biased upwards. A gain on fresh seeds
+is not. The confirmation is a study of its own in the folder ``confirmation``.
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,13 @@ NONE, ALL, RECOMMENDED = "none", "all layers", "recommended"
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What the fresh seeds say about one arm.
+    """What one arm measured with fresh seeds.
 
     Attributes:
         arm: ``none``, ``all layers`` or ``recommended``.
         levels: of the factors.
         value: mean of the rule's metric, points.
-        gains: against no bias with the same seed, points, one per seed.
+        gains: over no bias with the same seed, points; one per seed that has both.
     """
 
     arm: str
@@ -48,7 +48,7 @@ class Confirmed:
 def run_confirmation(
     recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions
 ) -> Outcome | None:
-    """Run the confirmation of a study, or go on with it; print what it measured.
+    """Run the confirmation of a study, or go on with it, and print what it measured.
 
     Args:
         recipe: with fresh seeds and a rule.
@@ -63,38 +63,40 @@ def run_confirmation(
     try:
         judged_by = rule_in_force(rule, folder.path, recipe.digest)
         advice = recommend(rows, weigh(rows, judged_by, read_bench(folder.path)))
-    except AnalysisError:  # the report says why
+    except AnalysisError:  # the report shows it
         return None
     arms = arms_of(recipe, advice)
     made, place = confirmation(recipe, arms), StudyFolder(folder.path / FOLDER)
     place.claim(made, read_json(folder.path / "study.json")["inputs"])
     console.print(f"confirmation: {len(made.trials)} trials with fresh seeds")
     outcome = run_trials(made, place, console, running)
-    found = confirmed(ended_rows(made, place), made, arms, rule)
+    measured = confirmed(ended_rows(made, place), made, arms, rule)
     predicted = advice.best.gain
     content = {"metric": rule.metric, "condition": rule.condition, "predicted_gain": predicted}
-    write_json(place.path / "confirmation.json", content | {"arms": [asdict(one) for one in found]})
-    _show(found, rule, predicted, console)
+    write_json(place.path / "confirmation.json", content | {"arms": [asdict(one) for one in measured]})
+    _print_arms(measured, rule, predicted, console)
     return outcome
 
 
-def _show(found: Sequence[Confirmed], rule: DecisionRule, predicted: float, console: Console) -> None:
+def _print_arms(
+    measured: Sequence[Confirmed], rule: DecisionRule, predicted: float, console: Console
+) -> None:
     """Print the arms; a gain is the mean over the fresh seeds of the difference to no bias."""
     title = f"Fresh seeds, points of {rule.metric} ({rule.condition}); predicted gain {predicted:+.2f}"
     table = Table("arm", "value", "gain", "per seed", box=None, title=title)
-    for one in found:
+    for one in measured:
         gain = f"{mean(one.gains):+.2f}" if one.gains else ""
         table.add_row(one.arm, f"{one.value:.2f}", gain, ", ".join(f"{g:+.2f}" for g in one.gains))
     console.print(table)
 
 
 def arms_of(recipe: Recipe, advice: Recommendation) -> dict[str, Arm]:
-    """Return name -> levels of the arms that are trained; equal ones stand there under both names."""
+    """Return name -> levels of the arms that are trained; equal arms are listed under both names."""
     rule = _rule(recipe)
-    sites = len(recipe.factors)
+    sites = len(recipe.sites)
     return {
         NONE: (rule.baseline,) * sites,
-        ALL: (rule.treatment,) * sites,
+        ALL: (rule.treatments[0],) * sites,
         RECOMMENDED: advice.best.levels,
     }
 
@@ -106,17 +108,19 @@ def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
         recipe,
         question=f"Does the recommendation of {recipe.name} hold with fresh seeds?",
         trials=tuple(
-            replace(recipe.trials[0], plan=plan, seed=seed) for seed in recipe.confirm_seeds for plan in plans
+            replace(recipe.trials[0], plan=plan, seed=seed)
+            for seed in recipe.confirmation_seeds
+            for plan in plans
         ),
         rule=None,
         design=None,
-        early_stop=None,
-        confirm_seeds=(),
+        early_stopping=None,
+        confirmation_seeds=(),
     )
 
 
 def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: DecisionRule) -> list[Confirmed]:
-    """Read the confirmation off its rows; an arm that lacks a trial has fewer gains."""
+    """Compute what each arm measured from the rows; an arm that lacks a trial has fewer gains."""
     values = {t: 100 * v for t, v in final_values(rows, rule.metric, rule.condition).items()}
     names = made.by_arm()
     seeds = sorted({seed for _, seed in names})
@@ -124,14 +128,14 @@ def confirmed(rows: Sequence[Row], made: Recipe, arms: dict[str, Arm], rule: Dec
     def value(levels: Arm, seed: int) -> float | None:
         return values.get(names[levels, seed])
 
-    found = []
+    measured = []
     for arm, levels in arms.items():
         own = [v for seed in seeds if (v := value(levels, seed)) is not None]
         pairs = [(value(levels, seed), value(arms[NONE], seed)) for seed in seeds]
         gains = tuple(a - b for a, b in pairs if a is not None and b is not None)
         if own:
-            found.append(Confirmed(arm, levels, mean(own), gains))
-    return found
+            measured.append(Confirmed(arm, levels, mean(own), gains))
+    return measured
 
 
 def _rule(recipe: Recipe) -> DecisionRule:

@@ -1,16 +1,32 @@
-"""The report at the end of a study: judged, written, and its verdicts printed."""
+"""The report at the end of a study: written, printed, and its verdicts handed to tracking."""
 
+import math
 from pathlib import Path
 
 from rich.console import Console
 
-from experiments.storage.study_folder import StudyError, settings_of
+from experiments.reporting.report import print_report, write_report
+from experiments.reporting.summary import Summary
+from experiments.reporting.tables.base import spell_levels
+from experiments.storage.study_folder import StudyError, settings_of, write_json
 from pipeline.config.plan import Plan
+from pipeline.tracking.study_verdicts import VERDICTS, RecommendedPlan, SiteVerdict, StudyVerdicts
 
 
-def show_report(folder: Path, console: Console) -> None:
-    """Judge a study, write its report, the recommended plan as a config too, and print the verdicts."""
-    from experiments.reporting.report import print_report, write_report
+def show_report(folder: Path, console: Console) -> StudyVerdicts:
+    """Judge a study, write its report, the recommended plan as a config too, and print the verdicts.
+
+    Args:
+        folder: the study.
+        console: where the verdicts are printed.
+
+    Returns:
+        The verdicts for tracking; ``verdicts.json`` holds them too.
+
+    Raises:
+        ReportError: the folder is no study, or has no rows.
+        RowsError: a rows file is broken elsewhere than in its last line.
+    """
 
     def config_of(plan: Plan) -> str:
         trials = sorted(folder.glob("trials/*/settings.json"))
@@ -20,4 +36,45 @@ def show_report(folder: Path, console: Console) -> None:
 
         return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
 
-    print_report(write_report(folder, config_of), console)
+    report = write_report(folder, config_of)
+    verdicts = write_verdicts(report.summary, folder)
+    print_report(report, console)
+    return verdicts
+
+
+def write_verdicts(summary: Summary, folder: Path) -> StudyVerdicts:
+    """Write the verdicts of a summary into a study's ``verdicts.json``, and return them."""
+    verdicts = verdicts_of(summary)
+    write_json(folder / VERDICTS, verdicts.to_dict())
+    return verdicts
+
+
+def verdicts_of(summary: Summary) -> StudyVerdicts:
+    """Return what tracking shows of a summary; empty if its rows support no verdict."""
+    evidence, advice = summary.evidence, summary.advice
+    if evidence is None or advice is None:
+        return StudyVerdicts()
+    sites = tuple(
+        SiteVerdict(v.site, v.treatment, v.verdict, v.effect, v.net, _known(v.slowdown_percent))
+        for v in evidence.verdicts
+    )
+    rule, best = evidence.rule, advice.best
+    measured, baseline = advice.measured, advice.baseline
+    return StudyVerdicts(
+        sites,
+        RecommendedPlan(
+            plan=f"{' or '.join(rule.treatments)} at {spell_levels(best.levels, evidence.table.sites, rule)}",
+            utility=best.utility,
+            predicted_gain=best.gain,
+            predicted_accuracy=advice.accuracy,
+            predicted_samples_per_s=_known(advice.samples_per_s),
+            measured_gain=measured.accuracy - baseline.accuracy if measured and baseline else None,
+            measured_accuracy=measured.accuracy if measured else None,
+            measured_samples_per_s=_known(measured.samples_per_s) if measured else None,
+        ),
+    )
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None if it is not finite."""
+    return value if math.isfinite(value) else None

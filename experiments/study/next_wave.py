@@ -1,7 +1,7 @@
-"""Which trials to add next, or why none.
+"""Which trials of a sequential study run next, or why none do.
 
-A pure function of the rows so far, called between waves. It judges as the report does, at the looks that
-the rule fixed before the first trial, so that looking more often does not make more verdicts false.
+The answer is a pure function of the rows so far. The verdicts are computed as in the report, at the looks
+(interim analyses) that the rule fixed before the first trial. So more looks do not make more verdicts false.
 """
 
 import math
@@ -32,7 +32,7 @@ class Budget:
     gpu_hours: float = math.inf
 
     def __post_init__(self) -> None:
-        """Refuse a budget that buys nothing."""
+        """Refuse a budget under which no trial runs."""
         if self.trials < 1 or not self.gpu_hours > 0:
             hours = "" if math.isinf(self.gpu_hours) else f" and {self.gpu_hours:g} GPU hours"
             raise AnalysisError(f"the budget is {self.trials} trials{hours}; expected more than 0")
@@ -43,7 +43,7 @@ class Wave:
     """What to run next.
 
     Attributes:
-        look: the look that follows it, from 1; of an ended study the last look that was taken.
+        look: number of the look after this wave, from 1; of an ended study, of the last look taken.
         arms_by_seed: (seed, arms) to run, in order; empty if the study has ended.
         state: ``continue``, ``settled`` or ``budget spent``.
         reason: why, in a sentence for people.
@@ -58,7 +58,7 @@ class Wave:
 
     @property
     def num_trials(self) -> int:
-        """How many trials it adds."""
+        """Number of trials that it adds."""
         return sum(len(arms) for _, arms in self.arms_by_seed)
 
 
@@ -70,13 +70,13 @@ def next_wave(
     gpu_hours: float = 0.0,
     bench: Sequence[BenchRow] = (),
 ) -> Wave:
-    """Say which trials to run next.
+    """Return which trials to run next.
 
     Args:
         rows: all rows of the study so far; none before the first wave. Trials of a wave must have
             ended (done, stopped early, diverged or failed) before this is called. One that failed without
             a value is asked for again; a caller who cannot run it has to stop.
-        rule: with ``sites``, ``seeds`` (the most that may run, in their order), ``looks`` and ``arms``.
+        rule: with ``sites``, ``seeds`` (all that may run, in order), ``interim_analyses`` and ``arms``.
         design: the arms.
         budget: the limits.
         gpu_hours: GPU hours used so far; the next wave is expected to cost as much per trial.
@@ -87,13 +87,13 @@ def next_wave(
         look; or an empty one: ``settled`` or ``budget spent``.
 
     Raises:
-        DecideError: the rule has no seeds, the budget does not reach the first look, or the rows
+        AnalysisError: the rule has no seeds, the budget does not reach the first look, or the rows
             support no verdict although the last look has come; says why.
         ScreeningMissing: the first look has come, and the rule waits for a screening.
     """
     if not rule.seeds:
         raise AnalysisError("the rule names no seeds, so nothing says which blocks may run; name the most")
-    looks = rule.looks or (len(rule.seeds),)
+    looks = rule.interim_analyses or (len(rule.seeds),)
     ended = {(t.levels, t.seed) for t in ended_trials(rows, rule)[1]} if rows else set()
     lacking = {seed: tuple(arm for arm in design.arms if (arm, seed) not in ended) for seed in rule.seeds}
     complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))
@@ -131,7 +131,7 @@ def _why(taken: int, looks: Sequence[int]) -> str:
 
 
 def _over(budget: Budget, begun: int, ended: int, wave: Wave, gpu_hours: float) -> str:
-    """Say why a wave is beyond the budget; empty if it is not."""
+    """Return why a wave is beyond the budget; empty if it is not."""
     again = begun - ended  # began before, and are asked for again
     trials = begun + wave.num_trials - again
     if trials > budget.trials:

@@ -1,6 +1,6 @@
-"""Refuse what cannot run before anything starts that costs time.
+"""Checks before a study starts: files, plans on the real model, initial weights, datasets, MLflow.
 
-Every trial's files, every plan on the real model, the initial weights, the frames of every dataset.
+What cannot run is refused before anything starts that costs time.
 """
 
 import os
@@ -17,21 +17,21 @@ from pipeline.storage.paths import resolve_path
 from pipeline.training.preflight import check
 
 
-def make_datasets(worlds: tuple[SyntheticDataset, ...], console: Console) -> None:
-    """Generate the datasets of a recipe that are absent; those that are there are left alone.
+def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Console) -> None:
+    """Generate the datasets of a recipe that are absent; the others stay as they are.
 
     Raises:
         DataError: a folder holds something else.
     """
     from pipeline.data.synthetic import generate
 
-    for world in worlds:
-        with task_bar(console, f"dataset {world.root}") as advance:
+    for dataset in datasets:
+        with task_bar(console, f"dataset {dataset.root}") as advance:
             generate(
-                resolve_path(world.root),
-                world.seed,
-                frames_per_scene=world.frames_per_scene,
-                scenes_per_split=dict(world.scenes),
+                resolve_path(dataset.root),
+                dataset.seed,
+                frames_per_scene=dataset.frames_per_scene,
+                scenes_per_split=dict(dataset.scenes),
                 workers=os.cpu_count() or 1,
                 progress=advance,
             )
@@ -62,7 +62,7 @@ def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
 
 
 def check_rule(recipe: Recipe) -> None:
-    """Refuse a rule about what the trials will not measure: it would show after the last of them.
+    """Refuse a rule about what the trials do not measure: else it would show after the last trial.
 
     Raises:
         StudyError: its metric or its sensor condition is none that every trial measures.
@@ -72,9 +72,13 @@ def check_rule(recipe: Recipe) -> None:
     rule = recipe.rule
     if rule is None:
         return
-    known = HIGHER_IS_BETTER if recipe.early_stop is None else QUICK_METRICS
+    known = HIGHER_IS_BETTER if recipe.early_stopping is None else QUICK_METRICS
     if rule.metric not in known:
-        why = "more of it is better" if recipe.early_stop is None else "it is measured where trials may stop"
+        why = (
+            "more of it is better"
+            if recipe.early_stopping is None
+            else "it is measured where trials may stop"
+        )
         raise StudyError(
             f"recipe {recipe.name}: its rule asks for {rule.metric!r}; expected a metric of which {why}: "
             f"{', '.join(known)}"
@@ -104,7 +108,7 @@ def check_models(recipe: Recipe) -> None:
         )
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
-        first, dtype = alike[0], attention_dtype(alike[0])
+        first, dtype = alike[0], attention_dtype(alike[0].train.amp)
         model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
         if first.init_checkpoint:
             load_weights(model, resolve_path(first.init_checkpoint), fresh=("aqr",))  # as a trial does
@@ -113,7 +117,7 @@ def check_models(recipe: Recipe) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Open every dataset of the recipe and see that the files of its frames are there."""
+    """Open every dataset of the recipe, and refuse one that lacks files of its frames."""
     from pipeline.data.formats.open import open_source
 
     wanted = {
@@ -126,3 +130,11 @@ def check_data(recipe: Recipe) -> None:
     }
     for root, version, split in sorted(wanted):
         open_source(Path(resolve_path(root)), version, split)
+
+
+def check_tracking(console: Console) -> None:
+    """Connect to MLflow once, so that no trial creates its tables; print a warning if it cannot be used."""
+    from pipeline.tracking.mlflow_store import prepare_store  # costs seconds
+
+    if warning := prepare_store():
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

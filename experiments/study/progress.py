@@ -1,4 +1,4 @@
-"""A live bar with the time left on a terminal, one plain line per event elsewhere."""
+"""The progress of a study: on a terminal a bar with the time left, elsewhere one line per event."""
 
 import threading
 import time
@@ -13,16 +13,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from pipeline.runtime.heartbeat import clear_heartbeat, read_heartbeat
 
-LOOK_EVERY_S = 0.5
-"""Pause between two looks at those files: a live bar that moves twice a second."""
+POLL_S = 0.5
+"""Time between two reads of the heartbeats of running trials, seconds."""
 
 TRAINING_SHARE = 0.5
-"""Guess at which part of a trial is training; only the estimate before the first trial ends needs it."""
+"""Share of a trial's time that is training, a guess: used until the first trial has ended."""
 
 
 @dataclass
 class _Running:
-    """A trial under way."""
+    """A trial that runs."""
 
     folder: Path
     conditions: int
@@ -32,18 +32,18 @@ class _Running:
     total: int = 0
     passes: int = 0
 
-    def look(self) -> None:
-        """Read the trial's own word on how far it is."""
-        word = read_heartbeat(self.folder)
-        if word is None:
+    def update(self) -> None:
+        """Read the trial's heartbeat."""
+        heartbeat = read_heartbeat(self.folder)
+        if heartbeat is None:
             return
-        if word.stage == self.stage == "evaluate" and word.done < self.done:
+        if heartbeat.stage == self.stage == "evaluate" and heartbeat.done < self.done:
             self.passes += 1  # the next sensor condition
-        self.stage, self.done, self.total = word.stage, word.done, word.total
+        self.stage, self.done, self.total = heartbeat.stage, heartbeat.done, heartbeat.total
 
     @property
     def fraction(self) -> float:
-        """Part of the trial that is over, roughly."""
+        """Share of the trial that is over, roughly; 0 to 1."""
         part = self.done / self.total if self.total else 0.0
         if self.stage == "train":
             return TRAINING_SHARE * part
@@ -53,7 +53,7 @@ class _Running:
         return 0.0
 
     def __str__(self) -> str:
-        """Say where the trial is."""
+        """Return stage and count: ``train 30/60``."""
         return f"{self.stage} {self.done}/{self.total}" if self.total else self.stage
 
 
@@ -78,7 +78,7 @@ class StudyProgress:
         self._thread = threading.Thread(target=self._watch, name="study-progress", daemon=True)
 
     def __enter__(self) -> "StudyProgress":
-        """Begin to show."""
+        """Show the bar, if there is a terminal."""
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -117,7 +117,7 @@ class StudyProgress:
             self.say(f"{name} started")
 
     def ended(self, name: str, error: str = "") -> None:
-        """Note that a trial ended, well or not."""
+        """Note that a trial ended; ``error`` says why if it failed."""
         with self._lock:
             trial = self._running.pop(name, None)
             self._done += 1
@@ -128,10 +128,10 @@ class StudyProgress:
         self.say(f"{name} {outcome} ({self._done} of {self._total}{rest})")
 
     def _fraction(self) -> float:
-        """Part of the trials of this run that is over."""
+        """Return the share of this run's trials that is over, 0 to 1."""
         with self._lock:
             for trial in self._running.values():
-                trial.look()
+                trial.update()
             over = self._done - self._before + sum(trial.fraction for trial in self._running.values())
         return over / max(self._total - self._before, 1)
 
@@ -142,7 +142,7 @@ class StudyProgress:
         return (time.monotonic() - self._begun) * (1 - fraction) / fraction
 
     def _watch(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
+        while not self._over.wait(POLL_S):
             with self._lock:
                 words = ", ".join(f"{name.partition('_')[0]} {t}" for name, t in self._running.items())
             left = self._seconds_left()
@@ -157,7 +157,7 @@ class StudyProgress:
 
 
 def _spell(seconds: float) -> str:
-    """Say a duration as people do."""
+    """Return a duration for people, in minutes or seconds."""
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 

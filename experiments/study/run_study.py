@@ -1,4 +1,4 @@
-"""One study from the first check to the report - check, share, run, confirm, judge, send."""
+"""One study from the first check to the report: check, run, confirm, report, send to MLflow."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from experiments.study.preflight import (
     check_data,
     check_models,
     check_rule,
+    check_tracking,
     check_trials,
     digest_inputs,
     make_datasets,
@@ -28,34 +29,38 @@ from pipeline.storage.sync import StudySync
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the user says about a run of a study; none of it is part of the recipe.
+    """Options of ``biaswise study run``; none of them is part of the recipe.
 
     Attributes:
-        runs: folder of the studies.
+        runs_dir: folder of the studies.
         concurrent: trials at once; None: as the recipe says.
-        probing: let the probe say.
-        trials: most trials that may run; None: all.
-        gpu_hours: most GPU hours that they may take; None: no limit.
-        confirming: train the recommendation with fresh seeds, if the recipe has some.
+        auto_concurrency: measure on this machine how many trials should run at once.
+        max_trials: most trials that may run; None: all.
+        max_gpu_hours: most GPU hours that they may take; None: no limit.
+        confirmation: train the recommendation with fresh seeds, if the recipe has some.
         tracking: send rows to MLflow.
-        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        storage: URI under which the study is kept, too; empty: where it was kept before, if it was.
+        hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
+        storage: URI of a second copy of the study; empty: the URI of its earlier copy, if it has one.
     """
 
-    runs: Path
+    runs_dir: Path
     concurrent: int | None = None
-    probing: bool = False
-    trials: int | None = None
-    gpu_hours: float | None = None
-    confirming: bool = True
+    auto_concurrency: bool = False
+    max_trials: int | None = None
+    max_gpu_hours: float | None = None
+    confirmation: bool = True
     tracking: bool = True
-    patience_s: float = HANG_TIMEOUT_S
+    hang_timeout_s: float = HANG_TIMEOUT_S
     storage: str = ""
 
     def budget(self, recipe: Recipe) -> Budget:
-        """Return what the study may cost; refuse a budget that buys nothing."""
-        trials = len(recipe.trials) if self.trials is None else self.trials
-        return Budget(trials, math.inf if self.gpu_hours is None else self.gpu_hours)
+        """Return what the study may cost.
+
+        Raises:
+            AnalysisError: no trial may run.
+        """
+        trials = len(recipe.trials) if self.max_trials is None else self.max_trials
+        return Budget(trials, math.inf if self.max_gpu_hours is None else self.max_gpu_hours)
 
 
 def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
@@ -71,61 +76,68 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     """
     if options.concurrent is not None and options.concurrent < 1:
         raise StudyError(f"--concurrent {options.concurrent}: expected 1 or more")
-    if options.patience_s < 0:
-        raise StudyError(f"--hang-timeout {options.patience_s:g}: expected seconds, or 0 to wait for ever")
+    if options.hang_timeout_s < 0:
+        raise StudyError(
+            f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
+        )
     options.budget(recipe)
     check_rule(recipe)
-    folder = StudyFolder(options.runs.resolve() / recipe.name)
+    folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
     with stored_study(options.storage, folder, console) as study_sync:
-        return _conduct(recipe, folder, options, console, study_sync)
+        return _run_in_folder(recipe, folder, options, console, study_sync)
 
 
-def _conduct(
+def _run_in_folder(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console, study_sync: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
-    make_datasets(recipe.worlds, console)
+    make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     with folder.lock():
         if any(folder.state(name) != DONE for name in recipe.named_trials()):
             with console.status("checking data, plans and weights"):
                 check_data(recipe)
                 check_models(recipe)
-        recipe, running = _share(recipe, folder, options, console)
+            if options.tracking:
+                check_tracking(console)
+        recipe, running = _with_concurrency(recipe, folder, options, console)
         running = replace(running, study_sync=study_sync)
         if study_sync:
             study_sync.upload_study()
         outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and options.confirming and recipe.confirm_seeds:
+        if outcome.complete and options.confirmation and recipe.confirmation_seeds:
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
-            outcome = _together(outcome, run_confirmation(recipe, folder, console, left))
+            outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.state(name) == DONE for name in recipe.named_trials()):
             _report(folder, console, options.tracking)
-    _say_end(outcome, reason, folder, console)
+    _print_end(outcome, reason, folder, console)
     return outcome
 
 
-def _share(
+def _with_concurrency(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console
 ) -> tuple[Recipe, ExecutionOptions]:
-    """Decide how trials share the machine; on a CPU that may give them another number of threads."""
-    packing = packing_of(recipe, folder, options.concurrent, options.probing, console)
+    """Choose how many trials run at once; on a CPU that may change their number of threads."""
+    packing = packing_of(recipe, folder, options.concurrent, options.auto_concurrency, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
         folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
-        packing.concurrent, packing.gpu_share, options.tracking, patience_s=options.patience_s
+        packing.concurrent,
+        packing.gpu_share,
+        options.tracking,
+        hang_timeout_s=options.hang_timeout_s,
     )
 
 
 def _run(
     recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
 ) -> tuple[Outcome, str]:
-    """Run the trials, in one go or wave after wave; say why no more run."""
+    """Run the trials, all at once or in waves; return how they ended, and why no more run."""
     if recipe.design is not None:
         ending = run_waves(recipe, folder, console, running, budget)
         return ending.outcome, ending.reason
@@ -135,7 +147,7 @@ def _run(
     return outcome, f"The budget leaves out {left_out} of {len(recipe.trials)} trials." if left_out else ""
 
 
-def _together(one: Outcome, two: Outcome | None) -> Outcome:
+def _joined(one: Outcome, two: Outcome | None) -> Outcome:
     """Return the outcome of study and confirmation."""
     if two is None:
         return one
@@ -144,7 +156,7 @@ def _together(one: Outcome, two: Outcome | None) -> Outcome:
     )
 
 
-def _say_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Console) -> None:
+def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Console) -> None:
     if not outcome.ran:
         console.print("every trial is done already")
     for name, why in outcome.failed.items():
@@ -160,12 +172,12 @@ def _say_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Consol
 def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
     from experiments.study.final_report import show_report
 
-    show_report(folder.path, console)
+    verdicts = show_report(folder.path, console)
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 
-        sent = sync(folder.path)
-        if sent.warning:
-            console.print(f"warning: {sent.warning}", style="yellow", markup=False, soft_wrap=True)
+        report = sync(folder.path, verdicts=verdicts)
+        if report.warning:
+            console.print(f"warning: {report.warning}", style="yellow", markup=False, soft_wrap=True)
         else:
-            console.print(f"MLflow: {sent.trials} trials in {sent.uri}", highlight=False, soft_wrap=True)
+            console.print(f"MLflow: {report.trials} trials in {report.uri}", highlight=False, soft_wrap=True)

@@ -1,15 +1,12 @@
-"""Run the trials of a recipe under Ray Tune, skip what is done, and draw the verdict.
+"""Run the trials of a recipe under Ray Tune; trials that are done are skipped.
 
-Tune starts a driver function per trial, which runs Ray Train: the only nesting Ray supports. Drivers
-take a resource of the head node and no CPU. What is done is told by files, not by Tune: a study that
-was killed at any moment is started again and goes on.
+Tune starts a driver function per trial, and the driver runs Ray Train: Ray supports no other nesting.
+Drivers take a resource of the head node and no CPU. The files of a trial say how far it is, not Tune: a
+study that was killed at any moment is started again and goes on.
 """
 
 import logging
 import math
-import os
-import queue
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from rich.console import Console
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder, settings_of
+from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
@@ -38,22 +36,22 @@ DRIVER_FAILURES = 1
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """How trials are run; nothing here changes what they measure, but for times.
+    """How trials are run; none of it changes what they measure, apart from times.
 
     Attributes:
         concurrent: trials at once.
         gpu_share: part of a GPU that each worker gets.
         tracking: send rows to MLflow after each trial.
         gpu_hours: no trial starts once the study has used as many.
-        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        study_sync: of the study, if it is kept at a URI, too.
+        hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
+        study_sync: second copy of the study, at a URI; None if there is none.
     """
 
     concurrent: int = 1
     gpu_share: float = 1.0
     tracking: bool = True
     gpu_hours: float = math.inf
-    patience_s: float = HANG_TIMEOUT_S
+    hang_timeout_s: float = HANG_TIMEOUT_S
     study_sync: StudySync | None = None
 
 
@@ -107,9 +105,9 @@ def run_trials(
             (folder.trial(name) / "FAILED.json").unlink(missing_ok=True)
         with (
             StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
-            _Tracker(folder, progress, running) as tracker,
+            BackgroundSync(folder.path, progress, running.study_sync, running.tracking) as background_sync,
         ):
-            watcher = _Watcher(folder, progress, tracker)
+            watcher = _Watcher(folder, progress, background_sync)
             _tune(recipe, folder, todo, running, early_stopping or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
     return Outcome(
@@ -123,11 +121,11 @@ def run_trials(
 def run_trial_driver(config: dict[str, Any]) -> None:
     """Run one trial and mark its end; runs in a Tune trial.
 
-    A trial that fails is no failure of the driver: the study goes on and reports it.
+    If the trial fails, the driver does not: the study goes on and reports the failure.
 
     Args:
         config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``early_stopping``, ``gpu_share``,
-            ``gpu_hours``, the budget, ``patience_s``, and ``study_sync``, or None.
+            ``gpu_hours``, the budget, ``hang_timeout_s``, and ``study_sync``, or None.
     """
     folder, name = StudyFolder(Path(config["folder"])), config["trial"]
     left = ""
@@ -152,7 +150,7 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
         config["recipe"],
         early_stopping,
         share,
-        config["patience_s"],
+        config["hang_timeout_s"],
         study_sync,
     )
     if study_sync is None:
@@ -195,7 +193,7 @@ def _tune(
                 "early_stopping": early_stopping.to_dict(),
                 "gpu_share": running.gpu_share,
                 "gpu_hours": running.gpu_hours,
-                "patience_s": running.patience_s,
+                "hang_timeout_s": running.hang_timeout_s,
                 "study_sync": running.study_sync,
             },
             tune_config=tune.TuneConfig(
@@ -215,10 +213,10 @@ def _tune(
 
 
 class _Watcher(tune.Callback):
-    """Tells progress and tracking what Tune sees."""
+    """Passes the events of Tune to the progress display and to tracking."""
 
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, tracker: "_Tracker") -> None:
-        self._folder, self._progress, self._tracker = folder, progress, tracker
+    def __init__(self, folder: StudyFolder, progress: StudyProgress, background_sync: BackgroundSync) -> None:
+        self._folder, self._progress, self._background_sync = folder, progress, background_sync
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
@@ -239,10 +237,10 @@ class _Watcher(tune.Callback):
         if again := count_restarts(self._folder.trial(name)):
             self._progress.say(f"{name} was {again}")
         self._progress.ended(name, self._folder.failure(name) if failed else left)
-        self._tracker.wake()
+        self._background_sync.trial_ended(name)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tell that a driver died."""
+        """Show that a driver died and is started again."""
         self._progress.say(f"the process that drove {trial.config['trial']} died; it is started again")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -254,55 +252,3 @@ class _Watcher(tune.Callback):
         except OSError as error:  # a trial without a mark is unfinished, and the same command goes on with it
             reason = f"{reason}, and that could not be written down ({error})"
         self._progress.ended(name, reason)
-
-
-class _Tracker:
-    """Sends rows to MLflow after each trial, beside the study and at low priority; a context manager."""
-
-    def __init__(self, folder: StudyFolder, progress: StudyProgress, running: ExecutionOptions) -> None:
-        self._folder, self._progress, self._enabled = folder, progress, running.tracking
-        self._study_sync = running.study_sync
-        self._wishes: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="tracking", daemon=True)
-        self._warned = ""
-
-    def __enter__(self) -> "_Tracker":
-        """Begin to wait for wishes."""
-        if self._enabled:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *info: object) -> None:
-        """Finish what is being sent."""
-        self._wishes.put(False)
-        if self._enabled:
-            self._thread.join()
-
-    def wake(self) -> None:
-        """Ask for the rows to be sent; returns at once."""
-        self._wishes.put(True)
-
-    def _serve(self) -> None:
-        if hasattr(
-            os, "setpriority"
-        ):  # trials measure time: sending waits for an idle core (Ray's workers have 15)
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while self._wishes.get():
-            from pipeline.tracking.mlflow_sync import (
-                sync,  # costs seconds, which only a study with an end should pay
-            )
-
-            if self._study_sync and not self._copied(self._study_sync):
-                continue  # what MLflow had and the copy had not would double where the study goes on
-            report = sync(self._folder.path)
-            if report.warning and report.warning != self._warned:
-                self._warned = report.warning
-                self._progress.say(f"warning: {report.warning}")
-
-    def _copied(self, study_sync: StudySync) -> bool:
-        try:
-            study_sync.upload_study()
-        except StorageError as error:
-            self._progress.say(f"warning: {error}")
-            return False
-        return True

@@ -52,9 +52,9 @@ def run_waves(
         budget: what they may cost together.
 
     Raises:
-        DecideError: before anything runs: the budget does not reach the first look.
+        AnalysisError: before anything runs: the budget does not reach the first look.
     """
-    assert recipe.design is not None  # the caller's business
+    assert recipe.design is not None
     assert recipe.rule is not None
     names = recipe.by_arm()
     outcome = Outcome((), {}, (), 0)
@@ -69,13 +69,13 @@ def run_waves(
                 raise
             return Ending(outcome, f"No verdict can be drawn: {error}.")
         asked = [names[arm, seed] for seed, arms in wave.arms_by_seed for arm in arms]
-        _note(folder.path / FILE, wave, recipe)
+        _write_waves(folder.path / FILE, wave, recipe)
         if not asked:
             return Ending(outcome, wave.reason)
         console.print(
             f"wave {wave.look}: {len(asked)} trials. {wave.reason}", highlight=False, soft_wrap=True
         )
-        early_stopping = rungs_of(recipe, rows, wave)
+        early_stopping = early_stopping_of(recipe, rows, wave)
         latest = run_trials(recipe, folder, console, running, asked, early_stopping)
         outcome = _joined(outcome, latest)
         lacking = len(latest.unfinished) + sum(not _diverged(folder, name) for name in latest.failed)
@@ -86,7 +86,7 @@ def run_waves(
 def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     """Return the rows of trials that are done, and the losses of those that diverged.
 
-    Not what else an unfinished trial wrote: its metric at a rung would pass for its result.
+    Other rows of unfinished trials are left out: a metric of an early step would pass for a result.
     """
     rows = []
     for name in recipe.named_trials():
@@ -98,28 +98,28 @@ def ended_rows(recipe: Recipe, folder: StudyFolder) -> list[Row]:
     return rows
 
 
-def rungs_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
+def early_stopping_of(recipe: Recipe, rows: Sequence[Row], wave: Wave) -> EarlyStopping:
     """Return where the trials of a wave are measured, and below what they stop.
 
-    The floor of a rung is the worst value of all trials of earlier waves there, less the margin.
+    The floor after a step is the worst value of all trials of earlier waves then, less the margin.
     """
-    rule, early = recipe.rule, recipe.early_stop
+    rule, early = recipe.rule, recipe.early_stopping
     if rule is None or early is None:
         return EarlyStopping()
-    looks = rule.looks or (len(rule.seeds),)
+    looks = rule.interim_analyses or (len(rule.seeds),)
     earlier = set(rule.seeds[: looks[wave.look - 2]]) if wave.look > 1 else set()
     values = step_values([row for row in rows if row.seed in earlier], rule.metric, rule.condition)
-    thresholds = tuple((rung, _floor(values, rung, early)) for rung in early.rungs)
+    thresholds = tuple((step, _floor(values, step, early)) for step in early.steps)
     return EarlyStopping(rule.metric, rule.condition, thresholds)
 
 
-def _floor(values: dict[tuple[str, int], float], rung: int, early: EarlyStoppingRule) -> float | None:
-    found = [value for (_, step), value in values.items() if step == rung and math.isfinite(value)]
-    return min(found) - early.margin / 100 if found else None
+def _floor(values: dict[tuple[str, int], float], step: int, early: EarlyStoppingRule) -> float | None:
+    at_step = [value for (_, at), value in values.items() if at == step and math.isfinite(value)]
+    return min(at_step) - early.margin / 100 if at_step else None
 
 
 def _diverged(folder: StudyFolder, name: str) -> bool:
-    """Tell whether a trial's loss was not finite: the verdict counts it, and it is not asked for again."""
+    """Return whether a trial's loss was not finite: the verdict counts it, and it is not run again."""
     return any(row.metric == "loss" and not math.isfinite(row.value) for row in _rows_of(folder, name))
 
 
@@ -132,16 +132,16 @@ def _joined(one: Outcome, two: Outcome) -> Outcome:
     return Outcome(one.done + two.done, one.failed | two.failed, two.unfinished, one.ran + two.ran)
 
 
-def _note(path: Path, wave: Wave, recipe: Recipe) -> None:
-    """Write down a wave, or how the study ended; the same whether it was killed in between or not."""
+def _write_waves(path: Path, wave: Wave, recipe: Recipe) -> None:
+    """Write a wave, or how the study ended. A study that was killed in between leaves the same file."""
     names = recipe.by_arm()
     waves = [kept for kept in read_json(path)["waves"] if kept["look"] < wave.look] if path.exists() else []
     content = {"state": wave.state, "reason": wave.reason, "alpha_spent": round(wave.spent, 4)}
     if wave.arms_by_seed:
         seeds = recipe.rule.seeds if recipe.rule else ()
         seeds = seeds[: seeds.index(wave.arms_by_seed[-1][0]) + 1]
-        told = {name for kept in waves for name in kept["trials"]}
-        trials = [name for (_, seed), name in names.items() if seed in seeds and name not in told]
+        earlier = {name for kept in waves for name in kept["trials"]}
+        trials = [name for (_, seed), name in names.items() if seed in seeds and name not in earlier]
         waves.append({"look": wave.look, **content, "trials": trials})
         write_json(path, {"waves": waves})
     elif path.exists():

@@ -1,1 +1,1 @@
-"""Benchmark of the attention implementations."""
+"""Benchmark of the attention implementations: ``biaswise operators bench``."""

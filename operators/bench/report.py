@@ -1,8 +1,8 @@
-"""The operator benchmark for readers: a Markdown table and plots, from rows alone.
+"""The report of the operator benchmark: Markdown tables and plots, computed from rows.
 
-Absolute times hold for one GPU. What counts is the ratio to the best implementation without a bias in the
-same run, and to the floor: the time that the matrix products, or the exponentials if they take longer, need
-at the chip's rate.
+Absolute times hold for one GPU. The ratios carry over: to the fastest implementation without a bias in the
+same run, and to the floor. The floor is the time that the matrix products need at the chip's rate, or the
+exponentials if they take longer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _COLOURS = {
 
 
 def floor_ms(row: BenchRow) -> float | None:
-    """Return the least time an H200 could take for a row's call; None on another device."""
+    """Return the least time in ms in which an H200 could compute a row's call; None on another device."""
     if "H200" not in row.device:
         return None
     scores = row.batch * row.heads * row.queries * row.keys
@@ -35,7 +35,7 @@ def floor_ms(row: BenchRow) -> float | None:
 
 
 def best_unbiased(rows: Iterable[BenchRow], shape: str, mode: str) -> BenchRow | None:
-    """Return the fastest row without a bias of a shape and mode."""
+    """Return the fastest row without a bias, for a shape and mode; None if there is none."""
     peers = [
         row
         for row in rows
@@ -46,7 +46,7 @@ def best_unbiased(rows: Iterable[BenchRow], shape: str, mode: str) -> BenchRow |
 
 
 def write_report(rows: Sequence[BenchRow], folder: Path) -> str:
-    """Write ``table.md`` and the plots; return the table."""
+    """Write ``table.md`` and the plots into ``folder``, and return the text of ``table.md``."""
     text = _heading(rows) + "\n\n" + "\n\n".join(_tables(rows)) + "\n"
     (folder / "table.md").write_text(text)
     _plot_ratios(rows, folder / "ratios.png")
@@ -56,17 +56,17 @@ def write_report(rows: Sequence[BenchRow], folder: Path) -> str:
 
 
 def _heading(rows: Sequence[BenchRow]) -> str:
-    """Say what was measured on what."""
+    """Return the first paragraph: device, versions, commit and units."""
     first = rows[0]
     return (
         f"Device {first.device}; {first.versions}; commit {first.commit}; {first.dtype}. Times in ms: "
         "medians with the 20th and 80th percentile; peak memory beyond inputs and gradients in MiB. "
-        "The making of a dense bias counts."
+        "Making a dense bias is part of the time."
     )
 
 
 def _tables(rows: Sequence[BenchRow]) -> list[str]:
-    """Write our kernel's ratios, one table per shape and mode, and one per growth suite."""
+    """Return the table of our kernel's ratios, one table per shape and mode, and one per growth suite."""
     parts = [ratios(rows)]
     for shape in dict.fromkeys(row.shape for row in rows if row.suite == "shapes"):
         for mode in dict.fromkeys(row.mode for row in rows if row.shape == shape):
@@ -81,7 +81,7 @@ def _tables(rows: Sequence[BenchRow]) -> list[str]:
 
 
 def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:
-    """Write the table of one shape and mode."""
+    """Return the table of one shape and mode."""
     mine = [row for row in rows if (row.shape, row.mode) == (shape, mode)]
     best = best_unbiased(mine, shape, mode)
     floor = floor_ms(mine[0])
@@ -95,15 +95,15 @@ def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:
         if row.value != row.value:
             lines.append(f"| {row.bias} | {row.impl} | {row.note} | | | | | | |")
             continue
-        same = {r.metric: r.value for r in mine if (r.impl, r.bias) == (row.impl, row.bias)}
+        values = {r.metric: r.value for r in mine if (r.impl, r.bias) == (row.impl, row.bias)}
         cells = [
             f"{row.value:.3f}",
             f"{row.low:.3f} .. {row.high:.3f}",
             f"{row.value / best.value:.2f}" if best else "",
             f"{row.value / floor:.1f}" if floor else "",
-            f"{same['host']:.3f}" if "host" in same else "",
-            f"{same['peak_extra']:.0f}" if "peak_extra" in same else "",
-            f"{same['error_over_budget']:.2f}" if "error_over_budget" in same else "",
+            f"{values['host']:.3f}" if "host" in values else "",
+            f"{values['peak_extra']:.0f}" if "peak_extra" in values else "",
+            f"{values['error_over_budget']:.2f}" if "error_over_budget" in values else "",
         ]
         lines.append(f"| {row.bias} | {row.impl} | {' | '.join(cells)} |")
     if best:
@@ -112,7 +112,7 @@ def _shape_table(rows: Sequence[BenchRow], shape: str, mode: str) -> str:
 
 
 def _growth_table(suite: str, rows: Sequence[BenchRow]) -> str:
-    """Write how cost grows: one line a size, one column an implementation."""
+    """Return the table of a growth suite: one line per size, one column per implementation and mode."""
     metric, unit = ("peak_extra", "MiB") if suite == "memory" else ("latency", "ms")
     chosen = [row for row in rows if row.metric == metric]
     columns = list(dict.fromkeys((row.bias, row.impl, row.mode) for row in chosen))
@@ -124,18 +124,18 @@ def _growth_table(suite: str, rows: Sequence[BenchRow]) -> str:
         "|---" * (2 + len(names)) + "|",
     ]
     for queries, keys in dict.fromkeys((row.queries, row.keys) for row in chosen):
-        found = {
+        values = {
             (row.bias, row.impl, row.mode): row.value
             for row in chosen
             if (row.queries, row.keys) == (queries, keys)
         }
-        cells = [f"{found[column]:.3f}" if column in found else "" for column in columns]
+        cells = [f"{values[column]:.3f}" if column in values else "" for column in columns]
         lines.append(f"| {queries} | {keys} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
-    """Draw every biased implementation's time over the best unbiased one, per shape and mode."""
+    """Plot each biased implementation's time over that of the fastest unbiased one, by shape and mode."""
     from matplotlib.figure import Figure
 
     mine = [
@@ -149,8 +149,8 @@ def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
             points = []
             for i, shape in enumerate(shapes):
                 best = best_unbiased(mine, shape, mode)
-                found = [r for r in mine if (r.shape, r.mode, r.bias, r.impl) == (shape, mode, bias, impl)]
-                points += [(i, found[0].value / best.value)] if found and best else []
+                at = [r for r in mine if (r.shape, r.mode, r.bias, r.impl) == (shape, mode, bias, impl)]
+                points += [(i, at[0].value / best.value)] if at and best else []
             if points:
                 style = _STYLES.get(impl, "x:")
                 axes.plot(
@@ -165,7 +165,7 @@ def _plot_ratios(rows: Sequence[BenchRow], path: Path) -> None:
 
 
 def _plot_growth(rows: Sequence[BenchRow], axis: str, path: Path) -> None:
-    """Draw time against the number of keys or queries, with the floor."""
+    """Plot the time over the number of keys or queries, with the floor."""
     from matplotlib.figure import Figure
 
     mine = [row for row in rows if row.metric == "latency" and row.value == row.value]

@@ -1,4 +1,4 @@
-"""One measurement of the operator benchmark, in long format, and its Parquet file."""
+"""Rows of the operator benchmark in long format, and their Parquet file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,23 +8,23 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One number.
+    """One measured number.
 
     Attributes:
-        suite: ``shapes`` (the decoder's), ``keys``, ``queries`` or ``memory`` (how cost grows).
+        suite: ``shapes`` (those of the decoder), or ``keys``, ``queries`` or ``memory`` (growth).
         shape: name of the shape.
         impl: the implementation. bias: the bias kind.
         mode: ``forward``, or ``forward_backward`` with gradients to q, k, v and the bias's weights.
-        metric: ``latency`` (the device's time), ``host`` (to launch it), ``peak_extra`` or
-            ``error_over_budget``.
+        metric: ``latency`` (time on the device), ``host`` (time to launch), ``peak_extra`` (memory beyond
+            inputs and gradients) or ``error_over_budget``.
         unit: ``ms``, ``MiB`` or ``ratio``.
-        value: median; NaN where there is none, and ``note`` says why.
-        low: 20th percentile. high: 80th percentile. n: repetitions.
+        value: median; NaN if there is none, and then ``note`` gives the reason.
+        low: 20th percentile. high: 80th percentile. n: number of repetitions.
         batch: B. heads: H. queries: Q. keys: K. head_size: D.
         dtype: of q, k and v.
         device: name of the GPU, or ``cpu``.
-        versions: of PyTorch and what else took part.
-        commit: of the code.
+        versions: of PyTorch and the flash-attn packages, as ``name=version`` with semicolons.
+        commit: of this repository.
         time: Unix time, seconds.
         note: why there is no value.
     """
@@ -54,7 +54,7 @@ class BenchRow:
 
 
 def write_rows(rows: Sequence[BenchRow], path: Path) -> None:
-    """Write rows as Parquet."""
+    """Write rows as a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -62,7 +62,7 @@ def write_rows(rows: Sequence[BenchRow], path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[BenchRow]:
-    """Read what ``write_rows`` wrote."""
+    """Read the rows of a file that ``write_rows`` wrote."""
     import pyarrow.parquet as pq
 
     return [BenchRow(**record) for record in pq.read_table(path).to_pylist()]

@@ -15,30 +15,28 @@ REAL = {
 }
 """The cross-attention of the decoder in the two published configs of CMT-AQR."""
 
-_MASK_REACH = 5  # cells on the BEV map: the published local mask's, whatever the bias has
+_MASK_WINDOW = 5  # cells on the BEV map: the window of the published local mask, at any window of the bias
 
 
 def for_kind(sizes: Sizes, kind: str) -> Sizes:
     """Return the sizes with the windows that the published model has for a bias kind."""
-    return (
-        replace(sizes, window=(min(_MASK_REACH, sizes.window[0]), sizes.window[1]))
-        if kind == "local"
-        else sizes
-    )
+    if kind != "local":
+        return sizes
+    return replace(sizes, window=(min(_MASK_WINDOW, sizes.window[0]), sizes.window[1]))
 
 
 MINI = {
     "mini B1 Q40": Sizes(1, 2, 40, 16, bev=(12, 12), cameras=(2, 4, 6), window=(3, 3), placement="around")
 }
-"""For a machine without a GPU: shows that everything runs, and says nothing of speed."""
+"""A smoke test for machines without a GPU. Its times mean nothing."""
 
-_BEV_SIDES = (60, 100, 150, 220, 310, 400, 500)  # cells; with cameras 5k to 400k keys
+_BEV_SIDES = (60, 100, 150, 220, 310, 400, 500)  # cells; with the cameras this gives 5k to 400k keys
 _QUERIES = (100, 250, 500, 1000, 2000, 3000, 4000)
 
 
 def growing() -> Iterator[tuple[str, Sizes]]:
-    """Yield (suite, sizes): both doubled twice, more keys, more queries."""
-    for factor in (1, 2, 4):  # first, because it is short, and a run that is stopped keeps what it has
+    """Yield (suite, sizes): keys and queries doubled twice, then more keys, then more queries."""
+    for factor in (1, 2, 4):  # first, because it is short and an interrupted run keeps its rows
         cameras = (6, 20, 25 * factor)
         yield "memory", replace(_R50, queries=450 * factor, bev=(128, 64 * factor), cameras=cameras)
     for side in _BEV_SIDES:

@@ -1,4 +1,4 @@
-"""What a benchmark says of our kernel: ratios to the peers of its run, and how straight its growth is."""
+"""Summary of a benchmark for the ``rects`` kernel: ratios to other implementations, linearity of growth."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,10 @@ Floor = Callable[[BenchRow], float | None]
 
 
 def ratios(rows: Sequence[BenchRow]) -> str:
-    """Write, per shape of the decoder, what ``rects`` costs over its peers; empty without rows of it."""
+    """Return a table, per shape of the decoder, of the cost of ``rects`` over other implementations.
+
+    Empty without rows of ``rects``.
+    """
     shapes = dict.fromkeys(row.shape for row in rows if row.suite == "shapes" and row.impl == "rects")
     lines = {name: [measure(_Shape(rows, shape)) for shape in shapes] for name, measure in _RATIOS.items()}
     if not any(value for values in lines.values() for value in values):
@@ -25,7 +28,7 @@ def ratios(rows: Sequence[BenchRow]) -> str:
 
 
 class _Shape:
-    """The rows of one shape, asked by what they measured."""
+    """The rows of one shape, and ratios between them."""
 
     def __init__(self, rows: Sequence[BenchRow], shape: str) -> None:
         self.rows = [
@@ -33,28 +36,28 @@ class _Shape:
         ]
 
     def of(self, bias: str, mode: str, metric: str = "latency", impl: str = "") -> list[BenchRow]:
-        """Return rows of a bias and mode, of one implementation or of all."""
+        """Return the rows of a bias, mode and metric, of one implementation or (by default) of all."""
         wanted = (bias, mode, metric)
         return [r for r in self.rows if (r.bias, r.mode, r.metric) == wanted and impl in ("", r.impl)]
 
     def over(self, bias: str, mode: str, peers: list[BenchRow]) -> str:
-        """Write the time of ``rects`` over that of the fastest of some peers, and its name."""
+        """Return the time of ``rects`` over that of the fastest of some peers, and the name of that peer."""
         mine, best = self.of(bias, mode, impl="rects"), min(peers, key=lambda row: row.value, default=None)
         return f"{mine[0].value / best.value:.3g} ({best.impl})" if mine and best else ""
 
     def dense(self, mode: str) -> list[BenchRow]:
-        """Return the times of the window by those that are handed a matrix or a function for it."""
+        """Return the times of the window bias by the implementations that take a matrix or a function."""
         return [row for row in self.of("window", mode) if row.impl != "rects"]
 
     def memory(self, mode: str) -> str:
-        """Write the peak memory of ``rects`` over that of the fastest dense peer."""
+        """Return the peak memory of ``rects`` over that of the fastest dense implementation."""
         best = min(self.dense(mode), key=lambda row: row.value, default=None)
         if best is None:
             return ""
         both = [self.of("window", mode, "peak_extra", impl) for impl in ("rects", best.impl)]
         if not all(both):
             return ""
-        mine, theirs = (found[0].value for found in both)
+        mine, theirs = (rows[0].value for rows in both)
         return f"{mine:.0f} / {theirs:.0f} MiB = {mine / theirs:.3f}"
 
 
@@ -75,23 +78,23 @@ _RATIOS: dict[str, Callable[[_Shape], str]] = {
 
 
 def straightness(rows: Sequence[BenchRow], axis: str, floor: Floor) -> str:
-    """Fit a straight line to each growth curve: slope, the worst miss, and the slope of the floor.
+    """Fit a straight line to each growth curve, and return a table: slope, largest miss, slope of the floor.
 
     Args:
-        rows: of the suite ``axis``.
+        rows: rows of the suite ``axis``.
         axis: ``keys`` or ``queries``.
-        floor: least time of a row's call in ms, if known.
+        floor: returns the least time of a row's call in ms, or None.
     """
     unit = 100_000 if axis == "keys" else 1000
     mine = [row for row in rows if row.metric == "latency" and row.value == row.value]
-    found = [
+    lines = [
         f"| bias / impl, mode | ms per {unit:,} {axis} | largest miss of the line | floor's slope |",
         "|---|---:|---:|---:|",
     ]
     for bias, impl, mode in dict.fromkeys((row.bias, row.impl, row.mode) for row in mine):
         chosen = [row for row in mine if (row.bias, row.impl, row.mode) == (bias, impl, mode)]
         if len(chosen) < 3:
-            continue  # through two points every line goes
+            continue  # two points always lie on a line
         at, took = np.array([(getattr(row, axis) / unit, row.value) for row in chosen]).T
         slope, start = np.polyfit(at, took, 1)
         miss = np.abs(slope * at + start - took).max() / took.max()
@@ -99,5 +102,5 @@ def straightness(rows: Sequence[BenchRow], axis: str, floor: Floor) -> str:
         known = [value for value in least if value is not None]
         steep = f"{np.polyfit(at, known, 1)[0]:.3f}" if len(known) == len(chosen) else ""
         name = f"{bias} / {impl}, {mode.replace('_', ' + ')}"
-        found.append(f"| {name} | {slope:.3f} | {100 * miss:.1f} % of the longest | {steep} |")
-    return "\n".join(found) if len(found) > 2 else ""
+        lines.append(f"| {name} | {slope:.3f} | {100 * miss:.1f} % of the longest | {steep} |")
+    return "\n".join(lines) if len(lines) > 2 else ""

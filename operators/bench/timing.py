@@ -1,8 +1,8 @@
-"""How long a call takes and how much memory it needs beyond its inputs, on a GPU or a CPU.
+"""Time of a call, and its memory beyond the inputs, on a GPU or a CPU.
 
-On a GPU the time is the GPU's alone. A call of a few tenths of a millisecond takes the host longer to launch
-than the GPU to run, so before every call the GPU is given something to wait on while the host runs ahead.
-What the host needs is measured beside it: a model pays that where its GPU waits for the host.
+On a GPU the time is that of the GPU only. To launch a call of a few tenths of a millisecond takes the host
+longer than the GPU takes to run it. So the GPU waits before every call while the host runs ahead. The host's
+time is measured too, because a model pays it where its GPU waits for the host.
 """
 
 import time
@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 
 _MIB = 2**20
-_CYCLES_PER_MS = 2_000_000  # of an H200 at its 1.98 GHz; a slower chip waits longer, which does no harm
-_WARMUPS = 3  # calls: compilation, cuBLAS plans, allocator
-_FLUSH_BYTES = 256 * _MIB  # four times the largest L2 cache at hand, so that every call starts cold
+_CYCLES_PER_MS = 2_000_000  # of an H200 at 1.98 GHz; a slower chip waits longer, which does no harm
+_WARMUPS = 3  # calls, for compilation, cuBLAS plans and the allocator
+_FLUSH_BYTES = 256 * _MIB  # four times the L2 cache of an H200, so that every call starts with a cold cache
 
 
 class Timing(NamedTuple):
-    """Times of one call in ms: median, 20th and 80th percentile, how many, and the median of the host."""
+    """Times of one call in ms: median, 20th and 80th percentile, number of calls, and the host's median."""
 
     median_ms: float
     low_ms: float
@@ -28,28 +28,28 @@ class Timing(NamedTuple):
 
 
 def time_call(call: Callable[[], object], device: torch.device, budget_ms: float = 200.0) -> Timing:
-    """Measure a call again and again until the budget is spent.
+    """Repeat a call until the budget is spent, and return its times.
 
-    On a GPU by events around every call, with the L2 cache flushed before each.
+    On a GPU events around every call measure the time, and the L2 cache is flushed before each call.
 
     Args:
         call: what to measure.
         device: where it runs.
-        budget_ms: time to spend on measuring, after the warm-up.
+        budget_ms: time for the repetitions after the warm-up. There are at least 5 and at most 100.
     """
     for _ in range(_WARMUPS):
         call()
     gpu = device.type == "cuda"
     once = sum(_on_gpu(call, 1, 0.0)[0]) if gpu else _on_cpu(call, 1)[0]
     n = int(min(100, max(5, budget_ms / max(once, 1e-3))))  # at least 5 for percentiles; 100 settle a median
-    # Twice what the first call took, host and GPU together, is longer than the host needs for any.
+    # Twice the time of one call, host and GPU together, is longer than the host needs to launch one.
     pairs = _on_gpu(call, n, 2 * once) if gpu else [(spent, spent) for spent in _on_cpu(call, n)]
     times, host = sorted(pair[0] for pair in pairs), sorted(pair[1] for pair in pairs)
     return Timing(times[n // 2], times[n // 5], times[n - 1 - n // 5], n, host[n // 2])
 
 
 def peak_extra_mib(call: Callable[[], object], device: torch.device) -> float | None:
-    """Return the most memory a call held beyond what was there before it, in MiB; None on a CPU."""
+    """Return the peak memory of a call beyond what was allocated before it, in MiB; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -61,14 +61,14 @@ def peak_extra_mib(call: Callable[[], object], device: torch.device) -> float | 
 
 
 def _on_gpu(call: Callable[[], object], n: int, ahead_ms: float) -> list[tuple[float, float]]:
-    """Time ``n`` calls: the GPU's time by events and the host's by the clock, in ms.
+    """Return the times of ``n`` calls in ms: (GPU, by events; host, by the clock).
 
-    The GPU idles for ``ahead_ms`` before each call, so that the host has launched it all when it begins.
+    The GPU idles for ``ahead_ms`` before each call, so that the host has launched all of it before it starts.
     """
     flush = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    event: Any = torch.cuda.Event  # neither has types
+    event: Any = torch.cuda.Event  # PyTorch has no types for these two
     wait: Any = torch.cuda._sleep
-    found = []
+    times = []
     for _ in range(n):
         start, stop = event(enable_timing=True), event(enable_timing=True)
         flush.zero_()
@@ -79,12 +79,12 @@ def _on_gpu(call: Callable[[], object], n: int, ahead_ms: float) -> list[tuple[f
         host = (time.perf_counter() - began) * 1e3
         stop.record()
         torch.cuda.synchronize()
-        found.append((start.elapsed_time(stop), host))
-    return found
+        times.append((start.elapsed_time(stop), host))
+    return times
 
 
 def _on_cpu(call: Callable[[], object], n: int) -> list[float]:
-    """Time ``n`` calls by the clock, in ms."""
+    """Return the times of ``n`` calls by the clock, in ms."""
     times = []
     for _ in range(n):
         start = time.perf_counter()

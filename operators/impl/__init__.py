@@ -1,1 +1,1 @@
-"""The implementations of attention; none knows another."""
+"""The implementations of attention. None imports another."""

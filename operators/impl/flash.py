@@ -1,7 +1,7 @@
-"""The flash-attn packages, 4 (CuTe DSL, Hopper and later) or 2, whichever is installed; 4 if both are.
+"""Attention without a bias by the flash-attn packages: 4 (CuTe DSL, for Hopper and later) or 2.
 
-Neither takes an additive bias here: they are the peers without one. Their layout is (B, N, H, D).
-Sources: Dao-AILab/flash-attention, ``flash_attn.cute`` as of flash-attn-4 4.0.0b36 and
+The one that is installed is used, and 4 if both are. Neither takes an additive bias here. Their layout is
+(B, N, H, D). Sources: Dao-AILab/flash-attention, ``flash_attn.cute`` as of flash-attn-4 4.0.0b36 and
 ``flash_attn.flash_attn_func`` as of flash-attn 2.
 """
 
@@ -14,24 +14,24 @@ from torch import Tensor
 from operators.spec import Request
 
 _DTYPES = ("float16", "bfloat16")
-_WIDEST = 256  # elements: largest head size of both packages
+_MAX_HEAD_SIZE = 256  # elements, of both packages
 _HOPPER = 9  # compute capability from which flash-attn-4 is tuned; before, 2 is the better peer
 
 
 @cache
 def installed() -> dict[str, str]:
-    """Return name -> version of the flash-attn packages that are installed, the preferred first."""
-    found = {}
+    """Return name -> version of the installed flash-attn packages, the preferred one first."""
+    versions = {}
     for name in ("flash-attn-4", "flash-attn"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def chosen() -> str:
-    """Return the package that ``forward`` uses on this machine, or an empty string."""
+    """Return the name of the package that ``forward`` uses on this machine; empty if none is installed."""
     packages = installed()
     if "flash-attn-4" in packages and torch.cuda.is_available():
         newer = torch.cuda.get_device_capability()[0] >= _HOPPER
@@ -40,17 +40,17 @@ def chosen() -> str:
 
 
 def objections(request: Request) -> list[str]:
-    """List why this implementation cannot serve ``request``."""
+    """List why this implementation cannot serve ``request``; empty if it can."""
     if request.device != "cuda":
         return [f"flash-attn runs on a GPU, got {request.device}"]
-    found = []
+    objections = []
     if not installed():
-        found.append("neither flash-attn-4 nor flash-attn is installed; pip install 'biaswise[flash]'")
+        objections.append("neither flash-attn-4 nor flash-attn is installed; pip install 'biaswise[flash]'")
     if request.dtype not in _DTYPES:
-        found.append(f"flash-attn computes in {' or '.join(_DTYPES)}, got {request.dtype}")
-    if request.head_size > _WIDEST or request.head_size % 8:
-        found.append(f"flash-attn takes head sizes 8, 16, ... {_WIDEST}, got {request.head_size}")
-    return found
+        objections.append(f"flash-attn computes in {' or '.join(_DTYPES)}, got {request.dtype}")
+    if request.head_size > _MAX_HEAD_SIZE or request.head_size % 8:
+        objections.append(f"flash-attn takes head sizes 8, 16, ... {_MAX_HEAD_SIZE}, got {request.head_size}")
+    return objections
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:

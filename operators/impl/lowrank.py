@@ -1,11 +1,11 @@
-"""Attention with a low-rank bias, by widening the dot product.
+"""Attention with a low-rank bias: the factors are appended to q and k.
 
     softmax(scale * q @ k.mT + u @ w.mT) @ v  ==  softmax(scale * [q, u / scale] @ [k, w].mT) @ v
 
-No (Q, K) tensor is formed: O((Q + K) R) memory, and a fused kernel that takes no bias serves unchanged.
-The kernel is PyTorch's flash, pinned, on the CPU as on a GPU. On a GPU it wants one head size for q, k
-and v, in steps of 8, so all three are padded with zeros and the padding is cut off the result.
-The global bias is exact (rank 2); any other is cut off at the rank the caller names.
+No (Q, K) tensor is formed. The memory is O((Q + K) R), and a fused kernel without a bias computes it. The
+kernel is PyTorch's flash, pinned, on the CPU and on a GPU. On a GPU it needs one head size for q, k and v, in
+steps of 8, so all three are padded with zeros and the padding is cut off the result. The global bias is exact
+(rank 2). Any other bias is cut off at the rank that the caller names.
 Source: FlashBias, arXiv:2505.12044.
 """
 
@@ -16,28 +16,30 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from operators.spec import GLOBAL_RANK, Request
 
-_LANE = 8  # elements: the flash kernel's step of head sizes
-_WIDEST = 256  # elements: its largest head size
-_CUDA_DTYPES = ("float16", "bfloat16")  # what the flash kernel computes in on a GPU
+_HEAD_SIZE_STEP = 8  # elements, of the flash kernel
+_MAX_HEAD_SIZE = 256  # elements, of the flash kernel
+_CUDA_DTYPES = ("float16", "bfloat16")  # of the flash kernel on a GPU
 
 
 def objections(request: Request) -> list[str]:
-    """List why this implementation cannot serve ``request``."""
-    found = []
+    """List why this implementation cannot serve ``request``; empty if it can."""
+    objections = []
     rank = request.rank if request.kind != "global" else GLOBAL_RANK
     if request.kind == "global" and request.rank is not None and request.rank < GLOBAL_RANK:
-        found.append(f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}")
-    if request.rank is not None and not 1 <= request.rank <= request.queries:
-        found.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
-    if request.device == "cpu":
-        return found
-    if request.dtype not in _CUDA_DTYPES:
-        found.append(f"the flash kernel computes in {' or '.join(_CUDA_DTYPES)}, got {request.dtype}")
-    if request.head_size + (rank or 0) > _WIDEST:
-        found.append(
-            f"the flash kernel takes head sizes up to {_WIDEST}, got {request.head_size} + rank {rank}"
+        objections.append(
+            f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}"
         )
-    return found
+    if request.rank is not None and not 1 <= request.rank <= request.queries:
+        objections.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
+    if request.device == "cpu":
+        return objections
+    if request.dtype not in _CUDA_DTYPES:
+        objections.append(f"the flash kernel computes in {' or '.join(_CUDA_DTYPES)}, got {request.dtype}")
+    if request.head_size + (rank or 0) > _MAX_HEAD_SIZE:
+        objections.append(
+            f"the flash kernel takes head sizes up to {_MAX_HEAD_SIZE}, got {request.head_size} + rank {rank}"
+        )
+    return objections
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, u: Tensor, w: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, u: Tensor, w: Tens
         (B, H, Q, D).
     """
     size = q.shape[-1]
-    # u takes the scale, not q: q is already rounded to its dtype and would be rounded twice.
+    # The scale is applied to u, not to q: q is already rounded to its dtype and would be rounded twice.
     wide_q = _joined(q, u / scale)
     wide_k = _joined(k, w)
     wide_v = F.pad(v, (0, wide_q.shape[-1] - size))
@@ -64,6 +66,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, u: Tensor, w: Tens
 
 
 def _joined(content: Tensor, factor: Tensor) -> Tensor:
-    """Append the factor (B, H or 1, N, R) to (B, H, N, D), and zeros up to a whole lane."""
+    """Append the factor (B, H or 1, N, R) to (B, H, N, D), and zeros up to a multiple of 8 elements."""
     factor = factor.to(content.dtype).expand(*content.shape[:3], -1)
-    return F.pad(torch.cat((content, factor), dim=-1), (0, -(content.shape[-1] + factor.shape[-1]) % _LANE))
+    padding = -(content.shape[-1] + factor.shape[-1]) % _HEAD_SIZE_STEP
+    return F.pad(torch.cat((content, factor), dim=-1), (0, padding))

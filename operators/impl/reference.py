@@ -1,8 +1,8 @@
-"""The meaning of every other implementation.
+"""The definition that all other implementations are tested against.
 
-    softmax(scale * q @ k.mT + bias) @ v, and 0 where a query may attend to no key at all.
+    softmax(scale * q @ k.mT + bias) @ v, and 0 for a query that may attend to no key.
 
-Forms every score; it is here to be right and readable.
+It forms all scores. It is written to be correct and readable, not fast.
 """
 
 import torch
@@ -12,7 +12,7 @@ from operators.spec import Request
 
 
 def objections(request: Request) -> list[str]:
-    """Object to nothing: memory is its only limit."""
+    """Return no objections: only memory limits this implementation."""
     return []
 
 
@@ -33,6 +33,6 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | Non
     if bias is None:
         return torch.softmax(scores, dim=-1) @ v
     scores = scores + bias
-    dead = scores.detach().amax(dim=-1, keepdim=True) == -torch.inf
-    weights = torch.softmax(scores.masked_fill(dead, 0.0), dim=-1)  # a softmax over -inf alone is NaN
-    return weights.masked_fill(dead, 0.0) @ v
+    no_key = scores.detach().amax(dim=-1, keepdim=True) == -torch.inf
+    weights = torch.softmax(scores.masked_fill(no_key, 0.0), dim=-1)  # the softmax of a row of -inf is NaN
+    return weights.masked_fill(no_key, 0.0) @ v

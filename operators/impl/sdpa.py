@@ -1,10 +1,10 @@
-"""PyTorch's scaled dot product attention, pinned to one kernel family at a time.
+"""PyTorch's scaled dot product attention, pinned to one kernel family.
 
-Unpinned, PyTorch picks a family by rules that change with dtype, mask and gradient, so that what is timed
-or ablated is not what was asked. Pinned, a family that cannot serve a call fails. Of the four, the CPU
-has two (math and flash), and only there does flash take a bias. A row of all -inf gives 0 in all of them
-(PyTorch 2.5 and later; tested). Source: torch.nn.attention.sdpa_kernel; the limits were read from
-aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and probed.
+By itself PyTorch picks a family by rules that depend on dtype, mask and gradient, so a study could time
+another kernel than it asked for. A pinned family that cannot serve a call fails. The CPU has two of the four
+families, math and flash, and flash takes a bias on the CPU only. In all of them a row of -inf gives 0
+(PyTorch 2.5 and later; tested). Source: torch.nn.attention.sdpa_kernel. The limits were read from
+aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and tried out.
 """
 
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ class Pinned:
 
     Attributes:
         backend: PyTorch's name of the family.
-        cpu: whether the CPU has it.
-        cuda_dtypes: dtypes it has kernels for on a GPU.
-        cuda_head_size: largest head size there, or None.
-        cuda_bias: whether it takes a dense bias there.
-        bias_grad: whether it gives a gradient to the bias, anywhere.
-        cuda_keys: fewest keys it takes there.
+        cpu: whether it has kernels for the CPU.
+        cuda_dtypes: dtypes for which it has kernels on a GPU.
+        cuda_head_size: its largest head size on a GPU; None: no limit.
+        cuda_bias: whether it takes a dense bias on a GPU.
+        bias_grad: whether it gives a gradient to the bias, on any device.
+        cuda_keys: the fewest keys that it takes on a GPU.
     """
 
     backend: SDPBackend
@@ -41,40 +41,45 @@ class Pinned:
     cuda_keys: int = 1
 
     def objections(self, request: Request) -> list[str]:
-        """List why this family cannot serve ``request``."""
+        """List why this family cannot serve ``request``; empty if it can."""
         name = self.backend.name.lower().removesuffix("_attention")
         if request.device == "cpu" and not self.cpu:
             return [f"PyTorch has no {name} kernel on the CPU, only math and flash"]
-        found = []
+        objections = []
         if request.kind != "none" and request.bias_grad and not self.bias_grad:
-            found.append(f"the {name} kernel gives no gradient to a bias")
+            objections.append(f"the {name} kernel gives no gradient to a bias")
         if request.device == "cpu":
-            return found
+            return objections
         if request.kind != "none" and not self.cuda_bias:
-            found.append(f"the {name} kernel takes no bias on a GPU")
+            objections.append(f"the {name} kernel takes no bias on a GPU")
         if request.dtype not in self.cuda_dtypes:
-            found.append(
+            objections.append(
                 f"the {name} kernel computes in {' or '.join(self.cuda_dtypes)}, got {request.dtype}"
             )
         if request.keys < self.cuda_keys:
-            found.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
+            objections.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
         limit = self.cuda_head_size
         if limit is not None and (request.head_size > limit or request.head_size % 8):
-            found.append(f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}")
-        return found
+            objections.append(
+                f"the {name} kernel takes head sizes 8, 16, ... {limit}, got {request.head_size}"
+            )
+        return objections
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
-        """Attend by this family, or fail.
+        """Attend by this kernel family.
 
         Args:
             q: (B, H, Q, D).
             k: (B, H, K, D).
             v: (B, H, K, D).
             scale: factor on the content scores.
-            bias: (B or 1, H or 1, Q, K), dtype of ``q``.
+            bias: (B or 1, H or 1, Q, K), dtype of ``q``; None: no bias.
 
         Returns:
             (B, H, Q, D).
+
+        Raises:
+            RuntimeError: the family cannot serve the call.
         """
         with sdpa_kernel(self.backend):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

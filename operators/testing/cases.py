@@ -1,7 +1,8 @@
-"""Seeded cases and their gradients by name: what the conformance suite and the benchmark share.
+"""Seeded cases of attention, and their outputs and gradients by name.
 
-Hostile cases are made by ``Sizes``: windows cut at borders, all around one cell, or nowhere; one query; keys
-that are no multiple of anything. Memory can be poisoned with NaN, so that what nobody writes is seen.
+The conformance suite and the benchmark use them. ``Sizes`` can describe hard cases: windows that are cut at
+borders, that lie around one cell or nowhere; a single query; a number of keys without small divisors. Memory
+can be filled with NaN, so that an element that a kernel does not write shows.
 """
 
 import math
@@ -16,29 +17,31 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from operators.api import attention
-from operators.bias import DenseBias, GaussianBias, GlobalBias, LocalMask, WindowBias
+from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import TokenGrid
 from operators.registry import objections
 from operators.spec import Request
 from operators.testing.oracle import make_oracle, results
+from operators.window_bias import GaussianBias, LocalMask, WindowBias
 
 Placement = Literal["spread", "one_cell", "borders", "nowhere", "around"]
-"""Where the windows of a case lie: anywhere (some invisible), all around one cell, at the maps' corners,
-at no place at all, or as a decoder's queries lie around a car (each in one or two cameras)."""
+"""Where the windows of a case lie: ``spread``: anywhere, some invisible; ``one_cell``: all around one cell;
+``borders``: at the corners of the maps; ``nowhere``: there are none; ``around``: as a decoder's queries lie
+around a car, each in one or two cameras."""
 
-SATURATION = 5.0  # logits: the largest absolute bias of AQR; a softmax moves no further beyond it
+SATURATION = 5.0  # logits: the largest absolute bias of AQR; a larger one hardly changes a softmax
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a case is, and where its windows lie.
+    """Sizes of a case, and the placement of its windows.
 
     Attributes:
         batch: B. heads: H. queries: Q. head_size: D.
         bev: rows and columns of the BEV map.
         cameras: number of cameras, rows and columns of each.
-        window: sizes in cells: LiDAR, camera.
+        window: window sizes in cells: LiDAR, camera.
         placement: where the windows lie.
         bias_per_head: whether every head has its own weights.
     """
@@ -59,7 +62,7 @@ class Sizes:
         return TokenGrid.bev_and_cameras(self.bev, self.cameras)
 
     def __str__(self) -> str:
-        """Name the case in a test id."""
+        """Return the id of the case in tests."""
         extra = "" if self.placement == "spread" else f"-{self.placement}"
         heads = "-perhead" if self.bias_per_head else ""
         sizes = f"B{self.batch}-H{self.heads}-Q{self.queries}-K{self.grid.num_keys}-D{self.head_size}"
@@ -68,13 +71,13 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One drawn problem: the tensors that take gradients, and what does not change.
+    """One random call of attention.
 
     Attributes:
         kind: the bias kind.
-        sizes: its sizes.
+        sizes: the sizes.
         leaves: ``q``, ``k``, ``v`` in the dtype under test; ``weight`` in float32 if the kind has one.
-        rects: (B, Q, S, 4) int32.
+        windows: (B, Q, S, 4) int32.
         centers: (B, Q, S, 2) float32, for a gaussian.
         upstream: (B, H, Q, D), the gradient of the result.
     """
@@ -82,15 +85,15 @@ class Case:
     kind: str
     sizes: Sizes
     leaves: dict[str, Tensor]
-    rects: Tensor
+    windows: Tensor
     centers: Tensor
     upstream: Tensor
 
     def bias(self, weight: Tensor | None) -> Bias | None:
-        """Build the bias around a weight, in its dtype."""
+        """Return the bias with the given weight, in the weight's dtype."""
         grid = self.sizes.grid
         if self.kind == "local":
-            return LocalMask(grid, self.rects)
+            return LocalMask(grid, self.windows)
         if weight is None:
             return None
         if self.kind == "dense":
@@ -98,12 +101,12 @@ class Case:
         if self.kind == "global":
             return GlobalBias(grid, weight)
         if self.kind == "window":
-            return WindowBias(grid, self.rects, weight)
-        # sigma 1.3 cells: no round number, so that a dropped square or half shows
-        return GaussianBias(grid, self.rects, weight, self.centers.to(weight.dtype), 1.3, SATURATION * 0.8)
+            return WindowBias(grid, self.windows, weight)
+        # sigma is 1.3 cells and not 1, so that a missing square or factor 1/2 shows
+        return GaussianBias(grid, self.windows, weight, self.centers.to(weight.dtype), 1.3, SATURATION * 0.8)
 
     def request(self, qkv_grad: bool = True, bias_grad: bool = True, rank: int | None = None) -> Request:
-        """Describe the call without making it."""
+        """Return the ``Request`` of the call."""
         q, weight, sizes = self.leaves["q"], self.leaves.get("weight"), self.sizes
         return Request(
             kind=self.kind,
@@ -125,12 +128,14 @@ class Case:
 def make_case(
     kind: str, sizes: Sizes, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0
 ) -> Case:
-    """Draw a case: windows are the same on every device, content is drawn where it is used.
+    """Draw a case.
 
-    Weights reach past the saturation of AQR (5 logits), and some are 0.
+    Windows and weights are the same on every device. q, k, v and the upstream gradient are drawn on the
+    device where they are used, because a GPU takes microseconds for what takes a CPU seconds. Weights exceed
+    the saturation of AQR (5 logits), and a tenth of them are 0.
     """
     rng = torch.Generator().manual_seed(seed)
-    on_gpu = torch.device(device).type == "cuda"  # it draws in microseconds what takes a CPU seconds
+    on_gpu = torch.device(device).type == "cuda"
     there = torch.Generator(device).manual_seed(seed) if on_gpu else rng
     grid = sizes.grid
     batch, heads, queries, segments = sizes.batch, sizes.heads, sizes.queries, grid.num_segments
@@ -152,14 +157,14 @@ def make_case(
         kind,
         sizes,
         {name: leaf.to(device) for name, leaf in leaves.items()},
-        grid.rects_around(cells, visible, sizes.window).to(device),
+        grid.windows_around(cells, visible, sizes.window).to(device),
         (cells + wobble).to(device),
         upstream,
     )
 
 
 def _cells(sizes: Sizes, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the windows' middle cells (B, Q, S, 2) and whether they are seen (B, Q, S)."""
+    """Draw the middle cells of the windows (B, Q, S, 2), and whether each is visible (B, Q, S)."""
     shape = (sizes.batch, sizes.queries, sizes.grid.num_segments)
     limits = torch.tensor([[s.rows, s.cols] for s in sizes.grid.segments])
     if sizes.placement == "around":
@@ -170,16 +175,19 @@ def _cells(sizes: Sizes, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     if sizes.placement == "one_cell":
         return (limits // 2).expand(*shape, 2), torch.ones(shape, dtype=torch.bool)
     cells = (torch.rand(*shape, 2, generator=rng) * limits).long()
-    seen = torch.rand(shape, generator=rng) > 0.4  # four in ten have no window in a segment
-    return cells, seen if sizes.placement == "spread" else torch.zeros(shape, dtype=torch.bool)
+    visible = torch.rand(shape, generator=rng) > 0.4  # 40 % have no window in a segment
+    return cells, visible if sizes.placement == "spread" else torch.zeros(shape, dtype=torch.bool)
 
 
 def _around(limits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Lay queries out evenly over the BEV map, and see each in the cameras that look its way.
+    """Spread queries evenly over the BEV map; a query is visible in the cameras whose field of view holds it.
 
     Args:
         limits: (S, 2) rows and columns of the segments: the BEV map, then cameras in a ring.
         draws: (B, Q, 3) in [0, 1): row and column on the BEV map, height in the image.
+
+    Returns:
+        Cells (B, Q, S, 2) and visible (B, Q, S), as ``_cells``.
     """
     cells = torch.zeros(*draws.shape[:2], len(limits), 2, dtype=torch.long)
     seen = torch.ones(cells.shape[:3], dtype=torch.bool)
@@ -204,13 +212,13 @@ def outputs_and_grads(
     """Run a case by one implementation, forward and backward.
 
     Args:
-        case: what to run.
-        impl: by what.
-        grads: ``all``, ``inputs`` (q, k, v alone) or ``none``.
+        case: the case.
+        impl: the implementation.
+        grads: ``all``, ``inputs`` (only q, k, v) or ``none``.
         rank: for ``lowrank``.
 
     Returns:
-        ``out`` and the gradients by leaf, see ``results``.
+        ``out`` and the gradients by name, as ``results`` returns them.
     """
     leaves = {}
     for name, leaf in case.leaves.items():
@@ -222,7 +230,10 @@ def outputs_and_grads(
 
 
 def gradients_served(impl: str, case: Case) -> str | None:
-    """Return the most an implementation gives for a case: ``all``, ``inputs``, ``none``; None: nothing."""
+    """Return the gradients that an implementation gives for a case: ``all``, ``inputs`` or ``none``.
+
+    None if it cannot serve the case at all.
+    """
     for name, qkv, bias in (("all", True, True), ("inputs", True, False), ("none", False, False)):
         if not objections(impl, case.request(qkv, bias)):
             return name
@@ -230,7 +241,11 @@ def gradients_served(impl: str, case: Case) -> str | None:
 
 
 def check_case(case: Case, impl: str, grads: str = "all") -> None:
-    """Hold an implementation against the fp64 reference on one case, output and gradients."""
+    """Compare output and gradients of an implementation with the float64 reference on one case.
+
+    Raises:
+        AssertionError: an error exceeds its budget.
+    """
     upstream = None if grads == "none" else case.upstream
     oracle = make_oracle(case.leaves, case.bias, upstream)
     with poisoned_memory(case.leaves["q"].device):
@@ -240,10 +255,10 @@ def check_case(case: Case, impl: str, grads: str = "all") -> None:
 
 @contextmanager
 def poisoned_memory(device: torch.device) -> Iterator[None]:
-    """Fill fresh memory with NaN, so that an element nobody writes is seen.
+    """Fill new memory with NaN, so that an element that a kernel does not write shows.
 
-    On the CPU by PyTorch's own switch (it needs deterministic mode). On a GPU that mode would take kernels
-    away, so NaN is written through the caching allocator's free memory instead, which then is handed out.
+    On the CPU PyTorch has a switch for it, which needs deterministic mode. On a GPU that mode would rule out
+    kernels. There NaN is written into free blocks of the caching allocator, which it then hands out.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -253,7 +268,7 @@ def poisoned_memory(device: torch.device) -> Iterator[None]:
         del blocks
         yield
         return
-    settings: Any = deterministic  # its switch is a property of the module, which type checkers do not see
+    settings: Any = deterministic  # the switch is a property of the module, which type checkers do not see
     before = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
     torch.set_deterministic_debug_mode(
         "warn"
@@ -261,7 +276,7 @@ def poisoned_memory(device: torch.device) -> Iterator[None]:
     settings.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
-            # Determinism is not what is tested here; ops that lack it may run.
+            # Determinism is not tested here: nondeterministic ops may run.
             warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
             yield
     finally:

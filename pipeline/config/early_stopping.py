@@ -1,8 +1,8 @@
 """Steps at which a trial is measured before its end, and stopped if it is clearly worse.
 
-The rungs are those of ASHA (Li et al., arXiv 1810.05934). What stops a trial there is fixed before it
-starts: a floor, taken from trials that had ended before it began. So its rows do not depend on which of
-its neighbours happened to be faster, and a study that was killed gives the rows of an unbroken one.
+The steps are the rungs of ASHA (Li et al., arXiv 1810.05934). The threshold of each is fixed before the
+trial starts, from trials that had ended by then. So the rows of a trial do not depend on which other trial
+happened to be faster, and a study that was killed and resumed gives the rows of an unbroken one.
 """
 
 from collections.abc import Mapping
@@ -29,11 +29,11 @@ class EarlyStopping:
     thresholds: tuple[tuple[int, float | None], ...] = ()
 
     def has(self, step: int) -> bool:
-        """Tell whether a trial is measured after this many steps."""
+        """Return whether a trial is measured after this many steps."""
         return any(at == step for at, _ in self.thresholds)
 
     def stops(self, step: int, value: float) -> bool:
-        """Tell whether a trial with this value goes no further than this rung."""
+        """Return whether a trial that has this value, a fraction, after this step is stopped."""
         floor = dict(self.thresholds).get(step)
         return floor is not None and value < floor
 

@@ -29,8 +29,8 @@ class Choice:
     Attributes:
         bias: one of ``operators.spec.BIAS_KINDS``.
         impl: one of ``operators.spec.IMPLEMENTATIONS``.
-        rank: for ``lowrank`` alone: the rank at which the bias is cut off; None is exact.
-        window: for the kinds ``WINDOWED`` alone: edge of the window in cells, on the BEV map and on the
+        rank: only for ``lowrank``: the rank at which the bias is cut off; None is exact.
+        window: only for the kinds ``WINDOWED``: edge of the window in cells, on the BEV map and on the
             camera maps alike; None takes the two sizes of the config's ``bias_config``.
     """
 
@@ -40,7 +40,7 @@ class Choice:
     window: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names nobody knows."""
+        """Refuse unknown names, and options that do not go with them."""
         if self.bias not in BIAS_KINDS:
             raise PlanError(f"unknown bias kind {self.bias!r}; expected one of {', '.join(BIAS_KINDS)}")
         if self.impl not in IMPLEMENTATIONS:

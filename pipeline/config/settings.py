@@ -27,10 +27,6 @@ CLASSES = (
 """The ten detection classes in the order of CMT; a label is an index into it."""
 
 
-FROM_CONFIG = -1
-"""As many steps as the config's ``train_cfg`` says."""
-
-
 @dataclass(frozen=True)
 class DataSettings:
     """Where the frames are.
@@ -64,8 +60,8 @@ class TrainSettings:
     """How long and how fast. Optimiser, clipping and learning-rate multipliers are in the config.
 
     Attributes:
-        steps: optimiser steps; 0 evaluates the initial weights, ``FROM_CONFIG`` takes the config's
-            ``train_cfg``.
+        steps: optimiser steps. 0 evaluates the initial weights; None takes as many as the config's
+            ``train_cfg`` says.
         batch_size: samples per worker and step.
         warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it. None: the config's
             ``param_scheduler``; a warm-up of 10 if it has none.
@@ -81,7 +77,7 @@ class TrainSettings:
             memory.
     """
 
-    steps: int
+    steps: int | None
     batch_size: int = 4
     warmup_steps: int | None = None
     lr_scale: float = 1.0
@@ -103,7 +99,8 @@ class TrialSettings:
         config: mmengine config file, relative to the project root, or an absolute path.
         plan: unresolved or resolved plan.
         plan_mixture: further plans; if there are any, each step trains one of all plans, drawn by seed.
-        data, train: see there.
+        data: where the frames are.
+        train: how long and how fast it trains.
         seed: seeds weights, data order, augmentation and denoising.
         init_checkpoint: checkpoint (safetensors) to start from; empty starts from the seed.
         conditions: sensor conditions to evaluate.

@@ -1,1 +1,1 @@
-"""Frames: written, read, corrupted, streamed."""
+"""Frames of a dataset: reading, writing, augmentation, corruption and loading."""

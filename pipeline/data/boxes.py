@@ -1,4 +1,4 @@
-"""Which points are inside, and which boxes stand in each other's way."""
+"""Geometry of boxes: points inside a box, and boxes that overlap."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,9 @@ def points_inside(points: NDArray[np.float32], box: NDArray[np.floating]) -> NDA
 
 
 def overlap_bev(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return which boxes (M, 7 or more) overlap which (K, 7 or more) seen from above; (M, K).
+    """Return (M, K) bool: whether boxes (M, 7 or more) and boxes (K, 7 or more) overlap, seen from above.
 
-    Two rectangles are apart if and only if one of their four axes separates them (separating axis
+    Two rectangles do not overlap if and only if one of their four axes separates them (separating axis
     theorem). Boxes that only touch do not overlap.
     """
     a, b = _corners_bev(one)[:, None], _corners_bev(other)[None]  # (M, 1, 4, 2), (1, K, 4, 2)

@@ -1,6 +1,6 @@
-"""What becomes of a frame when a sensor fails; any dataset, in memory, repeatable.
+"""Corruptions of a frame that simulate failing sensors. They are repeatable and work on any dataset.
 
-The six kinds of MoME and nuScenes-R are among them; docs/conditions.md shows each and says which is which.
+They include the six kinds of MoME and nuScenes-R. docs/conditions.md shows each kind and its source.
 """
 
 import hashlib
@@ -16,26 +16,27 @@ from pipeline.data.boxes import points_inside
 from pipeline.data.sample import DataError, Sample
 
 SECTOR_RAD = 2 * np.pi / 3
-"""Width of the sector that a partly blocked LiDAR loses: a third of its turn."""
+"""Width of the sector that a partly blocked LiDAR loses: a third of a full turn."""
 
 TOP_BEAM_RAD, BEAM_STEP_RAD = 0.1862, 0.023275
-"""Elevation of the highest of the HDL-32E's 32 beams and the step between two: nuScenes' LiDAR."""
+"""Elevation of the highest of the 32 beams of nuScenes' LiDAR (HDL-32E), and the step between two beams."""
 
 BEAMS_LEFT = (7, 9, 11, 13)
-"""Beams that a LiDAR of four keeps, counted from the top: elevations +1.3 to -6.7 degrees
+"""Beams that remain if a LiDAR has only four, counted from the top: elevations +1.3 to -6.7 degrees
 (mit-han-lab/bevfusion, ``reduce_LiDAR_beams``)."""
 
 FIELD_RAD = np.pi / 3
-"""A limited field of view reaches this far to either side of straight ahead (nuScenes-R: [-60, 60])."""
+"""Half the angle of a limited field of view around straight ahead (nuScenes-R: [-60, 60] degrees)."""
 
 OBJECT_RATE = 0.5
-"""Share of the frames in which objects return no echo (nuScenes-R: ``object_failure``, one draw a frame)."""
+"""Share of frames in which objects return no echo (nuScenes-R: ``object_failure``, one draw per frame)."""
 
 SPOTS = (4, 9)
-"""Least and most dirt spots on a lens: 29 % of a picture (median; 5th to 95th percentile 14 to 44 %)."""
+"""Least and largest number of dirt spots on a lens. They cover 29 % of an image (median; 14 to 44 % from the
+5th to the 95th percentile)."""
 
 LENS = (90, 160)
-"""Height and width in pixels at which dirt is drawn, before it is brought to the size of the picture."""
+"""Height and width in pixels at which dirt is drawn, before it is resized to the image."""
 
 
 def _clean(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -65,9 +66,9 @@ def _no_cameras(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _lidar_beams(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Keep four beams, told by elevation: points know their time, not their ring.
+    """Keep four beams. The beam is computed from the elevation, because points do not hold their ring.
 
-    The points of an earlier sweep are seen from where the LiDAR is now, so a moving vehicle blurs the bands.
+    Points of earlier sweeps are in the current LiDAR frame, so the beams are blurred if the vehicle moves.
     """
     elevation = np.arctan2(sample.points[:, 2], np.hypot(sample.points[:, 0], sample.points[:, 1]))
     beam = np.rint((TOP_BEAM_RAD - elevation) / BEAM_STEP_RAD)
@@ -75,13 +76,13 @@ def _lidar_beams(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _lidar_fov(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Keep the points ahead; y points forward in nuScenes' LiDAR frame."""
+    """Keep the points ahead. In nuScenes' LiDAR frame y points forward."""
     bearing = np.arctan2(sample.points[:, 0], sample.points[:, 1])
     return replace(sample, points=sample.points[np.abs(bearing) <= FIELD_RAD])
 
 
 def _lidar_objects(sample: Sample, rng: np.random.Generator) -> Sample:
-    """In every other frame, by draw, take the points of all annotated objects."""
+    """In half of the frames, drawn at random, drop the points in all annotated boxes."""
     kept = np.ones(len(sample.points), bool)
     if rng.uniform() < OBJECT_RATE:
         for box in sample.boxes:
@@ -90,7 +91,7 @@ def _lidar_objects(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _occlusion(sample: Sample, rng: np.random.Generator) -> Sample:
-    """Put dirt of its own on every lens, blended as in nuScenes-R: alpha = (mask / 255)^3."""
+    """Put different dirt on every lens, blended as in nuScenes-R: alpha = (mask / 255)^3."""
     height, width = sample.images.shape[1:3]
     images = np.empty_like(sample.images)
     for view, image in enumerate(sample.images):
@@ -101,13 +102,13 @@ def _occlusion(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def _dirty_lens(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Draw a mask (``LENS``) of one lens: 255 where one sees through, dark with soft edges where dirt is."""
+    """Draw the mask of one lens, of size ``LENS``: 255 where it is clear, dark with soft edges at dirt."""
     height, width = LENS
     mask = np.full(LENS, 255, np.uint8)
     for _ in range(rng.integers(SPOTS[0], SPOTS[1] + 1)):
         centre, size = rng.uniform((0, 0), (width, height)), rng.uniform(6, 18)
         shade = int(rng.integers(10, 70))
-        for _ in range(6):  # overlapping ellipses: no spot is round
+        for _ in range(6):  # overlapping ellipses, because real spots are not round
             x, y = np.rint(centre + rng.normal(0, size / 2, 2)).astype(int).tolist()
             axes = np.rint(rng.uniform(0.4, 1.0, 2) * size).astype(int).tolist()
             cv2.ellipse(mask, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, shade, cv2.FILLED)
@@ -127,23 +128,23 @@ CONDITIONS: Mapping[str, Callable[[Sample, np.random.Generator], Sample]] = Mapp
         "occlusion": _occlusion,
     }
 )
-"""Sensor conditions: all well; a third of the LiDAR turn lost, LiDAR dead; one camera black, all black; four
-beams, 120 degrees ahead only, no echo of objects in every other frame; dirt on every lens."""
+"""Sensor conditions: no failure; a third of the LiDAR's turn lost; no LiDAR; one camera black; all cameras
+black; only four beams; only 120 degrees ahead; no echo of objects in half of the frames; dirt on lenses."""
 
 
 def corrupt(sample: Sample, condition: str, seed: int) -> Sample:
-    """Return the sample as the failing sensors give it; boxes and calibration stay.
+    """Return the sample with a sensor condition. Boxes and calibration stay.
 
-    What fails is drawn from the seed and the sample's token, so it does not depend
-    on the order of the frames. A dead LiDAR gives no point, a black camera an image of zeros.
+    The draws depend on the seed and the sample's token, and not on the order of the frames. Without a LiDAR
+    there are no points. The image of a black camera is all zeros.
 
     Args:
-        sample: native or model size.
+        sample: of native or model size.
         condition: key of ``CONDITIONS``.
         seed: at least 0.
 
     Raises:
-        DataError: if there is no such condition.
+        DataError: there is no such condition.
     """
     if condition not in CONDITIONS:
         raise DataError(f"unknown sensor condition {condition!r}; choose among {', '.join(CONDITIONS)}")

@@ -1,7 +1,7 @@
-"""Names in tables, infos and databases must not lead out of the dataset they belong to.
+"""Checks that file names in tables, info files and databases stay inside their dataset.
 
-``samples``, ``sweeps`` and ``maps`` may themselves be links, because people keep them on another disk;
-nothing below them may lead out of the folder that it seems to be in.
+``samples``, ``sweeps`` and ``maps`` may be links, because people keep them on another disk. A link below them
+must not lead out of its folder.
 """
 
 from functools import lru_cache
@@ -11,15 +11,15 @@ from pipeline.data.sample import DataError
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """Return the path of a file that a dataset names, link or not; nothing is opened.
+    """Return the path of a file that a dataset names. The file is not opened and may be a link.
 
     Args:
         root: the dataset.
-        name: as the dataset gives it, relative to ``root``.
-        where: who names it, for the sentence.
+        name: name in the dataset, relative to ``root``.
+        where: the file or table that names it, for the error message.
 
     Raises:
-        DataError: the name is absolute, climbs out, or lies in a folder that is a link out of the dataset.
+        DataError: the name is absolute, contains '..', or its folder is a link out of the dataset.
     """
     pure = PurePosixPath(str(name))
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\0" in str(name):
@@ -32,13 +32,13 @@ def inside(root: Path, name: str, where: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=4096)  # a dataset has a dozen folders and a hundred thousand files
+@lru_cache(maxsize=4096)  # a dataset has about twelve folders and a hundred thousand files
 def _admit(root: Path, folder: Path) -> None:
     refuse_outside(root, folder)
 
 
 def refuse_outside(root: Path, path: Path) -> None:
-    """Raise DataError if a path, all links followed, is neither in the dataset nor in its own top folder."""
+    """Raise DataError if a path, links resolved, is neither in the dataset nor in its own top folder."""
     real = path.resolve()
     places = (root, *(root / part for part in path.relative_to(root).parts[:1]))
     if not any(real.is_relative_to(place.resolve()) for place in places):

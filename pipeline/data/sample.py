@@ -1,4 +1,4 @@
-"""One frame in memory, as every reader makes it and every transform takes it."""
+"""A frame in memory: the type that all readers return and all transforms take."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ CAMERAS = (
     "CAM_BACK_LEFT",
     "CAM_BACK_RIGHT",
 )
-"""Camera order of mmdet3d's info files, hence of every tensor with a view axis."""
+"""Order of the cameras in mmdet3d's info files, and in every tensor with a view axis."""
 
 
 class DataError(ValueError):
-    """A dataset, a file or a value in it that cannot be used; the message says which and why."""
+    """A dataset, a file or a value in it cannot be used. The message names it and gives the reason."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One key frame. V views; M boxes; N points; LiDAR frame of nuScenes (x right, y forward).
+    """One key frame with V views, M boxes and N points, in nuScenes' LiDAR frame (x right, y forward).
 
     Attributes:
         token: nuScenes sample token.
@@ -32,7 +32,7 @@ class Sample:
         images: (V, h, w, 3) uint8, BGR, in the order of ``CAMERAS``.
         points: (N, 5) float32: x, y, z in m, intensity, time lag in s.
         lidar2img: (V, 4, 4) float64: LiDAR frame (m) -> pixels (u*d, v*d, d, 1).
-        boxes: (M, 9) float32: centre x, y, z (gravity), length, width, height in m, yaw in
+        boxes: (M, 9) float32: x, y, z of the centre (gravity centre), length, width, height in m, yaw in
             rad about z from the x axis, velocity x, y in m/s (NaN if unknown).
         labels: (M,) int64, index into ``pipeline.config.settings.CLASSES``.
         lidar2ego, ego2global: (4, 4) float64.
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Detections:
-    """Boxes a detector found in one frame, best first; N boxes, LiDAR frame.
+    """The N boxes that a detector predicts for one frame, best first, in the LiDAR frame.
 
     Attributes:
         boxes: (N, 9) float32, columns as in ``Sample.boxes``.
@@ -65,17 +65,17 @@ class Detections:
 
 
 MAX_SWEEPS = 10
-"""Earlier LiDAR scans joined to a key frame (``sweeps_num`` of CMT's configs, junjie18/CMT)."""
+"""Number of earlier LiDAR scans in a key frame (``sweeps_num`` of CMT's configs, junjie18/CMT)."""
 
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
-"""What is done to a training sample; draws from the given generator alone."""
+"""A transform of a training sample. All its draws come from the given generator."""
 
 
 @runtime_checkable
 class EpochTransform(Protocol):
-    """A transform that changes with the epoch."""
+    """A transform that depends on the epoch."""
 
     def at(self, epoch: int) -> Transform:
-        """Return what is done to a sample in an epoch (from 0)."""
+        """Return the transform of an epoch (from 0)."""
         ...

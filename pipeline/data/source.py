@@ -1,4 +1,4 @@
-"""Sources of samples by index, and the one way to open them."""
+"""The interface of sources of samples, and what is read of a frame."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Reading:
     """What is read of a frame.
 
     Attributes:
-        sweeps: earlier LiDAR scans, at most; nearest first.
-        remove_close: drop the returns from the ego vehicle itself from them; CMT keeps them.
-        min_points: boxes with fewer LiDAR points are left out; the official metric drops boxes
-            without points too, and so does CMT's training (``use_valid_flag``).
-        buffer: frames that a shuffle draws from at a time, see ``BatchOrder``; 0: all of them.
+        sweeps: largest number of earlier LiDAR scans, nearest first.
+        remove_close: drop returns from the ego vehicle itself from the sweeps; CMT keeps them.
+        min_points: boxes with fewer LiDAR points are dropped. The official metric drops boxes without points,
+            and so does CMT's training (``use_valid_flag``).
+        buffer: number of frames that are shuffled together, see ``BatchOrder``; 0: all of them.
     """
 
     sweeps: int = MAX_SWEEPS
@@ -27,30 +27,30 @@ class Reading:
 
 
 READ_ALL = Reading()
-"""What CMT's configs read."""
+"""The settings of CMT's configs."""
 
 
 class Source(Protocol):
-    """Samples by index, and the names that go with them."""
+    """Samples by index, with their tokens, scenes and labels."""
 
     @property
     def tokens(self) -> Sequence[str]:
-        """Sample tokens, one a frame."""
+        """Sample token of every frame."""
         ...
 
     @property
     def scenes(self) -> Sequence[str]:
-        """Scene names, one a frame."""
+        """Scene name of every frame."""
         ...
 
     @property
     def labels(self) -> Sequence[frozenset[int]]:
-        """Labels that occur in each frame; no image or point is read for it."""
+        """Labels that occur in each frame. They are read without images and points."""
         ...
 
     @property
     def blocks(self) -> Sequence[int]:
-        """How many frames lie together, block by block; empty if each can be read alone."""
+        """Number of frames in each block that is read as a whole; empty if each frame is read separately."""
         ...
 
     def __len__(self) -> int: ...
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 class JoinedSource:
-    """Several sources, one after the other."""
+    """Several sources, concatenated."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._where = [(source, i) for source in sources for i in range(len(source))]
@@ -88,5 +88,5 @@ class JoinedSource:
 
 
 def is_remote(root: str | Path) -> bool:
-    """Tell whether a dataset is named by a URI (shards in an object store), not by a path."""
+    """Whether a dataset is named by a URI (shards in an object store) and not by a path."""
     return "://" in str(root)

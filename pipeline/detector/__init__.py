@@ -1,7 +1,7 @@
-"""The CMT-AQR detector; the only package that imports mmengine, mmcv, mmdet and mmdet3d.
+"""The CMT-AQR detector. Only this package imports mmengine, mmcv, mmdet and mmdet3d.
 
-Importing it prepares those libraries (``compat``), because every module here needs them before its
-own first line. The classes register themselves in mmdet3d when ``pipeline.detector.build`` is imported.
+Importing the package prepares those libraries (``openmmlab.compat``), because every module here imports them.
+Importing ``pipeline.detector.build`` registers our classes in mmdet3d's registries.
 """
 
 from pipeline.detector.openmmlab import compat

@@ -1,4 +1,4 @@
-"""From a config file to a model: overrides, unread keys, plan, all checked before anything trains."""
+"""Builds a model from a config file: overrides, unknown keys and the plan are checked before training."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from pipeline.config.plan import Plan
 from pipeline.config.provenance import read_source
 
-# Imported for what they register in mmdet3d's registries.
+# Imported because they register their classes in mmdet3d's registries.
 from pipeline.detector.aqr import bias_generator, query_weights, weight_maps  # noqa: F401
 from pipeline.detector.backbones import image, pillars, vovnet  # noqa: F401
 from pipeline.detector.cmt_detector import CmtDetector
@@ -25,7 +25,7 @@ from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrap
 from pipeline.storage.paths import ROOT
 
 OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
-"""Sections of a config that we read; what mmengine's Runner reads may stand there too."""
+"""Sections of a config that we read. Sections that mmengine's Runner reads are allowed too."""
 
 RUNNER_SECTIONS = frozenset(
     {
@@ -61,11 +61,11 @@ RUNNER_SECTIONS = frozenset(
 """Sections that mmengine's Runner reads: its parameters, listed because its import takes half a second."""
 
 VARIABLE = "_"
-"""Names that begin so are variables of the config file itself."""
+"""Names with this prefix are variables of the config file itself."""
 
 
 class ConfigError(ValueError):
-    """A config that cannot be read, or a key in it that nobody reads."""
+    """A config cannot be read, or it has an unknown key."""
 
 
 def build_model(
@@ -75,27 +75,26 @@ def build_model(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> CmtDetector:
-    """Build the detector of a config, with fresh weights drawn from torch's global generator.
+    """Build the detector of a config, with initial weights from torch's global generator.
 
     Args:
         config: mmengine config file; a relative path starts at the project root.
         overrides: see ``load_config``.
-        plan: what every attention site does; None: what the config says.
-        device: ``cpu`` or ``cuda``, where the model will run: some implementations run on one only. The
-            model itself is returned on the CPU.
+        plan: choice of every attention site; None: that of the config.
+        device: ``cpu`` or ``cuda``, where the model will run, because some implementations run on one only.
+            The model itself is returned on the CPU.
         dtype: of the attention inputs, ``bfloat16`` under autocast.
 
     Returns:
-        The model in evaluation mode, with parameters frozen as ``optim_wrapper`` says.
+        The model in evaluation mode, with the parameters frozen that ``optim_wrapper`` freezes.
 
     Raises:
-        ConfigError: no such file, or a key nobody reads.
-        pipeline.config.plan.PlanError: a plan that does not fit, or an implementation that cannot serve
-            a bias.
-        pipeline.detector.openmmlab.optimizer.OptimError: see there.
+        ConfigError: no such file, or an unknown key.
+        pipeline.config.plan.PlanError: the plan does not fit, or an implementation cannot serve a bias.
+        pipeline.detector.openmmlab.optimizer.OptimError: ``optim_wrapper`` cannot be read.
     """
     cfg = load_config(config, overrides)
-    # mmengine's logger would print every initialisation; what matters here raises instead.
+    # mmengine's logger would print every initialisation; problems are raised as errors.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     init_default_scope("mmdet3d")  # where unprefixed type names of configs are looked up
     try:
@@ -122,8 +121,8 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
             replaced as a whole, not merged. All but the last part of the key must exist.
 
     Raises:
-        ConfigError: no such file, a section nobody reads, or an override that leads nowhere.
-        OptimError, ScheduleError: ``optim_wrapper``, ``param_scheduler`` or ``train_cfg`` cannot be followed.
+        ConfigError: no such file, an unknown section, or an override whose key does not exist.
+        OptimError, ScheduleError: ``optim_wrapper``, ``param_scheduler`` or ``train_cfg`` cannot be read.
     """
     path = config_path(config)
     try:
@@ -135,15 +134,15 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
     for key, text in overrides:
         _override(cfg, key, text)
     if any(key == "optim_wrapper.type" for key, _ in overrides) and cfg.optim_wrapper.type != AMP_WRAPPER:
-        cfg.optim_wrapper.pop("dtype", None)  # of the autocast that the override takes away
+        cfg.optim_wrapper.pop("dtype", None)  # it belongs to the autocast that the override switches off
     known = OURS | RUNNER_SECTIONS
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
-    if unread:  # a name that the config itself reads is a variable of it
+    if unread:  # names that the config itself uses are its variables
         used = read_source(path).used
         unread = [key for key in unread if key not in used]
     if unread:
         raise ConfigError(
-            f"{path.name}: nobody reads {', '.join(unread)}; remove it, correct the name, "
+            f"{path.name}: unknown keys {', '.join(unread)}; remove them, correct the name, "
             f"or begin the name of a variable with {VARIABLE!r}"
         )
     for section in ("model", "optim_wrapper"):
@@ -156,7 +155,11 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
 
 
 def config_path(config: str | Path) -> Path:
-    """Find a config file; a relative path starts at the project root. ConfigError if there is none."""
+    """Return the path of a config file; a relative path starts at the project root.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = Path(config) if Path(config).is_absolute() else ROOT / config
     if not path.is_file():
         raise ConfigError(f"there is no config file {path}")
@@ -185,7 +188,7 @@ def _override(cfg: Config, key: str, text: str) -> None:
 
 
 def _child(node: Any, part: str, at: str, key: str) -> Any:
-    """Step into a dict or list of a config."""
+    """Return the entry ``part`` of a dict or list of a config."""
     if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
         return node[int(part)]
     if isinstance(node, Mapping | Config) and part in node:
@@ -194,11 +197,11 @@ def _child(node: Any, part: str, at: str, key: str) -> Any:
 
 
 def _unread_key(error: TypeError, cfg: Config) -> ConfigError:
-    """Turn a constructor's TypeError into a sentence about the config."""
-    found = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if found is None:
+    """Return the ConfigError for a constructor's TypeError; it names the key and its place."""
+    match = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if match is None:
         return ConfigError(f"the model cannot be built: {error}")
-    owner, key = found.groups()
+    owner, key = match.groups()
     places = sorted(_places(cfg.model, key, "model"))
     return ConfigError(
         f"{owner} does not read the key {key!r} ({', '.join(places) or 'set by its builder'}); remove it"

@@ -1,4 +1,4 @@
-"""A trained model made ready to detect fast: batch norms folded, weights cast once, CUDA graphs."""
+"""Preparation of a trained model for fast inference: folded batch norms, weights cast once, CUDA graphs."""
 
 from typing import Any
 
@@ -7,25 +7,26 @@ from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
 from pipeline.detector.acceleration.cuda_graph import Graphs
+from pipeline.detector.acceleration.memory_format import convolutions_channels_last
 from pipeline.detector.acceleration.training_graph import TrainGraphs
 from pipeline.detector.transformer.site_attention import PackedProjections
 
 CONVOLUTIONS = ("img_backbone", "img_neck", "pts_branch", "pts_backbone", "pts_neck")
-"""Parts of ``CmtDetector`` that autocast runs in half precision from end to end."""
+"""Parts of ``CmtDetector`` that autocast runs in half precision as a whole."""
 
 LINEARS = ("pts_bbox_head.transformer", "pts_bbox_head.aqr")
-"""Parts whose linear layers do; their norms and the task heads stay in single precision."""
+"""Parts whose linear layers autocast runs in half precision; their norms stay in single precision."""
 
 
 def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """Prepare a model for inference, in place; it can no longer be trained or saved as a checkpoint.
+    """Prepare a model for inference, in place. It can no longer be trained or saved as a checkpoint.
 
-    Folding changes the last bits of the results. Casting changes nothing: autocast would cast the same
-    weights to the same values in every call.
+    Folding batch norms changes the last bits of the results. Casting weights changes nothing, because
+    autocast would cast them to the same values in every call.
 
     Args:
         model: a ``CmtDetector``.
-        dtype: of the autocast that it will run under; None if it will not.
+        dtype: dtype of the autocast under which it will run; None: no autocast.
 
     Returns:
         The model, in evaluation mode and without gradients.
@@ -43,10 +44,10 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
 
 
 def use_graphs(model: Any, graphs: bool = True) -> Any:
-    """Let a model on a GPU detect through CUDA graphs from now on, or no longer; elsewhere nothing changes.
+    """Switch detection through CUDA graphs on or off; a model on a CPU does not change.
 
-    The results keep their bits. The graphs hold memory (their intermediate results), and the weights must
-    stay where they are: cast or move the model before.
+    The results have the same bits. The graphs hold memory for their intermediate results. The weights must
+    stay in place in memory, so cast or move the model before.
 
     Args:
         model: a ``CmtDetector``.
@@ -61,35 +62,26 @@ def use_graphs(model: Any, graphs: bool = True) -> Any:
 
 
 def train_through_graphs(model: Any, graphs: bool = True) -> Any:
-    """Let a model on a GPU train its head, and run a frozen image backbone, through CUDA graphs from now on.
+    """Switch training through CUDA graphs on or off: for the head, and for a frozen image backbone.
 
-    Losses and gradients are the same but for the order of sums, and dropout falls as it would with the padded
-    denoising slots. The graphs hold memory. Parameters must stay the same objects where they are: move the
-    model before.
+    Losses and gradients are the same up to the order of sums. Dropout draws for the padding slots too. The
+    graphs hold memory. Parameters must stay the same objects at the same place, so move the model before.
 
     Args:
         model: a ``CmtDetector``.
-        graphs: False: launch kernel by kernel, and give the graphs' memory back.
+        graphs: False: launch kernel by kernel, and free the graphs' memory.
 
     Returns:
-        The model; on a CPU as it was.
+        The model; a model on a CPU does not change.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.pts_bbox_head.trained = TrainGraphs(model.pts_bbox_head) if on else None
-    return model
-
-
-def convolutions_channels_last(model: Any) -> Any:
-    """Lay the weights of all 2-D convolutions out as cuDNN wants them in half precision; values stay."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head) if on else None
     return model
 
 
 def _part(model: nn.Module, name: str) -> nn.Module | None:
-    """Return a submodule by its path, None where the model has none."""
-    found: nn.Module | None = model
+    """Return the submodule at a path; None if there is none."""
+    part: nn.Module | None = model
     for step in name.split("."):
-        found = getattr(found, step, None)
-    return found
+        part = getattr(part, step, None)
+    return part

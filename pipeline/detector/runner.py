@@ -1,8 +1,8 @@
-"""What mmengine's own Runner needs of us, for people who come from ``tools/train.py``.
+"""Support for mmengine's own Runner (``tools/train.py``).
 
-A config names this module in ``custom_imports``. Then its model, its train_pipeline and its optimiser
-build through mmdet3d's registries. Each transform is a step of ``pipeline.data``, here on mmdet3d's
-``results`` dicts, so that both loops do the same to a frame.
+A config names this module in ``custom_imports``. Then mmdet3d's registries build its model, its
+train_pipeline and its optimiser. Each transform applies a step of ``pipeline.data`` to mmdet3d's ``results``
+dicts, so that a frame is augmented alike in both training loops.
 """
 
 from dataclasses import fields
@@ -28,23 +28,23 @@ from pipeline.detector.openmmlab.optimizer import build_optimizer, freeze
 
 
 def to_sample(results: dict[str, Any]) -> Sample:
-    """Read mmdet3d's dict of one frame, as its loaders left it or ``from_sample`` did."""
+    """Return the sample of mmdet3d's dict of one frame, as its loaders or ``from_sample`` made it."""
     if "lidar2img" in results:
         matrices = np.asarray(results["lidar2img"], np.float64)
     else:
         inside = np.array([np.asarray(made)[:3, :3] for made in results["cam2img"]], np.float64)
         matrices = lidar2img(inside, np.asarray(results["lidar2cam"], np.float64))
-    boxes = results.get("gt_bboxes_3d")
-    held = np.zeros((0, BOX_COLUMNS), np.float32)
-    if boxes is not None and len(boxes):
-        held = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]], 1).numpy()
+    ground_truth = results.get("gt_bboxes_3d")
+    boxes = np.zeros((0, BOX_COLUMNS), np.float32)
+    if ground_truth is not None and len(ground_truth):
+        boxes = torch.cat([ground_truth.gravity_center, ground_truth.tensor[:, 3:]], 1).numpy()
     return Sample(
         token=str(results.get("token", "")),
         scene="",
         images=np.stack([np.asarray(image, np.uint8) for image in results["img"]]),
         points=results["points"].tensor.numpy(),
         lidar2img=matrices,
-        boxes=held,
+        boxes=boxes,
         labels=np.asarray(results.get("gt_labels_3d", ()), np.int64),
         lidar2ego=np.eye(4),
         ego2global=np.asarray(results.get("ego2global", np.eye(4)), np.float64),
@@ -52,7 +52,10 @@ def to_sample(results: dict[str, Any]) -> Sample:
 
 
 def from_sample(sample: Sample, results: dict[str, Any]) -> dict[str, Any]:
-    """Write a sample back; matrices that the step did not follow are taken out rather than left wrong."""
+    """Return ``results`` with the fields of a sample.
+
+    ``cam2img`` and ``lidar2cam`` are removed, because a step changes only their product ``lidar2img``.
+    """
     shape = sample.images.shape[1:3]
     made = {key: value for key, value in results.items() if key not in ("cam2img", "lidar2cam")}
     made |= {
@@ -70,13 +73,13 @@ def from_sample(sample: Sample, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(step: pipeline_steps.Step, results: dict[str, Any]) -> dict[str, Any]:
-    """Do a step; its generator is seeded from numpy's global one, which mmengine seeds per worker."""
+    """Apply a step. Its generator is seeded from numpy's global one, which mmengine seeds per worker."""
     rng = np.random.default_rng(np.random.randint(2**31, size=4))
     return from_sample(step(to_sample(results), rng), results)
 
 
 def _register(step: Any) -> None:
-    """Register a step under its own name, with its fields as the config's keys."""
+    """Register a step in mmdet3d under its own name, with its fields as config keys."""
 
     class Transform(BaseTransform):
         def __init__(self, **keys: Any) -> None:
@@ -101,7 +104,7 @@ for _step in (
 
 @TRANSFORMS.register_module(name="UnifiedObjectSample")
 class PasteObjects(ObjectSample):
-    """``UnifiedObjectSample``; an ``ObjectSample``, so that DisableObjectSampleHook can end it."""
+    """``UnifiedObjectSample`` as an ``ObjectSample``, so that DisableObjectSampleHook can disable it."""
 
     def __init__(self, **keys: Any) -> None:
         BaseTransform.__init__(self)
@@ -109,7 +112,7 @@ class PasteObjects(ObjectSample):
         self.disabled = False
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Paste, unless the hook has ended it."""
+        """Paste objects, unless the hook has disabled it."""
         return results if self.disabled else _apply(self.step, results)
 
     def __repr__(self) -> str:
@@ -118,10 +121,10 @@ class PasteObjects(ObjectSample):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class CmtOptimWrapperConstructor:
-    """Freezes what has multiplier 0 and makes one group per pair of multipliers, as our own loop does.
+    """Freeze parameters with multiplier 0, and make one group per pair of multipliers, as our own loop does.
 
-    mmengine's default leaves parameters of multiplier 0 in training mode: their batch norms would
-    still follow the batches, and the losses would differ from ours.
+    mmengine's default keeps parameters with multiplier 0 in training mode. Their batch norms would follow the
+    batches, and the losses would differ from ours.
 
     Args:
         optim_wrapper_cfg: ``type``, ``optimizer``, ``clip_grad``.
@@ -135,7 +138,7 @@ class CmtOptimWrapperConstructor:
         self._paramwise = dict(paramwise_cfg or {})
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Freeze, and wrap the optimiser of what is left."""
+        """Freeze parameters, and return the wrapped optimiser of the others."""
         model = getattr(model, "module", model)
         whole = {**self._wrapper, "paramwise_cfg": self._paramwise}
         freeze(model, whole)

@@ -1,7 +1,8 @@
-"""Ours as safetensors, the published ones as they come; loaded strictly, with a report.
+"""Weights of a model: saved as safetensors, loaded strictly from our files and from published checkpoints.
 
-A file holds parameters and buffers of the model. Training state is elsewhere. CMT's names are ours; MoME's
-router, which AQR grew from, has other names. Nothing that a checkpoint pickled is ever run.
+A file holds the parameters and buffers of the model; training state is in ``storage/checkpoints.py``. Our
+names are those of CMT. MoME's router, from which AQR was developed, has other names. Nothing in a checkpoint
+is ever executed.
 """
 
 import logging
@@ -25,20 +26,20 @@ FRESH_PARTS: Mapping[str, tuple[str, ...]] = {
     "aqr": ("pts_bbox_head.aqr.", "pts_bbox_head.bias_generator."),
     "all but images": ("pts_",),
 }
-"""Parts that a checkpoint of CMT, or of an image backbone, does not have: name -> prefixes of their keys."""
+"""Name of a part that a checkpoint of CMT or of an image backbone lacks -> prefixes of its keys."""
 
 OFFICIAL_NAMES: Mapping[str, str] = {
     "pts_bbox_head.transformer.encoder.": "pts_bbox_head.aqr.encoder.",
     "pts_bbox_head.transformer.bev_type_embed": "pts_bbox_head.aqr.bev_type_embed",
     "pts_bbox_head.transformer.rv_type_embed": "pts_bbox_head.aqr.rv_type_embed",
 }
-"""How keys of the official detectors begin -> how ours do. All others are the same: CMT's have no other."""
+"""Prefix of keys in the official detectors -> prefix of our keys. All other keys are the same."""
 
 MOME_ONLY = ("pts_bbox_head.transformer.selected_cls.", "pts_bbox_head.transformer.cam_embed.")
-"""Keys of MoME without counterpart: its router picks one of three experts, AQR weighs two sensors."""
+"""Keys of MoME that we do not have: its router selects one of three experts, AQR weighs two sensors."""
 
 WRAPPERS = ("module.",)
-"""What DDP and its kin put before every key."""
+"""Prefixes that wrappers such as DDP add to every key."""
 
 DAMAGE = (
     pickle.UnpicklingError,
@@ -49,26 +50,26 @@ DAMAGE = (
     ValueError,
     struct.error,
 )
-"""What ``torch.load`` raises on files that are cut off, of another kind, or hold more than tensors."""
+"""Errors of ``torch.load`` for files that are cut off, of another kind, or hold more than tensors."""
 
 _LOG = logging.getLogger(__name__)
 
-NAMED = 3  # keys that an error message spells out; a wrong architecture has hundreds
+NAMED = 3  # number of keys that an error message lists; for a wrong architecture there are hundreds
 
 
 class WeightsError(ValueError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did.
+    """Result of loading a checkpoint.
 
     Attributes:
-        loaded: number of tensors taken from the file.
-        fresh: keys of the model that the file lacks and that keep their initial values.
-        dropped: keys of the file for which the model has no place (``MOME_ONLY``).
-        turned: keys of sparse convolutions that came in mmcv's layout.
+        loaded: number of tensors read from the file.
+        fresh: keys of the model that the file lacks; they keep their initial values.
+        dropped: keys of the file that the model does not have (``MOME_ONLY``).
+        turned: keys of sparse convolutions that were in mmcv's layout.
     """
 
     loaded: int
@@ -77,18 +78,18 @@ class LoadReport:
     turned: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the report as one line."""
         notes = {
-            "start fresh": self.fresh,
-            "of MoME have no place here": self.dropped,
-            "were turned from mmcv's layout": self.turned,
+            "keep their initial values": self.fresh,
+            "are only in MoME and were dropped": self.dropped,
+            "were permuted from mmcv's layout": self.turned,
         }
         parts = [f"{len(keys)} {what}: {_some(list(keys))}" for what, keys in notes.items() if keys]
         return "; ".join([f"{self.loaded} tensors loaded", *parts])
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write parameters and buffers; the file appears whole or not at all.
+    """Write parameters and buffers. The file is replaced atomically.
 
     Args:
         model: the detector, or DDP around it.
@@ -103,16 +104,19 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> LoadReport:
-    """Read weights into a model; either all fit or the model is left as it was.
+    """Load weights into a model. If they do not fit, the model does not change.
 
     Args:
         model: the detector, or DDP around it.
         path: file of ``save_weights``, or a checkpoint of CMT or MoME (``.pth``).
-        fresh: names in ``FRESH_PARTS`` that may be missing from the file, each as a whole, and then keep
-            their initial values.
+        fresh: names in ``FRESH_PARTS``. These parts may be missing from the file, each as a whole, and then
+            keep their initial values.
+
+    Returns:
+        What was loaded and what was not.
 
     Raises:
-        CheckpointError: the file is missing, damaged or holds more than tensors, or keys are missing,
+        WeightsError: the file is missing, damaged or holds more than tensors, or keys are missing,
             unexpected or of another shape.
     """
     model = getattr(model, "module", model)
@@ -127,7 +131,7 @@ def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> Loa
     initial = tuple(key for key in missing if absent and key.startswith(tuple(absent)))
     _refuse_misfits(path, own, tensors, [key for key in missing if key not in initial])
     state = OrderedDict(tensors)
-    # mmdet3d's sparse layers turn every weight that comes without the version in this table.
+    # Without the versions in this table, mmdet3d's sparse layers would permute every weight.
     cast(Any, state)._metadata = cast(Any, own)._metadata
     model.load_state_dict(state, strict=False)
     report = LoadReport(len(tensors), initial, dropped, turned)
@@ -137,24 +141,24 @@ def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> Loa
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a CMT or MoME checkpoint our names; the wrappers' prefixes go."""
+    """Return the tensors of a CMT or MoME checkpoint under our names, without the prefixes of wrappers."""
     return {_renamed(_unwrapped(key), OFFICIAL_NAMES): value for key, value in tensors.items()}
 
 
 def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give our tensors the names that CMT and MoME use; AQR's own (its weight head, the bias) keep theirs."""
+    """Return our tensors under the names of CMT and MoME; those that only AQR has keep their names."""
     ours = {our: official for official, our in OFFICIAL_NAMES.items()}
     return {_renamed(key, ours): value for key, value in tensors.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors: safetensors, or PyTorch's own format without running what is pickled.
+    """Read a file of named tensors: safetensors, or PyTorch's format without executing pickled code.
 
     Args:
-        path: ``.safetensors``, or ``.pth`` with the tensors at the top or under ``state_dict``.
+        path: ``.safetensors``, or ``.pth`` with the tensors at the top level or under ``state_dict``.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds more than tensors and plain values.
+        WeightsError: the file is missing, damaged, or holds more than tensors and plain values.
     """
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}")
@@ -170,7 +174,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
@@ -181,7 +185,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
             "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
         ) from error
-    state = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
             f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
@@ -203,14 +207,14 @@ def _renamed(key: str, names: Mapping[str, str]) -> str:
 
 
 def _is_turned(given: Tensor, own: Tensor) -> bool:
-    """Tell whether a weight is one of a sparse convolution in the layout of mmcv and spconv 1."""
+    """Whether a weight is that of a sparse convolution in the layout of mmcv and spconv 1."""
     if given.ndim != KERNEL_DIMS or given.shape == own.shape:
         return False
     return to_spconv2(given.to("meta")).shape == own.shape
 
 
 def _absent_prefixes(part: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the prefixes of a part of which the file has nothing."""
+    """Return the prefixes of a part if the file has none of its keys; else nothing."""
     prefixes = _prefixes(part)
     return () if any(key.startswith(prefixes) for key in tensors) else prefixes
 
@@ -231,10 +235,10 @@ def _refuse_misfits(
         if key in own and tensors[key].shape != own[key].shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
-    found = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
-    if found:
+    misfits = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+    if misfits:
         raise WeightsError(
-            f"{path} is of another architecture than the model ({'; '.join(found)}); "
+            f"{path} is of another architecture than the model ({'; '.join(misfits)}); "
             "use the config that it was trained with"
         )
 

@@ -1,9 +1,9 @@
-"""The official metric on scenes drawn with replacement, to see how much the scenes decide.
+"""The official metric from matches, on a whole split and on scenes drawn with replacement.
 
 mAP and NDS are no averages over scenes: precision and recall are of all detections together. But the
-devkit matches detections to objects frame by frame, whatever the other frames hold. So the matches are
-found once, and every draw of scenes recomputes the curves from them, frames counted as often as drawn;
-from the curves on, the devkit's own functions are used.
+devkit matches detections to objects frame by frame, whatever the other frames hold. So detections are
+matched once. Every draw of scenes recomputes the curves from the matches, with each frame counted as often
+as its scene was drawn. From the curves on, the devkit's own functions are used.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 DRAWS = 100
-"""Draws of scenes: they estimate a standard deviation to 7 per cent, and cost two rows each."""
+"""Draws of scenes; they estimate a standard deviation to 7 per cent, and each costs two rows."""
 SEED = 0
-"""Seeds the draws: the same for every trial, so that trials differ in nothing but themselves."""
+"""Seeds the draws; all trials have the same draws, so that trials can be compared."""
 FEWEST_SCENES = 5
-"""With fewer scenes their spread cannot be estimated (Student's quantile exceeds 3): none are drawn."""
+"""Scenes below which none are drawn: their spread cannot be estimated (Student's quantile exceeds 3)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Matches:
     Attributes:
         confidence: (n,) of the detections.
         hit: (n,) bool, whether a detection found an object.
-        errors: true-positive error -> (n,) its value, of hits alone.
+        errors: true-positive error -> its value for each hit, in the same order.
         scene: (n,) index of the scene.
         objects: (scenes,) how many objects there are to find.
     """
@@ -43,7 +43,7 @@ class Matches:
 
 
 def can_draw(scenes: Collection[str]) -> bool:
-    """Tell whether there are scenes enough to draw from."""
+    """Return whether there are scenes enough to draw from."""
     return len(scenes) >= FEWEST_SCENES
 
 
@@ -52,60 +52,104 @@ def drawn_counts(num_scenes: int, draws: int = DRAWS) -> NDArray[np.int64]:
     return np.random.default_rng(SEED).multinomial(num_scenes, [1 / num_scenes] * num_scenes, draws)
 
 
-def resampled_scores(
-    evaluation: Any, scene_of: Mapping[str, str], counts: NDArray[np.int64] | None = None
-) -> tuple[list[dict[str, float]], int]:
-    """Score draws of scenes.
+@dataclass(frozen=True)
+class MatchedSplit:
+    """The matches of a whole split.
+
+    Attributes:
+        matches: (class, largest distance of a match in m) -> its matches.
+        config: the devkit's ``DetectionConfig``.
+        num_scenes: scenes of the split.
+    """
+
+    matches: Mapping[tuple[str, float], Matches]
+    config: Any
+    num_scenes: int
+
+    def score(self, counts: NDArray[np.int64] | None = None) -> Any:
+        """Return the devkit's ``DetectionMetrics``, put together as its ``DetectionEval.evaluate`` does.
+
+        Args:
+            counts: (scenes,) how often each scene counts, scenes sorted by name; None: once each.
+        """
+        from nuscenes.eval.detection.algo import calc_ap, calc_tp
+        from nuscenes.eval.detection.data_classes import DetectionMetrics
+
+        counts = np.ones(self.num_scenes, dtype=np.int64) if counts is None else counts
+        config, metrics = self.config, DetectionMetrics(self.config)
+        for (name, reach), matches in self.matches.items():
+            curves = _curves(matches, counts)
+            metrics.add_label_ap(name, reach, calc_ap(curves, config.min_recall, config.min_precision))
+            if reach == config.dist_th_tp:
+                for kind in matches.errors:
+                    defined = kind not in UNDEFINED.get(name, ())
+                    error = calc_tp(curves, config.min_recall, kind) if defined else float("nan")
+                    metrics.add_label_tp(name, kind, error)
+        return metrics
+
+    def score_draws(self, counts: NDArray[np.int64] | None = None) -> list[dict[str, float]]:
+        """Score draws of scenes.
+
+        Args:
+            counts: (draws, scenes) how often each scene counts, scenes sorted by name; None:
+                ``drawn_counts``, and no draws of fewer than ``FEWEST_SCENES`` scenes.
+
+        Returns:
+            ``mAP`` and ``NDS`` of every draw.
+        """
+        if counts is None and self.num_scenes < FEWEST_SCENES:
+            return []
+        scored = [self.score(row) for row in (drawn_counts(self.num_scenes) if counts is None else counts)]
+        return [{"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)} for metrics in scored]
+
+
+def match_split(truth: Any, detected: Any, config: Any, scene_of: Mapping[str, str]) -> MatchedSplit:
+    """Match the detections of a split to its objects.
 
     Args:
-        evaluation: the devkit's ``DetectionEval``, its boxes loaded and filtered.
+        truth: the devkit's ``EvalBoxes`` of the objects, filtered.
+        detected: its ``EvalBoxes`` of the detections, filtered.
+        config: its ``DetectionConfig``.
         scene_of: frame token -> scene.
-        counts: (draws, scenes) how often each scene counts, scenes sorted; ``drawn_counts`` by default.
-
-    Returns:
-        ``mAP`` and ``NDS`` of every draw, and the number of scenes; no draws of fewer than
-        ``FEWEST_SCENES`` scenes, unless counts are given.
     """
     scenes = {scene: index for index, scene in enumerate(sorted(set(scene_of.values())))}
-    if counts is None:
-        if not can_draw(scenes):
-            return [], len(scenes)
-        counts = drawn_counts(len(scenes))
-    frames = {token: scenes[scene] for token, scene in scene_of.items()}
-    config = evaluation.cfg
-    matched = {
-        (name, reach): match(evaluation, name, reach, frames, len(scenes))
+    scene_index = {token: scenes[scene] for token, scene in scene_of.items()}
+    matches = {
+        (name, reach): _match(truth, detected, name, reach, reach == config.dist_th_tp, scene_index)
         for name in config.class_names
         for reach in config.dist_ths
     }
-    return [_score(matched, config, row) for row in counts], len(scenes)
+    return MatchedSplit(matches, config, len(scenes))
 
 
-def match(evaluation: Any, name: str, reach: float, frames: Mapping[str, int], num_scenes: int) -> Matches:
+def _match(
+    truth: Any, detected: Any, name: str, reach: float, with_errors: bool, scene_index: Mapping[str, int]
+) -> Matches:
     """Match the detections of a class to its objects, the most confident first, as ``accumulate`` does.
 
     Args:
-        evaluation: see ``resampled_scores``.
+        truth: the objects.
+        detected: the detections.
         name: the class.
-        reach: largest distance of a match, metres.
-        frames: frame token -> index of its scene.
-        num_scenes: how many scenes there are.
+        reach: largest distance of a match, m.
+        with_errors: compute the true-positive errors of matches.
+        scene_index: frame token -> index of its scene.
     """
-    wanted = reach == evaluation.cfg.dist_th_tp
+    num_scenes = 1 + max(scene_index.values())
     objects = np.zeros(num_scenes, dtype=np.int64)
     rows: list[tuple[float, int, int, bool, tuple[float, ...]]] = []
     place = 0
-    for token in evaluation.pred_boxes.sample_tokens:
-        true = [box for box in evaluation.gt_boxes[token] if box.detection_name == name]
-        found = [box for box in evaluation.pred_boxes[token] if box.detection_name == name]
-        objects[frames[token]] += len(true)
+    for token in detected.sample_tokens:
+        true = [box for box in truth[token] if box.detection_name == name]
+        found = [box for box in detected[token] if box.detection_name == name]
+        objects[scene_index[token]] += len(true)
         # equal confidences: the later one first, as the devkit's sorting has it
         order = sorted(range(len(found)), key=lambda i: (found[i].detection_score, i), reverse=True)
         partner = _greedy(found, true, order, reach)
         for index, box in enumerate(found):
             mate = partner[index]
-            errors = _errors(true[mate], box, name) if wanted and mate is not None else ()
-            rows.append((box.detection_score, place + index, frames[token], mate is not None, errors))
+            errors = _errors(true[mate], box, name) if with_errors and mate is not None else ()
+            rows.append((box.detection_score, place + index, scene_index[token], mate is not None, errors))
         place += len(found)
     rows.sort(reverse=True)
     hit = np.array([row[3] for row in rows], dtype=bool)
@@ -181,25 +225,6 @@ def _curves(matches: Matches, counts: NDArray[np.int64]) -> Any:
         mean = cummean(np.repeat(values, times[matches.hit]))
         errors[kind] = np.interp(at[::-1], of_hits[::-1], mean[::-1])[::-1]
     return DetectionMetricData(recall=recall, precision=precision, confidence=at, **errors)
-
-
-def _score(
-    matched: Mapping[tuple[str, float], Matches], config: Any, counts: NDArray[np.int64]
-) -> dict[str, float]:
-    """Return mAP and NDS as the devkit's ``DetectionEval.evaluate`` puts them together."""
-    from nuscenes.eval.detection.algo import calc_ap, calc_tp
-    from nuscenes.eval.detection.data_classes import DetectionMetrics
-
-    metrics = DetectionMetrics(config)
-    for (name, reach), matches in matched.items():
-        curves = _curves(matches, counts)
-        metrics.add_label_ap(name, reach, calc_ap(curves, config.min_recall, config.min_precision))
-        if reach == config.dist_th_tp:
-            for kind in matches.errors:
-                given = kind not in UNDEFINED.get(name, ())
-                error = calc_tp(curves, config.min_recall, kind) if given else float("nan")
-                metrics.add_label_tp(name, kind, error)
-    return {"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)}
 
 
 UNDEFINED = {

@@ -1,4 +1,4 @@
-"""Everything measured on a detector after training - accuracy, speed, memory, kernels."""
+"""Measures a detector: accuracy while it trains and after it, then speed, memory and kernels."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,12 +8,11 @@ from typing import Any
 
 from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.open import open_source
-from pipeline.data.sample import Detections
 from pipeline.data.source import READ_ALL, Reading, Source
 from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor, predict
-from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric, Score
+from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric
 from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
-from pipeline.evaluation.submission import FramePose, save_detections
+from pipeline.evaluation.submission import save_detections
 from pipeline.metrics.kernels import kernels_per_site
 from pipeline.metrics.memory import peak_memory
 from pipeline.metrics.recorder import Measure, RowRecorder
@@ -29,12 +28,13 @@ FRAMES_TIMED = 8
 
 
 class Evaluator:
-    """Measures a trained detector on the validation split of its settings.
+    """Measures a detector on the validation split of its settings, and writes rows.
 
     Args:
         settings: the trial.
         session: its surroundings.
-        record: where rows go; None on ranks other than 0.
+        recorder: where rows go; None on ranks other than 0.
+        steps: optimiser steps of the whole training: what rows after it are of.
         reading: what is read of a frame.
     """
 
@@ -42,12 +42,14 @@ class Evaluator:
         self,
         settings: TrialSettings,
         session: Session,
-        record: RowRecorder | None,
+        recorder: RowRecorder | None,
+        steps: int,
         reading: Reading = READ_ALL,
     ) -> None:
         self._settings = settings
         self._session = session
-        self._record = record
+        self._recorder = recorder
+        self._steps = steps
         data = settings.data
         self._source: Source = open_source(
             resolve_path(data.val), data.nuscenes_version, data.val_split, reading
@@ -72,30 +74,39 @@ class Evaluator:
 
         return predict(detector, self.views, session, progress)
 
-    def accuracy(self, found: DetectionsByCondition) -> dict[str, float]:
-        """Let the official metric judge; rank 0 alone calls it.
-
-        Returns:
-            ``NDS/<condition>`` and ``mAP/<condition>``.
-        """
-        summary: dict[str, float] = {}
-        for condition, (poses, detections) in found.items():
-            scores = self._metric(condition, poses, detections)
-            summary |= {f"{s.metric}/{condition}": s.value for s in scores if s.metric in QUICK_METRICS}
-        return summary
+    def accuracy(self, detections: DetectionsByCondition) -> None:
+        """Compute the official metric of every condition, and keep the detections; only rank 0 calls it."""
+        for condition, (poses, boxes) in detections.items():
+            save_detections(self._session.folder / "predictions" / f"{condition}.npz", poses, boxes)
+            scores, draws, num_scenes = self._official.score_draws(poses, boxes)
+            self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
+            self._add(
+                [
+                    Measure(s.metric, s.unit, s.value, condition=condition, n=num_scenes, draw=s.draw)
+                    for s in draws
+                ]
+            )
 
     def evaluate_quick(self, detector: Predictor, step: int, metric: str, condition: str) -> float:
         """Measure the detector in mid-training under one condition; all ranks call it.
 
+        Args:
+            detector: what is trained.
+            step: steps done.
+            metric: ``NDS`` or ``mAP``.
+            condition: sensor condition.
+
         Returns:
-            On rank 0 the metric (``NDS`` or ``mAP``); NaN on the others.
+            On rank 0 the metric, as a fraction; NaN on other ranks.
         """
-        found = predict(detector, replace(self.views, conditions=(condition,)), self._session)
-        if self._record is None:
+        if self._session.rank == 0:
+            self._session.progress("early stopping", step, self._steps, float("nan"))
+        detections = predict(detector, replace(self.views, conditions=(condition,)), self._session)
+        if self._recorder is None:
             return float("nan")
-        poses, detections = found[condition]
-        scores = {s.metric: s for s in self._official.score(poses, detections) if s.metric in QUICK_METRICS}
-        self._record.add(
+        poses, boxes = detections[condition]
+        scores = {s.metric: s for s in self._official.score(poses, boxes) if s.metric in QUICK_METRICS}
+        self._recorder.add(
             step,
             [Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores.values()],
         )
@@ -106,20 +117,8 @@ class Evaluator:
         data = self._settings.data
         return NuScenesMetric(resolve_path(data.val), data.nuscenes_version, data.val_split)
 
-    def _metric(
-        self, condition: str, poses: Sequence[FramePose], detections: Sequence[Detections]
-    ) -> list[Score]:
-        folder = self._session.folder / "predictions"
-        save_detections(folder / f"{condition}.npz", poses, detections)
-        scores, draws, num_scenes = self._official.score_draws(poses, detections)
-        self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
-        self._add(
-            [Measure(s.metric, s.unit, s.value, "", condition, n=num_scenes, draw=s.draw) for s in draws]
-        )
-        return scores
-
     def speed(self, detector: Predictor) -> None:
-        """Time inference at batch 1 and read the peak memory; rank 0 alone calls it."""
+        """Time inference at batch 1 and read the peak memory; only rank 0 calls it."""
         frames = [self._source[i] for i in range(min(FRAMES_TIMED, len(self._source)))]
         batches = [detector.prepare([frame]) for frame in frames]
         device = self._session.device
@@ -127,7 +126,7 @@ class Evaluator:
         self._add([*timed, peak_memory(device)])
 
     def picture(self, model: Any) -> None:
-        """Draw one frame as the model weighs it, ``scene.png``, if it does; rank 0 alone calls it."""
+        """Draw ``scene.png``, the query weights of one frame, if the model has any; only rank 0 calls it."""
         middle = self._source[len(self._source) // 2]
         view = capture_scene(model, middle, self._settings.train.amp)
         if view is not None:
@@ -138,5 +137,5 @@ class Evaluator:
         self._add(kernels_per_site(step, cuda=self._session.device.type == "cuda"))
 
     def _add(self, measures: Sequence[Measure]) -> None:
-        if self._record is not None:
-            self._record.add(self._settings.train.steps, measures)
+        if self._recorder is not None:
+            self._recorder.add(self._steps, measures)

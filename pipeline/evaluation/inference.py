@@ -1,7 +1,7 @@
 """Run a detector over a split under every sensor condition, each frame read once.
 
-Conditions and plans that hand a branch the same input share its features: a dead LiDAR leaves the
-images as they are, and a plan changes the decoder alone.
+Conditions that give a branch the same input share its features: a dead LiDAR leaves the images as they are.
+Plans share the features of both branches, because a plan changes only what follows them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from pipeline.data.corruptions import corrupt
 from pipeline.data.sample import Detections, Sample
 from pipeline.data.source import Source
 from pipeline.detector.openmmlab.data_samples import collate, to_detections
+from pipeline.detector.precision import attention_dtype, autocast
 from pipeline.evaluation.submission import FramePose
 from pipeline.runtime.session import Session
 
@@ -30,12 +31,57 @@ DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
 """Condition -> poses and detections of all frames."""
 
 Progress = Callable[[int], None]
-"""Told how many of this rank's frames are done."""
+"""Gets how many of this rank's frames are done."""
+
+UNCHANGED, EMPTY = "unchanged", "empty"
+"""Contents of an input that a condition leaves as it was, or leaves without any information."""
+
+
+@dataclass(frozen=True)
+class BranchInput:
+    """Identifies what a branch reads of one frame: equal ones hold equal arrays.
+
+    Attributes:
+        token: of the frame; empty if the input is, since all empty inputs are alike.
+        content: ``UNCHANGED``, ``EMPTY``, or the condition that changed it.
+    """
+
+    token: str
+    content: str
+
+
+@dataclass(frozen=True)
+class View:
+    """One frame under one condition.
+
+    Attributes:
+        sample: the frame as the sensors give it.
+        images: what the image branch reads of it.
+        points: what the LiDAR branch reads of it.
+    """
+
+    sample: Sample
+    images: BranchInput
+    points: BranchInput
+
+    @classmethod
+    def of(cls, sample: Sample, condition: str, seed: int) -> "View":
+        """Put a frame under a condition, with what fails drawn from ``seed``."""
+        given = corrupt(sample, condition, seed)
+
+        def branch_input(before: NDArray[Any], after: NDArray[Any]) -> BranchInput:
+            if after is before:
+                return BranchInput(sample.token, UNCHANGED)
+            return BranchInput(sample.token, condition) if after.any() else BranchInput("", EMPTY)
+
+        return cls(
+            given, branch_input(sample.images, given.images), branch_input(sample.points, given.points)
+        )
 
 
 @dataclass(frozen=True)
 class EvaluationViews:
-    """What a detector is shown: every frame of a source under every condition.
+    """Every frame of a source under every condition.
 
     Attributes:
         source: frames of native size.
@@ -53,9 +99,9 @@ class EvaluationViews:
         for start in range(0, len(mine), BATCH):
             yield [self.source[i] for i in mine[start : start + BATCH]]
 
-    def of(self, samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-        """Return condition -> the samples as the failing sensors give them."""
-        return {name: [corrupt(sample, name, self.seed) for sample in samples] for name in self.conditions}
+    def of(self, samples: Sequence[Sample]) -> dict[str, list[View]]:
+        """Return condition -> the samples under it."""
+        return {name: [View.of(sample, name, self.seed) for sample in samples] for name in self.conditions}
 
 
 class Predictor:
@@ -72,24 +118,28 @@ class Predictor:
         self._size = size
         self._amp = amp
         self._device = next(model.parameters()).device.type
-        self._features: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._empty: dict[tuple[str, int], Tensor] = {}  # (branch, frames) -> features of empty inputs
 
     def prepare(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Resize and collate frames of native size; what ``run`` takes."""
         return collate([resize_crop(sample, self._size) for sample in samples])
 
-    def resize(self, views: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
-        """Bring views of frames to the size of the model's images; what two share they share afterwards."""
-        small: dict[int, Sample] = {}
-        for sample in chain(*views.values()):
-            if id(sample.images) not in small:
-                small[id(sample.images)] = resize_crop(sample, self._size)
-        return {name: [_pictured(s, small[id(s.images)]) for s in samples] for name, samples in views.items()}
+    def resize(self, views: Mapping[str, Sequence[View]]) -> dict[str, list[View]]:
+        """Bring the images of views to the size of the model's; the same images are resized once."""
+        small: dict[tuple[str, str], Sample] = {}
+        for view in chain(*views.values()):
+            key = view.sample.token, view.images.content
+            if key not in small:
+                small[key] = resize_crop(view.sample, self._size)
+        return {
+            name: [_with_images(view, small[view.sample.token, view.images.content]) for view in shown]
+            for name, shown in views.items()
+        }
 
     def run(self, batch: Mapping[str, Any]) -> list[Detections]:
         """Detect in a prepared batch."""
         self._evaluating()
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
+        with torch.inference_mode(), autocast(self._device, self._amp):
             prepared = self._model.data_preprocessor(batch, False)
             return to_detections(self._model(**prepared, mode="predict"))
 
@@ -98,48 +148,52 @@ class Predictor:
             self._model.eval()
 
     def compare(
-        self, views: Mapping[str, Sequence[Sample]], plans: Sequence[Plan | None] = (None,)
+        self, views: Mapping[str, Sequence[View]], plans: Sequence[Plan | None] = (None,)
     ) -> list[dict[str, list[Detections]]]:
-        """Detect in several views of the same frames under several plans, each branch run once per input.
+        """Detect in several views of the same frames under several plans; each branch runs once per input.
 
         Args:
-            views: name -> the frames, already of the model's image size. What two views share they must
-                share as objects, as ``corrupt`` leaves it.
-            plans: each is applied to the model in turn, the last one stays; None is the plan it has.
+            views: name -> the frames, already of the model's image size.
+            plans: each is applied to the model in turn, and the last one stays; None is the plan it has.
 
         Returns:
             Per plan: view -> detections of its frames, the same as one ``run`` per view and plan gives.
         """
         self._evaluating()
-        found = []
-        with torch.inference_mode(), torch.autocast(self._device, torch.bfloat16, enabled=self._amp):
-            read = {name: self._read(samples) for name, samples in views.items()}
+        found: list[dict[str, list[Detections]]] = []
+        features: _Features = {}
+        with torch.inference_mode(), autocast(self._device, self._amp):
+            read = {name: self._read(shown, features) for name, shown in views.items()}
             for plan in plans:
                 if plan is not None:
-                    self._model.apply_plan(plan, dtype="bfloat16" if self._amp else "float32")
+                    self._model.apply_plan(plan, dtype=attention_dtype(self._amp))
                 found.append({name: self._decode(*inputs) for name, inputs in read.items()})
-        # an array's number is free again once the frame is gone; black images and no points stay
-        self._features = {key: value for key, value in self._features.items() if not any(key[1])}
         return found
 
-    def _read(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[Any]]:
+    def _read(self, views: Sequence[View], features: "_Features") -> tuple[Tensor, Tensor, list[Any]]:
         """Return BEV features, image features and data samples."""
-        prepared = self._model.data_preprocessor(collate(samples), False)
+        prepared = self._model.data_preprocessor(collate([view.sample for view in views]), False)
         inputs, model = prepared["inputs"], self._model
         points = self._once(
-            "points", [s.points for s in samples], lambda: model.point_features(inputs["points"])
+            "points", [v.points for v in views], lambda: model.point_features(inputs["points"]), features
         )
         images = self._once(
-            "images", [s.images for s in samples], lambda: model.image_features(inputs["imgs"])
+            "images", [v.images for v in views], lambda: model.image_features(inputs["imgs"]), features
         )
         return points, images, prepared["data_samples"]
 
-    def _once(self, branch: str, arrays: Sequence[NDArray[Any]], run: Callable[[], Tensor]) -> Tensor:
-        """Run a branch unless it has seen these very arrays; all that hold nothing are alike."""
-        key = (branch, tuple(id(array) if array.any() else 0 for array in arrays))
-        if key not in self._features:
-            self._features[key] = run()
-        return self._features[key]
+    def _once(
+        self, branch: str, read: Sequence[BranchInput], run: Callable[[], Tensor], features: "_Features"
+    ) -> Tensor:
+        """Run a branch, unless these frames were read before; features of empty inputs are kept for good."""
+        if all(one.content == EMPTY for one in read):
+            if (branch, len(read)) not in self._empty:
+                self._empty[branch, len(read)] = run()
+            return self._empty[branch, len(read)]
+        key = (branch, tuple(read))
+        if key not in features:
+            features[key] = run()
+        return features[key]
 
     def _decode(self, points: Tensor, images: Tensor, samples: list[Any]) -> list[Detections]:
         boxes = self._model.pts_bbox_head.predict(points, images, samples)
@@ -155,7 +209,7 @@ def predict(
         detector: samples -> detections.
         views: frames and conditions.
         session: its ranks share the work; all of them call this.
-        progress: see there.
+        progress: called after every few frames.
 
     Returns:
         On rank 0 the detections of all frames; on other ranks those of their own.
@@ -171,9 +225,17 @@ def predict_each(
     session: Session,
     progress: Progress = lambda _: None,
 ) -> list[DetectionsByCondition]:
-    """Detect under every plan and condition, frames read and branches run once; see ``predict``.
+    """Detect in every frame under every plan and condition; the ranks share the frames.
 
-    All detections stay in memory: about 50 bytes a box, frame, condition and plan.
+    Frames are read and branches run once for all plans. All detections stay in memory: about 50 bytes a box,
+    frame, condition and plan.
+
+    Args:
+        detector: samples -> detections.
+        views: frames and conditions.
+        plans: each is applied in turn; None is the plan that the model has.
+        session: its ranks share the work; all of them call this.
+        progress: called after every few frames.
 
     Returns:
         Per plan what ``predict`` returns.
@@ -194,9 +256,13 @@ def predict_each(
     return [_gather(found, session) for found in every]
 
 
-def _pictured(sample: Sample, resized: Sample) -> Sample:
-    """Return a sample with the images of its resized twin, which may have other points."""
-    return replace(sample, images=resized.images, lidar2img=resized.lidar2img)
+_Features = dict[tuple[str, tuple[BranchInput, ...]], Tensor]
+"""(branch, what it reads of each frame) -> its features."""
+
+
+def _with_images(view: View, resized: Sample) -> View:
+    """Return a view with resized images; ``resized`` may have other points."""
+    return replace(view, sample=replace(view.sample, images=resized.images, lidar2img=resized.lidar2img))
 
 
 def _gather(found: DetectionsByCondition, session: Session) -> DetectionsByCondition:

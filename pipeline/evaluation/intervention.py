@@ -1,7 +1,7 @@
-"""One trained detector under many plans, none of which it is trained for anew.
+"""Measures one trained detector under many plans, without training it again.
 
-Frames are read and branches run once for several plans and all conditions. The rows are marked: their
-metric begins with ``intervention/``, so that nobody takes them for trials.
+Frames are read and branches run once for several plans and all conditions. The metrics of the rows begin
+with ``intervention/``, so that the rows are not mistaken for those of trials.
 """
 
 import time
@@ -19,7 +19,7 @@ from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.data.formats.open import open_source
 from pipeline.data.source import READ_ALL
 from pipeline.detector.build import build_model, load_config
-from pipeline.detector.precision import with_autocast
+from pipeline.detector.precision import attention_dtype, with_autocast
 from pipeline.detector.weights import load_weights
 from pipeline.evaluation.evaluator import FAILURE_SEED
 from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor, predict_each
@@ -33,13 +33,13 @@ from pipeline.runtime.session import LocalSession
 from pipeline.storage.paths import resolve_path
 
 INTERVENTION = "intervention/"
-"""What the metrics of a detector begin with that was not trained under the plan it is measured under."""
+"""Prefix of the metrics of a detector that was trained under another plan than it is measured under."""
 
 AT_ONCE = 8
-"""Plans whose detections are held at once: of full nuScenes' validation split 4 GiB under five conditions."""
+"""Plans whose detections are in memory at once: 4 GiB for nuScenes' validation split and five conditions."""
 
 ProgressCallback = Callable[[int, int], None]
-"""Told how many frames times groups of plans are done, and of how many."""
+"""Gets how many passes over a frame are done, and how many there are: one per frame and group of plans."""
 
 
 def evaluate_under_plans(
@@ -48,17 +48,17 @@ def evaluate_under_plans(
     plans: Sequence[Plan],
     path: Path,
     common: Row,
-    told: ProgressCallback = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
 ) -> None:
     """Measure a trained detector under each of several plans.
 
     Args:
-        settings: how it was trained; ``conditions`` and the validation split are what it is measured on.
-        weights: what came of it.
+        settings: how it was trained; it is measured on their validation split, under their conditions.
+        weights: the trained weights.
         plans: resolved or not.
-        path: rows file; plans that are in it already are left out.
-        common: fills in study, trial and recipe of the rows.
-        told: see there.
+        path: rows file; plans that it holds already are left out.
+        common: fills in study, trial, step and recipe of the rows.
+        progress: called after every few frames.
 
     Raises:
         PlanError, DataError, CheckpointError: a plan, the data or the weights do not fit.
@@ -66,7 +66,7 @@ def evaluate_under_plans(
     settings = with_autocast(settings)
     device = torch.device(settings.device)
     deterministic(device, settings.torch_threads)
-    dtype = "bfloat16" if settings.train.amp else "float32"
+    dtype = attention_dtype(settings.train.amp)
     model = build_model(resolve_path(settings.config), settings.overrides, settings.plan, device.type, dtype)
     load_weights(model.to(device), weights)
     resolved = [plan.resolve(model.sites) for plan in plans]
@@ -83,7 +83,6 @@ def evaluate_under_plans(
     common = replace(
         common,
         seed=settings.seed,
-        step=settings.train.steps,
         device=device_name(device),
         versions=f"{versions()};data={fingerprint(data)}",
         commit=commit(),
@@ -92,18 +91,22 @@ def evaluate_under_plans(
     for index, group in enumerate(groups):
         before, total = index * len(source), len(groups) * len(source)
         every = predict_each(
-            detector, views, group, LocalSession(path.parent, device), partial(_add, told, before, total)
+            detector,
+            views,
+            group,
+            LocalSession(path.parent, device),
+            partial(_report, progress, before, total),
         )
-        for plan, found in zip(group, every, strict=True):
-            append_rows(path, _judged(replace(common, plan=str(plan)), found, metric))
+        for plan, detections in zip(group, every, strict=True):
+            append_rows(path, _rows(replace(common, plan=str(plan)), detections, metric))
 
 
-def _add(told: ProgressCallback, before: int, total: int, done: int) -> None:
-    told(before + done, total)
+def _report(progress: ProgressCallback, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
-def _judged(common: Row, found: DetectionsByCondition, metric: NuScenesMetric) -> list[Row]:
-    """Return the rows of one plan, which are written in one go."""
+def _rows(common: Row, by_condition: DetectionsByCondition, metric: NuScenesMetric) -> list[Row]:
+    """Return the rows of one plan; they are written at once, so that a plan is there whole or not at all."""
     return [
         replace(
             common,
@@ -114,6 +117,6 @@ def _judged(common: Row, found: DetectionsByCondition, metric: NuScenesMetric) -
             n=len(poses),
             time=time.time(),
         )
-        for condition, (poses, detections) in found.items()
+        for condition, (poses, detections) in by_condition.items()
         for score in metric.score(poses, detections)
     ]

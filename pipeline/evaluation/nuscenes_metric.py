@@ -1,22 +1,23 @@
-"""Detections -> nuScenes submission -> the official devkit's verdict, per sensor condition.
+"""The official nuScenes detection metric of detections, for one split.
 
-The devkit's ``DetectionEval`` runs unmodified with its configuration ``detection_cvpr_2019``. Its
-tables and the true boxes are loaded once and serve all conditions.
+The devkit's own functions load and filter the boxes, and turn matches into scores, with its configuration
+``detection_cvpr_2019``. Only the matching is ours (``pipeline.evaluation.bootstrap``): it serves the split
+and all draws of its scenes. A test compares every number with the devkit's ``DetectionEval``, bit for bit.
 """
 
 import contextlib
 import io
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.formats.nuscenes_tables import open_tables
 from pipeline.data.sample import Detections
-from pipeline.evaluation.bootstrap import DRAWS, can_draw, resampled_scores
-from pipeline.evaluation.submission import EvaluationError, FramePose, write_submission
+from pipeline.evaluation.bootstrap import DRAWS, MatchedSplit, can_draw, match_split
+from pipeline.evaluation.submission import EvaluationError, FramePose, submission_boxes
 
 ERRORS = {
     "trans_err": ("mATE", "m"),
@@ -28,10 +29,10 @@ ERRORS = {
 """The devkit's true-positive errors -> metric name and unit."""
 
 HIGHER_IS_BETTER = ("NDS", "mAP", *(f"AP/{name}" for name in CLASSES))
-"""Metrics of which more is better: what a study can ask about."""
+"""Metrics of which more is better; a study can be about each of them."""
 
 QUICK_METRICS = ("NDS", "mAP")
-"""What is measured in mid-training."""
+"""Metrics that are measured in mid-training."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,13 @@ class NuScenesMetric:
     def __init__(self, root: Path, version: str, split: str) -> None:
         self._tables = open_tables(root, version)
         self._split = split
-        self._truth: Mapping[str, list[Any]] | None = None
 
     def score(self, poses: Sequence[FramePose], detections: Sequence[Detections]) -> list[Score]:
-        """Run the devkit on the detections of all frames of the split.
+        """Score the detections of all frames of the split.
 
         Args:
             poses: all frames of the split, in any order.
-            detections: what was found in each.
+            detections: what was detected in each.
 
         Returns:
             ``AP/<class>`` for every class, the five mean errors, ``mAP`` and ``NDS``.
@@ -72,16 +72,13 @@ class NuScenesMetric:
             EvaluationError: a detection is not finite, or frames are missing.
         """
         if not any(len(found.scores) for found in detections):
-            return _nothing_found()  # the devkit stops at a submission without any box
-        with tempfile.TemporaryDirectory() as folder:  # it reads a file, and makes folders for its plots
-            path = Path(folder) / "submission.json"
-            write_submission(path, poses, detections)
-            return _scores(self._run(path)[0])
+            return _nothing_found()  # the devkit's filters need at least one box
+        return _scores(self._match(poses, detections).score())
 
     def score_draws(
         self, poses: Sequence[FramePose], detections: Sequence[Detections]
     ) -> tuple[list[Score], list[Score], int]:
-        """Run the devkit, and again on draws of the split's scenes.
+        """Score the detections on the split, and on draws of its scenes; arguments as in ``score``.
 
         Returns:
             What ``score`` returns; ``mAP`` and ``NDS`` of every draw; the number of scenes.
@@ -90,61 +87,58 @@ class NuScenesMetric:
             scenes = set(self._scenes(poses).values())
             none = {"mAP": 0.0, "NDS": 0.0}
             return _nothing_found(), _of_draws([none] * DRAWS if can_draw(scenes) else []), len(scenes)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "submission.json"
-            write_submission(path, poses, detections)
-            summary, run = self._run(path)
-        draws, num_scenes = resampled_scores(run, self._scenes(poses))
-        return _scores(summary), _of_draws(draws), num_scenes
+        matched = self._match(poses, detections)
+        return _scores(matched.score()), _of_draws(matched.score_draws()), matched.num_scenes
 
     def _scenes(self, poses: Sequence[FramePose]) -> dict[str, str]:
         tables = self._tables
         return {pose.token: str(tables.get("sample", pose.token)["scene_token"]) for pose in poses}
 
-    def _run(self, path: Path) -> tuple[Mapping[str, Any], Any]:
-        """Let the devkit evaluate a submission; return its summary, and itself."""
-        from nuscenes.eval.common.config import config_factory
-        from nuscenes.eval.detection import evaluate
-
-        config = config_factory("detection_cvpr_2019")
-        # its progress bar cannot be turned off
-        with contextlib.redirect_stderr(io.StringIO()), self._truth_once(evaluate):
-            try:
-                run = evaluate.DetectionEval(
-                    self._tables, config, str(path), self._split, str(path.parent), verbose=False
-                )
-            except AssertionError as error:
-                raise EvaluationError(f"the devkit refuses the submission: {error}") from error
-        metrics, _ = run.evaluate()
-        summary: Mapping[str, Any] = metrics.serialize()
-        return summary, run
-
-    @contextlib.contextmanager
-    def _truth_once(self, devkit: Any) -> Iterator[None]:
-        """Let the devkit's module load the true boxes of the split once, not for every submission.
-
-        The devkit drops boxes beyond their class' range from the lists it is given, so each run gets
-        lists of its own; the boxes in them it marks with a distance, each time the same.
-        """
-        load = devkit.load_gt
-
-        def load_once(*args: Any, **options: Any) -> Any:
-            if self._truth is None:
-                self._truth = {token: list(boxes) for token, boxes in load(*args, **options).boxes.items()}
-            truth = EvalBoxes()
-            truth.boxes.update({token: list(boxes) for token, boxes in self._truth.items()})
-            return truth
-
+    def _match(self, poses: Sequence[FramePose], detections: Sequence[Detections]) -> MatchedSplit:
+        """Match detections to objects, boxes loaded and filtered by the devkit's functions."""
         from nuscenes.eval.common.data_classes import EvalBoxes
+        from nuscenes.eval.detection.data_classes import DetectionBox
 
-        devkit.load_gt = load_once
-        try:
-            yield
-        finally:
-            devkit.load_gt = load
+        made = {
+            pose.token: submission_boxes(pose, found) for pose, found in zip(poses, detections, strict=True)
+        }
+        if set(made) != set(self._truth.sample_tokens):
+            raise EvaluationError(
+                f"there are detections of {len(made)} frames, and the split {self._split} has "
+                f"{len(self._truth.sample_tokens)}; the metric needs every frame of the split and no other"
+            )
+        boxes = self._filtered(EvalBoxes.deserialize(made, DetectionBox))
+        return match_split(self._truth, boxes, self._config, self._scenes(poses))
+
+    @cached_property
+    def _config(self) -> Any:
+        from nuscenes.eval.common.config import config_factory
+
+        return config_factory("detection_cvpr_2019")
+
+    @cached_property
+    def _truth(self) -> Any:
+        """The objects of the split, as the devkit loads and filters them."""
+        from nuscenes.eval.common.loaders import load_gt
+        from nuscenes.eval.detection.data_classes import DetectionBox
+
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+            try:
+                boxes = load_gt(self._tables, self._split, DetectionBox)
+            except AssertionError as error:
+                raise EvaluationError(f"the devkit refuses the split: {error}") from error
+        return self._filtered(boxes)
+
+    def _filtered(self, boxes: Any) -> Any:
+        """Drop boxes beyond the range of their class, without points, or in bicycle racks."""
+        from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
+
+        return filter_eval_boxes(self._tables, add_center_dist(self._tables, boxes), self._config.class_range)
 
 
-def _scores(found: Mapping[str, Any]) -> list[Score]:
+def _scores(metrics: Any) -> list[Score]:
+    """Read the devkit's ``DetectionMetrics``."""
+    found = metrics.serialize()
     scores = [Score(f"AP/{name}", "fraction", float(found["mean_dist_aps"][name])) for name in CLASSES]
     scores += [Score(name, unit, float(found["tp_errors"][key])) for key, (name, unit) in ERRORS.items()]
     return [
@@ -163,7 +157,7 @@ def _of_draws(draws: Sequence[Mapping[str, float]]) -> list[Score]:
 
 
 def _nothing_found() -> list[Score]:
-    """What the metric's definition gives to no detection at all: no precision, every error 1."""
+    """Return what the definition of the metric gives without any detection: no precision, every error 1."""
     scores = [Score(f"AP/{name}", "fraction", 0.0) for name in CLASSES]
     scores += [Score(name, unit, 1.0) for name, unit in ERRORS.values()]
     return [*scores, Score("mAP", "fraction", 0.0), Score("NDS", "fraction", 0.0)]

@@ -1,6 +1,6 @@
-"""One frame as the model weighs it - weight maps and windows over the BEV and a camera picture.
+"""Draws the query weights of one frame: weight maps and windows over the BEV and one camera's image.
 
-Made once per trial with a bias, always of the same frame, so that the pictures of two trials compare.
+Drawn once per trial with a bias, always of the same frame, so that the figures of two trials can be compared.
 """
 
 import io
@@ -21,9 +21,10 @@ from pipeline.data.augmentation.transforms import resize_crop
 from pipeline.data.sample import CAMERAS, Sample
 from pipeline.detector.aqr.weight_maps import weight_maps
 from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.detector.precision import autocast
 
 SHOWN = 8
-"""Queries whose windows are drawn, the surest first; more would cover the picture."""
+"""Queries whose windows are drawn, highest score first; more would cover the figure."""
 SPREAD_CELLS = 2.0
 """Width of a query's vote in a weight map: wide enough to read on a phone."""
 WEIGHT_COLOURS = "cividis"
@@ -36,7 +37,7 @@ DPI = 150
 
 @dataclass(frozen=True)
 class SceneFigure:
-    """One frame and what the model made of it; Q queries, S segments (BEV, then V cameras).
+    """One frame and what the model computed from it; Q queries, S segments (BEV, then V cameras).
 
     Attributes:
         images: (V, h, w, 3) uint8 RGB, as the model gets them.
@@ -58,7 +59,7 @@ class SceneFigure:
 
 
 def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure | None:
-    """Run the detector on one frame and keep what its weight generator said.
+    """Run the detector on one frame and keep its query weights.
 
     Args:
         model: the bare detector, on its device.
@@ -76,13 +77,13 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
     was_training, device = model.training, next(model.parameters()).device.type
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=amp):
+        with torch.inference_mode(), autocast(device, amp):
             output = model(**model.data_preprocessor(collate([frame]), False), mode="tensor")
             if not kept:
                 return None
             geometry, weights = kept[0]
             maps = weight_maps(weights, geometry, SPREAD_CELLS)
-            rects = geometry.rects(_window_sizes(head))[0]
+            rects = geometry.windows(_window_sizes(head))[0]
             surest = output.matching.logits[-1][0].amax(dim=-1).argsort(descending=True)
     finally:
         hook.remove()
@@ -101,8 +102,8 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
 
 def _window_sizes(head: Any) -> tuple[int, int]:
     """Return the sizes of the windows to draw: of the last layer that has some, else the config's."""
-    choices = [site.choice for site in head.transformer.decoder.crosses if site.choice.bias in WINDOWED]
-    sizes: tuple[int, int] = head.bias_generator.windows_of(choices[-1].window if choices else None)
+    choices = [choice for choice in head.transformer.decoder.choices if choice.bias in WINDOWED]
+    sizes: tuple[int, int] = head.bias_generator.window_sizes_of(choices[-1].window if choices else None)
     return sizes
 
 

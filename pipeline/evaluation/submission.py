@@ -1,6 +1,5 @@
-"""Detections as a nuScenes submission, and as a file of arrays that keeps them."""
+"""Detections as boxes of a nuScenes submission, and as a file of arrays that keeps them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +50,6 @@ class FramePose:
     def of(cls, sample: Sample) -> "FramePose":
         """Take the pose of a sample that has not been augmented."""
         return cls(sample.token, sample.ego2global @ sample.lidar2ego)
-
-
-def write_submission(path: Path, poses: Sequence[FramePose], detections: Sequence[Detections]) -> None:
-    """Write the devkit's result file: boxes in the global frame, at most 500 a frame, best first."""
-    results = {
-        pose.token: submission_boxes(pose, found) for pose, found in zip(poses, detections, strict=True)
-    }
-    used = {"camera": True, "lidar": True, "radar": False, "map": False, "external": False}
-    sensors = {f"use_{sensor}": value for sensor, value in used.items()}
-    path.write_text(json.dumps({"meta": sensors, "results": results}), encoding="utf-8")
 
 
 def submission_boxes(pose: FramePose, found: Detections) -> list[dict[str, Any]]:

@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-READ_BY_OLD_VERSION = "was written by Biaswise 0.1.0; read it with that version (commit da22db2)"
-"""How the sentence ends that refuses a file or a folder of the version before this layout."""
-
+from pipeline.errors import written_by_old_version
 
 PEAKS = ("peak_allocated_gib", "peak_resident_gib")
 """Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
@@ -124,7 +122,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_from_line(line))
         except _OldVersionError:
-            raise RowsError(f"{path} {READ_BY_OLD_VERSION}") from None
+            raise RowsError(written_by_old_version(str(path))) from None
         except (json.JSONDecodeError, TypeError, ValueError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)

@@ -1,7 +1,7 @@
-"""Refuse a trial that no machine of the cluster can ever serve, instead of waiting for ever.
+"""Refuses a trial that no machine of the cluster can ever run.
 
-Ray Train asks for a trial's workers as one placement group, and a group that fits nowhere stays pending
-without a word. We ask for the same group first and read what the autoscaler thinks of it.
+Ray Train asks for a trial's workers as one placement group. A group that fits on no machine stays pending for
+ever, without an error. So we ask for the same group first, and read what the autoscaler says of it.
 """
 
 import time
@@ -10,33 +10,35 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-PATIENCE_S = 60.0
-"""The autoscaler looks every 5 s; one that says nothing for this long has died."""
+from pipeline.ray_train.ray_internals import cluster_status, free_resources
 
-SILENCE_S = 15.0
-"""An autoscaler that has never said anything for this long does not exist: the cluster is what it is."""
+AUTOSCALER_TIMEOUT_S = 60.0
+"""An autoscaler runs every 5 s; one that has been silent for this long has died."""
+
+NO_AUTOSCALER_S = 15.0
+"""A cluster whose autoscaler has not run once in this time has none."""
 
 ROUNDS = 3
-"""Rounds of the autoscaler that must agree: it calls infeasible, too, what a node that is just starting or
-stopping could not take in this round."""
+"""Rounds in which the autoscaler must call a request infeasible.
 
-LOOK_EVERY_S = 1
-"""Whole seconds: what Ray waits for a group."""
+It does so, too, if a node that is just starting or stopping cannot take the request in this round."""
+
+POLL_S = 1
+"""Whole seconds: Ray waits for a group in these."""
 
 
 class CapacityError(RuntimeError):
-    """A trial that asks for more than the cluster can have; the message is one sentence."""
+    """A trial asks for more than the cluster can have; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a trial's workers ask for.
+    """Resources that a trial's workers ask for.
 
     Attributes:
-        workers: how many.
+        workers: number of workers.
         each: resource -> amount per worker.
     """
 
@@ -44,7 +46,7 @@ class Request:
     each: tuple[tuple[str, float], ...]
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return such as ``2 workers with 4 CPU and 1 GPU each``."""
         amounts = " and ".join(f"{amount:g} {name}" for name, amount in self.each)
         return f"{self.workers} worker{'s' * (self.workers > 1)} with {amounts} each"
 
@@ -52,19 +54,20 @@ class Request:
 def refuse_impossible(requests: Mapping[str, Request]) -> None:
     """Refuse trials that cannot run on the cluster that this process has joined.
 
-    A cluster that is merely full is no reason. Machines that a trial needs may start while we ask.
+    A trial that must only wait for other trials is not refused. During the check the cluster may launch
+    machines.
 
     Args:
-        requests: trial -> what it asks for.
+        requests: trial -> resources that it asks for.
 
     Raises:
-        CapacityError: nothing that is there or may be launched can serve a trial.
+        CapacityError: no machine that runs or may be launched can take a trial.
     """
-    # counted before we ask for anything: what we ask for looks busy, too, for a second
-    busy = {request: _busy(request) for request in requests.values()}
+    # Counted before any request: for a second, what we request looks busy, too.
+    busy = {request: _count_busy(request) for request in requests.values()}
     for request in busy:
         missing = request.workers - busy[request]
-        if missing <= 0 or not _infeasible(request, missing):
+        if missing <= 0 or not _is_infeasible(request, missing):
             continue
         name = next(name for name, asked in requests.items() if asked == request)
         machines = [_describe(node["Resources"]) for node in ray.nodes() if node["Alive"]]
@@ -75,13 +78,13 @@ def refuse_impossible(requests: Mapping[str, Request]) -> None:
         )
 
 
-def _busy(request: Request) -> int:
-    """Return how many of its workers have room on machines that are up, once others have left them."""
-    free = ray._private.state.available_resources_per_node()
+def _count_busy(request: Request) -> int:
+    """Return for how many of its workers there will be room once other trials have ended."""
+    free = free_resources()
     room = 0
     for node in ray.nodes():
-        if node["Alive"]:  # one that is so new that its load is not known yet is idle
-            has = node["Resources"]
+        if node["Alive"]:
+            has = node["Resources"]  # a node is not in `free` until its load is known: it is new, and idle
             room += _room(has, request) - _room(free.get(node["NodeID"], has), request)
     return room
 
@@ -90,33 +93,32 @@ def _room(has: Mapping[str, float], request: Request) -> int:
     return min(int(has.get(name, 0) / amount + 1e-6) for name, amount in request.each)
 
 
-def _infeasible(request: Request, workers: int) -> bool:
-    """Ask for this many of its workers and tell whether the autoscaler calls it infeasible."""
+def _is_infeasible(request: Request, workers: int) -> bool:
+    """Request room for this many workers; return True if the cluster can never provide it."""
     group = placement_group([dict(request.each)] * workers, strategy="PACK")
     try:
-        begun, asked_at, patience, against = time.monotonic(), 0, SILENCE_S, set()
-        while time.monotonic() < begun + patience:
-            if group.wait(LOOK_EVERY_S):
+        started, requested_at, timeout_s, rounds_against = time.monotonic(), 0, NO_AUTOSCALER_S, set()
+        while time.monotonic() < started + timeout_s:
+            if group.wait(POLL_S):
                 return False
-            status = GetClusterStatusReply()
-            status.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status())
-            seen, state = status.autoscaling_state, status.cluster_resource_state
-            if not asked_at and _names(state.pending_gang_resource_requests, group):
-                asked_at = state.cluster_resource_state_version
-            if _names(seen.infeasible_gang_resource_requests, group):
-                against.add(seen.autoscaler_state_version)
-            elif asked_at and seen.last_seen_cluster_resource_state_version >= asked_at:
+            status = cluster_status()
+            autoscaler, state = status.autoscaling_state, status.cluster_resource_state
+            if not requested_at and _names(state.pending_gang_resource_requests, group):
+                requested_at = state.cluster_resource_state_version
+            if _names(autoscaler.infeasible_gang_resource_requests, group):
+                rounds_against.add(autoscaler.autoscaler_state_version)
+            elif requested_at and autoscaler.last_seen_cluster_resource_state_version >= requested_at:
                 return False
-            if len(against) == ROUNDS:
+            if len(rounds_against) == ROUNDS:
                 return True
-            patience = PATIENCE_S if seen.autoscaler_state_version else SILENCE_S
-        return True  # it does not fit, and nobody is there who would launch a machine
+            timeout_s = AUTOSCALER_TIMEOUT_S if autoscaler.autoscaler_state_version else NO_AUTOSCALER_S
+        return True  # the workers do not fit on the running machines, and no autoscaler will launch others
     finally:
         remove_placement_group(group)
 
 
 def _names(requests: Iterable[Any], group: PlacementGroup) -> bool:
-    """Tell whether a group is among the autoscaler's gang requests."""
+    """Return True if a placement group is among the autoscaler's gang requests."""
     return any(request.details.startswith(group.id.hex()) for request in requests)
 
 

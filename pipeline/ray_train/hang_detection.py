@@ -1,130 +1,129 @@
-"""Ends the workers of a trial that has stopped making steps, so that Ray Train starts it again.
+"""Kills the workers of a trial that has stopped making steps, so that Ray Train starts it again.
 
-A rank that waits for ever in a collective, in a read or in a deadlock answers Ray's health checks all the
-same; only the trial's own steps say that it is stuck. The watch sits in Ray Train's controller, a process of
-its own, and looks at the trial's beacon.
+A worker that waits for ever in a collective, in a read or in a deadlock still answers Ray's health checks.
+Only the trial's own steps show that it hangs. The watch runs in the process of Ray Train's controller and
+reads the trial's heartbeat.
 """
 
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import ray
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from pipeline.runtime.event_log import HUNG, append_event
 from pipeline.runtime.heartbeat import FILE, Progress, read_heartbeat
 
 HANG_TIMEOUT_S = 600.0
-"""Longest silence that is forgiven whatever the trial's pace: a checkpoint on a slow disk takes minutes."""
+"""A shorter silence is never a hang, however fast the trial is: a checkpoint on a slow disk takes minutes."""
 
 FACTOR = 10
-"""Silence is forgiven for as many times the longest step of this start."""
+"""Nor is a silence shorter than this many times the longest step since the workers started."""
 
 WATCHED = ("train", "evaluate")
-"""Stages that give a sign after each step or chunk; others are as long as they are."""
+"""Stages that write a heartbeat after each step or chunk."""
 
 UNKNOWN = 6
-"""Where nobody knows how long a silence lasts, before the first step and between stages, as many times the
-patience is forgiven: an hour by default, for compiling, filling caches, waiting for data, measuring."""
+"""Factor on the timeout where the length of a silence is unknown: before the first step and between stages.
+
+By default that makes an hour, for compiling, filling caches, waiting for data and measuring."""
 
 
 class HangDetector:
-    """Tells from a trial's beacon whether it hangs.
+    """Decides from a trial's heartbeat whether the trial hangs.
 
     Args:
         folder: the trial's.
-        patience_s: silence that is always forgiven; 0 forgives every silence.
+        timeout_s: silence that is never a hang; 0: no silence is a hang.
         clock: monotonic seconds.
-        far: the workers may have a disk of their own, from which no sign ever comes: nothing is told then.
+        other_disk: the workers may have another disk, so that their heartbeat never arrives here. Then
+            nothing counts as a hang before the first heartbeat.
     """
 
     def __init__(
         self,
         folder: Path,
-        patience_s: float,
+        timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
-        far: bool = False,
+        other_disk: bool = False,
     ) -> None:
-        self._folder, self._patience_s, self._clock, self._far = folder, patience_s, clock, far
+        self._folder, self._timeout_s, self._clock, self._other_disk = folder, timeout_s, clock, other_disk
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: what the beacon says now is from before."""
-        self._mark = self._stamp()
-        self._word: Progress | None = None
-        self._since = self._clock()
-        self._longest = 0.0
+        """Begin anew: the heartbeat that is there now was written by earlier workers."""
+        self._modified = self._modification_time()
+        self._heartbeat: Progress | None = None
+        self._heard_at = self._clock()
+        self._longest_s = 0.0
 
-    def look(self) -> str:
+    def check(self) -> str:
         """Return why the trial hangs, one sentence; empty if it does not."""
-        now, mark = self._clock(), self._stamp()
-        if mark != self._mark:
-            self._hear(now, read_heartbeat(self._folder))
-            self._mark = mark
+        now, modified = self._clock(), self._modification_time()
+        if modified != self._modified:
+            self._take(now, read_heartbeat(self._folder))
+            self._modified = modified
             return ""
-        silence, word = now - self._since, self._word
-        if not self._patience_s or silence <= self._limit():
+        silence_s, last = now - self._heard_at, self._heartbeat
+        if not self._timeout_s or silence_s <= self._limit_s():
             return ""
-        last = "its start" if word is None else f"{word.stage} {word.done}/{word.total}"
+        after = "its start" if last is None else f"{last.stage} {last.done}/{last.total}"
         return (
-            f"no sign of life for {silence:.0f} s after {last} "
-            f"(the longest wait before was {self._longest:.1f} s)"
+            f"no sign of life for {silence_s:.0f} s after {after} "
+            f"(the longest wait before was {self._longest_s:.1f} s)"
         )
 
-    def _limit(self) -> float:
-        """Return how long a silence is forgiven now, seconds."""
-        word = self._word
-        if word is None and self._far:
+    def _limit_s(self) -> float:
+        """Return the longest silence that is no hang now."""
+        last = self._heartbeat
+        if last is None and self._other_disk:
             return math.inf
-        if word is None or word.stage not in WATCHED or word.done >= word.total:
-            return UNKNOWN * self._patience_s
-        return max(self._patience_s, FACTOR * self._longest)
+        if last is None or last.stage not in WATCHED or last.done >= last.total:
+            return UNKNOWN * self._timeout_s
+        return max(self._timeout_s, FACTOR * self._longest_s)
 
-    def _hear(self, now: float, word: Progress | None) -> None:
-        """Take a sign in, and how long it was waited for."""
-        if word is not None and self._word is not None and word.stage == self._word.stage:
-            self._longest = max(self._longest, now - self._since)
-        self._word, self._since = word, now
+    def _take(self, now: float, heartbeat: Progress | None) -> None:
+        """Keep a heartbeat, and how long the wait for it was."""
+        last = self._heartbeat
+        if heartbeat is not None and last is not None and heartbeat.stage == last.stage:
+            self._longest_s = max(self._longest_s, now - self._heard_at)
+        self._heartbeat, self._heard_at = heartbeat, now
 
-    def _stamp(self) -> int:
+    def _modification_time(self) -> int:
         try:
             return (self._folder / FILE).stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
 
-class HangCallback(WorkerGroupCallback):
-    """Runs in Ray Train's controller: looks at each poll, and kills the workers of a trial that hangs.
+class HangWatch:
+    """A ``ray_internals.WorkerGroupWatch`` that kills the workers of a trial that hangs.
 
-    Ray Train then sees dead workers, counts a failure, and starts the trial again from its checkpoint.
+    Ray Train then finds dead workers, counts a failure, and starts the trial again from its checkpoint.
 
     Args:
         folder: the trial's.
-        patience_s, far: see ``HangDetector``.
+        timeout_s: of ``HangDetector``.
+        other_disk: of ``HangDetector``.
     """
 
-    def __init__(self, folder: Path, patience_s: float, far: bool = False) -> None:
+    def __init__(self, folder: Path, timeout_s: float, other_disk: bool = False) -> None:
         self._folder = folder
-        self._watch = HangDetector(folder, patience_s, far=far)
-        self._group: Any = None
+        self._detector = HangDetector(folder, timeout_s, other_disk=other_disk)
+        self._kill_workers: Callable[[], None] | None = None
 
-    def after_worker_group_start(self, worker_group: Any) -> None:
+    def started(self, kill_workers: Callable[[], None]) -> None:
         """Begin to watch new workers."""
-        self._group = worker_group
-        self._watch.restart()
+        self._kill_workers = kill_workers
+        self._detector.restart()
 
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Look; kill if it hangs."""
-        why = self._watch.look()
-        if why and self._group is not None:
-            append_event(self._folder, HUNG, why=why)
-            for worker in self._group.get_workers():
-                ray.kill(worker.actor)
-            self._group = None
+    def polled(self) -> None:
+        """Kill the workers if the trial hangs."""
+        reason = self._detector.check()
+        if reason and self._kill_workers is not None:
+            append_event(self._folder, HUNG, why=reason)
+            self._kill_workers()
+            self._kill_workers = None
 
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Stop watching workers that are on their way out."""
-        self._group = None
+    def ended(self) -> None:
+        """Stop watching workers that are being shut down."""
+        self._kill_workers = None

@@ -1,40 +1,40 @@
-"""Starts Ray on this machine or joins a cluster, and runs one trial under Ray Train.
-
-Nothing is left behind: a local Ray listens on 127.0.0.1 alone, guarded by a token that exists only
-in the environment of its processes, and keeps its files in a directory of its own.
-"""
+"""Runs one trial under Ray Train, on this machine or on a cluster."""
 
 import os
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchConfig
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError
 from pipeline.ray_train.capacity import Request, refuse_impossible
-from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S, HangCallback
-from pipeline.ray_train.local_cluster import ray_session
-from pipeline.ray_train.trainer import Trainer, explain
+from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S, HangWatch
+from pipeline.ray_train.local_cluster import LOCAL_RAY, ray_session
+from pipeline.ray_train.ray_internals import (
+    checkpoint_list_file,
+    leave_out_idle_actors,
+    worker_group_callback,
+)
 from pipeline.ray_train.worker import SingleProcessBackend, train_loop
 from pipeline.runtime.event_log import HUNG, read_events
 from pipeline.storage.sync import StudySync
 
 WORKER_FAILURES = 2
-"""Restarts of a trial whose workers die or hang; a third time has a cause that stays."""
+"""Restarts of a trial whose workers die or hang; a third failure has a cause that stays."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What came of a trial under Ray Train.
+    """The end of a trial under Ray Train.
 
     Attributes:
-        error: empty if it is done, otherwise one sentence.
+        error: empty if the trial is done, otherwise one sentence.
         details: traceback of the error.
     """
 
@@ -48,10 +48,10 @@ def run_under_ray(
     recipe: str = "",
     early_stopping: EarlyStopping | None = None,
     gpu_share: float = 1.0,
-    patience_s: float = HANG_TIMEOUT_S,
+    hang_timeout_s: float = HANG_TIMEOUT_S,
     study_sync: StudySync | None = None,
 ) -> Finished:
-    """Run one trial to its end under Ray Train; Ray is up already.
+    """Run one trial to its end under Ray Train; Ray has been started.
 
     A folder with checkpoints is resumed. Workers that die are replaced and resume likewise.
 
@@ -59,22 +59,21 @@ def run_under_ray(
         settings: the trial.
         folder: its folder ``.../trials/<trial name>``, on storage that all workers see.
         recipe: digest of the study's recipe.
-        early_stopping: where it is measured before its end, and may be stopped.
-        gpu_share: part of a GPU that a worker gets; below 1 it has no more than this part of the memory.
-        patience_s: silence in mid-training after which a trial counts as hung; 0: never.
-        study_sync: of the study, if it is kept at a URI, too.
+        early_stopping: the steps at which the trial is measured before its end and may be stopped.
+        gpu_share: part of a GPU that a worker gets; below 1 it also gets only this part of the memory.
+        hang_timeout_s: silence in training after which a trial counts as hung; 0: never.
+        study_sync: of the study, if it is also kept at a URI.
 
     Returns:
-        Whether it finished, and if not, why.
+        Whether the trial is done, and if not, why.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    # Ray's own list of checkpoints: with it Ray refuses to go on, once we have dropped the oldest of them
-    (folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
+    # With its own list of checkpoints Ray refuses to resume after we have deleted the oldest of them.
+    (folder / checkpoint_list_file()).unlink(missing_ok=True)
     began = time.time()
     cuda = settings.device == "cuda"
-    trainer = Trainer(
-        HangCallback(folder, patience_s, far=study_sync is not None),
+    trainer = TorchTrainer(
         train_loop,
         train_loop_config={
             "settings": settings.to_dict(),
@@ -97,31 +96,50 @@ def run_under_ray(
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=WORKER_FAILURES),
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.torch_threads)}},
+            callbacks=[
+                worker_group_callback(HangWatch(folder, hang_timeout_s, other_disk=study_sync is not None))
+            ],
         ),
     )
+    leave_out_idle_actors(trainer, local=LOCAL_RAY in os.environ)
     try:
         refused = trainer.fit().return_value
     except TrainingFailedError as error:
-        said, details = explain(error)
-        return Finished(_hung(folder, began) or said, details)
+        sentence, details = explain(error)
+        return Finished(_hangs(folder, began) or sentence, details)
     return Finished(**refused) if refused else Finished()
 
 
-def _hung(folder: Path, since: float) -> str:
-    """Say how often the trial hung since a time; empty if it did not."""
-    why = [event.why for event in read_events(folder) if event.what == HUNG and event.time >= since]
-    return f"it hung {len(why)} times; at last there was {why[-1]}" if why else ""
+def explain(error: TrainingFailedError) -> tuple[str, str]:
+    """Return one sentence and the traceback of the first worker that failed."""
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        rank, cause = min(error.worker_failures.items())
+        details = "".join(traceback.format_exception(cause))
+        return f"worker {rank}: {_last_line(cause)}", details
+    return _last_line(error), "".join(traceback.format_exception(error))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the message; if the error quotes a remote traceback, the message is its last line."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _hangs(folder: Path, since: float) -> str:
+    """Return how often the trial has hung since a time (seconds of the epoch); empty if it has not."""
+    reasons = [event.why for event in read_events(folder) if event.what == HUNG and event.time >= since]
+    return f"it hung {len(reasons)} times; at last there was {reasons[-1]}" if reasons else ""
 
 
 def check_capacity(trials: Mapping[str, TrialSettings], gpu_share: float = 1.0) -> None:
-    """Refuse trials that the cluster can never serve; a local Ray is made to fit.
+    """Refuse trials that can never run on the cluster of ``RAY_ADDRESS``; a local Ray is made to fit.
 
     Args:
         trials: name -> settings.
         gpu_share: part of a GPU that a worker gets.
 
     Raises:
-        CapacityError: the first trial that nothing in the cluster can serve.
+        CapacityError: a trial asks for more than any machine of the cluster has; one sentence names it.
     """
     if os.environ.get("RAY_ADDRESS"):
         refuse_impossible(

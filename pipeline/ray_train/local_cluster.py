@@ -1,62 +1,75 @@
 """A Ray of our own on this machine, or the cluster that ``RAY_ADDRESS`` names.
 
-Nothing is left behind: a local Ray listens on 127.0.0.1 alone, guarded by a token that exists only
-in the environment of its processes, and keeps its files in a directory of its own."""
+A local Ray leaves nothing behind. It listens on 127.0.0.1 only, asks for a token that exists only in the
+environment of its processes, and keeps its files in a temporary folder.
+
+Ray reads some environment variables when it is imported and others when it first uses them, and keeps what
+it has read. So ``prepare_ray`` sets them all, once per process, before anything imports Ray, and this file
+imports Ray in functions only. Ray reads those that differ between sessions of one process at each start.
+"""
 
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ray
-
-from pipeline.ray_train.trainer import OURS
 from pipeline.storage.temporary import temporary_folder
 
 DRIVER = "tune_driver"
-"""Custom resource of the head node: one per trial driver, which thus takes no CPU from the workers."""
-
-
-HEAD = "node:__internal_head__"
-"""Resource every head node has (amount 1); stands in for ``DRIVER`` on a cluster started without it."""
-
+"""Custom resource of the head node: one per trial driver, so that a driver takes no CPU from the workers."""
 
 OBJECT_STORE_BYTES = 150 * 2**20
 """Trials exchange file names, not tensors; Ray's default would reserve 30 % of the memory."""
 
-
-_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Odd name: set to 0 it makes Ray bind to 127.0.0.1 alone, on Linux too."""
-
+LOCAL_RAY = "BIASWISE_LOCAL_RAY"
+"""Environment variable, set in all processes of a local Ray."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new engine prints boxes even when told to be silent
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # no Prometheus here
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output engine prints boxes even with verbose=0
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # there is no Prometheus
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning about hiding GPUs
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative MLflow or cache path would scatter over the trials
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of MLflow and of caches mean the same in all trials
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # rows are the record, not Tune's CSV and TensorBoard files
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of drivers that died; the study says so in a sentence
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would wait for its trials to end; files tell us what is done
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # tracebacks of dead drivers; the study reports them in a sentence
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would wait for its trials to end; the files say what is done
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-"""Settings of Ray that differ from its defaults everywhere; what the user has set stays."""
-
+"""Settings of Ray that differ from its defaults everywhere; a user's own setting wins."""
 
 LOCAL = {
     # Ray Train looks for reports, ends and deaths this often; its default of 2 s costs 5 s per trial.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # On one machine a worker that cannot start will not start later either.
+    # On one machine a worker that cannot start now will not start later either.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts this machine; saves an actor per trial
-    _LOOPBACK: "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine gets no notice of preemption; saves an actor
+    # Listen on 127.0.0.1 only (a private meaning: ray_internals.LOOPBACK_VARIABLE has its test).
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "GLOO_SOCKET_IFNAME": "lo",
-    OURS: "1",
+    LOCAL_RAY: "1",
 }
-"""Further settings of a Ray that we start ourselves."""
+"""Further settings of a local Ray; a user's own setting wins."""
+
+
+def prepare_ray() -> None:
+    """Set the environment variables that Ray reads; call it before anything imports Ray.
+
+    With ``RAY_ADDRESS`` they are those of a process that joins a cluster, else those of a local Ray. A second
+    call changes nothing.
+
+    Raises:
+        RuntimeError: Ray was imported before the first call, so it has read its settings already.
+    """
+    settings = dict(QUIET)
+    if not os.environ.get("RAY_ADDRESS"):
+        if "ray" in sys.modules and not LOCAL.keys() <= os.environ.keys():
+            raise RuntimeError("Ray was imported before its settings were made; call prepare_ray() first")
+        # One token for all sessions of this process, because Ray keeps the first one that it reads.
+        settings |= LOCAL | {"RAY_AUTH_TOKEN": os.urandom(32).hex()}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -69,17 +82,28 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
         drivers: trial drivers that may run at once.
 
     Yields:
-        The resources a trial driver asks for.
+        The resources that a trial driver asks for.
+
+    Raises:
+        RuntimeError: ``prepare_ray`` was not called before Ray was imported.
     """
+    prepare_ray()
+    import ray
+
+    from pipeline.ray_train.ray_internals import HEAD_RESOURCE
+
     if os.environ.get("RAY_ADDRESS"):
-        with _environment(QUIET):
-            ray.init(log_to_driver=False, logging_level="WARNING")
-            try:
-                yield {DRIVER: 1} if DRIVER in ray.cluster_resources() else {HEAD: 1e-3}
-            finally:
-                ray.shutdown()
+        ray.init(log_to_driver=False, logging_level="WARNING")
+        try:
+            yield {DRIVER: 1} if DRIVER in ray.cluster_resources() else {HEAD_RESOURCE: 1e-3}
+        finally:
+            ray.shutdown()
         return
-    with temporary_folder("ray") as scratch, _private_environment(scratch):
+    # A folder of its own keeps away from the stale /tmp/ray of a Ray that was killed.
+    with (
+        temporary_folder("ray") as scratch,
+        _environment({"RAY_TMPDIR": str(scratch)} | _bytecode(scratch)),
+    ):
         try:
             ray.init(
                 address="local",
@@ -96,46 +120,28 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             ray.shutdown()
 
 
-@contextmanager
-def _private_environment(scratch: Path) -> Iterator[None]:
-    """Set up what a local Ray reads.
-
-    A directory of its own keeps away from the stale /tmp/ray of a Ray that was killed; a token in the
-    environment keeps away from ~/.ray/auth_token.
-    """
-    private = {"RAY_TMPDIR": str(scratch), "RAY_AUTH_TOKEN": secrets.token_hex(32)} | _bytecode(scratch)
-    with _environment(QUIET), _environment(LOCAL), _environment(private, force=True):
-        _reread_environment()
-        yield
-
-
 def _bytecode(scratch: Path) -> dict[str, str]:
-    """Let Ray's processes keep compiled modules where the environment forbids it and nobody has compiled.
+    """Return variables that let Ray's processes keep compiled modules where they otherwise could not.
 
-    A trial starts three Python processes; each would compile torch and Ray anew, which costs 7 s of CPU.
+    A trial starts three Python processes. Each would compile torch and Ray anew, which costs 7 s of CPU.
     """
+    import ray
+
     if not sys.dont_write_bytecode or Path(ray.__cached__).exists():
         return {}
     return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(scratch / "pycache")}
 
 
-def _reread_environment() -> None:
-    """Make Ray, which read the environment when it was imported, look again (private to Ray; pinned)."""
-    ray._private.ray_constants.ENABLE_RAY_CLUSTER = os.environ[_LOOPBACK] != "0"
-    ray._raylet.Config.initialize("")
-    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
 @contextmanager
-def _environment(values: dict[str, str], force: bool = False) -> Iterator[None]:
-    """Set environment variables that are not set yet (or all of them), and put things back afterwards."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update({k: v for k, v in values.items() if force or before[k] is None})
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore them afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for key, value in before.items():
+        for name, value in before.items():
             if value is None:
-                os.environ.pop(key, None)
+                os.environ.pop(name, None)
             else:
-                os.environ[key] = value
+                os.environ[name] = value

@@ -1,24 +1,22 @@
-"""What runs inside a Ray Train worker: one trial, its session backed by Ray Train.
+"""Runs one trial inside a Ray Train worker.
 
-Ray Train owns the process group and the list of checkpoints; rank 0 writes a checkpoint straight
-to its place in the trial's folder, and every rank reports it, which is a barrier.
+Ray Train owns the process group and the list of checkpoints. Rank 0 writes a checkpoint to its place in the
+trial's folder, and every rank reports it; the report is a barrier.
 
-Drivers and controllers import this module as well, for names alone; so it imports torch and the model's
-libraries on use, which spares each of those processes seconds.
+Drivers and controllers import this file, too, only for its names. So it imports torch and the model's
+libraries in functions, and those processes start seconds earlier.
 """
 
-import logging
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.backend import BackendConfig
-from ray.train.v2._internal.execution import context as ray_train_context
 
 from pipeline.errors import is_user_error
+from pipeline.ray_train.ray_internals import silence_report_log
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class SingleProcessBackend(BackendConfig):
-    """For one worker: no process group, hence no store of torch's that listens on every interface."""
+    """For one worker: no process group, so no store of torch that listens on every network interface."""
 
     backend = "none"
 
@@ -39,7 +37,7 @@ class RaySession:
     Args:
         folder: the trial's folder, on storage that every worker sees.
         recipe: digest of the study's recipe.
-        study_sync: of the study, if it is kept at a URI, too.
+        study_sync: of the study, if it is also kept at a URI.
     """
 
     def __init__(self, folder: Path, recipe: str, study_sync: StudySync | None = None) -> None:
@@ -58,38 +56,37 @@ class RaySession:
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint on disk.
 
-        Not Ray's own list: a checkpoint whose report a crash cut off is complete all the same.
+        Ray's own list may lack it: a crash between writing and reporting leaves a complete checkpoint.
         """
         from pipeline.storage.checkpoint import newest_checkpoint
 
         return newest_checkpoint(self.folder / "checkpoints")
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Hand metrics to Ray Train and name the checkpoint that is on disk already."""
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        """Name the checkpoint that is on disk already to Ray Train."""
         if checkpoint is not None:
             self.keep()
         made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
         mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-        ray.train.report(dict(metrics), checkpoint=made, checkpoint_upload_mode=mode)
+        ray.train.report({}, checkpoint=made, checkpoint_upload_mode=mode)
 
     def seconds_left(self) -> float | None:
-        """Return how long the machines of the trial last, if the cluster drains one of them.
+        """Return the seconds until the cluster removes a machine of the trial; None if it drains none.
 
-        Read where Ray Train's watcher puts it in this process (private to Ray; pinned, and a test fails if it
-        moves): the public ``get_preemption_info`` asks an actor on another machine in every step.
+        A barrier of all ranks: Ray Train gives all of them what rank 0 has heard.
         """
-        notice = ray_train_context.get_train_context().preemption_context.preemption_info
+        notice = ray.train.get_preemption_info()
         if notice is None:
             return None
         return float("inf") if notice.deadline_ms is None else notice.deadline_ms / 1e3 - time.time()
 
     def begin(self) -> None:
-        """Go on where the study's copy is, if it has one: rank 0 first, then the ranks that follow it."""
+        """Bring the trial's folder to the state of the study's copy, if it has one: rank 0 first."""
         if self._study_sync is None:
             return
         if self.rank == 0:
             self._study_sync.download(self._unit)
-            self._study_sync.upload(self._unit)  # a checkpoint that was cut off before it was copied
+            self._study_sync.upload(self._unit)  # a checkpoint that was written and not copied
         if self.world_size > 1:
             import torch
 
@@ -100,7 +97,12 @@ class RaySession:
     def keep(self, patience_s: float = 0.0) -> None:
         """Copy what is new to where the study is kept.
 
-        Without patience a store that does not answer is no reason to stop: the next copy has it all.
+        Args:
+            patience_s: seconds to try again if the store does not answer. With 0 such a failure is ignored as
+                long as the study's lease holds: the next copy includes what is new now.
+
+        Raises:
+            StorageError: the store does not answer.
         """
         if self._study_sync is None or self.rank > 0:
             return
@@ -111,20 +113,20 @@ class RaySession:
                 raise
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
-        """Leave word for whoever shows progress."""
+        """Write the trial's heartbeat."""
         self._heartbeat.write(stage, done, total, seconds_left)
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     """Run one trial in this worker.
 
-    A refusal of a trial with one worker is returned, not raised: Ray would restart the worker only to
-    be refused again. With several workers it is raised, so that Ray ends those that wait for each other.
+    A trial that is refused for a user's error returns the error if it has one worker: if it raised, Ray would
+    restart the worker. With several workers it raises, so that Ray ends the ranks that wait for each other.
 
     Args:
         config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``early_stopping``
-            (``EarlyStopping.to_dict``), ``gpu_share``, the part of a GPU's memory that is this worker's, and
-            ``study_sync``, of the study, or None.
+            (``EarlyStopping.to_dict``), ``gpu_share`` (the part of a GPU's memory that is this worker's) and
+            ``study_sync`` (of the study, or None).
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
@@ -133,8 +135,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     from pipeline.config.settings import TrialSettings
     from pipeline.training.trial import run_trial
 
-    # Ray Train logs two lines per rank and report; this logger is named by its file's path.
-    logging.getLogger(ray_train_context.__file__).setLevel(logging.WARNING)
+    silence_report_log()
     session = RaySession(Path(config["folder"]), config["recipe"], config.get("study_sync"))
     try:
         _cap_memory(session.device, config["gpu_share"])
@@ -153,7 +154,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _cap_memory(device: "torch.device", share: float) -> None:
-    """Let a worker that shares a GPU run out of memory before its neighbours do."""
+    """Limit a worker that shares a GPU to its part of the memory."""
     import torch
 
     if device.type == "cuda" and share < 1:

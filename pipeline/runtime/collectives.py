@@ -1,6 +1,6 @@
-"""Numbers that the workers of a trial make common."""
+"""Numbers that the workers of a trial exchange."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,19 +17,11 @@ def broadcast(value: float, session: Session) -> float:
     return float(shared.item())
 
 
-def all_reduce_max(value: int, session: Session) -> int:
-    """Return the largest of all ranks' values on every rank."""
+def all_reduce_mean(values: Sequence[float], session: Session) -> list[float]:
+    """Return the mean over the ranks of each value; every rank passes as many, in the same order."""
     if session.world_size == 1:
-        return value
-    shared = torch.tensor(value, device=session.device)
-    dist.all_reduce(shared, dist.ReduceOp.MAX)
-    return int(shared.item())
-
-
-def all_reduce_mean(found: Mapping[str, float], session: Session) -> dict[str, float]:
-    """Average a step's numbers over the ranks; all of them have the same names."""
-    if session.world_size == 1:
-        return dict(found)
-    values = torch.tensor(list(found.values()), dtype=torch.float64, device=session.device)
-    dist.all_reduce(values)
-    return dict(zip(found, (values / session.world_size).tolist(), strict=True))
+        return list(values)
+    shared = torch.tensor(values, dtype=torch.float64, device=session.device)
+    dist.all_reduce(shared)
+    means: list[float] = (shared / session.world_size).tolist()
+    return means

@@ -1,7 +1,7 @@
-"""Memory or disk that ran out, told in one sentence instead of a library's traceback.
+"""Explains memory or disk that ran out in one sentence, instead of a library's traceback.
 
-Out of memory is the trial's own fault and the same attempt would fail again, so it is a refusal. A full disk
-is one too: the checkpoints are there, and the same command goes on when there is room.
+Running out of memory is a refusal, because the same attempt would fail again. A full disk is one too: the
+checkpoints are there, and the same command continues from them when there is space.
 """
 
 import errno
@@ -29,14 +29,14 @@ _DISK = ("os error 28", "No space left on device", "os error 122", "Disk quota e
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Tell whether an error says that the disk is full."""
+    """Return whether an error means that the disk is full."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
     return any(words in str(error) for words in _DISK)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory could not be had."""
+    """Return whether an error means that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
@@ -45,7 +45,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def no_room(place: Path) -> str:
-    """Say that the disk of ``place`` is full, and what to do."""
+    """Return the sentence that the disk of ``place`` is full, and what to do."""
     return (
         f"{place}: no space left on its disk; make room, then the same command goes on from the newest "
         f"checkpoint"

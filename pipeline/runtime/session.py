@@ -1,11 +1,10 @@
-"""What a trial needs from whoever started it - rank, device, folder, checkpoints, progress.
+"""What a trial needs from the process that runs it: rank, device, folder, checkpoints, progress.
 
 ``LocalSession`` runs a trial in this process, without Ray; ``pipeline.ray_train.worker`` adapts a Ray Train
 worker to the same protocol.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +19,7 @@ class Session(Protocol):
     Attributes:
         rank: index of this worker among the trial's workers.
         world_size: number of workers; above 1 the process group is already initialised.
-        device: where the model lives.
+        device: of the model.
         folder: the trial's folder, the same for all ranks; its name is the trial's name.
         recipe: digest of the study's recipe, copied into every row; empty if there is no study.
     """
@@ -35,23 +34,32 @@ class Session(Protocol):
         """Return the newest complete state checkpoint (a folder) to resume from, if there is one."""
         ...
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Hand over metrics and perhaps a state checkpoint.
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        """Hand over a state checkpoint that is complete on disk.
 
-        Every rank calls it the same number of times, never inside a timed region; ``checkpoint``
-        is None on all ranks but 0.
+        Every rank calls it for every checkpoint, never inside a timed region.
+
+        Args:
+            checkpoint: its folder; None on ranks other than 0.
         """
         ...
 
     def seconds_left(self) -> float | None:
-        """Return how long the machines of the trial last, if notice was given for one of them; else None.
+        """Return the seconds until a machine of the trial is taken away; None without a notice of that.
 
-        Asked after every step: it costs nothing, and ranks may hear of a notice at different moments.
+        It may be a barrier, so every rank calls it after the same steps. All ranks hear of the same notice.
         """
         ...
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:
-        """Say how far the trial is; rank 0 alone calls it. ``seconds_left`` is NaN if unknown."""
+        """Report how far the trial is; only rank 0 calls it.
+
+        Args:
+            stage: ``train``, ``evaluate`` or ``early stopping``.
+            done: of the stage: steps or frames.
+            total: of the stage.
+            seconds_left: of the stage; NaN if unknown.
+        """
         ...
 
 
@@ -65,19 +73,17 @@ class LocalSession:
         self.folder = folder
         self.device = torch.device(device)
         self.recipe = ""
-        self.reports: list[dict[str, float]] = []
         self._quiet = quiet
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete checkpoint of the folder."""
         return newest_checkpoint(self.folder / "checkpoints")
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Keep the metrics; checkpoints are where they belong already."""
-        self.reports.append(dict(metrics))
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        """Do nothing: the checkpoint is in the trial's folder already."""
 
     def seconds_left(self) -> float | None:
-        """Return None: nobody gives this machine notice."""
+        """Return None: this machine gets no notice."""
         return None
 
     def progress(self, stage: str, done: int, total: int, seconds_left: float) -> None:

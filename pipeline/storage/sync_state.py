@@ -15,7 +15,7 @@ from pyarrow import fs
 SYNC_STATE = ".mirror.json"
 """File of a unit: path -> size and time of the file that was copied. Lost, everything is copied again."""
 
-LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow.json"}
+LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow_sync.json"}
 """Files that mean something on their machine only; nor are files copied whose name begins with a dot."""
 
 END_FILES = ("DONE.json", "FAILED.json")

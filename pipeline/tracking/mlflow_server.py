@@ -1,4 +1,4 @@
-"""Where MLflow keeps what is sent to it, and the UI that shows it."""
+"""The default tracking URI, and MLflow's UI."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ from pipeline.storage.paths import data_root
 
 
 class TrackingError(RuntimeError):
-    """The MLflow UI cannot be started; the message is one sentence."""
+    """The MLflow UI cannot be started. The message is one sentence."""
 
 
 def default_uri() -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, where MLflow looks too."""
+    """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, MLflow's default."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(data_root() or Path.cwd()) / 'mlflow.db'}"
 
 
 def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:
-    """Become the MLflow UI: this process is replaced by the server, which gets its signals.
+    """Replace this process by the MLflow UI, so that signals reach the server.
 
-    One worker and no job runner: 2 processes and 350 MiB where MLflow's defaults take 15 and 2.2 GiB.
+    It has one worker and no job runner: 2 processes and 350 MiB. MLflow's defaults take 15 and 2.2 GiB.
 
     Raises:
         TrackingError: there is nothing to show, or the URI is a server, which has its own UI.
@@ -37,7 +37,7 @@ def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) 
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()
-    # the URI may hold a password, and everybody on the machine sees a command line
+    # not in the command line, which every user of the machine can read: the URI may hold a password
     environment = {
         **os.environ,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -52,7 +52,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def refuse_unwritable(database: Path) -> None:
-    """Fail at once where MLflow would try for minutes."""
+    """Refuse a database that cannot be written; MLflow would retry for minutes."""
     database.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(database if database.exists() else database.parent, os.W_OK):
         raise PermissionError(f"{database} is not writable")

@@ -1,32 +1,26 @@
-"""A study is a parent run, each trial a child run; sent again, nothing doubles.
+"""A study in MLflow: a parent run for the study, a child run for each trial.
 
-Rows on disk are the truth and MLflow is a view of them. ``sync`` may be called at any time and as
-often as one likes: runs are found by their tags before they are made, and MLflow's SQL stores keep a
-point (key, step, time, value) once however often it is sent. A run that was made twice, because the answer
-to the first request was lost, is kept once. One process at a time sends a study. The cursor file in its
-folder only saves work; without it everything is sent again, to the same effect.
+Rows on disk are the truth and MLflow is a view of them. ``sync`` may be called at any time, any number of
+times, and nothing doubles:
+
+- ``StudyRuns`` finds a run before it creates one.
+- MLflow's SQL stores keep a point (key, step, time, value) once, however often it is sent.
+- One process at a time sends a study.
 """
 
 import fcntl
 import hashlib
-import logging
-import os
-import random
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from mlflow.entities import Metric, Param, RunTag
 
-from pipeline.config.plan import Plan
-from pipeline.metrics.rows import Row
 from pipeline.redaction import redact
-from pipeline.tracking.mlflow_server import default_uri, refuse_unwritable, sqlite_path
+from pipeline.tracking.mlflow_server import default_uri
+from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
 from pipeline.tracking.naming import (
     is_kernel,
     kernels_by_site,
@@ -35,24 +29,22 @@ from pipeline.tracking.naming import (
     search_hint,
     trial_params,
 )
-from pipeline.tracking.study_reader import StoredTrial, judgement, stored_trials, study_state
+from pipeline.tracking.study_reader import StoredTrial, stored_trials, study_state
+from pipeline.tracking.study_runs import StudyRuns, milliseconds
+from pipeline.tracking.study_verdicts import StudyVerdicts, read_verdicts
 from pipeline.tracking.sync_cursor import Cursor
 
-EXPERIMENT = "biaswise"
-CURSOR = "mlflow.json"
+CURSOR = "mlflow_sync.json"
+"""Cursor file of a study."""
 LOCK = ".sync.lock"
-MOST_POINTS, MOST_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
-MOST_TRIES = 10
-"""Connections to a database whose tables others are making; that takes 3 s."""
-
-SHORT_RETRIES = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
-}
-STUDY_ARTIFACTS = ("study.json", "report.html", "report.md", "recommended.py", "*.csv", "figures/*.png")
+MAX_POINTS, MAX_PARAMS = 1000, 100  # per request; limits of MLflow's REST interface
+STUDY_ARTIFACTS = (
+    *("study.json", "report.html", "report.md", "recommended.py", "verdicts.json"),
+    *("*.csv", "figures/*.png"),
+)
 TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
 HEADLINES = ("clean/NDS", "clean/mAP")
-LONGEST_NOTE = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
+MAX_DESCRIPTION = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
 
 
 @dataclass(frozen=True)
@@ -61,10 +53,10 @@ class SyncReport:
 
     Attributes:
         uri: the tracking store or server, without its password.
-        trials: trials of the study that have rows.
+        trials: trials that were looked at and have rows.
         sent: rows sent by this call.
-        unsent: rows that MLflow still lacks.
-        parent: run id of the study; empty if it could not be reached.
+        unsent: rows of these trials that MLflow still lacks.
+        parent: run id of the study; empty if the store could not be reached.
         warning: one sentence on why rows stayed behind; empty if none did.
     """
 
@@ -76,7 +68,12 @@ class SyncReport:
     warning: str = ""
 
 
-def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
+def sync(
+    study_folder: Path,
+    uri: str | None = None,
+    trials: Collection[str] | None = None,
+    verdicts: StudyVerdicts | None = None,
+) -> SyncReport:
     """Send what MLflow lacks of a study: runs, params, metrics, artifacts, states.
 
     A store that cannot be reached is a warning in the report, never an exception: rows stay where they
@@ -84,137 +81,96 @@ def sync(study_folder: Path, uri: str | None = None) -> SyncReport:
 
     Args:
         study_folder: ``runs/<study>``.
-        uri: tracking URI; None asks ``default_uri``.
+        uri: tracking URI; None means ``default_uri``.
+        trials: names of the trials that have changed; only their files are read and sent. None means all
+            trials and what lies around them: report, verdicts, state. So does a store that does not know
+            the study yet.
+        verdicts: of the study; None reads its ``verdicts.json``.
 
     Raises:
         RowsError: a rows file is broken elsewhere than in its last line.
+        VerdictsError: ``verdicts.json`` cannot be read.
     """
     uri = uri or default_uri()
-    shown = redact(uri)  # it may hold the password of a database
-    trials = stored_trials(study_folder)
-    total = sum(len(trial.rows) for trial in trials)
-    if not trials:
-        return SyncReport(shown, 0, 0, 0, warning=f"{study_folder} has no rows yet; nothing was sent")
-    before, parent, warning = 0, "", ""
+    stored = stored_trials(study_folder, trials)
+    if not stored:
+        warning = f"{study_folder} has no rows yet; nothing was sent" if trials is None else ""
+        return SyncReport(redact(uri), 0, 0, 0, warning=warning)
+    parent, warning = "", ""
     try:
-        with _sole_sender(study_folder), _store(uri) as client:
-            cursor = Cursor.load(study_folder / CURSOR)  # now that nobody else writes it
-            session = _Session(client, study_folder, cursor)
-            parent = session.open_runs(trials)
-            before = sum(trial.sent for trial in trials)
-            session.send(trials)
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # ImportError: no driver for it
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        with _exclusive_sender(study_folder), open_store(uri) as client:
+            sender = _StudySender(client, study_folder)
+            parent = "" if trials is None else sender.runs.find_study()
+            if parent:
+                sender.runs.find_trials(stored)
+                sender.send_trials(stored)
+            else:
+                stored = stored if trials is None else stored_trials(study_folder)
+                parent = sender.runs.find_or_create_study(stored)
+                sender.send_trials(stored)
+                sender.send_study(stored, read_verdicts(study_folder) if verdicts is None else verdicts)
+    except STORE_ERRORS as error:
         warning = (
-            f"MLflow at {shown} did not take everything ({redact(first_line)[:200]}); the rows are safe in "
+            f"MLflow at {redact(uri)} did not take everything ({short_reason(error)}); the rows are safe in "
             f"{study_folder}, send them later with `biaswise study sync`"
         )
-    now = sum(trial.sent for trial in trials)
-    return SyncReport(shown, len(trials), now - before, total - now, parent, warning)
+    sent, unsent = sum(t.newly_sent for t in stored), sum(len(t.rows) - t.sent for t in stored)
+    return SyncReport(redact(uri), len(stored), sent, unsent, parent, warning)
 
 
-class _Session:
-    """One conversation with a store about one study."""
+class _StudySender:
+    """Sends one study to one store.
 
-    def __init__(self, client: MlflowClient, folder: Path, cursor: Cursor) -> None:
+    Args:
+        client: of the store.
+        folder: the study.
+    """
+
+    def __init__(self, client: MlflowClient, folder: Path) -> None:
         self._client = client
         self._folder = folder.resolve()
-        self._cursor = cursor
-        self._experiment = _experiment(client)
-        self._runs: dict[tuple[str, str], str] = {}
-        self._parent = ""
+        self._cursor = Cursor.load(folder / CURSOR)
+        self.runs = StudyRuns(client, folder, self._cursor)
 
-    def open_runs(self, trials: list[StoredTrial]) -> str:
-        """Find or make the parent and learn which children exist; return the parent's id."""
-        study = trials[0].rows[0].study
-        runs = list(self._search(f"tags.`biaswise.study` = '{study}'"))
-        tags = {run.info.run_id: run.data.tags for run in runs}
-        wanted = {trial.identity for trial in trials}
-        mine: dict[tuple[str, str], list[str]] = {}
-        for run_id, tag in tags.items():
-            identity = (tag.get("biaswise.trial", ""), tag.get("biaswise.born", ""))
-            if identity in wanted and tag.get("mlflow.parentRunId") in tags:
-                mine.setdefault(identity, []).append(run_id)
-        self._runs = {identity: self._only_one(found) for identity, found in mine.items()}
-        families = {tag.get("mlflow.parentRunId") for tag in tags.values()}
-        parents = [tags[run_id]["mlflow.parentRunId"] for run_id in self._runs.values()][:1]
-        born = (str(self._folder), _born(trials))
-        parents += [  # made by a sync that died before its first child
-            run_id
-            for run_id, tag in tags.items()
-            if (tag.get("biaswise.folder"), tag.get("biaswise.born")) == born and run_id not in families
-        ]
-        self._parent = self._only_one(parents) if parents else self._make_parent(study, trials)
+    def send_trials(self, trials: Iterable[StoredTrial]) -> None:
+        """Send rows, artifacts and states of trials, and the state of the study."""
+        end = 0.0
         for trial in trials:
-            run_id = self._runs.get(trial.identity, "")
-            trial.sent = min(self._cursor.rows.get(run_id, 0), len(trial.rows))
-        return self._parent
-
-    def _only_one(self, runs: list[str]) -> str:
-        """Keep the run that has rows, or the first; delete what repeated requests have made."""
-        kept = max(runs, key=lambda run_id: self._cursor.rows.get(run_id, 0))
-        for run_id in set(runs) - {kept}:
-            self._client.delete_run(run_id)
-        return kept
-
-    def send(self, trials: list[StoredTrial]) -> None:
-        """Send rows, artifacts and states of all trials, then those of the study."""
-        for trial in trials:
-            run_id = self._runs.get(trial.identity) or self._make_child(trial)
+            run_id = self.runs.of_trial(trial)
             self._send_rows(run_id, trial)
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS)
             self._set_state(run_id, trial.state, trial.rows[-1].time)
-        latest = max(trial.rows[-1].time for trial in trials)
-        self._send_verdicts(trials)
-        self._send_artifacts(self._parent, self._folder, STUDY_ARTIFACTS)
-        self._set_state(self._parent, study_state(self._folder, trials), latest)
+            end = max(end, trial.rows[-1].time)
+        self._set_state(self.runs.parent, study_state(self._folder), end)
 
-    def _make_parent(self, study: str, trials: list[StoredTrial]) -> str:
-        first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]
-        tags = {
-            "biaswise.born": _born(trials),
-            "biaswise.kind": "study",
-            "biaswise.study": study,
-            "biaswise.recipe": first.recipe_digest,
-            "biaswise.folder": str(self._folder),
-        }
-        inside = self._folder.name  # a confirmation is a study of the same name in a folder of the study
-        return self._create(study if inside == study else f"{study}: {inside}", tags, first)
-
-    def _make_child(self, trial: StoredTrial) -> str:
-        first = trial.rows[0]
-        name, born = trial.identity
-        tags = {
-            "mlflow.parentRunId": self._parent,
-            "biaswise.kind": "trial",
-            "biaswise.study": first.study,
-            "biaswise.recipe": first.recipe_digest,
-            "biaswise.trial": name,
-            "biaswise.born": born,
-            "biaswise.plan": first.plan,
-            "biaswise.plan_digest": Plan.parse(first.plan).digest,
-        }
-        return self._create(name, tags, first)
-
-    def _create(self, name: str, tags: dict[str, str], first: Row) -> str:
-        circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "versions")}
-        circumstances["mlflow.source.git.commit"] = first.commit
-        run = self._client.create_run(
-            self._experiment, _milliseconds(first.time), {**tags, **circumstances}, name
+    def send_study(self, trials: list[StoredTrial], verdicts: StudyVerdicts) -> None:
+        """Send what lies around the trials: verdicts as tags and metrics, the report as the description."""
+        latest = milliseconds(max(trial.rows[-1].time for trial in trials))
+        points = [Metric(metric_name(name), value, latest, 0) for name, value in verdicts.metrics().items()]
+        tags = verdicts.tags()
+        if (report := self._folder / "report.md").exists():
+            hint = search_hint(trials[0].rows[0])
+            text = report.read_text(encoding="utf-8")
+            tags["mlflow.note.content"] = hint + text[: MAX_DESCRIPTION - len(hint)]
+        self._client.log_batch(
+            self.runs.parent, points, tags=[RunTag(key, text) for key, text in tags.items()]
         )
-        return str(run.info.run_id)
+        for key in self._client.get_run(self.runs.parent).data.tags:
+            if key.startswith("verdict.") and key not in tags:  # of rows that have since changed
+                self._client.delete_tag(self.runs.parent, key)
+        self._send_artifacts(self.runs.parent, self._folder, STUDY_ARTIFACTS)
 
     def _send_rows(self, run_id: str, trial: StoredTrial) -> None:
         if trial.sent == 0:
             params = [
                 Param(key, value[:6000]) for key, value in trial_params(trial.rows, trial.settings).items()
             ]
-            for start in range(0, len(params), MOST_PARAMS):
-                self._client.log_batch(run_id, params=params[start : start + MOST_PARAMS])
+            for start in range(0, len(params), MAX_PARAMS):
+                self._client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
         while trial.sent < len(trial.rows):
-            batch = trial.rows[trial.sent : trial.sent + MOST_POINTS]
+            batch = trial.rows[trial.sent : trial.sent + MAX_POINTS]
             points = [
-                Metric(metric_key(row), row.value, _milliseconds(row.time), row.step)
+                Metric(metric_key(row), row.value, milliseconds(row.time), row.step)
                 for row in batch
                 if not is_kernel(row) and row.draw is None
             ]
@@ -225,6 +181,7 @@ class _Session:
             ]  # refused over 8000 bytes
             self._client.log_batch(run_id, metrics=points, tags=tags)
             trial.sent += len(batch)
+            trial.newly_sent += len(batch)
             self._cursor.rows[run_id] = trial.sent
             self._cursor.save()
 
@@ -237,94 +194,17 @@ class _Session:
                 self._cursor.artifacts[f"{run_id}/{inside}/{path.name}"] = digest
                 self._cursor.save()
 
-    def _send_verdicts(self, trials: list[StoredTrial]) -> None:
-        """Copy the report's answer to the parent's description, the verdicts to its tags and metrics."""
-        tags, numbers = judgement(self._folder)
-        latest = _milliseconds(max(trial.rows[-1].time for trial in trials))
-        points = [Metric(metric_name(name), value, latest, 0) for name, value in numbers.items()]
-        if (report := self._folder / "report.md").exists():
-            hint = search_hint(trials[0].rows[0])
-            tags["mlflow.note.content"] = (
-                hint + report.read_text(encoding="utf-8")[: LONGEST_NOTE - len(hint)]
-            )
-        self._client.log_batch(self._parent, points, tags=[RunTag(key, text) for key, text in tags.items()])
-        for key in self._client.get_run(self._parent).data.tags:
-            if key.startswith("verdict.") and key not in tags:  # of rows that have since changed
-                self._client.delete_tag(self._parent, key)
-
     def _set_state(self, run_id: str, state: str, end: float) -> None:
+        """Set the state of a run; ``end`` is its Unix time, seconds, if it has ended."""
         if state == "RUNNING":
             self._client.update_run(run_id, state)
         else:
-            self._client.set_terminated(run_id, state, _milliseconds(end))
-
-    def _search(self, wanted: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], wanted, ViewType.ACTIVE_ONLY, page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-
-def _born(trials: list[StoredTrial]) -> str:
-    """Tell a study from another of its name and folder, which was deleted or lies on another machine."""
-    return f"{min(trial.rows[0].time for trial in trials):.6f}"
-
-
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
+            self._client.set_terminated(run_id, state, milliseconds(end))
 
 
 @contextmanager
-def _sole_sender(study_folder: Path) -> Iterator[None]:
-    """Wait for whoever sends the same study; two would make its runs twice."""
+def _exclusive_sender(study_folder: Path) -> Iterator[None]:
+    """Wait for another process that sends the same study: two would create its runs twice."""
     with (study_folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-@contextmanager
-def _store(uri: str) -> Iterator[MlflowClient]:
-    """Open a store with short retries, quietly; let one process at a time create a database's tables."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    changed = {key: value for key, value in SHORT_RETRIES.items() if key not in os.environ}
-    database = sqlite_path(uri)
-    with ExitStack() as stack:
-        if database is not None:
-            refuse_unwritable(database)
-            lock = stack.enter_context(database.with_name(database.name + ".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # concurrent starts die on "table metrics already exists"
-        os.environ.update(changed)
-        stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
-        yield _client(uri)
-
-
-def _client(uri: str) -> MlflowClient:
-    """Connect; whoever finds an empty database while another makes its tables tries again."""
-    for _ in range(MOST_TRIES):
-        try:
-            return MlflowClient(uri)
-        except (IntegrityError, ProgrammingError):  # "alembic_version already exists"
-            time.sleep(random.uniform(1, 4))
-    return MlflowClient(uri)
-
-
-def _experiment(client: MlflowClient) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return str(found.experiment_id)
-    database = sqlite_path(client.tracking_uri)
-    location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
-    kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs, not on chats
-    try:
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))
-    except MlflowException:
-        found = client.get_experiment_by_name(EXPERIMENT)  # another study was faster, or an answer was lost
-        if found is None:
-            raise
-        return str(found.experiment_id)

@@ -1,4 +1,4 @@
-"""What rows and trials are called where people browse, filter and compare them."""
+"""The names of rows and trials in MLflow."""
 
 import re
 from typing import Any
@@ -8,18 +8,18 @@ from pipeline.metrics.rows import Row
 
 
 def metric_key(row: Row) -> str:
-    """Name a row's curve: ``clean/NDS``, ``no_lidar/AP/car``, ``loss``; the first part groups the charts."""
+    """Return the name of a row's curve: ``clean/NDS``, ``loss``; its first part groups the charts."""
     parts = (row.condition, row.metric, row.site, row.scene)
     return metric_name("/".join(part for part in parts if part))
 
 
 def metric_name(text: str) -> str:
-    """Replace what MLflow takes in no metric's name."""
+    """Replace characters that MLflow refuses in names of metrics."""
     return re.sub(r"[^/\w.\- ]", "_", text)
 
 
 def search_hint(row: Row) -> str:
-    """Say how to search for a study's trials, in Markdown; MLflow wants quotes around a name with dots."""
+    """Return how to search for a study's trials, in Markdown; MLflow wants quotes around a name with dots."""
     site = Plan.parse(row.plan).choices[-1][0]
     wanted = f"tags.\"biaswise.study\" = '{row.study}' and params.\"{site}\" = 'window'"
     return f"Search for trials like this: `{wanted}`\n\n"
@@ -58,7 +58,7 @@ def _spell(value: object) -> str:
 
 
 def kernels_by_site(rows: list[Row]) -> dict[str, str]:
-    """Name, per site, the kernels that really ran; as curves they would drown the others."""
+    """Return, per site, the names of the kernels that ran: tags, because as curves they hide the others."""
     kernels: dict[str, list[str]] = {}
     for row in rows:
         if is_kernel(row):

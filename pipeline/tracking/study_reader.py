@@ -1,11 +1,7 @@
-"""Which trials a study folder holds, and how many of their rows were sent to MLflow.
+"""The trials of a study folder as MLflow gets them, and the states of trials and study."""
 
-The cursor only saves work. It is keyed by run id, so that a new database, or a deleted run, which get new
-ids, are sent everything again; a cursor that is lost or spoilt means the same.
-"""
-
-import csv
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,83 +18,61 @@ class StoredTrial:
         rows: its rows, at least one.
         settings: ``settings.json`` of the trial; empty if there is none.
         sent: rows that MLflow has.
+        newly_sent: those of them that it did not have before.
     """
 
     folder: Path
     rows: list[Row]
     settings: dict[str, Any]
     sent: int = 0
+    newly_sent: int = 0
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Name and birth: a study that is deleted and run again gets new runs."""
+        """Name and time of the first row: a study that is deleted and run again gets new runs."""
         return self.folder.name, f"{self.rows[0].time:.6f}"
 
     @property
     def state(self) -> str:
         """How the trial ended, in MLflow's words: ``FINISHED``, ``FAILED`` or ``RUNNING``."""
-        ends = (("DONE.json", "FINISHED"), ("FAILED.json", "FAILED"))
-        return next((state for file, state in ends if (self.folder / file).exists()), "RUNNING")
+        return trial_state(self.folder)
 
 
-def stored_trials(study_folder: Path) -> list[StoredTrial]:
-    """Read all trials of a study that have rows.
+def stored_trials(study_folder: Path, names: Collection[str] | None = None) -> list[StoredTrial]:
+    """Read trials of a study that have rows, in the order of their names.
+
+    Args:
+        study_folder: the study.
+        names: trials to read, and no file of any other; None means all.
 
     Raises:
         RowsError: a rows file is broken elsewhere than in its last line.
     """
+    paths = sorted(study_folder.glob("trials/*/rows.jsonl"))
     trials = []
-    for path in sorted(study_folder.glob("trials/*/rows.jsonl")):
+    for path in paths if names is None else [path for path in paths if path.parent.name in names]:
         settings = path.parent / "settings.json"
         plain = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
         trials.append(StoredTrial(path.parent, read_rows(path), plain))
     return [trial for trial in trials if trial.rows]
 
 
-def study_state(study_folder: Path, trials: list[StoredTrial]) -> str:
-    """Say how the study stands: ``FINISHED`` when all trials that ``study.json`` names are.
+def trial_state(folder: Path) -> str:
+    """Return the state of a trial in MLflow's words: ``FINISHED``, ``FAILED`` or ``RUNNING``."""
+    ends = (("DONE.json", "FINISHED"), ("FAILED.json", "FAILED"))
+    return next((state for file, state in ends if (folder / file).exists()), "RUNNING")
 
-    A sequential study is when ``waves.json`` says that it has ended: few of the trials it may run do.
+
+def study_state(study_folder: Path) -> str:
+    """Return ``FINISHED`` when all trials that ``study.json`` names are finished, else ``RUNNING``.
+
+    A sequential study is finished when ``waves.json`` has an end: most of its trials need not run.
     """
     waves = study_folder / "waves.json"
     if waves.exists():
         return "FINISHED" if "ended" in json.loads(waves.read_text(encoding="utf-8")) else "RUNNING"
     path = study_folder / "study.json"
     named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
-    finished = {trial.folder.name for trial in trials if trial.state == "FINISHED"}
-    return "FINISHED" if finished.issuperset(named or [trial.folder.name for trial in trials]) else "RUNNING"
-
-
-PLAN_NUMBERS = ("utility", "predicted", "predicted_samples_per_s", "measured", "measured_samples_per_s")
-"""What the columns of ``plans.csv`` after the first are, in order."""
-
-
-def judgement(study_folder: Path) -> tuple[dict[str, str], dict[str, float]]:
-    """Read the report's tables as what people search and chart studies by.
-
-    Returns:
-        Tags ``verdict.<site>`` (and its level, if there are several) and ``verdict.recommended``; numbers
-        ``gain/<site>``, ``net/<site>``, ``slowdown_percent/<site>`` and ``recommended/...`` of the best plan.
-    """
-    tags: dict[str, str] = {}
-    numbers: dict[str, float] = {}
-    verdicts = read_table(study_folder / "verdicts.csv")
-    several = len({line["level"] for line in verdicts}) > 1
-    for line in verdicts:
-        term = f"{line['site']}.{line['level']}" if several else line["site"]
-        tags[f"verdict.{term}"] = line["verdict"]
-        numbers |= {f"{name}/{term}": float(line[name]) for name in ("gain", "net", "slowdown_percent")}
-    for line in read_table(study_folder / "plans.csv")[:1]:  # best first
-        head, *cells = line.items()
-        tags["verdict.recommended"] = " ".join(head)
-        found = zip(PLAN_NUMBERS, cells, strict=False)
-        numbers |= {f"recommended/{name}": float(text) for name, (_, text) in found if text}
-    return tags, numbers
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Read one of the report's tables, head -> cell per line; empty if the report has none."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    names = named or [rows.parent.name for rows in study_folder.glob("trials/*/rows.jsonl")]
+    states = {trial_state(study_folder / "trials" / name) for name in names}
+    return "FINISHED" if states == {"FINISHED"} else "RUNNING"

@@ -1,14 +1,15 @@
-"""One model under several plans, timed on the same stand-in frames: training, inference, memory.
+"""Times one model under several plans on the same stand-in frames: training, inference, memory.
 
-Each plan trains (the trial's own step: preprocessing, autocast, clipping, optimiser) and then detects at
-batch 1. What does not fit the GPU is a result too, not a crash. Several rounds of all plans keep a clock
-that drifts from deciding: ratios are taken within a round.
+Each plan trains (with the trial's own step: preprocessing, autocast, clipping, optimiser) and then detects
+at batch 1. A plan that runs out of memory gets a row that says so. With several rounds of all plans, ratios
+are taken within a round, so that a GPU clock that drifts does not decide.
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ import numpy as np
 import torch
 
 from pipeline.config.plan import Plan
+from pipeline.config.settings import TrainSettings
 from pipeline.data.synthetic.random_frames import stand_in_frame
+from pipeline.detector.acceleration.memory_format import convolutions_channels_last
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.deployment import (
-    convolutions_channels_last,
     for_inference,
     train_through_graphs,
     use_graphs,
 )
 from pipeline.detector.openmmlab.data_samples import collate
-from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm, is_amp
+from pipeline.detector.precision import AUTOCAST_DTYPE, attention_dtype, runs_autocast
 from pipeline.errors import TrialError
 from pipeline.evaluation.inference import Predictor
 from pipeline.metrics.memory import PeakMemory, forget
@@ -35,25 +37,26 @@ from pipeline.metrics.rows import Row, append_rows
 from pipeline.metrics.timing import WARMUP_STEPS, StepClock, device_name, latency
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.training.step import TrainStep
+from pipeline.training.setup import build_train_step
+from pipeline.training.step import TrainStep, loss_of
 
 STUDY = "throughput"
 """Name of the study in the rows."""
 
 LOSS_WINDOW = 5
-"""Steps whose mean loss is the first and the last one of a run."""
+"""Steps whose mean loss is ``loss_first``, and ``loss_last``."""
 
 RAMP = 10
-"""Steps in which the learning rate rises to that of the config, so that fresh weights do not explode."""
+"""Steps in which the learning rate rises to that of the config, so that fresh weights do not diverge."""
 
 
 class BenchmarkError(ValueError):
-    """A race that cannot be run as asked."""
+    """A benchmark that cannot run as asked."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What all plans of a race have in common.
+    """What all plans of a benchmark have in common.
 
     Attributes:
         config: mmengine config.
@@ -61,13 +64,13 @@ class BenchmarkSettings:
         steps: training steps, warm-up included; 0 skips training.
         calls: inference calls timed; 0 skips inference.
         batch: samples per training step.
-        frames: different frames; training goes round.
-        sweeps: LiDAR turns per frame.
+        frames: different frames; training and inference take them in turn.
+        sweeps: LiDAR sweeps per frame.
         boxes: boxes per frame; with ten denoising groups 83 of them make 1730 queries of 900.
         fold: fold batch norms for inference.
         cuda_graphs: detect, and train the head, through CUDA graphs, on a GPU.
-        parts: time the parts of the model too.
-        rounds: how often all plans run, one after the other, each time from the same weights.
+        parts: time the modules of the model too.
+        rounds: how often all plans run, one after the other; each run starts from the same weights.
         overrides: see ``load_config``.
         seed: of weights, frames and noise.
     """
@@ -89,9 +92,12 @@ class BenchmarkSettings:
 
 
 def named_plans(cuda: bool) -> dict[str, Plan]:
-    """Return the plans that a race knows by name, for a model with AQR.
+    """Return the plans that have a name, for a model with AQR.
 
-    ``plain`` is CMT: without a bias AQR does not run. ``mask`` is ``rects`` with the local mask in AQR.
+    ``plain`` is CMT: without a bias, AQR does not run. ``mask`` is ``rects`` with the local mask in AQR.
+
+    Args:
+        cuda: with the implementations of a GPU.
     """
     own, free = ("sdpa_efficient", "sdpa_flash") if cuda else ("sdpa_math", "sdpa_math")
     dense = own
@@ -114,22 +120,22 @@ def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], fo
     Args:
         bench: what the plans have in common.
         plans: name -> plan; None is what the config says.
-        folder: made if it is not there; a race that is there is not overwritten.
+        folder: made if it is not there; rows that are there are not overwritten.
 
     Returns:
-        The rows; those of round i have the seed of the course plus i.
+        The rows; those of round i have the seed of the benchmark plus i.
 
     Raises:
-        RaceError: the folder holds a race.
+        BenchmarkError: the folder holds rows, or a training diverges.
         pipeline.config.plan.PlanError: a plan does not fit the model; before anything is timed.
     """
     path = folder / "rows.jsonl"
     if path.exists():
         raise BenchmarkError(f"{path} is there already; name another folder with --out")
     device = torch.device(bench.device)
-    amp = is_amp(load_config(bench.config, bench.overrides).optim_wrapper) and device.type == "cuda"
-    fresh = _model(bench, None, amp)
-    for plan in plans.values():  # refused before the first one has cost minutes
+    amp = runs_autocast(load_config(bench.config, bench.overrides).optim_wrapper, bench.device)
+    fresh = _model(bench, amp)
+    for plan in plans.values():  # a plan that does not fit is refused before another one has run for minutes
         _planned(fresh, plan, bench, amp)
     deterministic(device, torch.get_num_threads())
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,57 +146,50 @@ def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], fo
         for name, plan in plans.items():
             model = _planned(fresh, plan, bench, amp).to(device)
             common = _common(lap, name, str(model.plan), device)
-            for kind, measures in (("train", _train), ("inference", _infer)):
-                found = _measured(kind, measures, lap, model, batches, amp)
-                made = [replace(common, **vars(m), step=bench.steps, time=time.time()) for m in found]
-                append_rows(path, made)
-                rows += made
+            for kind, measure in (("train", _train), ("inference", _infer)):
+                measures = _run_in_memory(kind, partial(measure, lap, model, batches, amp), device)
+                new = [replace(common, **vars(m), step=bench.steps, time=time.time()) for m in measures]
+                append_rows(path, new)
+                rows += new
             del model
             forget(device)
     return rows
 
 
 def steps_of(bench: BenchmarkSettings, plan: Plan | None) -> Iterator[tuple[str, Callable[[], object], bool]]:
-    """Yield a training step and a detection to look at closer: (name, call, whether on a GPU)."""
+    """Yield a training step and a detection for a profiler: (name, call, whether on a GPU)."""
     device = torch.device(bench.device)
-    wrapper = load_config(bench.config, bench.overrides).optim_wrapper
-    amp = is_amp(wrapper) and device.type == "cuda"
+    amp = runs_autocast(load_config(bench.config, bench.overrides).optim_wrapper, bench.device)
     deterministic(device, torch.get_num_threads())
     batches = _frames(bench, device)
-    model = _planned(_model(bench, None, amp), plan, bench, amp).to(device)
-    train_step = _optimiser(bench, model, amp)
+    model = _planned(_model(bench, amp), plan, bench, amp).to(device)
+    train_step = _train_step(bench, model, amp)
     batch = _joined([batches[i % len(batches)] for i in range(bench.batch)])
     yield "training step", lambda: train_step.step(batch, 0.0), device.type == "cuda"
     detector = _detector(bench, model, amp)
     yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
 
 
-def _optimiser(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
-    """Make the trial's own optimiser of a model on its device."""
+def _train_step(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
+    """Make what trains a trial, of a model on its device."""
     if bench.device == "cuda":
         convolutions_channels_last(model)
     wrapper = load_config(bench.config, bench.overrides).optim_wrapper
-    limit = clip_norm(wrapper)
-    optimizer = build_optimizer(model, wrapper)
-    train_through_graphs(model, bench.cuda_graphs)
-    return TrainStep(model.train(), optimizer, float("inf") if limit is None else limit, amp)
+    train = TrainSettings(bench.steps, bench.batch, amp=amp, cuda_graphs=bench.cuda_graphs)
+    return build_train_step(model.train(), wrapper, train)
 
 
-def _model(bench: BenchmarkSettings, plan: Plan | None, amp: bool) -> Any:
+def _model(bench: BenchmarkSettings, amp: bool) -> Any:
     seed_everything(bench.seed)
-    return build_model(bench.config, bench.overrides, plan, bench.device, _dtype(amp))
+    return build_model(bench.config, bench.overrides, None, bench.device, attention_dtype(amp))
 
 
 def _planned(fresh: Any, plan: Plan | None, bench: BenchmarkSettings, amp: bool) -> Any:
-    """Copy a model and give the copy a plan; building one anew takes seconds."""
+    """Return a copy of a model under a plan; building another model would take seconds."""
     model = copy.deepcopy(fresh)
     if plan is not None:
-        model.apply_plan(plan, bench.device, _dtype(amp))
+        model.apply_plan(plan, bench.device, attention_dtype(amp))
     return model
-
-
-def _dtype(amp: bool) -> str:
-    return "bfloat16" if amp else "float32"
 
 
 def _frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
@@ -205,48 +204,48 @@ def _frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, An
 
 
 def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put single-frame batches together."""
+    """Join single-frame batches into one."""
     inputs = {key: [b["inputs"][key][0] for b in batches] for key in batches[0]["inputs"]}
     return {"inputs": inputs, "data_samples": [b["data_samples"][0] for b in batches]}
 
 
-def _measured(
-    kind: str,
-    measures: Any,
-    bench: BenchmarkSettings,
-    model: Any,
-    batches: list[dict[str, Any]],
-    amp: bool,
+def _run_in_memory(
+    kind: str, measure: Callable[[PeakMemory], list[Measure]], device: torch.device
 ) -> list[Measure]:
-    """Measure training or inference (``kind``); running out of memory is a result, too."""
-    memory = PeakMemory(torch.device(bench.device))
+    """Measure training or inference; if memory runs out, that is what was measured.
+
+    Args:
+        kind: ``train`` or ``inference``; prefix of the metrics.
+        measure: runs it.
+        device: where it runs.
+    """
+    memory = PeakMemory(device)
     try:
-        found: list[Measure] = measures(bench, model, batches, amp, memory)
+        return measure(memory)
     except torch.OutOfMemoryError:
         return [Measure(f"{kind}_out_of_memory", "", 1.0), memory.measure(kind)]
-    return found
 
 
 def _train(
     bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
-    """Train: step time, samples per second, peak memory, loss at the start and at the end."""
+    """Train; return step time, samples per second, peak memory, and loss at the start and at the end."""
     if not bench.steps:
         return []
     device = torch.device(bench.device)
-    train_step = _optimiser(bench, model, amp)
+    train_step = _train_step(bench, model, amp)
     clock, losses = _steps(bench, train_step, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
-    graphs = model.pts_bbox_head.trained
-    found = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
-    found += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
+    graphs = model.pts_bbox_head.train_graphs
+    measures = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
+    measures += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
-    if bench.parts:  # once more, launched part by part: a graph has none
+    if bench.parts:  # again without graphs: a replayed graph has no modules
         parts = ModuleTimer(model, device)
         _steps(bench, train_step, batches, memory)
-        found += parts.measures("train")
-    return found
+        measures += parts.measures("train")
+    return measures
 
 
 def _steps(
@@ -262,7 +261,7 @@ def _steps(
         clock.begin()
         clock.fed()
         try:
-            losses.append(train_step.step(batch, min(1.0, (step + 1) / RAMP))["loss"])
+            losses.append(loss_of(train_step.step(batch, min(1.0, (step + 1) / RAMP))))
         except (TrialError, FloatingPointError) as error:
             raise BenchmarkError(f"training stopped at step {step + 1} of {bench.steps}: {error}") from error
         clock.end()
@@ -272,7 +271,7 @@ def _steps(
 def _infer(
     bench: BenchmarkSettings, model: Any, batches: list[dict[str, Any]], amp: bool, memory: PeakMemory
 ) -> list[Measure]:
-    """Detect at batch 1: latency until the boxes are on the host, frames per second, peak memory."""
+    """Detect at batch 1; return latency until the boxes are on the host, frames per second, peak memory."""
     if not bench.calls:
         return []
     device = torch.device(bench.device)
@@ -280,18 +279,18 @@ def _infer(
     detector = _detector(bench, model, amp)
     times = latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
     fps = Measure("inference_frames_per_s", "frames/s", 1e3 / times[0].value, n=times[0].n)
-    found = [*times, fps, memory.measure("inference")]
-    if bench.parts:  # once more, launched part by part: a graph has none
+    measures = [*times, fps, memory.measure("inference")]
+    if bench.parts:  # again without graphs: a replayed graph has no modules
         parts = ModuleTimer(use_graphs(model, False).eval(), device)
         latency(lambda i: detector.run(batches[i % len(batches)]), device, bench.calls)
-        found += parts.measures("inference")
-    return found
+        measures += parts.measures("inference")
+    return measures
 
 
 def _detector(bench: BenchmarkSettings, model: Any, amp: bool) -> Predictor:
-    """Make a model ready to detect, as the course says."""
+    """Make a model ready to detect, as the settings say."""
     if bench.fold:
-        for_inference(model, torch.bfloat16 if amp else None)
+        for_inference(model, AUTOCAST_DTYPE if amp else None)
     return Predictor(use_graphs(model, bench.cuda_graphs), model.image_size, amp)
 
 

@@ -25,9 +25,9 @@ class TrainingData:
         transform: what is done to each.
         val_reading: what is read of a frame to evaluate on.
 
-    Where the config lists a ``train_pipeline``, it decides about reading, augmentation and resampling,
-    and the settings say where the data are; ``augment=False`` leaves its augmentation out. Else the
-    settings alone decide.
+    If the config lists a ``train_pipeline``, that decides about reading, augmentation and resampling, and
+    the settings only say where the data are; ``augment=False`` leaves its augmentation out. If not, the
+    settings decide.
 
     Args:
         settings: the trial.

@@ -1,11 +1,12 @@
 """Everything about a trial that can be refused before anything is loaded or trained."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import torch
 
-from pipeline.config.settings import FROM_CONFIG, DataSettings, TrainSettings, TrialSettings
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
 from pipeline.errors import TrialError
@@ -58,11 +59,11 @@ def _check_conditions(settings: TrialSettings) -> None:
 
 
 def _check_numbers(train: TrainSettings) -> None:
-    least = {"steps": FROM_CONFIG, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    least = {"steps": 0, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
     for name, minimum in least.items():
         value = getattr(train, name)
         if value is not None and value < minimum:
-            raise TrialError(f"settings.train.{name} is {value}; expected {max(0, minimum)} or more")
+            raise TrialError(f"settings.train.{name} is {value}; expected {minimum} or more")
     shares = train.camera_dropout_prob, train.lidar_dropout_prob
     if min(shares) < 0 or not sum(shares) <= 1:
         raise TrialError(
@@ -91,9 +92,8 @@ def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> 
 def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):  # each rank tries with its own file
+            pass
     except OSError as error:
         raise TrialError(
             f"{folder}: cannot write here ({os.strerror(error.errno or 0)}); choose another output folder"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config.settings import FROM_CONFIG, TrialSettings
+from pipeline.config.settings import TrialSettings
 from pipeline.detector.build import load_config
 from pipeline.detector.openmmlab.lr_schedule import LrSchedule, TrainingLength, read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import is_amp
@@ -26,7 +26,8 @@ class ResolvedTraining:
     """Settings and config of a trial put together.
 
     Attributes:
-        settings: with autocast and the number of steps filled in.
+        settings: with autocast, the number of steps and the warm-up filled in.
+        steps: optimiser steps of the training.
         entries: of the config's ``param_scheduler``; none if the settings' warm-up and cosine hold.
         length: of the config's training; None if it does not say.
         epoch: steps of an epoch, by the data.
@@ -34,6 +35,7 @@ class ResolvedTraining:
     """
 
     settings: TrialSettings
+    steps: int
     entries: tuple[Mapping[str, Any], ...]
     length: TrainingLength | None
     epoch: int
@@ -43,10 +45,10 @@ class ResolvedTraining:
         """Make the schedule of the config; None: linear warm-up, then cosine, as the settings say."""
         if not self.entries:
             return None
-        train, length = self.settings.train, self.length or TrainingLength(steps=self.settings.train.steps)
+        length = self.length or TrainingLength(steps=self.steps)
         whole = length.in_steps(self.epoch)
-        epoch = self.epoch * train.steps / whole if train.steps else float(self.epoch)
-        return LrSchedule(self.entries, optimizer, length, epoch, train.lr_scale)
+        epoch = self.epoch * self.steps / whole if self.steps else float(self.epoch)
+        return LrSchedule(self.entries, optimizer, length, epoch, self.settings.train.lr_scale)
 
 
 def resolve_training(settings: TrialSettings, frames: int, workers: int) -> ResolvedTraining:
@@ -65,11 +67,11 @@ def resolve_training(settings: TrialSettings, frames: int, workers: int) -> Reso
     train, length = settings.train, read_length(config)
     entries = read_schedule(config) if train.warmup_steps is None else []
     epoch = -(-frames // (train.batch_size * workers))
-    if train.steps != FROM_CONFIG:
+    if train.steps is not None:
         steps = train.steps
     elif length is None:
         raise TrialError(
-            f"{settings.config}: has no train_cfg, and settings.train.steps says nothing; give one"
+            f"{settings.config}: has no train_cfg, and settings.train.steps is None; give one of the two"
         )
     else:
         steps = length.in_steps(epoch)
@@ -77,7 +79,7 @@ def resolve_training(settings: TrialSettings, frames: int, workers: int) -> Reso
     settings = replace(settings, train=replace(train, steps=steps, warmup_steps=train.warmup_steps or 0))
     if train.warmup_steps is None and not entries:
         settings = replace(settings, train=replace(settings.train, warmup_steps=WARMUP))
-    return ResolvedTraining(settings, tuple(entries), length, epoch, differs)
+    return ResolvedTraining(settings, steps, tuple(entries), length, epoch, differs)
 
 
 def _differences(
@@ -88,7 +90,7 @@ def _differences(
     if train.warmup_steps is not None and config.get("param_scheduler"):
         found.append(f"settings.train.warmup_steps={train.warmup_steps} and a cosine replace param_scheduler")
     whole = None if length is None else length.in_steps(epoch)
-    if whole is not None and train.steps not in (FROM_CONFIG, whole):
+    if whole is not None and train.steps not in (None, whole):
         kept = train.warmup_steps is None and config.get("param_scheduler")
         found.append(
             f"settings.train.steps={train.steps} replaces the {whole} steps of the config's train_cfg"

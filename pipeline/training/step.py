@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.plan import Plan
+from pipeline.detector.precision import autocast
 from pipeline.errors import TrialError
+from pipeline.metrics.device_measure import DeviceMeasure, to_host
+from pipeline.metrics.recorder import Measure
 
 LAST_LR = 1e-3
 """What the cosine leaves of the learning rate at the end."""
@@ -44,8 +47,8 @@ class TrainStep:
         clip_norm: L2 norm to which all gradients together are cut.
         amp: bfloat16 autocast.
         distributed: wrap the model in DDP; the process group is initialised.
-        idle: a plan of the trial leaves parameters without gradient (no bias anywhere, say); DDP then
-            looks for them in every step.
+        find_unused_parameters: a plan of the trial leaves parameters without gradient (one without any
+            bias, say). DDP then looks for them in every step.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class TrainStep:
         clip_norm: float,
         amp: bool = False,
         distributed: bool = False,
-        idle: bool = True,
+        find_unused_parameters: bool = True,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -65,18 +68,18 @@ class TrainStep:
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._wrapped: nn.Module = model
         if distributed:
-            self._wrapped = DistributedDataParallel(model, find_unused_parameters=idle)
+            self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
 
     def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its parts for a collated batch."""
         device = next(self.model.parameters()).device.type
         prepared = self.model.data_preprocessor(batch, True)
-        with torch.autocast(device, torch.bfloat16, enabled=self._amp):
+        with autocast(device, self._amp):
             parts = self._wrapped(**prepared, mode="loss")
         total, logs = self.model.parse_losses(parts)
         return total, logs
 
-    def step(self, batch: Mapping[str, Any], factor: float | None) -> dict[str, float]:
+    def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
         """Train on one batch.
 
         Args:
@@ -84,8 +87,8 @@ class TrainStep:
             factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
         Returns:
-            ``loss``, its parts, ``grad_norm`` (before clipping), and how the scale of the bias learns
-            (``CmtDetector.bias_numbers``; ``name@site`` is about one site).
+            ``loss``, its parts, how the scale of the bias learns (``CmtDetector.bias_numbers``), and
+            ``grad_norm`` (before clipping).
 
         Raises:
             TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
@@ -97,12 +100,18 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         total, logs = self.losses(batch)
         torch.autograd.backward(total)
-        seen = {name: value.detach() for name, value in logs.items()} | self.model.bias_numbers()
-        seen["grad_norm"] = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        # one transfer for all numbers: each would make the host wait for the GPU
-        found = dict(zip(seen, torch.stack(list(seen.values())).tolist(), strict=True))
-        if not (math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])):
-            bad = [name for name, value in found.items() if not math.isfinite(value)]
+        losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
+        bias_numbers = self.model.bias_numbers()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        measures = to_host([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)])
+        if not (math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value)):
+            names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
+            bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]
             raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
         self.optimizer.step()
-        return found
+        return measures
+
+
+def loss_of(measures: Sequence[Measure]) -> float:
+    """Return the total loss among the measures of a step."""
+    return next(measure.value for measure in measures if measure.metric == "loss")

@@ -391,9 +391,9 @@ CONFIGS = [
     Bad(
         "config",
         "top level",
-        "a key nobody reads",
+        "an unknown key",
         config("modle = dict()"),
-        "mine.py: nobody reads modle; remove it, correct the name, or begin the name of a variable with '_'",
+        "mine.py: unknown keys modle; remove them, correct the name, or begin the name of a variable with '_'",
     ),
     Bad(
         "config",
@@ -405,7 +405,7 @@ CONFIGS = [
     Bad(
         "config",
         "model",
-        "a key nobody reads",
+        "an unknown key",
         built("model = dict(image_sise=[96, 240])"),
         "CmtDetector does not read the key 'image_sise' (model.image_sise); remove it",
     ),
@@ -426,9 +426,9 @@ CONFIGS = [
     Bad(
         "config",
         "optim_wrapper",
-        "a key nobody reads",
+        "an unknown key",
         config("optim_wrapper = dict(clip_gard=dict(max_norm=1))"),
-        "optim_wrapper: nobody reads clip_gard; remove or correct the name",
+        "optim_wrapper: unknown keys clip_gard; remove them or correct their names",
     ),
 ]
 SETTINGS = [

@@ -149,7 +149,7 @@ def _verdicts(folder: StudyFolder) -> dict[str, tuple[str, str]]:
         return {"report": ("none", "")}
     with path.open(encoding="utf-8", newline="") as file:
         return {
-            f"{line['site']}/{line['level']}": (line["verdict"], line["gain"])
+            f"{line['site']}/{line['treatment']}": (line["verdict"], line["gain"])
             for line in csv.DictReader(file)
         }
 

@@ -22,7 +22,16 @@ SHIM = Path(__file__).with_name("python_shim.py")
 PATIENCE_S = 300
 """The nursery imports for 15 s, on a machine that does much else for two minutes."""
 
+SINGLE = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # jemalloc starts a thread, which no fork takes along
+    "MPLBACKEND": "Agg",
+}
+"""What keeps a process that is to be forked from starting threads."""
+
 ENVIRONMENT = {
+    **SINGLE,
     "RAY_AUTH_MODE": "token",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: bind to 127.0.0.1 alone
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,10 +49,6 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # no spare workers
     "RAY_enable_worker_prestart": "0",
     "RAY_memory_monitor_refresh_ms": "0",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # jemalloc starts a thread, which no fork takes along
-    "MPLBACKEND": "Agg",
     "PYTHONPATH": str(ROOT),
     "GLOO_SOCKET_IFNAME": "lo",
 }

@@ -60,10 +60,10 @@ def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
         question="Does a study survive?",
         cost="four trials of a few steps",
         trials=tuple(trials),
-        factors=design.sites,
+        sites=design.sites,
         # NDS is above 0 even of a model that has learned nothing; without a price, times do not decide
         rule=DecisionRule(metric="NDS", sites=design.sites, price_points_per_percent=0.0),
-        worlds=(world,),
+        datasets=(world,),
         concurrent_trials=2,
     )
 
@@ -71,7 +71,7 @@ def chaos_recipe(root: Path, mad: int | None = None) -> Recipe:
 def make_world(root: Path) -> None:
     """Generate the data, once."""
     if not (root / "synth.json").exists():
-        make_datasets(chaos_recipe(root).worlds, Console(file=io.StringIO()))
+        make_datasets(chaos_recipe(root).datasets, Console(file=io.StringIO()))
 
 
 def make_unbroken(root: Path, mad: int | None, runs: Path, python: str) -> StudyFolder:

@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.cluster import ROOT
 from tests.chaos.table import read_runs
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=120)]
 
 FAULTS = ("trial_driver", "study_driver", "mlflow_pause")
 

@@ -9,11 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from experiments.recipes.mini import smoke
+from experiments.recipes.recipe import SyntheticDataset
+from experiments.study.preflight import make_datasets
+from pipeline.ray_train.local_cluster import LOCAL_RAY
 from pipeline.storage.temporary import temporary_folder
 
 PATIENCE_S = 120
@@ -42,6 +47,16 @@ def unused_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="session")
+def smoke_world(made_once: Callable[..., Path]) -> SyntheticDataset:
+    """The dataset of the smallest studies, made once."""
+
+    def make(root: Path) -> None:
+        make_datasets((replace(smoke().datasets[0], root=str(root)),), Console(quiet=True))
+
+    return replace(smoke().datasets[0], root=str(made_once("smoke", make)))
+
+
 @pytest.fixture
 def free_port() -> Callable[[], int]:
     return unused_port
@@ -56,7 +71,9 @@ def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
             server, agent = unused_port(), unused_port()
             scratch = stack.enter_context(temporary_folder("head"))
             given = {
-                **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+                **{
+                    key: value for key, value in os.environ.items() if not key.startswith(("RAY_", LOCAL_RAY))
+                },
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": secrets.token_hex(32),
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # odd name: bind to 127.0.0.1 alone

@@ -88,11 +88,11 @@ def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 10
     Args:
         measured: arms with the levels ``none`` and ``window``; its unit is taken as points of NDS.
         sites: the factors of the arms.
-        step: last optimiser step; a rung is at half of it.
+        step: last optimiser step; early values are at half of it.
 
     Returns:
         Rows ``NDS`` under ``clean``, on draws of scenes too; of a trial without a final value ``NDS`` at the
-        rung and ``stopped_at_step`` if there are rungs, else a NaN.
+        early value and ``stopped_at_step`` if there are early values, else a NaN.
     """
     rows: list[Row] = []
     cells = [(arm, seed) for arm in measured.arms for seed in measured.seeds]
@@ -104,10 +104,10 @@ def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 10
         score = Row(
             "planted", name, plan, "NDS", "fraction", math.nan, condition="clean", seed=seed, step=step
         )
-        if len(response.rungs):
-            early = float(response.rungs[0, index]) / 100
+        if len(response.early_values):
+            early = float(response.early_values[0, index]) / 100
             rows.append(replace(score, value=early, step=step // 2))
-        if math.isnan(response.values[index]) and len(response.rungs):
+        if math.isnan(response.values[index]) and len(response.early_values):
             stop = replace(score, metric="stopped_at_step", unit="steps", value=step // 2, condition="")
             rows.append(replace(stop, step=step // 2))
             continue

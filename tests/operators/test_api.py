@@ -124,10 +124,10 @@ def test_validate_allows_minus_infinity_in_a_dense_bias_alone(qkv):
 
 
 def test_validate_refuses_rects_off_the_map(case, qkv):
-    rects = case.rects.clone()
+    rects = case.windows.clone()
     rects[0, 0, 1] = torch.tensor([0, 2, 0, 0])  # the camera has two rows
     bias = WindowBias(SIZES.grid, rects, case.leaves["weight"])
-    with pytest.raises(ValueError, match=r"expected rects within segment 1 \(2 x 3 cells\)"):
+    with pytest.raises(ValueError, match=r"expected windows within segment 1 \(2 x 3 cells\)"):
         attention(*qkv, bias, impl="reference", validate=True)
 
 

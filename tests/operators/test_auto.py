@@ -1,4 +1,4 @@
-"""``auto`` takes the first of its table without an objection, and says which."""
+"""``auto`` takes the first of its table without an objection, and logs which."""
 
 import logging
 
@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from operators import Request, Unsupported, attention
-from operators.auto import ORDER, pick
+from operators.auto import ORDER, ORDER_OF_ONE_SAMPLE, pick
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
 from operators.testing.cases import Sizes, make_case
 
 
 def test_table_names_every_kind_and_known_implementations_alone():
     for by_kind in ORDER.values():
-        assert set(by_kind) - {"none alone"} == set(BIAS_KINDS)
+        assert set(by_kind) == set(BIAS_KINDS)
+    for by_kind in (*ORDER.values(), *ORDER_OF_ONE_SAMPLE.values()):
+        assert set(by_kind) <= set(BIAS_KINDS)
         assert all(impl in IMPLEMENTATIONS for order in by_kind.values() for impl in order)
 
 

@@ -34,7 +34,7 @@ def expected(bias, b, h, q, s, segment, row, col):
     """One number of the dense form, from the formulas of the module's docstring."""
     first_row, last_row, first_col, last_col = (0, segment.rows - 1, 0, segment.cols - 1)
     if bias.kind != "global":
-        first_row, last_row, first_col, last_col = bias.rects[b, q, s].tolist()
+        first_row, last_row, first_col, last_col = bias.windows[b, q, s].tolist()
     inside = first_row <= row <= last_row and first_col <= col <= last_col
     if bias.kind == "local":
         return 0.0 if inside else -math.inf
@@ -169,7 +169,7 @@ def test_refuses_wrong_shapes():
     rects = torch.zeros(1, 3, 2, 4, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"WindowBias expects float weights \(1, 3, 2\) or \(1, H, 3, 2\)"):
         WindowBias(grid, rects, torch.zeros(1, 3, 3))
-    with pytest.raises(ValueError, match=r"expected int32 rects \(B, Q, 2, 4\), got torch.int64"):
+    with pytest.raises(ValueError, match=r"expected int32 windows \(B, Q, 2, 4\), got torch.int64"):
         LocalMask(grid, rects.long())
     with pytest.raises(ValueError, match=r"GlobalBias expects float weights \(B, Q, 2\)"):
         GlobalBias(grid, torch.zeros(1, 3, 3))

@@ -33,26 +33,28 @@ def test_per_segment_spreads_and_is_differentiable():
 def test_windows_span_what_aqr_says(size, before, after):
     grid = TokenGrid.bev_and_cameras(bev=(40, 50), cameras=(0, 1, 1))
     cells = torch.tensor([20, 25]).expand(1, 1, 1, 2)
-    rects = grid.rects_around(cells, torch.ones(1, 1, 1, dtype=torch.bool), (size, 3))
+    rects = grid.windows_around(cells, torch.ones(1, 1, 1, dtype=torch.bool), (size, 3))
     assert rects.dtype == torch.int32
     assert rects.flatten().tolist() == [20 - before, 20 + after, 25 - before, 25 + after]
 
 
 def test_windows_are_cut_at_the_borders_of_their_own_segment():
     cells = torch.tensor([[0, 0], [2, 3], [0, 3]]).expand(1, 1, 3, 2)
-    rects = GRID.rects_around(cells, torch.ones(1, 1, 3, dtype=torch.bool), (5, 4))
+    rects = GRID.windows_around(cells, torch.ones(1, 1, 3, dtype=torch.bool), (5, 4))
     assert rects[0, 0].tolist() == [[0, 2, 0, 2], [1, 2, 2, 3], [0, 2, 2, 3]]
 
 
 @pytest.mark.parametrize("cell", [(-1, 2), (2, -1), (6, 2), (2, 7)])
 def test_cells_off_the_map_have_no_window(cell):
     cells = torch.tensor(cell).expand(1, 1, 3, 2)
-    rects = GRID.rects_around(cells, torch.ones(1, 1, 3, dtype=torch.bool), (5, 5))
+    rects = GRID.windows_around(cells, torch.ones(1, 1, 3, dtype=torch.bool), (5, 5))
     assert tuple(rects[0, 0, 0].tolist()) == EMPTY_RECT
 
 
 def test_unseen_queries_have_no_window():
-    rects = GRID.rects_around(torch.zeros(2, 5, 3, 2).long(), torch.zeros(2, 5, 3, dtype=torch.bool), (3, 3))
+    rects = GRID.windows_around(
+        torch.zeros(2, 5, 3, 2).long(), torch.zeros(2, 5, 3, dtype=torch.bool), (3, 3)
+    )
     assert (rects == torch.tensor(EMPTY_RECT)).all()
 
 
@@ -82,9 +84,9 @@ def test_refuses_gaps_and_empty_segments():
 def test_refuses_wrong_shapes_and_sizes():
     cells, visible = torch.zeros(1, 2, 3, 2).long(), torch.ones(1, 2, 3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"expects cells \(B, Q, 3, 2\)"):
-        GRID.rects_around(cells[:, :, :2], visible, (3, 3))
+        GRID.windows_around(cells[:, :, :2], visible, (3, 3))
     with pytest.raises(ValueError, match="at least 1 cell"):
-        GRID.rects_around(cells, visible, (3, 0))
+        GRID.windows_around(cells, visible, (3, 0))
     with pytest.raises(ValueError, match=r"\(\.\.\., 2\) = \(LiDAR, camera\), got \(1, 3\)"):
         GRID.per_segment(torch.zeros(1, 3))
 

@@ -77,8 +77,7 @@ SENTENCES = [
     (
         "lowrank",
         replace(CUDA, kind="window"),
-        "takes FACTORS, the window bias has DENSE, RECTS, SCORE_MOD; "
-        "name a rank to cut it off (an approximation)",
+        "takes FACTORS, the window bias has DENSE, RECTS, SCORE_MOD; name a rank to approximate it",
     ),
     ("lowrank", replace(CUDA, kind="local"), "takes FACTORS, the local bias has DENSE, RECTS, SCORE_MOD"),
     (
@@ -105,7 +104,7 @@ SENTENCES = [
     ("flash", replace(CUDA, kind="window"), "takes NONE, the window bias has DENSE, RECTS, SCORE_MOD"),
     ("flash", replace(CUDA, dtype="float32"), "flash-attn computes in float16 or bfloat16, got float32"),
     ("flash", replace(CUDA, head_size=12), "flash-attn takes head sizes 8, 16, ... 256, got 12"),
-    ("flex", CPU, "FlexAttention is trusted on a GPU alone (a CPU gave wrong results), got cpu"),
+    ("flex", CPU, "FlexAttention is used on a GPU only (on a CPU its results were wrong), got cpu"),
     (
         "flex",
         replace(CUDA, kind="gaussian"),

@@ -95,7 +95,7 @@ def test_gives_the_same_bits_again(device):
 
 def test_a_query_without_keys_gives_zeros_and_takes_part_in_no_gradient(device):
     case = make_case("local", replace(TAIL, queries=6), torch.float32, device)
-    case.rects[:, 3] = torch.tensor([0, -1, 0, -1], device=device)
+    case.windows[:, 3] = torch.tensor([0, -1, 0, -1], device=device)
     actual = outputs_and_grads(case, "rects")
     assert (actual["out"][:, :, 3] == 0).all()
     assert (actual["dq"][:, :, 3] == 0).all()
@@ -103,7 +103,7 @@ def test_a_query_without_keys_gives_zeros_and_takes_part_in_no_gradient(device):
     rest = replace(
         case,
         leaves=case.leaves | {"q": case.leaves["q"][:, :, kept]},
-        rects=case.rects[:, kept],
+        windows=case.windows[:, kept],
         upstream=case.upstream[:, :, kept],
     )
     expected = outputs_and_grads(rest, "rects")
@@ -180,7 +180,7 @@ def test_works_under_autocast_and_checkpointing(device):
 
 def test_compiles_without_a_graph_break(device):
     case = make_case("window", NARROW, torch.float32, device)
-    grid, rects = case.sizes.grid, case.rects
+    grid, rects = case.sizes.grid, case.windows
 
     def call(q, k, v, weight):
         return attention(q, k, v, WindowBias(grid, rects, weight), impl="rects") * 2
@@ -196,7 +196,7 @@ def test_the_custom_op_keeps_its_promises(device):
     case = make_case("window", NARROW, torch.float32, device)
     q, k, v, weight = (case.leaves[name].clone().requires_grad_() for name in ("q", "k", "v", "weight"))
     flat = [n for s in case.sizes.grid.segments for n in (s.offset, s.rows, s.cols)]
-    arguments = (q, k, v, case.rects, weight, None, flat, 1, 0.25, 1.0, 1.0, True)
+    arguments = (q, k, v, case.windows, weight, None, flat, 1, 0.25, 1.0, 1.0, True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(launch.rects_forward, arguments, test_utils=checks)
 
@@ -245,7 +245,7 @@ def test_replays_in_a_cuda_graph():
     q, k, v, weight = (case.leaves[name] for name in ("q", "k", "v", "weight"))
 
     def call():
-        return forward(q, k, v, scale=0.2, rects=case.bias(weight).rects_form())
+        return forward(q, k, v, scale=0.2, rects_form=case.bias(weight).rects_form())
 
     call()  # compiles, and copies the table of tiles
     torch.cuda.synchronize()

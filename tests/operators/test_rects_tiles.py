@@ -90,14 +90,14 @@ def test_lists_name_the_tiles_that_rects_touch(placement, mask, device):
     segments = tuple((s.offset, s.rows, s.cols) for s in sizes.grid.segments)
     blocks = Blocks(16, 32, 4, *[Compile(1, 1)] * 3)
     table = lists.tile_table(segments, blocks.keys, torch.device(device))
-    found = lists.list_tiles(case.rects, table, blocks, mask)
+    found = lists.list_tiles(case.windows, table, blocks, mask)
     for batch in range(2):
         order = found.order[batch].tolist()
         assert sorted(order) == list(range(64))
         assert order[50:] == list(range(50, 64))  # padding stands last
         for block in range(4):
             members = [q for q in order[block * 16 : block * 16 + 16] if q < 50]
-            expected = touched(segments, case.rects[batch, members].tolist(), blocks.keys, mask)
+            expected = touched(segments, case.windows[batch, members].tolist(), blocks.keys, mask)
             count = int(found.counts[batch, block])
             entries = found.tiles[batch, block].tolist()
             assert entries[:count] == [table[i].tolist() for i in expected]

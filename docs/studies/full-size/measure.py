@@ -6,6 +6,8 @@ Every part is a process of its own with a time limit, so that one that fails or 
 
 It leaves ``results.json`` (ratios against the targets, loss and scale of every step, what failed),
 ``log.txt`` (tables, kernels, waits) and ``rows.tar.gz`` (every rows file). Neither Ray nor MLflow is needed.
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse
@@ -73,8 +75,8 @@ class Log:
         if limit < 5:
             return self._note(name, "not begun: the budget was spent", 0.0, "")
         begun, path = time.time(), self.asked.work / f"{name}.log"
-        with path.open("w", encoding="utf-8") as said:
-            child = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        with path.open("w", encoding="utf-8") as output:
+            child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
             try:
                 code = child.wait(limit)
                 state = "done" if code == 0 else f"ended with {code}"
@@ -86,11 +88,11 @@ class Log:
             name, state, time.time() - begun, path.read_text(encoding="utf-8", errors="replace")
         )
 
-    def _note(self, name: str, state: str, seconds: float, said: str) -> bool:
+    def _note(self, name: str, state: str, seconds: float, output: str) -> bool:
         with self._lock:
             self.parts[name] = {"state": state, "seconds": round(seconds, 1)}
             print(f"{name}: {state}, {seconds:.0f} s", flush=True)
-            self._file.write(f"\n=== {name}: {state}, {seconds:.1f} s\n{said}\n")
+            self._file.write(f"\n=== {name}: {state}, {seconds:.1f} s\n{output}\n")
             self._file.flush()
             collect(self.asked.work / "rows", self.asked.out, self.parts)
         return state == "done"

@@ -6,6 +6,8 @@ nursery of the chaos tests), because imports would be four fifths of 200 trials;
 Beside it, every few seconds, memory and processor time of all processes are added up by what they are:
 
     PYTHONPATH=$PWD nice python docs/studies/overhead/many.py --trials 200 --out runs/many
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse
@@ -49,7 +51,7 @@ ROLES = {
 }
 """Part of a command line (Ray names its processes by what they run) -> what the process is."""
 
-LOOK_EVERY_S = 3.0
+POLL_INTERVAL_S = 3.0
 
 
 def main() -> None:
@@ -98,7 +100,7 @@ def trivial(trials: int) -> Recipe:
         cost=f"{trials} trials of one step",
         trials=tuple(replace(base, seed=seed) for seed in range(trials)),
         rule=None,
-        factors=(),
+        sites=(),
     )
 
 
@@ -131,7 +133,7 @@ class Watch(threading.Thread):
         with self._path.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("seconds", "role", "processes", "pss_mib"))
-            while not self._over.wait(LOOK_EVERY_S):
+            while not self._over.wait(POLL_INTERVAL_S):
                 found: dict[str, list[float]] = {}
                 for one in looked_at(os.getpid()):
                     found.setdefault(one.role, []).append(one.pss_mib)

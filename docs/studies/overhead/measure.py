@@ -5,6 +5,8 @@ two trials: what a further trial costs.
 Last, the memory of a Ray that waits for trials. Example:
 
     python docs/studies/overhead/measure.py --out runs/overhead
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse
@@ -23,8 +25,7 @@ from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import write_json
 from experiments.study.preflight import make_datasets
-from experiments.study.run_study import RunOptions, run_study
-from pipeline.ray_train.local_cluster import ray_session
+from pipeline.ray_train.local_cluster import prepare_ray, ray_session
 
 TEN_MINUTES_S = 600
 
@@ -39,7 +40,7 @@ def main() -> None:
     if asked.way:
         go(asked.way, asked.out)
         return
-    make_datasets(smoke().worlds, Console())
+    make_datasets(smoke().datasets, Console())
     found: dict[str, list[float]] = {"plain": [], "one": [], "three": []}
     for turn in range(asked.repeat):
         for way in found:
@@ -66,6 +67,7 @@ def timed(way: str, out: Path) -> float:
 
 def go(way: str, out: Path) -> None:
     """Run the trial in this process, one or three of them in a study, or a Ray that waits."""
+    prepare_ray()
     if way == "plain":
         from pipeline.runtime.session import LocalSession
         from pipeline.training.trial import run_trial
@@ -83,6 +85,8 @@ def go(way: str, out: Path) -> None:
         content = {"pss_mib": total, "processes": sorted(seen), "cores_used_while_idle": round(used / 30, 3)}
         print(json.dumps(content))
     else:
+        from experiments.study.run_study import RunOptions, run_study
+
         run_study(mini(3 if way == "three" else 1), RunOptions(out, concurrent=1), Console())
 
 
@@ -91,7 +95,7 @@ def mini(trials: int) -> Recipe:
     base = replace(smoke().trials[1], study="overhead")
     base = replace(base, train=replace(base.train, steps=10, checkpoint_every=10))
     seeds = tuple(replace(base, seed=seed) for seed in range(trials))
-    return replace(smoke(), name="overhead", trials=seeds, rule=None, factors=())
+    return replace(smoke(), name="overhead", trials=seeds, rule=None, sites=())
 
 
 def compared(found: dict[str, list[float]]) -> dict[str, float]:

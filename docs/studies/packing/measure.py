@@ -5,6 +5,8 @@ on the same machine with the same code. ``summary.json`` and ``trials.csv`` are 
 two and when the run is cut off (SIGINT); started again with the same folder, it goes on. Example:
 
     python docs/studies/packing/measure.py --out runs/packing
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse
@@ -42,7 +44,7 @@ def main() -> None:
     chosen, console = recipe(asked.recipe), Console(width=150)
     packed = StudyFolder((asked.out / "packed").resolve())
     packed.path.mkdir(parents=True, exist_ok=True)
-    make_datasets(chosen.worlds, console)
+    make_datasets(chosen.datasets, console)
     check_data(chosen)
     check_models(chosen)
     packing = packing_of(chosen, packed, None, True, console)
@@ -90,7 +92,7 @@ def _sum_up(out: Path, chosen: Recipe) -> dict[str, Any]:
         "times_as_many_trials_per_hour": _times(rates) if both else None,
         **rates,
         **_compared(out, chosen, rule),
-        "packing": read_json(out / "packed" / "packing.json"),
+        "packing": read_json(out / "packed" / "concurrency.json"),
     }
     write_json(out / "summary.json", summary)
     return summary

@@ -6,6 +6,8 @@ NCCL (the same batch per GPU), compares gradients (``gradients.py``), and writes
 
     PYTHONPATH=$PWD python docs/studies/two-gpus/measure.py --out runs/two-gpus
     PYTHONPATH=$PWD python docs/studies/two-gpus/measure.py --out runs/try --cpu    # gloo, a tiny model
+
+The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
 
 import argparse
@@ -205,8 +207,10 @@ def plan(cuda: bool) -> Plan:
 
 def run_trials(asked: argparse.Namespace, report: Report) -> None:
     """Run every config on one worker and on two, all in one session of Ray."""
+    from pipeline.ray_train.local_cluster import prepare_ray, ray_session
+
+    prepare_ray()
     from pipeline.ray_train.launch import run_under_ray
-    from pipeline.ray_train.local_cluster import ray_session
 
     with report.part("ray"), ray_session(cpus=8, gpus=0 if asked.cpu else 2):
         report.found["machine"]["environment_of_workers"] = _remote_environment()

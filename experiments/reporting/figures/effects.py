@@ -34,7 +34,7 @@ def _paint_forest(figure: Figure, axes: Axes, palette: Palette, evidence: Eviden
         head = f"{term_label(verdict, evidence)}: {verdict.verdict}"
         axes.text(0.0, y, head, transform=axes.get_yaxis_transform(), weight="bold", va="center")
         for effect in evidence.effects:
-            if (effect.site, effect.level) != (verdict.site, verdict.level):
+            if (effect.site, effect.treatment) != (verdict.site, verdict.treatment):
                 continue
             y -= 1
             judged = effect.condition == evidence.rule.condition

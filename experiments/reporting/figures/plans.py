@@ -1,4 +1,4 @@
-"""Accuracy against speed, and the scale of the bias as it is learned."""
+"""Figures of accuracy against speed, and of ``bias_scale`` over training."""
 
 import math
 from collections import defaultdict
@@ -146,15 +146,15 @@ def _scale_curves(
         choices = dict(Plan.parse(text).choices)
         treated[text] = [s for s in sites if s in choices and choices[s].bias != rule.baseline]
     own = any(row.site in sites for row in select(rows, metric="bias_scale"))
-    found: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    curves: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in select(rows, metric="bias_scale"):
         layers = treated[row.plan]
         if bool(row.site) != own or not math.isfinite(row.value) or not layers:
             continue
         label = row.site if own else f"{len(layers)} layer{'s' if len(layers) > 1 else ''}"
         if not own or row.site in layers:
-            found[label][row.trial][row.step] = row.value
-    return {label: list(curves.values()) for label, curves in sorted(found.items())}
+            curves[label][row.trial][row.step] = row.value
+    return {label: list(by_trial.values()) for label, by_trial in sorted(curves.items())}
 
 
 def _paint_scale(

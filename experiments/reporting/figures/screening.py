@@ -1,4 +1,4 @@
-"""Its gains against those of retraining."""
+"""Gains by screening against gains by retraining."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,18 +14,18 @@ from experiments.reporting.tables.base import short_names
 from experiments.reporting.tables.screening import retrained
 
 
-def foretold(ranked: Sequence[Ranked], evidence: Evidence) -> Drawing | None:
-    """Draw what screening said against what retraining found, a point per layer; None if none has both."""
-    found = retrained(evidence)
-    both = [(one, found[one.site]) for one in ranked if one.site in found]
+def screening_figure(ranked: Sequence[Ranked], evidence: Evidence) -> Drawing | None:
+    """Draw each layer's gain by screening against its gain by retraining; None if no layer has both."""
+    verdicts = retrained(evidence)
+    both = [(one, verdicts[one.site]) for one in ranked if one.site in verdicts]
     if not both:
         return None
     return Drawing(
-        name="screen",
+        name="screening",
         title="Screening against retraining",
         alt="Gain of every layer by screening against its gain by retraining; the table has the numbers",
-        caption="On the dashed line screening foretold what retraining found. Screening switches the bias "
-        "off in one trained model: it ranks, and gives no verdict.",
+        caption="On the dashed line screening and retraining agree. Screening switches the bias off in one "
+        "trained model: it ranks layers, and gives no verdict.",
         height=3.6,
         paint=partial(_paint, both=both, metric=evidence.rule.metric),
     )

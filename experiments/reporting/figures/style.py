@@ -1,8 +1,8 @@
-"""How a report draws, once as SVG for its page and once as PNG for people who look elsewhere.
+"""How figures are drawn: as SVG for the report's page, and as PNG for MLflow.
 
-A figure is drawn with a palette. The page's palette is stand-in colours, replaced by CSS variables: one
-picture is legible on light and on dark. Text stays text (small, searchable). The size is that of a phone's
-column, so that nothing there is smaller than it should be; wide screens enlarge it.
+A figure is drawn with a palette. The palette of the page holds placeholders that are replaced by CSS
+variables, so one figure fits a light and a dark page. Text stays text: it is small and can be searched. A
+figure has the width of a phone's column, so that it is legible there; wide screens enlarge it.
 """
 
 import io
@@ -24,12 +24,12 @@ PNG_DPI = 200  # 980 pixels wide: sharp on a phone of three device pixels a CSS 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of a figure; blue, green and orange of one lightness stay apart for the colour-blind.
+    """The colours of a figure. Blue, green and orange of one lightness are distinct for the colour-blind.
 
     Attributes:
-        ink, faint, accent: text and axes, grid, what the eye should find.
+        ink, faint, accent: of text and axes, of the grid, of what matters.
         pays, costs, undecided: of verdicts; of gains and losses, too.
-        page: what is behind the figure.
+        page: background.
     """
 
     ink: str
@@ -46,7 +46,7 @@ class Palette:
 
 
 ON_PAGE = Palette(*(f"#{number:06d}" for number in range(1, 8)))
-"""Stand-ins that ``to_svg`` replaces by the variables of the page that have the fields' names."""
+"""Placeholders; ``to_svg`` replaces them by the page's variables, which have the names of the fields."""
 ON_PAPER = Palette("#1c2126", "#d5dadf", "#1f66b0", "#0c7a4d", "#b3400e", "#6a6f78", "#ffffff")
 """The light colours of the page."""
 
@@ -56,9 +56,9 @@ class Drawing:
     """A figure that has not been drawn yet.
 
     Attributes:
-        name: stem of its file, and begin of its ids on the page.
+        name: stem of its file, and prefix of its ids on the page.
         title: what it shows.
-        alt: the same for those who cannot see it, with where the numbers are.
+        alt: text for readers who cannot see it; it says where the numbers are.
         caption: how to read it.
         height: inches.
         paint: draws it on an empty figure and its axes, in a palette.
@@ -74,7 +74,7 @@ class Drawing:
 
 @contextmanager
 def _painted(drawing: Drawing, palette: Palette) -> Iterator[Figure]:
-    """Draw; what is drawn lazily, ticks for one, needs the style until the figure is saved."""
+    """Draw, and keep the style until the figure is saved: matplotlib draws ticks only then."""
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": drawing.name,
@@ -104,10 +104,10 @@ def _painted(drawing: Drawing, palette: Palette) -> Iterator[Figure]:
 def label_points(
     figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], others: Sequence[Any] = ()
 ) -> None:
-    """Write each name where it covers the fewest points and names: eight places around a point are tried.
+    """Write each name at one of eight places around its point: where it covers the fewest points and names.
 
     Args:
-        figure: the figure, complete but for the names.
+        figure: the figure, complete except for the names.
         axes: where the points are.
         points: name -> x and y in data.
         others: further points (x, y) that should stay free.
@@ -144,7 +144,7 @@ def _within(box: tuple[float, ...], frame: Sequence[float]) -> bool:
 
 
 def to_png(drawing: Drawing) -> bytes:
-    """Draw for the eye and for MLflow, on white."""
+    """Return the figure as PNG on white."""
     buffer = io.BytesIO()
     with _painted(drawing, ON_PAPER) as figure:
         figure.savefig(
@@ -154,7 +154,7 @@ def to_png(drawing: Drawing) -> bytes:
 
 
 def to_svg(drawing: Drawing) -> str:
-    """Draw as an ``<svg>`` element for the page: its colours, its font, ids of its own, two decimals."""
+    """Return the figure as an ``<svg>`` element with the page's colours and font, and ids of its own."""
     buffer, name = io.StringIO(), drawing.name
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with _painted(drawing, ON_PAGE) as figure:

@@ -1,6 +1,6 @@
 """The tables of a report, as plain values.
 
-Terminal, Markdown, CSV and HTML print the same sheets, so they cannot disagree.
+Terminal, Markdown, CSV and HTML print the same tables.
 """
 
 import math
@@ -46,7 +46,7 @@ class Table:
 
 
 def settling(verdict: Verdict, num_arms: int, margin: float) -> str:
-    """Say what would settle a verdict."""
+    """Return what would settle a verdict, for people."""
     further = verdict.further_trials
     if verdict.verdict == UNDECIDED and verdict.equivalent:
         return f"settled: no difference of {margin:g} points or more"
@@ -72,50 +72,51 @@ def varied_sites(rows: Sequence[Row]) -> tuple[str, ...]:
     for text in {row.plan for row in rows}:
         for site, choice in Plan.parse(text).choices:
             levels[site].add(level_of(choice))
-    return tuple(sorted(site for site, found in levels.items() if len(found) > 1))
+    return tuple(sorted(site for site, own in levels.items() if len(own) > 1))
 
 
 def arm_label(plan: str, sites: Sequence[str], rule: DecisionRule) -> str:
-    """Name a trial's plan as ``spell_levels`` does."""
+    """Return the short name of a trial's plan, as ``spell_levels`` does."""
     choices = dict(Plan.parse(plan).choices)
     return spell_levels([level_of(choices[site]) if site in choices else "" for site in sites], sites, rule)
 
 
 def spell_levels(levels: Sequence[str], sites: Sequence[str], rule: DecisionRule) -> str:
-    """Name a plan by its treated sites, shortly: ``0 + 2``; the level too where the rule knows several."""
+    """Return a plan's treated sites as a short name: ``0 + 2``; with treatments if the rule has several."""
     short, many = short_names(sites), len(rule.treatments) > 1
     treated = [(short[s], level) for s, level in zip(sites, levels, strict=True) if level in rule.treatments]
     return " + ".join(f"{name} {level}" if many else name for name, level in treated) or rule.baseline
 
 
 def term_label(term: Verdict | Effect, evidence: Evidence, names: Mapping[str, str] | None = None) -> str:
-    """Name a site; its level too where the rule knows several."""
+    """Name a site; its treatment too where the rule has several."""
     name = (names or {}).get(term.site, term.site)
-    return f"{name} {term.level}" if len(evidence.rule.treatments) > 1 else name
+    return f"{name} {term.treatment}" if len(evidence.rule.treatments) > 1 else name
 
 
-VERDICT_COLUMNS = (
-    *("site", "level", "verdict", "gain", "gain_low", "gain_high", "slowdown_percent", "price", "price_low"),
-    *("price_high", "net", "net_low", "net_high", "equivalent", "p_value", "tested_at"),
-    "further_trials_per_arm",
-)
+VERDICT_COLUMNS = {
+    **{name: name for name in ("site", "treatment", "verdict")},
+    **{"gain": "effect", "gain_low": "low", "gain_high": "high"},
+    **{name: name for name in ("slowdown_percent", "price", "price_low", "price_high")},
+    **{"net_gain": "net", "net_gain_low": "net_low", "net_gain_high": "net_high"},
+    **{name: name for name in ("equivalent", "p_value", "tested_at")},
+    "further_trials_per_arm": "further_trials",
+}
+"""Columns of ``verdicts.csv`` -> the fields of ``Verdict`` that they hold."""
 
 
 def verdict_table(evidence: Evidence) -> Table:
-    """Return one line per site and level, with everything its verdict rests on."""
-    own = {"gain": "effect", "gain_low": "low", "gain_high": "high"}
-    own["further_trials_per_arm"] = "further_trials"
-    lines = tuple(
-        tuple(getattr(v, own.get(column, column)) for column in VERDICT_COLUMNS) for v in evidence.verdicts
-    )
-    return Table("verdicts", f"Verdict per layer, points of {evidence.rule.metric}", VERDICT_COLUMNS, lines)
+    """Return one line per site and treatment, with everything its verdict rests on."""
+    lines = tuple(tuple(getattr(v, field) for field in VERDICT_COLUMNS.values()) for v in evidence.verdicts)
+    title = f"Verdict per layer, points of {evidence.rule.metric}"
+    return Table("verdicts", title, tuple(VERDICT_COLUMNS), lines)
 
 
 def effect_table(evidence: Evidence) -> Table:
-    """Return one line per site, level, metric and sensor condition."""
+    """Return one line per site, treatment, metric and sensor condition."""
     effects = (*evidence.effects, *evidence.other_effects)
-    lines = tuple((e.site, e.level, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
-    heads = ("site", "level", "metric", "condition", "gain", "low", "high")
+    lines = tuple((e.site, e.treatment, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
+    heads = ("site", "treatment", "metric", "condition", "gain", "low", "high")
     return Table("effects", "Gain per layer and sensor condition, points", heads, lines)
 
 
@@ -147,8 +148,8 @@ def trial_table(rows: Sequence[Row], rule: DecisionRule) -> Table:
         for condition in sorted(
             {r.condition for r in select(rows, metric=metric, unit="fraction", site="", scene="", draw=None)}
         ):
-            found = lenient_values(rows, metric, condition)
-            points = {trial: 100 * value for trial, value in found.items() if not math.isnan(value)}
+            fractions = lenient_values(rows, metric, condition)
+            points = {trial: 100 * value for trial, value in fractions.items() if not math.isnan(value)}
             (first if condition == rule.condition else further)[f"{metric} {condition}"] = points
     times = {head: typical_values(rows, metric) for metric, head in TIMES.items()}
     columns = {**first, **{head: values for head, values in times.items() if values}, **further}

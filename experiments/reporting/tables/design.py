@@ -1,4 +1,4 @@
-"""Plans compared, interactions, what cannot be told apart, what it all cost."""
+"""The tables of plans, confirmation, interactions, aliases and cost."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,8 @@ def plan_table(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) 
     for c in advice.candidates:
         name, m = spell_levels(c.levels, table.sites, rule), measured.get(c.levels)
         predicted = (c.utility, level + c.gain, _known(speed / (1 + c.slowdown_percent / 100)))
-        found = (m.accuracy, _known(m.samples_per_s), m.seeds) if m else (None, None, 0)
-        lines.append((name, *predicted, *found, FRONT if name in front else ""))
+        measurement = (m.accuracy, _known(m.samples_per_s), m.seeds) if m else (None, None, 0)
+        lines.append((name, *predicted, *measurement, FRONT if name in front else ""))
     heads = (
         *(f"{' or '.join(rule.treatments)} at", "utility, points"),
         *(f"{rule.metric} predicted", "samples/s predicted", f"{rule.metric} measured", "samples/s measured"),
@@ -71,7 +71,7 @@ def confirmation_table(confirmed: Sequence[Confirmed], evidence: Evidence) -> Ta
 
 
 def interaction_table(evidence: Evidence) -> Table:
-    """Return one line per pair of sites, or per group of pairs that the arms cannot tell apart."""
+    """Return one line per pair of sites, or per group of pairs that the arms do not separate."""
     short = short_names(evidence.table.sites)
     lines = tuple(
         (" or ".join(f"{short[a]} with {short[b]}" for a, b in pair.pairs), pair.effect, pair.low, pair.high)
@@ -82,7 +82,7 @@ def interaction_table(evidence: Evidence) -> Table:
 
 
 def alias_table(evidence: Evidence) -> Table:
-    """Return one line per group of effects that the arms cannot tell apart."""
+    """Return one line per group of effects that the arms do not separate."""
     lines = tuple((" = ".join(name.replace(":", " with ") for name in group),) for group in evidence.aliases)
     return Table("aliases", "What these arms cannot tell apart", ("effects seen as one",), lines)
 

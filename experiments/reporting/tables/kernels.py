@@ -1,4 +1,4 @@
-"""What really ran at each site."""
+"""The table of kernels that ran at each site."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ SLOWEST = 4
 
 def kernel_table_of_study(rows: Sequence[Row]) -> Table:
     """Return, per site and choice, the kernels that really ran, slowest first."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    times: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     choices = {text: dict(Plan.parse(text).choices) for text in {row.plan for row in rows}}
     for row in rows:
         if row.metric == "kernel_ms":
             choice = str(choices[row.plan].get(row.site, ""))
-            found[row.site, choice][row.kernel].append(row.value)
+            times[row.site, choice][row.kernel].append(row.value)
     lines = []
-    for (site, choice), kernels in sorted(found.items()):
+    for (site, choice), kernels in sorted(times.items()):
         slowest = sorted(((sum(v) / len(v), name) for name, v in kernels.items()), reverse=True)
         lines += [(site, choice, name, ms) for ms, name in slowest]
     return Table(

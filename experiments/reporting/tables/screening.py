@@ -1,4 +1,4 @@
-"""What switching a bias off at inference promised, and what retraining found."""
+"""The table of a screening: gains with the bias switched off at inference, beside gains of retraining."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from experiments.reporting.tables.base import Table
 
 def screening_table(ranked: Sequence[Ranked], evidence: Evidence | None) -> Table:
     """Return one line per site, the most promising first: screened, and retrained where both exist."""
-    found = retrained(evidence) if evidence else {}
+    verdicts = retrained(evidence) if evidence else {}
     lines = []
     for place, one in enumerate(ranked, 1):
-        v = found.get(one.site)
+        v = verdicts.get(one.site)
         lines.append(
             (
                 *(one.site, place, one.effect, one.alone, one.last),
@@ -23,23 +23,23 @@ def screening_table(ranked: Sequence[Ranked], evidence: Evidence | None) -> Tabl
             )
         )
     heads = (
-        *("layer", "rank", "screened gain", "switched on alone", "switched off alone"),
+        *("layer", "rank", "screened gain", "only this layer on", "only this layer off"),
         *("retrained gain", "low", "high", "verdict"),
     )
     title = "Screening (an intervention on one trained model, no verdict) and retraining, points"
-    return Table("screen", title, heads, tuple(lines))
+    return Table("screening", title, heads, tuple(lines))
 
 
 def compare_screening(ranked: Sequence[Ranked], evidence: Evidence) -> str:
-    """Say in a sentence how well the screening foretold the retraining; empty with fewer than two sites."""
-    found = retrained(evidence)
-    both = [(one, found[one.site]) for one in ranked if one.site in found]
+    """Return a sentence on how well screening and retraining agree; empty with fewer than two sites."""
+    verdicts = retrained(evidence)
+    both = [(one, verdicts[one.site]) for one in ranked if one.site in verdicts]
     if len(both) < 2:
         return ""
     paying = {v.site for _, v in both if v.verdict == PAYS}
     top = {one.site for one, _ in both[: len(paying)]}
     layers = "1 layer that pays" if len(paying) == 1 else f"{len(paying)} layers that pay"
-    hit = f" Of the {layers} off it put {len(paying & top)} first." if paying else ""
+    hit = f" Of the {layers} off, it ranks {len(paying & top)} first." if paying else ""
     rho = float(spearmanr([one.effect for one, _ in both], [v.effect for _, v in both]).statistic)
     bias = sum(one.effect - v.effect for one, v in both) / len(both)
     return (
@@ -49,5 +49,5 @@ def compare_screening(ranked: Sequence[Ranked], evidence: Evidence) -> str:
 
 
 def retrained(evidence: Evidence) -> dict[str, Verdict]:
-    """Return site -> verdict on the level that a screening switches: the rule's treatment."""
-    return {v.site: v for v in evidence.verdicts if v.level == evidence.rule.treatment}
+    """Return site -> verdict on the level that a screening switches: the rule's first treatment."""
+    return {v.site: v for v in evidence.verdicts if v.treatment == evidence.rule.treatments[0]}

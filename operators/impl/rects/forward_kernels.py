@@ -1,12 +1,13 @@
 # mypy: disallow-incomplete-defs=False
 """The forward kernels: attention over a share of a block's tiles, and the merge of the shares.
 
-One program takes BLOCK_Q queries of one head and a share of that block's tile list. It runs a plain loop
-over tiles no rect touches, then a loop that adds the bias (or masks) over the others. A softmax needs its
-scores shifted by some number near their maximum, and any number does that keeps the exponentials within
-range: so the shift is taken from the first tile and kept, which leaves one multiply-add and one exponential
-per score. If the sum then leaves the safe range (scores that differ by 80 powers of two from the first
-tile's), the program starts again with the running maximum of FlashAttention (arXiv 2205.14135).
+One program handles BLOCK_Q queries of one head and a share of that block's tile list. It runs one loop over
+the plain tiles, which no rect touches, and then one over the touched tiles, which adds the bias or the mask.
+
+A softmax may shift its scores by any number that keeps the exponentials in range. Here the shift comes from
+the first tile and stays, which leaves one multiply-add and one exponential per score. If the sum leaves the
+safe range (scores that differ by 80 powers of two from those of the first tile), the program starts again
+with the running maximum of FlashAttention (arXiv 2205.14135).
 """
 
 import triton
@@ -30,10 +31,10 @@ SAFE = tl.constexpr(2.0**80)  # bounds the sum: terms of 2^-30 of it stay normal
 
 @triton.jit
 def accumulate(scores, v, shift, total, acc, ONLINE: tl.constexpr, PRECISION: tl.constexpr):
-    """Add one tile to the softmax's running sums; scores are in powers of two, and shifted unless ONLINE."""
+    """Add one tile to the softmax's running sums. Scores are in powers of two, and shifted unless ONLINE."""
     if ONLINE:
         new = tl.maximum(shift, tl.max(scores, axis=1))
-        safe = tl.where(new == float("-inf"), 0.0, new)  # no key so far: -inf - -inf would be NaN
+        safe = tl.where(new == float("-inf"), 0.0, new)  # without a key so far, -inf - -inf would be NaN
         old = tl.exp2(shift - safe)
         p = tl.exp2(scores - safe[:, None])
         total = total * old + tl.sum(p, axis=1)
@@ -86,8 +87,8 @@ def sweep(
     """Run both loops over a share of the list.
 
     Returns:
-        shift (M,), sum of exponentials (M,), values weighted by exponentials (M, D), and whether a rect met a
-        tile (M,) int32.
+        The shift (M,), the sum of exponentials (M,), the values weighted by exponentials (M, D), and whether
+        any rect met a tile (M,) int32.
     """
     n = tl.arange(0, TILE_K)
     in_head = tl.arange(0, BLOCK_D) < HEAD
@@ -96,8 +97,8 @@ def sweep(
     acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     seen = tl.zeros([BLOCK_Q], tl.int32)
     if KIND != NONE:
-        # Tiles come in order of segments: what the queries have there is loaded where one begins. For the
-        # first tile that is here, so that the second loop need not begin with waiting.
+        # Tiles are in the order of segments, and the queries' values are loaded where a segment begins. For
+        # the first tile that is here, so that the second loop does not begin with a wait.
         first_key, first_shape, corner, packed = next_tile(listing, touched_from, num_tiles)
         before = packed >> 13
         first, last, level, center_row, center_col = read_segment(
@@ -122,7 +123,7 @@ def sweep(
             scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2 + base[:, None]
             shift, total, acc = accumulate(scores, v, shift, total, acc, ONLINE, PRECISION)
     if KIND == NONE:
-        for _tail in range(touched_from, touched_to):  # the keys beyond the last whole run
+        for _tail in range(touched_from, touched_to):  # the keys after the last whole tile
             key0 = (num_tiles - 1) * TILE_K
             real = key0 + n < num_keys
             k_tile = k_rows + key0 * k_n + (n * k_n)[None, :]
@@ -142,7 +143,7 @@ def sweep(
                     sorted_rects, padded, segment, places, present, weights, w_s, centers, c_s, c_d, KIND
                 )
                 before = segment
-            # A cut tile reads other keys where its own end: they are real memory, and masked below.
+            # Beyond its own cells a cut tile reads other keys. They are valid memory, and masked below.
             offsets = tl.minimum(shape_offsets(shape, TILE_K), num_keys - 1 - key0)
             k_tile = k_rows + key0 * k_n + (offsets * k_n)[None, :]
             v_tile = v_cols + key0 * v_n + (offsets * v_n)[:, None]
@@ -228,11 +229,11 @@ def forward_kernel(
     """Attend with one block of queries to one share of its tiles.
 
     Operands:
-        Out: (splits, B, H, Q, D) by the ``o_*`` strides: the result over the share, 0 where it has no key.
-        Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf,
-            or, if there is one share only, +inf: the backward then finds probabilities of 0.
-        Rest: (B, H, Q, D) of Out's dtype, contiguous: what rounding takes from the result, if KEEP and there
-            is one share.
+        Out: (splits, B, H, Q, D) with the ``o_*`` strides: the result over the share, 0 where it has no key.
+        Lse: (splits, B, H, Q) float32: log2 of the share's sum of exponentials. Without a key it is -inf. If
+            there is only one share it is +inf instead, so that the backward pass computes probabilities of 0.
+        Rest: (B, H, Q, D) of Out's dtype, contiguous: what rounding took from the result. Written if KEEP and
+            if there is only one share.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -248,7 +249,7 @@ def forward_kernel(
     if EARLY:
         gdc_launch_dependents()
     if not ONLINE:
-        # Any keys do for the shift: these, about where the share begins, are known before the lists are.
+        # Any keys can give the shift. These, near the start of the share, do not depend on the lists.
         keys = tl.minimum(num_tiles * split // SPLITS * TILE_K + n, num_keys - 1).to(tl.int64)
         some_k = tl.load(k_rows + (keys * k_n)[None, :], mask=in_head[:, None], other=0.0)
     if EARLY:
@@ -288,7 +289,7 @@ def forward_kernel(
     if not ONLINE:
         unsafe = (total > 1 / SAFE) & (total < SAFE) == 0
         if KIND == MASK:
-            unsafe = unsafe & (seen != 0)  # a query without a key here has a sum of 0
+            unsafe = unsafe & (seen != 0)  # a query without a key in this share has a sum of 0
         some = plain_from + touched_from < plain_to + touched_to
         if (tl.max(unsafe.to(tl.int32), 0) > 0) & some:
             shift, total, acc, seen = sweep(
@@ -337,8 +338,8 @@ def merge_kernel(
     Operands:
         Parts: (splits, B * H, Q, D) float32, contiguous.
         PartLse: (splits, B * H, Q) float32, in powers of two.
-        Out: (B, H, Q, D) by its strides.
-        Rest: (B * H, Q, D) of Out's dtype, contiguous: what rounding takes from it, if KEEP.
+        Out: (B, H, Q, D) with its strides.
+        Rest: (B * H, Q, D) of Out's dtype, contiguous: what rounding took from Out. Written if KEEP.
         Lse: (B * H, Q) float32; +inf for a query without any key, whose output is 0.
     """
     if EARLY:

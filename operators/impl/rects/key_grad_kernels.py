@@ -1,8 +1,8 @@
 # mypy: disallow-incomplete-defs=False
 """Gradients of keys and values: one program per tile of keys, over all blocks of queries.
 
-Scores stand transposed, keys by queries, so that P and dS are the left operands that dV and dK need. Notation
-as in ``query_grad_kernels``.
+Scores are transposed, keys by queries, because dV and dK need P and dS as left operands. The notation is that
+of ``query_grad_kernels``.
 """
 
 import triton
@@ -24,7 +24,7 @@ from operators.impl.rects.scores import (
 
 @triton.jit
 def key_step(k, v, q, g, base, delta, dk, dv, scale_log2, PRECISION: tl.constexpr):
-    """Add one block of queries, rows (M, D), to dK (before its scale) and dV; scores are transposed."""
+    """Return dK (before its scale) and dV with one block of queries (M, D) added; scores are transposed."""
     p = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2 + base)
     dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
     dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
@@ -34,7 +34,7 @@ def key_step(k, v, q, g, base, delta, dk, dv, scale_log2, PRECISION: tl.constexp
 
 @triton.jit
 def next_block(listing, i, num_blocks, KIND: tl.constexpr):
-    """Return the i-th block of a list, or its last; read one turn ahead, see ``scores.next_plain``."""
+    """Return the i-th block of a list, or its last. Loops read it one turn ahead (``scores.next_plain``)."""
     if KIND == NONE:
         return i
     return tl.load(listing + tl.minimum(i, num_blocks - 1))
@@ -102,8 +102,8 @@ def key_grad_kernel(
     """Compute dK and dV of one tile of keys over all blocks of queries.
 
     Operands:
-        lists: (B, tiles, blocks): blocks that touch the tile from the front, others from the back.
-        counts: (B, tiles).
+        lists: (B, tiles, blocks): blocks that touch the tile from the front, the others from the back.
+        counts: (B, tiles): number of blocks that touch the tile.
     """
     tile = tl.program_id(0)
     pair = tl.program_id(1)
@@ -135,7 +135,7 @@ def key_grad_kernel(
     touched = 0
     if KIND != NONE:
         touched = tl.load(counts + batch * num_tiles + tile)
-    # A tail needs no mask here: the rows of keys beyond the segment are summed and not stored.
+    # Keys beyond the segment need no mask: their rows are computed and not stored.
     if KIND != MASK:
         block = next_block(listing, touched, num_blocks, KIND)
         for i in tl.range(touched, num_blocks, num_stages=STAGES):

@@ -1,13 +1,12 @@
-"""Buffers, and two custom ops that torch.compile and autograd know.
+"""Buffers, and two custom ops for ``torch.compile`` and autograd.
 
-``biaswise::rects_forward`` and ``biaswise::rects_backward`` are opaque to the compiler and need nothing from
-the host but shapes, so they can be captured in a CUDA graph (after one call of the same shape outside:
-Triton compiles, and the table of tiles is copied to the device, on first use).
+``biaswise::rects_forward`` and ``biaswise::rects_backward`` are opaque to the compiler. The host needs only
+shapes, so a CUDA graph can capture them. Call them once with the same shapes before the capture: the first
+use compiles the kernels and copies the table of tiles to the device.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from operators.forms import RectsForm
 from operators.impl.rects import forward_kernels, key_grad_kernels, query_grad_kernels
 from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, overlap, tile_table
 from operators.impl.rects.sizes import MASK_SPLITS, Blocks, blocks_for, choose_splits
@@ -23,7 +23,7 @@ _LOG2E = math.log2(math.e)
 
 
 class Kind(IntEnum):
-    """What is added; the values are those of ``scores``."""
+    """What is added to the scores; the values are those of ``scores``."""
 
     NONE = 0
     WINDOW = 1
@@ -31,35 +31,14 @@ class Kind(IntEnum):
     MASK = 3
 
 
-@dataclass(frozen=True, eq=False)
-class Field:
-    """What is added to the scores, taken apart for the custom op.
-
-    Attributes:
-        kind: see there.
-        segments: first key, rows and columns of every segment.
-        rects: (B, Q, S, 4) int32.
-        weight: (B, H or 1, Q, S) float, in logits.
-        centers: (B, Q, S, 2) float, in cells. sigma: in cells. limit: in logits.
-    """
-
-    kind: Kind
-    segments: Segments
-    rects: Tensor | None = None
-    weight: Tensor | None = None
-    centers: Tensor | None = None
-    sigma: float = 1.0
-    limit: float = 1.0
-
-
 class Call:
-    """What the kernels of one forward or backward share: sizes, pointers, strides, constants."""
+    """The arguments that all kernels of one pass share: sizes, tensors, strides, constants."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, centers: Tensor | None,
         segments: Sequence[int], kind: int, scale: float, sigma: float, limit: float,
     ) -> None:  # fmt: skip
-        self.q, self.k, self.v = rows_contiguous(q), near(k), near(v)
+        self.q, self.k, self.v = rows_contiguous(q), addressable(k), addressable(v)
         self.batch, self.heads, self.num_queries, self.head_size = q.shape
         self.num_keys, self.kind, self.weight = k.shape[2], kind, weight
         self.blocks, self.num_blocks, self.num_tiles = measure(q, k, segments, kind)
@@ -67,11 +46,11 @@ class Call:
         self.pairs = self.batch * self.heads
         self.num_segments = len(segments) // 3
         self.table = tile_table(triples(segments), self.blocks.keys, q.device) if kind else self.q
-        # A tensor that is not there is never read; a pointer is needed all the same.
+        # The kernels need a pointer for a missing tensor too, and never read from it.
         self.fields = [self.q if weight is None else weight, self.q if centers is None else centers]
         self.field_strides = [0] * 4 if weight is None else list(weight.stride())
         if weight is not None and weight.shape[1] == 1:
-            self.field_strides[1] = 0  # shared by the heads
+            self.field_strides[1] = 0  # all heads share it
         self.field_strides += [0] * 4 if centers is None else list(centers.stride())
         self.key_strides = (*self.k.stride()[:3], *self.v.stride()[:3])
         self.scale, self.numbers = scale, (scale * _LOG2E, _LOG2E / (2 * sigma * sigma), limit)
@@ -82,41 +61,47 @@ class Call:
             "BLOCK_D": self.block_d,
             "BLOCK_Q": self.blocks.queries,
             "TILE_K": self.blocks.keys,
-            "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",  # tf32 would break the error budget
+            "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",  # tf32 would exceed the error budget
             "num_warps": self.blocks.warps,
         }
 
     def splits(self) -> int:
-        """Return into how many shares the tiles of a block are cut."""
+        """Return the number of shares into which the tiles of a block are split."""
         if self.kind == Kind.MASK and self.q.is_cuda:
-            return min(MASK_SPLITS, self.num_tiles)  # how many tiles are read is known on the device alone
+            return min(MASK_SPLITS, self.num_tiles)  # only the device knows how many tiles are read
         return choose_splits(self.num_blocks * self.pairs, self.num_tiles, self.q.device)
 
 
 def measure(q: Tensor, k: Tensor, segments: Sequence[int], kind: int) -> tuple[Blocks, int, int]:
-    """Return block sizes, number of blocks of queries, and number of tiles (without a bias: runs of keys)."""
+    """Return the block sizes, the number of blocks of queries and the number of tiles of keys.
+
+    Without a bias a tile is a run of consecutive keys.
+    """
     blocks = blocks_for(kind, q.dtype, q.shape[-1], q.device.type)
     num_tiles = len(cut_grid(triples(segments), blocks.keys)) if kind else -(-k.shape[2] // blocks.keys)
     return blocks, -(-q.shape[2] // blocks.queries), num_tiles
 
 
 def triples(flat: Sequence[int]) -> Segments:
-    """Undo the flattening that custom ops ask for."""
+    """Return segments (first key, rows, columns) from the flat list that a custom op takes."""
     return tuple((flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3))
 
 
 def rows_contiguous(tensor: Tensor) -> Tensor:
-    """Return the tensor with its last axis contiguous; the other strides are taken as they are."""
+    """Return the tensor with a contiguous last axis; the other strides may be any."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def near(tensor: Tensor) -> Tensor:
-    """Return keys or values whose rows lie within 2^31 elements of the first, last axis contiguous."""
+def addressable(tensor: Tensor) -> Tensor:
+    """Return keys or values with a contiguous last axis and all rows within 2^31 elements of the first."""
     return rows_contiguous(tensor) if tensor.shape[2] * tensor.stride(2) < 2**31 else tensor.contiguous()
 
 
 def _outputs(q: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate output, with the strides of q so that the caller's reshape is free, rest, and LSE."""
+    """Allocate the output, the rest and the log-sum-exp.
+
+    The output has the strides of q, so that the caller can reshape it without a copy.
+    """
     rest = q.new_empty(q.shape if keep and q.dtype != torch.float32 else (0,))
     return torch.empty_like(q), rest, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -139,8 +124,9 @@ def rects_forward(
     """Attend.
 
     Returns:
-        the output; if ``keep`` and it is of half precision, what rounding took from it, (B, H, Q, D) in its
-        dtype and contiguous, for the backward, else no elements; the log2-sum-exp (B, H, Q); and the lists.
+        The output; the rest; the log2-sum-exp (B, H, Q); and the five tensors of ``Lists``. The rest is what
+        rounding took from the output, (B, H, Q, D) contiguous in the output's dtype, for the backward pass.
+        It has no elements without ``keep`` and for float32.
     """
     out, rest, lse = _outputs(q, keep)
     keep = rest.numel() > 0
@@ -184,7 +170,7 @@ def _(q, k, v, rects, weight, centers, segments, kind, scale, sigma, limit, keep
 def _gradients(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, need: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocate the gradients of q, of k and v, and of the weight that are needed; others have no elements."""
+    """Allocate the gradients of q, k, v and the weight. Those that are not needed have no elements."""
     need_query, need_keys, need_weight = need
     return (
         torch.empty_like(q) if need_query else q.new_empty(0),
@@ -213,29 +199,32 @@ def rects_backward(
     limit: float,
     need: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k, v and the weight; ``need``: of q, of k and v, of the weight."""
+    """Return the gradients of q, k, v and the weight.
+
+    ``need`` says which are computed: that of q, those of k and v, that of the weight.
+    """
     dq, dk, dv, dw = _gradients(q, k, v, weight, need)
     call = Call(q, k, v, weight, centers, segments, kind, scale, sigma, limit)
-    found = Lists(*lists)
+    saved_lists = Lists(*lists)
     grad = rows_contiguous(grad)
     with torch.cuda.device_of(q):
         rows = [q.new_empty((call.pairs, call.padded, call.head_size)) for _ in range(2)]
         rows += [q.new_empty((call.pairs, call.padded), dtype=torch.float32) for _ in range(2)]
         query_grad_kernels.prepare_kernel[(triton.cdiv(call.padded, 32), call.pairs)](
-            call.q, out, rest, grad, lse, found.order, *rows,
+            call.q, out, rest, grad, lse, saved_lists.order, *rows,
             *call.q.stride()[:3], *out.stride(), *grad.stride()[:3],
             call.heads, call.num_queries, call.padded,
             KIND=kind, HEAD=call.head_size, BLOCK_D=call.block_d, KEPT=rest.numel() > 0, ROWS=32, num_warps=4,
         )  # fmt: skip
         if need[0] or need[2]:
-            _query_grads(call, rows, found, dq if need[0] else None, dw if need[2] else None)
+            _query_grads(call, rows, saved_lists, dq if need[0] else None, dw if need[2] else None)
         if need[1]:
-            _key_grads(call, rows, found, dk, dv)
+            _key_grads(call, rows, saved_lists, dk, dv)
     return dq, dk, dv, dw
 
 
 def _query_grads(call: Call, rows: list[Tensor], lists: Lists, dq: Tensor | None, dw: Tensor | None) -> None:
-    """Compute dQ and the gradient of the weight. rows: queries, gradients, LSE and D in sorted order."""
+    """Compute dQ and the weight's gradient; ``rows`` are queries, gradients, LSE and D in sorted order."""
     splits, shape = call.splits(), tuple(call.q.shape)
     part = call.q.new_empty((splits, *shape), dtype=torch.float32)
     part_weight = call.q.new_zeros(
@@ -256,7 +245,7 @@ def _query_grads(call: Call, rows: list[Tensor], lists: Lists, dq: Tensor | None
 
 
 def _key_grads(call: Call, rows: list[Tensor], lists: Lists, dk: Tensor, dv: Tensor) -> None:
-    """Compute dK and dV. rows: queries, gradients, LSE and D in sorted order."""
+    """Compute dK and dV; ``rows`` are queries, gradients, LSE and D in sorted order."""
     by_tile, counts = list_blocks(lists.flags) if call.kind else (lists.tiles, lists.counts)
     key_grad_kernels.key_grad_kernel[(call.num_tiles, call.pairs)](
         *rows, call.k, call.v, dk, dv, lists.order, lists.rects, *call.fields, call.table, by_tile, counts,
@@ -272,7 +261,7 @@ def _(grad, q, k, v, weight, centers, out, rest, lse, lists, segments, kind, sca
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep what the backward reads."""
+    """Keep what the backward pass reads."""
     q, k, v, _, weight, centers, *ctx.numbers, _ = inputs
     ctx.save_for_backward(q, k, v, weight, centers, *output)
     ctx.set_materialize_grads(False)
@@ -285,31 +274,48 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     q, k, v, weight, centers, out, rest, lse, *lists = ctx.saved_tensors
     need_q, need_k, need_v, _, need_weight, *_ = ctx.needs_input_grad
     need = [need_q, need_k or need_v, need_weight]
-    kept = (q, k, v, weight, centers, out, rest, lse)
-    dq, dk, dv, dw = rects_backward(grad, *kept, lists, *ctx.numbers, need)
-    found = (
+    saved = (q, k, v, weight, centers, out, rest, lse)
+    dq, dk, dv, dw = rects_backward(grad, *saved, lists, *ctx.numbers, need)
+    gradients = (
         dq if need_q else None,
         dk if need_k else None,
         dv if need_v else None,
         None,
         dw if need_weight else None,
     )
-    return (*found, *(None,) * 7)
+    return (*gradients, *(None,) * 7)
 
 
 rects_forward.register_autograd(_backward, setup_context=_save)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, field: Field) -> Tensor:
-    """Call the op. Shapes as in ``operators.impl.rects.forward``."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, form: RectsForm | None) -> Tensor:
+    """Call the forward op; arguments as for ``operators.impl.rects.forward``."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # Triton 3.6's interpreter multiplies the bits of bfloat16 as integers, and truncates when it casts.
-        return attend(q.float(), k.float(), v.float(), scale, field).to(q.dtype)
-    flat = [number for segment in field.segments for number in segment]
-    leaves = (q, k, v, field.weight)
-    keep = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
+        return attend(q.float(), k.float(), v.float(), scale, form).to(q.dtype)
+    rects = weight = centers = None
+    sigma = limit = 1.0
+    flat = [0, 1, k.shape[2]]
+    if form is not None:
+        rects, weight = form.rects, form.weight
+        flat = [number for s in form.grid.segments for number in (s.offset, s.rows, s.cols)]
+        if form.gaussian is not None:
+            centers, sigma, limit = form.gaussian
+            centers = centers.detach()
+    keep = torch.is_grad_enabled() and any(
+        leaf is not None and leaf.requires_grad for leaf in (q, k, v, weight)
+    )
     out: Tensor = rects_forward(
-        q, k, v, field.rects, field.weight, field.centers, flat, int(field.kind), scale, field.sigma,
-        field.limit, keep,
+        q, k, v, rects, weight, centers, flat, int(kind_of(form)), scale, sigma, limit, keep
     )[0]  # fmt: skip
     return out
+
+
+def kind_of(form: RectsForm | None) -> Kind:
+    """Return what a form adds to the scores."""
+    if form is None:
+        return Kind.NONE
+    if form.mode == "mask":
+        return Kind.MASK
+    return Kind.WINDOW if form.gaussian is None else Kind.GAUSSIAN

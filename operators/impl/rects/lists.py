@@ -1,4 +1,4 @@
-"""The host's side of ``tiles``: the table of tiles of a grid, and the lists of every block of queries."""
+"""Launches of the kernels of ``tiles``: the table of a grid's tiles, and the lists of all blocks."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,7 @@ from operators.impl.rects.sizes import Blocks
 Segments = tuple[tuple[int, int, int], ...]
 """First key, rows and columns of every segment."""
 
-_MAX_SIDE = 0x7FFF  # rows and columns share an int32, and a bit of each half guards a comparison
+_MAX_SIDE = 0x7FFF  # row and column share an int32, and a comparison uses one bit of each half as a guard
 
 
 @lru_cache(maxsize=64)
@@ -21,11 +21,18 @@ def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
     """Cut all segments into tiles.
 
     Returns:
-        per tile: first key; its shape (columns of the segment << 3 | log2 of its width); its corner (first
-        row << 16 | first column); and the rest (segment << 13 | whether it reaches beyond its own cells << 12
-        | own rows << 6 | own columns).
+        Four numbers per tile:
+
+        - its first key;
+        - its shape: columns of the segment << 3 | log2 of the tile's width;
+        - its corner: first row << 16 | first column;
+        - its extent: segment << 13 | whether it is cut (reaches beyond its own cells) << 12 | own rows << 6
+          | own columns.
+
+    Raises:
+        ValueError: a segment has more than 32767 rows or columns.
     """
-    found = []
+    entries = []
     for segment, (offset, rows, cols) in enumerate(segments):
         if max(rows, cols) > _MAX_SIDE:
             raise ValueError(
@@ -36,30 +43,40 @@ def cut_grid(segments: Segments, tile_keys: int) -> tuple[tuple[int, ...], ...]:
             own_rows, own_cols = min(tall, row_end - row), min(wide, col_end - col)
             cut = own_rows < tall or own_cols < wide
             extent = segment << 13 | cut << 12 | own_rows << 6 | own_cols
-            found.append((offset + row * cols + col, cols << 3 | width, row << 16 | col, extent))
-    return tuple(found)
+            entries.append((offset + row * cols + col, cols << 3 | width, row << 16 | col, extent))
+    return tuple(entries)
 
 
 @lru_cache(maxsize=64)
 def tile_table(segments: Segments, tile_keys: int, device: torch.device) -> Tensor:
     """Copy ``cut_grid`` to the device as (tiles, 4) int32, once per grid."""
-    with torch.inference_mode(False):  # cached for calls outside of it too
+    with torch.inference_mode(False):  # later calls outside inference mode get the same tensor
         return torch.tensor(cut_grid(segments, tile_keys), dtype=torch.int32, device=device)
 
 
 @dataclass(frozen=True, eq=False)
 class Lists:
-    """Which queries go together and which tiles they touch; see ``tiles``. Without elements if no bias."""
+    """The order of the queries, and the tiles that each block of them touches (see ``tiles``).
 
-    order: Tensor  # (B, padded) int32
-    rects: Tensor  # (B, S, 2, padded) int32
-    tiles: Tensor  # (B, blocks, tiles, 4) int32
-    counts: Tensor  # (B, blocks) int32
-    flags: Tensor  # (B, blocks, tiles) int8
+    Without a bias, no tensor has elements.
+
+    Attributes:
+        order: (B, padded) int32: the query at each place.
+        rects: (B, S, 2, padded) int32: packed first and last cells, in that order.
+        tiles: (B, blocks, tiles, 4) int32: entries of ``cut_grid``.
+        counts: (B, blocks) int32: how many tiles are touched.
+        flags: (B, blocks, tiles) int8: 1 if touched.
+    """
+
+    order: Tensor
+    rects: Tensor
+    tiles: Tensor
+    counts: Tensor
+    flags: Tensor
 
     @classmethod
     def empty(cls, rects: Tensor, num_blocks: int, num_tiles: int, padded: int) -> "Lists":
-        """Allocate for rects (B, Q, S, 4)."""
+        """Allocate the tensors for rects (B, Q, S, 4)."""
         batch, _, num_segments, _ = rects.shape
         return cls(
             rects.new_empty((batch, padded)),
@@ -71,35 +88,36 @@ class Lists:
 
     @classmethod
     def none(cls, like: Tensor) -> "Lists":
-        """Allocate nothing."""
-        order, rects, found, counts = (like.new_empty(0, dtype=torch.int32) for _ in range(4))
-        return cls(order, rects, found, counts, like.new_empty(0, dtype=torch.int8))
+        """Return tensors without elements, on the device of ``like``."""
+        order, rects, entries, counts = (like.new_empty(0, dtype=torch.int32) for _ in range(4))
+        return cls(order, rects, entries, counts, like.new_empty(0, dtype=torch.int8))
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All of them, in order."""
+        """All tensors, in the order of the fields."""
         return self.order, self.rects, self.tiles, self.counts, self.flags
 
 
 @lru_cache(maxsize=64)
 def overlap(device: torch.device) -> tuple[dict[str, bool], dict[str, bool]]:
-    """Return how the first and how the later kernels of a chain are launched.
+    """Return the launch options of the first kernel of a chain, and those of the later ones.
 
-    From compute capability 9.0 on a kernel may start while the one before it ends, and waits within for its
-    results (programmatic dependent launch): a microsecond less at each of five seams.
+    From compute capability 9.0 on, a kernel may start before its predecessor has ended, and waits inside for
+    the results (programmatic dependent launch). That saves a microsecond between each two of six kernels.
     """
     early = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return {"EARLY": early}, {"EARLY": early, "launch_pdl": early} if early else {"EARLY": False}
 
 
 def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False) -> Lists:
-    """Order the queries and list every block's tiles.
+    """Order the queries, and list the tiles of every block.
 
     Args:
         rects: (B, Q, S, 4) int32, any strides.
-        table: see ``tile_table``.
-        blocks: sizes.
-        mask: only what the rects touch matters; else a tile that reaches beyond its own cells is listed, too.
+        table: what ``tile_table`` returned.
+        blocks: the sizes.
+        mask: list as touched only the tiles that a rect touches. Without it, tiles that reach beyond their
+            own cells are listed as touched too.
     """
     batch, num_queries, num_segments, _ = rects.shape
     rects = rects if rects.stride(-1) == 1 else rects.contiguous()
@@ -109,7 +127,7 @@ def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False)
     lists = Lists.empty(rects, num_blocks, num_tiles, padded)
     codes = torch.empty_like(lists.order)
     strides = rects.stride()[:3]
-    rows = 8 if rects.is_cuda else 128  # many small programs; few in the interpreter
+    rows = 8 if rects.is_cuda else 128  # many small programs on a GPU, few in the interpreter
     first, later = overlap(rects.device)
     segments = {"S": num_segments, "PADDED_S": triton.next_power_of_2(num_segments)}
     tiles.code_kernel[(triton.cdiv(padded, 4 * rows), batch)](
@@ -130,7 +148,7 @@ def list_tiles(rects: Tensor, table: Tensor, blocks: Blocks, mask: bool = False)
 
 
 def list_blocks(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """List the blocks of queries that touch every tile: (B, tiles, blocks) int32 and how many, (B, tiles)."""
+    """List the blocks that touch each tile, (B, tiles, blocks) int32, and count them: (B, tiles)."""
     batch, num_blocks, num_tiles = flags.shape
     lists = flags.new_empty((batch, num_tiles, num_blocks), dtype=torch.int32)
     counts = flags.new_empty((batch, num_tiles), dtype=torch.int32)

@@ -1,11 +1,11 @@
 # mypy: disallow-incomplete-defs=False
-"""Gradients of queries and weights, and what both backward passes need first.
+"""Gradients of queries and weights, and the preparation of both backward passes.
 
 Notation of FlashAttention-2 (arXiv 2307.08691): P the probabilities, dP = dO V^T, D = rowsum(dO * O),
-dS = P * (dP - D). dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO; the gradient of a rect's weight is the sum
-of dS times the bias's slope over the rect. One pass goes over blocks of queries, one over tiles of keys; both
-recompute P from the saved log-sum-exp. There are no atomics, and every sum has a fixed order: gradients have
-the same bits each time.
+dS = P * (dP - D), dQ = scale dS K, dK = scale dS^T Q, dV = P^T dO. The gradient of a rect's weight is the sum
+of dS times the bias's slope over the rect. One pass runs over blocks of queries, the other over tiles of
+keys. Both recompute P from the saved log-sum-exp. There are no atomics, and every sum has a fixed order, so
+gradients have the same bits on every run.
 """
 
 import triton
@@ -56,14 +56,14 @@ def prepare_kernel(
     KEPT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Bring queries and gradients into sorted order, and compute D = rowsum(dO * O).
+    """Copy queries and gradients in sorted order, and compute D = rowsum(dO * O).
 
     Operands:
-        Out: (B, H, Q, D) by its strides, of Q's dtype.
-        Rest: (B * H, Q, D) of that dtype, contiguous, if KEPT: what rounding took from Out, which would make
-            the largest error of the weights' gradient.
+        Out: (B, H, Q, D) with its strides, of Q's dtype.
+        Rest: (B * H, Q, D) of that dtype, contiguous, if KEPT: what rounding took from Out. Without it, that
+            would be the largest error of the weights' gradient.
         SortedQ, SorteddO: (B * H, padded, D); padding is 0.
-        SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0: probabilities of 0.
+        SortedLse, SortedDelta: (B * H, padded) float32; padding is +inf and 0, so that probabilities are 0.
     """
     pair = tl.program_id(1)
     batch = (pair // heads).to(tl.int64)
@@ -97,7 +97,7 @@ def prepare_kernel(
 
 @triton.jit
 def query_step(q, g, k_rows, v_rows, base, delta, dq, scale_log2, PRECISION: tl.constexpr):
-    """Add a tile of keys (rows (N, D)) to dQ before its scale; ``base`` is bias - LSE. Also returns dS."""
+    """Return dS, and dQ before its scale, with one tile of keys (N, D) added; ``base`` is bias - LSE."""
     p = tl.exp2(tl.dot(q, tl.trans(k_rows), input_precision=PRECISION) * scale_log2 + base)
     dp = tl.dot(g, tl.trans(v_rows), input_precision=PRECISION)
     ds = p * (dp - delta)
@@ -164,8 +164,8 @@ def query_grad_kernel(
     """Compute dQ, and the gradient of the weights, of one block of queries over a share of its tiles.
 
     Operands:
-        dQ: (splits, B, H, Q, D) by the ``o_*`` strides.
-        dWeight: (splits, B, H, Q, S) float32, zeros before.
+        dQ: (splits, B, H, Q, D) with the ``o_*`` strides.
+        dWeight: (splits, B, H, Q, S) float32, filled with zeros by the caller.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -223,7 +223,7 @@ def query_grad_kernel(
     touched_from = touched * split // SPLITS
     touched_to = touched * (split + 1) // SPLITS
     if KIND == NONE:
-        for _tail in range(touched_from, touched_to):  # the keys beyond the last whole run
+        for _tail in range(touched_from, touched_to):  # the keys after the last whole tile
             key0 = (num_tiles - 1) * TILE_K
             real = key0 + n < num_keys
             kept = real[:, None] & in_head[None, :]
@@ -232,7 +232,7 @@ def query_grad_kernel(
             bias = tl.where(real[None, :], base[:, None], float("-inf"))
             _ds, dq = query_step(q, g, k, v, bias, delta, dq, scale_log2, PRECISION)
     else:
-        # Tiles come in order of segments: a segment's sum is whole where the next begins.
+        # Tiles are in the order of segments: the sum of a segment is complete where the next one begins.
         before = 0
         dw = tl.zeros([BLOCK_Q], tl.float32)
         first, last, level, center_row, center_col = read_segment(

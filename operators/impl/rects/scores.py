@@ -1,9 +1,9 @@
 # mypy: disallow-incomplete-defs=False
-"""What is added to the scores of one tile: shared by the forward and both backward kernels.
+"""What is added to the scores of one tile. The forward kernel and both backward kernels use these functions.
 
-All exponentials are to the base 2: scores, biases and log-sum-exps within the kernels are logits times
-``log2(e)``. Vectors over queries and over keys come shaped so that they broadcast: (M, 1) and (1, N) in the
-forward, (1, M) and (N, 1) where the scores are transposed.
+All exponentials are to the base 2: in the kernels, scores, biases and log-sum-exps are logits times
+``log2(e)``. Vectors over queries and keys have shapes that broadcast: (M, 1) and (1, N) in the forward
+kernel, (1, M) and (N, 1) where the scores are transposed.
 """
 
 import triton
@@ -22,7 +22,7 @@ _GUARD = tl.constexpr(0x80008000)  # the top bit of each half of 32 bits
 
 @triton.jit
 def shape_offsets(shape, TILE_K: tl.constexpr):
-    """Return where the keys of a tile lie after its first: row by row. shape: columns << 3 | log2 width."""
+    """Return the offsets of a tile's keys from its first, row by row. shape: columns << 3 | log2 width."""
     n = tl.arange(0, TILE_K)
     width = shape & 7
     return (n >> width) * (shape >> 3) + (n & ((1 << width) - 1))
@@ -30,10 +30,11 @@ def shape_offsets(shape, TILE_K: tl.constexpr):
 
 @triton.jit
 def next_plain(listing, i, num_tiles, KIND: tl.constexpr, TILE_K: tl.constexpr):
-    """Return first key and shape of the i-th entry of a list, or of its last.
+    """Return the first key and the shape of the i-th entry of a list; of its last entry beyond the end.
 
-    Loops read entries one turn ahead into registers: as copies to shared memory, which Triton makes of loads
-    that the address of another load waits for, they would drain the pipeline of keys and values each turn.
+    Loops read the entry of their next turn ahead, into registers. Otherwise the address of a load would
+    depend on another load of the same turn, which Triton turns into a copy to shared memory. Waiting for that
+    copy would empty the pipeline of keys and values every turn.
     """
     if KIND == NONE:
         return i * TILE_K, 0
@@ -43,20 +44,20 @@ def next_plain(listing, i, num_tiles, KIND: tl.constexpr, TILE_K: tl.constexpr):
 
 @triton.jit
 def next_tile(listing, i, num_tiles):
-    """Return the i-th entry of a list, or its last: first key, shape, corner, rest (``lists.cut_grid``)."""
+    """Return the i-th entry of a list, or its last: first key, shape, corner, extent (``lists.cut_grid``)."""
     entry = listing + tl.minimum(i, num_tiles - 1) * 4
     return tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
 
 
 @triton.jit
 def is_cut(packed):
-    """Say whether a tile reaches beyond its own cells. packed: last number of its entry."""
+    """Whether a tile reaches beyond its own cells. packed: the extent in its entry."""
     return (packed >> 12 & 1) != 0
 
 
 @triton.jit
 def own_cells(shape, packed, TILE_K: tl.constexpr):
-    """Return which keys of a tile are its own, (TILE_K,) bool."""
+    """Whether each key of a tile is one of its own, (TILE_K,) bool."""
     n = tl.arange(0, TILE_K)
     width = shape & 7
     return ((n >> width) < (packed >> 6 & 63)) & ((n & ((1 << width) - 1)) < (packed & 63))
@@ -64,7 +65,7 @@ def own_cells(shape, packed, TILE_K: tl.constexpr):
 
 @triton.jit
 def cell_of_keys(shape, corner, TILE_K: tl.constexpr):
-    """Return row and column of the keys of a tile, (TILE_K,) each."""
+    """Return the row and the column of the keys of a tile, (TILE_K,) each."""
     n = tl.arange(0, TILE_K)
     width = shape & 7
     return (corner >> 16) + (n >> width), (corner & 0xFFFF) + (n & ((1 << width) - 1))
@@ -72,11 +73,10 @@ def cell_of_keys(shape, corner, TILE_K: tl.constexpr):
 
 @triton.jit
 def held_by_cell(cell, first, last):
-    """Say which cells lie in which rects: two subtractions a score.
+    """Whether each cell lies in each rect, by two subtractions per score.
 
-    Cells are packed as row << 16 | column, either below 2^15.
-
-    The guard bit of each half survives a subtraction exactly where the half does not borrow.
+    Cells are packed as row << 16 | column, with both below 2^15. After a subtraction the guard bit of a half
+    is set exactly if that half did not borrow.
     """
     cell = cell.to(tl.uint32)
     return (
@@ -86,10 +86,10 @@ def held_by_cell(cell, first, last):
 
 @triton.jit
 def held_by_bits(corner, width, first, last, TILE_K: tl.constexpr):
-    """Say which keys of a tile lie in which rects, (M, TILE_K), and which rects meet the tile, (M,).
+    """Return which keys of a tile lie in which rects, (M, TILE_K), and which rects meet the tile, (M,).
 
-    One bit test a score: within a tile a rect is a run of columns, repeated over a run of rows: TILE_K
-    bits per query, of which a thread of the matrix unit's layout holds those of its two rows only.
+    This takes one bit test per score. Within a tile a rect is a run of columns, repeated over a run of rows:
+    TILE_K bits per query. In the layout of the matrix unit a thread holds the bits of its two rows only.
 
     Operands:
         corner: first row << 16 | first column of the tile. width: log2 of its columns.
@@ -101,9 +101,9 @@ def held_by_bits(corner, width, first, last, TILE_K: tl.constexpr):
     left = tl.maximum((first & 0xFFFF) - (corner & 0xFFFF), 0)
     right = tl.minimum((last & 0xFFFF) - (corner & 0xFFFF), (1 << width) - 1)
     some = (top <= bottom) & (left <= right)
-    # Shifts of what is not ``some`` are cut to the word's size, as nothing else defines them.
+    # Where ``some`` is false a shift may exceed the word, which is undefined: it is cut to the word's size.
     run = (every << (left & 31).to(tl.uint32)) & (every >> (31 - right & 31).to(tl.uint32))
-    # A one at every 2^width-th bit: times that, the run stands in every row.
+    # A one at every 2^width-th bit: multiplication by it repeats the run in every row.
     repeat = tl.where(width == 2, 0x11111111, tl.where(width == 1, 0x55555555, 1))
     repeat = tl.where(width == 4, 0x00010001, tl.where(width == 3, 0x01010101, repeat))
     run = tl.where(some, run * repeat.to(tl.uint32), 0)
@@ -115,7 +115,7 @@ def held_by_bits(corner, width, first, last, TILE_K: tl.constexpr):
     half = (run & rows.to(tl.uint32))[:, None]
     if TILE_K == 64:
         half = tl.where((n < 32)[None, :], half, (run & (rows >> 32).to(tl.uint32))[:, None])
-    # In two steps: a thread holds every 8th key, so the second is by a constant the compiler sees.
+    # Two shifts: a thread holds every 8th key, so the second one is by a compile-time constant.
     held = (((half >> (n & 7)[None, :].to(tl.uint32)) >> (n & 24)[None, :].to(tl.uint32)) & 1) != 0
     return held, some
 
@@ -126,18 +126,18 @@ def gaussian_and_slope(held, weight, row, col, center_row, center_col, decay, li
 
     Operands:
         held: whether a key lies in a query's rect.
-        weight: in logits.
-        row, col: cells of the keys.
-        center_row, center_col: of the queries.
+        weight: the queries' weights, in logits.
+        row, col: the keys' cells.
+        center_row, center_col: the queries' centres, in cells.
         decay: ``log2(e) / (2 sigma^2)``.
-        limit: where the bias is clamped, in logits.
+        limit: the bias is clamped to [-limit, limit], in logits.
     """
     down = row.to(tl.float32) - center_row
     right = col.to(tl.float32) - center_col
     fall = tl.exp2(-decay * (down * down + right * right))
     raw = weight * fall
     bias = tl.where(held, tl.minimum(tl.maximum(raw, -limit), limit) * LOG2E, 0.0)
-    # Up to and including the limit, as the gradient of torch.clamp.
+    # The slope includes the limit, as the gradient of torch.clamp does.
     return bias, tl.where(held & (tl.abs(raw) <= limit), fall, 0.0)
 
 
@@ -155,15 +155,16 @@ def read_segment(
     c_d,
     KIND: tl.constexpr,
 ):
-    """Load what the queries have in a segment: it serves all its tiles.
+    """Load the queries' rects, weights and centres in a segment. All tiles of the segment use them.
 
     Operands:
         sorted_rects: (S, 2, padded) of the batch item.
-        places: (M,) of the queries in sorted order. present: which of them exist.
+        places: (M,) places of the queries in sorted order. present: whether each of them exists.
         weights, centers: (M,) pointers to the queries' values in segment 0.
 
     Returns:
-        (M,) first and last cell of the rects, packed; weight in logits; a gaussian's center, row and column.
+        Five (M,) tensors: packed first and last cell of the rects, weight in logits, and the row and column
+        of a gaussian's centre.
     """
     rects = sorted_rects + segment * 2 * padded + places
     first = tl.load(rects)
@@ -197,13 +198,13 @@ def tile_bias(
     """Return what is added to the scores of a tile.
 
     Operands:
-        shape, corner: of the tile.
+        shape, corner: of the tile, as in ``lists.cut_grid``.
         first, last, weight, center_row, center_col: (M,) as ``read_segment`` returns them.
-        base: (M,) added everywhere, so that bias and shift together cost one select a score.
+        base: (M,) added everywhere, so that bias and shift together cost one select per score.
 
     Returns:
-        (M, TILE_K) in powers of two; (M, TILE_K) which keys the rects hold; (M,) which rects meet the tile;
-        derivative of a gaussian bias by the weight.
+        The bias (M, TILE_K) in powers of two; whether each key lies in each rect (M, TILE_K); whether each
+        rect meets the tile (M,); and the derivative of a gaussian bias by the weight.
     """
     held, met = held_by_bits(corner, shape & 7, first, last, TILE_K)
     slope = 0.0

@@ -1,57 +1,55 @@
 # mypy: disallow-incomplete-defs=False
-"""Which queries go together, and which tiles of keys their rects touch.
+"""Sort the queries into blocks, and list the tiles of keys that the rects of each block touch.
 
-A *tile* is a small rectangle of up to ``TILE_K`` cells of one segment, 8 x 8 where it fits; a *block* is
-``BLOCK_Q`` queries. Queries are put in the order of their last window: by segment, then by column; windows of
-the first segment in Morton order. In a camera a column is a direction, so a block looks one way, in the
-cameras and on the BEV map. Compact tiles and such blocks let half as many tiles be touched as rows of keys
-and Morton order do (12 against 25 % with windows of 15 x 15).
+A *tile* is a small rectangle of up to ``TILE_K`` cells of one segment, 8 x 8 where it fits. A *block* is
+``BLOCK_Q`` queries. Queries are sorted by their last window: by segment, then by column. Windows of the first
+segment are in Morton order. In a camera a column is a direction, so the queries of a block look in a similar
+direction, in the cameras and on the BEV map. With these tiles and blocks, half as many tiles are touched as
+with rows of keys and Morton order (12 against 25 % with windows of 15 x 15).
 
-Every block gets a list of tiles: those that need work per score (a rect touches them, or they reach beyond
-their part of the segment) from the front, the others from the back. The attention kernels run one loop over
-either part, and so none of their loops holds a branch. The lists take 17 bytes for every BLOCK_Q x TILE_K
-scores: a five-hundredth of a dense bias.
+Every block has a list of tiles. Tiles that need work per score come from the front: a rect touches them, or
+they are *cut*, which means that they reach beyond their part of the segment. The other tiles, the *plain*
+ones, come from the back. The attention kernels run one loop over each part, so no loop has a branch. The
+lists take 17 bytes per BLOCK_Q x TILE_K scores, which is a five-hundredth of a dense bias.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-_NO_RECT = tl.constexpr(127 << 24)  # code of a query without any window: after all others
-_PADDING = tl.constexpr(0x7FFFFFFF)  # code of a query that does not exist: after those
-_NEVER = tl.constexpr(0x7FFF7FFF)  # first cell of an empty rect, whose last is 0
+_NO_RECT = tl.constexpr(127 << 24)  # code of a query without any window: sorts after all others
+_PADDING = tl.constexpr(0x7FFFFFFF)  # code of padding: sorts after the queries without a window
+_NEVER = tl.constexpr(0x7FFF7FFF)  # first cell of an empty rect, whose last cell is 0
 
 
 def cut_segment(rows: int, cols: int, size: int) -> list[tuple[int, int, int, int, int]]:
     """Cut a map into tiles of ``size`` cells: 8 cells wide where they fit, other shapes along two borders.
 
     Returns:
-        (first row, first column, end of its rows, end of its columns, log2 of its width) of every tile. It is
-        ``size >> log2 width`` rows tall; what of it lies beyond an end belongs to others or to nobody.
+        Per tile: first row, first column, end of its rows, end of its columns, log2 of its width. A tile is
+        ``size >> log2 width`` rows tall. Its cells beyond an end belong to other tiles or to none.
     """
     tall, wide = size // 8, 8
     main_rows, main_cols = rows - rows % tall, cols - cols % wide
-    found = [(r, c, rows, cols, 3) for r in range(0, main_rows, tall) for c in range(0, main_cols, wide)]
+    cut = [(r, c, rows, cols, 3) for r in range(0, main_rows, tall) for c in range(0, main_cols, wide)]
     col = main_cols
     while col < cols:  # right border: columns of narrower, taller tiles
         width = min(1 << ((cols - col).bit_length() - 1), cols - col)
         shape = max(width, 2)
-        found += [(r, col, rows, col + width, shape.bit_length() - 1) for r in range(0, rows, size // shape)]
+        cut += [(r, col, rows, col + width, shape.bit_length() - 1) for r in range(0, rows, size // shape)]
         col += width
     row = main_rows
     while row < rows:  # bottom border, left of that: rows of flatter, wider ones
         height = min(1 << ((rows - row).bit_length() - 1), rows - row)
         shape = size // max(height, 2)
-        found += [
-            (row, c, row + height, main_cols, shape.bit_length() - 1) for c in range(0, main_cols, shape)
-        ]
+        cut += [(row, c, row + height, main_cols, shape.bit_length() - 1) for c in range(0, main_cols, shape)]
         row += height
-    return found
+    return cut
 
 
 @triton.jit
 def spread_bits(x):
-    """Put a zero between neighbouring bits of a 12-bit number."""
+    """Return a 12-bit number with a zero inserted between each two bits."""
     x = (x | (x << 8)) & 0x00FF00FF
     x = (x | (x << 4)) & 0x0F0F0F0F
     x = (x | (x << 2)) & 0x33333333
@@ -60,17 +58,17 @@ def spread_bits(x):
 
 @triton.jit
 def read_rects(rects, stride_q, stride_s, q, valid, S: tl.constexpr, PADDED_S: tl.constexpr, N: tl.constexpr):
-    """Return first row, first column, last row, last column of queries' rects, (N, PADDED_S) each.
+    """Return first row, first column, last row, last column of the queries' rects, (N, PADDED_S) each.
 
-    One load of all that a query has: segment by segment each would wait for memory anew.
+    One load reads all rects of a query. With one load per segment, each would wait for memory.
 
     Operands:
         rects: (Q, S, 4) int32 of the batch item, last axis contiguous. q, valid: (N,).
     """
     part = tl.arange(0, 4 * PADDED_S)
     pointers = rects + q.to(tl.int64)[:, None] * stride_q + ((part >> 2) * stride_s + (part & 3))[None, :]
-    found = tl.load(pointers, mask=valid[:, None] & (part < 4 * S)[None, :], other=0)
-    firsts, lasts = tl.split(tl.reshape(found, (N, PADDED_S, 2, 2)))
+    numbers = tl.load(pointers, mask=valid[:, None] & (part < 4 * S)[None, :], other=0)
+    firsts, lasts = tl.split(tl.reshape(numbers, (N, PADDED_S, 2, 2)))
     row0, col0 = tl.split(firsts)
     row1, col1 = tl.split(lasts)
     return row0, col0, row1, col1
@@ -90,7 +88,7 @@ def code_kernel(
     N: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Write the number by which the queries are ordered.
+    """Write the code of every query, by which the queries are sorted.
 
     Operands:
         rects: (B, Q, S, 4) int32, last axis contiguous.
@@ -104,13 +102,13 @@ def code_kernel(
     row0, col0, row1, col1 = read_rects(
         rects + batch * stride_b, stride_q, stride_s, q, valid, S, PADDED_S, N
     )
-    # 12 bits: beyond, the order is only coarser
+    # 12 bits; on larger maps the order is only coarser.
     row = tl.minimum(tl.maximum((row0 + row1) // 2, 0), 4095)
     col = tl.minimum(tl.maximum((col0 + col1) // 2, 0), 4095)
     s = tl.arange(0, PADDED_S)[None, :]
     own = tl.where(s == 0, (spread_bits(row) << 1) | spread_bits(col), (col << 12) | row)
     some = (row0 <= row1) & (col0 <= col1) & (s < S)
-    # The segment's number leads, so the largest is that of the last window.
+    # The segment is in the highest bits, so the largest code is that of the last window.
     code = tl.max(tl.where(some, (tl.minimum(s, 126) << 24) | own, -1), axis=1)
     code = tl.where(valid, tl.where(code < 0, _NO_RECT, code), _PADDING)
     tl.store(codes + batch * padded + q, code, mask=q < padded)
@@ -133,12 +131,12 @@ def rank_kernel(
     CHUNK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Sort by counting, for every query, how many come before it; ties keep the caller's order.
+    """Sort the queries: a query's place is the number of queries before it. Ties keep the caller's order.
 
     Operands:
-        order: (B, padded) int32: which query stands at a place; padding is at the end.
-        sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column) in that order; of an
-            empty rect, and of padding, the first lies beyond the last.
+        order: (B, padded) int32: the query at each place; padding is at the end.
+        sorted_rects: (B, S, 2, padded) int32: first and last cell (row << 16 | column), in sorted order. For
+            an empty rect and for padding the first cell is beyond the last.
     """
     mine = tl.program_id(0) * N + tl.arange(0, N)
     batch = tl.program_id(1).to(tl.int64)
@@ -146,7 +144,7 @@ def rank_kernel(
     valid = mine < num_queries
     if EARLY:
         gdc_launch_dependents()
-    # The caller's own, so they need not wait for the kernel before.
+    # The rects come from the caller, so they can be read before the previous kernel ends.
     row0, col0, row1, col1 = read_rects(
         rects + batch * stride_b, stride_q, stride_s, mine, valid, S, PADDED_S, N
     )
@@ -188,11 +186,11 @@ def flag_kernel(
     WITH_CUT: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Say which tiles a block of queries touches. One program takes CHUNK tiles.
+    """Flag the tiles that a block of queries touches. One program handles CHUNK tiles.
 
     Operands:
-        tiles: (tiles, 4) int32, see ``lists.cut_grid``.
-        flags: (B, blocks, tiles) int8: 1 if touched, or if WITH_CUT and it reaches beyond its own cells.
+        tiles: (tiles, 4) int32, entries of ``lists.cut_grid``.
+        flags: (B, blocks, tiles) int8: 1 if the tile is touched; with WITH_CUT, also if it is cut.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -227,9 +225,9 @@ def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr, EAR
 
     Operands:
         flags: (B, blocks, tiles) int8.
-        tiles: (tiles, 4) int32, see ``lists.cut_grid``.
-        lists: (B, blocks, tiles, 4) int32: their entries.
-        counts: (B, blocks) int32: how many are touched.
+        tiles: (tiles, 4) int32, entries of ``lists.cut_grid``.
+        lists: (B, blocks, tiles, 4) int32: the entries in the order of the list.
+        counts: (B, blocks) int32: number of touched tiles.
     """
     if EARLY:
         gdc_launch_dependents()
@@ -255,12 +253,12 @@ def list_kernel(flags, tiles, lists, counts, num_tiles, CHUNK: tl.constexpr, EAR
 
 @triton.jit
 def transpose_kernel(flags, lists, counts, num_blocks, num_tiles, CHUNK: tl.constexpr):
-    """List the blocks of queries of every tile: those that touch it from the front, others from the back.
+    """List the blocks of queries of every tile: those that touch it from the front, the others from the back.
 
     Operands:
         flags: (B, blocks, tiles) int8.
         lists: (B, tiles, blocks) int32.
-        counts: (B, tiles) int32: how many blocks touch.
+        counts: (B, tiles) int32: number of blocks that touch the tile.
     """
     tile = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
     batch = tl.program_id(1).to(tl.int64)

@@ -1,1 +1,1 @@
-"""What is done to frames before training: transforms, pasted objects, the train pipeline."""
+"""Augmentation of frames: transforms, GT sampling, the train pipeline, drawings of samples."""

@@ -1,4 +1,4 @@
-"""A sample as it goes into the model - six images and a bird's-eye view, with its boxes."""
+"""Draws a sample: six images and a bird's-eye view, with the boxes."""
 
 from collections.abc import Sequence
 
@@ -17,16 +17,16 @@ COLOURS = (
 """BGR of each class, in the order of ``CLASSES``."""
 
 PLACES = ((0, 1), (0, 2), (0, 0), (1, 1), (1, 0), (1, 2))
-"""Row and column of each view, in the order of ``CAMERAS``: front ones above, what is left at the left."""
+"""Row and column of each view, in the order of ``CAMERAS``: front views above, left views at the left."""
 
 EDGES = ((0, 1), (0, 2), (0, 4), (1, 3), (1, 5), (2, 3), (2, 6), (3, 7), (4, 5), (4, 6), (5, 7), (6, 7))
-"""Corners of ``box_corners`` that an edge joins."""
+"""Pairs of corners of ``box_corners`` that an edge connects."""
 
 NEAR_M = 0.5
-"""Boxes that reach nearer than this to a camera's plane are not drawn in it: their edges run to infinity."""
+"""Boxes with a corner nearer than this to a camera's plane are not drawn: their edges go to infinity."""
 
 GROUND = 24
-"""Grey level behind points and words."""
+"""Grey level of the background."""
 
 LEGEND_PX = 26
 """Height of the line of class names."""
@@ -40,7 +40,7 @@ def draw_sample(sample: Sample, width: int = 1800) -> NDArray[np.uint8]:
 
     Args:
         sample: of native or of the model's size.
-        width: of the picture, pixels.
+        width: width of the picture in pixels.
 
     Returns:
         (h, width, 3) uint8 BGR: three views above three, the bird's-eye view at the right (x to the
@@ -61,7 +61,7 @@ def draw_sample(sample: Sample, width: int = 1800) -> NDArray[np.uint8]:
 
 
 def _boxed(sample: Sample, view: int) -> NDArray[np.uint8]:
-    """Return one image with the edges of the boxes before its camera."""
+    """Return one image with the edges of the boxes in front of its camera."""
     image = sample.images[view].copy()
     seen = project(box_corners(sample.boxes), sample.lidar2img[view : view + 1])[0]
     thick = max(1, round(image.shape[1] / 500))
@@ -75,7 +75,7 @@ def _boxed(sample: Sample, view: int) -> NDArray[np.uint8]:
 
 
 def _bev(sample: Sample, side: int) -> NDArray[np.uint8]:
-    """Return points (the older the darker) and boxes from above, with a stroke to the front of each."""
+    """Return points (older ones darker) and boxes from above, with a line to the front of each box."""
     image = np.full((side, side, 3), GROUND, np.uint8)
     points = sample.points[(np.abs(sample.points[:, :2]) < BEV_M).all(axis=1)]
     points = points[np.argsort(-points[:, 4], kind="stable")]  # the key frame last, on top
@@ -92,13 +92,13 @@ def _bev(sample: Sample, side: int) -> NDArray[np.uint8]:
 
 
 def _to_pixels(spots: NDArray[np.floating], side: int) -> NDArray[np.float64]:
-    """Return pixels (..., 2) of spots (..., 2) in m; x to the right, y up."""
+    """Return the pixels (..., 2) of positions (..., 2) in m; x to the right, y up."""
     scale = (side - 1) / (2 * BEV_M)
     return np.asarray((spots * [1, -1] + BEV_M) * scale, np.float64)
 
 
 def _write_legend(strip: NDArray[np.uint8], labels: Sequence[int]) -> None:
-    """Write the classes that occur, and how often."""
+    """Write the classes that occur, and the number of boxes of each."""
     left = 8
     for label in sorted(set(labels)):
         text, font = f"{CLASSES[label]} {labels.count(label)}", cv2.FONT_HERSHEY_SIMPLEX

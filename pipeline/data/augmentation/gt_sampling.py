@@ -1,8 +1,8 @@
-"""GT sampling - objects of other frames put into a frame, in its points and in its images.
+"""GT sampling: pastes objects of other frames into the points and images of a frame.
 
-Meaning: junjie18/CMT, UnifiedObjectSample and UnifiedDataBaseSampler. One slip there is not followed:
-its copies of the frame's own objects are views into the image that is being painted, so a near object
-of the frame does not cover a pasted one behind it; here it does.
+It follows junjie18/CMT, UnifiedObjectSample and UnifiedDataBaseSampler, except for one error there: the
+copies of the frame's own objects are views into the image that is being painted, so a near object of the
+frame does not cover a pasted one behind it. Here it does.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.augmentation.object_database import ObjectDatabase, image_rectangles, open_database
+from pipeline.data.augmentation.object_database import ObjectDatabase, open_database
 from pipeline.data.augmentation.pipeline_steps import check_order
+from pipeline.data.augmentation.transforms import image_rectangles
 from pipeline.data.boxes import overlap_bev, points_inside
 from pipeline.data.sample import DataError, Sample
 from pipeline.storage.paths import ROOT
@@ -28,16 +29,19 @@ SAMPLER_KEYS = {
 
 @dataclass(frozen=True)
 class UnifiedObjectSample:
-    """Paste objects of a database until each class has its number; none may overlap another from above.
+    """Paste objects of a database until each class has its number. Boxes must not overlap, seen from above.
 
     Attributes:
-        db_sampler: ``info_path`` (a database folder or dbinfos ``.pkl``), ``sample_groups`` (class ->
-            number a frame should have), ``rate`` (share of what is missing), ``prepare``
+        db_sampler: ``info_path`` (a database folder or dbinfos ``.pkl``), ``sample_groups`` (class -> number
+            of objects that a frame should have), ``rate`` (share of the missing ones to paste), ``prepare``
             (``filter_by_min_points``, ``filter_by_difficulty``), ``classes``.
-        sample_2d: paste pictures too.
-        sample_method: ``depth``: far ones first; else in the order of the boxes.
-        modify_points: drop the points that a pasted picture hides.
-        mixup_rate: share of the new in a pasted pixel; negative: all of it.
+        sample_2d: paste into the images too.
+        sample_method: order of painting: ``depth``: far objects first; else in the order of the boxes.
+        modify_points: drop points that a pasted picture hides.
+        mixup_rate: weight of the pasted picture in a pixel; negative: 1.
+
+    Raises:
+        DataError: an unknown or missing key of ``db_sampler``, or an unknown class.
     """
 
     db_sampler: Mapping[str, Any]
@@ -50,24 +54,24 @@ class UnifiedObjectSample:
         unread = set(self.db_sampler) - SAMPLER_KEYS
         missing = {"info_path", "sample_groups"} - set(self.db_sampler)
         if unread or missing:
-            what = f"nobody reads {sorted(unread)}" if unread else f"{sorted(missing)} is missing"
+            what = f"unknown keys {sorted(unread)}" if unread else f"{sorted(missing)} is missing"
             raise DataError(f"UnifiedObjectSample: db_sampler: {what}; its keys are {sorted(SAMPLER_KEYS)}")
         check_order("UnifiedObjectSample", self.db_sampler.get("classes", CLASSES))
-        odd = [name for name in self.db_sampler["sample_groups"] if name not in CLASSES]
-        if odd:
+        unknown = [name for name in self.db_sampler["sample_groups"] if name not in CLASSES]
+        if unknown:
             raise DataError(
-                f"UnifiedObjectSample: sample_groups names {odd[0]!r}; expected {', '.join(CLASSES)}"
+                f"UnifiedObjectSample: sample_groups names {unknown[0]!r}; expected {', '.join(CLASSES)}"
             )
 
     @cached_property
     def database(self) -> ObjectDatabase:
-        """The objects to choose from, opened on first use."""
+        """The database, opened on the first use."""
         root = self.db_sampler.get("data_root")
         return open_database(ROOT / self.db_sampler["info_path"], None if root is None else ROOT / root)
 
     @cached_property
     def pools(self) -> Mapping[int, NDArray[np.int64]]:
-        """Label -> objects with enough points, in the order of ``sample_groups``."""
+        """Label -> indices of objects with enough points, in the order of ``sample_groups``."""
         prepare = self.db_sampler.get("prepare", {})
         unknown = set(prepare) - {"filter_by_difficulty", "filter_by_min_points"}
         if unknown or 0 in prepare.get("filter_by_difficulty", ()):
@@ -84,7 +88,7 @@ class UnifiedObjectSample:
         return pools
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draw and paste."""
+        """Draw objects and paste them."""
         chosen = self.draw(sample, rng)
         if not len(chosen):
             return sample
@@ -109,12 +113,12 @@ class UnifiedObjectSample:
         return self._paint(pasted, [database.crop(int(index)) for index in chosen], owner)
 
     def draw(self, sample: Sample, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the objects to paste; fewer than wished where they would overlap."""
+        """Return the indices of the objects to paste; fewer than asked for where they would overlap."""
         chosen: list[int] = []
         boxes = sample.boxes
-        for name, wanted in self.db_sampler["sample_groups"].items():
+        for name, target in self.db_sampler["sample_groups"].items():
             label = CLASSES.index(name)
-            missing = int(wanted) - int((sample.labels == label).sum())
+            missing = int(target) - int((sample.labels == label).sum())
             number = min(round(self.db_sampler.get("rate", 1.0) * missing), len(self.pools[label]))
             if number <= 0:
                 continue
@@ -127,12 +131,12 @@ class UnifiedObjectSample:
     def _paint(
         self, sample: Sample, crops: Sequence[NDArray[np.uint8] | None], owner: NDArray[np.int64]
     ) -> Sample:
-        """Paint pictures into every view, far ones first, the frame's own objects among them.
+        """Paint pictures of pasted objects, and of the frame's own objects before them, into every view.
 
         Args:
             sample: with the pasted boxes last.
-            crops: a picture for each of them, or None.
-            owner: (N,) which pasted object a point belongs to; -1: the frame.
+            crops: a picture of each pasted object, or None.
+            owner: (N,) index of the pasted object to which a point belongs; -1: the frame.
         """
         images, seen = sample.images.copy(), np.ones(len(sample.points), bool)
         rectangles = image_rectangles(sample.boxes, sample.lidar2img, images.shape[1:3])
@@ -151,11 +155,11 @@ class UnifiedObjectSample:
                 elif any(_meet(rectangles[view, place], rectangles[view, other]) for other in painted):
                     crop = sample.images[view][window]
                 else:
-                    continue  # nothing new behind it: painting it again would change nothing
+                    continue  # no pasted object is behind it, so painting it would change nothing
                 image[window] = _blend(image[window], crop, self.mixup_rate)
                 painted.append(place)
             if self.modify_points and painted:
-                top = np.full(image.shape[:2], -1)  # which box was painted last
+                top = np.full(image.shape[:2], -1)  # index of the box that was painted last
                 for place in painted:
                     left, up, right, down = rectangles[view, place]
                     top[up:down, left:right] = place
@@ -163,7 +167,7 @@ class UnifiedObjectSample:
         return replace(sample, images=images, points=sample.points[seen])
 
     def _order(self, sample: Sample, view: int, rectangles: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the boxes that a view shows, in the order of painting."""
+        """Return the boxes in a view, in the order of painting."""
         shown = np.flatnonzero((rectangles[:, 2:] - rectangles[:, :2] > 1).all(axis=1))
         if self.sample_method != "depth":
             return shown
@@ -172,14 +176,15 @@ class UnifiedObjectSample:
         return shown[np.argsort(-depth, kind="stable")]
 
 
-def _free(held: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Return which new boxes can stay: they overlap no held one and no new one that is still in the run.
+def _free(existing: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which new boxes can be pasted: they overlap no existing box, and no new box that may be pasted.
 
-    In order: one that was dropped stands in nobody's way, one that is not judged yet does (CMT).
+    Boxes are checked in order. A box that was dropped no longer counts; a box that was not checked yet does
+    (CMT).
     """
     among = overlap_bev(new, new)
     np.fill_diagonal(among, False)
-    blocked = np.any(overlap_bev(new, held), axis=1)
+    blocked = np.any(overlap_bev(new, existing), axis=1)
     stays = np.ones(len(new), bool)
     for index in range(len(new)):
         stays[index] = not (blocked[index] or (among[index] & stays).any())
@@ -187,7 +192,7 @@ def _free(held: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.boo
 
 
 def _meet(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
-    """Tell whether two rectangles share a pixel."""
+    """Whether two rectangles have a pixel in common."""
     return bool((one[:2] < other[2:]).all() and (other[:2] < one[2:]).all())
 
 
@@ -200,7 +205,7 @@ def _blend(old: NDArray[np.uint8], new: NDArray[np.uint8], rate: float) -> NDArr
 def _unhidden(
     sample: Sample, view: int, top: NDArray[np.int64], owner: NDArray[np.int64], own: int
 ) -> NDArray[np.bool_]:
-    """Return which points (N,) a view does not show behind the picture of a pasted box that is not theirs."""
+    """Return (N,) bool: False for points behind the picture of a pasted box that is not their own."""
     row = sample.points[:, :3] @ sample.lidar2img[view, :3, :3].T + sample.lidar2img[view, :3, 3]
     ahead = row[:, 2] > 0
     depth = np.where(ahead, row[:, 2], 1)
@@ -209,5 +214,5 @@ def _unhidden(
     within = ahead & (u > 0) & (u < width) & (v > 0) & (v < height)
     shown = np.full(len(u), -1)
     shown[within] = top[v[within].astype(int), u[within].astype(int)]
-    # a pasted point is seen on its own picture alone, one of the frame wherever no pasted picture is
+    # A pasted point is kept on its own picture only; a point of the frame, where no pasted picture is.
     return ~within | np.where(owner >= 0, shown == owner, shown < own)

@@ -1,14 +1,14 @@
-"""What GT sampling pastes - boxes of a split with their points and their picture.
+"""Object databases for GT sampling: the boxes of a split with their points and a picture of each.
 
-Ours is a folder: ``objects.bin`` holds points and pictures end to end, ``objects.parquet``, written
-last, says what is where; nothing in it is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's
-tools are read too. Meaning: junjie18/CMT, tools/data_converter/create_gt_database.py, without its two
-slips: a crop needs every corner of the box before the camera, and the largest crop is the one kept.
+Our format is a folder. ``objects.bin`` holds points and pictures one after the other; ``objects.parquet``,
+which is written last, is the index. Neither is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's
+tools can be read too. It follows junjie18/CMT, tools/data_converter/create_gt_database.py, except for two
+errors there: here all corners of a box must be in front of the camera for a picture, and the largest picture
+    is kept.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,24 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.augmentation.transforms import box_corners, project
-from pipeline.data.boxes import points_inside
 from pipeline.data.formats.decoding import read_bytes
 from pipeline.data.formats.info_files import unpickle
 from pipeline.data.safe_paths import inside
-from pipeline.data.sample import DataError, Sample
-from pipeline.data.source import Source
+from pipeline.data.sample import DataError
 
 FORMAT = "1"
-"""Version of the layout; kept in the Parquet file's metadata."""
-
-CROP_PX = 10
-"""A picture needs more pixels than this in width and in height; CMT."""
+"""Version of the format, in the metadata of the Parquet file."""
 
 
-def _schema() -> Any:
-    """Return the columns of ``objects.parquet``."""
-    import pyarrow as pa  # only for those who paste from a database of ours
+def schema() -> Any:
+    """Return the Arrow schema of ``objects.parquet``."""
+    import pyarrow as pa  # imported here, because only our own format needs it
 
     return pa.schema(
         [
@@ -44,14 +38,14 @@ def _schema() -> Any:
             ("points_at", pa.int64()),
             ("num_points", pa.int32()),
             ("crop_at", pa.int64()),
-            ("crop_bytes", pa.int32()),  # 0: no camera sees it well enough
+            ("crop_bytes", pa.int32()),  # 0: there is no picture
         ],
         metadata={"format": FORMAT},
     )
 
 
 class ObjectDatabase(Protocol):
-    """Objects by index; their boxes, labels and counts are in memory, points and pictures are read.
+    """Objects by index. Boxes, labels and counts are in memory; points and pictures are read on demand.
 
     Attributes:
         boxes: (K, 9) float32, columns as in ``Sample.boxes``.
@@ -63,11 +57,11 @@ class ObjectDatabase(Protocol):
     num_points: NDArray[np.int64]
 
     def points(self, index: int) -> NDArray[np.float32]:
-        """Return the points (N, 5) of an object; x, y, z from the centre of its box, axes as in its frame."""
+        """Return the points (N, 5) of an object: x, y, z relative to the centre of its box, not rotated."""
         ...
 
     def crop(self, index: int) -> NDArray[np.uint8] | None:
-        """Return an object's picture (h, w, 3) BGR, or None."""
+        """Return the picture (h, w, 3) BGR of an object, or None."""
         ...
 
 
@@ -75,8 +69,8 @@ def open_database(path: Path, root: Path | None = None) -> ObjectDatabase:
     """Open a folder that ``write_database`` made, or a ``.pkl`` of dbinfos.
 
     Args:
-        path: where it is.
-        root: where the files that a ``.pkl`` names are; by default the folder of ``path``.
+        path: the folder or file.
+        root: folder of the files that a ``.pkl`` names; None: the folder of ``path``.
 
     Raises:
         DataError: it is neither, is damaged, or holds no object.
@@ -92,13 +86,13 @@ def open_database(path: Path, root: Path | None = None) -> ObjectDatabase:
 
 
 class FolderDatabase:
-    """The objects of a folder that ``write_database`` made; may be handed to loader processes."""
+    """The objects of a folder that ``write_database`` made. It can be sent to loader processes."""
 
     def __init__(self, folder: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = _schema()
+        columns_of_format = schema()
         self._bin = folder / "objects.bin"
         index = folder / "objects.parquet"
         try:
@@ -107,11 +101,13 @@ class FolderDatabase:
         except (OSError, pa.ArrowException) as problem:
             raise DataError(f"{folder}: no whole object database ({problem}); write it anew") from problem
         if (
-            table.schema.remove_metadata() != schema.remove_metadata()
+            table.schema.remove_metadata() != columns_of_format.remove_metadata()
             or (table.schema.metadata or {}).get(b"format") != FORMAT.encode()
         ):
             raise DataError(f"{index}: not an object database of format {FORMAT}; write it anew")
-        columns = {name: table[name].to_numpy() for name in schema.names if name not in ("token", "box")}
+        columns = {
+            name: table[name].to_numpy() for name in columns_of_format.names if name not in ("token", "box")
+        }
         self.boxes: NDArray[np.float32] = (
             table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 9).astype(np.float32)
         )
@@ -143,19 +139,19 @@ class FolderDatabase:
 
 
 class InfoDatabase:
-    """The objects of a ``dbinfos`` pickle; their z is the bottom of the box there. Files lie in ``root``."""
+    """The objects of a ``dbinfos`` pickle, in which z is the bottom of a box. The files are in ``root``."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self._root = root
         content = unpickle(path)
         try:
-            found = [
+            infos = [
                 (CLASSES.index(name), info) for name in content if name in CLASSES for info in content[name]
             ]
-            boxes = np.array([_centred(info["box3d_lidar"]) for _, info in found], np.float32).reshape(-1, 9)
-            self._paths = [(str(info["path"]), str(info.get("image_path", ""))) for _, info in found]
+            boxes = np.array([_centred(info["box3d_lidar"]) for _, info in infos], np.float32).reshape(-1, 9)
+            self._paths = [(str(info["path"]), str(info.get("image_path", ""))) for _, info in infos]
             self.num_points: NDArray[np.int64] = np.array(
-                [info["num_points_in_gt"] for _, info in found], np.int64
+                [info["num_points_in_gt"] for _, info in infos], np.int64
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -163,10 +159,10 @@ class InfoDatabase:
                 "`biaswise data objects` makes a database of our own"
             ) from error
         self.boxes: NDArray[np.float32] = boxes
-        self.labels: NDArray[np.int64] = np.array([label for label, _ in found], np.int64)
+        self.labels: NDArray[np.int64] = np.array([label for label, _ in infos], np.int64)
 
     def points(self, index: int) -> NDArray[np.float32]:
-        """See ``ObjectDatabase``; the file counts from the bottom of the box."""
+        """See ``ObjectDatabase``. In the file z is relative to the bottom of the box."""
         data = self._file(self._paths[index][0])
         points = np.frombuffer(data, "<f4").reshape(-1, 5).astype(np.float32)
         points[:, 2] -= self.boxes[index, 5] / 2
@@ -182,7 +178,7 @@ class InfoDatabase:
 
 
 def _centred(box: Sequence[float]) -> list[float]:
-    """Return a box with z at its middle, from one with z at its bottom, with or without velocity."""
+    """Return a box with z at its centre, from one with z at its bottom, with or without velocity."""
     x, y, z, length, width, height, yaw, *velocity = map(float, box)
     return [x, y, z + height / 2, length, width, height, yaw, *(velocity or (0.0, 0.0))]
 
@@ -192,111 +188,3 @@ def _decode(data: bytes, where: str) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{where}: a picture of an object cannot be decoded; write the database anew")
     return np.asarray(image, np.uint8)
-
-
-def write_database(source: Source, out: Path, progress: Callable[[int, int], None] | None = None) -> int:
-    """Cut every box of a source out and write them as an object database.
-
-    Args:
-        source: frames; their sweeps are cut too.
-        out: folder, made if missing; must not hold a database yet.
-        progress: called with the frames that are done and all frames.
-
-    Returns:
-        How many objects were written.
-
-    Raises:
-        DataError: ``out`` holds a database or cannot be written, or a frame cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    index = out / "objects.parquet"
-    if index.exists():
-        raise DataError(f"{index}: an object database is there already; remove it or choose another folder")
-    rows: list[dict[str, Any]] = []
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with (out / "objects.bin").open("wb") as file:
-            for number in range(len(source)):
-                rows += [_write(file, found) for found in _objects(source[number])]
-                if progress:
-                    progress(number + 1, len(source))
-        partial = out / ".objects.parquet.part"
-        pq.write_table(pa.Table.from_pylist(rows, _schema()), partial)
-        partial.replace(index)
-    except OSError as problem:
-        raise DataError(f"{out}: cannot be written ({problem}); free space or choose another") from problem
-    return len(rows)
-
-
-@dataclass(frozen=True)
-class _Object:
-    """One object cut out; ``crop`` is PNG, or empty."""
-
-    token: str
-    label: int
-    box: NDArray[np.float32]
-    points: NDArray[np.float32]
-    crop: bytes
-
-
-def _write(file: Any, found: _Object) -> dict[str, Any]:
-    points = found.points.astype("<f4").tobytes()
-    start = file.tell()
-    file.write(points + found.crop)
-    return {
-        "token": found.token,
-        "label": found.label,
-        "box": found.box,
-        "points_at": start,
-        "num_points": len(found.points),
-        "crop_at": start + len(points),
-        "crop_bytes": len(found.crop),
-    }
-
-
-def _objects(sample: Sample) -> list[_Object]:
-    """Cut the objects of a frame out."""
-    rectangles = image_rectangles(sample.boxes, sample.lidar2img, sample.images.shape[1:3])
-    found = []
-    for index, (box, label) in enumerate(zip(sample.boxes, sample.labels, strict=True)):
-        points = sample.points[points_inside(sample.points, box)].copy()
-        points[:, :3] -= box[:3]
-        crop = _best_crop(sample, rectangles[:, index])
-        found.append(_Object(sample.token, int(label), box, points, crop))
-    return found
-
-
-def _best_crop(sample: Sample, rectangles: NDArray[np.int64]) -> bytes:
-    """Return the largest picture of an object as PNG; empty if no camera sees it well enough."""
-    sides = rectangles[:, 2:] - rectangles[:, :2]
-    area = np.where((sides > CROP_PX).all(axis=1), sides.prod(axis=1), 0)
-    view = int(area.argmax())
-    if not area[view]:
-        return b""
-    left, top, right, bottom = rectangles[view]
-    done, png = cv2.imencode(".png", sample.images[view, top:bottom, left:right])
-    if not done:
-        raise DataError(f"frame {sample.token}: OpenCV cannot encode PNG")
-    return png.tobytes()
-
-
-def image_rectangles(
-    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, ...]
-) -> NDArray[np.int64]:
-    """Return the rectangle that holds each box's corners in each view: left, top, right, bottom (V, M, 4).
-
-    Cut at the borders of the image; all zero where a corner is behind the camera.
-
-    Args:
-        boxes: (M, 9).
-        lidar2img: (V, 4, 4).
-        size: (height, width) of the images, pixels.
-    """
-    corners = project(box_corners(boxes), lidar2img)  # (V, M, 8, 3)
-    before = np.all(corners[..., 2:] > 0, axis=2)
-    ends = np.concatenate([corners[..., :2].min(axis=2), corners[..., :2].max(axis=2)], axis=-1)
-    limits = np.array([size[1], size[0], size[1], size[0]]) - 1
-    kept = np.where(before, np.clip(np.nan_to_num(ends), 0, limits), 0)
-    return np.asarray(kept.astype(np.int64))

@@ -1,8 +1,8 @@
-"""What the entries of a CMT ``train_pipeline`` do to a sample, under the names and keys users know.
+"""The steps of a CMT ``train_pipeline``, with the names and keys that users know.
 
-Each is a frozen dataclass whose fields are the config's keys and which is called with a sample and a
-generator. Source of names, keys, defaults and values: junjie18/CMT,
-projects/mmdet3d_plugin/datasets/pipelines/transform_3d.py, and mmdet3d 1.4's transforms.
+A step is a frozen dataclass whose fields are the config's keys. It is called with a sample and a generator.
+Names, keys, defaults and values are those of junjie18/CMT,
+projects/mmdet3d_plugin/datasets/pipelines/transform_3d.py, and of mmdet3d 1.4's transforms.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,15 +23,15 @@ from pipeline.data.augmentation.transforms import (
 from pipeline.data.sample import DataError, Sample
 
 Step = Callable[[Sample, np.random.Generator], Sample]
-"""What is done to a sample; draws from the given generator alone."""
+"""A step of a pipeline. All its draws come from the given generator."""
 
 
 @dataclass(frozen=True)
 class LoadAnnotations3D:
-    """Keep the boxes; an unknown velocity becomes 0, as mmdet3d's NuScenesDataset has it.
+    """Set unknown velocities to 0, as mmdet3d's NuScenesDataset does.
 
     Attributes:
-        with_bbox_3d, with_label_3d: must be on: training needs both.
+        with_bbox_3d, with_label_3d: must be True, because training needs both.
     """
 
     with_bbox_3d: bool = True
@@ -50,11 +50,11 @@ class LoadAnnotations3D:
 
 @dataclass(frozen=True)
 class ModalMask3D:
-    """Take one modality away: images black, points all at the origin (about one voxel), as in CMT.
+    """Mask one modality as in CMT: black images, or all points at the origin (about one voxel).
 
     Attributes:
-        mode: ``train``: one sample in four loses its images, one in four its points. ``test``: what
-            ``mask_modal`` says, in every sample.
+        mode: ``train``: a quarter of the samples lose their images, a quarter their points. ``test``: every
+            sample loses ``mask_modal``.
         mask_modal: ``image`` or ``points``.
     """
 
@@ -69,7 +69,7 @@ class ModalMask3D:
             )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Mask."""
+        """Mask the sample."""
         lost = self.mask_modal
         if self.mode == "train":
             draw = rng.uniform()
@@ -83,7 +83,7 @@ class ModalMask3D:
 
 @dataclass(frozen=True)
 class GlobalRotScaleTransAll:
-    """Rotate about z, then scale, then shift the scene; the cameras' matrices follow.
+    """Rotate the scene about z, then scale it, then shift it. The cameras' matrices are updated.
 
     Attributes:
         rot_range: rad, from and to; one number means plus or minus it.
@@ -96,7 +96,7 @@ class GlobalRotScaleTransAll:
     translation_std: Sequence[float] | float = (0.0, 0.0, 0.0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draw and move."""
+        """Draw a motion and apply it."""
         first, last = (
             self.rot_range if isinstance(self.rot_range, Sequence) else (-self.rot_range, self.rot_range)
         )
@@ -108,12 +108,12 @@ class GlobalRotScaleTransAll:
 
 @dataclass(frozen=True)
 class CustomRandomFlip3D:
-    """Mirror the scene; the cameras' matrices follow and the images stay.
+    """Mirror the scene. The cameras' matrices are updated, and the images stay.
 
     Attributes:
         flip_ratio_bev_horizontal: probability that y changes its sign.
-        flip_ratio_bev_vertical: probability that x does.
-        sync_2d: must be off: images are mirrored by ``ResizeCropFlipImage`` alone.
+        flip_ratio_bev_vertical: probability that x changes its sign.
+        sync_2d: must be False: only ``ResizeCropFlipImage`` mirrors images.
     """
 
     flip_ratio_bev_horizontal: float = 0.0
@@ -127,7 +127,7 @@ class CustomRandomFlip3D:
             )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draw and mirror."""
+        """Draw the flips and apply them."""
         y, x = rng.uniform(size=2) < (self.flip_ratio_bev_horizontal, self.flip_ratio_bev_vertical)
         return transform_scene(sample, np.diag([-1.0 if x else 1.0, -1.0 if y else 1.0, 1.0, 1.0]))
 
@@ -145,7 +145,7 @@ class PointsRangeFilter:
 
 @dataclass(frozen=True)
 class ObjectRangeFilter:
-    """Drop the boxes whose centre is outside ``point_cloud_range`` seen from above."""
+    """Drop the boxes whose centre is outside ``point_cloud_range``, seen from above."""
 
     point_cloud_range: Sequence[float]
 
@@ -171,7 +171,7 @@ class ObjectNameFilter:
 
 @dataclass(frozen=True)
 class PointShuffle:
-    """Bring the points into random order: a voxel keeps its first ten."""
+    """Shuffle the points, because a voxel keeps its first ten."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Shuffle."""
@@ -180,13 +180,13 @@ class PointShuffle:
 
 @dataclass(frozen=True)
 class ResizeCropFlipImage:
-    """Resize, crop at the top, and mirror the images; what is too small is filled with black.
+    """Resize the images, crop them at the top, and mirror them. Missing areas are black.
 
     Attributes:
-        data_aug_conf: ``H``, ``W`` native size; ``final_dim`` (height, width); ``resize_lim``,
-            ``bot_pct_lim``, ``rot_lim`` from and to; ``rand_flip``.
-        training: draw; else the smallest resize that fills ``final_dim``, cut at the middle.
-        pic_wise: draw for every image of a sample anew.
+        data_aug_conf: ``H``, ``W``: native size; ``final_dim``: (height, width) of the result;
+            ``resize_lim``, ``bot_pct_lim``, ``rot_lim``: ranges; ``rand_flip``.
+        training: whether to draw; else the smallest resize that fills ``final_dim``, cropped at the middle.
+        pic_wise: draw for every image of a sample separately.
     """
 
     data_aug_conf: Mapping[str, Any]
@@ -209,12 +209,16 @@ class ResizeCropFlipImage:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what comes out, pixels."""
+        """(height, width) of the result, in pixels."""
         height, width = self.data_aug_conf["final_dim"]
         return int(height), int(width)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Draw and cut."""
+        """Draw the cuts and apply them.
+
+        Raises:
+            DataError: the images have another size than ``H``, ``W``.
+        """
         native = int(self.data_aug_conf["H"]), int(self.data_aug_conf["W"])
         if sample.images.shape[1:3] != native:
             height, width = sample.images.shape[1:3]
@@ -241,7 +245,7 @@ class ResizeCropFlipImage:
 
 
 def check_order(where: str, classes: Sequence[str]) -> None:
-    """Refuse class names that are not the first of ``CLASSES`` in its order: labels are indices into it."""
+    """Raise DataError unless the classes are the first of ``CLASSES``, in order: labels are its indices."""
     if tuple(classes) != CLASSES[: len(classes)]:
         raise DataError(
             f"{where}: classes {list(classes)}; expected the ten of CMT in its order, {', '.join(CLASSES)}"

@@ -1,8 +1,8 @@
-"""What a config says about reading and augmenting frames, as functions on samples.
+"""Reads a config's ``train_pipeline`` as steps on samples.
 
-A config lists it as users of CMT and mmdet3d know it, under ``train_dataloader.dataset``. Loading and
-packing are done by the source and by ``collate``; their entries are read for what they ask. What
-cannot be met as asked is refused here, before anything is trained.
+The config has the syntax of CMT and mmdet3d, under ``train_dataloader.dataset``. Sources and ``collate`` do
+the loading and packing; the entries for these are checked against what they do. An entry that cannot be
+followed is refused here, before any training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ STEPS: Mapping[str, Any] = {
         ResizeCropFlipImage,
     )
 }
-"""Entries that do something to a sample."""
+"""Entries that change a sample."""
 
 LOADERS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "LoadPointsFromFile": {
@@ -59,28 +59,28 @@ LOADERS: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "backend_args": (None,),
     },
     "LoadMultiViewImageFromFiles": {
-        "to_float32": (False, True),  # the model's preprocessor makes floats of them either way
+        "to_float32": (False, True),  # the model's preprocessor converts to float in both cases
         "color_type": ("unchanged", "color"),
-        "num_views": (5, 6),  # mmdet3d's default is 5 and counts nothing
+        "num_views": (5, 6),  # mmdet3d's default is 5 and has no effect
         "set_default_scale": (False, True),
         "backend_args": (None,),
     },
 }
-"""Entries that load, and the values of their keys that are what our sources do."""
+"""Entries that load -> key -> the values that our sources support."""
 
-ELSEWHERE: Mapping[str, str] = {
-    "GlobalRotScaleTrans": "it leaves lidar2img behind; use GlobalRotScaleTransAll",
-    "RandomFlip3D": "it spoils lists of images; use CustomRandomFlip3D",
-    "ObjectSample": "use UnifiedObjectSample, with sample_2d=False to leave the images alone",
-    "NormalizeMultiviewImage": "mean and std stand in model.data_preprocessor; remove it",
-    "PadMultiViewImage": "pad_size_divisor stands in model.data_preprocessor; remove it",
+REPLACEMENTS: Mapping[str, str] = {
+    "GlobalRotScaleTrans": "it does not update lidar2img; use GlobalRotScaleTransAll",
+    "RandomFlip3D": "it damages lists of images; use CustomRandomFlip3D",
+    "ObjectSample": "use UnifiedObjectSample, with sample_2d=False to keep the images as they are",
+    "NormalizeMultiviewImage": "mean and std are in model.data_preprocessor; remove it",
+    "PadMultiViewImage": "pad_size_divisor is in model.data_preprocessor; remove it",
     "DefaultFormatBundle3D": "use Pack3DDetInputs",
     "Collect3D": "use Pack3DDetInputs",
 }
-"""Entries of other versions that people bring along, and what to do with them."""
+"""Entries of other versions of these libraries -> what to use instead."""
 
-FADE = "DisableObjectSampleHook"
-"""Hook of mmdet3d whose ``disable_after_epoch`` says from which epoch on nothing is pasted."""
+DISABLE_HOOK = "DisableObjectSampleHook"
+"""Hook of mmdet3d. From the epoch ``disable_after_epoch`` on, no objects are pasted."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class TrainPipeline:
     """Reading and augmentation of a config.
 
     Attributes:
-        steps: in their order.
+        steps: the steps in order.
         reading: what is read of a training frame.
-        val_reading: and of one to evaluate on.
-        balanced: resample the frames (CBGSDataset).
-        paste_epochs: epochs in which objects are pasted; None: all.
+        val_reading: what is read of a validation frame.
+        balanced: whether to resample the frames (CBGSDataset).
+        paste_epochs: number of epochs in which objects are pasted; None: all.
     """
 
     steps: tuple[Step, ...]
@@ -103,14 +103,14 @@ class TrainPipeline:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """(height, width) of the images that come out, pixels; None: as they come in."""
+        """(height, width) of the resulting images in pixels; None: that of the dataset."""
         sizes = [step.size for step in self.steps if isinstance(step, ResizeCropFlipImage)]
         return sizes[-1] if sizes else None
 
     def at(self, epoch: int) -> Transform:
-        """Return what is done to a sample in an epoch (from 0)."""
-        fades = self.paste_epochs is not None and epoch >= self.paste_epochs
-        steps = [step for step in self.steps if not (fades and isinstance(step, UnifiedObjectSample))]
+        """Return the transform of an epoch (from 0)."""
+        disabled = self.paste_epochs is not None and epoch >= self.paste_epochs
+        steps = [step for step in self.steps if not (disabled and isinstance(step, UnifiedObjectSample))]
 
         def transform(sample: Sample, rng: np.random.Generator) -> Sample:
             for step in steps:
@@ -124,27 +124,27 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
     """Read ``train_dataloader``, ``val_dataloader`` and ``custom_hooks`` of a config.
 
     Args:
-        config: its plain dicts and lists.
+        config: the config as plain dicts and lists.
 
     Returns:
-        None if it has no ``train_dataloader``: then the trial's settings alone say what is done.
+        The pipeline; None if there is no ``train_dataloader``. Then the trial's settings decide.
 
     Raises:
-        DataError: an entry, a key or a value that cannot be met; says which.
+        DataError: names an entry, a key or a value that we do not support.
     """
     if "train_dataloader" not in config:
         return None
     dataset, wrappers = _innermost(config["train_dataloader"].get("dataset", {}))
-    odd = [name for name in wrappers if name != "CBGSDataset"]
-    if odd:
+    unknown = [name for name in wrappers if name != "CBGSDataset"]
+    if unknown:
         raise DataError(
-            f"train_dataloader.dataset: nobody reads the wrapper {odd[0]}; expected CBGSDataset or none"
+            f"train_dataloader.dataset: unknown wrapper {unknown[0]}; expected CBGSDataset or none"
         )
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
-    held = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
-    val_reading = read_steps(held["pipeline"], "val_dataloader")[1] if held.get("pipeline") else READ_ALL
-    fades = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == FADE]
-    epochs = fades[-1].get("disable_after_epoch", 15) if fades else None  # mmdet3d's default
+    val = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
+    val_reading = read_steps(val["pipeline"], "val_dataloader")[1] if val.get("pipeline") else READ_ALL
+    hooks = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == DISABLE_HOOK]
+    epochs = hooks[-1].get("disable_after_epoch", 15) if hooks else None  # mmdet3d's default
     return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)
 
 
@@ -170,7 +170,7 @@ def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[
     if not entries:
         raise DataError(f"{where}.dataset: has no pipeline; expected a list such as CMT's train_pipeline")
     steps: list[Step] = []
-    reading = Reading(sweeps=0)  # the key frame alone, unless an entry asks for more
+    reading = Reading(sweeps=0)  # only the key frame, unless an entry loads sweeps
     for place, entry in enumerate(entries):
         keys = dict(entry)
         kind = str(keys.pop("type", None))
@@ -187,7 +187,7 @@ def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[
             _check_loader(kind, keys, at)
         elif kind != "Pack3DDetInputs":
             known = ", ".join([*LOADERS, *STEPS, "Pack3DDetInputs"])
-            raise DataError(f"{at}: {ELSEWHERE.get(kind, f'nobody reads it; expected one of {known}')}")
+            raise DataError(f"{at}: {REPLACEMENTS.get(kind, f'unknown entry; expected one of {known}')}")
     return tuple(steps), reading
 
 
@@ -201,9 +201,9 @@ def _build(kind: str, keys: Mapping[str, Any], at: str) -> Step:
 
 def _check_loader(kind: str, keys: Mapping[str, Any], at: str) -> None:
     for key, value in keys.items():
-        held = LOADERS[kind].get(key)
+        supported = LOADERS[kind].get(key)
         value = list(value) if isinstance(value, tuple) else value
-        if held is None:
-            raise DataError(f"{at}: nobody reads the key {key!r}; remove it")
-        if value not in held:
-            raise DataError(f"{at}: {key}={value!r}, and our sources do {' or '.join(map(repr, held))} alone")
+        if supported is None:
+            raise DataError(f"{at}: unknown key {key!r}; remove it")
+        if value not in supported:
+            raise DataError(f"{at}: {key}={value!r}; our sources support {' or '.join(map(repr, supported))}")

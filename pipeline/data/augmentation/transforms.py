@@ -1,9 +1,9 @@
-"""Pure functions from Sample to Sample; what a box projects to never changes its pixel.
+"""Pure functions from Sample to Sample that keep points, boxes and pixels consistent.
 
-Pixel i of a row covers [i, i + 1) of the u axis, which is how OpenCV resizes. Hence a resize by f
-maps u to f*u and a mirrored image of width w maps u to w - u, exactly. Every transform updates
-``lidar2img`` (and ``lidar2ego``) so that the projection of points, boxes and pixels stay together.
-Values of CMT: junjie18/CMT, projects/configs/fusion.
+Every transform updates ``lidar2img`` (and ``lidar2ego``), so that a box still projects to the pixels that
+show it. Pixel i of a row covers [i, i + 1) of the u axis, as in OpenCV's resizing. So a resize by f maps u to
+f*u, and mirroring an image of width w maps u to w - u, exactly. Default values are those of junjie18/CMT,
+projects/configs/fusion.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pipeline.data.sample import Sample
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of ``augment``; the defaults are CMT's, light apart (CMT leaves it alone).
+    """Ranges of ``augment``. The defaults are CMT's, except for ``gain``, which CMT does not have.
 
     Attributes:
         turn_rad: rotation about z is uniform in plus or minus this.
@@ -42,35 +42,35 @@ class Augmentation:
 def resize_crop(
     sample: Sample, size: tuple[int, int], zoom: float = 1.0, place: float = 0.5, mirror: bool = False
 ) -> Sample:
-    """Bring the images to the model's size: resize, crop at the top and the sides, perhaps mirror.
+    """Resize the images, crop them to the model's size at the top and the sides, and mirror them if asked.
 
-    The resize factor is the smallest at which the image covers ``size``, times ``zoom``. What is too
-    high is cut off at the top (sky), what is too wide at the sides.
+    The resize factor is the smallest at which the image covers ``size``, times ``zoom``. Surplus height is
+    cropped at the top (sky), surplus width at the sides.
 
     Args:
         sample: images of any size.
         size: (height, width) of the model's images, pixels.
         zoom: at least 1.
-        place: share of the surplus width that is cut off at the left.
+        place: share of the surplus width that is cropped at the left.
         mirror: swap left and right of every image.
     """
     height, width = sample.images.shape[1:3]
     factor = max(size[0] / height, size[1] / width) * zoom
-    # the factor may round to a size one pixel short of the model's
+    # The factor may round to a size one pixel smaller than the model's.
     new = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
     cut = Cut(new, new[0] - size[0], round((new[1] - size[1]) * place), mirror)
-    # averaging below one half, where bilinear would alias
+    # Average below a factor of one half, where bilinear interpolation would alias.
     way = cv2.INTER_AREA if new[0] * 2 < height else cv2.INTER_LINEAR
     return cut_images(sample, [cut] * len(sample.images), size, way)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How one image is brought to the model's size.
+    """Resize, crop and mirror of one image.
 
     Attributes:
-        new: (height, width) to which it is resized, pixels.
-        top, left: the resized image's pixel that becomes the first; negative: black comes before it.
+        new: (height, width) in pixels to which it is resized.
+        top, left: the pixel of the resized image that becomes the first; negative: black pixels come first.
         mirror: swap left and right afterwards.
     """
 
@@ -83,7 +83,7 @@ class Cut:
 def cut_images(
     sample: Sample, cuts: Sequence[Cut], size: tuple[int, int], way: int = cv2.INTER_LINEAR
 ) -> Sample:
-    """Resize, cut and mirror each image; black where the resized image does not reach.
+    """Resize, crop and mirror each image. Areas that the resized image does not cover are black.
 
     Args:
         sample: V images of any size.
@@ -110,7 +110,7 @@ def cut_images(
 
 
 def _spans(new: int, first: int, size: int) -> tuple[slice, slice]:
-    """Return what to take of a side of length ``new`` from ``first`` on, and where it lies in ``size``."""
+    """Return the slice of a side of length ``new`` from ``first`` on, and its slice in a side ``size``."""
     begin, end = max(first, 0), min(first + size, new)
     return slice(begin, max(begin, end)), slice(begin - first, max(begin, end) - first)
 
@@ -118,13 +118,13 @@ def _spans(new: int, first: int, size: int) -> tuple[slice, slice]:
 def augment(
     sample: Sample, rng: np.random.Generator, size: tuple[int, int], ranges: Augmentation | None = None
 ) -> Sample:
-    """Vary a training sample: move and flip the scene; zoom, crop, mirror and light the images.
+    """Augment a training sample: move and flip the scene; zoom, crop, mirror and brighten the images.
 
     Args:
         sample: images at native size.
-        rng: source of every draw.
-        size: (height, width) of the model's images, pixels; they are resized here.
-        ranges: how far; CMT's by default.
+        rng: generator of all draws.
+        size: (height, width) of the model's images, pixels.
+        ranges: ranges of the draws; None: CMT's.
     """
     ranges = ranges or Augmentation()
     matrix = _draw_motion(rng, ranges)
@@ -135,7 +135,7 @@ def augment(
 
 
 def _draw_motion(rng: np.random.Generator, ranges: Augmentation) -> NDArray[np.float64]:
-    """Draw flips after shift after scale after rotation, CMT's order, as one (4, 4) matrix."""
+    """Draw rotation, scale, shift and flips, in CMT's order, as one (4, 4) matrix."""
     turn, scale = rng.uniform(-ranges.turn_rad, ranges.turn_rad), rng.uniform(*ranges.scale)
     matrix = motion(turn, scale, rng.normal(0, ranges.shift_m, 3))
     signs = np.where(rng.uniform(size=2) < ranges.flip, -1.0, 1.0)
@@ -143,7 +143,7 @@ def _draw_motion(rng: np.random.Generator, ranges: Augmentation) -> NDArray[np.f
 
 
 def motion(turn: float, scale: float, shift: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (4, 4) matrix that turns about z (rad), then scales, then shifts (3,) in m."""
+    """Return the (4, 4) matrix that rotates about z (rad), then scales, then shifts by (3,) in m."""
     matrix = np.eye(4)
     matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
     matrix[:3, :3] *= scale
@@ -152,7 +152,7 @@ def motion(turn: float, scale: float, shift: NDArray[np.float64]) -> NDArray[np.
 
 
 def transform_scene(sample: Sample, matrix: NDArray[np.float64]) -> Sample:
-    """Move points and boxes by a similarity about the vertical axis; images stay.
+    """Move points and boxes by a similarity transform about the vertical axis; images stay.
 
     Args:
         sample: a sample.
@@ -208,14 +208,14 @@ def filter_boxes(sample: Sample, limits: Sequence[float]) -> Sample:
 
 
 def mask_modality(sample: Sample, rng: np.random.Generator, cameras: float, lidar: float) -> Sample:
-    """Take away all images (black) or all points of some samples, so that a model learns to do without.
+    """Remove all images (black) or all points of some samples, so that a model learns without them.
 
     Args:
         sample: a sample.
-        rng: source of the one draw.
-        cameras: probability of losing the images; CMT's ModalMask3D has 0.25.
-        lidar: probability of losing the points; CMT's 0.25. CMT moves them to the origin, where they
-            make one false pillar; here they are gone, as in the condition ``no_lidar``.
+        rng: generator of the one draw.
+        cameras: probability of losing the images; 0.25 in CMT's ModalMask3D.
+        lidar: probability of losing the points; 0.25 in CMT. CMT moves points to the origin, where they make
+            one false pillar. Here they are dropped, as in the condition ``no_lidar``.
     """
     draw = rng.uniform()
     if draw < cameras:
@@ -236,7 +236,7 @@ def box_corners(boxes: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def project(points: NDArray[np.floating], lidar2img: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Project points (..., 3) in m; return (V, ..., 3): pixel u, pixel v, depth in m.
+    """Project points (..., 3) in m, and return (V, ..., 3): pixel u, pixel v, depth in m.
 
     Args:
         points: in the LiDAR frame.
@@ -245,3 +245,23 @@ def project(points: NDArray[np.floating], lidar2img: NDArray[np.float64]) -> NDA
     wide = np.concatenate([points, np.ones((*points.shape[:-1], 1))], -1)
     seen = np.einsum("vij,...j->v...i", lidar2img, wide)
     return np.concatenate([seen[..., :2] / seen[..., 2:3], seen[..., 2:3]], -1)
+
+
+def image_rectangles(
+    boxes: NDArray[np.float32], lidar2img: NDArray[np.float64], size: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return the rectangle around each box's corners in each view: left, top, right, bottom (V, M, 4).
+
+    Rectangles are clipped to the image. They are all zero if a corner is behind the camera.
+
+    Args:
+        boxes: (M, 9).
+        lidar2img: (V, 4, 4).
+        size: (height, width) of the images, pixels.
+    """
+    corners = project(box_corners(boxes), lidar2img)  # (V, M, 8, 3)
+    before = np.all(corners[..., 2:] > 0, axis=2)
+    ends = np.concatenate([corners[..., :2].min(axis=2), corners[..., :2].max(axis=2)], axis=-1)
+    limits = np.array([size[1], size[0], size[1], size[0]]) - 1
+    kept = np.where(before, np.clip(np.nan_to_num(ends), 0, limits), 0)
+    return np.asarray(kept.astype(np.int64))

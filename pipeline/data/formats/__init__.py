@@ -1,1 +1,1 @@
-"""Where frames come from: nuScenes tables, mmdet3d info files, Parquet shards."""
+"""Dataset formats: nuScenes tables, mmdet3d info files, Parquet shards."""

@@ -1,4 +1,4 @@
-"""Bytes of a frame -> Sample. Files and shards both come through here, so they agree bit for bit."""
+"""Decodes the bytes of a frame to a Sample. Files and shards both use it, so they give the same bits."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.safe_paths import refuse_outside
 from pipeline.data.sample import DataError, Sample
 
@@ -17,36 +17,36 @@ POINT_BYTES = 20
 """Five float32 of nuScenes' ``.pcd.bin``: x, y, z in m, intensity 0-255, ring index."""
 
 Encoded = bytes | memoryview
-"""An image as it is stored."""
+"""The bytes of an encoded image."""
 
 _TAIL = 4096
-"""Bytes at the end of a JPEG in which its end is looked for; some writers fill up with zeros."""
+"""Number of bytes at the end of a JPEG that are searched for its end marker; some writers pad with zeros."""
 
 EGO_RADIUS_M = 1.0
-"""Points of a sweep this near are returns from the ego vehicle (mmdet3d LoadPointsFromMultiSweeps)."""
+"""Points of a sweep nearer than this are returns from the ego vehicle (mmdet3d LoadPointsFromMultiSweeps)."""
 
 
 def load_sample(record: FrameRecord, remove_close: bool = False) -> Sample:
-    """Open the files of a frame; DataError names the one that cannot be used. See ``load_points``."""
+    """Read the files of a frame; DataError names a file that cannot be used. See ``load_points``."""
     jpegs = [read_bytes(path, record.root) for path in record.image_paths]
     return assemble(record, jpegs, load_points(record, remove_close))
 
 
 def read_bytes(path: Path, root: Path | None = None) -> bytes:
-    """Return a file's bytes.
+    """Return the bytes of a file.
 
     Args:
         path: the file.
-        root: dataset that it belongs to; if it is a link, it must not lead elsewhere.
+        root: the dataset of the file. If the file is a link, it must not lead out of the dataset.
 
     Raises:
-        DataError: it cannot be read, or leads out of the dataset.
+        DataError: the file cannot be read, or leads out of the dataset.
     """
     try:
         with open(path, "rb", opener=_no_link if root is not None else None) as file:
             return file.read()
     except OSError as problem:
-        if problem.errno == errno.ELOOP and root is not None:  # a link: looked at only where there is one
+        if problem.errno == errno.ELOOP and root is not None:  # the file is a link
             refuse_outside(root, path)
             return read_bytes(path.resolve())
         raise DataError(
@@ -91,7 +91,7 @@ def decode_image(data: Encoded, where: str) -> NDArray[np.uint8]:
     """Decode a JPEG to (h, w, 3) uint8, BGR.
 
     Raises:
-        DataError: if it is no JPEG, or cut short (some versions of OpenCV would fill the rest with grey).
+        DataError: it is no JPEG, or is cut short (some versions of OpenCV would fill the rest with grey).
     """
     starts = data[:2] == b"\xff\xd8"
     whole = starts and bytes(data[-_TAIL:]).rstrip(b"\x00").endswith(b"\xff\xd9")
@@ -105,10 +105,10 @@ def decode_image(data: Encoded, where: str) -> NDArray[np.uint8]:
 def parse_points(data: bytes, where: str) -> NDArray[np.float32]:
     """Parse a ``.pcd.bin`` to (N, 5) float32: x, y, z in m, intensity, and 0 for the time lag in s.
 
-    The file's fifth number, the ring index, gives way to the lag, as in CMT and mmdet3d.
+    The time lag replaces the file's fifth number, the ring index, as in CMT and mmdet3d.
 
     Raises:
-        DataError: if it holds no point, part of a point, or a number that is not finite.
+        DataError: it holds no point, a part of a point, or a number that is not finite.
     """
     if not data or len(data) % POINT_BYTES:
         raise DataError(

@@ -1,10 +1,10 @@
-"""Samples read from the files that frame records name."""
+"""A source that reads samples from the files of frame records."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.data.formats.decoding import load_sample
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.sample import Sample
 from pipeline.data.source import READ_ALL, Reading
 
@@ -14,7 +14,7 @@ class FileSource:
 
     Args:
         records: frames, e.g. of ``read_frames``.
-        reading: what is read of them.
+        reading: what is read of a frame.
     """
 
     def __init__(self, records: Sequence[FrameRecord], reading: Reading = READ_ALL) -> None:

@@ -1,4 +1,4 @@
-"""Twelve hex digits that name the data of a trial; rows carry them, so that mixed data shows."""
+"""Fingerprint of a trial's data: twelve hex digits in every row, so that a mix of data can be detected."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from pipeline.storage.paths import resolve_path
 
 
 def fingerprint(data: DataSettings) -> str:
-    """Digest what decides the annotations of a trial's training and validation data.
+    """Return a digest of the annotations of a trial's training and validation data.
 
-    Of a root in nuScenes layout every table, of shards the manifest (which holds the digest of every file,
-    images and points included), of an info file the file. Images and points beside tables are not read: a
+    It covers all tables of a root in nuScenes layout, the manifest of shards (which holds the digest of every
+    file, images and points included), or an info file. The images and points beside tables are not read: a
     full nuScenes has 400 GB of them.
 
     Raises:

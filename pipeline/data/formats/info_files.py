@@ -1,6 +1,6 @@
-"""Key frames listed by mmdet3d's converters (info format 1.1, a pickle), read safely.
+"""Reads and writes mmdet3d's info files (format 1.1, a pickle) safely.
 
-A pickle can run any code when it is opened. This reader admits plain containers, numbers and numpy
+A pickle can run any code when it is opened. This reader accepts only plain containers, numbers and numpy
 arrays, and refuses a file that names anything else.
 """
 
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.formats.file_source import FileSource
-from pipeline.data.formats.nuscenes_tables import FrameRecord, Sweep
+from pipeline.data.formats.frame_record import FrameRecord, Sweep
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.source import READ_ALL, Reading
 
 FORMATS = ("1.1",)
-"""Info versions read here; 1.0 keeps other keys and other box conventions."""
+"""Info versions that can be read. Version 1.0 has other keys and box conventions."""
 
 MAKE = "make it with mmdet3d's tools/create_data.py or `biaswise data infos`"
-"""What to do about a file that cannot be used."""
+"""Advice in error messages about files that cannot be used."""
 
 LIDAR = "LIDAR_TOP"
 
@@ -33,12 +33,12 @@ CALIBRATION: Mapping[str, Mapping[str, tuple[tuple[int, ...], ...]]] = {
     "camera": {"cam2img": ((3, 3), (3, 4), (4, 4)), "lidar2cam": ((4, 4),)},
     "lidar": {"lidar2ego": ((4, 4),)},
 }
-"""What each sensor's entry must hold, and its shapes."""
+"""Keys that each sensor's entry must have -> their allowed shapes."""
+
+_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError)
+"""Errors of the unpickler for a file that is cut short or no pickle."""
 
 # numpy 1 wrote numpy.core, numpy 2 writes numpy._core; both name the same functions.
-_BROKEN = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError)
-"""What the unpickler raises for a file that is cut short or no pickle."""
-
 _CORE = import_module("numpy._core.multiarray")
 _ADMITTED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -57,9 +57,9 @@ class InfoSource(FileSource):
     """The frames of an info file as samples.
 
     Args:
-        path: the ``.pkl`` file; bare file names in it lie in ``root/samples/<channel>`` and
+        path: the ``.pkl`` file. Bare file names in it are in ``root/samples/<channel>`` and
             ``root/sweeps/<channel>`` if ``root`` has such folders, else in ``root``.
-        root: folder of the files; by default the folder of ``path``.
+        root: folder of the files; None: the folder of ``path``.
         reading: what is read of a frame.
 
     Raises:
@@ -71,7 +71,7 @@ class InfoSource(FileSource):
 
 
 def read_infos(path: Path, root: Path) -> list[FrameRecord]:
-    """Read an info file; boxes of classes outside the ten, and ignored ones (label -1), are left out."""
+    """Read an info file. Boxes of classes outside the ten, and ignored ones (label -1), are dropped."""
     content = unpickle(path)
     try:
         meta = content["metainfo"]
@@ -92,10 +92,10 @@ def read_infos(path: Path, root: Path) -> list[FrameRecord]:
 
 
 class _Reader(pickle.Unpickler):
-    """An unpickler that finds nothing but what ``_ADMITTED`` lists."""
+    """An unpickler that finds only the names in ``_ADMITTED``."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return an admitted object or refuse."""
+        """Return an object of ``_ADMITTED``, or raise UnpicklingError."""
         try:
             return _ADMITTED[module, name]
         except KeyError:
@@ -105,7 +105,7 @@ class _Reader(pickle.Unpickler):
 
 
 def unpickle(path: Path) -> Mapping[str, Any]:
-    """Read a pickled dict of plain values and arrays; DataError if it is damaged or names anything else."""
+    """Read a pickled dict of plain values and arrays. DataError if it is damaged or names anything else."""
     try:
         content = _Reader(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
@@ -144,13 +144,13 @@ def _record(info: Mapping[str, Any], names: Mapping[int, str], root: Path, scene
 
 
 def _calibrated(info: Mapping[str, Any], sensor: str, token: str) -> Mapping[str, Any]:
-    """Return a sensor's entry; DataError if what says where it is or how it sees is missing."""
+    """Return a sensor's entry; DataError if its calibration is missing or has another shape."""
     entry: Mapping[str, Any] = info[sensor]
     for key, shape in CALIBRATION["lidar" if sensor == "lidar_points" else "camera"].items():
-        held = np.shape(entry[key]) if entry.get(key) is not None else "nothing"
-        if held not in shape:
+        got = np.shape(entry[key]) if entry.get(key) is not None else "nothing"
+        if got not in shape:
             raise DataError(
-                f"frame {token}: {sensor} has {held} as {key}, expected a matrix of shape "
+                f"frame {token}: {sensor} has {got} as {key}, expected a matrix of shape "
                 f"{' or '.join(map(str, shape))}; make the info file anew from calibrated data"
             )
     return entry
@@ -159,8 +159,8 @@ def _calibrated(info: Mapping[str, Any], sensor: str, token: str) -> Mapping[str
 def _sweep(sweep: Mapping[str, Any], time_s: float, root: Path) -> Sweep:
     """Read one earlier scan.
 
-    ``lidar2sensor`` is key frame -> sweep; its inverse is what a sweep's points need. (mmdet3d 1.4's
-    LoadPointsFromMultiSweeps subtracts its shift without turning it: off by that turn times the shift.)
+    ``lidar2sensor`` maps the key frame to the sweep; its inverse maps the sweep's points. (mmdet3d 1.4's
+    LoadPointsFromMultiSweeps subtracts the shift without rotating it, which is an error.)
     """
     lidar = sweep["lidar_points"]
     path = str(lidar["lidar_path"])
@@ -173,7 +173,7 @@ def _sweep(sweep: Mapping[str, Any], time_s: float, root: Path) -> Sweep:
 
 
 def _locate(root: Path, name: str, channel: str, folder: str = "samples") -> Path:
-    """Return where a file of an info lies: bare names are in mmdet3d's ``data_prefix`` of their sensor."""
+    """Return the path of a file of an info; bare names are in mmdet3d's ``data_prefix`` of their sensor."""
     prefix = f"{folder}/{channel}"
     bare = "/" not in name and (root / prefix).is_dir()
     return inside(root, f"{prefix}/{name}" if bare else name, "an info file")
@@ -184,8 +184,8 @@ def _boxes(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
     """Return boxes (M, 9), labels (M,), LiDAR points (M,).
 
-    ``bbox_3d`` is x, y, z, length, width, height, yaw in the LiDAR frame, and z is the middle of
-    the box: mmdet3d's NuScenesDataset reads it with origin (0.5, 0.5, 0.5).
+    ``bbox_3d`` is x, y, z, length, width, height, yaw in the LiDAR frame. z is at the centre of the box,
+    because mmdet3d's NuScenesDataset reads it with origin (0.5, 0.5, 0.5).
     """
     rows, labels, counts = [], [], []
     for instance in instances:
@@ -227,7 +227,7 @@ def write_infos(records: Sequence[FrameRecord], path: Path, version: str) -> Non
         version: nuScenes version.
 
     Raises:
-        DataError: the file is there already or cannot be written.
+        DataError: the file exists or cannot be written.
     """
     categories = {name: label for label, name in enumerate(MMDET3D_CLASSES)}
     content = {

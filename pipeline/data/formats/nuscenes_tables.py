@@ -1,6 +1,5 @@
-"""The key frames of a nuScenes split, read through the official devkit."""
+"""Reads the key frames of a nuScenes split through the official devkit."""
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
+from pipeline.data.formats.frame_record import FrameRecord, Sweep
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError
 
@@ -26,91 +26,33 @@ TABLES = (
     "sample_annotation",
     "map",
 )
-"""The thirteen tables of a nuScenes version, each a file ``<table>.json``."""
+"""The thirteen tables of a nuScenes version; each is a file ``<table>.json``."""
 
 DAMAGED = "the tables are damaged, restore or generate them anew"
-"""What to do about tables that contradict themselves."""
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """An earlier LiDAR scan of the same scene.
-
-    Attributes:
-        path: its file.
-        to_key: (4, 4) float64, its LiDAR frame -> the key frame's LiDAR frame, in m.
-        lag_s: key frame's time minus its own, in s.
-    """
-
-    path: Path
-    to_key: NDArray[np.float64]
-    lag_s: float
-
-
-@dataclass(frozen=True, eq=False)
-class FrameRecord:
-    """Where the files of one key frame are and how they fit together; nothing is opened yet.
-
-    Attributes:
-        token: nuScenes sample token.
-        scene: scene name.
-        timestamp_us: time of the LiDAR scan, in microseconds.
-        image_paths: six files in the order of ``CAMERAS``.
-        cam2img: (6, 3, 3) float64, camera frame (m) -> pixels (u*d, v*d, d).
-        lidar2cam: (6, 4, 4) float64, LiDAR frame at its time -> camera frame at the camera's time.
-        lidar_path: the key frame's scan.
-        sweeps: earlier scans, nearest first; may be empty.
-        lidar2ego, ego2global: (4, 4) float64, at the time of the scan.
-        boxes: (M, 9) float32, columns and frame as in ``Sample.boxes``.
-        labels: (M,) int64, index into ``CLASSES``.
-        num_points: (M,) int64, LiDAR points in each box as the table counts them.
-        root: dataset that the files belong to; a link among them must not lead elsewhere.
-    """
-
-    token: str
-    scene: str
-    timestamp_us: int
-    image_paths: tuple[Path, ...]
-    cam2img: NDArray[np.float64]
-    lidar2cam: NDArray[np.float64]
-    lidar_path: Path
-    sweeps: tuple[Sweep, ...]
-    lidar2ego: NDArray[np.float64]
-    ego2global: NDArray[np.float64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    num_points: NDArray[np.int64]
-    root: Path | None = None
-
-    def with_points(self, minimum: int) -> "FrameRecord":
-        """Return the record without the boxes that hold fewer LiDAR points than ``minimum``."""
-        keep = self.num_points >= minimum
-        return replace(
-            self, boxes=self.boxes[keep], labels=self.labels[keep], num_points=self.num_points[keep]
-        )
+"""Advice in error messages about tables that contradict themselves."""
 
 
 def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEEPS) -> list[FrameRecord]:
     """Read all key frames of a split, scene by scene in order of time.
 
-    Boxes of classes outside the ten are left out. Image and point files are not opened.
+    Boxes of classes outside the ten are dropped. Image and point files are not opened.
 
     Args:
-        root: dataset root; holds the folder ``<version>`` with the tables.
+        root: dataset root, with the folder ``<version>`` of the tables.
         version: nuScenes version, e.g. ``v1.0-mini``.
         split: split of the official devkit, e.g. ``mini_train``.
-        max_sweeps: earlier scans to list per frame, at most.
+        max_sweeps: largest number of earlier scans per frame.
 
     Raises:
-        DataError: if a table is missing or broken, or the split has no scene here.
+        DataError: a table is missing or broken, or no scene of the split is in this dataset.
     """
     nusc = open_tables(Path(root), version)
     names = set(split_scenes(split))
     scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
-        held = ", ".join(scene["name"] for scene in nusc.scene) or "none"
+        present = ", ".join(scene["name"] for scene in nusc.scene) or "none"
         raise DataError(
-            f"{Path(root) / version}: no scene of split {split!r} (scenes here: {held}); choose the split "
+            f"{Path(root) / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
             "or the version that belongs to this dataset"
         )
     frames = []
@@ -137,9 +79,9 @@ def open_tables(root: Path, version: str) -> Any:
     """Open a dataset as ``nuscenes.NuScenes``.
 
     Raises:
-        DataError: if the folder, a table, a map or a referenced record is missing or unreadable.
+        DataError: the folder, a table, a map or a referenced record is missing or cannot be read.
     """
-    from nuscenes.nuscenes import NuScenes  # seconds to import, so only when tables are read
+    from nuscenes.nuscenes import NuScenes  # imported here, because it takes seconds
 
     folder = root / version
     if not folder.is_dir():
@@ -170,7 +112,7 @@ def split_scenes(split: str) -> list[str]:
 
 
 def _check_categories(nusc: Any, folder: Path) -> None:
-    """Refuse a category that nuScenes does not have: its boxes would vanish without a word."""
+    """Refuse a category that nuScenes does not have, because its boxes would be dropped silently."""
     from nuscenes.utils.color_map import get_colormap
 
     known = set(get_colormap())
@@ -183,7 +125,7 @@ def _check_categories(nusc: Any, folder: Path) -> None:
 
 
 def _samples_of(nusc: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
-    """Follow the chain of samples of a scene; a chain that ends early or runs in circles is refused."""
+    """Return the linked samples of a scene; DataError if the chain ends early or has a circle."""
     samples: list[dict[str, Any]] = []
     token = scene["first_sample_token"]
     while token:
@@ -233,7 +175,7 @@ def _frame(nusc: Any, scene: str, sample: dict[str, Any], max_sweeps: int) -> Fr
 def _annotations(
     nusc: Any, sample: dict[str, Any], lidar2global: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return boxes (M, 9), labels (M,) and point counts (M,) of one sample, ten classes only."""
+    """Return boxes (M, 9), labels (M,) and point counts (M,) of one sample, for the ten classes."""
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     global2lidar = np.linalg.inv(lidar2global)
@@ -261,9 +203,9 @@ def _annotations(
 def _sweeps(
     nusc: Any, scan: dict[str, Any], lidar2global: NDArray[np.float64], limit: int
 ) -> tuple[Sweep, ...]:
-    """List earlier scans, nearest first; as in mmdet3d's converter, earlier key frames are among them.
+    """Return the earlier scans, nearest first, with earlier key frames among them as in mmdet3d's converter.
 
-    In a dataset that keeps key frames alone the scan before is half a second old: no sweep of this one.
+    In a dataset with key frames only, the previous scan is half a second old and is not a sweep.
     """
     global2lidar = np.linalg.inv(lidar2global)
     sweeps: list[Sweep] = []

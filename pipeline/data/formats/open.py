@@ -1,4 +1,4 @@
-"""The one way to open a dataset, whatever its format."""
+"""Opens a dataset of any format."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ def open_source(root: str | Path, version: str, split: str, reading: Reading = R
     """Open a dataset: an info file (``.pkl``), a folder or URI of shards, or a root in nuScenes layout.
 
     Args:
-        root: where it is.
-        version: nuScenes version; names the tables folder.
+        root: path or URI of the dataset.
+        version: nuScenes version, which is the name of the tables folder.
         split: split of the official devkit.
         reading: what is read of a frame.
 
     Raises:
-        DataError: nothing of the kind is there, or it holds no frame.
+        DataError: there is no such dataset, or it has no frame.
     """
     place = Path(root)
     if not is_remote(root) and not place.exists():

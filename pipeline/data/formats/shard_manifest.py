@@ -1,8 +1,8 @@
-"""What a folder of shards holds, and where it may lie.
+"""Format of a folder of shards: manifest, schema, and access to local and remote folders.
 
-A folder of shards holds, per split, ``<split>.json`` (the manifest) and ``<split>-00000.parquet`` and so
-on, one row a frame. The manifest is written last and names every file with size and SHA-256, so a split
-without one is unfinished. JPEGs are stored as they are.
+Per split a folder of shards holds ``<split>.json`` (the manifest) and ``<split>-00000.parquet`` and so on,
+with one row per frame. The manifest is written last and names every file with size and SHA-256, so a split
+without a manifest is unfinished. JPEGs are stored unchanged.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from pyarrow import fs
 from pipeline.data.sample import CAMERAS, DataError
 
 FORMAT = 2
-"""Version of the layout below. 1 had row groups of eight frames, no statistics and float32 points alone."""
+"""Version of this format. Version 1 had row groups of eight frames, no statistics and only float32 points."""
 
 POINTS: Mapping[str, str] = {"float32": "<f4", "float16": "<f2"}
-"""How points are stored, little endian: bit for bit, or in half the bytes."""
+"""Dtypes of stored points, little endian: float32 is exact, float16 takes half the bytes."""
 
 SCHEMA = pa.schema(
     [
@@ -45,10 +45,10 @@ SCHEMA = pa.schema(
 )
 
 STATISTICS = ("scene", "timestamp_us", "num_boxes", "num_cloud_points")
-"""Columns whose least and greatest value each row group knows: frames can be chosen by them unread."""
+"""Columns with minimum and maximum per row group. They select frames without reading the group."""
 
 _NAME = re.compile(r"[\w-]+-\d{5,}\.parquet")
-"""Names of files: a manifest that comes from elsewhere must not lead out of its folder."""
+"""Allowed file names, because a foreign manifest must not lead out of its folder."""
 
 _SPLIT = re.compile(r"\w[\w-]*")
 
@@ -65,7 +65,7 @@ def open_store(where: Path | str) -> tuple[fs.FileSystem, str]:
 
 
 def put(store: fs.FileSystem, path: str, data: bytes) -> None:
-    """Write a file under another name and move it into place, so that it is whole or not there."""
+    """Write a file atomically: under another name, and then moved into place."""
     part = part_name(path)
     with store.open_output_stream(part) as stream:
         stream.write(data)
@@ -73,18 +73,18 @@ def put(store: fs.FileSystem, path: str, data: bytes) -> None:
 
 
 def part_name(path: str) -> str:
-    """Return a name for a file while it is written, its own for every writer."""
+    """Return a temporary name for a file that is being written; every call gives another name."""
     return f"{path}.{uuid4().hex[:8]}.part"
 
 
 def remove(store: fs.FileSystem, path: str) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it exists."""
     with suppress(FileNotFoundError):
         store.delete_file(path)
 
 
 def read_manifest(folder: Path | str, split: str) -> dict[str, Any]:
-    """Return the manifest of a split; DataError if it is missing, broken, or names files of other size."""
+    """Return the manifest of a split; DataError if it is missing or broken, or a file has another size."""
     if not _SPLIT.fullmatch(split):
         raise DataError(f"{split!r} is no name of a split; expected letters, digits and _, e.g. mini_train")
     store, path = open_store(folder)
@@ -105,7 +105,7 @@ def read_manifest(folder: Path | str, split: str) -> dict[str, Any]:
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError or KeyError if a manifest is not of our format or contradicts itself."""
+    """Raise ValueError or KeyError if a manifest has another format or contradicts itself."""
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']!r}")
     if manifest["points"] not in POINTS:
@@ -119,7 +119,7 @@ def _check(manifest: Mapping[str, Any]) -> None:
 
 
 def check_file(store: fs.FileSystem, path: str, entry: Mapping[str, Any]) -> None:
-    """Raise DataError if a file of a manifest has no name of ours, is a link, or is not there in full."""
+    """Raise DataError if a file of a manifest has another kind of name, is a link, or has another size."""
     name = entry["name"]
     if not _NAME.fullmatch(str(name)):
         raise DataError(
@@ -137,7 +137,7 @@ def check_file(store: fs.FileSystem, path: str, entry: Mapping[str, Any]) -> Non
 
 
 def checksum(folder: Path | str, name: str) -> str:
-    """Return the SHA-256 of one file of a folder of shards, in hexadecimal."""
+    """Return the SHA-256 of a file in a folder of shards, in hexadecimal."""
     store, path = open_store(folder)
     digest = hashlib.sha256()
     with store.open_input_stream(f"{path}/{name}") as stream:

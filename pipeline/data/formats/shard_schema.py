@@ -1,4 +1,4 @@
-"""A frame as a row of Parquet, and back."""
+"""Converts a frame to a row of Parquet, and back."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.formats.decoding import assemble, load_points, read_bytes
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS
 from pipeline.data.sample import CAMERAS, DataError
 
 
 def to_row(record: FrameRecord, points: str) -> dict[str, Any]:
-    """Read a frame's files, see that they decode, and return its row."""
+    """Read a frame's files, check that they decode, and return the row."""
     jpegs = [read_bytes(path, record.root) for path in record.image_paths]
     cloud = load_points(record)
     assemble(record, jpegs, cloud)
@@ -36,8 +36,8 @@ def to_row(record: FrameRecord, points: str) -> dict[str, Any]:
 
 
 def _stored(cloud: NDArray[np.float32], points: str, token: str) -> NDArray[Any]:
-    """Return the points in the type they are stored in."""
-    with np.errstate(over="ignore"):  # found out below
+    """Return the points in the dtype in which they are stored."""
+    with np.errstate(over="ignore"):  # an overflow is checked below
         made = cloud.astype(POINTS[points])
     if not np.isfinite(made).all():
         raise DataError(
@@ -47,11 +47,11 @@ def _stored(cloud: NDArray[np.float32], points: str, token: str) -> NDArray[Any]
 
 
 def to_record(table: Any, row: int, name: str) -> FrameRecord:
-    """Return the record of a row; its paths name the place in the shards and cannot be opened."""
+    """Return the record of a row. Its paths name the place in the shards and cannot be opened."""
 
     def array(key: str, kind: Any, *shape: int) -> NDArray[Any]:
-        held = table[key][row].values.to_numpy()
-        return np.array(held, kind).reshape(shape)
+        values = table[key][row].values.to_numpy()
+        return np.array(values, kind).reshape(shape)
 
     token = table["token"][row].as_py()
     return FrameRecord(

@@ -1,7 +1,7 @@
-"""Frames -> files of shards. A file is a task of its own, and finished ones are kept.
+"""Writes frames as shards. Each file is a separate task, and finished files are kept.
 
-Each file has, until the manifest is written, an entry beside it with its checksum and the digest of what
-went in. A writer that was killed and is started again verifies these and writes what is missing.
+Until the manifest is written, each file has an entry beside it with its checksum and the digest of its
+inputs. A writer that starts again after a kill verifies the entries, and writes the missing files.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.formats.shard_manifest import (
     FORMAT,
     POINTS,
@@ -32,17 +33,17 @@ from pipeline.data.formats.shard_schema import to_row
 from pipeline.data.sample import DataError
 
 GROUP_BYTES = 4 * 2**20
-"""A row group ends once it holds as much: worth a request to an object store, and one full-size frame with
-ten sweeps (6 MB), so that a frame read at random costs no other."""
+"""A row group ends when it has this size. It is enough for one request to an object store, and less than one
+full-size frame with ten sweeps (6 MB), so that a random read of a frame reads no other frame."""
 
 ROWS_PER_FILE = 64
-"""Frames per file: 30 MB of the generated data, 400 MB at full size; what a killed writer does again."""
+"""Frames per file: 30 MB of generated data, 400 MB at full size. After a kill one file is written again."""
 
 Entry = dict[str, Any]
-"""A file in the manifest: name, rows, groups (frames in each row group), bytes, sha256."""
+"""A file in the manifest: name, rows, groups (number of frames in each row group), bytes, sha256."""
 
 Progress = Callable[[int, int], None]
-"""Called with the frames that are done and all frames."""
+"""Called with the number of finished frames and the number of all frames."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Part:
 
     Attributes:
         out: folder or URI of the shards.
-        name: of the file.
+        name: name of the file.
         records: its frames.
-        points: how points are stored, key of ``POINTS``.
+        points: dtype of stored points, key of ``POINTS``.
     """
 
     out: str
@@ -63,7 +64,7 @@ class Part:
 
 
 Run = Callable[[Sequence[Part]], Iterable[Entry]]
-"""Writes parts, in any way and order, and yields an entry as each is done."""
+"""Writes parts, in any way and order, and yields the entry of each when it is finished."""
 
 
 def one_by_one(parts: Sequence[Part]) -> Iterator[Entry]:
@@ -80,19 +81,19 @@ def write_shards(
     points: str = "float32",
     run: Run = one_by_one,
 ) -> None:
-    """Write a split of a nuScenes dataset as shards; files that an earlier call finished are kept.
+    """Write a split of a nuScenes dataset as shards. Files that an earlier call finished are kept.
 
     Args:
         root: dataset root in nuScenes layout.
-        version: names the tables folder.
+        version: name of the tables folder.
         split: split of the official devkit.
-        out: folder or URI (``s3://...``) of the shards; may hold other splits already.
-        progress: called as frames get done.
-        points: ``float32`` keeps them bit for bit; ``float16`` halves them (docs/data.md says what it costs).
+        out: folder or URI (``s3://...``) of the shards; may hold other splits.
+        progress: called when frames are finished.
+        points: ``float32`` is exact; ``float16`` takes half the bytes (docs/data.md has the cost).
         run: writes the parts.
 
     Raises:
-        DataError: if a file of the dataset is missing or broken, ``out`` holds this split already, or
+        DataError: a file of the dataset is missing or broken, ``out`` holds this split already, or ``out``
             cannot be written.
     """
     if points not in POINTS:
@@ -106,14 +107,14 @@ def write_shards(
         )
     names = [f"{split}-{number:05d}.parquet" for number in range(-(-len(records) // ROWS_PER_FILE))]
     cut = [tuple(records[i * ROWS_PER_FILE : (i + 1) * ROWS_PER_FILE]) for i in range(len(names))]
-    parts = [Part(str(out), name, held, points) for name, held in zip(names, cut, strict=True)]
+    parts = [Part(str(out), name, chosen, points) for name, chosen in zip(names, cut, strict=True)]
     try:
         store.create_dir(folder, recursive=True)
         _clear(store, folder, split, names)
         done = 0
         entries = []
         for entry in run(parts):
-            check_file(store, folder, entry)  # another machine may have written where this one cannot see
+            check_file(store, folder, entry)  # another machine may have written to a folder of its own
             entries.append(entry)
             done += entry["rows"]
             if progress:
@@ -143,7 +144,7 @@ def _manifest(
 
 
 def _clear(store: fs.FileSystem, folder: str, split: str, names: Sequence[str]) -> None:
-    """Remove what a killed writer left half done, and files of the split that no longer belong to it."""
+    """Remove partial files of a killed writer, and files that do not belong to the split any more."""
     kept = {f"{name}{ending}" for name in names for ending in ("", ".entry")}
     for info in store.get_file_info(fs.FileSelector(folder)):
         ours = info.base_name.startswith((f"{split}-", f"{split}.json."))
@@ -152,7 +153,7 @@ def _clear(store: fs.FileSystem, folder: str, split: str, names: Sequence[str]) 
 
 
 def write_part(part: Part) -> Entry:
-    """Write one file, unless a whole one of the same frames is there; return its entry."""
+    """Write one file, unless a complete one with the same frames exists, and return its entry."""
     store, folder = open_store(part.out)
     digest = _digest(part)
     entry = _finished(store, folder, part, digest)
@@ -164,7 +165,7 @@ def write_part(part: Part) -> Entry:
 
 
 def _finished(store: fs.FileSystem, folder: str, part: Part, digest: str) -> Entry | None:
-    """Return the entry of a file that is there, whole and made of these frames; else None."""
+    """Return the entry of a file that is complete and made of these frames; else None."""
     path = f"{folder}/{part.name}"
     try:
         with store.open_input_stream(f"{path}.entry") as stream:
@@ -176,7 +177,7 @@ def _finished(store: fs.FileSystem, folder: str, part: Part, digest: str) -> Ent
 
 
 def _digest(part: Part) -> str:
-    """Digest all that decides what is in a file; of the frames' files, size and time of change."""
+    """Return a digest of all that decides a file's content; of input files, size and time of change."""
     digest = hashlib.sha256(f"{FORMAT} {GROUP_BYTES} {part.points}".encode())
     for record in part.records:
         digest.update(f"{record.token} {record.scene} {record.timestamp_us}".encode())
@@ -201,7 +202,7 @@ def _stamp(path: Path) -> str:
 
 
 class _Sink:
-    """Passes bytes on and keeps their number and SHA-256; pyarrow writes to it as to a file."""
+    """A file object for pyarrow that passes bytes on, and computes their number and SHA-256."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -216,7 +217,7 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """Do nothing: the stream is flushed when it is closed."""
+        """Do nothing, because the stream is flushed when it is closed."""
 
     def tell(self) -> int:
         return self.size
@@ -229,14 +230,14 @@ class _Sink:
 
 
 def _write(store: fs.FileSystem, path: str, part: Part) -> Entry:
-    """Write one Parquet file under another name, move it into place, return its entry."""
+    """Write one Parquet file atomically, and return its entry."""
     unfinished = part_name(path)
     groups = []
     try:
         with store.open_output_stream(unfinished) as stream:
             sink = _Sink(stream)
-            # JPEGs do not shrink and every value is unique. LZ4 takes 29 % off the points and unpacks them
-            # in 0.2 ms a scan; zstd takes 39 % and 1 to 2 ms, which is a fifth of all work on a frame.
+            # JPEGs do not compress, and all values are different. LZ4 saves 29 % of the points and unpacks a
+            # scan in 0.2 ms. zstd saves 39 % and takes 1 to 2 ms, a fifth of all work on a frame.
             writer = pq.ParquetWriter(
                 sink,
                 SCHEMA,
@@ -262,14 +263,14 @@ def _write(store: fs.FileSystem, path: str, part: Part) -> Entry:
 
 
 def _groups(part: Part) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of one row group after the other."""
+    """Yield the rows of each row group."""
     rows: list[dict[str, Any]] = []
-    held = 0
+    size = 0
     for record in part.records:
         rows.append(to_row(record, part.points))
-        held += sum(len(value) for value in rows[-1].values() if isinstance(value, bytes))
-        if held >= GROUP_BYTES:
+        size += sum(len(value) for value in rows[-1].values() if isinstance(value, bytes))
+        if size >= GROUP_BYTES:
             yield rows
-            rows, held = [], 0
+            rows, size = [], 0
     if rows:
         yield rows

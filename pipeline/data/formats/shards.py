@@ -1,6 +1,6 @@
-"""Key frames read from Parquet, one row a frame, from disk or any store pyarrow can reach.
+"""Reads key frames from Parquet shards, from disk or from any store that pyarrow supports.
 
-``shard_manifest`` says what lies where, ``shard_writer`` writes it.
+``shard_manifest`` defines the format, and ``shard_writer`` writes it.
 """
 
 from collections import OrderedDict
@@ -16,30 +16,30 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.data.formats.decoding import assemble
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS, STATISTICS, open_store, read_manifest
 from pipeline.data.formats.shard_schema import to_record
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import READ_ALL, Reading
 
 OPEN_FILES = 16
-"""Files a process keeps open: each holds its footer, 60 kB; opening one again costs a millisecond."""
+"""Number of files that a process keeps open. Each holds 60 kB of footer; to open one takes a millisecond."""
 
-Where = Sequence[tuple[str, str, Any]]
-"""Conditions that all hold: (column, ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` or ``in``, value)."""
+Conditions = Sequence[tuple[str, str, Any]]
+"""Conditions that must all hold: (column, ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=`` or ``in``, value)."""
 
-Held = TypeVar("Held")
+Value = TypeVar("Value")
 
 
-class _Kept(Generic[Held]):
-    """The newest few of what costs time to get."""
+class _LruCache(Generic[Value]):
+    """A cache of the most recently used values."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._held: OrderedDict[Any, Held] = OrderedDict()
+        self._held: OrderedDict[Any, Value] = OrderedDict()
 
-    def get(self, key: Any, make: Callable[[], Held]) -> Held:
-        """Return what is held under a key, made now if it is not there."""
+    def get(self, key: Any, make: Callable[[], Value]) -> Value:
+        """Return the value of a key; it is made if it is missing."""
         if key not in self._held:
             self._held[key] = make()
             if len(self._held) > self.most:
@@ -52,30 +52,30 @@ class _Kept(Generic[Held]):
 
 
 class ShardSource:
-    """The frames of a split in a folder of shards, by index; equal bit for bit to those of the files.
+    """The frames of a split in a folder of shards, by index. They have the same bits as those of the files.
 
-    (Unless the points were written as float16.) Opens files on first use, each process its own, so it can
-    be handed to loader processes.
+    (Except if points were written as float16.) Each process opens files by itself on the first use, so a
+    source can be sent to loader processes.
 
     Args:
         folder: folder or URI of the shards.
-        split: which of the splits in it.
-        reading: what is read of a frame; the sweeps are in the shards whole, so none of their points
-            can be removed any more.
-        where: keep the frames for which all of this holds, told by the columns ``STATISTICS``; row groups
-            whose statistics rule it out are not read.
+        split: the split.
+        reading: what is read of a frame. ``remove_close`` is not possible, because shards hold the joined
+            points.
+        where: select the frames that meet all these conditions on the columns ``STATISTICS``. Row groups
+            whose statistics exclude them are not read.
 
     Attributes:
-        tokens, scenes: one a frame.
-        blocks: frames that lie together, in order; empty unless ``reading.buffer`` asks to draw by blocks.
+        tokens, scenes: one per frame.
+        blocks: number of frames in each row group, in order; empty if ``reading.buffer`` is 0.
 
     Raises:
-        DataError: no whole shards of that split, ``reading`` asks for ``remove_close``, or a condition
-            that cannot be met.
+        DataError: there are no complete shards of that split, ``reading`` has ``remove_close``, or a
+            condition is not possible.
     """
 
     def __init__(
-        self, folder: Path | str, split: str, reading: Reading = READ_ALL, where: Where | None = None
+        self, folder: Path | str, split: str, reading: Reading = READ_ALL, where: Conditions | None = None
     ) -> None:
         if reading.remove_close:
             raise DataError(
@@ -96,9 +96,9 @@ class ShardSource:
         owners = np.searchsorted(self._first, self._places, side="right")
         counts = np.unique(owners, return_counts=True)[1].tolist()
         self.blocks: Sequence[int] = tuple(counts) if reading.buffer else ()
-        self._files: _Kept[Any] = _Kept(OPEN_FILES)
-        # a buffer of frames touches as many groups as hold them, one cut at either end, and one to spare
-        self._tables: _Kept[Any] = _Kept(-(-reading.buffer * len(counts) // max(1, sum(counts))) + 3)
+        self._files: _LruCache[Any] = _LruCache(OPEN_FILES)
+        # A buffer of frames spans this many groups, with a partial one at both ends, and one more.
+        self._tables: _LruCache[Any] = _LruCache(-(-reading.buffer * len(counts) // max(1, sum(counts))) + 3)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -107,7 +107,7 @@ class ShardSource:
         table, row, name = self._find(index)
         cloud = np.frombuffer(table["points"][row].as_buffer(), self._points).astype(np.float32)
         points = cloud.reshape(-1, 5)
-        begins = np.diff(points[:, 4], prepend=np.nan) != 0  # of a sweep: they lie one after the other
+        begins = np.diff(points[:, 4], prepend=np.nan) != 0  # first point of each sweep
         lags = np.unique(points[begins, 4])  # 0 is the key frame
         if len(lags) > self._reading.sweeps + 1:
             points = points[points[:, 4] <= lags[self._reading.sweeps]]
@@ -117,50 +117,50 @@ class ShardSource:
     @cached_property
     def labels(self) -> Sequence[frozenset[int]]:
         """Labels that occur in each frame."""
-        found: list[frozenset[int]] = []
+        by_place: list[frozenset[int]] = []
         for name in self._names:
             table = self._open(name).read(columns=["labels", "num_points"], use_threads=False)
             for labels, counts in zip(
                 table["labels"].to_pylist(), table["num_points"].to_pylist(), strict=True
             ):
                 pairs = zip(labels, counts, strict=True)
-                found.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
-        return [found[place] for place in self._places]
+                by_place.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
+        return [by_place[place] for place in self._places]
 
     def records(self) -> Iterator[FrameRecord]:
-        """Yield the records in order; their paths name the place in the shards and cannot be opened."""
+        """Yield the records in order. Their paths name the place in the shards and cannot be opened."""
         for index in range(len(self)):
             yield to_record(*self._find(index))
 
     def _find(self, index: int) -> tuple[Any, int, str]:
         """Return the table, the row in it and the file of a frame."""
-        place = self._places[range(len(self))[index]]  # refuses what is out of range, understands negative
+        place = self._places[range(len(self))[index]]  # range checks the index and allows negative ones
         group = int(np.searchsorted(self._first, place, side="right")) - 1
         number, inner = self._groups[group]
         name = self._names[number]
         table = self._tables.get(group, lambda: self._read_group(name, inner))
         return table, int(place - self._first[group]), name
 
-    def _matching(self, where: Where) -> NDArray[np.int64]:
+    def _matching(self, where: Conditions) -> NDArray[np.int64]:
         """Return the places of the frames that meet all conditions."""
-        odd = [column for column, _, _ in where if column not in STATISTICS]
-        if odd or not where:
+        unknown = [column for column, _, _ in where if column not in STATISTICS]
+        if unknown or not where:
             raise DataError(
-                f"no statistics of {odd or 'nothing'}; frames are chosen by {', '.join(STATISTICS)}"
+                f"no statistics of {unknown or 'nothing'}; frames are chosen by {', '.join(STATISTICS)}"
             )
         store, path = open_store(self.folder)
-        found: list[int] = []
+        places: list[int] = []
         try:
-            wanted = pq.filters_to_expression(list(where))
+            condition = pq.filters_to_expression(list(where))
             files = pads.dataset([f"{path}/{n}" for n in self._names], filesystem=store, format="parquet")
             numbers = {key: number for number, key in enumerate(self._groups)}
             for file, fragment in enumerate(files.get_fragments()):
-                for part in fragment.split_by_row_group(wanted):
+                for part in fragment.split_by_row_group(condition):
                     first = self._first[numbers[file, part.row_groups[0].id]]
-                    found += (first + _rows(part, wanted)).tolist()
+                    places += (first + _rows(part, condition)).tolist()
         except (pa.ArrowException, OSError, TypeError, ValueError) as problem:
             raise DataError(f"{self.folder}: no frames by {list(where)} ({problem})") from problem
-        return np.array(found, np.int64)
+        return np.array(places, np.int64)
 
     def _read_group(self, name: str, group: int) -> Any:
         try:
@@ -178,8 +178,8 @@ class ShardSource:
         return self._files.get(name, opened)
 
 
-def _rows(group: Any, wanted: Any) -> NDArray[np.int64]:
-    """Return which rows of a row group meet an expression."""
+def _rows(group: Any, condition: Any) -> NDArray[np.int64]:
+    """Return the indices of the rows of a row group that meet an expression."""
     table = group.to_table(columns=list(STATISTICS), use_threads=False)
     numbered = pads.dataset(table.append_column("row", pa.array(range(len(table)))))
-    return numbered.to_table(columns=["row"], filter=wanted, use_threads=False)["row"].to_numpy()
+    return numbered.to_table(columns=["row"], filter=condition, use_threads=False)["row"].to_numpy()

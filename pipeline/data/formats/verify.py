@@ -1,4 +1,4 @@
-"""Whether a dataset or a folder of shards is whole and makes sense, file by file."""
+"""Checks that a dataset or a folder of shards is complete and consistent, file by file."""
 
 import json
 from collections import Counter
@@ -12,32 +12,33 @@ from numpy.typing import NDArray
 from pipeline.config.settings import CLASSES
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.decoding import load_points, load_sample, parse_points, read_bytes
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames, split_scenes
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import read_frames, split_scenes
 from pipeline.data.formats.shard_manifest import checksum, read_manifest
 from pipeline.data.formats.shards import ShardSource
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import Reading
 
 NEAR_M = 6.0
-"""Boxes nearer than this may stand below or between all cameras; farther ones must be in a picture."""
+"""Boxes nearer than this may be below or between all cameras. Farther ones must be visible in an image."""
 
 FEW_POINTS = 50
-"""Frames with fewer points in boxes than this are too sparse to compare with the table's count."""
+"""Frames with fewer points in boxes than this are not compared with the table's count."""
 
 AGREEMENT = 0.5
-"""Least share of the table's points that must be found in the boxes: half, for boxes that another
-sweep or a rounded pose shifts lose some, but a wrong file or calibration loses nearly all."""
+"""Least share of the table's points that must be in the boxes. It is half, because a box that is shifted by a
+rounded pose loses some points, while a wrong file or calibration loses nearly all."""
 
 Progress = Callable[[int, int], None]
-"""Called with the frames that are done and all frames."""
+"""Called with the number of finished frames and the number of all frames."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
-        problems: one sentence each, naming the file or the frame; empty if all is well.
+        problems: one sentence per problem, which names the file or the frame.
         counts: frames, scenes, images, points, boxes, and boxes per class (``boxes/car``).
     """
 
@@ -70,46 +71,46 @@ def check(path: Path, version: str = "v1.0-mini", progress: Progress | None = No
 def check_dataset(root: Path, version: str, progress: Progress | None = None) -> CheckReport:
     """Open every file of every key frame of a nuScenes dataset.
 
-    Tables must link up; images and points must decode; boxes must be finite and of positive size,
-    appear in a camera, and hold the points the tables claim.
+    The links between tables must be valid, and images and points must decode. Boxes must be finite with
+    positive sizes, be visible in a camera, and hold the number of points of the table.
 
     Args:
         root: dataset root.
-        version: names the tables folder.
+        version: name of the tables folder.
         progress: called after each frame.
     """
-    found = _Findings()
+    findings = _Findings()
     records: list[FrameRecord] = []
     try:
-        held = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
+        names = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
         for split in _splits(version):
-            if held & set(split_scenes(split)):
+            if names & set(split_scenes(split)):
                 records += read_frames(Path(root), version, split)
-        stray = held - {record.scene for record in records}
-        found.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
+        stray = names - {record.scene for record in records}
+        findings.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
     except FileNotFoundError:
-        found.problems.append(
+        findings.problems.append(
             f"{Path(root) / version}: no nuScenes tables and no shards here; check the path"
         )
     except (DataError, ValueError, KeyError, TypeError) as problem:
-        found.problems.append(f"{Path(root) / version}: {problem}")
-    found.counts["scenes"] = len({record.scene for record in records})
+        findings.problems.append(f"{Path(root) / version}: {problem}")
+    findings.counts["scenes"] = len({record.scene for record in records})
     for done, record in enumerate(records, start=1):
         try:
-            _check_frame(found, record, load_sample(record), _scan_of(record))
+            _check_frame(findings, record, load_sample(record), _scan_of(record))
         except DataError as problem:
-            found.problems.append(str(problem))
+            findings.problems.append(str(problem))
         if progress:
             progress(done, len(records))
-    return found.report()
+    return findings.report()
 
 
 def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
-    """Open every row of every split in a folder of shards; checksums, then the checks of a dataset."""
-    found = _Findings()
+    """Check the checksums of a folder of shards, and every row of every split like a frame of a dataset."""
+    findings = _Findings()
     manifests = sorted(Path(folder).glob("*.json"))
     if not manifests:
-        found.problems.append(f"{folder}: no manifest; the shards are unfinished, write them anew")
+        findings.problems.append(f"{folder}: no manifest; the shards are unfinished, write them anew")
     for path in manifests:
         try:
             manifest = read_manifest(folder, path.stem)
@@ -118,11 +119,11 @@ def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
                     raise DataError(
                         f"{folder}/{entry['name']}: checksum differs from the manifest's; write it anew"
                     )
-            found.counts["scenes"] += len(set(manifest["scenes"]))
-            _check_rows(found, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
+            findings.counts["scenes"] += len(set(manifest["scenes"]))
+            _check_rows(findings, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
         except DataError as problem:
-            found.problems.append(str(problem))
-    return found.report()
+            findings.problems.append(str(problem))
+    return findings.report()
 
 
 def _splits(version: str) -> tuple[str, ...]:
@@ -134,7 +135,7 @@ def _splits(version: str) -> tuple[str, ...]:
 
 
 def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
-    """Return the key frame's scan without sweeps: what the tables count."""
+    """Return the key frame's scan without sweeps, whose points the tables count."""
     return (
         parse_points(read_bytes(record.lidar_path, record.root), str(record.lidar_path))
         if record.sweeps
@@ -142,26 +143,26 @@ def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
     )
 
 
-def _check_rows(found: _Findings, source: ShardSource, progress: Progress | None) -> None:
+def _check_rows(findings: _Findings, source: ShardSource, progress: Progress | None) -> None:
     for index, record in enumerate(source.records()):
         try:
             sample = source[index]
-            _check_frame(found, record, sample, sample.points[sample.points[:, 4] == 0])
+            _check_frame(findings, record, sample, sample.points[sample.points[:, 4] == 0])
         except DataError as problem:
-            found.problems.append(str(problem))
+            findings.problems.append(str(problem))
         if progress:
             progress(index + 1, len(source))
 
 
-def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
-    """Count one frame and note what is wrong with it."""
+def _check_frame(findings: _Findings, record: FrameRecord, sample: Sample, scan: NDArray[np.float32]) -> None:
+    """Count one frame, and note its problems."""
     where = f"frame {record.token} of {record.scene}"
-    found.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
-    found.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
+    findings.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
+    findings.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
     boxes = record.boxes
     sound = np.isfinite(boxes[:, :7]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
     for index in np.flatnonzero(~sound):
-        found.problems.append(
+        findings.problems.append(
             f"{where}: box {index} ({CLASSES[record.labels[index]]}) has centre, size and yaw "
             f"{boxes[index, :7].tolist()}; expected finite numbers and sizes above 0"
         )
@@ -169,21 +170,21 @@ def _check_frame(found: _Findings, record: FrameRecord, sample: Sample, scan: ND
     unseen = far & ~_in_picture(boxes, sample)
     for index in np.flatnonzero(unseen):
         x, y = boxes[index, :2]
-        found.problems.append(
+        findings.problems.append(
             f"{where}: box {index} ({CLASSES[record.labels[index]]} at {x:.1f}, {y:.1f} m) is in no camera's "
             "picture; the calibration or the box is wrong"
         )
     claimed = int(record.num_points[sound].sum())
     counted = int(points_in_boxes(scan, boxes[sound]).sum())
     if claimed >= FEW_POINTS and counted < AGREEMENT * claimed:
-        found.problems.append(
+        findings.problems.append(
             f"{where}: its boxes hold {counted} of the {claimed} points the tables claim; "
             f"{record.lidar_path} or the calibration does not belong to it"
         )
 
 
 def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]:
-    """Return whether the centre or a corner of each box is before a camera and within its picture; (M,)."""
+    """Return (M,) bool: whether the centre or a corner of a box is visible in an image."""
     signs = np.array([[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1)]) / 2
     local = signs * boxes[:, None, 3:6]
     cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
@@ -193,7 +194,7 @@ def _in_picture(boxes: NDArray[np.float32], sample: Sample) -> NDArray[np.bool_]
     )
     spots = np.concatenate([spots + boxes[:, None, :3], np.ones((*spots.shape[:2], 1))], axis=-1)
     pixels = np.einsum("vij,mpj->vmpi", sample.lidar2img, spots)
-    before = pixels[..., 2] > 0.1  # m; nearer is within the lens
+    before = pixels[..., 2] > 0.1  # m; nearer points are inside the lens
     depth = np.where(before, pixels[..., 2], 1)
     height, width = sample.images.shape[1:3]
     u, v = pixels[..., 0] / depth, pixels[..., 1] / depth

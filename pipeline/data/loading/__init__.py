@@ -1,1 +1,1 @@
-"""Order, batches and loader processes."""
+"""Order of the frames, batches and loader processes."""

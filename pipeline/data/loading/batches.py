@@ -1,7 +1,7 @@
-"""The samples of each step, transformed, made by loader processes or in this one.
+"""The transformed samples of each training step, made by loader processes or in this one.
 
-Which frames a step holds is a function of (seed, step) alone (``pipeline.data.loading.sampler``), and
-augmentation draws from a generator seeded by (seed, epoch, frame).
+The frames of a step are a function of (seed, step) (``pipeline.data.loading.sampler``). Augmentation draws
+from a generator that is seeded by (seed, epoch, frame).
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,19 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from pipeline.data.loading.broken_frames import BrokenFrames
-from pipeline.data.loading.prefetch import Room, size_of
+from pipeline.data.loading.prefetch import PrefetchBudget, size_of
 from pipeline.data.loading.sampler import BatchOrder
 from pipeline.data.sample import DataError, EpochTransform, Sample, Transform
 from pipeline.data.source import Source
 
 SHARED_BYTES = 2**15
-"""Arrays from here on come through shared memory; opening and mapping it costs more than a small copy."""
+"""Arrays of at least this size go through shared memory. Copying a smaller one is faster than mapping it."""
 
 
-class _Batches(Dataset["_Made"]):
-    """Batches of transformed samples, addressed by (step, (epoch, frame) of each).
+class _Batches(Dataset["_LoadedBatch"]):
+    """Batches of transformed samples, addressed by (step, [(epoch, frame), ...]).
 
-    What cannot be read is replaced by the next frame that can, if ``skip`` allows it.
+    A frame that cannot be read is replaced by the next readable one, at most ``skip`` times.
     """
 
     def __init__(
@@ -36,31 +36,31 @@ class _Batches(Dataset["_Made"]):
         seed: int,
         skip: int,
         first: int,
-        room: Room,
+        budget: PrefetchBudget,
     ) -> None:
         self._source = source
         self._transform = transform
         self._seed = seed
         self._skip = skip
         self._first = first
-        self._room = room
+        self._budget = budget
 
-    def __getitem__(self, address: tuple[int, list[tuple[int, int]]]) -> "_Made":
+    def __getitem__(self, address: tuple[int, list[tuple[int, int]]]) -> "_LoadedBatch":
         step, places = address
         broken: dict[str, str] = {}
         try:
             samples = [self._sample(epoch, frame, broken) for epoch, frame in places]
-            made = _Made(step, _to_tensors(samples), broken)
-        except DataError as problem:  # as a value: torch would wrap the sentence into a traceback
-            made = _Made(step, [], broken, str(problem))
+            made = _LoadedBatch(step, _to_tensors(samples), broken)
+        except DataError as problem:  # as a value, because torch would wrap the message in a traceback
+            made = _LoadedBatch(step, [], broken, str(problem))
         process = get_worker_info()
         if process is not None:
-            self._room.enter(process.id, step - self._first, size_of(made.samples))
+            self._budget.wait_and_add(process.id, step - self._first, size_of(made.samples))
         return made
 
     def _sample(self, epoch: int, frame: int, broken: dict[str, str]) -> Sample:
         sample = self._read(frame, broken)
-        # the 1 keeps this stream apart from the permutations', which are seeded by (seed, epoch)
+        # The 1 separates these draws from the permutations, which are seeded by (seed, epoch).
         rng = np.random.default_rng((self._seed, epoch, frame, 1))
         transform = self._transform
         return (transform.at(epoch) if isinstance(transform, EpochTransform) else transform)(sample, rng)
@@ -77,14 +77,14 @@ class _Batches(Dataset["_Made"]):
         raise DataError(f"none of the {len(self._source)} frames can be read: {next(iter(broken.values()))}")
 
 
-class _Made(NamedTuple):
-    """A batch as a loader process hands it over.
+class _LoadedBatch(NamedTuple):
+    """A batch as a loader process sends it.
 
     Attributes:
-        step: which.
-        samples: their fields, large arrays as tensors.
-        broken: token -> why, of the frames that were skipped.
-        error: why there are no samples.
+        step: the step of the batch.
+        samples: the fields of each sample, large arrays as tensors.
+        broken: token -> reason, for the frames that were skipped.
+        error: the reason if there are no samples.
     """
 
     step: int
@@ -101,28 +101,28 @@ def training_batches(
     last_step: int,
     workers: int,
     broken: BrokenFrames | None = None,
-    room: Room | None = None,
+    budget: PrefetchBudget | None = None,
 ) -> Iterator[list[Sample]]:
-    """Yield the batches of steps ``first_step`` up to, not including, ``last_step``.
+    """Yield the batches of the steps from ``first_step`` up to, not including, ``last_step``.
 
-    What loader processes have ready is bounded in bytes (``pipeline.data.loading.prefetch``).
+    The bytes that loader processes have ready are limited (``pipeline.data.loading.prefetch``).
 
     Args:
         source: frames.
-        order: which frames belong to a step.
+        order: the frames of each step.
         transform: applied to every sample; see ``Transform`` and ``EpochTransform``.
-        first_step: step to go on at, 0 for a new run.
-        last_step: where training ends.
-        workers: loader processes; 0 loads in this one.
-        broken: takes note of frames that cannot be read; None: the first one stops.
-        room: bounds what lies ready; None: the default.
+        first_step: first step; 0 for a new run.
+        last_step: end of the training.
+        workers: number of loader processes; 0: load in this process.
+        broken: records frames that cannot be read; None: the first one is an error.
+        budget: limits the bytes of batches that are ready; None: the default limit.
 
     Raises:
-        DataError: while iterating, if a frame cannot be read and may not be skipped.
+        DataError: during iteration, if a frame cannot be read and may not be skipped.
     """
-    broken = BrokenFrames() if broken is None else broken  # an empty one is false
-    room = Room(workers) if room is None else room
-    batches = _Batches(source, transform, order.seed, broken.limit, first_step, room)
+    broken = BrokenFrames() if broken is None else broken  # not `or`: an empty one is false
+    budget = PrefetchBudget(workers) if budget is None else budget
+    batches = _Batches(source, transform, order.seed, broken.limit, first_step, budget)
     loader = DataLoader(
         batches,
         batch_size=None,  # an item is a batch
@@ -130,11 +130,11 @@ def training_batches(
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # without it the loader draws from the global random state
+        generator=torch.Generator(),  # otherwise the loader draws from the global random state
     )
     for made in loader:
         if workers:
-            room.leave(size_of(made.samples))
+            budget.remove(size_of(made.samples))
         for token, problem in made.broken.items() if broken.limit else ():
             broken.note(token, problem, made.step)
         if made.error:
@@ -143,7 +143,7 @@ def training_batches(
 
 
 class _Steps(Sampler[Any]):
-    """The addresses of the batches, one step after the other."""
+    """The addresses of the batches in the order of steps."""
 
     def __init__(self, order: BatchOrder, first: int, last: int) -> None:
         self._order, self._first, self._last = order, first, last
@@ -157,9 +157,10 @@ def _as_it_is(made: Any) -> Any:
 
 
 def _to_tensors(samples: list[Sample]) -> list[dict[str, Any]]:
-    """Wrap large arrays: tensors come from a loader process through shared memory, arrays by a pipe.
+    """Wrap large arrays as tensors, which a loader process sends through shared memory, not through a pipe.
 
-    Two frames of 640 x 1600 with ten sweeps are 47 MB, a tenth of a second of the training process.
+    Two frames of 640 x 1600 with ten sweeps are 47 MB. Through a pipe they take a tenth of a second of the
+    training process.
     """
     return [
         {
@@ -175,17 +176,17 @@ def _is_large(value: Any) -> bool:
 
 
 def _to_samples(batch: list[dict[str, Any]]) -> list[Sample]:
-    """Undo ``_to_tensors``; nothing is copied."""
+    """Undo ``_to_tensors``, without a copy."""
     samples = []
     for made in batch:
-        held: dict[str, Any] = {
+        fields: dict[str, Any] = {
             name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in made.items()
         }
-        samples.append(Sample(**held))
+        samples.append(Sample(**fields))
     return samples
 
 
 def _one_thread(_: int) -> None:
-    """Keep OpenCV and numpy's BLAS from starting a thread per core in every loader process."""
+    """Prevent OpenCV and numpy's BLAS from starting a thread per core in every loader process."""
     cv2.setNumThreads(0)
     threadpool_limits(1)

@@ -1,7 +1,7 @@
-"""Frames that cannot be read while training - stop at the first, or skip a limited number of them.
+"""Frames that cannot be read in training: stop at the first one, or skip a limited number.
 
-A skipped frame is replaced by the next one that can be read, so batches keep their size and a run that
-goes on sees what an unbroken one does. Every skipped frame is written down, with why.
+A skipped frame is replaced by the next readable one, so batches keep their size, and a resumed run sees the
+same frames as an uninterrupted one. Every skipped frame is recorded with the reason.
 """
 
 import json
@@ -12,12 +12,12 @@ from pipeline.data.sample import DataError
 
 
 class BrokenFrames:
-    """The broken frames that one rank has met.
+    """The broken frames of one rank.
 
     Args:
-        limit: distinct frames that may be skipped; 0 stops at the first.
-        path: file of JSON lines with token, step and problem, one a frame, made when there is one; what
-            it holds already counts.
+        limit: number of different frames that may be skipped; 0: the first one is an error.
+        path: file of JSON lines with token, step and problem, one per frame. It is made with the first broken
+            frame. Frames that it already holds count.
     """
 
     def __init__(self, limit: int = 0, path: Path | None = None) -> None:
@@ -26,17 +26,17 @@ class BrokenFrames:
         self._why: dict[str, str] = {}
         if path is not None and path.exists():
             for line in path.read_text().splitlines():
-                held = json.loads(line)
-                self._why[held["token"]] = held["problem"]
+                entry = json.loads(line)
+                self._why[entry["token"]] = entry["problem"]
 
     def __len__(self) -> int:
         return len(self._why)
 
     def note(self, token: str, problem: str, step: int) -> None:
-        """Write a skipped frame down.
+        """Record a skipped frame.
 
         Raises:
-            DataError: with it there are more than may be skipped.
+            DataError: there are now more broken frames than may be skipped.
         """
         if token in self._why:
             return

@@ -1,4 +1,4 @@
-"""CBGS - frames drawn so that every class is met equally often (Zhu et al., arXiv:1908.09492)."""
+"""CBGS: frames are resampled so that all classes occur equally often (Zhu et al., arXiv:1908.09492)."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from pipeline.data.sample import Sample
 from pipeline.data.source import Source
 
 STREAM = 2
-"""Keeps these draws apart from the loader's, seeded by (seed, epoch) and by (seed, epoch, frame, 1)."""
+"""Separates these draws from the loader's, which are seeded by (seed, epoch) and (seed, epoch, frame, 1)."""
 
 
 class BalancedSource:
-    """A source in which frames recur, as mmdet3d's CBGSDataset resamples a dataset.
+    """A source with resampled frames, like mmdet3d's CBGSDataset.
 
-    n_c frames hold a class c, N is the sum of all n_c (a frame counts once for each of its classes).
-    N / 10 of them are drawn for every class, with replacement, among those that hold it. A class that
-    no frame holds draws nothing (mmdet3d divides by zero). Drawn once, from the seed: every epoch goes
-    through the same frames, and augments each occurrence in its own way.
+    Let n_c frames contain class c, and N be the sum of all n_c (a frame counts once for each of its classes).
+    For every class, N / 10 frames are drawn with replacement among those that contain it. Nothing is drawn
+    for a class in no frame (mmdet3d divides by zero). The frames are drawn once, from the seed. Every epoch
+    uses the same frames, and augments each occurrence differently.
 
     Args:
         source: frames.
-        seed: decides what is drawn.
+        seed: seed of the draws.
     """
 
     def __init__(self, source: Source, seed: int) -> None:
@@ -35,8 +35,8 @@ class BalancedSource:
     @property
     def labels(self) -> Sequence[frozenset[int]]:
         """Labels that occur in each frame."""
-        held = self._source.labels
-        return [held[i] for i in self.frames]
+        labels = self._source.labels
+        return [labels[i] for i in self.frames]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -49,16 +49,16 @@ def resample(labels: Sequence[frozenset[int]], seed: int) -> list[int]:
     """Draw frames, class by class.
 
     Args:
-        labels: of each frame.
-        seed: decides what is drawn.
+        labels: labels of each frame.
+        seed: seed of the draws.
     """
     rng = np.random.default_rng((seed, 0, 0, STREAM))
-    holders = [[i for i, held in enumerate(labels) if label in held] for label in range(len(CLASSES))]
-    total = sum(len(frames) for frames in holders)
+    by_class = [[i for i, present in enumerate(labels) if label in present] for label in range(len(CLASSES))]
+    total = sum(len(frames) for frames in by_class)
     drawn: list[int] = []
-    for frames in holders:
+    for frames in by_class:
         if frames:
-            # the order of CBGSDataset's operations, because the result is cut to an integer
+            # CBGSDataset's order of operations, because the result is truncated to an integer
             ratio = (1.0 / len(CLASSES)) / (len(frames) / total)
             drawn += rng.choice(frames, int(len(frames) * ratio)).tolist()
     return drawn

@@ -1,8 +1,8 @@
-"""How much loaded data may lie ready, counted in bytes over all loader processes of a rank.
+"""Limit on the bytes of batches that are ready, over all loader processes of a rank.
 
-A batch that is made waits for room before it is handed over. The batch that training wants next always
-goes, so nobody waits for ever, whatever the sizes. Counters have one writer each and need no lock, which a
-process that is killed could keep.
+A finished batch waits until it fits in the limit. The batch that training needs next never waits, so there is
+no deadlock for any size. Each counter has one writer, so no lock is needed, which a killed process could
+hold.
 """
 
 import time
@@ -14,18 +14,18 @@ import torch
 from torch import multiprocessing
 
 PREFETCH_BYTES = 512 * 2**20
-"""Room for batches that are ready: ten of two full-size samples with ten sweeps (47 MB)."""
+"""Limit for batches that are ready: ten batches of two full-size samples with ten sweeps (47 MB)."""
 
-LOOK_EVERY_S = 0.002
-"""How often a process that waits looks again: a hundredth of what a full-size sample costs."""
+POLL_INTERVAL_S = 0.002
+"""Time between two checks of a waiting process: a hundredth of the time of a full-size sample."""
 
 
-class Room:
+class PrefetchBudget:
     """Counts the bytes of batches that are made and not yet used.
 
     Args:
-        workers: loader processes.
-        limit: bytes; exceeded by at most one batch a process.
+        workers: number of loader processes.
+        limit: limit in bytes; it is exceeded by at most one batch per process.
     """
 
     def __init__(self, workers: int, limit: int = PREFETCH_BYTES) -> None:
@@ -33,20 +33,20 @@ class Room:
         self._made = multiprocessing.get_context().Array("q", max(1, workers), lock=False)
         self._used = multiprocessing.get_context().Array("q", 2, lock=False)  # bytes, batches
 
-    def enter(self, worker: int, number: int, size: int) -> None:
-        """Wait until batch ``number`` of ``size`` bytes may be handed over by a loader process."""
+    def wait_and_add(self, worker: int, number: int, size: int) -> None:
+        """Wait until batch ``number`` of a loader process fits in the limit, then add its size in bytes."""
         while sum(self._made) - self._used[0] + size > self.limit and number > self._used[1]:
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
         self._made[worker] += size
 
-    def leave(self, size: int) -> None:
-        """Count a batch as used: in training's hands, the next one wanted."""
+    def remove(self, size: int) -> None:
+        """Count a batch of ``size`` bytes as used by the training."""
         self._used[0] += size
         self._used[1] += 1
 
     @property
-    def taken(self) -> int:
-        """Bytes that lie ready."""
+    def ready_bytes(self) -> int:
+        """Bytes of the batches that are ready."""
         return int(sum(self._made) - self._used[0])
 
 

@@ -1,8 +1,8 @@
-"""Which frames a step trains on, as a function of (seed, step) alone.
+"""The frames of each training step, as a function of (seed, step).
 
-Epoch after epoch of seeded permutations, cut into batches, dealt to the ranks. So a run can go on at any
-step, no frame is lost or seen twice within an epoch, and neither the number of loader processes nor that of
-ranks changes what a global batch holds.
+The seeded permutations of all epochs are concatenated, cut into batches and distributed to the ranks. So a
+run can resume at any step, every frame occurs once per epoch, and the frames of a global batch depend neither
+on the number of loader processes nor on that of ranks.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """Which frames make up the batch of a step.
+    """The frames in the batch of a step.
 
-    The permutations of all epochs form one endless sequence; step s takes the next
-    ``batch_size * world_size`` of it, and rank r its r-th run of ``batch_size``.
+    The permutations of all epochs form one infinite sequence. Step s takes the next ``batch_size *
+    world_size`` frames of it, and rank r the r-th ``batch_size`` of those.
 
-    A permutation of all frames is what files and row groups of one frame want. Where several frames lie
-    together and reading one costs reading all, ``buffer`` trades randomness for reading: the blocks are
-    permuted, and a frame changes places with those of its buffer alone.
+    For files, and for row groups of one frame, all frames are permuted. If several frames are in one block,
+    and reading one means reading all, ``buffer`` reduces reading at the price of randomness: the blocks are
+    permuted, and frames are shuffled only within a buffer.
 
     Attributes:
         frames: number of frames in the source.
-        batch_size: samples per rank.
-        rank, world_size: place among the workers.
-        seed: seeds the permutations.
-        blocks: how many frames lie together, block by block; together ``frames``, or empty.
-        buffer: frames that are shuffled among one another; 0: all.
+        batch_size: number of samples per rank.
+        rank, world_size: this rank, and the number of ranks.
+        seed: seed of the permutations.
+        blocks: number of frames in each block, with the sum ``frames``; empty: no blocks.
+        buffer: number of frames that are shuffled together; 0: all.
     """
 
     frames: int

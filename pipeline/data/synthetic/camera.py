@@ -1,4 +1,4 @@
-"""Pictures of the world by ray casting, with paint, sunlight, deep shadow and night."""
+"""Camera images of a generated world by ray casting, with paint, sunlight, deep shadow and night."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +13,13 @@ from pipeline.data.synthetic.sensor_rig import MINI, Camera, Rig, cameras
 from pipeline.data.synthetic.world import BUILDINGS_M, CURB_M, CYCLE_LANE_M, LANE_M, SIDEWALK_M, World
 
 NEAR_M = 0.2
-"""What is nearer to a camera than this is cut off."""
+"""Near plane: parts of objects nearer to a camera than this are not drawn."""
 
 SHADE = 0.1
-"""Brightness in the deep shadow, relative to outside: five to twenty of 255 grey levels are left."""
+"""Brightness in the deep shadow relative to outside: five to twenty of 255 grey levels remain."""
 
 AMBIENT, SUNLIGHT = 0.75, 0.35
-"""Share of light on every face, and on one that looks at the sun."""
+"""Share of light on every face, and additional share on a face towards the sun."""
 
 HEADLIGHT_M = 32.0
 """Reach of the headlights at night."""
@@ -36,10 +36,10 @@ LAMP = (235, 255, 255)
 
 @dataclass(frozen=True)
 class View:
-    """A camera with what never changes about it.
+    """A camera with the tables that are the same for all its images.
 
     Attributes:
-        camera: where it is and how it looks.
+        camera: its pose and intrinsics.
         origin: (3,) float32 in the ego frame.
         directions: (H, W, 3) float32, rays of depth 1 in the ego frame.
         ground: (H, W) float32, the ground's depth along each ray, inf above the horizon.
@@ -87,8 +87,8 @@ def shoot(
     """Take one picture.
 
     Returns:
-        jpeg: the encoded picture.
-        hits: what each pixel shows.
+        jpeg: the encoded image.
+        hits: the object and depth of each pixel.
     """
     hits = cast(view.origin, view.directions, view.ground, solids, _windows(view.camera, solids))
     ego = world.ego_at(time_s)
@@ -112,7 +112,7 @@ def shoot(
 
 
 def _windows(camera: Camera, solids: Solids) -> list[Window]:
-    """Return the pixels in which each object before the camera can be."""
+    """Return the window of pixels around each object in front of the camera."""
     corners = (solids.corners() - np.array(camera.mount)) @ camera.rotation  # (A, 8, 3) camera frame
     windows: list[Window] = []
     for index in np.flatnonzero((corners[..., 2] > NEAR_M).any(axis=1)):
@@ -129,7 +129,7 @@ def _windows(camera: Camera, solids: Solids) -> list[Window]:
 
 
 def _cut(ends: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (8, 3) before the near plane and where edges pass through it."""
+    """Return the corners in front of the near plane, and the points where edges cross it."""
     pairs = [(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit]
     kept = [ends[ends[:, 2] > NEAR_M]]
     for a, b in pairs:

@@ -1,4 +1,4 @@
-"""Generated in the layout of nuScenes v1.0-mini, the same bit for bit for the same seed."""
+"""Generates a dataset in the layout of nuScenes v1.0-mini. The same seed gives the same bits."""
 
 import json
 import multiprocessing
@@ -9,18 +9,19 @@ from pathlib import Path
 
 from pipeline.data.formats.nuscenes_tables import split_scenes
 from pipeline.data.sample import CAMERAS, DataError
-from pipeline.data.synthetic.nuscenes_writer import LIDAR, SceneLog, build_tables, write_tables
+from pipeline.data.synthetic.nuscenes_writer import LIDAR, build_tables, write_tables
 from pipeline.data.synthetic.scene import SceneTask, make_scene
+from pipeline.data.synthetic.scene_log import SceneLog
 from pipeline.data.synthetic.sensor_rig import MINI, Rig
 
 EDITION = 4
-"""Edition of the generator: raised whenever the same seed gives other data than before."""
+"""Edition of the generator. It is increased when a change of the code changes the data of a seed."""
 
 NIGHT_EVERY = 5
 """One scene in five is at night."""
 
 Progress = Callable[[int, int], None]
-"""Called with the frames that are done and all frames."""
+"""Called with the number of finished frames and the number of all frames."""
 
 
 def generate(
@@ -33,24 +34,24 @@ def generate(
     progress: Progress | None = None,
     rig: Rig = MINI,
 ) -> None:
-    """Write a dataset; does nothing if ``root`` holds exactly this one already.
+    """Write a dataset. If ``root`` holds exactly this dataset already, do nothing.
 
-    The tables are written last, so a folder with tables is complete. Data depend on nothing but
-    the arguments before ``workers``, and the rig.
+    The tables are written last, so a folder with tables is complete. The data depend only on the arguments
+    before ``workers``, and on the rig.
 
     Args:
         root: dataset root, made if it does not exist.
-        seed: decides everything that is drawn.
-        version: name of the tables folder; the devkit's evaluation of mini splits wants ``...mini``.
-        frames_per_scene: key frames per scene, two a second.
-        scenes_per_split: scenes of each devkit split, e.g. ``{"mini_train": 8, "mini_val": 2}``, which
-            is the default; the first so many of the split's names are used.
-        workers: processes.
-        progress: called as frames get done.
+        seed: seed of all draws.
+        version: name of the tables folder; the devkit's evaluation of mini splits needs ``...mini``.
+        frames_per_scene: number of key frames per scene, two per second.
+        scenes_per_split: devkit split -> number of scenes; None: ``{"mini_train": 8, "mini_val": 2}``. The
+            first names of the split are used.
+        workers: number of processes.
+        progress: called when frames are finished.
         rig: image size and sweeps.
 
     Raises:
-        DataError: if an argument makes no sense, or ``root`` holds something else or cannot be written.
+        DataError: an argument is not valid, or ``root`` holds something else or cannot be written.
     """
     root = Path(root)
     wanted = {"mini_train": 8, "mini_val": 2} if scenes_per_split is None else dict(scenes_per_split)
@@ -60,7 +61,7 @@ def generate(
         "version": version,
         "frames_per_scene": frames_per_scene,
         "scenes_per_split": wanted,
-        **({} if rig == MINI else {"rig": rig.name}),  # marks of older datasets have none: they are mini
+        **({} if rig == MINI else {"rig": rig.name}),  # older datasets name no rig: theirs is mini
     }
     if frames_per_scene < 1 or workers < 1 or seed < 0:
         raise DataError(
@@ -93,10 +94,10 @@ def generate(
 def _scene_names(wanted: Mapping[str, int]) -> list[str]:
     names: list[str] = []
     for split, count in wanted.items():
-        held = split_scenes(split)
-        if not 0 <= count <= len(held):
-            raise DataError(f"split {split!r} has {len(held)} scenes, cannot make {count}")
-        names += held[:count]
+        available = split_scenes(split)
+        if not 0 <= count <= len(available):
+            raise DataError(f"split {split!r} has {len(available)} scenes, cannot make {count}")
+        names += available[:count]
     if not names or len(set(names)) != len(names):
         raise DataError(f"expected splits that share no scene and at least one scene, got {dict(wanted)}")
     return names
@@ -107,10 +108,12 @@ def _is_done(root: Path, version: str, request: Mapping[str, object]) -> bool:
     mark = root / "synth.json"
     if not (root / version).exists():
         return False
-    held = json.loads(mark.read_text()) if mark.is_file() else None
-    if held == request:
+    existing = json.loads(mark.read_text()) if mark.is_file() else None
+    if existing == request:
         return True
-    what = "a dataset that was not generated" if held is None else f"another generated dataset ({held})"
+    what = (
+        "a dataset that was not generated" if existing is None else f"another generated dataset ({existing})"
+    )
     raise DataError(
         f"{root / version}: holds {what}; expected {dict(request)} or nothing, choose another folder"
     )
@@ -127,7 +130,7 @@ def _make_folders(root: Path) -> None:
 
 
 def _work(tasks: list[SceneTask], workers: int) -> Iterator[SceneLog]:
-    """Yield the scenes as they get done."""
+    """Yield the scenes as they are finished."""
     if min(workers, len(tasks)) == 1:
         yield from map(make_scene, tasks)
         return

@@ -1,4 +1,4 @@
-"""A spinning scanner of 32 beams, cast against the world."""
+"""A spinning LiDAR with 32 beams, simulated by ray casting."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,9 @@ def scan(world: World, solids: Solids, rng: np.random.Generator) -> tuple[Floats
     """Scan the world once.
 
     Returns:
-        points (N, 5) float32 in the LiDAR frame: x, y, z in m, intensity 0-255, ring; in the order of firing.
-        hits: what each shot met, rows are beams from the lowest up, columns are azimuths.
+        points: (N, 5) float32 in the LiDAR frame: x, y, z in m, intensity 0-255, ring; in the order of
+            firing.
+        hits: the object and depth of each shot; rows are beams from the lowest up, columns are azimuths.
     """
     azimuth = -np.linspace(0, 2 * np.pi, COLUMNS, endpoint=False)  # clockwise, as the real scanner turns
     elevation = np.linspace(*ELEVATIONS_DEG, BEAMS) * (np.pi / 180)
@@ -68,7 +69,7 @@ def _directions(azimuth: NDArray[np.floating], elevation: NDArray[np.floating]) 
 
 
 def _windows(solids: Solids) -> list[Window]:
-    """Return the columns in which each object within range can be hit."""
+    """Return the window of columns around each object within range."""
     away = solids.corners()[:, ::2, :2] - np.array(LIDAR_MOUNT[:2])
     bearing = np.arctan2(solids.centre[:, 1] - LIDAR_MOUNT[1], solids.centre[:, 0] - LIDAR_MOUNT[0])
     spread = np.arctan2(away[..., 1], away[..., 0]) - bearing[:, None]
@@ -88,12 +89,13 @@ def _windows(solids: Solids) -> list[Window]:
 
 
 def _returns(world: World, directions: Floats, hits: Hits, rng: np.random.Generator) -> Floats:
-    """Turn hits into the points that come back: noise on the range, fewer and fainter with distance."""
+    """Return the points of the hits, with noise on the range; fewer and fainter points with distance."""
     ring, column = np.nonzero(np.isfinite(hits.depth.T) & (hits.depth.T < RANGE_M))[::-1]
     depth, actor = hits.depth[ring, column], hits.actor[ring, column]
     reflectance = np.array([actor.reflectance for actor in world.actors] + [GROUND_REFLECTANCE], np.float32)
     strength = reflectance[actor] * (1 - 0.6 * depth / RANGE_M)
-    # Near returns almost always come back; at the end of the range one in two, of dark things one in five.
+    # Near returns are almost always received; at the end of the range one in two, of dark objects one in
+    # five.
     chance = 0.98 - (depth / RANGE_M) ** 2 * (0.85 - 0.4 * reflectance[actor])
     back = rng.random(len(depth), np.float32) < chance
     ring, depth, strength = ring[back], depth[back], strength[back]

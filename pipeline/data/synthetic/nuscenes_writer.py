@@ -1,16 +1,16 @@
-"""Tables of a generated dataset: the thirteen of nuScenes v1.0, with its own names and links."""
+"""Writes the thirteen tables of nuScenes v1.0 for a generated dataset, with their names and links."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.synthetic.sensor_rig import MINI, Rig, cameras, lidar2ego
+from pipeline.data.synthetic.scene_log import Annotation, Scan, SceneLog
+from pipeline.data.synthetic.sensor_rig import cameras, lidar2ego
 
 Record = dict[str, Any]
 
@@ -56,65 +56,14 @@ VISIBILITY = ("v0-40", "v40-60", "v60-80", "v80-100")
 LIDAR = "LIDAR_TOP"
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """One object in one frame, global frame.
-
-    Attributes:
-        actor: index of the object in its scene, the same in all frames.
-        category, attribute: nuScenes names; the attribute may be empty.
-        centre: x, y, z in m. size: width, length, height in m. yaw in rad.
-        visible: share of its pixels in all cameras that nothing else hides, 0-1.
-        num_points: LiDAR points in the box.
-    """
-
-    actor: int
-    category: str
-    attribute: str
-    centre: tuple[float, float, float]
-    size: tuple[float, float, float]
-    yaw: float
-    visible: float
-    num_points: int
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One LiDAR scan, and where the ego is meanwhile (x, y in m and yaw in rad, global frame)."""
-
-    timestamp_us: int
-    ego: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One key frame: when, where the ego is (as in ``Scan``), what stands around it, the scans before it."""
-
-    timestamp_us: int
-    ego: tuple[float, float, float]
-    annotations: tuple[Annotation, ...]
-    sweeps: tuple[Scan, ...] = ()
-
-
-@dataclass(frozen=True)
-class SceneLog:
-    """Everything the tables say about a scene."""
-
-    name: str
-    logfile: str
-    description: str
-    frames: tuple[Frame, ...]
-    rig: Rig = MINI
-
-
 def sensor_file(logfile: str, channel: str, timestamp_us: int, key: bool = True) -> str:
-    """Return one file of a sensor, relative to the dataset root, named as nuScenes does.
+    """Return the path of a sensor's file, relative to the dataset root, with nuScenes' naming.
 
     Args:
-        logfile: the log's name.
-        channel: the sensor's.
-        timestamp_us: the moment.
-        key: of a key frame; sweeps lie elsewhere.
+        logfile: name of the log.
+        channel: name of the sensor.
+        timestamp_us: time in microseconds.
+        key: whether it belongs to a key frame; sweeps are in another folder.
     """
     ending = "pcd.bin" if channel == LIDAR else "jpg"
     folder = "samples" if key else "sweeps"
@@ -166,7 +115,7 @@ def write_tables(folder: Path, tables: dict[str, list[Record]]) -> None:
 
 
 def _token(seed: int, *what: object) -> str:
-    """Return 32 hex digits, as nuScenes' tokens have, that differ between seeds."""
+    """Return a token of 32 hex digits like those of nuScenes; it depends on the seed."""
     return hashlib.md5(repr((seed, *what)).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -175,7 +124,7 @@ def _named(seed: int, table: str, name: str) -> Record:
 
 
 def _linked(tokens: Sequence[str], index: int) -> dict[str, str]:
-    """Return the neighbours of a record in its chain; empty at the ends."""
+    """Return the links of a record to its neighbours in a chain; empty at the ends."""
     return {
         "prev": tokens[index - 1] if index else "",
         "next": tokens[index + 1] if index + 1 < len(tokens) else "",
@@ -275,7 +224,7 @@ def _add_data(tables: dict[str, list[Record]], seed: int, scene: SceneLog) -> No
 
 
 def _shots(seed: int, scene: SceneLog, channel: str) -> list[tuple[str, int, Scan, bool]]:
-    """Return token, key frame, moment and whether it is the key frame's own, of each file of a sensor."""
+    """Return per file of a sensor: token, index of the key frame, scan, whether it is the key frame's own."""
     shots = []
     for index, frame in enumerate(scene.frames):
         for scan in frame.sweeps if channel == LIDAR else ():

@@ -1,8 +1,8 @@
 """The ten classes and the props of a generated street: size, shape, paint.
 
-The point of the data is that no sensor suffices alone. Truck and construction vehicle, bus and
-trailer, bicycle and motorcycle have one shape each: six of ten classes that LiDAR cannot tell
-apart. Their paint differs, which only a camera sees.
+The data are made so that one sensor is not enough. Truck and construction vehicle, bus and trailer, bicycle
+and motorcycle have the same shape, so LiDAR cannot distinguish six of the ten classes. Their paint differs,
+which only a camera sees.
 """
 
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ PLAIN, STRIPES, BANDS, CHECKS, DIAGONALS = range(5)
 
 @dataclass(frozen=True)
 class Kind:
-    """What an object looks like.
+    """The appearance of an object.
 
     Attributes:
         category: nuScenes category, or empty for a prop that is not annotated.
-        size: length, width, height in m, the middle of what occurs.
+        size: mean length, width, height in m.
         parts: solid boxes that fill the bounding box, touching each of its sides.
         colour, second, pattern, period_m: paint.
         reflectance: range of LiDAR reflectance, 0-1; the same for kinds of the same shape.

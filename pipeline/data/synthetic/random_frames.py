@@ -1,7 +1,8 @@
-"""Stand-in frames: made-up frames of any size, for timing alone.
+"""Random frames of any size, only for timing.
 
-What costs time is right: image size, the number of points and how they fall into voxels (32 beams of ten
-sweeps over ground and walls), number of boxes, cameras all around. What it looks like is not.
+What determines the time is realistic: image size, the number of points and their distribution over voxels (32
+    beams
+of ten sweeps over ground and walls), the number of boxes, and cameras all around. The content is random.
 """
 
 import numpy as np
@@ -27,10 +28,10 @@ SWEEP_STEP_M, SWEEP_STEP_S = 0.5, 0.05
 
 
 def stand_in_frame(seed: int, image_size: tuple[int, int], boxes: int = 45, sweeps: int = 10) -> Sample:
-    """Make up a frame.
+    """Make a random frame.
 
     Args:
-        seed: decides everything in it.
+        seed: seed of all draws.
         image_size: height and width in pixels.
         boxes: number of boxes.
         sweeps: LiDAR turns of about 34 000 points, as nuScenes has them.
@@ -51,7 +52,7 @@ def stand_in_frame(seed: int, image_size: tuple[int, int], boxes: int = 45, swee
 
 
 def _sweep(rng: np.random.Generator, age: int) -> NDArray[np.float64]:
-    """One turn of the LiDAR, (N, 5); what neither ground nor wall stops returns nothing."""
+    """Return one turn of the LiDAR, (N, 5); shots that hit neither ground nor wall give no point."""
     beam, angle = np.meshgrid(
         np.deg2rad(np.linspace(*BEAMS_DEG, 32)), np.linspace(0, 2 * np.pi, 1085, endpoint=False)
     )
@@ -77,11 +78,11 @@ def _boxes(rng: np.random.Generator, number: int) -> NDArray[np.float32]:
 
 
 def _camera(yaw: float, size: tuple[int, int]) -> NDArray[np.float64]:
-    """A pinhole that looks along +y, turned by ``yaw`` about z."""
+    """Return lidar2img of a pinhole camera that looks along +y, rotated by ``yaw`` about z."""
     height, width = size
     focal = FOCAL * width
     inner = np.array([[focal, 0, width / 2, 0], [0, focal, height / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     cos, sin = np.cos(yaw), np.sin(yaw)
     turned = np.array([[cos, sin, 0, 0], [0, 0, -1, 0], [-sin, cos, 0, 0], [0, 0, 0, 1]])
-    found: NDArray[np.float64] = inner @ turned
-    return found
+    matrix: NDArray[np.float64] = inner @ turned
+    return matrix

@@ -1,7 +1,7 @@
-"""One ray caster for both sensors, so that they agree on what hides what.
+"""Ray caster for both sensors, so that occlusion is the same for both.
 
-Objects are unions of boxes that stand upright. A sensor is an origin and a grid of directions;
-each object is tested only in the part of the grid where it can be.
+An object is a union of upright boxes. A sensor is an origin and a grid of directions. Each object is tested
+only in the window of the grid where it can be.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pipeline.data.synthetic.world import World
 
 ROOM_M = 0.03
-"""Annotated boxes stand this far off the surface, so that range noise of 2 cm leaves most points inside."""
+"""Distance of annotated boxes from the surface, so that most points stay inside with range noise of 2 cm."""
 
 Floats = NDArray[np.float32]
 Window = tuple[int, slice, slice]
-"""Object, rows, columns: where in the grid an object can be."""
+"""Object, rows, columns: the part of the grid in which the object can be."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ class Solids:
 
 @dataclass(frozen=True)
 class Hits:
-    """What the rays of a grid meet first. R rows, C columns.
+    """The first hits of the rays of a grid with R rows and C columns.
 
     Attributes:
-        depth: (R, C) float32, distance in lengths of the ray's direction; inf where nothing is met.
-        actor: (R, C) int32, object that is met; -1 for none or the ground.
-        axis: (R, C) int8, local axis of the face that is met: 0 front or back, 1 side, 2 top.
-        seen, covered: (A,) int64, rays that meet an object first, and that would if it stood alone.
+        depth: (R, C) float32, distance in lengths of the ray's direction; inf without a hit.
+        actor: (R, C) int32, index of the object; -1 for none or the ground.
+        axis: (R, C) int8, local axis of the face: 0 front or back, 1 side, 2 top.
+        seen: (A,) int64, number of rays that hit an object first.
+        covered: (A,) int64, number of rays that would hit it without other objects.
     """
 
     depth: Floats
@@ -74,7 +75,7 @@ class Hits:
 
 
 def solids_at(world: World, time_s: float) -> Solids:
-    """Return the objects of a world as the ego vehicle has them around it at a time."""
+    """Return the objects of a world at a time, in the ego frame."""
     ego_s, ego_d, ego_yaw = world.ego_at(time_s)
     poses = np.array([actor.at(time_s) for actor in world.actors])
     sizes = np.array([actor.size for actor in world.actors])
@@ -106,7 +107,7 @@ def _place_parts(shapes: NDArray[np.float64], sizes: NDArray[np.float64]) -> tup
 def cast(
     origin: Floats, directions: Floats, ground: Floats, solids: Solids, windows: Iterable[Window]
 ) -> Hits:
-    """Follow rays to what they meet first.
+    """Return the first hits of rays.
 
     Args:
         origin: (3,) in the ego frame, m.

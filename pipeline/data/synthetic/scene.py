@@ -1,4 +1,4 @@
-"""One scene's files, and what its tables need to know about them."""
+"""Generates the files of one scene, and the log from which its tables are made."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,10 @@ import numpy as np
 from pipeline.data.sample import CAMERAS
 from pipeline.data.synthetic.camera import shoot, views
 from pipeline.data.synthetic.lidar import points_in_boxes, scan
-from pipeline.data.synthetic.nuscenes_writer import (
-    LIDAR,
-    Annotation,
-    Frame,
-    Scan,
-    SceneLog,
-    map_file,
-    sensor_file,
-)
+from pipeline.data.synthetic.nuscenes_writer import LIDAR, map_file, sensor_file
 from pipeline.data.synthetic.object_classes import KINDS
 from pipeline.data.synthetic.ray_casting import solids_at
+from pipeline.data.synthetic.scene_log import Annotation, Frame, Scan, SceneLog
 from pipeline.data.synthetic.sensor_rig import Rig
 from pipeline.data.synthetic.world import BUILDINGS_M, Actor, World, build_world
 
@@ -41,7 +34,7 @@ STREET_MIDDLE_M = 30.0
 
 @dataclass(frozen=True)
 class SceneTask:
-    """Which scene to make: root and seed, scene name, number of key frames, by night or by day, sensors."""
+    """One scene to make: dataset root, seed, scene name, number of key frames, night or day, sensors."""
 
     root: Path
     seed: int

@@ -10,12 +10,12 @@ from pipeline.data.sample import CAMERAS
 
 @dataclass(frozen=True)
 class Rig:
-    """What the sensors of a dataset give.
+    """Size of the sensors' output in a dataset.
 
     Attributes:
-        name: how the command line calls it.
-        width, height: of an image, pixels.
-        sweeps: LiDAR scans between two key frames, and as many before the first.
+        name: name on the command line.
+        width, height: size of an image in pixels.
+        sweeps: number of LiDAR scans between two key frames, and before the first.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""A street of one scene, with everything that stands and moves on it.
+"""The street of one scene, with all objects on it.
 
-Road frame: s in m along the road, d in m to its left, z up, ground at z = 0. The ego vehicle
-drives towards growing s in the right lane next to the middle; traffic keeps right.
+Road frame: s in m along the road, d in m to its left, z up, ground at z = 0. The ego vehicle drives in the
+    direction
+of s, in the right lane next to the middle. Traffic keeps right.
 """
 
 from collections.abc import Iterator
@@ -36,8 +37,8 @@ class Actor:
     Attributes:
         kind: key of ``KINDS``.
         size: length, width, height in m.
-        parts: its shape, see ``kinds.Part``.
-        s, d: where its centre is at time 0, in m.
+        parts: its shape, see ``object_classes.Part``.
+        s, d: position of its centre at time 0, in m.
         yaw: heading in the road frame, in rad.
         speed: along its heading, in m/s; constant.
         reflectance: for LiDAR, 0-1.
@@ -127,7 +128,7 @@ def build_world(rng: np.random.Generator, duration_s: float, night: bool) -> Wor
 
 
 class _Draw:
-    """Draws actors; of twin classes each in turn, in random order, so that both occur in every scene."""
+    """Draws actors. Twin classes are drawn in turn, in random order, so that both occur in every scene."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -173,7 +174,7 @@ class _Draw:
 
 
 def _covered(ego_speed: float, speed_s: float, duration_s: float) -> tuple[float, float]:
-    """Return the stretch at time 0 whose traffic meets the ego's surroundings at any time."""
+    """Return the stretch of road at time 0 whose traffic comes near the ego vehicle at any time."""
     drift = (ego_speed - speed_s) * duration_s
     return -REACH_M + min(0.0, drift), REACH_M + max(0.0, drift)
 
@@ -185,7 +186,7 @@ def _traffic(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor
         if lane == EGO_LANE_M:
             speed = ego_speed
         elif way > 0:
-            # Beside the ego few vehicles, most of them low, none for long: a bus there hides half the scene.
+            # Beside the ego: few vehicles, mostly low, and not for long, because a bus hides half the scene.
             speed = ego_speed + float(draw.rng.choice([-1.0, 1.0]) * draw.rng.uniform(1.5, 3.0))
             gap, cars = (36.0, 64.0), 0.85
         for s in draw.along(*_covered(ego_speed, way * speed, duration_s), gap=gap):
@@ -204,7 +205,7 @@ def _cycles(draw: _Draw, ego_speed: float, duration_s: float) -> Iterator[Actor]
 
 
 def _pavement(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
-    """People, walking or standing, each on a line of its own so that they do not collide."""
+    """Yield people, walking or standing, each on a separate line so that they do not collide."""
     for side in (-1.0, 1.0):
         for place, s in enumerate(draw.along(*street, gap=(14.0, 40.0))):
             walks = draw.rng.uniform() < 0.6  # most walk
@@ -225,7 +226,7 @@ def _roadworks(draw: _Draw, street: tuple[float, float]) -> Iterator[Actor]:
 
 
 def _lots(draw: _Draw, street: tuple[float, float], others: list[Actor]) -> list[Actor]:
-    """Parked things on both sides; nothing overlaps what stands there already."""
+    """Return parked objects on both sides that overlap no other object."""
     length = street[1] - street[0]
     # One of each twin is always near, so that every class occurs in every scene.
     wanted = (

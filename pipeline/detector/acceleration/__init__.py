@@ -1,1 +1,1 @@
-"""CUDA graphs, recomputation, transfers that do not wait."""
+"""CUDA graphs, recomputation of activations, memory format, and transfers without a wait."""

@@ -1,6 +1,7 @@
-"""From host to device without waiting for it: a GPU that is waited for in every layer idles in every layer.
+"""Transfers between host and device without a wait.
 
-A plain copy to a GPU first waits until all that was asked of the GPU before is done.
+An ordinary copy to a GPU first waits until the GPU has finished all earlier work. If a model waits in every
+layer, the GPU idles in every layer.
 """
 
 from functools import lru_cache
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; to a GPU through pinned memory, which needs no wait."""
+    """Copy a tensor to a device; to a GPU through pinned memory, so that the host does not wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -18,13 +19,13 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)  # a few constants per model and device
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return numbers as a tensor on a device, copied there once. Do not write into it."""
-    with torch.inference_mode(False):  # what is made in inference mode could not be used in training later
+    """Return numbers as a tensor on a device. It is cached: do not write into it."""
+    with torch.inference_mode(False):  # training cannot use a tensor that was made in inference mode
         return torch.tensor(values, dtype=dtype, device=device)
 
 
 def download(*tensors: Tensor) -> list[Tensor]:
-    """Copy tensors to the host, waiting for the device once."""
+    """Copy tensors to the host; the host waits for the device once."""
     copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # into pinned memory
     if any(tensor.is_cuda for tensor in tensors):
         torch.cuda.current_stream(tensors[0].device).synchronize()

@@ -1,4 +1,4 @@
-"""What a training step through CUDA graphs replays: captured passes, buffers, the node that joins them."""
+"""Captured forward and backward passes, their buffers, and the autograd node that joins them."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
@@ -17,7 +17,7 @@ Buffer = Callable[[Hashable, Tensor], Tensor]
 
 
 class _Function(nn.Module):
-    """A function of a module, as ``functional_call`` takes it."""
+    """Wraps a function of a module as a module, because ``functional_call`` takes a module."""
 
     def __init__(self, owner: nn.Module, function: Part) -> None:
         super().__init__()
@@ -32,8 +32,10 @@ class Passes:
     """A forward and a backward pass between buffers.
 
     Attributes:
-        inputs, outputs, seeds, grads: buffers: what goes in; what comes out; the gradients of what came out;
-            and those of inputs and then parameters, None for what gets none.
+        inputs: buffers of the inputs; None where an input is None.
+        outputs: the results.
+        seeds: buffers of the gradients of the results.
+        grads: buffers of the gradients of the inputs, then of the parameters; None for those without one.
         reached: names of the parameters that the results depend on.
     """
 
@@ -53,7 +55,7 @@ class Passes:
             None if own is None or x is None else own.detach().requires_grad_(x.requires_grad)
             for own, x in zip(self.inputs, inputs, strict=True)
         ]
-        # Aliases: gradients of the parameters themselves would run what DDP has hooked to them.
+        # Aliases, because a gradient of a parameter itself would run DDP's hooks.
         self._aliases = {name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()}
         self._results: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()
@@ -62,13 +64,13 @@ class Passes:
         self.reached: list[str] = []
 
     def rehearse(self) -> None:
-        """Run both passes without a trace in running statistics; learn what gets gradients."""
+        """Run both passes without a change of running statistics, to learn which tensors get gradients."""
         self._run({f"owner.{name}": b.clone() for name, b in self._function.owner.named_buffers()})
         self.seeds = [self._buffer(("seed", i), x) for i, x in enumerate(self._results)]
         names = [*range(len(given(self._leaves))), *self._aliases]
-        found = dict(zip(names, self._differentiate(), strict=True))
-        self.grads = [None if g is None else self._buffer(("grad", name), g) for name, g in found.items()]
-        self.reached = [name for name in self._aliases if found[name] is not None]
+        by_name = dict(zip(names, self._differentiate(), strict=True))
+        self.grads = [None if g is None else self._buffer(("grad", name), g) for name, g in by_name.items()]
+        self.reached = [name for name in self._aliases if by_name[name] is not None]
 
     def forward(self) -> None:
         """Fill the outputs from the inputs."""
@@ -76,32 +78,32 @@ class Passes:
 
     def backward(self) -> None:
         """Fill the gradients from the seeds."""
-        found = self._differentiate()
-        torch._foreach_copy_(given(self.grads), given(found))
+        grads = self._differentiate()
+        torch._foreach_copy_(given(self.grads), given(grads))
 
     def _run(self, statistics: dict[str, Tensor]) -> None:
         weights = {f"owner.{name}": alias for name, alias in self._aliases.items()}
-        # Autocast's cache would hand a capture weights that were cast outside and are freed afterwards.
+        # No cache: a capture would read weights that were cast outside of it and are freed later.
         with torch.enable_grad(), torch.autocast(*self._autocast, cache_enabled=False):
             self._results = functional_call(self._function, weights | statistics, tuple(self._leaves))
         self.outputs = tuple(x.detach() for x in self._results)
 
     def _differentiate(self) -> list[Tensor | None]:
-        """Return the gradients of all inputs and parameters; what the forward pass kept is freed."""
+        """Return the gradients of all inputs and parameters, and free what the forward pass kept."""
         results, self._results = self._results, ()
         sources = [*given(self._leaves), *self._aliases.values()]
-        wanted = [x for x in sources if x.requires_grad]
-        with torch.autocast(self._autocast[0], enabled=False):  # as in a backward pass outside of it
-            found = iter(torch.autograd.grad(results, wanted, self.seeds, allow_unused=True))
-        return [next(found) if x.requires_grad else None for x in sources]
+        trained = [x for x in sources if x.requires_grad]
+        with torch.autocast(self._autocast[0], enabled=False):  # as in an ordinary backward pass
+            grads = iter(torch.autograd.grad(results, trained, self.seeds, allow_unused=True))
+        return [next(grads) if x.requires_grad else None for x in sources]
 
 
 class Recorder:
-    """Where passes are captured: a stream and a pool on a GPU. On a CPU they run anew each time, for tests.
+    """Captures passes on a GPU, with one stream and one memory pool. On a CPU, for tests, passes just run.
 
     Attributes:
-        turn: replays so far: nothing may come between a forward pass and its backward pass.
-        pool: handle of the memory; None on a CPU.
+        turn: number of replays so far. A backward pass must follow its forward pass directly.
+        pool: handle of the memory pool; None on a CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -113,7 +115,7 @@ class Recorder:
             self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, rehearse: Call, passes: Sequence[Call]) -> list[Call]:
-        """Rehearse, capture the passes, and return what replays each; the random state stays as it is."""
+        """Rehearse, capture the passes, and return a function that replays each. The random state stays."""
         if self._device.type != "cuda":
             with torch.random.fork_rng(devices=[]):
                 rehearse()
@@ -129,11 +131,11 @@ class Recorder:
 
     def _captured(self, one: Call) -> Call:
         graph, failed = torch.cuda.CUDAGraph(), None
-        # thread_local: a loader's thread that pins memory meanwhile does no harm.
+        # thread_local: threads of the loader may pin memory during the capture.
         with torch.cuda.graph(graph, self.pool, self._stream, capture_error_mode="thread_local"):
             try:
                 one()
-            except torch.OutOfMemoryError as error:  # the end of a capture would hide it
+            except torch.OutOfMemoryError as error:  # the error at the end of the capture would hide it
                 failed = error
         if failed is not None:
             raise failed
@@ -141,13 +143,13 @@ class Recorder:
 
 
 class Pair:
-    """A forward and a backward pass that are replayed.
+    """A captured forward pass and its backward pass.
 
     Args:
-        recorder: keeps the turns.
-        passes: their buffers.
-        replays: of the forward and of the backward pass.
-        parameters: those that get gradients.
+        recorder: counts the replays.
+        passes: holds the buffers.
+        replays: functions that replay the forward and the backward pass.
+        parameters: the parameters that get gradients.
     """
 
     def __init__(
@@ -158,32 +160,36 @@ class Pair:
         self._forward, self._backward = replays
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], int]:
-        """Return copies of the results, and the turn in which the backward pass must come."""
+        """Return copies of the results, and the turn at which the backward pass must run."""
         _fill(given(self._passes.inputs), inputs)
         self._forward()
         self._recorder.turn += 1
         return tuple(x.clone() for x in self._passes.outputs), self._recorder.turn
 
     def backward(self, seeds: Sequence[Tensor], turn: int) -> list[Tensor | None]:
-        """Return the gradients of the inputs, and then of ``parameters``: buffers, until the next call."""
+        """Return the gradients of the inputs, then of ``parameters``. The next call overwrites them.
+
+        Raises:
+            RuntimeError: another pass ran since the forward pass, or this is the second call.
+        """
         if turn != self._recorder.turn:
             raise RuntimeError(
-                "a backward pass through CUDA graphs must follow its forward pass, once: what that kept was "
-                "overwritten by another pass (TrainSettings.cuda_graphs=False trains without graphs)"
+                "a backward pass through CUDA graphs must follow its forward pass, once: another pass has "
+                "overwritten what it needs (TrainSettings.cuda_graphs=False trains without graphs)"
             )
         self._recorder.turn += 1
         count = len(given(self._passes.inputs))
         grads = [*self._passes.grads[:count], *given(self._passes.grads[count:])]
         for parameter, own in zip(self.parameters, given(grads[count:]), strict=True):
             if parameter.grad is not None and parameter.grad.data_ptr() == own.data_ptr():
-                parameter.grad = parameter.grad.clone()  # of a call before, to which this one is added
+                parameter.grad = parameter.grad.clone()  # from an earlier call, to which this one is added
         _fill(self._passes.seeds, seeds)
         self._backward()
         return [None if x is None else x.detach() for x in grads]
 
 
 class FrozenPass:
-    """A forward pass without a backward pass."""
+    """A captured forward pass without a backward pass."""
 
     def __init__(self, module: nn.Module, x: Tensor, buffer: Buffer, recorder: "Recorder") -> None:
         self._module, self._recorder = module, recorder
@@ -206,14 +212,14 @@ class FrozenPass:
 
 
 class Replay(torch.autograd.Function):
-    """Joins the two passes of a pair."""
+    """The autograd node that joins the two passes of a pair."""
 
     @staticmethod
     def forward(ctx: Any, pair: Pair, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Replay the forward pass on inputs, which the parameters follow."""
+        """Replay the forward pass; ``tensors`` are the inputs, then the parameters."""
         ctx.pair = pair
-        found, ctx.turn = pair.forward(tensors[: len(tensors) - len(pair.parameters)])
-        return found
+        results, ctx.turn = pair.forward(tensors[: len(tensors) - len(pair.parameters)])
+        return results
 
     @staticmethod
     @once_differentiable
@@ -224,18 +230,18 @@ class Replay(torch.autograd.Function):
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all captures; cuBLAS keeps 32 MiB for every stream that it has ever seen."""
+    """Return the one stream of all captures; cuBLAS keeps 32 MiB for every stream that it has used."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def kinds(inputs: Values) -> Hashable:
-    """Return what must be alike in two calls of a captured function, beside the numbers."""
+    """Return a key that is equal for two calls of a captured function that one capture can serve."""
     autocast = _autocast(given(inputs)[0].device.type)
     return autocast, tuple(None if x is None else kind(x) for x in inputs)
 
 
 def kind(x: Tensor) -> tuple[Hashable, ...]:
-    """Return what decides which memory and which kernels a tensor takes."""
+    """Return a key of what decides the memory and the kernels of a tensor."""
     return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
 
 
@@ -244,7 +250,7 @@ def _autocast(device: str) -> tuple[str, torch.dtype, bool]:
 
 
 def given(values: Sequence[Tensor | None]) -> list[Tensor]:
-    """Leave out what is None."""
+    """Return the values that are not None."""
     return [x for x in values if x is not None]
 
 

@@ -1,7 +1,7 @@
-"""Parts of a detector whose kernels a GPU gets in one call instead of one by one from Python.
+"""CUDA graphs for inference: a part of a detector is launched in one call instead of kernel by kernel.
 
-At batch 1 the host takes longer to launch a part's hundreds of kernels than the GPU to run them. A part is a
-function of tensors that asks nothing of the host but shapes; it is captured once per kind of input.
+At batch size 1 the host takes longer to launch a part's hundreds of kernels than the GPU takes to run them. A
+part is a function of tensors for which the host needs only shapes. It is captured once per kind of input.
 """
 
 import logging
@@ -15,28 +15,28 @@ from torch import Tensor
 from pipeline.config.plan import Choice
 
 Part = Callable[..., tuple[Tensor, ...]]
-"""Tensors of one device to tensors of it."""
+"""A function from tensors to tensors on one device."""
 
 CAPTURED = frozenset({"rects", "sdpa_cudnn", "sdpa_efficient", "sdpa_flash", "sdpa_math"})
-"""Implementations of attention that were captured and gave the same bits (``tests/.../test_graph.py``)."""
+"""Implementations of attention that a test has captured with the same bits (``test_cuda_graph.py``)."""
 
 MOST = 12
-"""Graphs that are kept; each holds memory for its part's results. Four plans of three parts."""
+"""Number of graphs that are kept: four plans of three parts. Each holds memory for its part's results."""
 
 WARM = 2
-"""Calls before a capture: the first compiles, picks algorithms and makes constants; capturing allows none."""
+"""Calls before a capture. The first compiles, picks algorithms and makes constants: a capture must not."""
 
 log = logging.getLogger(__name__)
 
 
 class Gate:
-    """Keeps away from graphs what was never captured."""
+    """Admits implementations of attention to graphs."""
 
     def __init__(self) -> None:
         self._refused: set[tuple[str, ...]] = set()
 
     def admit(self, impls: Iterable[str]) -> bool:
-        """Say whether all implementations can be captured; if not, log which cannot, once."""
+        """Whether all implementations can be captured. If not, log once which cannot."""
         others = tuple(sorted(set(impls) - CAPTURED))
         if others and others not in self._refused:
             self._refused.add(others)
@@ -49,10 +49,10 @@ class Gate:
 
 
 class Graphs(Gate):
-    """The captured parts of one model, whose weights must stay where they are (their values may change).
+    """The captured parts of one model. Its weights must stay in place in memory; their values may change.
 
     Args:
-        most: graphs kept; the one that was not used for longest is dropped.
+        most: number of graphs that are kept. Beyond it, the least recently used one is dropped.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -61,20 +61,20 @@ class Graphs(Gate):
         self._most = most
 
     def __len__(self) -> int:
-        """Return how many graphs are kept."""
+        """Return the number of graphs that are kept."""
         return len(self._kept)
 
     def run(self, part: str, key: Hashable, function: Part, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run a part, captured the first time.
+        """Run a part; the first call captures it.
 
         Args:
-            part: its name.
-            key: whatever else than the inputs decides what it computes.
-            function: the part; not kept.
-            inputs: copied into the graph's own.
+            part: name of the part.
+            key: everything besides the inputs that decides what the part computes.
+            function: the part; it is not kept.
+            inputs: copied into the graph's buffers.
 
         Returns:
-            What the function returns, the same bits; copies, which the next call leaves alone.
+            The results of the function, with the same bits. They are copies, which later calls do not change.
         """
         kind = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
         at = (part, key, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), kind)
@@ -94,17 +94,18 @@ def replayed(
     choices: tuple[Choice, ...] = (),
     key: tuple[Hashable, ...] = (),
 ) -> tuple[Tensor, ...]:
-    """Run a part, through its owner's graphs where there are any.
+    """Run a part through its owner's graphs, if that is possible.
 
-    A model that trains or keeps gradients runs without, so does a part whose attention is not ``CAPTURED``.
+    It runs kernel by kernel in training, with gradients, and if an implementation of attention in it is not
+    in ``CAPTURED``.
 
     Args:
-        owner: module with ``graphs``.
-        part: its name.
+        owner: module with the attribute ``graphs``.
+        part: name of the part.
         function: the part.
         inputs: its arguments.
-        choices: of the attention sites in it.
-        key: whatever else decides what it computes.
+        choices: of the attention sites in the part.
+        key: everything else that decides what the part computes.
     """
     graphs: Graphs | None = owner.graphs
     if graphs is None or owner.training or torch.is_grad_enabled():
@@ -115,17 +116,17 @@ def replayed(
 
 
 class _Graph:
-    """One capture: its inputs, its outputs, and the kernels between them."""
+    """One capture, with its input and output buffers."""
 
     def __init__(self, function: Part, inputs: tuple[Tensor, ...]) -> None:
         device = inputs[0].device
-        with torch.inference_mode(False):  # inputs of inference mode could not be filled outside of it
+        with torch.inference_mode(False):  # a buffer made in inference mode cannot be filled outside of it
             self._inputs = tuple(torch.empty_like(x) for x in inputs)
         self._fill(inputs)
-        # A stream of its own: cuBLAS keeps a workspace per stream, and two parts may run at a time.
+        # A stream per graph: cuBLAS keeps a workspace per stream, and two parts may run at the same time.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))
-        # Autocast's cache would hand the capture weights that were cast outside and are freed afterwards.
+        # No cache: the capture would read weights that were cast outside of it and are freed later.
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
             with torch.cuda.stream(stream):
@@ -133,7 +134,7 @@ class _Graph:
                     function(*self._inputs)
             torch.cuda.current_stream(device).wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            # thread_local: a loader's thread that pins memory meanwhile does no harm
+            # thread_local: threads of the loader may pin memory during the capture
             with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
 

@@ -8,17 +8,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *given: object) -> Tensor:
-    """Call a function of tensors; keep none of its intermediate results.
+    """Call a function of tensors without keeping its intermediate results for the backward pass.
 
     Args:
-        function: draws no random number. (The generator's state is not put back: a CUDA graph could not.)
-            Parameters of a module that it reads must hold the same numbers at the second time.
+        function: must not draw random numbers: the generator's state is not restored, because a CUDA graph
+            could not restore it. Parameters that it reads must have the same values in the backward pass.
         given: its arguments, which are kept.
 
     Returns:
-        What the function returns.
+        The result of the function.
     """
     if not torch.is_grad_enabled():
         return function(*given)
-    found: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
-    return found
+    result: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)
+    return result

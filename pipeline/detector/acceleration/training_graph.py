@@ -1,7 +1,8 @@
-"""Forward and backward pass of a part of the model, one launch each.
+"""CUDA graphs for training: the forward and the backward pass of a part of the model, one launch each.
 
-A training step of a few samples waits for the host, which launches thousands of small kernels. Here a part's
-forward pass and its backward pass are captured once per kind of input, and joined by one autograd node.
+In a training step of a few samples the GPU waits for the host, which launches thousands of small kernels.
+Here the forward and the backward pass of a part are captured once per kind of input, and one autograd node
+joins them.
 """
 
 import logging
@@ -25,24 +26,24 @@ from pipeline.detector.acceleration.captured_passes import (
 from pipeline.detector.acceleration.cuda_graph import Gate, Part
 
 MOST = 24
-"""Pairs of graphs that are kept: eight numbers of denoising slots under three plans. A pair holds some MB."""
+"""Number of pairs of graphs that are kept: eight numbers of slots under three plans. A pair holds some MB."""
 
 log = logging.getLogger(__name__)
 
 
 class TrainGraphs(Gate):
-    """The captured passes of one module, whose parameters must stay the same objects.
+    """The captured passes of one module. Its parameters must stay the same objects.
 
-    All share one pool of memory, because only one pair is between its forward and its backward pass at a
-    time; what goes in and what comes out of them lies in buffers that they share too. The random state
-    moves as if the part had run kernel by kernel, and running statistics are updated once a call.
+    All pairs share one memory pool and their input and output buffers, because at any time only one pair is
+    between its forward and its backward pass. The random state advances as if the part had run kernel by
+    kernel, and running statistics are updated once per call.
 
-    What comes for the first time runs as it is, and is captured when it comes again: rare sizes are not worth
-    a graph. The memory of the pool counts as free in the allocator's statistics: see ``held_bytes``.
+    A kind of input runs kernel by kernel the first time and is captured the second time, so that rare sizes
+    get no graph. The allocator's statistics count the memory of the pool as free (``held_bytes``).
 
     Args:
         owner: the module whose function is captured.
-        most: graphs or pairs of them kept; what comes later runs kernel by kernel.
+        most: number of graphs and pairs that are kept; later kinds of input run kernel by kernel.
     """
 
     def __init__(self, owner: nn.Module, most: int = MOST) -> None:
@@ -59,19 +60,19 @@ class TrainGraphs(Gate):
         self._recorder: Recorder | None = None
 
     def __len__(self) -> int:
-        """Return how many are kept."""
+        """Return the number of graphs and pairs that are kept."""
         return len(self._pairs) + len(self._frozen)
 
     def run(self, key: Hashable, function: Part, inputs: Values) -> tuple[Tensor, ...]:
         """Run a function of the module and of tensors.
 
         Args:
-            key: whatever else than inputs and parameters decides what it computes.
-            function: asks nothing of the host but shapes; its results all have gradients.
-            inputs: tensors of one device; None is handed on.
+            key: everything besides inputs and parameters that decides what the function computes.
+            function: needs only shapes on the host; all its results have gradients.
+            inputs: tensors on one device, or None.
 
         Returns:
-            What the function returns, with gradients to inputs and parameters; copies.
+            Copies of the function's results, with gradients to inputs and parameters.
         """
         parameters = tuple((p.data_ptr(), p.requires_grad) for p in self._parameters.values())
         at = (key, parameters, kinds(inputs))
@@ -84,17 +85,17 @@ class TrainGraphs(Gate):
             replays = recorder.record(passes.rehearse, (passes.forward, passes.backward))
             reached = [self._parameters[name] for name in passes.reached]
             pair = self._pairs[at] = Pair(recorder, passes, replays, reached)
-        found: tuple[Tensor, ...] = Replay.apply(pair, *given(inputs), *pair.parameters)  # type: ignore[no-untyped-call]
-        return found
+        results: tuple[Tensor, ...] = Replay.apply(pair, *given(inputs), *pair.parameters)  # type: ignore[no-untyped-call]
+        return results
 
     def run_frozen(self, module: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-        """Run a module in which nothing trains, without gradients, before the pair of the same step.
+        """Run a frozen module without gradients; call it before ``run`` of the same step.
 
         Args:
-            module: makes a tuple of a tensor; one that trains runs as it is.
+            module: returns a tuple for a tensor. If anything in it trains, it runs kernel by kernel.
             x: its input, without gradient.
         """
-        if module not in self._parts:  # looked up once: walking through a backbone takes a millisecond
+        if module not in self._parts:  # cached, because walking through a backbone takes a millisecond
             norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
             self._parts[module] = (list(module.parameters()), norms)
         parameters, norms = self._parts[module]
@@ -107,7 +108,7 @@ class TrainGraphs(Gate):
         return self._frozen[at].replay(x)
 
     def _comes_again(self, at: Hashable) -> bool:
-        """Tell whether to capture what comes now."""
+        """Whether to capture now: this kind of input came before, and there is room for a graph."""
         seen = at in self._seen
         self._seen.add(at)
         full = len(self) >= self._most
@@ -124,7 +125,7 @@ class TrainGraphs(Gate):
 
     @property
     def held_bytes(self) -> int:
-        """Memory that is kept for replays and that the allocator does not count as allocated."""
+        """Memory in bytes that is kept for replays and that the allocator does not count as allocated."""
         pool = None if self._recorder is None else self._recorder.pool
         if pool is None:
             return 0
@@ -133,7 +134,7 @@ class TrainGraphs(Gate):
         return sum(int(s["total_size"] - s["allocated_size"]) for s in own)
 
     def _buffer(self, role: Hashable, like: Tensor) -> Tensor:
-        """Return memory like a tensor, the same for every pair that asks with the same role."""
+        """Return a buffer like a tensor; all pairs get the same buffer for the same role."""
         at = (role, *kind(like))
         if at not in self._buffers:
             self._buffers[at] = torch.zeros_like(like, requires_grad=False)

@@ -1,13 +1,13 @@
 """Attention bias from per-query sensor weights (the AttentionBiasGenerator of AQR).
 
-A query whose LiDAR weight is high attends more to the BEV cells around its projection, one whose camera
-weight is high more to the pixels around it. What is added to the score of query q and key k:
+A query with a high LiDAR weight attends more to the BEV cells around its projection, and one with a high
+camera weight more to the pixels around its projection. What is added to the score of query q and key k:
 
     clamp(scale * weight[q, modality(k)] * g, -limit, limit)    inside the window of q, else 0
 
-with g = 1 (``window``), exp(-d^2 / (2 sigma^2)) (``gaussian``, d in cells), or no window at all (``global``).
-Which of them a layer gets, and with windows of which size, is its site's choice; the generator says what a
-layer gets whose config is silent.
+Here g = 1 for ``window``, and g = exp(-d^2 / (2 sigma^2)) with d in cells for ``gaussian``. For ``global`` g
+= 1 and there is no window. The kind and the window size of a layer are the choice of its site. The generator
+holds the defaults for layers whose config names none.
 """
 
 from collections.abc import Sequence
@@ -18,25 +18,26 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from operators.bias import GaussianBias, GlobalBias, WindowBias
+from operators.bias import GlobalBias
 from operators.forms import Bias
+from operators.window_bias import GaussianBias, WindowBias
 from pipeline.config.plan import WINDOWED
 from pipeline.detector.aqr.projection import ProjectedQueries
 
-SATURATION = 5.0  # logits: softmax hardly changes beyond a shift of 5 (original code clamps the product here)
+SATURATION = 5.0  # logits: a larger shift hardly changes a softmax (the published code clamps here, too)
 
-_KIND_OF = {"uniform": "window", "gaussian": "gaussian"}  # of a local bias, by its fall-off
+_KIND_OF = {"uniform": "window", "gaussian": "gaussian"}  # fall-off -> kind of a local bias
 
 
 class BiasConfigError(ValueError):
-    """Numbers of the bias generator that contradict each other, or a kind it does not make."""
+    """The settings of the bias generator contradict each other, or it does not make a kind."""
 
 
 class _InwardClamp(torch.autograd.Function):
-    """Clamp whose gradient at and beyond an end passes if a descent step along it leads back inside.
+    """Clamp that passes a gradient at and beyond an end if a descent step along it leads back inside.
 
-    ``torch.clamp`` gives no gradient beyond its ends, so that a parameter that got there never returns;
-    a plain straight-through estimator lets it wander off without bound. This does neither.
+    ``torch.clamp`` gives no gradient beyond its ends, so a parameter beyond them never comes back. A
+    straight-through estimator lets it move away without bound.
     """
 
     @staticmethod
@@ -48,7 +49,7 @@ class _InwardClamp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        """Stop what leads further out: descent moves against the gradient."""
+        """Set gradients to 0 whose descent step, which is against the gradient, leads further out."""
         (value,), (grad,), (low, high) = ctx.saved_tensors, grads, ctx.ends
         outward = ((value >= high) & (grad < 0)) | ((value <= low) & (grad > 0))
         return grad.masked_fill(outward, 0.0), None, None
@@ -56,32 +57,32 @@ class _InwardClamp(torch.autograd.Function):
 
 @MODELS.register_module()
 class AttentionBiasGenerator(BaseModule):
-    """Make the biases of the decoder's cross-attentions; one generator serves all layers.
+    """Make the biases of the decoder's cross-attentions. One generator serves all layers.
 
     Args:
-        window_lidar, window_camera: window sizes in cells (odd: centred; even: one more cell after) of the
-            layers that name none.
+        window_lidar, window_camera: window sizes in cells for layers whose choice names none. An odd window
+            is centred on the query's cell; an even one has one more cell after it.
         use_local_bias: False: no windows, one number for all LiDAR keys and one for all camera keys.
         fall_off: ``uniform`` or ``gaussian``: how the bias falls off within a window.
         sigma: of the gaussian fall-off, in cells.
         scale: initial value of ``bias_scale``.
-        learnable_scale: False keeps ``bias_scale`` where it starts.
-        num_scales: 1: one scale for all layers, as published; or as many as the decoder has layers.
-        scale_range: ends between which ``bias_scale`` acts.
-        max_bias: limit of the bias in logits; the smaller of it and 5 holds.
+        learnable_scale: False: ``bias_scale`` keeps its initial value.
+        num_scales: 1: one scale for all layers, as published; or the number of decoder layers.
+        scale_range: ``bias_scale`` is clamped to this range.
+        max_bias: limit of the bias in logits; values above 5 act as 5.
         init_cfg: see mmengine.
 
     Attributes:
-        slopes: (L,) gradient that the last backward pass gave the scale in each layer, before they are
-            summed where layers share one; None before. Of this rank's samples alone.
+        slopes: (L,) gradient of the scale in each layer from the last backward pass, before the sum over
+            layers that share a scale. It covers only the samples of this rank. None before the first one.
 
     Raises:
-        BiasConfigError: a size, sigma or limit is not positive, the scale lies outside its range, or an
-            unknown fall-off.
+        BiasConfigError: a size, sigma or limit is not positive, the scale lies outside its range, or the
+            fall-off is unknown.
     """
 
     KINDS = ("global", "window", "gaussian")
-    """What it makes."""
+    """Kinds of bias that the generator makes."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class AttentionBiasGenerator(BaseModule):
                 "expected fall_off 'uniform' or 'gaussian' and num_scales >= 1, got "
                 f"fall_off={fall_off!r}, num_scales={num_scales}"
             )
-        self.windows = (window_lidar, window_camera)
+        self.window_sizes = (window_lidar, window_camera)
         self.default_kind = "global" if not use_local_bias else _KIND_OF[fall_off]
         self.sigma = sigma
         self.scale_range = (float(low), float(high))
@@ -133,18 +134,19 @@ class AttentionBiasGenerator(BaseModule):
         """Make the bias of every layer.
 
         Args:
-            kinds: of each layer, ``none`` or one of ``KINDS``.
+            kinds: per layer, ``none`` or one of ``KINDS``.
             weights: (B, Q, 2) in [-1, 1]: LiDAR, camera.
             geometry: where the queries project to.
-            windows: of each layer, its window in cells or None (``windows_of``); empty: None for all.
-            scales: what ``watched_scales`` returned; None: asks for it.
+            windows: per layer, its window size in cells or None (``window_sizes_of``); empty: None for all.
+            scales: what ``watched_scales`` returned; None: it is called here.
 
         Returns:
-            Per layer a bias in the dtype of ``weights``, with gradients to them and ``bias_scale``; None for
-            ``none``. Layers with windows of one size share them.
+            Per layer a bias in the dtype of ``weights``, with gradients to ``weights`` and ``bias_scale``;
+            None for ``none``. Layers with the same window size share one tensor of windows.
 
         Raises:
-            BiasConfigError: another kind, or neither one scale nor one a layer.
+            BiasConfigError: an unknown kind, or a number of scales that is neither 1 nor the number of
+                layers.
         """
         unknown = sorted(set(kinds) - {"none", *self.KINDS})
         if unknown:
@@ -152,22 +154,26 @@ class AttentionBiasGenerator(BaseModule):
                 f"the bias generator makes none, {', '.join(self.KINDS)}; got {', '.join(map(repr, unknown))}"
             )
         scales = self.watched_scales(len(kinds)) if scales is None else scales
-        sizes = [self.windows_of(window) for window in windows or [None] * len(kinds)]
-        wanted = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
-        rects = {size: geometry.rects(size) for size in wanted}
+        sizes = [self.window_sizes_of(window) for window in windows or [None] * len(kinds)]
+        needed = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
+        by_size = {size: geometry.windows(size) for size in needed}
         scaled = weights * scales.to(weights.dtype).view(-1, 1, 1, 1)
-        heights = self._heights(set(kinds), scaled, geometry)
+        by_kind = self._scaled_weights(set(kinds), scaled, geometry)
         return [
-            None if kind == "none" else self._make(kind, heights[kind][i], geometry, rects.get(size))
+            None if kind == "none" else self._make(kind, by_kind[kind][i], geometry, by_size.get(size))
             for i, (kind, size) in enumerate(zip(kinds, sizes, strict=True))
         ]
 
-    def windows_of(self, window: int | None) -> tuple[int, int]:
-        """Return the sizes (LiDAR, camera) of a layer's windows: those of the config, or one for both."""
-        return self.windows if window is None else (window, window)
+    def window_sizes_of(self, window: int | None) -> tuple[int, int]:
+        """Return the window sizes (LiDAR, camera) of a layer that names one size, or none (None)."""
+        return self.window_sizes if window is None else (window, window)
 
     def layer_scales(self, layers: int) -> Tensor:
-        """Return the scale that acts in each of the layers, (L,): ``bias_scale`` within its range."""
+        """Return the scale of each layer, (L,): ``bias_scale`` clamped to its range.
+
+        Raises:
+            BiasConfigError: the number of scales is neither 1 nor ``layers``.
+        """
         if self.bias_scale.numel() not in (1, layers):
             raise BiasConfigError(
                 f"bias_config.num_scales={self.bias_scale.numel()}, but the decoder has {layers} layers; "
@@ -177,7 +183,7 @@ class AttentionBiasGenerator(BaseModule):
         return scale.expand(layers)
 
     def watched_scales(self, layers: int) -> Tensor:
-        """Return ``layer_scales``, whose gradient will be kept as ``slopes``."""
+        """Return ``layer_scales``; a backward pass will store their gradient in ``slopes``."""
         scales = self.layer_scales(layers)
         self.slopes = None
         if scales.requires_grad:
@@ -187,30 +193,33 @@ class AttentionBiasGenerator(BaseModule):
     def _keep_slopes(self, grad: Tensor) -> None:
         self.slopes = grad.detach()
 
-    def _heights(
+    def _scaled_weights(
         self, kinds: set[str], scaled: Tensor, geometry: ProjectedQueries
     ) -> dict[str, tuple[Tensor, ...]]:
-        """Return what a bias of each kind takes in each layer, from the scaled weights (L, B, Q, 2).
+        """Return kind -> the weight of every layer's bias, from the scaled weights (L, B, Q, 2).
 
-        For all layers at once: small kernels, whose launches took longer than they, six times each.
+        All layers are computed together, because launching these small kernels takes longer than running
+        them.
         """
         grid, clamped = geometry.grid, scaled.clamp(-self.limit, self.limit)
-        found = {}
+        by_kind = {}
         if "global" in kinds:
-            found["global"] = clamped.unbind()
+            by_kind["global"] = clamped.unbind()
         if "window" in kinds:
-            found["window"] = grid.per_segment(clamped).unbind()
+            by_kind["window"] = grid.per_segment(clamped).unbind()
         if "gaussian" in kinds:
-            found["gaussian"] = grid.per_segment(scaled).unbind()
-        return found
+            by_kind["gaussian"] = grid.per_segment(scaled).unbind()
+        return by_kind
 
-    def _make(self, kind: str, height: Tensor, geometry: ProjectedQueries, rects: Tensor | None) -> Bias:
-        """Make one bias from what ``_heights`` has for its layer."""
+    def _make(
+        self, kind: str, scaled_weight: Tensor, geometry: ProjectedQueries, windows: Tensor | None
+    ) -> Bias:
+        """Make one bias from the scaled weight of its layer."""
         grid = geometry.grid
         if kind == "global":
-            return GlobalBias(grid, height)
-        assert rects is not None  # made for every kind with windows
+            return GlobalBias(grid, scaled_weight)
+        assert windows is not None  # made for every kind with windows
         if kind == "window":
-            return WindowBias(grid, rects, height)
-        centers = geometry.cells.to(height.dtype)
-        return GaussianBias(grid, rects, height, centers, self.sigma, self.limit)
+            return WindowBias(grid, windows, scaled_weight)
+        centers = geometry.cells.to(scaled_weight.dtype)
+        return GaussianBias(grid, windows, scaled_weight, centers, self.sigma, self.limit)

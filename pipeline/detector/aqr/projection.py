@@ -1,4 +1,4 @@
-"""Where the queries of AQR lie on the BEV map and in the images."""
+"""Projection of the queries onto the BEV map and into the images."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,15 @@ from pipeline.detector.transformer.position_encoding import project
 
 @dataclass(frozen=True, eq=False)
 class ProjectedQueries:
-    """Where the queries of a batch fall among the keys; made once per forward pass.
+    """The cells to which the queries of a batch project; made once per forward pass.
 
     Attributes:
         grid: the key axis: the BEV map, then V camera maps; S = 1 + V segments.
         cells: (B, Q, S, 2) int64: row and column; 0, 0 where not visible.
-        visible: (B, Q, S) bool: BEV: the point lies in the range; camera: it is the first one that sees the
-            point. A query without a camera has none visible, and one outside the range has no BEV cell. (The
-            published code gives the former the top-left corner of the front camera, and the latter a cell at
-            the opposite edge of the map.)
+        visible: (B, Q, S) bool. BEV: the point lies in the range. Camera: it is the first camera that sees
+            the point. A query that no camera sees is visible in none, and one outside the range has no BEV
+            cell. (The published code gives the former the top-left corner of the front camera, and the latter
+            a cell at the opposite edge of the map.)
     """
 
     grid: TokenGrid
@@ -34,11 +34,11 @@ class ProjectedQueries:
         """Project reference points.
 
         Args:
-            points: (B, Q, 3) normalised by the range; in it if 0 <= x, y < 1.
+            points: (B, Q, 3) normalised by the range; inside it if 0 <= x, y < 1.
             lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
             point_range: (6,) x, y, z minima and maxima in m.
             pad_hw: height and width in pixels of the padded images.
-            grid: BEV map and V equal camera maps.
+            grid: the BEV map, and V camera maps of one size.
         """
         points = points.detach()
         low, high = point_range[:3].to(points), point_range[3:].to(points)
@@ -52,13 +52,13 @@ class ProjectedQueries:
         in_range = ((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)
         visible = torch.cat([in_range[:, None], first], dim=1).movedim(1, 2)
         cells = torch.cat([bev_cells[:, None], camera_cells], dim=1).movedim(1, 2)
-        # Masked before the cast: an infinite or huge float has no defined integer.
+        # Masked before the cast, because the cast of an infinite or huge float is undefined.
         return cls(grid, cells.masked_fill(~visible[..., None], 0).long(), visible)
 
     def last(self, queries: int) -> "ProjectedQueries":
-        """Keep the last queries alone."""
+        """Return the projection of the last queries only."""
         return ProjectedQueries(self.grid, self.cells[:, -queries:], self.visible[:, -queries:])
 
-    def rects(self, windows: tuple[int, int]) -> Tensor:
-        """Windows of the given sizes in cells (LiDAR, camera) around the cells: (B, Q, S, 4) int32."""
-        return self.grid.rects_around(self.cells, self.visible, windows)
+    def windows(self, sizes: tuple[int, int]) -> Tensor:
+        """Return windows of the given sizes in cells (LiDAR, camera) around the cells: (B, Q, S, 4) int32."""
+        return self.grid.windows_around(self.cells, self.visible, sizes)

@@ -1,7 +1,7 @@
-"""The query weights painted onto the BEV and camera grids.
+"""Weight maps: the query weights as maps over the BEV and camera grids.
 
-People look at them; and an older form of AQR, kept for comparison, multiplies the features by them instead
-of biasing the attention. That form lost accuracy where it was tried (mAP 67.4 -> 65.8 and 65.1).
+The scene figure shows them. An older form of AQR, kept for comparison, multiplies the features by them
+instead of adding a bias to the attention. It lost accuracy where it was tried (mAP 67.4 -> 65.8 and 65.1).
 """
 
 from dataclasses import replace
@@ -18,32 +18,35 @@ from pipeline.detector.transformer.position_encoding import Memory
 
 
 def weight_maps(weights: Tensor, geometry: ProjectedQueries, sigma: float) -> list[Tensor]:
-    """Paint weights onto every segment of the keys.
+    """Compute the weight map of every segment of the keys.
 
-    A cell holds the mean weight of the queries around it, each with the vote exp(-d^2 / (2 sigma^2)), d in
-    cells, and of one vote for 1: far from all queries a map is 1, and it stays in [-1, 1].
+    A cell holds a weighted mean: of the weights of the queries around it, each counted exp(-d^2 / (2
+        sigma^2))
+    with d in cells, and of the value 1 counted once. So a map is 1 far from all queries, and within [-1, 1].
 
     Args:
         weights: (B, Q, 2) in [-1, 1]: LiDAR, camera.
-        geometry: where the queries project to; a query votes where it is visible.
-        sigma: width of a vote in cells.
+        geometry: where the queries project to; a query counts where it is visible.
+        sigma: standard deviation in cells.
 
     Returns:
         Per segment (B, rows, cols), differentiable in ``weights``.
     """
-    found = []
-    with torch.autocast(weights.device.type, enabled=False):  # half precision cannot count 900 votes
+    maps = []
+    with torch.autocast(weights.device.type, enabled=False):  # half precision cannot sum over 900 queries
         for i, segment in enumerate(geometry.grid.segments):
-            # A vote is a row's factor times a column's: two small products, and no (Q, K) tensor.
-            rows, cols = _votes(geometry, i, segment, sigma)
+            # The gaussian is a factor per row times one per column: two small products, and no (Q, K) tensor.
+            rows, cols = _gaussians(geometry, i, segment, sigma)
             rows = rows * geometry.visible[:, :, i, None]
-            voted = (rows * weights[:, :, segment.modality, None].float()).mT @ cols
-            found.append((1 + voted) / (1 + rows.mT @ cols))
-    return found
+            weighted = (rows * weights[:, :, segment.modality, None].float()).mT @ cols
+            maps.append((1 + weighted) / (1 + rows.mT @ cols))
+    return maps
 
 
-def _votes(geometry: ProjectedQueries, index: int, segment: Segment, sigma: float) -> tuple[Tensor, Tensor]:
-    """Votes along both axes of a segment: (B, Q, rows) and (B, Q, cols)."""
+def _gaussians(
+    geometry: ProjectedQueries, index: int, segment: Segment, sigma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gaussian factors along both axes of a segment: (B, Q, rows) and (B, Q, cols)."""
     centres = geometry.cells[:, :, index].float()
     rows = torch.arange(segment.rows, device=centres.device) - centres[..., 0, None]
     cols = torch.arange(segment.cols, device=centres.device) - centres[..., 1, None]
@@ -55,7 +58,7 @@ class WeightMapModulation(BaseModule):
     """Multiply the decoder's memory by the weight maps (deprecated: prefer an attention bias).
 
     Args:
-        sigma: width of a query's vote in cells (1.0 for r50, 2.0 for vov).
+        sigma: standard deviation in cells, see ``weight_maps`` (1.0 for r50, 2.0 for vov).
         init_cfg: see mmengine.
     """
 
@@ -66,12 +69,12 @@ class WeightMapModulation(BaseModule):
         self.sigma = sigma
 
     def forward(self, memory: Memory, weights: Tensor, geometry: ProjectedQueries) -> Memory:
-        """Weigh the tokens, not their positions.
+        """Return the memory with its tokens multiplied by the maps; their positions stay.
 
         Args:
             memory: of the decoder, tokens (B, K, C).
-            weights: (B, Q, 2): LiDAR, camera; of the matching queries alone, because the denoising ones would
-                tell where the objects are.
+            weights: (B, Q, 2): LiDAR, camera, of the matching queries only. Denoising queries would reveal
+                where the objects are.
             geometry: where those queries project to.
         """
         maps = weight_maps(weights, geometry, self.sigma)

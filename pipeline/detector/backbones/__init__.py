@@ -1,1 +1,1 @@
-"""Branches in front of the decoder: images, pillars, voxels."""
+"""The branches before the decoder: images, pillars, voxels."""

@@ -1,4 +1,4 @@
-"""CMT's neck and the grid mask before the backbone, which is mmdet's or ``vovnet``."""
+"""CMT's image neck, and the grid mask before the backbone. The backbone is mmdet's or ``vovnet``."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class ChannelError(ValueError):
-    """Feature maps that do not fit the neck they go into."""
+    """The feature maps do not fit the neck."""
 
 
 class _Conv(nn.Module):
-    """A convolution under the name ``conv``, as the published state dicts have it."""
+    """A convolution with the parameter name ``conv`` of the published state dicts."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__()
@@ -29,14 +29,18 @@ class _Conv(nn.Module):
 class CPFPN(BaseModule):
     """Feature pyramid with one output convolution, on the finest level only (PETR, CMT).
 
-    1x1 lateral convolutions, nearest up-sampling from coarse to fine and addition, then a 3x3
-    convolution on level 0; the other levels leave as raw laterals. Source: junjie18/CMT, ``cp_fpn.py``.
+    It has 1x1 lateral convolutions, nearest up-sampling from coarse to fine with addition, and a 3x3
+    convolution on level 0. The other levels are returned after the addition. Source: junjie18/CMT,
+    ``cp_fpn.py``.
 
     Args:
-        in_channels: of each level, finest first.
-        out_channels: of every output.
-        num_outs: one per level; configs say it.
+        in_channels: channels of each level, finest first.
+        out_channels: channels of every output.
+        num_outs: number of outputs; must be the number of levels.
         init_cfg: see mmengine; Xavier-uniform by default, as published.
+
+    Raises:
+        ChannelError: ``num_outs`` is not the number of levels.
     """
 
     def __init__(
@@ -53,7 +57,11 @@ class CPFPN(BaseModule):
         self.fpn_convs = nn.ModuleList([_Conv(out_channels, out_channels, 3)])
 
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Merge (N, C_i, h_i, w_i) maps, finest first, into as many (N, out_channels, h_i, w_i)."""
+        """Merge maps (N, C_i, h_i, w_i), finest first, into as many maps (N, out_channels, h_i, w_i).
+
+        Raises:
+            ChannelError: another number of maps than levels.
+        """
         if len(levels) != len(self.lateral_convs):
             raise ChannelError(f"CPFPN was built for {len(self.lateral_convs)} levels, got {len(levels)}")
         merged = [lateral(x) for lateral, x in zip(self.lateral_convs, levels, strict=True)]
@@ -65,14 +73,14 @@ class CPFPN(BaseModule):
 
 
 class GridMask(nn.Module):
-    """Hide a regular grid of rectangles, the same in all images of a batch, in training alone.
+    """In training, set a regular grid of rectangles to zero, the same in all images of a batch.
 
-    Rows and columns of stripes are kept, the rectangles between them become zero (arXiv 2001.04086 in its
-    mode 1, as CMT has it: on normalised images, not rotated).
+    Stripes of rows and columns are kept; the rectangles between them become zero. This is mode 1 of arXiv
+    2001.04086 as CMT has it: on normalised images, without rotation.
 
     Args:
-        ratio: width of a stripe over the period.
-        probability: that a batch is masked at all.
+        ratio: width of a stripe divided by the period.
+        probability: probability that a batch is masked.
     """
 
     def __init__(self, ratio: float = 0.5, probability: float = 0.7) -> None:
@@ -80,7 +88,7 @@ class GridMask(nn.Module):
         self.ratio, self.probability = ratio, probability
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W); draws from torch's CPU generator, alike on every device."""
+        """Mask images (N, C, H, W). The draws come from torch's CPU generator, the same on every device."""
         if not self.training or torch.rand(()) > self.probability:
             return images
         height, width = images.shape[-2:]

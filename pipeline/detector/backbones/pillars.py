@@ -1,6 +1,6 @@
-"""LiDAR branch of small machines: points -> pillars -> BEV map, without compiled ops.
+"""LiDAR branch without compiled ops, for small machines: points to pillars to a BEV map.
 
-The pillars are ours (``voxels``); what follows are mmdet3d's own modules.
+Pillars are computed in ``voxelization``. The modules after them are mmdet3d's.
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ from pipeline.detector.backbones.voxelization import Cells, Voxels, gather, join
 
 
 class SizeError(ValueError):
-    """Sizes in a config that contradict each other."""
+    """The sizes in a config contradict each other."""
 
 
 def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int], max_points: int) -> Voxels:
-    """Sort points into a grid of pillars; the same input gives the same output bit for bit.
+    """Sort points into a grid of pillars. The same input gives the same bits.
 
-    A pillar keeps its first ``max_points`` points and drops the rest, as the compiled hard voxeliser
-    does; no pillar is dropped. Points outside the range, and points with a NaN, are left out.
+    A pillar keeps its first ``max_points`` points and drops the rest, like the compiled hard voxeliser. No
+    pillar is dropped. Points outside the range and points with a NaN are dropped.
 
     Args:
         clouds: one (N, C) float tensor per sample, x, y, z first, in m; N may be 0.
         point_range: (6,) x, y, z minima (inclusive) and maxima (exclusive) in m.
         shape: rows and columns of the grid.
-        max_points: M.
+        max_points: M, number of points that a pillar keeps.
     """
     points, sample = join(clouds)
     low, high = point_range[:3].to(points), point_range[3:].to(points)
@@ -36,7 +36,7 @@ def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int]
     place = torch.zeros_like(xyz)
     for axis, cells in ((1, shape[0]), (0, shape[1])):  # rows run along y
         along = (xyz[:, axis] - low[axis]) * (cells / (high[axis] - low[axis]))
-        # Rounding can lift a point just below the maximum onto it: it belongs to the last cell.
+        # Rounding can move a point just below the maximum onto it; it belongs to the last cell.
         place[:, 2 - axis] = along.masked_fill(~inside, 0).floor().clamp(max=cells - 1)
     return gather(Cells(points, sample, place.long(), inside, (1, *shape), len(clouds)), max_points)
 
@@ -48,9 +48,9 @@ class PillarBranch(BaseModule):
     Args:
         point_cloud_range: x, y, z minima and maxima in m.
         grid_shape: rows (y) and columns (x) of the pillar grid.
-        max_points: points kept per pillar.
-        voxel_encoder, middle_encoder, backbone, neck: mmdet3d modules; the encoder's ``voxel_size`` and
-            ``point_cloud_range`` and the scatter's ``output_shape`` are set from the arguments above.
+        max_points: number of points kept per pillar.
+        voxel_encoder, middle_encoder, backbone, neck: mmdet3d modules. ``voxel_size``, ``point_cloud_range``
+            and ``output_shape`` are set from the arguments above.
         init_cfg: see mmengine.
 
     Raises:
@@ -103,10 +103,10 @@ class PillarBranch(BaseModule):
         return self.neck(self.backbone(canvas))[0]
 
     def _no_features(self, points: Tensor) -> Tensor:
-        """Features of no pillar, (0, C): batch norm refuses an empty batch.
+        """Return the features of zero pillars, (0, C), because batch norm refuses an empty batch.
 
-        They hang on every parameter of the encoder, whose gradients are then zeros rather than absent:
-        DDP waits for each of them.
+        They depend on every parameter of the encoder. So the parameters get gradients of zero, for which DDP
+        waits.
         """
         anchor = torch.stack([p.sum() for p in self.voxel_encoder.parameters()]).sum() * 0.0
         return points.new_zeros(0, self.middle_encoder.in_channels) + anchor

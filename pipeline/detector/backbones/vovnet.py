@@ -1,7 +1,7 @@
 """VoVNet with eSE blocks (arXiv 1911.06667): the image backbone of CMT's large model.
 
-Written anew after youngwanLEE/vovnet-detectron2 and junjie18/CMT, ``vovnet.py``; module names, slashes
-included, are those of the published weights.
+Our own code, written after youngwanLEE/vovnet-detectron2 and junjie18/CMT, ``vovnet.py``. Module names,
+slashes included, are those of the published weights.
 """
 
 from collections import OrderedDict
@@ -19,18 +19,18 @@ from torch.utils.checkpoint import checkpoint
 
 
 class VoVNetError(ValueError):
-    """A VoVNet that does not exist, or does not have what is asked of it."""
+    """There is no VoVNet of that name, or it has no such stage."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What differs between the networks of the family.
+    """Sizes of one network of the family.
 
     Attributes:
-        blocks: OSA blocks of stages 2 to 5.
-        convs: 3x3 convolutions per block.
-        widths: their channels, per stage.
-        outputs: channels of the stages.
+        blocks: number of OSA blocks in stages 2 to 5.
+        convs: number of 3x3 convolutions per block.
+        widths: channels of those convolutions, per stage.
+        outputs: output channels, per stage.
         stem: channels of the three convolutions of the stem.
     """
 
@@ -50,7 +50,7 @@ STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 
 
 def conv(name: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> OrderedDict[str, Any]:
-    """Return convolution, batch norm and ReLU under the published names ``<name>/conv``, ..."""
+    """Return convolution, batch norm and ReLU, with the published names ``<name>/conv``, ..."""
     return OrderedDict(
         {
             f"{name}/conv": nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
@@ -68,12 +68,12 @@ class EffectiveSE(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Scale the channels of (N, C, H, W)."""
         return x * F.hardsigmoid(self.fc(x.mean(dim=(2, 3), keepdim=True)))
 
 
 class OSABlock(nn.Module):
-    """One-shot aggregation: a chain of convolutions whose outputs and input are mixed once, at the end."""
+    """One-shot aggregation: a chain of convolutions whose input and outputs are concatenated at the end."""
 
     def __init__(self, name: str, inputs: int, width: int, outputs: int, convs: int, residual: bool) -> None:
         super().__init__()
@@ -86,16 +86,16 @@ class OSABlock(nn.Module):
         self.ese = EffectiveSE(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) -> (N, outputs, H, W)."""
-        found = [x]
+        """Map (N, inputs, H, W) to (N, outputs, H, W)."""
+        maps = [x]
         for layer in self.layers:
-            found.append(layer(found[-1]))
-        mixed = self.ese(self.concat(torch.cat(found, dim=1)))
+            maps.append(layer(maps[-1]))
+        mixed = self.ese(self.concat(torch.cat(maps, dim=1)))
         return mixed + x if self.residual else mixed
 
 
 def stage(number: int, spec: Spec, inputs: int) -> nn.Sequential:
-    """Return a stage: max-pooling from stage 3 on, then its blocks; all but the first add their input."""
+    """Return a stage: max-pooling from stage 3 on, then blocks. All but the first have a residual."""
     i = number - 2
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if number > 2:
@@ -109,19 +109,19 @@ def stage(number: int, spec: Spec, inputs: int) -> nn.Sequential:
 
 @MODELS.register_module()
 class VoVNet(BaseModule):
-    """VoVNetV2; strides of stem and stages: 4, 4, 8, 16, 32.
+    """VoVNetV2. The strides of stem and stages are 4, 4, 8, 16, 32.
 
     Args:
         spec_name: a name in ``SPECS``.
         input_ch: channels of the images.
-        out_features: of ``STAGES``, in their order.
-        frozen_stages: stages up to this one take no gradient: 0 the stem, 1 also stage 2, ...; -1 none.
-        norm_eval: keep the statistics of all batch norms in training.
+        out_features: names of the returned maps, from ``STAGES`` and in that order.
+        frozen_stages: stages up to this one are frozen: 0: the stem, 1: also stage 2, ...; -1: none.
+        norm_eval: whether all batch norms keep their statistics in training.
         with_cp: recompute each stage in the backward pass instead of keeping its activations; ours.
         init_cfg: see mmengine; Kaiming for the convolutions by default.
 
     Raises:
-        VoVNetError: an unknown network, or stages that it does not have.
+        VoVNetError: an unknown network, or unknown stages.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class VoVNet(BaseModule):
             self.get_submodule(name).requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, input_ch, H, W) -> the maps of ``out_features``."""
-        found = []
+        """Return the maps of ``out_features`` for images (N, input_ch, H, W)."""
+        maps = []
         for name in STAGES:
             part = self.get_submodule(name)
             if self.with_cp and self.training and x.requires_grad:
@@ -170,13 +170,13 @@ class VoVNet(BaseModule):
             else:
                 x = part(x)
             if name in self.out_features:
-                found.append(x)
-            if len(found) == len(self.out_features):
+                maps.append(x)
+            if len(maps) == len(self.out_features):
                 break
-        return tuple(found)
+        return tuple(maps)
 
     def train(self, mode: bool = True) -> "VoVNet":
-        """Switch to training; batch norms keep their statistics under ``norm_eval`` and in frozen stages."""
+        """Set the mode. With ``norm_eval``, and in frozen stages, batch norms keep their statistics."""
         super().train(mode)
         frozen = [self.get_submodule(name) for name in STAGES[: self.frozen_stages + 1]]
         for module in self.modules() if self.norm_eval else (m for part in frozen for m in part.modules()):

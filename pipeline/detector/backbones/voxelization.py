@@ -1,6 +1,6 @@
-"""Points to voxels by sorting: what the compiled hard voxelisers do, in plain PyTorch, the same every time.
+"""Hard voxelisation of points by sorting, in plain PyTorch. The result is the same on every run.
 
-mmdet3d's and spconv's are compiled ops, whose order of voxels on a GPU changes from run to run.
+mmdet3d and spconv have compiled ops for it, whose order of voxels on a GPU changes from run to run.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class VoxelError(ValueError):
-    """Sizes of a voxel grid that contradict each other."""
+    """The sizes of a voxel grid contradict each other, or points do not fit the config."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Voxels:
     """The occupied voxels of a batch, sorted by sample, level, row and column.
 
     Attributes:
-        points: (N, M, C) float, the first M points of each voxel in their order, zero where there are fewer.
+        points: (N, M, C) float, the first M points of each voxel in their order, padded with zeros.
         counts: (N,) int64, number of points kept, 1..M.
-        coords: (N, 4) int64: sample, level (z), row (y), column (x), as mmdet3d orders them.
+        coords: (N, 4) int64: sample, level (z), row (y), column (x), in the order of mmdet3d.
     """
 
     points: Tensor
@@ -30,13 +30,13 @@ class Voxels:
 
 @dataclass(frozen=True)
 class Cells:
-    """Which cell of a grid each point of a batch falls into.
+    """The grid cell of every point of a batch.
 
     Attributes:
         points: (P, C) points of all samples, one sample after the other.
-        sample: (P,) int64.
-        cell: (P, 3) int64: level, row, column; anything where not inside.
-        inside: (P,) bool.
+        sample: (P,) int64, index of the sample.
+        cell: (P, 3) int64: level, row, column; undefined where not inside.
+        inside: (P,) bool, whether the point lies in the grid.
         shape: levels, rows and columns of the grid.
         batch: number of samples.
     """
@@ -50,20 +50,20 @@ class Cells:
 
 
 def join(clouds: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Put clouds (N, C) one after the other: points and the sample of each."""
+    """Concatenate clouds (N, C), and return the points and the index of each point's sample."""
     points = torch.cat(clouds)
-    # From lengths that the host knows: repeat_interleave would wait for the device to count.
+    # The host knows the lengths. With repeat_interleave it would wait for the device.
     sample = torch.cat([points.new_full((len(c),), b, dtype=torch.long) for b, c in enumerate(clouds)])
     return points, sample
 
 
 def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxels:
-    """Collect the points of each cell; the host waits for the device to learn how many there are.
+    """Collect the points of each cell. The host waits for the device to learn the number of voxels.
 
     Args:
-        cells: where the points fall.
+        cells: the cell of every point.
         max_points: M; a voxel keeps its first M points.
-        max_voxels: a sample keeps the voxels whose first points come first, so many at most; None keeps all.
+        max_voxels: a sample keeps at most so many voxels, those whose first points come first; None: all.
     """
     levels, rows, cols = cells.shape
     nowhere = cells.batch * levels * rows * cols  # sorts behind every cell
@@ -77,7 +77,7 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
     counts = torch.cat([first[1:], inside[None]])[: len(first)] - first
     if max_voxels is not None and len(first) > max_voxels:
         kept = _earliest(order[first], key[first] // (levels * rows * cols), cells.batch, max_voxels)
-        kept = kept.nonzero().squeeze(1)  # once: the host waits for it
+        kept = kept.nonzero().squeeze(1)  # here, because the host waits for it
         first, counts = first[kept], counts[kept]
     counts = counts.clamp(max=max_points)
     slot = torch.arange(max_points, device=first.device)
@@ -91,36 +91,36 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
     return Voxels(points, counts, coords)
 
 
-def _earliest(born: Tensor, sample: Tensor, batch: int, most: int) -> Tensor:
-    """Say which voxels are among the first ``most`` of their sample.
+def _earliest(first_point: Tensor, sample: Tensor, batch: int, most: int) -> Tensor:
+    """Return (N,) bool: whether a voxel is among the first ``most`` of its sample.
 
     Args:
-        born: (N,) index of each voxel's first point among all points.
-        sample: (N,) ascending.
+        first_point: (N,) index of each voxel's first point among all points.
+        sample: (N,) index of the sample, ascending.
         batch: number of samples.
-        most: voxels of a sample that are kept.
+        most: number of voxels of a sample that are kept.
     """
-    rank = born.argsort().argsort()  # samples follow each other in `born` too
+    rank = first_point.argsort().argsort()  # `first_point` is ordered by sample too
     before = torch.searchsorted(sample, torch.arange(batch, device=sample.device))
     return rank - before[sample] < most
 
 
 class VoxelLayer(nn.Module):
-    """Hard voxelisation of CMT: voxels of one size, so many points each, so many of them.
+    """Hard voxelisation as in CMT, with limits on the points per voxel and on the voxels per sample.
 
-    A sample with more voxels than ``max_voxels`` keeps those whose first points come first (in training the
-    points are shuffled). Points outside the range or the grid, and points that are not finite, are left out.
+    A sample with more voxels than ``max_voxels`` keeps those whose first points come first. (In training the
+    points are shuffled.) Points outside the range or the grid, and points that are not finite, are dropped.
 
     Args:
-        voxel_size: along x, y, z in m.
+        voxel_size: size of a voxel along x, y, z, in m.
         point_cloud_range: x, y, z minima (inclusive) and maxima (exclusive) in m.
-        max_num_points: points kept per voxel.
-        max_voxels: voxels kept per sample: in training, in evaluation.
-        num_point_features: columns of the points.
-        sparse_shape: levels, rows and columns that the middle encoder has; what lies beyond gets no voxel.
+        max_num_points: number of points kept per voxel.
+        max_voxels: number of voxels kept per sample: in training, in evaluation.
+        num_point_features: number of columns of the points.
+        sparse_shape: levels, rows and columns of the middle encoder's grid; points beyond it are dropped.
 
     Raises:
-        VoxelError: a size that is not positive, or a range that is empty.
+        VoxelError: a size is not positive, or the range is empty.
     """
 
     def __init__(
@@ -154,7 +154,14 @@ class VoxelLayer(nn.Module):
         self.register_buffer("size", torch.tensor(voxel_size), persistent=False)
 
     def forward(self, clouds: list[Tensor]) -> Voxels:
-        """Sort point clouds, each (N, C) float with x, y, z first, in m, into voxels; N may be 0."""
+        """Sort point clouds into voxels.
+
+        Args:
+            clouds: per sample (N, C) float, x, y, z first, in m; N may be 0.
+
+        Raises:
+            VoxelError: another number of columns than ``num_point_features``.
+        """
         for cloud in clouds:
             if cloud.shape[1] != self.num_point_features:
                 raise VoxelError(
@@ -162,12 +169,12 @@ class VoxelLayer(nn.Module):
                     f"{self.num_point_features}; load as many columns (use_dim), or correct the config"
                 )
         points, sample = join(clouds)
-        # In single precision and by division, as the published voxeliser: a point on an edge falls alike.
+        # In single precision and by division, so that points on an edge get the published voxeliser's cell.
         place = ((points[:, :3].float() - self.low) / self.size).floor().flip(1)
         inside = points.isfinite().all(dim=1)
         for axis, cells in enumerate(self.shape):
             inside &= (place[:, axis] >= 0) & (place[:, axis] < cells)
-        # Masked before the cast: an infinite float has no defined integer.
+        # Masked before the cast, because the cast of an infinite float is undefined.
         cell = place.masked_fill(~inside[:, None], 0).long()
-        found = Cells(points, sample, cell, inside, self.shape, len(clouds))
-        return gather(found, self.max_num_points, self.max_voxels[0 if self.training else 1])
+        cells_of_points = Cells(points, sample, cell, inside, self.shape, len(clouds))
+        return gather(cells_of_points, self.max_num_points, self.max_voxels[0 if self.training else 1])

@@ -1,10 +1,10 @@
-"""Boxes as the network predicts them (codes), and back.
+"""Encoding of boxes as the codes that the network predicts, and decoding.
 
-A code has ten numbers, in the order of ``CODES``. The published checkpoints spread them over heads
-whose names mislead: `center` 2, `height` 1, `dim` 3, `rot` 2, `vel` 2 are concatenated, so the
-channel called *height* is the logarithm of the length, *dim* holds log width, **centre z** and
-log height. Loss, assigner and decoder of CMT agree on it (junjie18/CMT, issues 71 and 103); the
-keys stay as they are and the code speaks of what the numbers mean.
+A code has ten numbers in the order of ``CODES``. The published checkpoints distribute them over heads with
+misleading names: `center` 2, `height` 1, `dim` 3, `rot` 2, `vel` 2 channels are concatenated. So the channel
+called *height* is the logarithm of the length, and *dim* holds log width, **centre z** and log height. Loss,
+assigner and decoder of CMT all use this order (junjie18/CMT, issues 71 and 103). The parameter names stay as
+they are; our code names what the numbers mean.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from torch import Tensor
 from pipeline.detector.acceleration.async_transfer import constant
 
 CODES = ("x", "y", "log_length", "log_width", "z", "log_height", "sin_yaw", "cos_yaw", "vx", "vy")
-"""Meaning of the ten channels; x, y, z of the box centre in m, velocities in m/s."""
+"""Meaning of the ten channels: x, y, z of the box centre in m, velocities in m/s."""
 
 HEADS = {"center": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
-"""Checkpoint names of the heads, in channel order, and the channels each predicts."""
+"""Name of a head in checkpoints -> number of its channels, in channel order."""
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Turn boxes into codes.
+    """Encode boxes as codes.
 
     Args:
         boxes: (M, 9) centre x, y, z, length, width, height in m, yaw in rad, velocity x, y in m/s.
@@ -39,7 +39,7 @@ def encode_boxes(boxes: Tensor) -> Tensor:
 
 
 def decode_boxes(codes: Tensor) -> Tensor:
-    """Turn (..., 10) codes into (..., 9) boxes; the inverse of ``encode_boxes``."""
+    """Decode codes (..., 10) to boxes (..., 9); the inverse of ``encode_boxes``."""
     x, y, log_length, log_width, z, log_height, sin, cos, vx, vy = codes.unbind(dim=-1)
     sizes = (log_length.exp(), log_width.exp(), log_height.exp())
     return torch.stack([x, y, z, *sizes, torch.atan2(sin, cos), vx, vy], dim=-1)
@@ -62,18 +62,21 @@ class DecodedBoxes:
 
 @TASK_UTILS.register_module()
 class MultiTaskBBoxCoder:
-    """Take the best (query, class) pairs and turn their codes into boxes. No threshold, no NMS."""
+    """Decode the (query, class) pairs with the highest scores. There is no threshold and no NMS."""
 
     def __init__(
         self, pc_range: Sequence[float], post_center_range: Sequence[float], max_num: int, num_classes: int
     ):
-        """Keep the settings.
+        """Store the settings.
 
         Args:
-            pc_range: x, y, z minima and maxima in m that [0, 1] spans.
-            post_center_range: the same for the centres of boxes that are kept.
-            max_num: most boxes per sample.
-            num_classes: width of the logits.
+            pc_range: x, y, z minima and maxima in m, to which [0, 1] is mapped.
+            post_center_range: x, y, z minima and maxima in m for the centres of boxes that are kept.
+            max_num: largest number of boxes per sample.
+            num_classes: number of classes in the logits.
+
+        Raises:
+            ValueError: a range that is not six numbers, minima before maxima.
         """
         for name, values in (("pc_range", pc_range), ("post_center_range", post_center_range)):
             if len(values) != 6 or any(low >= high for low, high in zip(values[:3], values[3:], strict=True)):
@@ -86,7 +89,7 @@ class MultiTaskBBoxCoder:
         self.num_classes = num_classes
 
     def decode(self, codes: Tensor, logits: Tensor) -> list[DecodedBoxes]:
-        """Decode one decoder layer.
+        """Decode the predictions of one decoder layer.
 
         Args:
             codes: (B, Q, 10).
@@ -95,14 +98,15 @@ class MultiTaskBBoxCoder:
         return self.keep(*self.best(codes, logits))
 
     def best(self, codes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pick the best pairs, N of each sample, without waiting for the device.
+        """Return the N best pairs of each sample; the host does not wait for the device.
 
         Args:
             codes: (B, Q, 10).
             logits: (B, Q, num_classes).
 
         Returns:
-            boxes (B, N, 9), best first; scores, labels (int64), whether the centre is in range: (B, N) each.
+            Boxes (B, N, 9), best first; and (B, N) each: scores, labels (int64), whether the centre is in
+            range.
         """
         scores = logits.sigmoid().flatten(1)
         best, index = scores.topk(min(self.max_num, scores.shape[1]))
@@ -112,7 +116,7 @@ class MultiTaskBBoxCoder:
         return boxes, best, index % self.num_classes, inside
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, inside: Tensor) -> list[DecodedBoxes]:
-        """Drop what is out of range from what ``best`` returned; on a GPU the host waits for it."""
+        """Drop boxes whose centre is out of range; arguments as ``best`` returns them, on the host."""
         places = [one.nonzero().squeeze(1) for one in inside]
         return [
             DecodedBoxes(b[at], s[at], c[at])

@@ -1,8 +1,8 @@
-"""Head of CMT-AQR: queries, position embeddings, biased decoder, boxes and losses.
+"""Head of CMT-AQR: queries, position embeddings, decoder with attention biases, boxes and losses.
 
-CMT (arXiv 2301.01283, repository junjie18/CMT) with AQR: a weight generator rates LiDAR and cameras
-per query, and a bias generator turns the ratings into the attention bias of the decoder's
-cross-attentions. All sizes come from the config or from the features; keys are those of CMT.
+CMT (arXiv 2301.01283, repository junjie18/CMT) with AQR: a weight generator computes a LiDAR and a camera
+weight per query, and a bias generator turns the weights into attention biases of the decoder's
+cross-attentions. All sizes come from the config or the features. Config keys are those of CMT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,34 +14,34 @@ from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from operators import Bias
 from pipeline.detector.acceleration.async_transfer import download
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.training_graph import TrainGraphs
-from pipeline.detector.aqr.projection import ProjectedQueries
 from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask, make_denoising_queries
 from pipeline.detector.head.losses import HeadOutput, Predictions, SetCriterion
+from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
 from pipeline.detector.head.task_head import SeparateTaskHead
-from pipeline.detector.openmmlab.data_samples import read_meta
+from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
-from pipeline.detector.transformer.position_encoding import Cameras, Memory, inverse_sigmoid
+from pipeline.detector.transformer.position_encoding import Cameras, inverse_sigmoid
 from pipeline.detector.transformer.site_attention import SiteAttention
 
-SLOTS = 128
-"""Where training is captured, queries with denoising slots come in multiples of this: eight sizes for 900
-learned ones, 64 queries more on average. Attention kernels take blocks of 64 or 128 anyway."""
+QUERY_MULTIPLE = 128
+"""In training through CUDA graphs the number of queries, denoising slots included, is a multiple of this.
+
+With 900 learned queries that makes eight sizes, and 64 queries more on average. Attention kernels work on
+blocks of 64 or 128 queries in any case."""
 
 
 @MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
-class CmtAqrHead(Embedding):
+class CmtAqrHead(SensorWeighting, Embedding):
     """CMT's head with an optional AQR weight generator and attention bias.
 
     Attributes:
-        transformer: decoder; its sites hold their choice of bias and implementation.
-        aqr, bias_generator: None without AQR.
-        graphs: through which ``predict`` runs; None: kernel by kernel. See ``deploy.use_graphs``.
-        trained: the same for training; see ``deploy.train_through_graphs``.
+        transformer: the decoder; its sites hold their choices of bias and implementation.
+        graphs: CUDA graphs for ``predict``; None: kernel by kernel. See ``deployment.use_graphs``.
+        train_graphs: the same for training; see ``deployment.train_through_graphs``.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class CmtAqrHead(Embedding):
         weight_map_config: Mapping[str, Any] | None = None,
         default_bias: str | None = None,
     ):
-        """Build from a config; the keys are CMT's unless said otherwise.
+        """Build from a config. Keys marked "ours" are not in CMT.
 
         Args:
             in_channels: channels of the BEV features.
             hidden_dim: C, channels of the image features and of everything after.
-            num_query: learned queries.
+            num_query: number of learned queries.
             tasks: one group, ``[dict(num_class, class_names)]``.
             transformer: ``dict(type='CmtTransformer', decoder=...)``.
             bbox_coder: ``dict(type='MultiTaskBBoxCoder', ...)``; its ``pc_range`` is the head's.
@@ -77,21 +77,24 @@ class CmtAqrHead(Embedding):
             loss_bbox: see ``SetCriterion``.
             common_heads: see ``SeparateTaskHead``.
             separate_head: see ``SeparateTaskHead``.
-            train_cfg: ``dict(assigner, code_weights)``; None builds a head that cannot train.
-            depth_num: depth samples of a viewing ray.
-            denoising: ours: ``DenoisingSettings``; CMT passes them one by one.
+            train_cfg: ``dict(assigner, code_weights)``; None builds a head without losses.
+            depth_num: number of depth samples of a viewing ray.
+            denoising: ours: ``DenoisingSettings``; CMT has them as separate keys.
             aqr_config: ours: config of the weight generator.
-            bias_config: ours: config of the bias generator; both or neither.
-            weight_map_config: ours: config of the weight maps that AQR used before it had a bias, and that
-                multiply the decoder's memory; deprecated, None for none.
-            default_bias: ours: bias of cross-attentions whose config names none; None means what
-                ``bias_config`` says (``window`` if nothing else), ``none`` without AQR.
+            bias_config: ours: config of the bias generator; give both or neither.
+            weight_map_config: ours: config of the weight maps that multiply the decoder's memory, as in AQR
+                before it had a bias; deprecated; None: no maps.
+            default_bias: ours: bias of cross-attentions whose config names none. None: the kind of
+                ``bias_config`` (``window`` by default), or ``none`` without AQR.
+
+        Raises:
+            ValueError: parts of the config that do not go together.
         """
         super().__init__(in_channels, hidden_dim, num_query, depth_num)
-        _check_parts(tasks, aqr_config, bias_config, weight_map_config)
+        check_head_parts(tasks, aqr_config, bias_config, weight_map_config)
         self.num_classes = int(tasks[0]["num_class"])
         self.graphs: Graphs | None = None
-        self.trained: TrainGraphs | None = None
+        self.train_graphs: TrainGraphs | None = None
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         if self.bbox_coder.num_classes != self.num_classes:
             raise ValueError(
@@ -99,7 +102,7 @@ class CmtAqrHead(Embedding):
                 f"bbox_coder.num_classes is {self.bbox_coder.num_classes}"
             )
         self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
-        self.dn = DenoisingSettings(**(denoising or {}))
+        self.denoising = DenoisingSettings(**(denoising or {}))
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
         kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
@@ -113,13 +116,13 @@ class CmtAqrHead(Embedding):
         self.aqr = MODELS.build(aqr_config) if aqr_config is not None else None
         self.criterion = None
         if train_cfg is not None:
-            self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.dn)
+            self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.denoising)
 
     @property
     def sites(self) -> dict[str, SiteAttention]:
-        """Every attention site by its path, in the order of computation."""
-        found = [m for part in (self.aqr, self.transformer) if part is not None for m in part.modules()]
-        return {m.site: m for m in found if isinstance(m, SiteAttention)}
+        """Path -> attention site, in the order of computation."""
+        modules = [m for part in (self.aqr, self.transformer) if part is not None for m in part.modules()]
+        return {m.site: m for m in modules if isinstance(m, SiteAttention)}
 
     def loss(self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
         """Compute the training losses.
@@ -127,21 +130,19 @@ class CmtAqrHead(Embedding):
         Args:
             bev_feats: see ``forward``.
             img_feats: see ``forward``.
-            data_samples: ``Det3DDataSample`` with ``lidar2img`` and ``batch_input_shape`` in the meta
-                information and ``gt_instances_3d``.
+            data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, and with ``lidar2img`` and
+                ``batch_input_shape`` in the meta information.
 
         Returns:
             See ``SetCriterion``.
+
+        Raises:
+            ValueError: the head was built without ``train_cfg``.
         """
         if self.criterion is None:
             raise ValueError("this head was built without train_cfg and has no losses")
         device = bev_feats.device
-        instances = [sample.gt_instances_3d for sample in data_samples]
-        gravity = [
-            torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances
-        ]
-        boxes = [b.to(device=device, dtype=torch.float32) for b in gravity]
-        labels = [g.labels_3d.to(device) for g in instances]
+        boxes, labels = read_ground_truth(data_samples, device)
         output = self(bev_feats, img_feats, *read_meta(data_samples), targets=(boxes, labels))
         return self.criterion(output.matching, boxes, labels, output.denoising)
 
@@ -156,17 +157,17 @@ class CmtAqrHead(Embedding):
             data_samples: as for ``loss``, without ground truth.
 
         Returns:
-            Per sample ``bboxes_3d`` (of its ``box_type_3d``), ``scores_3d`` and ``labels_3d``, best first; on
-            the host, which has waited for the device once.
+            Per sample ``bboxes_3d`` (of its ``box_type_3d``), ``scores_3d`` and ``labels_3d``, best first, on
+            the host. The host waits for the device once.
         """
         matrices, pad_hw = read_meta(data_samples)
         cameras = Cameras.of(matrices, bev_feats.device)
         inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse)
         choices = tuple(site.choice for site in self.sites.values())
         best = replayed(self, "head", partial(self.detect, pad_hw=pad_hw), inputs, choices, (pad_hw,))
-        found = self.bbox_coder.keep(*download(*best))
+        kept = self.bbox_coder.keep(*download(*best))
         instances = []
-        for sample, decoded in zip(data_samples, found, strict=True):
+        for sample, decoded in zip(data_samples, kept, strict=True):
             boxes = sample.metainfo["box_type_3d"](decoded.boxes, box_dim=9, origin=(0.5, 0.5, 0.5))
             instances.append(
                 InstanceData(bboxes_3d=boxes, scores_3d=decoded.scores, labels_3d=decoded.labels)
@@ -181,7 +182,7 @@ class CmtAqrHead(Embedding):
         inverse: Tensor,
         pad_hw: tuple[int, int],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect from tensors of the model's device to tensors of it, without waiting: what a graph captures.
+        """Detect from tensors to tensors on the model's device. It never waits, so a graph can capture it.
 
         Args:
             bev_feats: see ``forward``.
@@ -209,40 +210,41 @@ class CmtAqrHead(Embedding):
         """Run the head.
 
         Args:
-            bev_feats: (B, in_channels, H, W); rows run along y.
-            img_feats: (B * V, C, h, w), views of a sample in a row.
-            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels; or what
-                ``Cameras`` made of it.
+            bev_feats: (B, in_channels, H, W); rows are along y.
+            img_feats: (B * V, C, h, w), sample by sample.
+            lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels; or the
+                ``Cameras`` made from it.
             pad_hw: height and width in pixels of the padded images.
-            targets: boxes (M, 9) with z at the box centre, and labels, per sample; turns denoising on.
-            rand01: (n, 3) draws of the denoising noise, for tests.
-            last_only: read only the last decoder layer (inference).
+            targets: per sample, boxes (M, 9) with z at the box centre, and labels; None: no denoising.
+            rand01: (n, 3) draws in [0, 1) of the denoising noise, for tests.
+            last_only: compute predictions of the last decoder layer only (inference).
         """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        graphs = self._train_graphs()
+        graphs = self._active_train_graphs()
         queries = noised = group = None
         if targets is not None:
             sizes = (self.num_query, self.num_classes)
-            queries = make_denoising_queries(*targets, *sizes, self.point_range, self.dn, rand01)
+            queries = make_denoising_queries(*targets, *sizes, self.point_range, self.denoising, rand01)
         if queries is not None:
-            queries = queries if graphs is None else queries.padded(self.num_query, SLOTS)
+            queries = queries if graphs is None else queries.padded(self.num_query, QUERY_MULTIPLE)
             noised, group = queries.points, queries.membership(self.num_query)
         inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse, noised, group)
         if graphs is None:
             codes, logits, *weights = self.compute(*inputs, pad_hw=pad_hw, last_only=last_only)
         else:
             codes, logits, *weights = self._replay(graphs, inputs, pad_hw, last_only)
-        rated = weights[0] if weights else None
+        sensor_weights = weights[0] if weights else None
         if queries is None:
-            return HeadOutput(Predictions(codes, logits), None, rated)
+            return HeadOutput(Predictions(codes, logits), None, sensor_weights)
         slots = queries.num_slots
         matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])
-        return HeadOutput(matching, (Predictions(codes[:, :, :slots], logits[:, :, :slots]), queries), rated)
+        denoising = Predictions(codes[:, :, :slots], logits[:, :, :slots])
+        return HeadOutput(matching, (denoising, queries), sensor_weights)
 
-    def _train_graphs(self) -> TrainGraphs | None:
-        """Return the graphs through which a training step goes now, if it does."""
-        if self.trained is None or not (self.training and torch.is_grad_enabled()):
+    def _active_train_graphs(self) -> TrainGraphs | None:
+        """Return the graphs of a training step; None if this step runs kernel by kernel."""
+        if self.train_graphs is None or not (self.training and torch.is_grad_enabled()):
             return None
         used = {site.choice.impl for site in self.sites.values()}
         parts = [self.transformer.decoder, *([] if self.aqr is None else [self.aqr.encoder])]
@@ -250,15 +252,15 @@ class CmtAqrHead(Embedding):
             used.add("with_cp=True")
         if self.weight_map is not None:
             used.add("weight_map_config")
-        return self.trained if self.trained.admit(used) else None
+        return self.train_graphs if self.train_graphs.admit(used) else None
 
     def _replay(
         self, graphs: TrainGraphs, inputs: tuple[Tensor | None, ...], pad_hw: tuple[int, int], last_only: bool
     ) -> tuple[Tensor, ...]:
-        """Run ``compute`` through graphs, without the weights."""
-        kinds, scales = self._kinds(), None
-        if self.bias_generator is not None and set(kinds) != {"none"}:
-            scales = self.bias_generator.watched_scales(len(kinds))  # outside: a replay runs no hook
+        """Run ``compute`` through graphs, and return codes and logits."""
+        choices, scales = self.transformer.decoder.choices, None
+        if self.bias_generator is not None and any(choice.bias != "none" for choice in choices):
+            scales = self.bias_generator.watched_scales(len(choices))  # here, because a replay runs no hooks
         compute = partial(self.compute, pad_hw=pad_hw, last_only=last_only)
         key = (pad_hw, last_only, tuple(site.choice for site in self.sites.values()))
         return graphs.run(key, lambda *given: compute(*given)[:2], (*inputs, scales))
@@ -276,78 +278,42 @@ class CmtAqrHead(Embedding):
         pad_hw: tuple[int, int],
         last_only: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Predict from tensors, without asking the host for anything but shapes.
+        """Predict from tensors. The host needs only their shapes, so that a graph can capture it.
 
         Args:
             bev_feats: see ``forward``.
             img_feats: see ``forward``.
             lidar2img: see ``Cameras``.
             inverse: see ``Cameras``.
-            noised: (B, P, 3) reference points of the denoising slots, which come first; None: there are none.
-            group: see ``denoise.blocked``.
+            noised: (B, P, 3) reference points of the denoising slots, which come first; None: no denoising.
+            group: see ``denoising.blocked``.
             scales: see ``AttentionBiasGenerator.forward``.
             pad_hw: see ``forward``.
             last_only: see ``forward``.
 
         Returns:
-            Codes and logits of all queries, see ``Predictions``, and ``HeadOutput.weights`` if there are any.
+            Codes and logits of all queries (``Predictions``), and the sensors' weights if there are any
+            (``HeadOutput``).
         """
         memory = self.make_memory(bev_feats, img_feats, Cameras(lidar2img, inverse), pad_hw)
         points = self.reference_points.weight.expand(len(bev_feats), -1, -1)
         if noised is not None:
             points = torch.cat([noised, points], dim=1)
         query_pos = self.embed_queries(points, memory)
-        weights, biases, memory = self._weigh(points, query_pos, memory, scales)
+        choices = self.transformer.decoder.choices
+        weights, biases, memory = self.weigh_sensors(choices, points, query_pos, memory, scales)
         mask = None if group is None else denoising_mask(group)
         states = self.transformer.decoder(memory.keys, memory.tokens, query_pos, mask, biases, last_only)
-        found = self._read(states, points)
-        return (found.codes, found.logits, *([] if weights is None else [weights]))
+        predictions = self._predictions(states, points)
+        return (predictions.codes, predictions.logits, *([] if weights is None else [weights]))
 
-    def _kinds(self) -> list[str]:
-        """Return the bias of every layer's cross-attention."""
-        return [site.choice.bias for site in self.transformer.decoder.crosses]
-
-    def _weigh(
-        self, points: Tensor, query_pos: Tensor, memory: Memory, scales: Tensor | None
-    ) -> tuple[Tensor | None, list[Bias | None], Memory]:
-        """Rate the sensors; make the bias of every layer, and the memory that the decoder reads."""
-        kinds = self._kinds()
-        wanted = {kind for kind in kinds if kind != "none"}
-        if not wanted and self.weight_map is None:  # a plain CMT: the weights would go nowhere
-            return None, [None] * len(kinds), memory
-        if self.aqr is None or self.bias_generator is None:
-            raise ValueError(
-                f"the plan wants the bias {', '.join(sorted(wanted))}, but the head has no aqr_config"
-            )
-        seen = inverse_sigmoid(points).sigmoid()  # where the query embedding sees the query
-        geometry = ProjectedQueries.of(seen, memory.lidar2img, self.point_range, memory.pad_hw, memory.grid)
-        weights = self.aqr(memory.keys, memory.tokens, query_pos, geometry)
-        windows = [site.choice.window for site in self.transformer.decoder.crosses]
-        biases = self.bias_generator(kinds, weights, geometry, windows, scales)
-        if self.weight_map is not None:
-            matching = self.num_query  # without the denoising queries, which know where the objects are
-            memory = self.weight_map(memory, weights[:, -matching:], geometry.last(matching))
-        return weights, biases, memory
-
-    def _read(self, states: Tensor, points: Tensor) -> Predictions:
-        """Task heads on (n, B, Q, C) states; x and y, and log length, move away from the reference point."""
+    def _predictions(self, states: Tensor, points: Tensor) -> Predictions:
+        """Run the task heads on states (n, B, Q, C); x, y and log length are relative to the points."""
         with torch.autocast(
             states.device.type, enabled=False
         ):  # half precision resolves 108 m to half a metre
             raw, logits = self.task_heads[0](states.float())
             low, high = self.point_range[:3], self.point_range[3:]
-            # The third channel is anchored at the reference z, yet means log length: see coder.
+            # The third channel is log length, and yet CMT adds it to the reference z (see ``box_coder``).
             anchored = (raw[..., :3] + inverse_sigmoid(points)).sigmoid() * (high - low) + low
             return Predictions(torch.cat([anchored, raw[..., 3:]], dim=-1), logits)
-
-
-def _check_parts(
-    tasks: Sequence[Mapping[str, Any]], aqr: object | None, bias: object | None, weight_map: object | None
-) -> None:
-    """Refuse parts of a config that do not go together."""
-    if len(tasks) != 1:
-        raise ValueError(f"pts_bbox_head.tasks: expected one group with all classes, got {len(tasks)}")
-    if (aqr is None) != (bias is None):
-        raise ValueError("pts_bbox_head: aqr_config and bias_config go together; one of them is missing")
-    if aqr is None and weight_map is not None:
-        raise ValueError("pts_bbox_head: weight_map_config without aqr_config has no weights to paint")

@@ -1,7 +1,7 @@
-"""Noised ground truth fed to the decoder, which has to undo the noise.
+"""Denoising queries: ground truth with noise, from which the decoder must recover the ground truth.
 
-From DN-DETR (arXiv 2203.01305) in the variant of CMT: what is noised is the centre alone, and a
-centre that moved too far has to be called background. Only training uses them.
+From DN-DETR (arXiv 2203.01305) in the variant of CMT: only the centre gets noise, and the class of a centre
+that moved too far is background. They are used in training only.
 """
 
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from torch.nn import functional as F
 from operators import DenseBias
 from pipeline.detector.acceleration.async_transfer import upload
 
-SLOT_RADIUS_VOLUME = 3.14159 / 6  # share of the noise cube that a ball of radius 1 fills; CMT's digits of pi
+UNIT_BALL_SHARE = 3.14159 / 6  # volume of a ball of radius 1 divided by that of the noise cube; CMT's digits
 
 MATCHING, PADDING = -1, -2
-"""In the place of a group: a matching query, a slot that pads."""
+"""Group numbers of matching queries and of padding slots."""
 
 
 @dataclass(frozen=True)
 class DenoisingSettings:
-    """How ground truth is noised; names of CMT's config.
+    """Settings of the noise, with the names of CMT's config.
 
     Attributes:
-        scalar: most copies (groups) of the ground truth; 0 switches denoising off.
-        noise_scale: factor on the shift; 1 reaches the faces of the box.
-        noise_trans: metres added to half the box size before the shift is drawn.
-        split: length of the draw in [-1, 1]^3 beyond which the query becomes background.
+        scalar: largest number of copies (groups) of the ground truth; 0: no denoising.
+        noise_scale: factor on the shift; with 1 a centre can reach the faces of its box.
+        noise_trans: metres that are added to half the box size before the shift is drawn.
+        split: a query becomes background if its draw in [-1, 1]^3 is longer than this.
         dn_weight: factor on the denoising losses.
     """
 
@@ -41,24 +41,24 @@ class DenoisingSettings:
     @property
     def positive_share(self) -> float:
         """Expected share of queries that keep their class: a ball of radius ``split`` in the cube."""
-        return SLOT_RADIUS_VOLUME * self.split**3
+        return UNIT_BALL_SHARE * self.split**3
 
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Noised ground truth of a batch; n noised boxes in all, P slots per sample.
+    """The denoising queries of a batch: n boxes with noise, in P slots per sample.
 
-    Rows run over group, then sample, then box.
+    The n rows are ordered by group, then sample, then box.
 
     Attributes:
-        groups: copies of the ground truth.
-        slots_per_group: slots of a group = most boxes in a sample.
+        groups: number of copies of the ground truth.
+        slots_per_group: slots of a group: the largest number of boxes in a sample.
         batch: (n,) sample of each row.
         slot: (n,) slot of each row, in [0, P).
         labels: (n,) class, or ``num_classes`` for background.
-        boxes: (n, 9) clean targets, also of background rows; z at the box centre.
-        points: (B, P, 3) noised centres in [0, 1]; unused slots are 0, 0, 0.
-        padding: slots after those of the groups; a group of their own, of which none is used.
+        boxes: (n, 9) targets without noise, also of background rows; z at the box centre.
+        points: (B, P, 3) centres with noise in [0, 1]; unused slots are 0, 0, 0.
+        padding: number of slots after those of the groups; they are a group of their own, and unused.
     """
 
     groups: int
@@ -72,52 +72,52 @@ class DenoisingQueries:
 
     @property
     def num_slots(self) -> int:
-        """P: slots per sample, used or not."""
+        """P: the number of slots per sample, used or not."""
         return self.groups * self.slots_per_group + self.padding
 
     def padded(self, num_queries: int, multiple: int) -> "DenoisingQueries":
-        """Add slots until there are a multiple of so many queries, the matching ones counted.
+        """Add padding slots until the number of all queries, matching ones included, is a multiple.
 
-        Nobody but themselves looks at what is added, and no loss does. Sizes that recur let a graph be
-        replayed.
+        Only padding slots attend to padding slots, and no loss uses them. With fewer different sizes, CUDA
+        graphs can be replayed.
         """
         more = -(self.num_slots + num_queries) % multiple
         return replace(self, points=F.pad(self.points, (0, 0, 0, more)), padding=self.padding + more)
 
     def membership(self, num_queries: int) -> Tensor:
-        """Return which group a query is in, (P + num_queries,) int64: see ``blocked``."""
+        """Return the group of every query, (P + num_queries,) int64, as ``blocked`` takes it."""
         group = torch.arange(self.num_slots + num_queries, device=self.points.device) // self.slots_per_group
         group[self.num_slots - self.padding :] = PADDING
         group[self.num_slots :] = MATCHING
         return group
 
     def blocked(self, num_queries: int) -> Tensor:
-        """Who may not look at whom in self-attention; see the function of this name.
+        """Return ``denoising.blocked`` of these queries.
 
         Args:
-            num_queries: matching queries, which follow the denoising slots.
+            num_queries: number of matching queries, which follow the denoising slots.
         """
         return blocked(self.membership(num_queries))
 
 
 def blocked(group: Tensor) -> Tensor:
-    """Tell who may not look at whom in self-attention.
+    """Return which queries must not attend to which in self-attention.
 
-    Matching queries must not see denoising ones, which know the answer; a group must not see
-    another. Denoising queries may look at matching queries.
+    Matching queries must not attend to denoising queries, which hold the ground truth. A group must not
+    attend to another group. Denoising queries may attend to matching queries.
 
     Args:
         group: (N,) group of each query, or ``MATCHING``.
 
     Returns:
-        (N, N) bool, True = blocked; rows look, columns are looked at.
+        (N, N) bool: True where row must not attend to column.
     """
-    looks, seen = group[:, None], group[None, :]
-    return (seen != MATCHING) & (looks != seen)
+    query, key = group[:, None], group[None, :]
+    return (key != MATCHING) & (query != key)
 
 
 def denoising_mask(group: Tensor) -> DenseBias:
-    """Return ``blocked`` as what self-attention takes: minus infinity where blocked."""
+    """Return ``blocked`` as the mask of self-attention: minus infinity where blocked, else 0."""
     values = torch.zeros((len(group),) * 2, device=group.device)
     return DenseBias(values.masked_fill_(blocked(group), float("-inf"))[None, None])
 
@@ -131,20 +131,20 @@ def make_denoising_queries(
     settings: DenoisingSettings,
     rand01: Tensor | None = None,
 ) -> DenoisingQueries | None:
-    """Noise the ground truth of a batch.
+    """Add noise to the ground truth of a batch.
 
     Args:
         boxes: per sample (M, 9), z at the box centre, in m.
         labels: per sample (M,).
-        num_queries: matching queries; there are never more denoising slots than that.
+        num_queries: number of matching queries; there are at most so many denoising slots.
         num_classes: label of the background.
         point_range: (6,) x, y, z minima and maxima in m.
-        settings: how to noise.
-        rand01: (n, 3) uniform draws in [0, 1); None draws them from torch's CPU generator, so that a
-            seed means the same on every device.
+        settings: settings of the noise.
+        rand01: (n, 3) uniform draws in [0, 1); None: they are drawn from torch's CPU generator, so that a
+            seed gives the same draws on every device.
 
     Returns:
-        The queries, or None when no sample has a box or a sample has more boxes than queries.
+        The queries; None if no sample has a box, or if a sample has more boxes than ``num_queries``.
     """
     counts = [len(b) for b in boxes]
     most = max(counts, default=0)

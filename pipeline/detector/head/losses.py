@@ -1,6 +1,6 @@
 """Set-prediction and denoising losses of CMT: focal for classes, L1 for box codes.
 
-Every decoder layer is matched and charged on its own, with equal weight.
+Every decoder layer is matched by itself and has its own losses, with equal weight.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from pipeline.detector.head.box_coder import CODES, encode_boxes
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
 from pipeline.detector.head.matching import HungarianAssigner3D, Matching, read_cost
 
-NEGATIVE_SHARE = 0.1  # what a negative query counts in the divisor of the classification loss (CMT)
+NEGATIVE_SHARE = 0.1  # weight of a negative query in the divisor of the classification loss (CMT)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the task heads say; L decoder layers, B samples, Q queries.
+    """Predictions of the task heads: L decoder layers, B samples, Q queries.
 
     Attributes:
-        codes: (L, B, Q, 10), see ``coder.CODES``.
+        codes: (L, B, Q, 10), see ``box_coder.CODES``.
         logits: (L, B, Q, C), one sigmoid per class.
     """
 
@@ -36,19 +36,19 @@ class Predictions:
 
     @property
     def finite(self) -> Tensor:
-        """Which layers hold neither a NaN nor an infinity: (L,) bool."""
+        """(L,) bool: whether a layer has neither NaN nor infinity."""
         return torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)]).all(dim=0)
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What a forward pass gives.
+    """Result of a forward pass of the head.
 
     Attributes:
         matching: predictions of the learned queries.
-        denoising: predictions of the denoising slots and their bookkeeping, or None.
-        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first; None if no
-            layer asked for a bias, and in a training step through CUDA graphs, which keep them.
+        denoising: predictions of the denoising slots, and the queries; None without denoising.
+        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first. None if no layer
+            has a bias, and in a training step through CUDA graphs, which do not return them.
     """
 
     matching: Predictions
@@ -57,13 +57,13 @@ class HeadOutput:
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss (arXiv 1708.02002), not reduced.
+    """Return the sigmoid focal loss (arXiv 1708.02002), without reduction.
 
-    Plain PyTorch on every device; mmdet's class needs a compiled kernel for integer labels on a GPU.
+    It is plain PyTorch. mmdet's class needs a compiled kernel for integer labels on a GPU.
 
     Args:
         logits: (..., C).
-        labels: (...), a class or C for background.
+        labels: (...) int64: a class, or C for background.
         alpha: weight of positives.
         gamma: focusing exponent.
 
@@ -79,11 +79,11 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
 
 
 def index_pairs(pairs: Sequence[Sequence[Matching]], counts: Sequence[int]) -> Tensor:
-    """Gather matchings in one tensor, so that they reach the device in one copy.
+    """Return all matchings as one tensor, so that they reach the device in one copy.
 
     Args:
-        pairs: ``[layer][sample]``.
-        counts: boxes of each sample.
+        pairs: matchings by ``[layer][sample]``.
+        counts: number of boxes of each sample.
 
     Returns:
         (4, n) int64: layer, sample, query, and the box in the concatenation of all samples.
@@ -100,11 +100,11 @@ def index_pairs(pairs: Sequence[Sequence[Matching]], counts: Sequence[int]) -> T
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:
-    """Average over the processes of a distributed training; the counts themselves in a single one.
+    """Return the mean over the ranks of a distributed training; the counts themselves in a single process.
 
-    DDP averages gradients, so a sum over all samples divided by the global count is a local sum
-    divided by the mean count. CMT averages only the divisor of the denoising box loss; averaging
-    all of them makes one worker and many workers train the same thing.
+    DDP averages gradients, so a sum over all samples divided by the global count is a local sum divided by
+    the mean count. CMT averages only the divisor of the denoising box loss. We average all divisors, so that
+    one worker and many workers train with the same loss.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return counts
@@ -114,11 +114,11 @@ def mean_over_ranks(counts: Tensor) -> Tensor:
 
 
 class SetCriterion:
-    """Losses of a batch.
+    """The losses of a batch.
 
     Attributes:
         assigner: matches queries and boxes.
-        code_weights: ten factors on the box loss, in the order of ``coder.CODES``.
+        code_weights: ten factors on the box loss, in the order of ``box_coder.CODES``.
         dn_weight: factor on both denoising losses.
         positive_share: expected share of positive denoising queries, for their divisor.
     """
@@ -140,7 +140,10 @@ class SetCriterion:
             loss_bbox: ``dict(type='L1Loss', loss_weight)``.
             code_weights: ten factors.
             dn_weight: factor on the denoising losses.
-            positive_share: of the denoising queries.
+            positive_share: expected share of positive denoising queries.
+
+        Raises:
+            ValueError: a loss that is not CMT's, an unknown key, or another number of factors.
         """
         if len(code_weights) != len(CODES):
             raise ValueError(
@@ -148,7 +151,7 @@ class SetCriterion:
             )
         cls_cfg = dict(loss_cls)
         if not cls_cfg.pop("use_sigmoid", True):
-            raise ValueError("loss_cls: use_sigmoid=False is not CMT's loss; leave the key out or say True")
+            raise ValueError("loss_cls: use_sigmoid=False is not CMT's loss; remove it or set it to True")
         focal = read_cost("loss_cls", cls_cfg, "FocalLoss", {"loss_weight": 1.0, "alpha": 0.25, "gamma": 2.0})
         self.cls_weight, self.alpha, self.gamma = focal["loss_weight"], focal["alpha"], focal["gamma"]
         self.bbox_weight = read_cost("loss_bbox", loss_bbox, "L1Loss", {"loss_weight": 1.0})["loss_weight"]
@@ -164,10 +167,14 @@ class SetCriterion:
         loss_bbox: Mapping[str, Any],
         denoising: DenoisingSettings,
     ) -> "SetCriterion":
-        """Build from ``train_cfg`` (``dict(assigner, code_weights)``) and the losses of the head's config."""
+        """Build from ``train_cfg`` (``dict(assigner, code_weights)``) and the losses of the head's config.
+
+        Raises:
+            ValueError: an unknown key in ``train_cfg``, or see the constructor.
+        """
         unknown = sorted(set(train_cfg) - {"assigner", "code_weights"})
         if unknown:
-            raise ValueError(f"pts_bbox_head.train_cfg: nobody reads {', '.join(unknown)}")
+            raise ValueError(f"pts_bbox_head.train_cfg: unknown keys {', '.join(unknown)}")
         assigner = TASK_UTILS.build(train_cfg["assigner"])
         share, factor = denoising.positive_share, denoising.dn_weight
         return cls(assigner, dict(loss_cls), dict(loss_bbox), train_cfg["code_weights"], factor, share)
@@ -183,14 +190,14 @@ class SetCriterion:
 
         Args:
             matching: predictions of the matching queries.
-            boxes: per sample (M, 9), z at the box centre; a box with a NaN velocity is matched and
-                classified, and leaves the box loss.
+            boxes: per sample (M, 9), z at the box centre. A box with a NaN velocity is matched and
+                classified, but has no box loss.
             labels: per sample (M,).
-            denoising: predictions for the denoising slots and their bookkeeping.
+            denoising: predictions of the denoising slots, and the queries; None without denoising.
 
         Returns:
-            ``loss_cls`` and ``loss_bbox`` of the last layer, ``d0.loss_cls`` ... of the others, and
-            ``dn_loss_cls``, ``d0.dn_loss_cls`` ... of the denoising queries (0 without any).
+            ``loss_cls`` and ``loss_bbox`` of the last layer, and ``d0.loss_cls``, ... of the others;
+            ``dn_loss_cls``, ``d0.dn_loss_cls``, ... of the denoising queries (0 without denoising).
 
         Raises:
             FloatingPointError: a prediction is NaN or infinite.
@@ -216,9 +223,9 @@ class SetCriterion:
         labels: Sequence[Tensor],
         denoising: tuple[Predictions, DenoisingQueries] | None,
     ) -> Tensor:
-        """Count matched, unmatched and denoising queries: (3,), the mean over the ranks."""
+        """Return the numbers of matched, unmatched and denoising queries: (3,), the mean over the ranks."""
         batch, queries = matching.logits.shape[1:3]
-        matched = sum(min(len(label), queries) for label in labels)  # all boxes that can be are
+        matched = sum(min(len(label), queries) for label in labels)  # a query has one box at most
         slots = len(denoising[1].slot) if denoising else 0
         counts = torch.tensor([matched, batch * queries - matched, slots], dtype=matching.codes.dtype)
         return mean_over_ranks(upload(counts, matching.codes.device))
@@ -230,7 +237,7 @@ class SetCriterion:
         labels: Sequence[Tensor],
         denoising: tuple[Predictions, DenoisingQueries] | None,
     ) -> list[list[Matching]]:
-        """Match on the host, and check what came there: the only wait of the losses."""
+        """Match on the host, and check that predictions are finite. The host waits for the device."""
         heads = {"matching queries": matching} | ({"denoising queries": denoising[0]} if denoising else {})
         cost = self.assigner.cost_matrix(matching.codes, matching.logits, targets, labels)
         cost, finite = download(cost, torch.stack([head.finite for head in heads.values()]))
@@ -252,14 +259,14 @@ class SetCriterion:
     ) -> tuple[Tensor, Tensor]:
         logits, codes = predictions.logits.float(), predictions.codes.float()
         background = logits.shape[-1]
-        wanted = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
-        target = torch.full_like(codes, torch.nan)  # a row without target is not finite and drops out
-        found = index_pairs(pairs, [len(label) for label in labels])
-        layer, sample, query, gt = upload(found, logits.device)
-        wanted[layer, sample, query] = torch.cat(list(labels))[gt]
+        classes = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
+        target = torch.full_like(codes, torch.nan)  # rows without a target stay NaN, and have no box loss
+        matched = index_pairs(pairs, [len(label) for label in labels])
+        layer, sample, query, gt = upload(matched, logits.device)
+        classes[layer, sample, query] = torch.cat(list(labels))[gt]
         target[layer, sample, query] = torch.cat(list(targets)).to(codes)[gt]
         cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
-        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
+        cls = focal_loss(logits, classes, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
         bbox = self._box_sum(codes, target) / divisors[0].clamp(min=1)
         return cls * self.cls_weight, bbox * self.bbox_weight
 
@@ -268,15 +275,15 @@ class SetCriterion:
     ) -> tuple[Tensor, Tensor]:
         logits = predictions.logits[:, queries.batch, queries.slot].float()
         codes = predictions.codes[:, queries.batch, queries.slot].float()
-        wanted = queries.labels.expand(len(logits), -1)
+        classes = queries.labels.expand(len(logits), -1)
         target = encode_boxes(queries.boxes).to(codes).expand(len(codes), -1, -1)
-        cls = focal_loss(logits, wanted, self.alpha, self.gamma).flatten(1).sum(dim=1)
+        cls = focal_loss(logits, classes, self.alpha, self.gamma).flatten(1).sum(dim=1)
         cls = cls / (count * self.positive_share).clamp(min=1)
         bbox = self._box_sum(codes, target) / count.clamp(min=1)
         return cls * self.cls_weight * self.dn_weight, bbox * self.bbox_weight * self.dn_weight
 
     def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
-        """Weighted L1 per layer over the rows whose target is finite: (L,)."""
+        """Return the weighted L1 distance per layer, summed over the rows with a finite target: (L,)."""
         usable = target.isfinite().all(dim=-1, keepdim=True)
         distance = (codes - target.where(usable, codes.detach())).abs() * constant(
             self.code_weights, codes.device

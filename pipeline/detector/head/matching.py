@@ -1,4 +1,4 @@
-"""Which query answers for which ground-truth box: Hungarian matching (DETR, arXiv 2005.12872)."""
+"""Hungarian matching of queries and ground-truth boxes (DETR, arXiv 2005.12872)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.detector.acceleration.async_transfer import constant
 
 FOCAL_EPS = 1e-12  # added inside the logarithms of the focal cost, as in mmdet
-MATCHED_CODES = 8  # x, y, z, sizes and yaw; velocity takes no part in the matching (CMT)
+MATCHED_CODES = 8  # x, y, z, sizes and yaw; the cost does not include the velocity (CMT)
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Matching:
 
     Attributes:
         query: (m,) int64, ascending.
-        gt: (m,) int64, index of the box that the query answers for.
+        gt: (m,) int64, index of the box that the query is matched to.
     """
 
     query: Tensor
@@ -29,7 +29,7 @@ class Matching:
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss (arXiv 1708.02002) for calling a query positive instead of negative.
+    """Return the focal loss (arXiv 1708.02002) of a positive query minus that of a negative one.
 
     Args:
         logits: (..., Q, C).
@@ -48,11 +48,11 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
 
 @TASK_UTILS.register_module()
 class HungarianAssigner3D:
-    """Match queries and boxes one to one at the least total cost.
+    """Match queries and boxes one to one with the least total cost.
 
     Attributes:
-        cls_weight, reg_weight: factors of focal and L1 cost.
-        alpha, gamma: of the focal cost.
+        cls_weight, reg_weight: factors on the focal and the L1 cost.
+        alpha, gamma: parameters of the focal cost.
         code_weights: factors on the codes of prediction and target before the L1 distance.
     """
 
@@ -64,8 +64,11 @@ class HungarianAssigner3D:
         Args:
             cls_cost: ``dict(type='FocalLossCost', weight, alpha=.25, gamma=2)``.
             reg_cost: ``dict(type='BBox3DL1Cost', weight)``.
-            code_weights: ten factors, in the order of ``coder.CODES``.
-            iou_cost: published configs name one of weight 0; any other weight is refused.
+            code_weights: ten factors, in the order of ``box_coder.CODES``.
+            iou_cost: published configs have one with weight 0; another weight is refused.
+
+        Raises:
+            ValueError: a cost that is not CMT's, or an unknown key.
         """
         if iou_cost is not None and iou_cost.get("weight", 1.0) != 0:
             raise ValueError(
@@ -79,7 +82,7 @@ class HungarianAssigner3D:
         self.code_weights = tuple(float(w) for w in code_weights)
 
     def costs(self, codes: Tensor, logits: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted classification and box cost of one sample.
+        """Return the weighted classification cost and box cost of one sample.
 
         Args:
             codes: (L, Q, 10) predictions of L decoder layers.
@@ -91,8 +94,8 @@ class HungarianAssigner3D:
             Two (L, Q, M) tensors.
         """
         weights = constant(self.code_weights, codes.device)[:MATCHED_CODES]
-        predicted, wanted = codes[..., :MATCHED_CODES] * weights, target[:, :MATCHED_CODES] * weights
-        distance = torch.cdist(predicted, wanted.expand(len(codes), -1, -1), p=1)
+        predicted, expected = codes[..., :MATCHED_CODES] * weights, target[:, :MATCHED_CODES] * weights
+        distance = torch.cdist(predicted, expected.expand(len(codes), -1, -1), p=1)
         return focal_cost(
             logits, labels, self.alpha, self.gamma
         ) * self.cls_weight, distance * self.reg_weight
@@ -101,7 +104,7 @@ class HungarianAssigner3D:
     def cost_matrix(
         self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> Tensor:
-        """Compute all costs, (L, Q, boxes of all samples); arguments as for ``assign``."""
+        """Return all costs, (L, Q, boxes of all samples); arguments as for ``assign``."""
         samples = zip(codes.float().unbind(1), logits.float().unbind(1), targets, labels, strict=True)
         return torch.cat([torch.add(*self.costs(*sample)) for sample in samples], dim=-1)
 
@@ -109,11 +112,11 @@ class HungarianAssigner3D:
         """Match every layer of every sample.
 
         Args:
-            cost: of ``cost_matrix``, on the CPU.
-            counts: boxes of each sample.
+            cost: what ``cost_matrix`` returned, on the CPU.
+            counts: number of boxes of each sample.
 
         Returns:
-            ``[layer][sample]`` matchings; all boxes are matched, as long as there are as many queries.
+            Matchings by ``[layer][sample]``. All boxes are matched, unless there are fewer queries.
 
         Raises:
             FloatingPointError: a cost is not finite.
@@ -122,7 +125,7 @@ class HungarianAssigner3D:
 
         per_sample = torch.split(cost, list(counts), dim=-1)
         for b, part in enumerate(per_sample):
-            # NumPy: a loop of PyTorch wakes a thread per core, which took 5 ms a sample on a busy machine.
+            # NumPy, because PyTorch wakes a thread per core, which took 5 ms a sample on a busy machine.
             if not np.isfinite(part.numpy()).all():
                 raise FloatingPointError(
                     f"matching: the cost of sample {b} is not finite; "
@@ -139,7 +142,7 @@ class HungarianAssigner3D:
     def assign(
         self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> list[list[Matching]]:
-        """Match every layer of every sample; all costs leave the device together.
+        """Match every layer of every sample; all costs are copied to the host together.
 
         Args:
             codes: (L, B, Q, 10).
@@ -155,7 +158,11 @@ class HungarianAssigner3D:
 
 
 def read_cost(where: str, cfg: dict | ConfigDict, kind: str, defaults: dict[str, float]) -> dict[str, float]:
-    """Read ``dict(type=kind, **numbers)`` of a config; refuse another type and unknown keys."""
+    """Read ``dict(type=kind, **numbers)`` of a config, with defaults.
+
+    Raises:
+        ValueError: another type, or an unknown key.
+    """
     given = dict(cfg)
     if given.pop("type", kind) != kind:
         raise ValueError(f"{where}: expected type {kind!r}, got {cfg['type']!r}")

@@ -1,6 +1,6 @@
-"""What the states of the decoder say about boxes and classes, one set of weights per layer.
+"""Task heads: box codes and class logits from the states of the decoder, with weights per layer.
 
-Keys and shapes are those of CMT's grouped 1-D convolutions with kernel 1; a batched matrix product
+Parameter names and shapes are those of CMT's grouped 1-D convolutions with kernel 1. A batched matrix product
 computes the same.
 """
 
@@ -16,7 +16,7 @@ NORM_EPS = 1e-6  # of the group layer norm in CMT's heads
 
 
 class GroupedLinear(nn.Module):
-    """A linear layer per decoder layer, stored as the convolution it is in the checkpoints."""
+    """One linear layer per decoder layer, with the parameters of the convolution in the checkpoints."""
 
     def __init__(self, groups: int, inputs: int, outputs: int, bias: bool):
         super().__init__()
@@ -26,7 +26,7 @@ class GroupedLinear(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as CMT initialises Conv1d
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, N, inputs) -> (n, N, outputs) with the weights of the last n of all layers."""
+        """Map (n, N, inputs) to (n, N, outputs) with the weights of the last n decoder layers."""
         weight = self.weight.view(self.groups, -1, x.shape[-1])[-len(x) :]
         if self.bias is None:
             return torch.bmm(x, weight.mT)
@@ -34,7 +34,7 @@ class GroupedLinear(nn.Module):
 
 
 class GroupedNorm(nn.Module):
-    """A layer norm per decoder layer."""
+    """One layer norm per decoder layer."""
 
     def __init__(self, groups: int, channels: int):
         super().__init__()
@@ -43,13 +43,13 @@ class GroupedNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, N, channels), normalised; with the weights of the last n of all layers."""
+        """Normalise (n, N, channels) with the weights of the last n decoder layers."""
         weight, bias = (p.view(self.groups, 1, -1)[-len(x) :] for p in (self.weight, self.bias))
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
 
 
 class SeparateTaskHead(nn.Module):
-    """One small network per kind of output and decoder layer."""
+    """One small network per output and decoder layer."""
 
     def __init__(
         self,
@@ -65,12 +65,16 @@ class SeparateTaskHead(nn.Module):
 
         Args:
             in_channels: C.
-            num_classes: width of the logits.
+            num_classes: number of classes.
             num_layers: L.
-            common_heads: name -> (channels, linear layers); names and channels of ``coder.HEADS``.
-            head_conv: hidden channels.
-            final_kernel: 1; CMT's LiDAR-only model has 3, across queries.
-            init_bias: of the logits; -2.19 starts every class at a probability of 0.1.
+            common_heads: name -> (channels, number of linear layers), with the names and channels of
+                ``box_coder.HEADS``.
+            head_conv: number of hidden channels.
+            final_kernel: must be 1; CMT's LiDAR-only model has 3, across queries.
+            init_bias: initial bias of the logits; with -2.19 every class starts at probability 0.1.
+
+        Raises:
+            ValueError: other heads than ``box_coder.HEADS``, or another kernel.
         """
         super().__init__()
         channels = {name: outputs for name, (outputs, _) in common_heads.items()}
@@ -91,13 +95,13 @@ class SeparateTaskHead(nn.Module):
             self.add_module(name, nn.Sequential(*parts, last))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Read boxes and classes off the states of the last n decoder layers.
+        """Compute box codes and logits from the states of the last n decoder layers.
 
         Args:
             states: (n, B, Q, C).
 
         Returns:
-            (n, B, Q, 10) raw codes, before the reference point is added, and (n, B, Q, classes).
+            Raw codes (n, B, Q, 10), before the reference point is added, and logits (n, B, Q, classes).
         """
         n, batch, queries, _ = states.shape
         flat = states.flatten(1, 2)

@@ -1,1 +1,1 @@
-"""What a config builds, without training it: sites, shapes, plans, surveys."""
+"""Inspection of a config without training: its sites, shapes, plan and problems."""

@@ -1,6 +1,6 @@
-"""The same attention, layer by layer, in the syntax that users know.
+"""Converts a config to a plan, and a plan to a config in the syntax that users know.
 
-What is printed derives from the config it was made of and holds nothing but what differs: the
+A printed config derives from the config that it was made of. It contains only what differs: the
 ``transformerlayers`` of the decoder and of AQR's encoder.
 """
 
@@ -20,23 +20,23 @@ from pipeline.detector.inspection.sites import PARTS, plain
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
 
 WIDTH = 110
-"""Characters of a printed line, at most, as in the project's own files."""
+"""Largest number of characters in a printed line, as in the project's own files."""
 
 
 def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
-    """Read the plan that a config builds, without weights and on any machine.
+    """Return the plan of a config. It needs no weights and runs on any machine.
 
     Args:
         config: mmengine config file; a relative path starts at the project root.
-        changes: choices for some of the sites; a later pattern wins over an earlier one.
+        changes: choices for some of the sites; later patterns override earlier ones.
 
     Returns:
         The resolved plan.
 
     Raises:
         pipeline.detector.build.ConfigError: the config cannot be read.
-        PlanError: a pattern matches no site, a bias makes no sense at its site, or the implementation that
-            is chosen for it cannot train with it on any machine.
+        PlanError: a pattern matches no site, a bias is not possible at its site, or the chosen implementation
+            cannot train with it on any machine.
     """
     cfg = build.load_config(config)
     init_default_scope("mmdet3d")
@@ -44,25 +44,25 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
         head = MODELS.build(cfg.model.pts_bbox_head)
     sites = head.sites
     for site, choice in (changes or Plan(())).overlaid(sites).items():
-        sites[site].choice = choice  # refuses what makes no sense there
-        sizes = sites[site].sizes(head.num_query, head.dn.scalar > 0)
-        found = {device: standing_objections(choice, sizes, device) for device in ("cuda", "cpu")}
-        if all(found.values()):
-            reasons = "; ".join(dict.fromkeys(text for texts in found.values() for text in texts))
+        sites[site].choice = choice  # raises PlanError if the bias is not possible there
+        sizes = sites[site].sizes(head.num_query, head.denoising.scalar > 0)
+        refused = {device: standing_objections(choice, sizes, device) for device in ("cuda", "cpu")}
+        if all(refused.values()):
+            reasons = "; ".join(dict.fromkeys(text for texts in refused.values() for text in texts))
             raise PlanError(f"{site} cannot train with {choice} on any machine: {choice.impl}: {reasons}")
     return Plan(tuple((site, module.choice) for site, module in sites.items()))
 
 
 def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> str:
-    """Print a plan as a config that derives from another.
+    """Return a plan as the text of a config that derives from another.
 
     Args:
         config: the config whose model the plan is for; a relative path starts at the project root.
         plan: resolved or not.
-        folder: where the printed config will lie; None: the working directory.
+        folder: folder in which the printed config will be; None: the working directory.
 
     Returns:
-        The text of a config file. It builds the same model as ``config`` under ``plan``.
+        The text of a config file. It builds the same model as ``config`` with ``plan``.
 
     Raises:
         pipeline.detector.build.ConfigError: the config cannot be read.
@@ -76,28 +76,28 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
     changes: dict[str, Any] = {}
     for part, keys in PARTS.items():
         if any(site.startswith(f"{part}.") for site, _ in resolved.choices):
-            variables, found = _layers(_under(head, keys), part, resolved)
+            variables, change = _layers(_under(head, keys), part, resolved)
             lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in variables.items()]
             for key in reversed(keys):
-                found = {key: found}
-            changes.update(found)
+                change = {key: change}
+            changes.update(change)
     return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
 
 
 def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Say what has to be merged into a config so that its layers do what the plan says.
+    """Return the change of a config that gives its layers the plan's choices.
 
     Returns:
-        Variables to define, and the change, which names them.
+        Variables to define, and the change, which uses them.
     """
     given = cfg["transformerlayers"]
     layers = [given] * cfg.get("num_layers", 1) if isinstance(given, dict) else given
     attentions = [_attentions(layer, f"{part}.{i}", plan) for i, layer in enumerate(layers)]
     name = Code(f"_{part}")
     if isinstance(given, dict) and all(attention == attentions[0] for attention in attentions):
-        # A dict is merged into that of the base: the rest of the layer stays as it is.
+        # A dict is merged into that of the base config, so the rest of the layer stays as it is.
         return {name: attentions[0]}, {"transformerlayers": {"attn_cfgs": name}}
-    # A list replaces what the base has, so that it has to say everything.
+    # A list replaces that of the base config, so it must be complete.
     rests = [{key: value for key, value in layer.items() if key != "attn_cfgs"} for layer in layers]
     shared = Code(f"_{part}_layer")
     if any(rest != rests[0] for rest in rests):
@@ -108,16 +108,16 @@ def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any],
 
 
 def _attentions(layer: Mapping[str, Any], path: str, plan: Plan) -> list[dict[str, Any]]:
-    """Return the ``attn_cfgs`` of a layer with the plan's choices written in."""
+    """Return the ``attn_cfgs`` of a layer with the plan's choices."""
     names = [op.removesuffix("_attn") for op in layer["operation_order"] if op.endswith("_attn")]
-    found = []
+    entries = []
     for name, cfg in zip(names, layer["attn_cfgs"], strict=True):
         choice = plan[f"{path}.{name}"]
         kept = {k: v for k, v in cfg.items() if k not in CHOICE_KEYS}
         further = {"window": choice.window, "rank": choice.rank}
         named = {key: value for key, value in further.items() if value is not None}
-        found.append({**kept, "bias": choice.bias, "impl": choice.impl, **named})
-    return found
+        entries.append({**kept, "bias": choice.bias, "impl": choice.impl, **named})
+    return entries
 
 
 def _under(node: Any, keys: tuple[str, ...]) -> Any:
@@ -129,18 +129,18 @@ def _under(node: Any, keys: tuple[str, ...]) -> Any:
 
 
 class Code(str):
-    """Text that is printed as it is, such as a variable's name."""
+    """Text that is printed without quotes, such as the name of a variable."""
 
     __slots__ = ()
 
 
 def literal(value: Any, indent: int = 0, used: int = 0) -> str:
-    """Write a value as configs do: ``dict(...)``, in one line if it fits.
+    """Return a value as it is written in configs: with ``dict(...)``, in one line if it fits.
 
     Args:
-        value: of dicts with names as keys (``**name`` spreads a variable), lists, tuples and plain values.
-        indent: columns that a broken value is indented by.
-        used: columns that stand in the line before the value.
+        value: dicts with names as keys (``**name`` unpacks a variable), lists, tuples and plain values.
+        indent: indentation, in columns, of a value that spans several lines.
+        used: number of columns before the value in its line.
     """
     if isinstance(value, Code):
         return str(value)
@@ -160,7 +160,7 @@ def literal(value: Any, indent: int = 0, used: int = 0) -> str:
 
 
 def _items(value: dict[str, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[str, Any]]:
-    """List what stands before each item of a display (``key=``, ``**name``, nothing), and the item."""
+    """Return (text before the item: ``key=``, ``**name`` or nothing; the item) for every item of a value."""
     if not isinstance(value, dict):
         return [("", item) for item in value]
     return [(key, Code("")) if key.startswith("**") else (f"{key}=", item) for key, item in value.items()]

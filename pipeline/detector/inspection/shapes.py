@@ -1,7 +1,8 @@
-"""From image and point range to the maps that the head sees, and where two numbers must agree.
+"""Shapes of the maps that the head reads, and pairs of numbers in a config that must agree.
 
-Backbones and necks run on the meta device, where a tensor has a shape and no values. The sparse encoder
-does not run: its output follows from ``sparse_shape`` by the arithmetic of mmdet3d's ``SparseEncoder``.
+Backbones and necks run on the meta device, where a tensor has a shape and no values. The sparse encoder does
+not run: the shape of its output follows from ``sparse_shape`` by the arithmetic of mmdet3d's
+    ``SparseEncoder``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,14 @@ from pipeline.detector.inspection.sites import HEAD, PARTS, Key
 
 @dataclass(frozen=True)
 class Join:
-    """A number of the config that has to be what another part gives.
+    """A number of the config that must equal the output of another part.
 
     Attributes:
-        key: where it stands.
-        takes: what it is.
-        gives: what it has to be.
-        giver: who gives that, such as ``img_backbone``.
-        what: such as ``channels``.
+        key: place of the number in the config.
+        takes: the number in the config.
+        gives: the number that it must be.
+        giver: the part whose output it is, such as ``img_backbone``.
+        what: the quantity, such as ``channels``.
     """
 
     key: Key
@@ -35,13 +36,13 @@ class Join:
 
     @property
     def fits(self) -> bool:
-        """Whether the two agree."""
+        """Whether the two numbers agree."""
         return _listed(self.takes) == _listed(self.gives)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the LiDAR backbone reads: channels, rows, columns; and where the LiDAR parts stand."""
+    """Channels and size (rows, columns) of the input of the LiDAR backbone."""
 
     channels: int
     size: tuple[int, int]
@@ -51,15 +52,15 @@ Maps: TypeAlias = tuple[tuple[int, int] | None, tuple[int, int] | None, list[Joi
 
 
 def flow(model: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> Maps:
-    """Follow both branches into the head.
+    """Compute the shapes of both branches up to the head.
 
     Args:
         model: ``cfg.model`` as plain dicts.
         modules: its parts that could be built, on the meta device.
 
     Returns:
-        Rows and columns of the BEV map and of a camera map (None where a part is missing or does not fit),
-        and every pair of numbers that has to agree.
+        Rows and columns of the BEV map, and of a camera map (None if a part is missing or does not fit); and
+        all pairs of numbers that must agree.
     """
     joins = list(_widths(model["pts_bbox_head"]))
     camera = _image(model, modules, joins)
@@ -89,7 +90,7 @@ def _image(
 
 @dataclass(frozen=True)
 class _LidarParts:
-    """The four LiDAR parts, which stand in ``pts_branch`` or, named ``pts_...``, in the model itself."""
+    """The four LiDAR parts. They are in ``pts_branch`` or, with names ``pts_...``, in the model itself."""
 
     model: Mapping[str, Any]
     modules: Mapping[str, nn.Module]
@@ -138,7 +139,7 @@ def _lidar(
 
 
 def _canvas(middle: Mapping[str, Any], branch: Mapping[str, Any]) -> Canvas | None:
-    """What the middle encoder makes: pillars fill their grid, the sparse encoder halves its own."""
+    """Return the output shape of the middle encoder: the grid of pillars, or the reduced sparse grid."""
     if "grid_shape" in branch:
         rows, cols = branch["grid_shape"]
         return Canvas(int(middle.get("in_channels", 0)), (rows, cols))
@@ -155,7 +156,7 @@ def _canvas(middle: Mapping[str, Any], branch: Mapping[str, Any]) -> Canvas | No
 
 
 def _strided(cells: int, padding: int) -> int:
-    """Cells that a convolution of kernel 3 and stride 2 leaves."""
+    """Return the number of output cells of a convolution with kernel 3 and stride 2."""
     return (cells + 2 * padding - 3) // 2 + 1
 
 
@@ -166,7 +167,7 @@ def _encoded_channels(encoder: Mapping[str, Any]) -> int | None:
 
 
 def _widths(head: Mapping[str, Any]) -> Iterator[Join]:
-    """Every place that repeats the width of the model, ``hidden_dim``."""
+    """Yield all places that repeat the width of the model, ``hidden_dim``."""
     width = head.get("hidden_dim")
     generator = head.get("aqr_config") or {}
     if "embed_dims" in generator:
@@ -198,14 +199,14 @@ def _into_head(model: Mapping[str, Any], key: str, gives: int, giver: str, joins
 
 
 def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
-    """Run a module on meta tensors; None if it does not take them."""
+    """Run a module on meta tensors, and return its maps; None if it fails."""
     module.eval()  # mmdet's backbones return None
     try:
         with torch.no_grad(), meta_device():
-            found = module(given)
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # sizes that do not fit, mostly
+            maps = module(given)
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # mostly sizes that do not fit
         return None
-    return found if isinstance(found, list | tuple) else [found]
+    return maps if isinstance(maps, list | tuple) else [maps]
 
 
 def _widths_of(levels: Sequence[Tensor]) -> list[int]:

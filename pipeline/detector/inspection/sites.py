@@ -1,4 +1,4 @@
-"""Sites as a config has them: read off its dicts, without building anything."""
+"""The attention sites of a config, read from its dicts without building anything."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -14,23 +14,23 @@ Key: TypeAlias = tuple[str | int, ...]
 
 HEAD: Key = ("model", "pts_bbox_head")
 PARTS = {"aqr": ("aqr_config", "encoder_config"), "decoder": ("transformer", "decoder")}
-"""Part of a site's path -> keys of the head's config under which its ``transformerlayers`` stand."""
+"""First part of a site's path -> keys of the head's config that lead to its ``transformerlayers``."""
 
 VIEWS = 6
-"""Cameras of nuScenes, for the number of keys."""
+"""Number of cameras of nuScenes, for the number of keys."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One attention site as the config has it.
+    """One attention site of a config.
 
     Attributes:
         name: path of the site.
-        key: where its entry of ``attn_cfgs`` stands.
+        key: place of its entry of ``attn_cfgs``.
         cfg: that entry.
-        default: what it gets if it names no bias.
-        kinds: bias kinds that make sense there.
-        sizes: of its calls in training; ``queries`` includes the most denoising slots there can be.
+        default: its bias kind if the entry names none.
+        kinds: bias kinds that are possible there.
+        sizes: sizes of its calls in training; ``queries`` includes the largest number of denoising slots.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Site:
 def sites_of(
     model: Mapping[str, Any], bev: tuple[int, int] | None = None, camera: tuple[int, int] | None = None
 ) -> list[Site]:
-    """Read every site off a config.
+    """Return all sites of a config.
 
     Args:
         model: ``cfg.model`` as plain dicts.
-        bev: rows and columns of the BEV map, if known; else the sites' number of keys is 0.
-        camera: of a camera map.
+        bev: rows and columns of the BEV map; if None, the number of keys is 0.
+        camera: rows and columns of a camera map; if None, the number of keys is 0.
 
     Returns:
         The sites in the order of computation.
@@ -57,7 +57,7 @@ def sites_of(
     head = model["pts_bbox_head"]
     slots = int((head.get("denoising") or {}).get("scalar", 10) > 0) * int(head.get("num_query", 0))
     keys = 0 if bev is None or camera is None else math.prod(bev) + VIEWS * math.prod(camera)
-    found = []
+    sites = []
     for part in PARTS:
         for name, key, cfg in attn_cfgs(head, part):
             own = name.endswith(".self")
@@ -67,12 +67,12 @@ def sites_of(
                 heads, width // max(heads, 1), queries, queries if own else keys, own and slots > 0
             )
             default, kinds = ("local", AQR_KINDS) if part == "aqr" else _decoder_kinds(head, own)
-            found.append(Site(name, HEAD + key, cfg, default, kinds, sizes))
-    return found
+            sites.append(Site(name, HEAD + key, cfg, default, kinds, sizes))
+    return sites
 
 
 def _decoder_kinds(head: Mapping[str, Any], own: bool) -> tuple[str, tuple[str, ...]]:
-    """Return what a decoder attention gets if its entry names nothing, and what makes sense there."""
+    """Return the default bias kind of a decoder attention, and the kinds that are possible there."""
     if own:
         return "none", ("none",)
     generator = head.get("bias_config")
@@ -87,7 +87,7 @@ def _decoder_kinds(head: Mapping[str, Any], own: bool) -> tuple[str, tuple[str, 
 
 
 def attn_cfgs(head: Mapping[str, Any], part: str) -> Iterator[tuple[str, Key, dict[str, Any]]]:
-    """Yield (site, key under the head, entry of ``attn_cfgs``) of a part; layers may share an entry."""
+    """Yield (site, key under the head, entry of ``attn_cfgs``) of a part. Layers may share an entry."""
     keys = PARTS[part]
     node: Any = head
     for key in keys:
@@ -105,7 +105,7 @@ def attn_cfgs(head: Mapping[str, Any], part: str) -> Iterator[tuple[str, Key, di
 
 
 def plain(node: Any) -> Any:
-    """Turn mmengine's dicts into Python's, and drop what mmengine adds."""
+    """Convert mmengine's dicts to Python's, without the keys that mmengine adds."""
     if isinstance(node, Mapping):
         return {key: plain(value) for key, value in node.items() if key != "_scope_"}
     if isinstance(node, list | tuple):

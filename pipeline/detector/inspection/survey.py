@@ -1,7 +1,8 @@
-"""What a config builds to, found part by part on the meta device.
+"""Survey of a config: its parts are built one by one on the meta device.
 
-No weights, no data, no GPU, no compiled op. A part that does not build is reported and the others go on,
-so that one survey finds all that is wrong. It states facts; judging them is for ``experiments.lint``.
+It needs no weights, no data, no GPU and no compiled op. A part that does not build is reported, and the
+others are built all the same, so that one survey finds all problems. ``experiments.lint`` judges the facts
+that are collected here.
 """
 
 import copy
@@ -29,26 +30,26 @@ from pipeline.detector.openmmlab.optimizer import OptimError, read_wrapper
 from pipeline.detector.transformer.site_attention import DEFAULT_IMPL
 
 PACKAGES = ("spconv",)
-"""Packages that a part may need to build, and that a machine for editing configs lacks."""
+"""Packages that a part may need, and that may be missing on a machine where configs are edited."""
 
 _UNREAD = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 
 
 @dataclass
 class Survey:
-    """What was found.
+    """Facts about a config.
 
     Attributes:
         model: ``cfg.model`` as plain dicts.
-        sections: all other sections likewise, variables left out.
-        sites: in the order of computation.
-        unread: (who does not read it, key).
-        failed: (key of the part, the error's sentence).
-        left_out: (key of the part, the error's sentence) of what only another machine could build.
-        joins: numbers that are said twice and have to agree.
-        bev, camera: rows and columns of the maps that the head sees; None where they could not be computed.
-        parameters: names of the parameters of all that was built.
-        custom_keys: keys of ``optim_wrapper.paramwise_cfg.custom_keys`` that no parameter's name contains.
+        sections: all other sections as plain dicts, without variables.
+        sites: the attention sites, in the order of computation.
+        unread: (class that does not read the key, key).
+        failed: (key of a part, message of the error).
+        left_out: (key of a part, message of the error) of parts that could be built on another machine.
+        joins: pairs of numbers that must agree.
+        bev, camera: rows and columns of the maps that the head reads; None if they could not be computed.
+        parameters: names of the parameters of all parts that were built.
+        custom_keys: keys of ``optim_wrapper.paramwise_cfg.custom_keys`` that are in no parameter's name.
     """
 
     model: dict[str, Any]
@@ -75,17 +76,17 @@ def survey(config: Path) -> Survey:
     """
     cfg = _load(config)
     sections = {key: plain(cfg[key]) for key in cfg if key != "model" and not key.startswith(build.VARIABLE)}
-    found = Survey(plain(cfg.model), sections)
+    facts = Survey(plain(cfg.model), sections)
     init_default_scope("mmdet3d")
     MMLogger.get_current_instance().setLevel(logging.WARNING)
-    modules = _build_parts(found)
-    found.parameters = [
+    modules = _build_parts(facts)
+    facts.parameters = [
         f"{part}.{name}" for part, module in modules.items() for name, _ in module.named_parameters()
     ]
-    found.bev, found.camera, found.joins = shapes.flow(found.model, modules)
-    found.sites = sites_of(found.model, found.bev, found.camera)
-    _survey_sections(cfg, found)
-    return found
+    facts.bev, facts.camera, facts.joins = shapes.flow(facts.model, modules)
+    facts.sites = sites_of(facts.model, facts.bev, facts.camera)
+    _survey_sections(cfg, facts)
+    return facts
 
 
 def _load(config: Path) -> Config:
@@ -99,26 +100,26 @@ def _load(config: Path) -> Config:
     return cfg
 
 
-def _build_parts(found: Survey) -> dict[str, nn.Module]:
-    """Build every part of the model by itself; note what nobody reads and what fails."""
-    detector = MODELS.get(str(found.model.get("type")))
+def _build_parts(facts: Survey) -> dict[str, nn.Module]:
+    """Build every part of the model by itself; note unknown keys and errors."""
+    detector = MODELS.get(str(facts.model.get("type")))
     if detector is None:
-        found.failed.append((("model", "type"), f"no model is registered as {found.model.get('type')!r}"))
+        facts.failed.append((("model", "type"), f"no model is registered as {facts.model.get('type')!r}"))
     else:
         known = {"type", "train_cfg", "test_cfg", *inspect.signature(detector.__init__).parameters}
-        unread = [key for key in found.model if key not in known]
-        found.unread += [(detector.__name__, ("model", key)) for key in unread]
+        unread = [key for key in facts.model if key not in known]
+        facts.unread += [(detector.__name__, ("model", key)) for key in unread]
     modules = {}
-    for part, cfg in found.model.items():
+    for part, cfg in facts.model.items():
         if isinstance(cfg, Mapping) and "type" in cfg and part not in ("train_cfg", "test_cfg"):
-            module = _build_part(copy.deepcopy(dict(cfg)), ("model", part), found)
+            module = _build_part(copy.deepcopy(dict(cfg)), ("model", part), facts)
             if module is not None:
                 modules[part] = module
     return modules
 
 
-def _build_part(cfg: dict[str, Any], key: Key, found: Survey) -> nn.Module | None:
-    """Build one part, again without a key that its owner does not read as long as there is one."""
+def _build_part(cfg: dict[str, Any], key: Key, facts: Survey) -> nn.Module | None:
+    """Build one part. If it has an unknown key, note the key and build again without it."""
     if key == HEAD:
         _neutralise(cfg)
     while True:
@@ -132,15 +133,15 @@ def _build_part(cfg: dict[str, Any], key: Key, found: Survey) -> nn.Module | Non
             if match and places:
                 for place in places:
                     _pop(cfg, place)
-                    found.unread.append((match.group(1), key + place))
+                    facts.unread.append((match.group(1), key + place))
                 continue
             missing = any(name in str(error) for name in PACKAGES)
-            (found.left_out if missing else found.failed).append((key, _sentence(error)))
+            (facts.left_out if missing else facts.failed).append((key, _sentence(error)))
             return None
 
 
 def _neutralise(head: dict[str, Any]) -> None:
-    """Make all attention of a head plain: what is wrong there is judged site by site, not by building."""
+    """Remove all biases from a head, because its sites are judged one by one and not by building."""
     head["default_bias"] = "none"
     for part in PARTS:
         for _, _, cfg in attn_cfgs(head, part):
@@ -150,27 +151,27 @@ def _neutralise(head: dict[str, Any]) -> None:
             cfg.update(kept, type="PETRMultiheadFlashAttention", bias=bias, impl=DEFAULT_IMPL)
 
 
-def _survey_sections(cfg: Config, found: Survey) -> None:
-    """Find what no program reads outside the model."""
+def _survey_sections(cfg: Config, facts: Survey) -> None:
+    """Note unknown keys and errors outside the model."""
     known = build.OURS | build.RUNNER_SECTIONS
-    found.unread += [
+    facts.unread += [
         ("anybody", (key,)) for key in cfg if key not in known and not key.startswith(build.VARIABLE)
     ]
     wrapper = plain(cfg.get("optim_wrapper") or {})
     try:
         read_wrapper(wrapper)
     except OptimError as error:
-        found.failed.append((("optim_wrapper",), str(error)))
+        facts.failed.append((("optim_wrapper",), str(error)))
     for section, read in (("param_scheduler", read_schedule), ("train_cfg", read_length)):
         try:
-            read(found.sections)
+            read(facts.sections)
         except ScheduleError as error:
-            found.failed.append(((section,), str(error)))
+            facts.failed.append(((section,), str(error)))
     custom = ((wrapper.get("paramwise_cfg") or {}).get("custom_keys")) or {}
-    built_elsewhere = [str(key[-1]) for key, _ in found.left_out]
-    names = [*found.parameters, *built_elsewhere]
-    if not found.failed:  # else a name may be missing because its part is
-        found.custom_keys = [
+    built_elsewhere = [str(key[-1]) for key, _ in facts.left_out]
+    names = [*facts.parameters, *built_elsewhere]
+    if not facts.failed:  # otherwise a name may be missing because its part was not built
+        facts.custom_keys = [
             key
             for key in custom
             if not any(key in name for name in names)
@@ -179,7 +180,7 @@ def _survey_sections(cfg: Config, found: Survey) -> None:
 
 
 def _owned(cfg: Any, owner: str, key: str, at: Key = ()) -> list[Key]:
-    """List where ``key`` stands in a dict that configures ``owner``; where it stands at all if none does."""
+    """List the places of ``key`` in dicts that configure ``owner``, or, if there are none, anywhere."""
     places = [place for place in _walk(cfg, at) if place[-1] == key]
     mine = [place for place in places if _is_of(cfg, place[:-1], owner)]
     return mine or places
@@ -204,7 +205,7 @@ _OWNERS = {
     "FFN": "feedforward_channels",
     "AqrEncoder": "transformerlayers",
 }
-"""Classes that configs do not name, and a key by which the dict that configures one is known."""
+"""Class that configs do not name -> a key that identifies the dict that configures it."""
 
 
 def _is_of(cfg: Any, at: Key, owner: str) -> bool:
@@ -227,7 +228,7 @@ def _pop(cfg: Any, at: Key) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """Return an error's message without what mmengine's registry puts before it."""
+    """Return the message of an error without the prefix that mmengine's registry adds."""
     text = str(error).strip().splitlines()
     message = text[0] if text else type(error).__name__
     message = re.sub(r"^class `\w+` in [^:]+: ", "", message)

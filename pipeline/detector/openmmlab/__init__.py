@@ -1,1 +1,1 @@
-"""Where mmdet3d and mmengine are adapted: data samples, optimizer, schedules."""
+"""Adapters to mmdet3d and mmengine: import, data samples, optimiser, schedules."""

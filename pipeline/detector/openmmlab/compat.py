@@ -1,7 +1,7 @@
-"""Make mmengine, mmcv, mmdet and mmdet3d importable without a compiler, and say what is missing.
+"""Makes mmengine, mmcv, mmdet and mmdet3d importable without a compiler, and checks their versions.
 
-mmdet3d imports compiled ``mmcv.ops`` that our detector never calls. With ``mmcv-lite`` a placeholder
-``mmcv._ext`` lets those imports pass; calling an op that is not there raises one sentence naming it.
+mmdet3d imports compiled ``mmcv.ops`` that our detector never calls. With ``mmcv-lite``, a placeholder
+``mmcv._ext`` lets these imports pass. A call of a missing op raises an error that names it.
 """
 
 import importlib
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline.detector.openmmlab import lazy_packages
 from pipeline.detector.openmmlab.quiet_imports import quiet_imports
 
-# Lower bound inclusive, upper exclusive: what mmdet3d 1.4.0 and mmdet 3.3.0 assert, here with a sentence.
+# Lower bound inclusive, upper bound exclusive: the versions that mmdet3d 1.4.0 and mmdet 3.3.0 assert.
 VERSION_GATES = {
     "mmengine": (("mmengine",), "0.8.0", "1.0.0"),
     "mmcv": (("mmcv-lite", "mmcv"), "2.0.0rc4", "2.2.0"),
@@ -31,15 +31,15 @@ MM_MODULES = ("mmcv.ops", "mmdet.models", "mmdet3d.structures", "mmdet3d.models"
 
 
 class CompatError(ImportError):
-    """A library of the mm family is absent or of a version that does not fit the others."""
+    """An mm library is missing, or its version does not fit the others."""
 
 
 class MissingOpError(RuntimeError):
-    """A compiled op of mmcv was called, and this mmcv has none."""
+    """A compiled op of mmcv was called, and the installed mmcv has none."""
 
 
 class _MissingOp:
-    """Stands for one compiled op; calling it raises."""
+    """Placeholder of one compiled op; a call raises MissingOpError."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -52,40 +52,40 @@ class _MissingOp:
 
 
 class _PlaceholderExtension(ModuleType):
-    """``mmcv._ext`` in which every op exists and none runs."""
+    """Placeholder of ``mmcv._ext``: every op exists, and none runs."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        # Without a loader mmengine takes mmcv for the one without ops, which is true.
+        # Without a loader, mmengine recognises that this mmcv has no ops.
         self.__spec__ = ModuleSpec(name, loader=None)
 
     def __getattr__(self, name: str) -> _MissingOp:
-        if name.startswith("__"):  # the import system asks for __path__ and friends; those are truly absent
+        if name.startswith("__"):  # the import system asks for names such as __path__, which do not exist
             raise AttributeError(name)
         return _MissingOp(name)
 
 
 def check_versions() -> None:
-    """Refuse absent or unfitting mm libraries.
+    """Check the versions of the mm libraries.
 
     Raises:
-        CompatError: names the library, the version found and the range that fits.
+        CompatError: names the library, the installed version and the range that fits.
     """
     for module, (distributions, low, high) in VERSION_GATES.items():
-        found = _installed(distributions)
-        wanted = f"{module} >= {low}, < {high}"
-        if found is None:
+        installed = _installed(distributions)
+        expected = f"{module} >= {low}, < {high}"
+        if installed is None:
             raise CompatError(
-                f"{module} is not installed; {wanted} comes from requirements-nodeps.txt (pip --no-deps)"
+                f"{module} is not installed; {expected} comes from requirements-nodeps.txt (pip --no-deps)"
             )
-        if not Version(low) <= Version(found) < Version(high):
+        if not Version(low) <= Version(installed) < Version(high):
             raise CompatError(
-                f"{module} {found} is installed, but mmdet3d 1.4.0 needs {wanted}; install one of those"
+                f"{module} {installed} is installed, but mmdet3d 1.4.0 needs {expected}; install one of those"
             )
 
 
 def has_compiled_ops() -> bool:
-    """Tell whether the real ``mmcv._ext`` is there, rather than our placeholder or nothing."""
+    """Whether the real ``mmcv._ext`` is installed."""
     loaded = sys.modules.get(EXTENSION)
     if loaded is not None:
         return not isinstance(loaded, _PlaceholderExtension)
@@ -93,9 +93,9 @@ def has_compiled_ops() -> bool:
 
 
 def prepare() -> None:
-    """Check versions, install the placeholder if needed, and import the mm libraries once, quietly.
+    """Check versions, install the placeholder if needed, and import the mm libraries.
 
-    Idempotent. Most of their modules are imported later, by ``lazy_packages``.
+    Further calls do nothing. Most modules of the libraries are imported later, by ``lazy_packages``.
 
     Raises:
         CompatError: see ``check_versions``.
@@ -124,7 +124,7 @@ def _leave_out_zero_optimizer() -> None:
 
 
 def _checkpoint_without_reentry() -> None:
-    """Let mmdet's ResNet recompute (``with_cp``) in the way that PyTorch keeps, and that DDP can follow."""
+    """Let mmdet's ResNet use non-reentrant checkpointing (``with_cp``), which DDP supports."""
     resnet = importlib.import_module("mmdet.models.backbones.resnet")
     resnet.cp = SimpleNamespace(checkpoint=partial(checkpoint, use_reentrant=False))  # type: ignore[attr-defined]
 

@@ -1,6 +1,6 @@
-"""Samples to model inputs, predictions back to detections.
+"""Converts samples to model inputs, and predictions to detections.
 
-``Sample`` and ``Detections`` are ours and know nothing of mm libraries; ``Det3DDataSample`` is theirs.
+``Sample`` and ``Detections`` are ours and independent of the mm libraries. ``Det3DDataSample`` is mmdet3d's.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from pipeline.data.sample import DataError, Detections, Sample
 
-GRAVITY = (0.5, 0.5, 0.5)  # where in a box our z is; mmdet3d keeps the middle of its bottom
+GRAVITY = (0.5, 0.5, 0.5)  # our z is at the centre of a box; mmdet3d's is at the centre of its bottom face
 BOX_COLUMNS = 9
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Put samples into the form that ``model.data_preprocessor`` takes.
+    """Return samples in the form that ``model.data_preprocessor`` takes.
 
     Args:
         samples: frames with images of one size; boxes and labels may be empty.
 
     Returns:
         ``inputs``: ``img``, a list of (V, 3, h, w) uint8 BGR tensors, and ``points``, a list of (N, 5)
-        float32; ``data_samples``: one ``Det3DDataSample`` each, with ``gt_instances_3d`` (a NaN velocity
-        stays NaN: the loss drops it) and ``lidar2img`` (V, 4, 4) float64 in its meta information.
+        float32. ``data_samples``: one ``Det3DDataSample`` each, with ``gt_instances_3d``, and with
+        ``lidar2img`` (V, 4, 4) float64 in its meta information. A NaN velocity stays NaN; the loss ignores
+        it.
 
     Raises:
         DataError: no sample, or images of different sizes.
@@ -46,7 +47,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def _data_sample(sample: Sample) -> Det3DDataSample:
-    """Describe one frame in mmdet3d's terms."""
+    """Return mmdet3d's description of one frame."""
     views, height, width, _ = sample.images.shape
     made = Det3DDataSample(
         metainfo={
@@ -67,32 +68,36 @@ def _data_sample(sample: Sample) -> Det3DDataSample:
 
 
 def to_detections(data_samples: Sequence[Det3DDataSample]) -> list[Detections]:
-    """Take the predicted boxes out of mmdet3d's structure.
+    """Return the predicted boxes of mmdet3d's data samples.
 
     Args:
         data_samples: with ``pred_instances_3d``, as ``model(..., mode="predict")`` returns them.
 
     Returns:
-        One ``Detections`` each, best first, z at the centre of the box.
+        One ``Detections`` per sample, best first, z at the centre of the box.
     """
     return [_detections(sample.pred_instances_3d) for sample in data_samples]
 
 
-def _detections(found: InstanceData) -> Detections:
-    scores = found.scores_3d.detach().float().cpu()
-    # Stable, so that equal scores keep the model's order and results repeat bit for bit.
+def _detections(predicted: InstanceData) -> Detections:
+    scores = predicted.scores_3d.detach().float().cpu()
+    # A stable sort: equal scores keep the model's order, so that every run gives the same result.
     order = torch.argsort(scores, descending=True, stable=True)
-    boxes = found.bboxes_3d.tensor.detach().float().cpu().clone()
+    boxes = predicted.bboxes_3d.tensor.detach().float().cpu().clone()
     boxes[:, 2] += boxes[:, 5] / 2
     return Detections(
         boxes=boxes[order].numpy(),
         scores=scores[order].numpy(),
-        labels=found.labels_3d.detach().cpu()[order].to(torch.int64).numpy(),
+        labels=predicted.labels_3d.detach().cpu()[order].to(torch.int64).numpy(),
     )
 
 
 def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
-    """Take lidar2img (B, V, 4, 4) float64 and the padded image size out of the data samples."""
+    """Return lidar2img (B, V, 4, 4) float64 and the size (height, width) of the padded images.
+
+    Raises:
+        ValueError: the meta information of a data sample lacks one of them.
+    """
     metas = [sample.metainfo for sample in data_samples]
     for key in ("lidar2img", "batch_input_shape"):
         if missing := [i for i, meta in enumerate(metas) if key not in meta]:
@@ -102,3 +107,15 @@ def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
     matrices = torch.from_numpy(np.stack([np.asarray(meta["lidar2img"], dtype=np.float64) for meta in metas]))
     height, width = metas[0]["batch_input_shape"]
     return matrices, (int(height), int(width))
+
+
+def read_ground_truth(data_samples: Sequence[Any], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """Return boxes and labels of data samples on a device.
+
+    Returns:
+        Per sample, boxes (M, 9) float32 with z at the box centre, and labels (M,).
+    """
+    instances = [sample.gt_instances_3d for sample in data_samples]
+    boxes = [torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances]
+    labels = [g.labels_3d.to(device) for g in instances]
+    return [b.to(device=device, dtype=torch.float32) for b in boxes], labels

@@ -1,8 +1,8 @@
-"""Learning rate and momentum of every step, as a config's ``param_scheduler`` says.
+"""Learning rate and momentum of every step, from a config's ``param_scheduler``.
 
-mmengine's own schedulers compute them, on a stand-in for the optimiser, so that they mean here what they
-mean under its Runner. A step's values depend on the step alone: a resumed training goes through the steps
-before it again, which takes microseconds each.
+mmengine's own schedulers compute them on a copy of the optimiser's groups, so that they are the same as under
+its Runner. The values of a step depend only on the step. A resumed training runs the schedulers through the
+earlier steps again, which takes microseconds per step.
 """
 
 import math
@@ -18,33 +18,33 @@ from torch import nn
 
 CURVES = ("Constant", "CosineAnnealing", "Exponential", "Linear", "MultiStep", "Poly", "Step")
 KINDS = tuple(f"{curve}{what}" for curve in CURVES for what in ("LR", "Momentum"))
-"""Schedulers that are functions of the step. mmengine's others restart, or follow a metric."""
+"""Schedulers that are functions of the step. Other schedulers of mmengine restart or depend on a metric."""
 
 IN_EPOCHS = ("begin", "end", "T_max", "step_size", "milestones")
-"""Keys that count epochs where ``by_epoch`` is true."""
+"""Keys that count epochs if ``by_epoch`` is true."""
 
 LOOPS = {"EpochBasedTrainLoop": "max_epochs", "IterBasedTrainLoop": "max_iters"}
 LOOP_KEYS = {"type", "by_epoch", "max_epochs", "max_iters", "val_interval", "val_begin"}
 
 
 class ScheduleError(ValueError):
-    """A ``param_scheduler`` or ``train_cfg`` that cannot be followed."""
+    """``param_scheduler`` or ``train_cfg`` cannot be read."""
 
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long a config trains; one of the two is None.
+    """Length of a training; one of the two attributes is None.
 
     Attributes:
-        epochs: rounds through the frames.
-        steps: optimiser steps.
+        epochs: number of passes over the frames.
+        steps: number of optimiser steps.
     """
 
     epochs: int | None = None
     steps: int | None = None
 
     def in_steps(self, epoch: int) -> int:
-        """Return the number of steps, where an epoch has so many."""
+        """Return the number of steps; ``epoch`` is the number of steps in an epoch."""
         return self.steps if self.steps is not None else (self.epochs or 0) * epoch
 
 
@@ -52,7 +52,7 @@ def read_length(config: Mapping[str, Any]) -> TrainingLength | None:
     """Read ``train_cfg``; None if the config has none.
 
     Raises:
-        ScheduleError: a key nobody reads, or not exactly one of ``max_epochs`` and ``max_iters``.
+        ScheduleError: an unknown key, or not exactly one of ``max_epochs`` and ``max_iters``.
     """
     loop = config.get("train_cfg")
     if not loop:
@@ -62,7 +62,7 @@ def read_length(config: Mapping[str, Any]) -> TrainingLength | None:
         loop.get("type", "EpochBasedTrainLoop" if loop.get("by_epoch", True) else "IterBasedTrainLoop")
     )
     if unread or kind not in LOOPS:
-        what = f"nobody reads {', '.join(unread)}" if unread else f"nobody knows the loop {kind!r}"
+        what = f"unknown keys {', '.join(unread)}" if unread else f"unknown loop {kind!r}"
         raise ScheduleError(
             f"train_cfg: {what}; expected {' or '.join(LOOPS)} with {', '.join(sorted(LOOP_KEYS - {'type'}))}"
         )
@@ -76,7 +76,7 @@ def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read ``param_scheduler``: its entries, none if the config has none.
 
     Raises:
-        ScheduleError: an entry of a kind that is no function of the step.
+        ScheduleError: an entry is of a kind that is no function of the step.
     """
     given = config.get("param_scheduler") or []
     entries = [dict(entry) for entry in (given if isinstance(given, Sequence) else [given])]
@@ -89,14 +89,14 @@ def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 class LrSchedule:
-    """Sets learning rates and momenta of an optimiser, step by step.
+    """Sets the learning rates and momenta of an optimiser, step by step.
 
     Args:
-        entries: of ``read_schedule``.
-        optimizer: its groups' rates are the bases; those of step 0 stand in it afterwards.
-        length: of the config; ``end`` where an entry has none.
-        epoch: steps of an epoch; not whole where the epochs are stretched over a given number of steps.
-        lr_scale: factor on all learning rates, which the groups' bases carry already.
+        entries: what ``read_schedule`` returned.
+        optimizer: the learning rates of its groups are the base rates. The constructor sets those of step 0.
+        length: length of the training: the ``end`` of entries that have none.
+        epoch: number of steps in an epoch; fractional if the epochs are stretched over a number of steps.
+        lr_scale: factor on all learning rates, which the base rates already contain.
 
     Raises:
         ScheduleError: mmengine refuses an entry.
@@ -119,24 +119,24 @@ class LrSchedule:
         self.apply(0)
 
     def apply(self, step: int) -> None:
-        """Put the values of a step (from 0) into the optimiser; steps only go up."""
+        """Set the values of a step (from 0) in the optimiser; a step must not be below an earlier one."""
         while self._step < step:
             self._step += 1
-            turned = math.floor(self._step / self._epoch + 1e-9) > math.floor(
+            new_epoch = math.floor(self._step / self._epoch + 1e-9) > math.floor(
                 (self._step - 1) / self._epoch + 1e-9
             )
             for scheduler in self._schedulers:
-                if turned or not scheduler.by_epoch:
+                if new_epoch or not scheduler.by_epoch:
                     scheduler.step()
-        for group, held in zip(self._optimizer.param_groups, self._shadow.param_groups, strict=True):
-            group["lr"] = held["lr"] * self._lr_scale
+        for group, scheduled in zip(self._optimizer.param_groups, self._shadow.param_groups, strict=True):
+            group["lr"] = scheduled["lr"] * self._lr_scale
             for key in ("betas", "momentum"):
                 if key in group:
-                    group[key] = held[key]
+                    group[key] = scheduled[key]
 
 
 class _Shadow(torch.optim.Optimizer):
-    """Holds the groups of an optimiser without its parameters, for mmengine's schedulers to change."""
+    """The groups of an optimiser without its parameters, which mmengine's schedulers change."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, lr_scale: float) -> None:
         groups = [
@@ -146,11 +146,11 @@ class _Shadow(torch.optim.Optimizer):
         super().__init__(groups, dict(optimizer.defaults))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do nothing; mmengine's schedulers warn where no step precedes them."""
+        """Do nothing. mmengine's schedulers warn if no step was called before them."""
 
 
 def _in_steps(epochs: Any, epoch: float) -> Any:
-    """Turn a number of epochs, or a list of them, into steps."""
+    """Convert a number of epochs, or a list of them, to steps."""
     if isinstance(epochs, Sequence):
         return [_in_steps(number, epoch) for number in epochs]
     return epochs if epochs == INF else round(epochs * epoch)
@@ -159,7 +159,7 @@ def _in_steps(epochs: Any, epoch: float) -> Any:
 def _build(
     place: int, entry: Mapping[str, Any], shadow: torch.optim.Optimizer, length: TrainingLength, epoch: float
 ) -> Any:
-    """Build one of mmengine's schedulers, as its Runner does; None: in so few steps its phase has none."""
+    """Build one of mmengine's schedulers, as its Runner does; None if its phase rounds to zero steps."""
     made = dict(entry)
     by_epoch = bool(made.get("by_epoch", True))
     end = length.epochs if by_epoch else length.in_steps(round(epoch))
@@ -173,7 +173,7 @@ def _build(
             return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says of its own use by the Runner
+            warnings.simplefilter("ignore")  # warnings about the use in mmengine's Runner
             return PARAM_SCHEDULERS.build(made, default_args={"optimizer": shadow})
     except (TypeError, ValueError, AssertionError) as error:
         raise ScheduleError(f"param_scheduler[{place}], {entry['type']}: {error}") from error

@@ -1,7 +1,7 @@
 """Optimiser from a config's ``optim_wrapper``, with mmengine's ``custom_keys`` multipliers.
 
-mmengine's own constructor makes one group per parameter (slow) and logs each; ours makes one group per
-pair of multipliers, with the same learning rates and decays. A multiplier of 0 freezes.
+mmengine's own constructor makes one group per parameter, which is slow, and logs each group. Ours makes one
+group per pair of multipliers, with the same learning rates and decays. A multiplier of 0 freezes a parameter.
 """
 
 from collections.abc import Mapping
@@ -13,23 +13,23 @@ from torch import nn
 
 
 class OptimError(ValueError):
-    """An optimiser config that cannot be read, or does not fit the model."""
+    """An optimiser config cannot be read, or does not fit the model."""
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """What a parameter's learning rate and weight decay are multiplied by."""
+    """Factors on the learning rate and the weight decay of a parameter."""
 
     lr: float = 1.0
     decay: float = 1.0
 
 
 AMP_WRAPPER, AMP_DTYPE = "AmpOptimWrapper", "bfloat16"
-"""mmengine's wrapper for autocast, and the dtype we train in: its range needs no loss scale."""
+"""mmengine's wrapper for autocast, and the dtype of our training. Its range needs no loss scale."""
 
 WRAPPER_KEYS = {"type", "constructor", "optimizer", "paramwise_cfg", "clip_grad"}
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
-"""Optimisers that have one kernel for a step of many tensors; the same numbers up to rounding."""
+"""Optimisers with one kernel for a step of many tensors. The results are the same up to rounding."""
 
 MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
 
@@ -37,21 +37,21 @@ MULTIPLIER_KEYS = {"lr_mult", "decay_mult"}
 def build_optimizer(
     model: nn.Module, optim_wrapper: Mapping[str, Any], lr_scale: float = 1.0
 ) -> torch.optim.Optimizer:
-    """Build the optimiser of a model that ``freeze`` has seen.
+    """Build the optimiser of a model; call ``freeze`` on the model before.
 
     Args:
         model: the detector, or DDP around it.
         optim_wrapper: ``dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=...), paramwise_cfg=
-            dict(custom_keys={part of a name: dict(lr_mult=, decay_mult=)}), clip_grad=...)``; the longest
-            custom key that a parameter's name contains counts, as in mmengine.
+            dict(custom_keys={part of a name: dict(lr_mult=, decay_mult=)}), clip_grad=...)``. As in mmengine,
+            the longest custom key in a parameter's name gives its multipliers.
         lr_scale: factor on every learning rate.
 
     Returns:
-        The optimiser; its groups carry ``name``, the multipliers they stand for.
+        The optimiser. The key ``name`` of its groups holds their multiplier.
 
     Raises:
-        OptimError: an unknown key, an unknown optimiser, a custom key that matches no parameter, or
-            nothing left to train.
+        OptimError: an unknown key, an unknown optimiser, a custom key that matches no parameter, or no
+            parameter that trains.
     """
     settings = dict(read_wrapper(optim_wrapper)["optimizer"])
     kind = settings.pop("type", None)
@@ -64,10 +64,10 @@ def build_optimizer(
     model = getattr(model, "module", model)
     base_lr, base_decay = settings.pop("lr") * lr_scale, settings.get("weight_decay", 0.0)
     groups: dict[Multipliers, list[nn.Parameter]] = {}
-    for name, found in multipliers(model, optim_wrapper).items():
+    for name, factors in multipliers(model, optim_wrapper).items():
         parameter = model.get_parameter(name)
         if parameter.requires_grad:
-            groups.setdefault(found, []).append(parameter)
+            groups.setdefault(factors, []).append(parameter)
     if not groups:
         raise OptimError("optim_wrapper.paramwise_cfg freezes every parameter; nothing is left to train")
     made = [
@@ -80,7 +80,7 @@ def build_optimizer(
         for m, parameters in groups.items()
     ]
     if cls in FUSED and all(p.is_cuda for group in groups.values() for p in group):
-        settings.setdefault("fused", True)  # else the host counts the steps of every tensor
+        settings.setdefault("fused", True)  # otherwise the host counts the steps of every tensor
     try:
         optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
     except TypeError as error:
@@ -92,19 +92,20 @@ def freeze(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> list[str]:
     """Switch gradients off where the learning rate is multiplied by 0, and on elsewhere.
 
     Returns:
-        The names of the frozen parameters. ``model.train()`` keeps the statistics of their batch norms.
+        The names of the frozen parameters. After it, ``model.train()`` keeps the statistics of their batch
+        norms.
     """
     frozen = []
-    for name, found in multipliers(model, optim_wrapper).items():
-        model.get_parameter(name).requires_grad_(found.lr != 0)
-        if found.lr == 0:
+    for name, factors in multipliers(model, optim_wrapper).items():
+        model.get_parameter(name).requires_grad_(factors.lr != 0)
+        if factors.lr == 0:
             frozen.append(name)
     model.train(model.training)
     return frozen
 
 
 def multipliers(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> dict[str, Multipliers]:
-    """Look up the multipliers of every parameter, by name.
+    """Return the multipliers of every parameter, by name.
 
     Raises:
         OptimError: an unknown key, or a custom key that matches no parameter.
@@ -124,7 +125,7 @@ def _multipliers_of(custom: Mapping[str, float]) -> Multipliers:
 
 
 def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the keys of ``optim_wrapper`` and return it as a dict; OptimError names a key nobody reads."""
+    """Check the keys of ``optim_wrapper`` and return it as a dict. OptimError names an unknown key."""
     wrapper = dict(optim_wrapper)
     paramwise = wrapper.get("paramwise_cfg") or {}
     custom = paramwise.get("custom_keys") or {}
@@ -141,7 +142,8 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
         if key not in MULTIPLIER_KEYS
     ]
     if unread:
-        raise OptimError(f"optim_wrapper: nobody reads {', '.join(unread)}; remove or correct the name")
+        names = ", ".join(unread)
+        raise OptimError(f"optim_wrapper: unknown keys {names}; remove them or correct their names")
     if kind == AMP_WRAPPER and wrapper.get("dtype") != AMP_DTYPE:
         raise OptimError(
             f"optim_wrapper.dtype: expected {AMP_DTYPE!r}, which needs no loss scale, "
@@ -153,12 +155,12 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_amp(optim_wrapper: Mapping[str, Any]) -> bool:
-    """Tell whether a config trains under bfloat16 autocast (``type='AmpOptimWrapper'``)."""
+    """Whether a config trains under bfloat16 autocast (``type='AmpOptimWrapper'``)."""
     return bool(read_wrapper(optim_wrapper).get("type") == AMP_WRAPPER)
 
 
 def clip_norm(optim_wrapper: Mapping[str, Any]) -> float | None:
-    """Return the gradient norm in ``clip_grad=dict(max_norm=...)``, None if gradients are not clipped."""
+    """Return the gradient norm of ``clip_grad=dict(max_norm=...)``; None if gradients are not clipped."""
     clip = read_wrapper(optim_wrapper).get("clip_grad")
     if not clip:
         return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 # sympy. Every process of a study starts with these imports.
 SPARED = ("sklearn", "torch.distributed.optim")
 
-# (category, start of the message): what these libraries warn about while they are imported; not ours to mend.
+# (category, start of the message) of warnings during the import of these libraries, which we cannot fix.
 IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
     (DeprecationWarning, "`torch.jit"),  # mmcv.ops decorates functions with torch.jit.script
     (DeprecationWarning, "invalid escape sequence"),  # docstrings of mmdet, seen when they are first compiled
@@ -26,7 +26,7 @@ IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Silence ``IMPORT_WARNINGS`` and leave out ``SPARED`` meanwhile."""
+    """Within the context, silence ``IMPORT_WARNINGS`` and make imports of ``SPARED`` fail."""
     with warnings.catch_warnings(), _hidden(SPARED):
         for category, start in IMPORT_WARNINGS:
             warnings.filterwarnings("ignore", message=start.replace("(", r"\("), category=category)
@@ -35,9 +35,9 @@ def quiet_imports() -> Iterator[None]:
 
 @contextmanager
 def _hidden(names: tuple[str, ...]) -> Iterator[None]:
-    """Let imports of ``names`` fail meanwhile, unless they are imported already."""
+    """Within the context, make imports of ``names`` fail, unless they are imported already."""
     hidden = [name for name in names if name not in sys.modules]
-    # None in sys.modules is Python's own way to say that a module cannot be imported.
+    # None in sys.modules makes an import fail.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield

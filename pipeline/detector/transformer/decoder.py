@@ -1,7 +1,7 @@
-"""Transformer decoder of the PETR kind (arXiv 2203.05625), as CMT uses it.
+"""Transformer decoder of PETR (arXiv 2203.05625), as CMT uses it.
 
-Module and parameter names are those of CMT's checkpoints. Layers are post-norm; the state that goes
-to the next layer has not passed the shared last norm, the states that are returned have.
+Module and parameter names are those of CMT's checkpoints. Layers are post-norm. All layers share a last norm:
+it is applied to the states that are returned, not to the state that goes to the next layer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,19 @@ from torch.utils.checkpoint import checkpoint
 
 from operators.bias import DenseBias
 from operators.forms import Bias
+from pipeline.config.plan import Choice
 from pipeline.detector.acceleration.recompute import recomputed
 from pipeline.detector.transformer.site_attention import SiteAttention, build_attention
 
-SELF_KINDS = ("none",)  # queries lie on no grid: there is nothing to bias
-CROSS_KINDS = ("none", "global", "window", "gaussian")  # what the bias generator makes
+SELF_KINDS = ("none",)  # the keys are queries, which lie on no grid
+CROSS_KINDS = ("none", "global", "window", "gaussian")  # those that the bias generator makes
 
 
 class FFN(nn.Module):
-    """Two linear layers with residual; keys ``layers.0.0`` and ``layers.1`` as in mmcv.
+    """Two linear layers with a residual; parameter names ``layers.0.0`` and ``layers.1`` as in mmcv.
 
     Attributes:
-        recompute: compute the first layer again in the backward pass instead of keeping it.
+        recompute: compute the first layer again in the backward pass instead of keeping its output.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class FFN(nn.Module):
         self.recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C), residual included."""
+        """Map (..., C) to (..., C), with the residual added."""
         hidden = recomputed(self._hidden, x) if self.recompute else self._hidden(x)
         dropout = cast(nn.Sequential, self.layers[0])[2]
         return x + cast(Tensor, self.layers[2](self.layers[1](dropout(hidden))))
 
     def _hidden(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., feedforward_channels), before dropout, which cannot be drawn twice."""
+        """Map (..., C) to (..., feedforward_channels), before dropout, which must not be drawn twice."""
         linear, relu, _ = cast(nn.Sequential, self.layers[0])
         return cast(Tensor, relu(linear(x)))
 
@@ -60,7 +61,7 @@ class DecoderLayer(nn.Module):
     """One layer: attentions, norms and feed-forward in the order of the config.
 
     Attributes:
-        attentions: sites in the order of the operations.
+        attentions: the sites, in the order of the operations.
     """
 
     def __init__(
@@ -78,11 +79,15 @@ class DecoderLayer(nn.Module):
         Args:
             attn_cfgs: one entry per attention in ``operation_order``; see ``build_attention``.
             ffn_cfgs: ``dict(type='FFN', embed_dims, feedforward_channels, ffn_drop)``.
-            operation_order: of self_attn, cross_attn, norm and ffn; a norm follows what it normalises.
-            path: of the layer, such as ``decoder.3``.
-            default_bias: of cross-attentions whose entry names none.
+            operation_order: names self_attn, cross_attn, ffn and norm; a norm follows what it normalises.
+            path: path of the layer, such as ``decoder.3``.
+            default_bias: bias kind of cross-attentions whose entry names none.
             cross_kinds: bias kinds that the cross-attention takes.
             with_cp: recompute the layer in the backward pass instead of keeping its activations.
+
+        Raises:
+            ValueError: an order of operations that this layer cannot have, or that does not fit
+                ``attn_cfgs``.
         """
         super().__init__()
         order = tuple(operation_order)
@@ -132,8 +137,8 @@ class DecoderLayer(nn.Module):
             key: (B, K, C) memory with its position embedding.
             value: (B, K, C) memory.
             query_pos: (B, Q, C).
-            self_mask: who may not see whom among the queries.
-            bias: of the cross-attention.
+            self_mask: mask of the self-attention (``denoising_mask``); None: no mask.
+            bias: bias of the cross-attention; None: no bias.
 
         Returns:
             (B, Q, C).
@@ -165,7 +170,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Layers and the norm that all returned states share."""
+    """The layers, and the norm that all returned states share."""
 
     def __init__(
         self,
@@ -179,8 +184,8 @@ class Decoder(nn.Module):
         Args:
             num_layers: L.
             transformerlayers: one config for all layers, or a list with one per layer.
-            default_bias: bias kind of cross-attentions that name none.
-            return_intermediate: must stay True: every layer is charged with a loss.
+            default_bias: bias kind of cross-attentions whose config names none.
+            return_intermediate: must be True, because every layer has a loss.
         """
         super().__init__()
         if not return_intermediate:
@@ -196,9 +201,14 @@ class Decoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @property
-    def crosses(self) -> list[SiteAttention]:
+    def cross_attentions(self) -> list[SiteAttention]:
         """The cross-attention of every layer."""
         return [layer.cross for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What the cross-attention of every layer does now: the biases that ``forward`` must be given."""
+        return [site.choice for site in self.cross_attentions]
 
     def forward(
         self,
@@ -215,9 +225,10 @@ class Decoder(nn.Module):
             keys: (B, K, C) memory with its position embedding.
             memory: (B, K, C).
             query_pos: (B, Q, C); the content of the queries starts at zero.
-            self_mask: who may not see whom among the queries.
-            biases: of every layer's cross-attention.
-            last_only: return the last layer alone.
+            self_mask: mask of the self-attentions; None: no mask.
+            biases: bias of every layer's cross-attention, of the kinds in ``choices``; None: no bias
+                anywhere.
+            last_only: return only the state of the last layer.
 
         Returns:
             (L or 1, B, Q, C).
@@ -230,7 +241,7 @@ class Decoder(nn.Module):
 
 
 class CmtTransformer(nn.Module):
-    """Holder of the decoder, so that keys read ``transformer.decoder...`` as in CMT."""
+    """A module that holds the decoder, so that parameters are named ``transformer.decoder...`` as in CMT."""
 
     def __init__(self, decoder: Mapping[str, Any], default_bias: str = "none"):
         """Build from ``transformer`` without its ``type``."""
@@ -245,7 +256,7 @@ class CmtTransformer(nn.Module):
 def layer_configs(
     transformerlayers: Mapping[str, Any] | Sequence[Mapping[str, Any]], num_layers: int, part: str
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Spread ``transformerlayers`` over the layers: one config for all, or a list with one for each.
+    """Return the config of every layer from ``transformerlayers``: one config for all, or a list.
 
     Args:
         transformerlayers: as in the config.
@@ -265,19 +276,19 @@ def layer_configs(
 
 
 def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Read an entry of ``transformerlayers``; drop ``type`` and the width that configs say twice."""
+    """Read an entry of ``transformerlayers``; drop ``type``, and the hidden width if it is given twice."""
     given = dict(cfg)
     kind = given.pop("type", "PETRTransformerDecoderLayer")
     if kind != "PETRTransformerDecoderLayer":
         raise ValueError(f"{path}: expected type 'PETRTransformerDecoderLayer', got {kind!r}")
-    said = given.pop("feedforward_channels", None)
+    hidden = given.pop("feedforward_channels", None)
     if "ffn_cfgs" not in given:
         dims = given["attn_cfgs"][0]["embed_dims"]
         given["ffn_cfgs"] = {
             "embed_dims": dims,
-            "feedforward_channels": said or 4 * dims,
+            "feedforward_channels": hidden or 4 * dims,
         }  # 1024 for 256, as in CMT
     width = given["ffn_cfgs"]["feedforward_channels"]
-    if said not in (None, width):
-        raise ValueError(f"{path}: feedforward_channels={said}, but ffn_cfgs.feedforward_channels={width}")
+    if hidden not in (None, width):
+        raise ValueError(f"{path}: feedforward_channels={hidden}, but ffn_cfgs.feedforward_channels={width}")
     return given

@@ -1,4 +1,4 @@
-"""What a head makes of its inputs before anything attends: keys, queries, embeddings of their positions."""
+"""Keys and queries of the head with their position embeddings: the part before the decoder."""
 
 from collections import OrderedDict
 
@@ -21,16 +21,16 @@ RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 f
 
 
 class Embedding(nn.Module):
-    """The part of CMT's head that knows positions; names of parameters are those of its checkpoints.
+    """The part of CMT's head that computes position embeddings; parameters are named as in its checkpoints.
 
     Args:
-        in_channels: of the BEV features.
+        in_channels: channels of the BEV features.
         dims: C.
-        num_query: learned queries.
-        depth_num: depth samples of a viewing ray.
+        num_query: number of learned queries.
+        depth_num: number of depth samples of a viewing ray.
 
     Attributes:
-        point_range: (6,) x, y, z minima and maxima in m; the subclass registers it.
+        point_range: (6,) x, y, z minima and maxima in m; a subclass registers it.
     """
 
     point_range: Tensor
@@ -53,7 +53,17 @@ class Embedding(nn.Module):
     def make_memory(
         self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
     ) -> Memory:
-        """Lay BEV and camera features out as keys, with their position embeddings; see ``forward``."""
+        """Return BEV and camera features as keys, with their position embeddings.
+
+        Args:
+            bev_feats: (B, in_channels, H, W); rows are along y.
+            img_feats: (B * V, C, h, w), sample by sample.
+            lidar2img: (B, V, 4, 4) float64, see ``Cameras``; or the ``Cameras`` made from it.
+            pad_hw: height and width in pixels of the padded images.
+
+        Raises:
+            ValueError: the number of image maps is not B * V.
+        """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
         batch, views = cameras.lidar2img.shape[:2]
@@ -74,12 +84,12 @@ class Embedding(nn.Module):
         return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, cameras.lidar2img, pad_hw)
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
-        """Position embedding of queries at (B, Q, 3) normalised reference points: (B, Q, C)."""
+        """Return the position embedding (B, Q, C) of queries at normalised reference points (B, Q, 3)."""
         of_bev, of_img = self.query_embeddings(points, memory)
         return of_bev + of_img
 
     def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """BEV and camera part of the query embedding, (B, Q, C) each."""
+        """Return the BEV part and the camera part of the query embedding, (B, Q, C) each."""
         with torch.autocast(points.device.type, enabled=False):
             points = inverse_sigmoid(points).sigmoid()
             low, high = self.point_range[:3], self.point_range[3:]

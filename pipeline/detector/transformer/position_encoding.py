@@ -1,7 +1,7 @@
 """Position encodings of BEV cells, camera pixels and queries.
 
-Formulas of CMT (arXiv 2301.01283; repository junjie18/CMT), computed in fp32 whatever autocast
-says: a pixel coordinate of 1600 has no half-pixel left in half precision.
+The formulas are those of CMT (arXiv 2301.01283; repository junjie18/CMT). They are computed in float32, also
+under autocast: half precision cannot represent half a pixel at coordinate 1600.
 """
 
 import math
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from operators import TokenGrid
 from pipeline.detector.acceleration.async_transfer import upload
 
-CLAMP = 1e-5  # distance from 0 and 1 at which inverse_sigmoid stops, as in mmdet
-DEPTH_GUARD = 1e-6  # metres added to a projected depth, so that nothing divides by zero (CMT)
-NEAREST_DEPTH = 1.0  # metres: the first depth sample of CMT
+CLAMP = 1e-5  # inverse_sigmoid clamps at this distance from 0 and 1, as in mmdet
+DEPTH_GUARD = 1e-6  # metres added to a projected depth to avoid a division by zero (CMT)
+NEAREST_DEPTH = 1.0  # metres: the first depth sample (CMT)
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
-    """Logit of x, with x cut to [0, 1] and both odds to at least ``CLAMP``."""
+    """Return log(x / (1 - x)), with x clamped to [0, 1], and x and 1 - x to at least ``CLAMP``."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=CLAMP) / (1 - x).clamp(min=CLAMP))
 
@@ -29,12 +29,12 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 def sine_embedding(coordinate: Tensor, dims: int) -> Tensor:
     """Embed one normalised coordinate: sines in even channels, cosines in odd ones.
 
-    The wavelengths are ``1 + 2 * (i // 2) / dims``, from 1 to almost 2. CMT accepts a temperature and
-    never uses it, so there is no exponential ladder; published weights need it that way.
+    The wavelengths are ``1 + 2 * (i // 2) / dims``, from 1 to almost 2. They do not grow exponentially,
+    because CMT has a temperature parameter and does not use it. The published weights need it so.
 
     Args:
         coordinate: (...) in [0, 1].
-        dims: channels of the result, even.
+        dims: number of channels of the result, even.
 
     Returns:
         (..., dims).
@@ -50,37 +50,38 @@ def sine_embedding_2d(xy: Tensor, dims: int) -> Tensor:
 
 
 def cell_centres(cells: int, device: torch.device | str | None = None) -> Tensor:
-    """Centres of ``cells`` equal cells on [0, 1]: (cells,)."""
+    """Return the centres of ``cells`` equal cells on [0, 1], (cells,) float32."""
     return (torch.arange(cells, device=device, dtype=torch.float32) + 0.5) / cells
 
 
 class PositionMlp(nn.Sequential):
-    """Two linear layers over coordinates; keys ``0`` and ``2`` as in CMT's checkpoints."""
+    """Two linear layers over coordinates; parameters are named ``0`` and ``2`` as in CMT's checkpoints."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
     @property
     def first(self) -> nn.Linear:
-        """The layer that sees the coordinates."""
+        """The first linear layer."""
         return cast(nn.Linear, self[0])
 
     def rest(self, hidden: Tensor) -> Tensor:
-        """Everything after the first layer."""
+        """Run everything after the first layer."""
         return cast(Tensor, self[2](self[1](hidden)))
 
 
 def embed_bev_cells(mlp: PositionMlp, rows: int, cols: int) -> Tensor:
-    """Position embedding of every BEV cell, row by row.
+    """Return the position embedding of every BEV cell, row by row.
 
-    The column is divided by the number of columns and the row by the number of rows. (CMT swaps the
-    two, which square grids hide.) The first linear layer is computed per row and per column and
-    then added, because its input is the one embedding beside the other.
+    The column is divided by the number of columns, and the row by the number of rows. (CMT swaps the two,
+    which makes no difference on square grids.) The input of the first linear layer is the concatenation of a
+    row and a column embedding. So the layer is computed once per row and once per column, and the results are
+    added.
 
     Args:
         mlp: with 2 * D inputs and D outputs.
-        rows: of the BEV grid, along y.
-        cols: of the BEV grid, along x.
+        rows: rows of the BEV grid, along y.
+        cols: columns of the BEV grid, along x.
 
     Returns:
         (rows * cols, D).
@@ -96,11 +97,11 @@ def embed_bev_cells(mlp: PositionMlp, rows: int, cols: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Cameras:
-    """How the cameras of a batch see, on the device of the model.
+    """Projections of the cameras of a batch, on the device of the model.
 
     Attributes:
         lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
-        inverse: (B, V, 3, 4) float64, the first rows of its inverse.
+        inverse: (B, V, 3, 4) float64, the first three rows of the inverse of ``lidar2img``.
     """
 
     lidar2img: Tensor
@@ -108,8 +109,8 @@ class Cameras:
 
     @classmethod
     def of(cls, lidar2img: Tensor, device: torch.device) -> "Cameras":
-        """Invert the projections on the host, if they are there, and copy both to the device."""
-        # In double precision: a principal point of 800 pixels costs single precision 3 digits.
+        """Invert the projections where they are (usually on the host), and copy both to the device."""
+        # In double precision: with a principal point of 800 pixels, single precision loses 3 digits.
         inverse = torch.linalg.inv(lidar2img.double())[..., :3, :]
         return cls(upload(lidar2img, device), upload(inverse, device))
 
@@ -117,13 +118,13 @@ class Cameras:
 class Rays:
     """Viewing rays of all cameras, sampled in depth, in coordinates normalised by the range.
 
-    A pixel (u, v) at depth d is the point ``inv(lidar2img) @ (u*d, v*d, d, 1)``. All samples of a ray
-    are therefore an affine function of (u, v, 1), and so is what a linear layer makes of them:
-    ``embed`` runs that layer on the few coefficients of each camera instead of on every token.
+    A pixel (u, v) at depth d is the point ``inv(lidar2img) @ (u*d, v*d, d, 1)``. So the samples of a ray are
+    an affine function of (u, v, 1), and so is the output of a linear layer on them. ``hidden`` therefore
+    applies that layer to the few coefficients of each camera instead of to every token.
 
     Attributes:
-        basis: (B, V, 4, 3 * depths) float32; ``(u, v, w, 1) @ basis`` are the samples of a ray as
-            x, y, z per depth, with w = 1.
+        basis: (B, V, 4, 3 * depths) float32. ``(u, v, w, 1) @ basis`` with w = 1 are the samples of a ray, as
+            x, y, z per depth.
     """
 
     def __init__(self, inverse: Tensor, point_range: Tensor, depths: int):
@@ -144,24 +145,32 @@ class Rays:
         self.basis = torch.cat([along, start[..., None, :]], dim=-2).float()
 
     def hidden(self, mlp: PositionMlp, pixels: Tensor) -> Tensor:
-        """First layer of ``mlp`` on the rays through ``pixels`` (B or 1, 1 or V, N, 3): (B, V, N, hidden)."""
+        """Run the first layer of ``mlp`` on the rays through some pixels.
+
+        Args:
+            mlp: with 3 * depths inputs.
+            pixels: (B or 1, 1 or V, N, 3) as u, v, w.
+
+        Returns:
+            (B, V, N, hidden).
+        """
         first = mlp.first
         coefficients = self.basis @ first.weight.T  # (B, V, 4, hidden)
         return pixels @ coefficients[..., :3, :] + (coefficients[..., 3:, :] + first.bias)
 
     def embed_cells(self, mlp: PositionMlp, rows: int, cols: int, pad_hw: tuple[int, int]) -> Tensor:
-        """Position embedding of every camera cell.
+        """Return the position embedding of every camera cell.
 
-        A cell stands for its top-left pixel, without half a pixel added, as in CMT.
+        The position of a cell is its top-left pixel, without half a pixel added, as in CMT.
 
         Args:
             mlp: with 3 * depths inputs and D outputs.
-            rows: of the feature maps.
-            cols: of the feature maps.
+            rows: rows of the feature maps.
+            cols: columns of the feature maps.
             pad_hw: height and width in pixels of the padded images.
 
         Returns:
-            (B, V * rows * cols, D), ordered view, row, column.
+            (B, V * rows * cols, D), ordered by view, row, column.
         """
         device = self.basis.device
         v = torch.arange(rows, device=device, dtype=torch.float32) * pad_hw[0] / rows
@@ -171,14 +180,15 @@ class Rays:
         return mlp.rest(self.hidden(mlp, pixels)).flatten(1, 2)
 
     def embed_points(self, mlp: PositionMlp, pixels: Tensor, visible: Tensor) -> Tensor:
-        """Camera part of the query embedding: the sum over the views that see the query.
+        """Return the camera part of the query embedding: the sum over the views that see the query.
 
-        A query that no camera sees gets zero. On a CPU only visible pairs pass through the second layer,
-        about one view in six; a GPU would have to be waited for to learn which, and computes them all.
+        A query that no camera sees gets zero. On a CPU only visible pairs go through the second layer, about
+        one view in six. A GPU computes all pairs, because the host would have to wait to learn which are
+        visible.
 
         Args:
-            mlp: as in ``embed_cells``.
-            pixels: (B, V, Q, 3) u, v and the depth over its detached self.
+            mlp: as for ``embed_cells``.
+            pixels: (B, V, Q, 3): u, v, and the depth divided by its detached value.
             visible: (B, V, Q) bool.
 
         Returns:
@@ -187,20 +197,20 @@ class Rays:
         hidden = self.hidden(mlp, pixels)
         if hidden.is_cuda:
             return mlp.rest(hidden).masked_fill(~visible[..., None], 0).sum(dim=1)
-        seen = mlp.rest(hidden[visible])
-        out = seen.new_zeros(*visible.shape, seen.shape[-1])
-        out[visible] = seen
+        embedded = mlp.rest(hidden[visible])
+        out = embedded.new_zeros(*visible.shape, embedded.shape[-1])
+        out[visible] = embedded
         return out.sum(dim=1)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What queries look at; K keys = BEV cells row by row, then camera cells by view, row and column.
+    """The keys and values of the decoder: K BEV cells row by row, then camera cells by view, row and column.
 
     Attributes:
         tokens: (B, K, C).
         position: (B, K, C) float32.
-        grid: which key is where.
+        grid: the segments of the key axis.
         rays: viewing rays of the cameras.
         lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
         pad_hw: height and width in pixels of the padded images.
@@ -215,9 +225,9 @@ class Memory:
 
     @cached_property
     def keys(self) -> Tensor:
-        """Tokens with their position, (B, K, C), in the dtype that attention uses.
+        """Tokens plus their position, (B, K, C), in the dtype of the attention inputs.
 
-        Made once: under autocast every site would cast the sum for itself, and keep its copy for the
+        The sum is cast once. Otherwise every site would cast it under autocast, and keep a copy for the
         backward pass.
         """
         keys, device = self.tokens + self.position, self.tokens.device.type
@@ -227,8 +237,7 @@ class Memory:
 def project(points: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Project points into every camera.
 
-    The depth that is divided by is detached, as in CMT: gradients move a point across its ray and
-    not through the division.
+    The divisor, which is the depth, is detached as in CMT: no gradient passes through the division.
 
     Args:
         points: (B, Q, 3) in m, LiDAR frame.
@@ -236,8 +245,8 @@ def project(points: Tensor, lidar2img: Tensor, pad_hw: tuple[int, int]) -> tuple
         pad_hw: height and width in pixels of the padded images.
 
     Returns:
-        (B, V, Q, 3) u, v in pixels and the depth over its detached self, and (B, V, Q) bool: in front
-        of the camera and inside its image.
+        (B, V, Q, 3): u and v in pixels, and the depth divided by its detached value. (B, V, Q) bool: whether
+        the point is in front of the camera and inside its image.
     """
     with torch.autocast(points.device.type, enabled=False):
         matrix = lidar2img.to(points)

@@ -1,7 +1,7 @@
-"""One attention site of the model: projections around the attention call that the plan chose.
+"""One attention site of the model: the projections, and between them the attention call that the plan chose.
 
-Parameters are named as in CMT's checkpoints (``attn.in_proj_weight``, ...). What is attended and with
-which bias is the caller's; which implementation computes it is ``SiteAttention.choice``.
+Parameters are named as in CMT's checkpoints (``attn.in_proj_weight``, ...). The caller gives keys, values and
+bias. ``SiteAttention.choice`` names the bias kind and the implementation.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,15 @@ from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.acceleration.recompute import recomputed
 
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
-"""``type=`` names of users' configs. All build a ``SiteAttention``: bias, impl and use_flashbias decide."""
+"""``type=`` names in users' configs. All build a ``SiteAttention``; the other keys give its choice."""
 
 CHOICE_KEYS = {"use_flashbias", "bias", "impl", "rank", "window"}
-"""Keys of an entry of ``attn_cfgs`` that a plan decides."""
+"""Keys of an entry of ``attn_cfgs`` that a plan overrides."""
 
 ATTENTION_KEYS = {"type", "embed_dims", "num_heads", "dropout"} | CHOICE_KEYS
 """Keys that an entry of ``attn_cfgs`` may have."""
 
-DEFAULT_IMPL = (
-    "sdpa_math"  # runs on every machine, with every bias and every gradient; GPU configs name a faster one
-)
+DEFAULT_IMPL = "sdpa_math"  # serves every bias and gradient on every machine; GPU configs name a faster one
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class SiteSizes:
 
     Attributes:
         heads: H. head_size: D. queries: Q. keys: K.
-        masked: a mask arrives in training (denoising queries, at a self-attention).
+        masked: whether training gives it a mask (self-attentions, with denoising queries).
     """
 
     heads: int
@@ -49,11 +47,11 @@ class SiteSizes:
 
 
 def training_requests(choice: Choice, sizes: SiteSizes, device: str, dtype: str) -> list[Request]:
-    """List what training asks of ``choice.impl`` at a site.
+    """List the kinds of call that training makes at a site.
 
     Args:
-        choice: what the site does.
-        sizes: of its call.
+        choice: the site's choice.
+        sizes: sizes of its call.
         device: ``cpu`` or ``cuda``.
         dtype: of the attention inputs, such as ``bfloat16`` under autocast.
     """
@@ -76,56 +74,56 @@ def training_requests(choice: Choice, sizes: SiteSizes, device: str, dtype: str)
 
 
 def standing_objections(choice: Choice, sizes: SiteSizes, device: str) -> list[str]:
-    """List why training at a site could not run as chosen on any machine of a kind.
+    """List why training at a site cannot run with a choice on any machine with a given device.
 
     Args:
-        choice: what the site does.
-        sizes: of its call.
+        choice: the site's choice.
+        sizes: sizes of its call.
         device: ``cuda`` (bfloat16, as under autocast) or ``cpu`` (float32).
 
     Returns:
-        The objections, less those to a package that this machine has not installed.
+        The objections, without those to a package that is not installed on this machine.
     """
     dtype = {"cuda": "bfloat16", "cpu": "float32"}[device]
-    found = [
+    everything = [
         objection
         for request in training_requests(choice, sizes, device, dtype)
         for objection in objections(choice.impl, request)
     ]
-    return [objection for objection in dict.fromkeys(found) if "installed" not in objection]
+    return [objection for objection in dict.fromkeys(everything) if "installed" not in objection]
 
 
 class PackedProjections(nn.Module):
-    """Parameters of multi-head attention as torch and CMT store them: q, k and v in one matrix."""
+    """Parameters of multi-head attention with q, k and v in one matrix, as PyTorch and CMT store them."""
 
     def __init__(self, embed_dims: int):
         super().__init__()
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dims, embed_dims))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims))
         self.out_proj = nn.Linear(embed_dims, embed_dims)
-        nn.init.xavier_uniform_(self.in_proj_weight)  # as one matrix: CMT's initialisation
+        nn.init.xavier_uniform_(self.in_proj_weight)  # CMT initialises the three as one matrix
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
     def qkv(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Project (B, N, C) tensors."""
+        """Return the projections of query, key and value, (B, N, C) each."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
         return q, k, v
 
 
 class SiteAttention(nn.Module):
-    """Multi-head attention at a named site, with residual and residual dropout.
+    """Multi-head attention at a named site, with a residual and dropout on the residual branch.
 
-    There is no dropout on the attention weights. CMT's cross-attention has none either (its config's
-    0.1 lands in another argument); its self-attention drops one weight in ten while training, ours
-    none, so that every implementation computes the same there too.
+    There is no dropout on the attention weights. CMT's cross-attention has none either: the 0.1 of its config
+    goes into another argument. CMT's self-attention drops one weight in ten in training. Ours drops none, so
+    that all implementations compute the same there too.
 
     Attributes:
         site: path of the site, such as ``decoder.3.cross``.
-        kinds: bias kinds that make sense here.
-        choice: bias kind and implementation; assigning one that makes no sense here raises PlanError.
-        recompute: project and attend again in the backward pass instead of keeping what comes out on the way.
+        kinds: bias kinds that are possible here.
+        choice: bias kind and implementation. Assigning another kind than ``kinds`` raises PlanError.
+        recompute: project and attend again in the backward pass instead of keeping intermediate results.
     """
 
     def __init__(
@@ -143,9 +141,13 @@ class SiteAttention(nn.Module):
             embed_dims: C, channels of queries, keys and values.
             num_heads: H; divides C.
             site: path of the site.
-            dropout: of the residual branch.
-            kinds: bias kinds that make sense here.
-            choice: None means no bias with ``DEFAULT_IMPL``.
+            dropout: probability of dropout on the residual branch.
+            kinds: bias kinds that are possible here.
+            choice: bias kind and implementation; None: no bias, with ``DEFAULT_IMPL``.
+
+        Raises:
+            ValueError: ``num_heads`` does not divide ``embed_dims``.
+            PlanError: the bias kind of the choice is not in ``kinds``.
         """
         super().__init__()
         if embed_dims % num_heads:
@@ -158,7 +160,7 @@ class SiteAttention(nn.Module):
 
     @property
     def choice(self) -> Choice:
-        """What this site does."""
+        """Bias kind and implementation of this site."""
         return self._choice
 
     @choice.setter
@@ -170,7 +172,7 @@ class SiteAttention(nn.Module):
         self._choice = choice
 
     def sizes(self, queries: int, denoising: bool) -> SiteSizes:
-        """Sizes of a call here with so many queries; denoising queries bring a mask to a self-attention."""
+        """Return the sizes of a call with ``queries`` queries; denoising gives a self-attention a mask."""
         width = self.attn.out_proj.in_features
         masked = denoising and self.site.endswith(".self")
         return SiteSizes(self.num_heads, width // self.num_heads, queries, masked=masked)
@@ -194,18 +196,18 @@ class SiteAttention(nn.Module):
             query_pos: (B, Q, C) added to the queries, and to the keys if ``key`` is None; never to values.
             key_pos: (B, K, C) added to the keys.
             bias: of the kind that the choice names; None for ``none``.
-            mask: what training forbids to see (denoising); only at a site without bias.
+            mask: the denoising mask; possible only at a site without a bias.
 
         Returns:
             (B, Q, C).
 
         Raises:
-            ValueError: the bias is not of the chosen kind, or a bias and a mask meet.
-            operators.Unsupported: the implementation cannot do it; lists why.
+            ValueError: the bias is not of the chosen kind, or both a bias and a mask are given.
+            operators.Unsupported: the implementation cannot serve the call; lists the objections.
         """
         kind = "none" if bias is None else bias.kind
         if kind != self.choice.bias:
-            raise ValueError(f"site {self.site} chose the bias {self.choice.bias!r} and was handed {kind!r}")
+            raise ValueError(f"site {self.site}: expected the bias {self.choice.bias!r}, got {kind!r}")
         if bias is not None and mask is not None:
             raise ValueError(f"site {self.site}: the bias {kind!r} and a mask cannot be combined")
         if key is None:
@@ -223,12 +225,12 @@ class SiteAttention(nn.Module):
         return cast(Tensor, self.attn.out_proj(out.transpose(1, 2).flatten(2)))
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, H, N, D)."""
+        """Reshape (B, N, C) to (B, H, N, D)."""
         return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 def add(x: Tensor, position: Tensor | None) -> Tensor:
-    """Add a position embedding, if there is one."""
+    """Return ``x`` plus a position embedding; ``x`` itself if that is None."""
     return x if position is None else x + position
 
 
@@ -239,10 +241,15 @@ def build_attention(
 
     Args:
         cfg: ``dict(type, embed_dims, num_heads, dropout=.1, use_flashbias=False, bias=, impl=, rank=,
-            window=)``; ``type`` is one of ``ATTENTION_TYPES``. ``use_flashbias=True`` is ``impl='lowrank'``.
+            window=)``. ``type`` is one of ``ATTENTION_TYPES``. ``use_flashbias=True`` means
+            ``impl='lowrank'``.
         site: path of the site.
-        kinds: bias kinds that make sense there.
+        kinds: bias kinds that are possible there.
         default_bias: bias kind if ``bias`` is not given.
+
+    Raises:
+        ValueError: an unknown type or key, or keys that contradict each other.
+        PlanError: the bias kind is not possible at the site.
     """
     given = dict(cfg)
     kind = given.pop("type")

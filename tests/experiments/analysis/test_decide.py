@@ -155,9 +155,9 @@ def test_a_trial_that_diverged_after_a_rung_is_named():
     rows = plant(Truth(dict.fromkeys(SITES, 0.0)))
     sample = next(select(rows, trial="w010-s1", metric="NDS"))
     rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
-    rung = replace(sample, step=sample.step - 2)
+    early = replace(sample, step=sample.step - 2)
     lost = replace(sample, step=sample.step - 1, metric="loss", unit="nats", condition="", value=math.nan)
-    assert weigh([*rest, rung, lost], DecisionRule()).table.diverged == ("w010-s1",)
+    assert weigh([*rest, early, lost], DecisionRule()).table.diverged == ("w010-s1",)
 
 
 def test_a_condition_that_is_incomplete_is_noted_and_not_estimated():
@@ -270,8 +270,8 @@ def test_intervals_cover_the_planted_truth_together():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"treatment": "magic"}, "expected one of none, global"),
-        ({"treatment": "none"}, "with itself"),
+        ({"treatments": ("magic",)}, "expected one of none, global"),
+        ({"treatments": ("none",)}, "with itself"),
         ({"confidence": 1.0}, "confidence is 1.0"),
         ({"price_points_per_percent": -1.0}, "0 or more"),
     ],

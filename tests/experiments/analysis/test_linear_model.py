@@ -168,7 +168,7 @@ def test_stopping_the_worst_does_not_flatter_their_arms():
         early = table.treated @ [loss, 0.0] + rng.standard_normal(24)
         last = early + 0.5 * rng.standard_normal(24)
         last[np.argsort(early)[:8]] = math.nan
-        fit = fit_sites(Response(last, rungs=early[None]), table)
+        fit = fit_sites(Response(last, early_values=early[None]), table)
         effects.append(fit.effect[0])
         errors.append(fit.error[0])
         dropped.append(fit_sites(Response(last), table).effect[0])
@@ -177,13 +177,13 @@ def test_stopping_the_worst_does_not_flatter_their_arms():
     assert np.mean(dropped) > 0.8 * loss
 
 
-def test_a_treatment_of_which_all_trials_were_stopped_has_the_effect_of_its_rung():
+def test_a_treatment_of_which_all_trials_were_stopped_has_the_effect_of_its_early_value():
     table = table_of(full(factors(2)), range(4))
     early = table.treated @ [-9.0, 1.0] + noise(table, 5)
     last = np.where(table.treated[:, 0] == 1, math.nan, 2 * early + 0.01 * noise(table, 1))
-    fit = fit_sites(Response(last, rungs=early[None]), table)
+    fit = fit_sites(Response(last, early_values=early[None]), table)
     assert fit.carried == (("s0", "window"),)
-    # the noise of the others, doubled at the end, tells what a point at the rung is worth
+    # the noise of the others, doubled at the end, tells what a point at the early step is worth
     assert fit.effect == pytest.approx([-18, 2], abs=3 * float(fit.error[0]))
     assert fit.error[0] < 2
 
@@ -193,7 +193,7 @@ def test_too_few_trials_to_learn_from_are_refused():
     early, last = noise(table), noise(table, 1)
     last[3:] = math.nan
     with pytest.raises(AnalysisError, match="only 3 of 8 trials were trained to the end"):
-        fit_sites(Response(last, rungs=early[None]), table)
+        fit_sites(Response(last, early_values=early[None]), table)
     lost = replace(Response(last), values=np.full(8, math.nan))
     with pytest.raises(AnalysisError, match="0 usable trials of 8"):
         fit_sites(lost, table)

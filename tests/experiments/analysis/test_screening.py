@@ -65,7 +65,7 @@ def test_a_recipe_without_a_rule_is_refused():
 
 
 def test_a_site_that_never_varies_cannot_be_switched():
-    never = replace(smoke(), factors=CROSS_SITES[:2])
+    never = replace(smoke(), sites=CROSS_SITES[:2])
     with pytest.raises(RecipeError, match=r"no trial has window at decoder\.1\.cross"):
         screened(never)
 

@@ -18,7 +18,7 @@ from experiments.analysis.screening import (
     rule_in_force,
     screened,
 )
-from experiments.recipes.decision_rule import BY_SCREENING, AnalysisError, ScreeningMissing
+from experiments.recipes.decision_rule import SCREENING, AnalysisError, ScreeningMissing
 from experiments.recipes.factorial import level_of
 from experiments.recipes.mini import CROSS_SITES, smoke_waves
 from experiments.recipes.registry import recipe
@@ -40,7 +40,7 @@ EVERY_SITE = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind
 @pytest.fixture
 def study():
     plain = smoke_waves()
-    return replace(plain, rule=replace(plain.rule, order=BY_SCREENING))
+    return replace(plain, rule=replace(plain.rule, order_by=SCREENING))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def folder(tmp_path, study):
     made = StudyFolder(tmp_path / study.name)
     made.claim(study, {})
     for row in plant(TRUTH, base=Row(study.name, "", "", "", "", 0.0, step=3, recipe_digest=study.digest)):
-        arm = tuple(level_of(Plan.parse(row.plan)[site]) for site in study.factors)
+        arm = tuple(level_of(Plan.parse(row.plan)[site]) for site in study.sites)
         name = study.by_arm()[arm, row.seed]
         plan = str(study.named_trials()[name].plan.resolve(EVERY_SITE))
         append_rows(made.trial(name) / "rows.jsonl", [replace(row, trial=name, plan=plan)])
@@ -123,5 +123,5 @@ def test_a_rule_without_the_wish_ignores_a_screening(study, folder):
 
 def test_the_recipe_that_ships_screens_a_trial_of_its_first_wave():
     found = recipe("r50_screened")
-    assert found.rule.order == BY_SCREENING
+    assert found.rule.order_by == SCREENING
     assert screened(found) in found.trials

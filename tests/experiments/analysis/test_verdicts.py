@@ -9,20 +9,20 @@ from scipy.stats import t as student
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.linear_model import Fit
-from experiments.analysis.price import free
+from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, holm, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction, full
 
 DF = 20
 SITES = tuple("abcd")
-RULE = DecisionRule(sites=SITES, price_points_per_percent=0.0, margin=1.0)
+RULE = DecisionRule(sites=SITES, price_points_per_percent=0.0, equivalence_margin=1.0)
 
 
-def table_of(sites=SITES, looks=(1,), look=1):
+def table_of(sites=SITES, interim_analyses=(1,), look=1):
     design = full([Factor(site) for site in sites])
     trials = tuple(TrialRow(str(i), 0, arm) for i, arm in enumerate(design.arms))
-    return DesignTable(tuple(sites), trials, (), looks=looks, look=look)
+    return DesignTable(tuple(sites), trials, (), interim_analyses=interim_analyses, look=look)
 
 
 def fit_of(effects, error):
@@ -33,7 +33,7 @@ def fit_of(effects, error):
 
 def judged(effects, error, rule=RULE, **changes):
     table = table_of(rule.sites, **changes)
-    return judge(table, fit_of(effects, error), free(table), rule)
+    return judge(table, fit_of(effects, error), no_slowdown(table), rule)
 
 
 def quantile(level):
@@ -90,7 +90,7 @@ def test_equivalence_is_two_one_sided_tests_over_all_sites():
 def test_an_early_look_asks_for_more():
     effects = [quantile(0.05 / 4) * 1.05, 0, 0, 0]
     assert judged(effects, 1.0)[0].verdict == PAYS
-    early = judged(effects, 1.0, looks=(1, 2), look=1)
+    early = judged(effects, 1.0, interim_analyses=(1, 2), look=1)
     assert early[0].verdict == UNDECIDED
     assert early[0].tested_at < 0.001  # O'Brien and Fleming spend a sixteenth of the level at half-time
 
@@ -104,18 +104,24 @@ def test_without_noise_verdicts_are_certain():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"margin": 0.0}, "smallest gain worth having, above 0"),
-        ({"margin": math.nan}, "above 0"),
+        ({"equivalence_margin": 0.0}, "smallest net gain that matters, above 0"),
+        ({"equivalence_margin": math.nan}, "above 0"),
         ({"price_points_per_percent": math.nan}, "0 or more"),
-        ({"looks": (2, 1)}, "increasing numbers of seeds"),
-        ({"looks": (0, 1)}, "increasing numbers of seeds"),
-        ({"looks": (1, 3), "seeds": (0, 1)}, "last look comes after 3 seeds, but it names 2"),
-        ({"spending": "all"}, "expected obrien_fleming or pocock"),
+        ({"interim_analyses": (2, 1)}, "increasing numbers of seeds"),
+        ({"interim_analyses": (0, 1)}, "increasing numbers of seeds"),
+        (
+            {"interim_analyses": (1, 3), "seeds": (0, 1)},
+            "last interim analysis comes after 3 seeds, but the rule names 2",
+        ),
+        ({"alpha_spending": "all"}, "expected obrien_fleming or pocock"),
         ({"priced_by": "guess"}, "expected trials or bench"),
         ({"order": ("a", "b")}, "each once; rank all of them"),
+        ({"order_by": "taste"}, "order_by is 'taste'; expected 'screening' or nothing"),
+        ({"order": SITES, "order_by": "screening"}, "an order and an order_by; name one of them"),
+        ({"treatments": ()}, "the rule has no treatment"),
         ({"arms": (("none",),)}, "an arm is a level per site"),
-        ({"more_treatments": ("window",)}, "compares 'window' with itself"),
-        ({"more_treatments": ("magic/lowrank@2",)}, "names the bias 'magic/lowrank@2'"),
+        ({"treatments": ("window", "window")}, "compares 'window' with itself"),
+        ({"treatments": ("window", "magic/lowrank@2")}, "names the bias 'magic/lowrank@2'"),
     ],
 )
 def test_rules_that_contradict_themselves_are_refused(changes, sentence):
@@ -125,5 +131,18 @@ def test_rules_that_contradict_themselves_are_refused(changes, sentence):
 
 def test_a_rule_with_arms_and_levels_survives_json():
     design = fraction([Factor(site) for site in SITES], 1)
-    rule = replace(RULE, arms=design.arms, more_treatments=("window/lowrank@16", "window:8"), looks=(1, 2))
+    rule = replace(
+        RULE,
+        arms=design.arms,
+        treatments=("window", "window/lowrank@16", "window:8"),
+        interim_analyses=(1, 2),
+    )
     assert DecisionRule.from_dict(rule.to_dict()) == rule
+
+
+@pytest.mark.parametrize("field", ["treatment", "more_treatments", "margin", "looks", "spending"])
+def test_a_rule_of_version_0_1_0_is_refused(field):
+    with pytest.raises(
+        AnalysisError, match=r"the rule was written by Biaswise 0\.1\.0; read it with .* da22db2"
+    ):
+        DecisionRule.from_dict(RULE.to_dict() | {field: "window"})

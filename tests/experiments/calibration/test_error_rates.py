@@ -17,9 +17,12 @@ from experiments.calibration.error_rates import (
     scenarios,
     with_interval,
 )
-from experiments.calibration.report import Findings, criteria, write_findings
+from experiments.calibration.findings import Findings, criteria
+from experiments.calibration.report import PROSE, write_findings
 from experiments.calibration.simulation import Surface
 from experiments.recipes.factorial import Factor, full
+from pipeline.metrics.versions import commit
+from pipeline.storage.paths import ROOT
 
 STUDIES = 120
 PLANTED = {scenario.name: scenario for scenario in scenarios()}
@@ -61,7 +64,7 @@ def test_a_layer_of_twice_the_noise_is_found_and_intervals_hold(name):
 
 
 def test_equivalence_is_rarely_accepted_at_the_margin():
-    at_margin = replace(PLANTED["every gain at the margin"], study=replace(LEAN, looks=(4,)))
+    at_margin = replace(PLANTED["every gain at the margin"], study=replace(LEAN, interim_analyses=(4,)))
     tally = calibrate_scenario(at_margin, STUDIES)
     assert 0 < tally.counts["false equivalence"] <= most(0.05)
 
@@ -80,10 +83,19 @@ def test_the_lean_study_names_what_the_grid_names_and_tables_say_so(tmp_path):
     findings = Findings(2, tallies, agreements, tuple(by_size((1.0,), 2, 3)), 1.0)
     text = write_findings(findings, tmp_path).read_text(encoding="utf-8")
     assert all(line.what in text for line in criteria(findings))
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    assert max(map(len, prose)) <= 100
+    assert "`biaswise calibrate --studies 2`" in text
+    assert f"commit {commit()}" in text
     assert {path.name for path in tmp_path.iterdir()} == {
         *("README.md", "rates.svg", "sizes.svg"),
-        *("scenarios.csv", "economy.csv", "sizes.csv"),
+        *("scenarios.csv", "design_efficiency.csv", "sizes.csv"),
     }
+
+
+@pytest.mark.parametrize("part", PROSE)
+def test_the_readme_of_the_project_says_what_the_generator_says(part):
+    assert PROSE[part] in (ROOT / "docs/studies/calibration/README.md").read_text(encoding="utf-8")
 
 
 def test_intervals_of_rates_are_those_of_the_book():

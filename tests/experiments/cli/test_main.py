@@ -191,7 +191,7 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda worlds, console: None)
+    monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda datasets, console: None)
     monkeypatch.setattr(
         "experiments.cli.trial._run_here", lambda settings, folder: seen.append((settings, folder))
     )

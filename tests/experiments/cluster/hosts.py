@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.ray_train.trainer import OURS
+from pipeline.ray_train.local_cluster import LOCAL_RAY
 from pipeline.storage.temporary import temporary_folder
 from tests.experiments.cluster.hosted import is_worker  # a helper of this folder; no package
 
@@ -34,7 +34,7 @@ PORT = 6379
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    OURS: "1",  # there is no dashboard, and what needs one stays away
+    LOCAL_RAY: "1",  # there is no dashboard, and what needs one stays away
     "RAY_worker_niceness": "0",
     "GLOO_SOCKET_IFNAME": "eth0",  # gloo would take what the host's name stands for
     # The machine may be busy with other tests: nothing but a cut is to look like one.

@@ -23,7 +23,7 @@ from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check
 from tests.experiments.cluster.spot import server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=100)]
 
 PATIENCE_S = 120
 HEAD_ID = "f" * 51 + "00000"
@@ -108,7 +108,7 @@ def play() -> None:
 
     # a trial that no node type can serve is refused at once, and nothing is launched for it
     gpu = replace(smoke().trials[0], device="cuda", torch_threads=2)
-    make_datasets(smoke().worlds, Console(quiet=True))
+    make_datasets(smoke().datasets, Console(quiet=True))
     check(gpu, Path("runs"), torch.device("cuda"), here=False)
     for name, settings, says in (
         ("wide", replace(gpu, torch_threads=8), "1 worker with 8 CPU and 1 GPU each"),

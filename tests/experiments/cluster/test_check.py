@@ -100,7 +100,7 @@ RAY_UP = {
     ),
     "docker typo": (put("docker", {"images": "x"}), "docker: Additional properties"),
     # what it lets pass
-    "key of old": (put("min_workers", 1), "min_workers: not a key of this Ray version, which may drop it"),
+    "key of old": (put("min_workers", 1), "min_workers: not a key of this Ray version, which may ignore it"),
     "cloud's key misspelt": (
         put(TYPES, SPOT, "node_config", "InstanceTyp", "g6e.4xlarge"),
         r"gpu_spot\.node_config\.InstanceTyp: aws knows no such key; did you mean InstanceType\?",
@@ -132,7 +132,7 @@ RAY_UP = {
     "spot alone": (drop(TYPES, "gpu_on_demand"), "all GPU workers are spot; a study waits for ever"),
     "nobody listens": (
         swap(WORKER_START, "biaswise cluster watch", "true"),
-        "nothing listens for the spot notice",
+        "nothing watches for the spot notice",
     ),
     "trials on the head": (
         swap(HEAD_START, "--num-cpus=0", ""),

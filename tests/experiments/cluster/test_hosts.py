@@ -11,7 +11,7 @@ from tests.experiments.cluster.hosts import Host, made_hosts, why_not
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=300),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 

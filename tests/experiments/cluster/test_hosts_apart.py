@@ -23,7 +23,7 @@ from tests.experiments.cluster.hosts import Host, made_hosts, why_not
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=200),
     pytest.mark.skipif(bool(why_not()), reason=why_not() or "-"),
 ]
 
@@ -53,11 +53,11 @@ if __name__ == "__main__":
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """Two trials of two ranks."""
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
+    world = replace(smoke().datasets[0], root=str(tmp_path / "world"))
     make_datasets((world,), Console(quiet=True))
     settings = settings_of(tmp_path / "world", workers=2, steps=60, every=EVERY)
     trials = tuple(replace(settings, plan=trial.plan, study=trial.study) for trial in smoke().trials)
-    return replace(smoke(), trials=trials, worlds=(world,))
+    return replace(smoke(), trials=trials, datasets=(world,))
 
 
 def up(hosts: list[Host], logs: Path) -> tuple[Host, list[Host]]:

@@ -1,17 +1,26 @@
-"""Jobs: what is uploaded, what a refusal says, and a study that is stopped in the middle and goes on."""
+"""Jobs: uploads, refusals, exit codes, and a study that is stopped in the middle and goes on."""
 
+import io
+import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
-from ray._private.runtime_env.packaging import create_package
+import ray
+from ray.job_submission import JobStatus
 
-from experiments.cluster.job_submission import MOST_BYTES, SubmitError, package_bytes, runtime_env, send
+from experiments.cluster import job_submission
+from experiments.cluster.job_submission import Job, SubmitError, follow, runtime_env, send
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import DONE, StudyFolder
 from pipeline.metrics.rows import read_rows
@@ -19,49 +28,200 @@ from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
 
 PATIENCE_S = 300
+MAX_UPLOAD_BYTES = 20_000_000
+"""A few seconds on a slow line. Ray's job server takes 100 MiB."""
 BIASWISE = Path(sys.executable).parent / "biaswise"
 CONTROL = re.compile(r"\x1b|\r(?!\n)")  # escape sequences, and returns that would write over a line
 
 
-def packed(env: dict, tmp_path: Path) -> set[str]:
-    archive = tmp_path / "package.zip"
-    create_package(env["working_dir"], archive, include_gitignore=True, excludes=list(env["excludes"]))
-    with zipfile.ZipFile(archive) as file:
-        return {name for name in file.namelist() if not name.endswith("/")}
+class JobServer(ThreadingHTTPServer):
+    """A job server on 127.0.0.1 that takes everything and runs nothing.
+
+    Attributes:
+        uploads: archives of working directories.
+        jobs: requests for a job.
+        refusals: answers with status 500 that come before the first success, by method.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.uploads: list[bytes] = []
+        self.jobs: list[dict] = []
+        self.refusals: dict[str, list[str]] = {}
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
 
 
-def test_the_upload_holds_the_code_and_is_small(tmp_path):
-    env = runtime_env()
-    names = packed(env, tmp_path)
-    assert (tmp_path / "package.zip").stat().st_size == package_bytes(env) < MOST_BYTES
+class Answers(BaseHTTPRequestHandler):
+    server: JobServer
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/packages"):
+            self.answer(404, {})
+        else:
+            self.answer(200, {"version": "4", "ray_version": ray.__version__})
+
+    def do_PUT(self) -> None:
+        self.take(self.server.uploads, self.body())
+
+    def do_POST(self) -> None:
+        self.take(self.server.jobs, json.loads(self.body()))
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def take(self, where: list, what: object) -> None:
+        if refusals := self.server.refusals.get(self.command):
+            self.answer(500, refusals.pop(0))
+        else:
+            where.append(what)
+            self.answer(200, {"job_id": "raysubmit_1", "submission_id": "raysubmit_1"})
+
+    def answer(self, code: int, body: dict | str) -> None:
+        text = (body if isinstance(body, str) else json.dumps(body)).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def job_server() -> Iterator[JobServer]:
+    with JobServer() as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def small(tmp_path) -> dict:
+    """A runtime environment with a working directory of one file."""
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/code.py").write_text("pass")
+    return {**runtime_env("/shared/biaswise"), "working_dir": str(tmp_path / "small")}
+
+
+def submit(server: JobServer, env: dict) -> Job:
+    return send(["study", "list"], server.address, env)
+
+
+def test_the_upload_holds_the_code_and_is_small(job_server, caplog):
+    submit(job_server, runtime_env())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    (upload,) = job_server.uploads
+    assert len(upload) < MAX_UPLOAD_BYTES
+    with zipfile.ZipFile(io.BytesIO(upload)) as file:
+        names = {name for name in file.namelist() if not name.endswith("/")}
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "pipeline").rglob("*.py")}
     assert code <= names
     assert {smoke().trials[0].config, "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"} <= names
     assert {"experiments/reporting/report.html.j2", "experiments/runtime_env.yaml", "pyproject.toml"} <= names
-    unwanted = re.compile(r"\.[^/]+/|(data|runs|docs|tests|mlruns|mlartifacts)/|mlflow\.db|.*\.egg-info/")
+    unwanted = re.compile(
+        r"\.git$|\.[^/]+/|(data|runs|docs|tests|mlruns|mlartifacts)/|mlflow\.db|.*\.egg-info/"
+    )
     assert not [name for name in names if unwanted.match(name)]
 
 
-def test_a_job_stops_in_a_way_that_lets_a_study_end(monkeypatch):
-    env = runtime_env("/shared/biaswise")
-    assert env["env_vars"]["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
-    assert int(env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30
-    assert env["env_vars"]["BIASWISE_HOME"] == "/shared/biaswise"
+def test_a_job_stops_in_a_way_that_lets_a_study_end(job_server, small):
+    submit(job_server, small)
+    (job,) = job_server.jobs
+    assert job["entrypoint"] == "exec biaswise study list"
+    variables = job["runtime_env"]["env_vars"]
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
+    assert int(variables["RAY_JOB_STOP_WAIT_TIME_S"]) >= 30
+    assert variables["BIASWISE_HOME"] == "/shared/biaswise"
     assert "BIASWISE_HOME" not in runtime_env()["env_vars"]
 
 
-def test_too_much_to_upload_is_refused_before_anything_is_sent(tmp_path):
-    (tmp_path / "weights.bin").write_bytes(os.urandom(MOST_BYTES + 1000))
-    env = {**runtime_env(), "working_dir": str(tmp_path)}
-    with pytest.raises(SubmitError, match=r"packs to 20 MB, 20 MB at most; move large files"):
-        send(["study", "list"], "http://127.0.0.1:1", env)
+def test_ray_names_a_large_file_before_it_is_sent(job_server, small, caplog):
+    (Path(small["working_dir"]) / "weights.bin").write_bytes(os.urandom(MAX_UPLOAD_BYTES))
+    with caplog.at_level(logging.WARNING):
+        submit(job_server, small)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert re.search(
+        r"weights\.bin is very large \(19\.07MiB\)\. Consider adding this file to the 'excludes'", warning
+    )
 
 
-def test_nobody_answers():
+def test_too_much_to_upload_is_refused_by_the_server_and_the_refusal_says_what_to_do(job_server, small):
+    job_server.refusals["PUT"] = ["Maximum request body size 104857600 exceeded."]  # as Ray 2.60 says it
+    with pytest.raises(SubmitError, match=r"larger than 100 MiB; move large files out of .* `excludes` in "):
+        submit(job_server, small)
+    assert job_server.jobs == []
+
+
+def test_other_refusals_are_the_servers_last_line(job_server, small):
+    job_server.refusals["POST"] = ["Traceback (most recent call last):\n  ...\nValueError: no such thing"]
+    with pytest.raises(SubmitError, match=r"^job server http://\S+: ValueError: no such thing"):
+        submit(job_server, small)
+
+
+def test_a_head_that_answers_before_it_can_run_jobs_is_asked_again(job_server, small, monkeypatch):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.01)
+    job_server.refusals["POST"] = ["No available agent to submit job, please try again later."] * 2
+    assert submit(job_server, small).name == "raysubmit_1"
+    assert len(job_server.jobs) == 1
+    monkeypatch.setattr(job_submission, "START_UP_S", 0.05)
+    job_server.refusals["POST"] = ["No available agent to submit job, please try again later."] * 99
+    with pytest.raises(SubmitError, match="its head runs no jobs"):
+        submit(job_server, small)
+
+
+class Client:
+    """A job's client: its log, and what the server says of it, answer by answer; the last one stays."""
+
+    def __init__(self, *answers, broken=False):
+        self.answers, self.broken = list(answers), broken
+
+    async def tail_job_logs(self, name):
+        yield "one\n"
+        if self.broken:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+        yield "two\n"
+
+    def get_job_info(self, name):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def details(status, code=None):
+    return SimpleNamespace(status=status, driver_exit_code=code, message="its machine died")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "shown"),
+    [
+        (details(JobStatus.SUCCEEDED, 0), 0, "one\ntwo\n"),
+        (details(JobStatus.STOPPED, None), 130, "one\ntwo\n"),
+        (details(JobStatus.FAILED, 2), 1, "one\ntwo\n"),
+        (details(JobStatus.FAILED), 1, "one\ntwo\nits machine died\n"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_jobs_status(monkeypatch, answer, code, shown):
+    monkeypatch.setattr(job_submission, "POLL_S", 0.0)
+    log = []
+    assert follow(Job(Client(details(JobStatus.RUNNING), answer), "raysubmit_1"), log.append) == code
+    assert "".join(log) == shown
+
+
+def test_a_connection_that_breaks_says_that_the_job_goes_on():
+    with pytest.raises(
+        SubmitError, match=r"raysubmit_1 broke; the job goes on, `ray job logs -f raysubmit_1`"
+    ):
+        follow(Job(Client(details(JobStatus.RUNNING), broken=True), "raysubmit_1"), lambda text: None)
+
+
+def test_nobody_answers(small):
     with pytest.raises(
         SubmitError, match=r"job server http://127\.0\.0\.1:1: nothing answers; `ray start --head`"
     ):
-        send(["study", "list"], "http://127.0.0.1:1", runtime_env())
+        send(["study", "list"], "http://127.0.0.1:1", small)
 
 
 def biaswise(head, *words: str) -> "subprocess.Popen[str]":
@@ -75,7 +235,7 @@ def biaswise(head, *words: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
+@pytest.mark.slow(seconds=120)
 def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(start_head, tmp_path):
     secret = "planted-4f1c9d"
     home = tmp_path / "home"

@@ -4,13 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, ladder
+from experiments.packing.planner import Candidate, Machine, PackingPlan, TrialLoad, choose, sizes_to_measure
 from experiments.packing.probe import probe
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import StudyError
-from experiments.study.preflight import make_datasets
+from tests.smallest import SMALLEST
 
 LOAD = TrialLoad(steps=100, chunks=10)
 H200 = Machine("NVIDIA H200", gpus=1, cores=16, gpu_gib=140.0, host_gib=128.0)
@@ -58,9 +57,9 @@ def test_start_and_evaluation_count():
 
 
 def test_on_a_cpu_trials_and_threads_share_the_cores():
-    assert ladder(CPU, most=16) == [(1, 2), (2, 1)]
-    assert ladder(replace(CPU, cores=16), most=6) == [(1, 16), (2, 8), (4, 4)]
-    assert ladder(H200, most=6) == [(1, 1), (2, 1), (4, 1)]
+    assert sizes_to_measure(CPU, most=16) == [(1, 2), (2, 1)]
+    assert sizes_to_measure(replace(CPU, cores=16), most=6) == [(1, 16), (2, 8), (4, 4)]
+    assert sizes_to_measure(H200, most=6) == [(1, 1), (2, 1), (4, 1)]
     packing = picked([replace(candidate(1, 1.0), threads=2), candidate(2, 1.5)], CPU)
     assert (packing.concurrent, packing.threads) == (2, 1)
     assert packing.reason == (
@@ -75,19 +74,13 @@ def test_a_packing_survives_json():
 
 
 @pytest.fixture
-def settings(tmp_path):
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_datasets((world,), Console(quiet=True))
+def settings(smoke_world):
     base = smoke().trials[1]
-    small = {"model.image_size": [48, 112], "model.pts_bbox_head.num_query": 24}
-    return replace(
-        base,
-        data=replace(base.data, train=(world.root,), val=world.root),
-        overrides=tuple((key, json.dumps(value)) for key, value in small.items()),
-    )
+    data = replace(base.data, train=(smoke_world.root,), val=smoke_world.root)
+    return replace(base, data=data, overrides=SMALLEST)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 def test_a_real_probe_measures_one_alone_and_two_at_once(settings):
     packing = probe(settings, most=2, seconds=0.5)
     assert packing.machine is not None

@@ -34,8 +34,8 @@ def test_arms_that_differ_in_the_window_alone_are_arms():
     rest = {s: str(base.plan[s]) for s, _ in base.plan.choices if s != site}
     plans = {arm: plan_of(design, arm, rest) for arm in design.arms}
     trials = trials_of(design, base, (0, 1), plans)
-    rule = DecisionRule(sites=(site,), seeds=(0, 1), arms=design.arms, more_treatments=levels[2:])
-    made = replace(smoke(), trials=trials, factors=(site,), rule=rule, design=design)
+    rule = DecisionRule(sites=(site,), seeds=(0, 1), arms=design.arms, treatments=levels[1:])
+    made = replace(smoke(), trials=trials, sites=(site,), rule=rule, design=design)
     assert {arm for arm, _ in made.by_arm()} == {(level,) for level in levels}
     assert made.plan(("window:7",))[site] == Choice("window", "sdpa_math", window=7)
     assert {name.partition("_")[0] for name in made.named_trials()} == {
@@ -61,15 +61,17 @@ def test_pretraining_favours_no_arm_of_the_demo():
 
 
 def test_pretraining_never_sees_the_demo_world():
-    seen = {world.seed for world in pretrain().worlds}
-    assert not seen & {world.seed for world in demo().worlds}
-    assert not {world.root for world in pretrain().worlds} & {world.root for world in demo().worlds}
+    seen = {dataset.seed for dataset in pretrain().datasets}
+    assert not seen & {dataset.seed for dataset in demo().datasets}
+    assert not {dataset.root for dataset in pretrain().datasets} & {
+        dataset.root for dataset in demo().datasets
+    }
 
 
 def test_every_trial_reads_a_world_of_its_recipe():
     for name in RECIPES:
         found = recipe(name)
-        roots = {world.root for world in found.worlds} or {"data/nuscenes"}
+        roots = {dataset.root for dataset in found.datasets} or {"data/nuscenes"}
         assert all({s.data.val, *s.data.train} <= roots for s in found.trials)
 
 
@@ -80,7 +82,7 @@ def test_digest_covers_settings_and_rule_and_world():
     assert replace(base, trials=(longer, *base.trials[1:])).digest != base.digest
     assert base.rule is not None
     assert replace(base, rule=replace(base.rule, confidence=0.9)).digest != base.digest
-    assert replace(base, worlds=(replace(base.worlds[0], seed=8),)).digest != base.digest
+    assert replace(base, datasets=(replace(base.datasets[0], seed=8),)).digest != base.digest
 
 
 def test_concurrency_is_no_part_of_the_digest():
@@ -105,7 +107,7 @@ def test_two_equal_trials_are_refused():
 
 def test_a_factor_that_no_plan_names_is_refused():
     with pytest.raises(PlanError, match=r"no site 'decoder\.7\.cross'"):
-        replace(demo(), factors=("decoder.7.cross",))
+        replace(demo(), sites=("decoder.7.cross",))
 
 
 def test_the_settings_of_the_demo_are_those_of_its_documented_trials():
@@ -127,18 +129,21 @@ def test_sequential_recipes_hold_every_arm_of_every_seed():
 
 def test_changes_of_early_stopping_and_confirmation_change_the_digest():
     base = smoke_waves()
-    assert replace(base, early_stop=EarlyStoppingRule((1,))).digest != base.digest
-    assert replace(base, early_stop=None).digest != base.digest
-    assert replace(base, confirm_seeds=(7,)).digest != base.digest
+    assert replace(base, early_stopping=EarlyStoppingRule((1,))).digest != base.digest
+    assert replace(base, early_stopping=None).digest != base.digest
+    assert replace(base, confirmation_seeds=(7,)).digest != base.digest
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"confirm_seeds": (1,)}, "confirmation needs fresh seeds, and 1 is used"),
+        ({"confirmation_seeds": (1,)}, "confirmation needs fresh seeds, and 1 is used"),
         ({"rule": None}, "a design needs a rule that names its seeds"),
         ({"trials": smoke_waves().trials[1:]}, "not every arm of its design with every seed"),
-        ({"early_stop": EarlyStoppingRule((3,))}, "a rung at step 3 is too late for trials of 3"),
+        (
+            {"early_stopping": EarlyStoppingRule((3,))},
+            "early stopping after step 3 is too late for trials of 3",
+        ),
         ({"design": None}, "early stopping needs waves, hence a design"),
         ({"rule": replace(smoke_waves().rule, arms=(("none", "none"),))}, "name different arms"),
     ],
@@ -149,9 +154,9 @@ def test_recipes_that_contradict_themselves_are_refused(changes, message):
 
 
 def test_bad_early_stopping_is_refused():
-    for rungs in ((), (0,), (4, 2)):
+    for steps in ((), (0,), (4, 2)):
         with pytest.raises(RecipeError, match="expected increasing steps, from 1"):
-            EarlyStoppingRule(rungs)
+            EarlyStoppingRule(steps)
     with pytest.raises(RecipeError, match=r"a margin of -1\.0 points"):
         EarlyStoppingRule((1,), -1.0)
 

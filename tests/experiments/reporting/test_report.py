@@ -75,7 +75,7 @@ def test_tables_hold_the_verdicts_in_full(golden):
         lines = list(csv.DictReader(file))
     verdicts = decide(read_study(golden), report.summary.record.rule)
     assert [(line["site"], line["verdict"]) for line in lines] == [(v.site, v.verdict) for v in verdicts]
-    assert [float(line["net_low"]) for line in lines] == [v.net_low for v in verdicts]
+    assert [float(line["net_gain_low"]) for line in lines] == [v.net_low for v in verdicts]
     assert {path.name for path in report.tables} == {
         "verdicts.csv",
         "effects.csv",

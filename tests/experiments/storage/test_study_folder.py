@@ -75,6 +75,15 @@ def test_a_changed_config_is_refused_once_a_trial_has_run(folder):
         folder.claim(smoke(), {"config.py": "xyz"})
 
 
+@pytest.mark.parametrize("field", ["factors", "worlds"])
+def test_a_study_of_version_0_1_0_is_refused_and_left_as_it_is(folder, field):
+    old = json.loads((folder.path / "study.json").read_text()) | {field: []}
+    (folder.path / "study.json").write_text(json.dumps(old))
+    with pytest.raises(StudyError, match=r"study\.json was written by Biaswise 0\.1\.0; read .* da22db2"):
+        folder.claim(smoke(), INPUTS)
+    assert json.loads((folder.path / "study.json").read_text()) == old
+
+
 def test_a_study_of_which_nothing_ran_takes_another_recipe(folder):
     other = replace(smoke(), trials=tuple(replace(s, seed=5) for s in smoke().trials))
     folder.claim(other, INPUTS)

@@ -8,24 +8,22 @@ from rich.console import Console
 
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import DONE, FAILED, StudyFolder
-from experiments.study.preflight import make_datasets
 from experiments.study.run_study import RunOptions, run_study
 from pipeline.metrics.rows import read_rows
+from tests.smallest import SMALLEST
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=25)]
 
 
-def test_one_trial_diverges_and_then_all_do(tmp_path):
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_datasets((world,), Console(file=io.StringIO()))
-    healthy, other = (
-        replace(s, data=replace(s.data, train=(world.root,), val=world.root)) for s in smoke().trials
-    )
+@pytest.mark.usefixtures("quick_ray")
+def test_one_trial_diverges_and_then_all_do(smoke_world, tmp_path):
+    data = replace(smoke().trials[0].data, train=(smoke_world.root,), val=smoke_world.root)
+    healthy, other = (replace(s, data=data, overrides=SMALLEST) for s in smoke().trials)
     mad = replace(other, train=replace(other.train, lr_scale=1e20, warmup_steps=0))
     console = Console(file=io.StringIO(), width=300)
     options = RunOptions(tmp_path / "runs", tracking=False)
 
-    recipe = replace(smoke(), trials=(healthy, mad), worlds=(world,))
+    recipe = replace(smoke(), trials=(healthy, mad), datasets=(smoke_world,))
     outcome = run_study(recipe, options, console)
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     well, ill = recipe.named_trials()

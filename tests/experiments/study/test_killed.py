@@ -1,18 +1,15 @@
 """A sequential study under Ray, killed twice at random moments, gives the rows of an unbroken one."""
 
-import io
 import os
 import pickle
 import random
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full, plan_of
@@ -20,18 +17,17 @@ from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke_waves
 from experiments.recipes.recipe import EarlyStoppingRule, trials_of
 from experiments.storage.study_folder import StudyFolder
 from experiments.study.next_wave import Budget, next_wave
-from experiments.study.preflight import make_datasets
-from experiments.study.waves import ended_rows, rungs_of
+from experiments.study.waves import early_stopping_of, ended_rows
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
 from tests.smallest import SMALLEST
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=110)]
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
-import pickle, sys
+import os, pickle, sys
 from pathlib import Path
 from rich.console import Console
 from experiments.storage.study_folder import StudyFolder
@@ -40,6 +36,8 @@ from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import run_waves
 
 if __name__ == "__main__":
+    sys.executable = os.environ["QUICK_PYTHON"]  # of Ray's processes
+    Path(sys.argv[3]).write_text(str(os.getpid()))
     recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
     folder = StudyFolder(Path(sys.argv[2]))
     folder.claim(recipe, {})
@@ -50,14 +48,12 @@ PATIENCE_S = 600
 
 
 @pytest.fixture
-def recipe(tmp_path):
-    """One layer, three seeds judged at two looks, and a rung."""
-    world = replace(smoke_waves().worlds[0], root=str(tmp_path / "world"))
-    make_datasets((world,), Console(file=io.StringIO()))
+def recipe(smoke_world):
+    """One layer, three seeds judged at two looks, and early stopping."""
     base = smoke_waves().trials[0]
     base = replace(
         base,
-        data=replace(base.data, train=(world.root,), val=world.root),
+        data=replace(base.data, train=(smoke_world.root,), val=smoke_world.root),
         train=replace(base.train, steps=4, lr_scale=2.0),
         overrides=SMALLEST,
     )
@@ -67,12 +63,14 @@ def recipe(tmp_path):
     return replace(
         smoke_waves(),
         trials=trials_of(design, base, (0, 1, 2), plans),
-        factors=design.sites,
-        rule=DecisionRule(metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, looks=(2, 3)),
-        worlds=(world,),
+        sites=design.sites,
+        rule=DecisionRule(
+            metric="mAP", sites=design.sites, seeds=(0, 1, 2), arms=design.arms, interim_analyses=(2, 3)
+        ),
+        datasets=(smoke_world,),
         design=design,
-        early_stop=EarlyStoppingRule(rungs=(2,)),
-        confirm_seeds=(),
+        early_stopping=EarlyStoppingRule(steps=(2,)),
+        confirmation_seeds=(),
     )
 
 
@@ -83,11 +81,11 @@ def run_unbroken(recipe, folder):
         rows := ended_rows(recipe, folder), recipe.rule, recipe.design, Budget(100)
     ).arms_by_seed:
         wave = next_wave(rows, recipe.rule, recipe.design, Budget(100))
-        rungs = rungs_of(recipe, rows, wave)
+        early_stopping = early_stopping_of(recipe, rows, wave)
         for seed, arms in asked:
             for arm in arms:
                 name = recipe.by_arm()[arm, seed]
-                run_trial(recipe.named_trials()[name], LocalSession(folder.trial(name)), rungs)
+                run_trial(recipe.named_trials()[name], LocalSession(folder.trial(name)), early_stopping)
                 folder.finish(name)
 
 
@@ -107,31 +105,32 @@ def num_rows(folder):
     return sum(path.read_bytes().count(b"\n") for path in folder.path.glob("trials/*/rows.jsonl"))
 
 
-def begin(tmp_path, folder):
+def begin(tmp_path, folder, quick_python):
+    """Start the study; the process that is to be killed leaves its number in ``pid``."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    words = [sys.executable, str(program), str(tmp_path / "recipe"), str(folder.path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    words = [quick_python["QUICK_PYTHON"], str(program)]
+    words += [str(tmp_path / "recipe"), str(folder.path), str(tmp_path / "pid")]
     with (tmp_path / "log").open("a") as log:
-        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+        return subprocess.Popen(words, env=os.environ | quick_python, stdout=log, stderr=log, cwd=ROOT)
 
 
-def test_killed_twice_and_resumed_equals_unbroken(recipe, tmp_path):
+def test_killed_twice_and_resumed_equals_unbroken(recipe, tmp_path, quick_python):
     unbroken, killed = StudyFolder(tmp_path / "unbroken"), StudyFolder(tmp_path / "killed")
     run_unbroken(recipe, unbroken)
     total = num_rows(unbroken)
     (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
     rng = random.Random(20261123)
     for cut in sorted(rng.sample(range(total // 20, total), 2)):
-        process = begin(tmp_path, killed)
+        process = begin(tmp_path, killed, quick_python)
         deadline = time.monotonic() + PATIENCE_S
         while num_rows(killed) < cut and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         assert process.poll() is None, (tmp_path / "log").read_text()
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         process.wait()
         assert cut <= num_rows(killed)
-    process = begin(tmp_path, killed)
+    process = begin(tmp_path, killed, quick_python)
     assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
 
     assert numbers(killed) == numbers(unbroken)

@@ -16,7 +16,7 @@ from tests.experiments.planted_rows import Truth, plant, rows_of
 
 SITES = LEAN.sites
 DESIGN = fraction([Factor(site) for site in SITES], 2)
-RULE = replace(LEAN.rule(), seeds=(0, 1, 2), looks=(1, 2, 3))
+RULE = replace(LEAN.rule(), seeds=(0, 1, 2), interim_analyses=(1, 2, 3))
 PLENTY = Budget(trials=1000)
 
 
@@ -26,7 +26,7 @@ def study(gain, seeds, **changes):
 
 
 def test_the_first_wave_is_every_arm_with_the_seeds_of_the_first_look():
-    wave = next_wave([], replace(RULE, looks=(2, 3)), DESIGN, PLENTY)
+    wave = next_wave([], replace(RULE, interim_analyses=(2, 3)), DESIGN, PLENTY)
     assert (wave.look, wave.state, wave.spent) == (1, CONTINUE, 0.0)
     assert wave.arms_by_seed == ((0, DESIGN.arms), (1, DESIGN.arms))
     assert wave.num_trials == 32
@@ -36,7 +36,7 @@ def test_unsettled_studies_go_on_and_end_with_the_seeds():
     one = next_wave(study((0,) * 6, (0,)), RULE, DESIGN, PLENTY)
     assert (one.look, one.state, one.arms_by_seed) == (2, CONTINUE, ((1, DESIGN.arms),))
     assert 0 < one.spent < 0.05  # O'Brien-Fleming spends little at a third of the trials
-    narrow = replace(RULE, margin=0.05)
+    narrow = replace(RULE, equivalence_margin=0.05)
     last = next_wave(study((0,) * 6, (0, 1, 2)), narrow, DESIGN, PLENTY)
     assert (last.look, last.state, last.arms_by_seed, last.spent) == (3, SPENT, (), 1.0)
 
@@ -44,7 +44,7 @@ def test_unsettled_studies_go_on_and_end_with_the_seeds():
 def test_a_study_is_settled_by_verdicts_and_by_equivalence():
     wave = next_wave(study((9, -9, 9, -9, 9, -9), (0,), scene_gain=0), RULE, DESIGN, PLENTY)
     assert (wave.state, wave.arms_by_seed) == (SETTLED, ())
-    wide = replace(RULE, margin=20.0)
+    wide = replace(RULE, equivalence_margin=20.0)
     assert next_wave(study((0,) * 6, (0,)), wide, DESIGN, PLENTY).state == SETTLED
 
 
@@ -78,7 +78,7 @@ def test_a_seed_that_diverged_costs_a_look_and_not_the_study():
     rows = study((0,) * 6, (0,), lost_seed=0)
     assert next_wave(rows, RULE, DESIGN, PLENTY).arms_by_seed == ((1, DESIGN.arms),)
     with pytest.raises(AnalysisError, match="no trial has a finite NDS"):
-        next_wave(rows, replace(RULE, looks=(1,)), DESIGN, PLENTY)
+        next_wave(rows, replace(RULE, interim_analyses=(1,)), DESIGN, PLENTY)
 
 
 def test_rows_beyond_the_last_look_wait_for_the_next():
@@ -111,5 +111,5 @@ def test_simulated_studies_go_the_way_of_rows():
 
 def test_looking_at_the_same_rows_twice_says_the_same():
     rows = plant(Truth(dict.fromkeys(SITES[:2], 0.0), seeds=(0, 1, 2)))
-    rule = DecisionRule(sites=SITES[:2], seeds=(0, 1, 2), looks=(2, 3))
+    rule = DecisionRule(sites=SITES[:2], seeds=(0, 1, 2), interim_analyses=(2, 3))
     assert weigh(rows, rule) == weigh(list(reversed(rows)), rule)

@@ -68,13 +68,13 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
         ):
             heartbeat._said_at = float("-inf")
             heartbeat.write(stage, done, 4, float("nan"))
-            trial.look()
+            trial.update()
             seen.append(trial.fraction)
         assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
         progress.ended("a")
 
 
-def test_beacon_drops_words_that_come_too_fast(tmp_path):
+def test_a_heartbeat_that_comes_too_fast_is_left_out(tmp_path):
     heartbeat = Heartbeat(tmp_path)
     heartbeat.write("train", 1, 9, 8.0)
     heartbeat.write("train", 2, 9, 7.0)
@@ -85,7 +85,7 @@ def test_beacon_drops_words_that_come_too_fast(tmp_path):
     assert read_heartbeat(tmp_path) == Progress("evaluate", 1, 9, None)
 
 
-def test_a_silent_trial_has_no_word_and_an_old_one_is_removed(tmp_path, console):
+def test_a_trial_that_has_not_begun_has_no_heartbeat_and_an_old_one_is_removed(tmp_path, console):
     assert read_heartbeat(tmp_path) is None
     Heartbeat(tmp_path).write("train", 1, 2, 0.0)
     with StudyProgress(console, 1, 0) as progress:

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +15,20 @@ import pytest
 from rich.console import Console
 
 from experiments.recipes.mini import cross_plan, smoke
-from experiments.recipes.recipe import SyntheticDataset
 from experiments.storage.study_folder import DONE, StudyFolder
-from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
+from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs
 from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
+from pipeline.storage.paths import ROOT
 from pipeline.training.trial import run_trial
+from tests.smallest import SMALLEST
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=60),
     pytest.mark.skipif(sys.platform != "linux", reason="looks at processes and sockets through /proc"),
 ]
 
@@ -37,8 +39,12 @@ PATIENCE_S = 300
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::ffff:127.0.0.1 in /proc/net/tcp*
 
 
-def offspring() -> dict[int, str]:
-    """All living descendants of this process: pid -> command line."""
+def offspring(but: Set[int] = frozenset()) -> dict[int, str]:
+    """All living descendants of this process: pid -> command line.
+
+    Args:
+        but: those that other tests have left and use again.
+    """
     parents, words = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -51,7 +57,7 @@ def offspring() -> dict[int, str]:
     family = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in family} - family:
         family |= more
-    return {pid: words[pid] for pid in family - {os.getpid()}}
+    return {pid: words[pid] for pid in family - {os.getpid(), *but}}
 
 
 def listening_addresses(family) -> list[str]:
@@ -75,9 +81,9 @@ def listening_addresses(family) -> list[str]:
 class Killer(threading.Thread):
     """Kills the worker of a trial once it has a checkpoint, and notes where Ray listens."""
 
-    def __init__(self, trial: Path) -> None:
+    def __init__(self, trial: Path, but: Set[int]) -> None:
         super().__init__(daemon=True)
-        self.trial = trial
+        self.trial, self.but = trial, but
         self.checkpoint: Path | None = None
         self.inode = 0
         self.listening: list[str] = []
@@ -89,30 +95,23 @@ class Killer(threading.Thread):
             time.sleep(0.02)
         assert self.checkpoint is not None
         self.inode = (self.checkpoint / "state.json").stat().st_ino
-        family = offspring()
+        family = offspring(self.but)
         self.listening = listening_addresses(family)
         (worker,) = [pid for pid, words in family.items() if words.startswith("ray::RayTrainWorker")]
         os.kill(worker, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    root = str(tmp_path_factory.mktemp("world"))
-    world = SyntheticDataset(root, seed=3, frames_per_scene=2, scenes=(("mini_train", 2), ("mini_val", 2)))
+def recipe(smoke_world):
     base = replace(
         smoke().trials[0],
-        data=DataSettings(train=(root,), val=root),
+        data=DataSettings(train=(smoke_world.root,), val=smoke_world.root),
+        overrides=SMALLEST,
         train=TrainSettings(steps=4, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
     )
     window = cross_plan(("window", "none", "none"))
-    made = replace(
-        smoke(),
-        worlds=(world,),
-        trials=(base, replace(base, plan=window, num_workers=2)),
-        concurrent_trials=1,
-    )
-    make_datasets(made.worlds, Console(file=io.StringIO()))
-    return made
+    trials = (base, replace(base, plan=window, num_workers=2))
+    return replace(smoke(), datasets=(smoke_world,), trials=trials, concurrent_trials=1)
 
 
 def values(trial: Path) -> dict[tuple[str, str, str, int], float]:
@@ -127,13 +126,16 @@ def values(trial: Path) -> dict[tuple[str, str, str, int], float]:
 
 def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's 15 would let other tests beside this one starve it
+    token_file = Path.home() / ".ray" / "auth_token"
+    had_token = token_file.exists()
     folder = StudyFolder(tmp_path / "runs" / "smoke")
     folder.claim(recipe, digest_inputs(recipe))
     check_trials(recipe, folder)
     check_data(recipe)
     check_models(recipe)
     killed, doubled = (folder.trial(name) for name in recipe.named_trials())
-    killer = Killer(killed)
+    earlier = offspring().keys()
+    killer = Killer(killed, earlier)
     killer.start()
     console = Console(file=io.StringIO(), width=200)
 
@@ -145,8 +147,8 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     # Ray listens on this machine alone, leaves no process, and no token in the home directory
     assert killer.listening
     assert set(killer.listening) <= LOOPBACK
-    assert not [words for words in offspring().values() if "ray" in words]
-    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not [words for words in offspring(earlier).values() if "ray" in words.replace(str(ROOT), "")]
+    assert token_file.exists() == had_token
     # the checkpoint that was there at the kill was gone on from, not written again
     assert killer.checkpoint is not None
     assert (killer.checkpoint / "state.json").stat().st_ino == killer.inode

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -21,20 +20,21 @@ from experiments.cli import main
 from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import FILE, stored_study
 from experiments.storage.study_folder import DONE, StudyFolder
-from experiments.study.preflight import make_datasets
 from pipeline.metrics.rows import RowsDigest, is_unchanged, read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
+from tests.chaos.cluster import offspring
 from tests.smallest import SMALLEST
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
-import pickle, sys
+import os, pickle, sys
 from pathlib import Path
 from rich.console import Console
 from experiments.study.run_study import RunOptions, run_study
 
 if __name__ == "__main__":
+    sys.executable = os.environ["QUICK_PYTHON"]  # of Ray's processes
     recipe = pickle.loads(Path(sys.argv[1]).read_bytes())
     options = RunOptions(Path(sys.argv[2]), 1, tracking=False, storage=sys.argv[3])
     sys.exit(not run_study(recipe, options, Console(width=200)).complete)
@@ -44,20 +44,18 @@ PATIENCE_S = 600
 
 
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(smoke_world):
     """Two trials of twelve steps, a checkpoint after every other."""
-    world = replace(smoke().worlds[0], root=str(tmp_path / "world"))
-    make_datasets((world,), Console(file=io.StringIO()))
     trials = tuple(
         replace(
             settings,
-            data=replace(settings.data, train=(world.root,), val=world.root),
+            data=replace(settings.data, train=(smoke_world.root,), val=smoke_world.root),
             train=replace(settings.train, steps=12, checkpoint_every=2),
             overrides=SMALLEST,
         )
         for settings in smoke().trials
     )
-    return replace(smoke(), trials=trials, worlds=(world,))
+    return replace(smoke(), trials=trials, datasets=(smoke_world,))
 
 
 def numbers(folder):
@@ -77,39 +75,29 @@ def timed(trial):
     return max(row.n for row in read_rows(trial / "rows.jsonl") if row.metric == "step_ms")
 
 
-def begin(tmp_path, runs, uri, environment=os.environ):
+def begin(tmp_path, runs, uri, quick_python):
     (tmp_path / "program.py").write_text(PROGRAM)
-    words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "recipe"), str(runs), uri]
-    environment = {**environment, "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
+    python, folder = quick_python["QUICK_PYTHON"], tmp_path
+    words = [python, str(folder / "program.py"), str(folder / "recipe"), str(runs), uri]
     with (tmp_path / "log").open("a") as log:
-        return subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+        return subprocess.Popen(words, env=os.environ | quick_python, stdout=log, stderr=log, cwd=ROOT)
 
 
-def parents():
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-            found[int(folder.name)] = 0 if state == "Z" else int(parent)
-    return found
-
-
-def kill(process):
-    """As a power cut: driver, Ray and workers at once."""
-    known, family = parents(), {process.pid}
-    while more := {child for child, parent in known.items() if parent in family} - family:
-        family |= more
+def kill(process, parent):
+    """As a power cut: driver, Ray and workers at once; all of them descend from one process."""
+    family = offspring(parent)
+    assert family
     for pid in family:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-    while [pid for pid in family if parents().get(pid)]:
-        time.sleep(0.1)
+    while offspring(parent):
+        time.sleep(0.02)
 
 
 @pytest.mark.cluster
-@pytest.mark.slow
-def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp_path):
+@pytest.mark.slow(seconds=50)
+def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp_path, quick_python):
     unbroken = StudyFolder(tmp_path / "unbroken")
     unbroken.claim(recipe, {})
     for name, settings in recipe.named_trials().items():
@@ -118,20 +106,20 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     first, second = recipe.named_trials()
     copy = f"studies/{recipe.name}/trials"
 
-    process = begin(tmp_path, tmp_path / "runs", s3.uri)
+    process = begin(tmp_path, tmp_path / "runs", s3.uri, quick_python)
     deadline = time.monotonic() + PATIENCE_S
     wanted = re.compile(rf"{copy}/{second}/checkpoints/step_0000000[468]/state.json")
     while not any(map(wanted.fullmatch, s3.objects())):
         assert process.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
-    kill(process)
+    kill(process, int(quick_python["QUICK_PARENT"]))
     before = s3.objects()
     assert f"{copy}/{first}/DONE.json" in before
     assert not [key for key in before if "step_00000012" in key and second in key], "killed too late"
     shutil.rmtree(tmp_path / "runs")
 
-    process = begin(tmp_path, tmp_path / "elsewhere", s3.uri)
+    process = begin(tmp_path, tmp_path / "elsewhere", s3.uri, quick_python)
     assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
     after, log = s3.objects(), (tmp_path / "log").read_text()
     folder = StudyFolder(tmp_path / "elsewhere" / recipe.name)

@@ -18,7 +18,7 @@ from experiments.storage.study_folder import BEGUN, DONE, PARTIAL, StudyError, S
 from experiments.study.confirmation_run import ALL, NONE, RECOMMENDED, confirmation, confirmed
 from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
 from experiments.study.tune_runner import ExecutionOptions
-from experiments.study.waves import FILE, ended_rows, run_waves, rungs_of
+from experiments.study.waves import FILE, early_stopping_of, ended_rows, run_waves
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows
 from tests.experiments.planted_rows import Truth, plant
@@ -48,11 +48,11 @@ def console():
 
 
 def rows_of(recipe, truth, seeds):
-    """Planted rows under the names and plans of a recipe's trials, with a value at the rung as well."""
+    """Planted rows under the names and plans of a recipe's trials, with an early value as well."""
     for row in plant(
         truth, draw=1, base=Row(recipe.name, "", "", "", "", 0.0, step=3, recipe_digest=recipe.digest)
     ):
-        arm = tuple(Plan.parse(row.plan)[site].bias for site in recipe.factors)
+        arm = tuple(Plan.parse(row.plan)[site].bias for site in recipe.sites)
         if row.seed in seeds:
             name = recipe.by_arm()[arm, row.seed]
             plan = recipe.named_trials()[name].plan.resolve(EVERY_SITE)
@@ -107,8 +107,8 @@ def test_a_budget_that_buys_nothing_is_refused(trials, hours):
         Budget(trials, hours)
 
 
-def test_the_first_wave_is_measured_at_rungs_and_stopped_nowhere(recipe):
-    early_stopping = rungs_of(recipe, [], Wave(1, (), SETTLED, ""))
+def test_the_first_wave_is_measured_early_and_stopped_nowhere(recipe):
+    early_stopping = early_stopping_of(recipe, [], Wave(1, (), SETTLED, ""))
     assert (early_stopping.metric, early_stopping.condition, early_stopping.thresholds) == (
         "NDS",
         "clean",
@@ -119,9 +119,9 @@ def test_the_first_wave_is_measured_at_rungs_and_stopped_nowhere(recipe):
 def test_the_floor_is_the_worst_of_earlier_waves_less_the_margin(recipe):
     rows = list(rows_of(recipe, CLEAR, (0, 1)))
     worst = min(row.value for row in rows if row.metric == "NDS" and row.step == 2 and row.seed == 0)
-    ((rung, floor),) = rungs_of(recipe, rows, SECOND).thresholds  # seed 1 is of this wave
-    assert (rung, floor) == (2, pytest.approx(worst - 0.05))
-    assert rungs_of(replace(recipe, early_stop=None), rows, SECOND).thresholds == ()
+    ((step, floor),) = early_stopping_of(recipe, rows, SECOND).thresholds  # seed 1 is of this wave
+    assert (step, floor) == (2, pytest.approx(worst - 0.05))
+    assert early_stopping_of(replace(recipe, early_stopping=None), rows, SECOND).thresholds == ()
 
 
 def test_half_a_trial_says_nothing(recipe, folder):
@@ -171,7 +171,7 @@ def test_gpu_hours_count_what_a_killed_session_used(recipe, folder):
 
 def test_the_confirmation_trains_three_arms_and_reads_their_gains(recipe):
     arms = {NONE: ("none", "none"), ALL: ("window", "window"), RECOMMENDED: ("window", "none")}
-    recipe = replace(recipe, confirm_seeds=(7, 8))
+    recipe = replace(recipe, confirmation_seeds=(7, 8))
     made = confirmation(recipe, arms)
     assert set(made.by_arm()) == {(levels, seed) for levels in arms.values() for seed in (7, 8)}
     assert not {s.digest for s in made.trials} & {s.digest for s in recipe.trials}
@@ -204,11 +204,14 @@ def test_a_study_keeps_the_packing_it_began_with(folder, console):
 
 def test_a_packing_that_cannot_be_read_is_refused(folder, console):
     write_json(folder.path / PACKING, {"concurrent": 2})
-    with pytest.raises(StudyError, match=r"packing\.json: not a packing \('machine'\); delete it to probe"):
+    with pytest.raises(StudyError, match=r"concurrency\.json: not a packing \('machine'\); delete it to"):
         with_packing(demo(), folder)
 
 
 def test_the_probe_is_refused_on_a_cluster(folder, console, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(StudyError, match="the probe measures this machine, not a cluster; say --concurrent"):
+    with pytest.raises(
+        StudyError,
+        match="the probe measures this machine, not a cluster; name the number of trials by --concurrent",
+    ):
         packing_of(demo(), folder, None, True, console)

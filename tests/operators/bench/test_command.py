@@ -63,7 +63,7 @@ def test_what_is_wrong_gets_no_time(tmp_path, monkeypatch):
     rows = [r for r in read_rows(tmp_path / "bench" / "rows.parquet") if r.metric == "latency"]
     broken = next(r for r in rows if (r.impl, r.bias, r.mode) == ("sdpa_math", "window", "forward"))
     assert broken.value != broken.value
-    assert "times its budget, so it gets no time" in broken.note
+    assert "times its budget, so it is not timed" in broken.note
 
 
 def test_refuses_unknown_shapes_and_a_cpu_for_real_ones(tmp_path):
@@ -72,7 +72,7 @@ def test_refuses_unknown_shapes_and_a_cpu_for_real_ones(tmp_path):
     with pytest.raises(ValueError, match="unknown bias kinds windows; expected some of none, global"):
         next(command.run_bench(arguments(tmp_path, "--kinds", "windows")))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU here: the decoder's shapes and --growth take one"):
+        with pytest.raises(ValueError, match="no GPU here: the decoder's shapes and --growth need one"):
             next(command.run_bench(arguments(tmp_path, "--shapes", "real")))
 
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan
-from pipeline.detector.backbones.sparse_conv import IS_SPCONV2_AVAILABLE
+from pipeline.detector.backbones.lidar_branch import BranchError
 from pipeline.detector.build import build_model, load_config
-from pipeline.detector.cmt_detector import BranchError
 from pipeline.detector.openmmlab.optimizer import freeze, multipliers
 
 FOLDER = "experiments/configs"

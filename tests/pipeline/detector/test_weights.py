@@ -102,7 +102,7 @@ def test_fresh_parts_are_fresh_as_a_whole_or_not_at_all(saved: Path) -> None:
 
 def test_what_starts_fresh_is_said(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_weights(Toy(), without(saved, ".aqr."), fresh=("aqr",))
-    assert "7 tensors loaded; 2 start fresh: pts_bbox_head.aqr.weight" in caplog.text
+    assert "7 tensors loaded; 2 keep their initial values: pts_bbox_head.aqr.weight" in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -13,7 +13,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import Detections
-from pipeline.evaluation.bootstrap import FEWEST_SCENES, drawn_counts, resampled_scores
+from pipeline.evaluation.bootstrap import FEWEST_SCENES, drawn_counts, match_split
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import FramePose
 
@@ -63,6 +63,12 @@ def scene_of(evaluation):
     return {token: token[0] for token in evaluation.gt_boxes.sample_tokens}
 
 
+def matched(evaluation, scenes=None):
+    return match_split(
+        evaluation.gt_boxes, evaluation.pred_boxes, evaluation.cfg, scenes or scene_of(evaluation)
+    )
+
+
 def repeated(evaluation, counts):
     """Return the evaluation of a dataset in which scenes occur as often as they were drawn."""
     copies = {"gt_boxes": EvalBoxes(), "pred_boxes": EvalBoxes()}
@@ -83,22 +89,32 @@ def official(evaluation):
 
 
 def test_every_scene_once_is_the_official_score(evaluation):
-    (got,), scenes = resampled_scores(evaluation, scene_of(evaluation), np.ones((1, SCENES), dtype=int))
-    assert scenes == SCENES
+    split = matched(evaluation)
+    (got,) = split.score_draws(np.ones((1, SCENES), dtype=int))
+    assert split.num_scenes == SCENES
     assert got == pytest.approx(official(evaluation), abs=ROUNDING)
     assert 0.05 < got["mAP"] < 0.4  # four of ten classes are there
+
+
+def test_the_whole_split_has_the_bits_of_the_devkit(evaluation):
+    expected, _ = DetectionEval.evaluate(evaluation)
+    got, wanted = matched(evaluation).score().serialize(), expected.serialize()
+    for key in ("label_aps", "mean_dist_aps", "tp_errors", "tp_scores"):
+        assert got[key] == wanted[key]
+    assert (got["mean_ap"], got["nd_score"]) == (wanted["mean_ap"], wanted["nd_score"])
+    assert 0 < got["nd_score"] < 1
 
 
 def test_a_draw_is_the_official_score_of_frames_repeated(evaluation):
     counts = drawn_counts(SCENES, 4)
     assert counts.max() > 1
-    got, _ = resampled_scores(evaluation, scene_of(evaluation), counts)
+    got = matched(evaluation).score_draws(counts)
     for draw, row in zip(got, counts, strict=True):
         assert draw == pytest.approx(official(repeated(evaluation, row)), abs=ROUNDING)
 
 
 def test_a_score_is_no_average_over_scenes(evaluation):
-    alone, _ = resampled_scores(evaluation, scene_of(evaluation), np.eye(SCENES, dtype=int))
+    alone = matched(evaluation).score_draws(np.eye(SCENES, dtype=int))
     mean = np.mean([draw["mAP"] for draw in alone])
     assert abs(mean - official(evaluation)["mAP"]) > 0.01
 
@@ -110,9 +126,10 @@ def test_draws_are_the_same_for_every_trial_and_keep_the_number_of_scenes():
 
 def test_few_scenes_are_not_drawn_from(evaluation):
     few = dict.fromkeys(evaluation.gt_boxes.sample_tokens, "one")
-    assert resampled_scores(evaluation, few) == ([], 1)
-    whole, scenes = resampled_scores(evaluation, scene_of(evaluation))
-    assert scenes == SCENES >= FEWEST_SCENES
+    assert (matched(evaluation, few).score_draws(), matched(evaluation, few).num_scenes) == ([], 1)
+    split = matched(evaluation)
+    whole = split.score_draws()
+    assert split.num_scenes == SCENES >= FEWEST_SCENES
     assert np.std([draw["NDS"] for draw in whole]) > 0
 
 

@@ -55,7 +55,7 @@ def test_shared_features_give_what_a_pass_per_condition_and_plan_gives(detector,
         detector._model.apply_plan(plan)
         for condition, detections in by_condition.items():
             # corrupted at native size, nothing shared: the plain way
-            alone = detector.run(detector.prepare(views.of(samples)[condition]))
+            alone = detector.run(detector.prepare([view.sample for view in views.of(samples)[condition]]))
             assert same(detections, alone), (str(plan), condition)
     assert not same(found[0]["clean"], found[1]["clean"])
     assert not same(found[0]["clean"], found[0]["no_lidar"])

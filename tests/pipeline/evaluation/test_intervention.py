@@ -11,7 +11,7 @@ from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.runtime.session import LocalSession
 from pipeline.training.trial import run_trial
 
-COMMON = Row("test", "trained", "", "", "", 0.0, recipe_digest="abc")
+COMMON = Row("test", "trained", "", "", "", 0.0, step=2, recipe_digest="abc")
 
 
 def test_switching(trial, tmp_path, monkeypatch):

@@ -1,24 +1,27 @@
 """Detections to the official metric: the truth scores 1, damage costs what it should."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.formats.frame_record import FrameRecord
+from pipeline.data.formats.nuscenes_tables import open_tables, read_frames
 from pipeline.data.sample import DataError, Detections
-from pipeline.evaluation.nuscenes_metric import NuScenesMetric
+from pipeline.evaluation.nuscenes_metric import ERRORS, NuScenesMetric
 from pipeline.evaluation.submission import (
     EvaluationError,
     FramePose,
     load_detections,
     save_detections,
     submission_boxes,
-    write_submission,
 )
 
 
@@ -42,6 +45,41 @@ def truth(frames: list[FrameRecord]) -> tuple[list[FramePose], list[Detections]]
 
 def scores(metric: NuScenesMetric, poses: list[FramePose], found: list[Detections]) -> dict[str, float]:
     return {score.metric: score.value for score in metric.score(poses, found)}
+
+
+def devkit_scores(
+    root: Path, folder: Path, poses: list[FramePose], found: list[Detections]
+) -> dict[str, float]:
+    """Let the devkit evaluate a submission file by itself."""
+    results = {pose.token: submission_boxes(pose, one) for pose, one in zip(poses, found, strict=True)}
+    path = folder / "submission.json"
+    path.write_text(json.dumps({"meta": {"use_camera": True}, "results": results}))
+    tables, config = open_tables(root, "v1.0-mini"), config_factory("detection_cvpr_2019")
+    run = DetectionEval(tables, config, str(path), "mini_val", str(folder), verbose=False)
+    metrics, _ = run.evaluate()
+    made = metrics.serialize()
+    errors = {ERRORS[kind][0]: value for kind, value in made["tp_errors"].items()}
+    classes = {f"AP/{name}": value for name, value in made["mean_dist_aps"].items()}
+    return {**classes, **errors, "mAP": made["mean_ap"], "NDS": made["nd_score"]}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_number_has_the_bits_of_the_devkit(
+    metric: NuScenesMetric, frames: list[FrameRecord], small_dataset: Path, tmp_path: Path, seed: int
+) -> None:
+    rng, (poses, found) = np.random.default_rng(seed), truth(frames)
+    sigma = np.array([0.6, 0.6, 0.2, 0, 0, 0, 0.3, 0.5, 0.5])  # sizes stay positive
+    guesses = [
+        Detections(
+            np.concatenate([f.boxes + rng.normal(0, sigma, f.boxes.shape), f.boxes]).astype(np.float32),
+            rng.random(2 * len(f.boxes)).astype(np.float32),
+            np.concatenate([f.labels, rng.permutation(f.labels)]),
+        )
+        for f in found
+    ]
+    got = scores(metric, poses, guesses)
+    assert got == devkit_scores(small_dataset, tmp_path, poses, guesses)
+    assert 0 < got["mAP"] < 1
 
 
 def test_the_truth_scores_one_in_every_class_there_is(
@@ -125,15 +163,15 @@ def test_at_most_500_boxes_the_best_first() -> None:
     assert made == sorted(found.scores.tolist(), reverse=True)[:500]
 
 
-def test_detections_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_detections_that_are_not_finite_are_refused() -> None:
     found = Detections(np.full((1, 9), np.nan, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
     with pytest.raises(EvaluationError, match="frame t: detections hold numbers that are not finite"):
-        write_submission(tmp_path / "s.json", [FramePose("t", np.eye(4))], [found])
+        submission_boxes(FramePose("t", np.eye(4)), found)
 
 
 def test_missing_frames_are_refused(metric: NuScenesMetric, frames: list[FrameRecord]) -> None:
     poses, found = truth(frames)
-    with pytest.raises(EvaluationError, match="Samples in split doesn't match"):
+    with pytest.raises(EvaluationError, match="needs every frame of the split"):
         metric.score(poses[1:], found[1:])
 
 

@@ -42,7 +42,7 @@ def test_windows_and_maps_are_the_models(model, frame):
     assert (view.rects[..., 0, 1] < rows).all()
     assert (view.rects[..., 0, 3] < cols).all()
     heights = view.rects[:, 0, 1] - view.rects[:, 0, 0] + 1
-    assert heights.max() == model.pts_bbox_head.bias_generator.windows[0]
+    assert heights.max() == model.pts_bbox_head.bias_generator.window_sizes[0]
     assert sorted(view.surest) == list(range(24))  # every query once
     assert all(np.abs(part).max() <= 1 + 1e-6 for part in view.maps)
     seen = resize_crop(frame, model.image_size).images

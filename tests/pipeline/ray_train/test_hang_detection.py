@@ -1,10 +1,11 @@
-"""The watch for hangs: a silence in mid-stage is told, a slow first step, a slow step and a pause are not."""
+"""Hang detection: silence within a stage is a hang; a slow first step, a slow step and a pause are none."""
 
 import os
 
 import pytest
 
-from pipeline.ray_train.hang_detection import FACTOR, UNKNOWN, HangDetector
+from pipeline.ray_train.hang_detection import FACTOR, UNKNOWN, HangDetector, HangWatch
+from pipeline.runtime.event_log import HUNG, read_events
 from pipeline.runtime.heartbeat import FILE, Heartbeat
 
 
@@ -22,79 +23,98 @@ def clock():
 
 
 @pytest.fixture
-def say(tmp_path):
+def heartbeat(tmp_path):
     times = iter(range(1, 10**6))
 
-    def speak(stage, done, total):
+    def write(stage, done, total):
         Heartbeat(tmp_path).write(stage, done, total, float("nan"))
         stamp = next(times) * 10**9
-        os.utime(tmp_path / FILE, ns=(stamp, stamp))  # two words within a tick of the file system's clock
+        os.utime(
+            tmp_path / FILE, ns=(stamp, stamp)
+        )  # two heartbeats may fall within a tick of the file system's clock
 
-    return speak
+    return write
 
 
-def looks(watch, clock, seconds):
+def check_for(detector, clock, seconds):
     """What it says, looking every half second."""
     for _ in range(int(seconds * 2)):
         clock.now += 0.5
-        if why := watch.look():
+        if why := detector.check():
             return why
     return ""
 
 
-def test_a_silence_in_training_is_told_and_names_the_step(tmp_path, clock, say):
-    watch = HangDetector(tmp_path, 10, clock)
-    say("train", 1, 9)
-    assert not looks(watch, clock, 1)
-    say("train", 2, 9)
-    assert not looks(watch, clock, 10)
-    assert "after train 2/9" in looks(watch, clock, 30)
+def test_a_silence_in_training_is_a_hang_and_the_reason_names_the_step(tmp_path, clock, heartbeat):
+    detector = HangDetector(tmp_path, 10, clock)
+    heartbeat("train", 1, 9)
+    assert not check_for(detector, clock, 1)
+    heartbeat("train", 2, 9)
+    assert not check_for(detector, clock, 10)
+    assert "after train 2/9" in check_for(detector, clock, 30)
 
 
-def test_the_first_step_may_take_long_but_not_for_ever(tmp_path, clock, say):
-    say("train", 3, 9)  # of the start before
-    watch = HangDetector(tmp_path, 10, clock)
-    assert not looks(watch, clock, 10 * UNKNOWN)
-    assert "after its start" in looks(watch, clock, 1)
+def test_the_first_step_may_take_long_but_not_for_ever(tmp_path, clock, heartbeat):
+    heartbeat("train", 3, 9)  # by the workers before
+    detector = HangDetector(tmp_path, 10, clock)
+    assert not check_for(detector, clock, 10 * UNKNOWN)
+    assert "after its start" in check_for(detector, clock, 1)
 
 
-def test_a_worker_whose_disk_is_another_gives_no_sign_and_is_not_ended_for_it(tmp_path, clock, say):
-    watch = HangDetector(tmp_path, 10, clock, far=True)
-    assert not looks(watch, clock, 30 * UNKNOWN)
-    say("train", 2, 9)  # a disk that both see after all
-    assert "after train 2/9" in looks(watch, clock, 30)
+def test_without_a_heartbeat_a_worker_with_another_disk_is_no_hang(tmp_path, clock, heartbeat):
+    detector = HangDetector(tmp_path, 10, clock, other_disk=True)
+    assert not check_for(detector, clock, 30 * UNKNOWN)
+    heartbeat("train", 2, 9)  # both see the same disk after all
+    assert "after train 2/9" in check_for(detector, clock, 30)
 
 
-def test_after_a_restart_the_same_word_again_is_a_sign(tmp_path, clock, say):
-    watch = HangDetector(tmp_path, 10, clock)
-    say("train", 3, 9)
-    assert looks(watch, clock, 20)
-    watch.restart()
-    assert not looks(watch, clock, 10 * UNKNOWN)
-    say("train", 3, 9)
-    assert looks(watch, clock, 20)
+def test_after_a_restart_a_heartbeat_with_the_same_step_counts(tmp_path, clock, heartbeat):
+    detector = HangDetector(tmp_path, 10, clock)
+    heartbeat("train", 3, 9)
+    assert check_for(detector, clock, 20)
+    detector.restart()
+    assert not check_for(detector, clock, 10 * UNKNOWN)
+    heartbeat("train", 3, 9)
+    assert check_for(detector, clock, 20)
 
 
-def test_what_is_slow_by_nature_gets_its_time(tmp_path, clock, say):
-    watch = HangDetector(tmp_path, 10, clock)
+def test_slow_steps_lengthen_the_silence_that_is_no_hang(tmp_path, clock, heartbeat):
+    detector = HangDetector(tmp_path, 10, clock)
     for step in (1, 2, 3):
-        say("train", step, 9)
-        assert not looks(watch, clock, 4)
-    assert not looks(watch, clock, FACTOR * 4 - 5)
-    assert looks(watch, clock, 10)
+        heartbeat("train", step, 9)
+        assert not check_for(detector, clock, 4)
+    assert not check_for(detector, clock, FACTOR * 4 - 5)
+    assert check_for(detector, clock, 10)
 
 
-@pytest.mark.parametrize("word", [("train", 9, 9), ("evaluate", 4, 4), ("rung", 3, 9)])
-def test_between_stages_nobody_knows_how_long(tmp_path, clock, say, word):
-    watch = HangDetector(tmp_path, 10, clock)
-    say("train", 1, 9)
-    watch.look()
-    say(*word)
-    assert not looks(watch, clock, 10 * UNKNOWN)
-    assert f"after {word[0]} {word[1]}/{word[2]}" in looks(watch, clock, 1)
+@pytest.mark.parametrize("progress", [("train", 9, 9), ("evaluate", 4, 4), ("rung", 3, 9)])
+def test_between_stages_the_timeout_is_longer(tmp_path, clock, heartbeat, progress):
+    detector = HangDetector(tmp_path, 10, clock)
+    heartbeat("train", 1, 9)
+    detector.check()
+    heartbeat(*progress)
+    assert not check_for(detector, clock, 10 * UNKNOWN)
+    assert f"after {progress[0]} {progress[1]}/{progress[2]}" in check_for(detector, clock, 1)
 
 
-def test_zero_waits_for_ever(tmp_path, clock, say):
-    watch = HangDetector(tmp_path, 0, clock)
-    say("train", 1, 9)
-    assert not looks(watch, clock, 5000)
+def test_with_timeout_zero_nothing_is_a_hang(tmp_path, clock, heartbeat):
+    detector = HangDetector(tmp_path, 0, clock)
+    heartbeat("train", 1, 9)
+    assert not check_for(detector, clock, 5000)
+
+
+def test_the_workers_of_a_hung_trial_are_killed_once_per_start(tmp_path, monkeypatch):
+    reasons = iter(["", "it hangs", "it hangs", "it hangs", "it hangs", "it hangs"])
+    monkeypatch.setattr(HangDetector, "check", lambda self: next(reasons))
+    watch, killed = HangWatch(tmp_path, 10), []
+    for start in (1, 2):
+        watch.started(lambda start=start: killed.append(start))
+        for _ in range(2):
+            watch.polled()
+    assert killed == [1, 2]
+    watch.polled()
+    watch.started(lambda: killed.append(3))
+    watch.ended()
+    watch.polled()
+    assert killed == [1, 2], "nothing is killed while the workers are shut down"
+    assert [event.why for event in read_events(tmp_path) if event.what == HUNG] == ["it hangs"] * 2

@@ -1,4 +1,5 @@
-import os
+"""A trial under Ray Train: its resources, and what its errors say."""
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,21 +7,13 @@ from pathlib import Path
 
 import pytest
 from ray.train import WorkerGroupError
-from ray.train.torch import TorchTrainer
 
 from pipeline.config.plan import PlanError
 from pipeline.data.sample import DataError
 from pipeline.errors import is_user_error
-from pipeline.ray_train.hang_detection import HangCallback
-from pipeline.ray_train.launch import _worker_resources
-from pipeline.ray_train.local_cluster import LOCAL, _environment
-from pipeline.ray_train.trainer import OURS, Trainer, explain
+from pipeline.ray_train.launch import _worker_resources, explain
 
 ROOT = Path(__file__).parents[3]
-
-
-def names(callbacks):
-    return {type(callback).__name__ for callback in callbacks}
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +21,6 @@ def settings():
     from experiments.recipes.mini import smoke
 
     return smoke().trials[0]
-
-
-def test_idle_actors_are_left_out_and_a_watch_is_added(monkeypatch, tmp_path):
-    """Fails if a new version of Ray moves the private hook, or renames what we leave out."""
-    all_of_them = names(TorchTrainer(print)._create_default_callbacks())
-    trainer = Trainer(HangCallback(tmp_path, 600), print)
-    monkeypatch.setenv(OURS, "1")
-    assert all_of_them - names(trainer._create_default_callbacks()) == {
-        "DatasetsCallback",
-        "PlacementGroupCleanerCallback",
-    }
-    monkeypatch.delenv(OURS)
-    assert all_of_them - names(trainer._create_default_callbacks()) == {"DatasetsCallback"}
-    assert names(trainer._create_default_callbacks()) - all_of_them == {"HangCallback"}
-
-
-def test_environment_is_put_back_and_users_settings_win(monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv(OURS, raising=False)
-    before = dict(os.environ)
-    with _environment(LOCAL):
-        assert os.environ["RAY_AUTH_MODE"] == "disabled"
-        assert os.environ[OURS] == "1"
-    assert dict(os.environ) == before
 
 
 def test_a_failed_worker_is_explained_by_its_last_words():

@@ -1,10 +1,12 @@
-"""Where data and runs live: in the project, at BIASWISE_HOME, or in the home directory for a Ray job."""
+"""Where data and runs are: in the project, at BIASWISE_HOME, or, for a Ray job, in the home directory."""
 
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.cli.main import build_parser
+from experiments.cluster.job_submission import runtime_env
 from pipeline.metrics.versions import commit
 from pipeline.storage.paths import ROOT, data_root, default_runs_dir, resolve_path
 from pipeline.tracking.mlflow_server import default_uri
@@ -14,7 +16,7 @@ CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch):
-    for name in ("BIASWISE_HOME", "BIASWISE_COMMIT", "MLFLOW_TRACKING_URI"):
+    for name in ("BIASWISE_HOME", "BIASWISE_DEFAULT_HOME", "BIASWISE_COMMIT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -37,10 +39,24 @@ def test_at_the_place_that_is_named(monkeypatch, tmp_path):
 
 
 def test_in_a_ray_job_nothing_is_kept_in_the_copy_that_ray_removes(monkeypatch, tmp_path):
-    copy = tmp_path / "session_x/runtime_resources/working_dir_files/_ray_pkg_1"
+    """A job has the variables of runtime_env.yaml, above those of the machines where it runs."""
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert data_root(copy) == tmp_path / "me/biaswise"
-    assert resolve_path("data/mini", copy) == tmp_path / "me/biaswise/data/mini"
+    job = yaml.safe_load((ROOT / "experiments/runtime_env.yaml").read_text())["env_vars"]
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert data_root() == tmp_path / "me/biaswise"
+    assert resolve_path("data/mini") == tmp_path / "me/biaswise/data/mini"
+    assert resolve_path(CONFIG) == ROOT / CONFIG
+
+
+def test_in_a_ray_job_the_home_of_the_cluster_wins(monkeypatch, tmp_path):
+    monkeypatch.setenv("BIASWISE_HOME", str(tmp_path))
+    for name, value in runtime_env()["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    assert data_root() == tmp_path
+    for name, value in runtime_env("/shared/of the job")["env_vars"].items():
+        monkeypatch.setenv(name, value)
+    assert data_root() == Path("/shared/of the job"), "`biaswise submit --home` wins over both"
 
 
 def test_commit_of_code_without_history_is_what_the_submitter_says(monkeypatch):

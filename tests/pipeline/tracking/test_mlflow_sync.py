@@ -18,10 +18,15 @@ from mlflow import MlflowClient
 
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import write_report
+from experiments.study.final_report import write_verdicts
 from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.tracking import study_reader
 from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
-from pipeline.tracking.mlflow_sync import CURSOR, EXPERIMENT, sync
+from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
+from pipeline.tracking.mlflow_sync import CURSOR, sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
+from pipeline.tracking.run_id import write_run_id
+from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
 from tests.experiments.planted_rows import Truth, decorate, plant
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
@@ -180,14 +185,124 @@ def test_another_store_gets_everything_although_the_cursor_is_full(uri, study, e
     assert_complete(second, study)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", ["study", "trial"])
+def test_a_deleted_run_gets_everything_again(uri, study, kind, whole):
+    sync(study, uri)
+    client, (parent,), children = runs_of(uri, study)
+    deleted = parent if kind == "study" else children["w10-s1"]
+    client.delete_run(deleted.info.run_id)
+    assert sync(study, uri, None if whole else ["w10-s1"]).unsent == 0
+    sync(study, uri)
+    if kind == "study":  # its old children are no longer those of an active run
+        for run in children.values():
+            client.delete_run(run.info.run_id)
+    assert_complete(uri, study)
+    _, (parent,), children = runs_of(uri, study)
+    assert deleted.info.run_id not in {parent.info.run_id, *(run.info.run_id for run in children.values())}
+
+
+def test_a_trial_that_has_ended_is_sent_by_reading_its_rows_alone(uri, study, monkeypatch):
+    """Trials end one after the other: the first sync reads what there is, each later one a single file."""
+    trials = sorted((study / "trials").iterdir())
+    waiting = study.with_name("waiting")
+    for folder in trials[1:]:
+        shutil.move(folder, waiting / folder.name)
+    sync(study, uri, [trials[0].name])
+    for folder in trials[1:]:
+        shutil.move(waiting / folder.name, folder)
+        read = count_calls(monkeypatch, study_reader, "read_rows")
+        report = sync(study, uri, [folder.name])
+        assert read == [(folder.resolve() / "rows.jsonl",)]
+        assert (report.trials, report.unsent, report.warning) == (1, 0, "")
+        assert report.sent == len(read_rows(folder / "rows.jsonl"))
+    assert_complete(uri, study)
+    assert sync(study, uri).sent == 0
+    _, (parent,), _ = runs_of(uri, study)
+    assert parent.info.status == "FINISHED"
+
+
+def test_a_run_is_searched_only_if_its_trials_folder_names_none(uri, study, monkeypatch):
+    sync(study, uri)
+    searches = count_calls(monkeypatch, MlflowClient, "search_runs")
+    sync(study, uri, ["w10-s1"])
+    assert searches == []
+    write_run_id(study / "trials" / "w10-s1", "")
+    assert sync(study, uri, ["w10-s1"]).sent == 0
+    assert len(searches) == 1
+    sync(study, uri, ["w10-s1"])
+    assert len(searches) == 1
+    assert_complete(uri, study)
+
+
+def test_a_store_that_does_not_know_the_study_gets_all_of_it_for_one_trial(study, uri, empty_store, tmp_path):
+    total = sync(study, uri).sent
+    second = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'second.db')}"
+    assert sync(study, second, ["w10-s1"]).sent == total
+    assert_complete(second, study)
+
+
+def test_of_runs_that_lost_answers_have_made_the_known_one_is_kept(uri, study):
+    """A request that is repeated after its answer was lost leaves a second run with the same tags."""
+    sync(study, uri)
+    client, (parent,), children = runs_of(uri, study)
+    known = children["w10-s1"]
+    client.create_run(known.info.experiment_id, tags=known.data.tags, run_name="w10-s1")
+    assert sync(study, uri).sent == 0
+    assert_complete(uri, study)
+    _, (same,), children = runs_of(uri, study)
+    assert same.info.run_id == parent.info.run_id
+    assert children["w10-s1"].info.run_id == known.info.run_id
+    runs = client.search_runs([known.info.experiment_id], f"tags.`biaswise.study` = '{study.name}'")
+    assert len(runs) == 1 + len(children)
+
+
+def test_a_trial_without_rows_is_nothing_to_send(uri, study):
+    assert sync(study, uri, ["no-such-trial"]).warning == ""
+
+
+def count_calls(monkeypatch, owner, name):
+    """Note the positional arguments of every call of a function."""
+    calls, original = [], getattr(owner, name)
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
+def test_verdicts_that_are_handed_over_are_sent_and_no_file_is_read(uri, study):
+    verdicts = StudyVerdicts((SiteVerdict("decoder.0.cross", "window", "PAYS", 2.0, 1.5, None),))
+    (study / "verdicts.json").write_text("not read")
+    sync(study, uri, verdicts=verdicts)
+    _, (parent,), _ = runs_of(uri, study)
+    assert parent.data.tags["verdict.decoder.0.cross"] == "PAYS"
+    assert parent.data.metrics == {"gain/decoder.0.cross": 2.0, "net_gain/decoder.0.cross": 1.5}
+
+
+def test_a_store_is_prepared_before_trials_start(tmp_path):
+    store = f"sqlite:///{tmp_path / 'new.db'}"
+    assert prepare_store(store) == ""
+    assert MlflowClient(store).get_experiment_by_name(EXPERIMENT) is not None
+    warning = prepare_store("gopher://me:planted@nowhere")
+    assert warning.startswith("MLflow at gopher://")
+    assert "biaswise study sync" in warning
+    assert "planted" not in warning
+
+
 def judged(study):
     """Give the study a rule, and write its report."""
     (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
-    return write_report(study, lambda plan: f"# {plan}\n")
+    report = write_report(study, lambda plan: f"# {plan}\n")
+    write_verdicts(report.summary, study)
+    return report
 
 
 def test_the_ui_alone_shows_verdicts_report_and_figures(uri, study):
-    evidence = judged(study).summary.evidence
+    report = judged(study)
+    evidence = report.summary.evidence
     sync(study, uri)
     (study / "report.md").write_text("The window costs.\n")
     sync(study, uri)
@@ -195,13 +310,20 @@ def test_the_ui_alone_shows_verdicts_report_and_figures(uri, study):
     run_id, data = parent.info.run_id, parent.data
     for verdict in evidence.verdicts:
         assert data.tags[f"verdict.{verdict.site}"] == verdict.verdict
-        assert data.metrics[f"net/{verdict.site}"] == verdict.net
+        assert data.metrics[f"net_gain/{verdict.site}"] == verdict.net
     assert data.tags["verdict.recommended"].startswith("window at ")
     assert data.metrics["recommended/utility"] > 0
+    advice = report.summary.advice
+    assert data.metrics["recommended/predicted_gain"] == advice.best.gain
+    assert data.metrics["recommended/measured_accuracy"] == advice.measured.accuracy
+    measured_gain = advice.measured.accuracy - advice.baseline.accuracy
+    assert data.metrics["recommended/measured_gain"] == pytest.approx(measured_gain)
     assert len(client.get_metric_history(run_id, "gain/decoder.0.cross")) == 1
     assert data.tags["mlflow.note.content"].endswith("`\n\nThe window costs.\n")
     assert Path(client.download_artifacts(run_id, "report.md")).read_text() == "The window costs.\n"
-    assert {"report.html", "recommended.py", "plans.csv"} <= {a.path for a in client.list_artifacts(run_id)}
+    assert {"report.html", "recommended.py", "plans.csv", "verdicts.json"} <= {
+        a.path for a in client.list_artifacts(run_id)
+    }
     figures = {a.path for a in client.list_artifacts(run_id, "figures")}
     assert figures == {f"figures/{path.name}" for path in (study / "figures").iterdir()}
 
@@ -209,8 +331,7 @@ def test_the_ui_alone_shows_verdicts_report_and_figures(uri, study):
 def test_a_verdict_that_was_withdrawn_leaves_the_parent(uri, study):
     judged(study)
     sync(study, uri)
-    (study / "verdicts.csv").unlink()
-    (study / "plans.csv").unlink()
+    (study / "verdicts.json").unlink()
     sync(study, uri)
     _, (parent,), _ = runs_of(uri, study)
     assert not [key for key in parent.data.tags if key.startswith("verdict.")]
@@ -253,16 +374,16 @@ def test_a_study_without_rows(tmp_path, uri):
 
 
 @pytest.mark.slow
-def test_two_processes_may_create_the_database_at_once(study, tmp_path):
+def test_two_processes_may_create_the_database_at_once(study, tmp_path, quick_python):
     code = (
         "import sys; from pathlib import Path; from pipeline.tracking.mlflow_sync import sync;"
         "print(sync(Path(sys.argv[1]), sys.argv[2]).warning)"
     )
+    (tmp_path / "racer.py").write_text(code)
     store = f"sqlite:///{tmp_path / 'raced.db'}"
-    racers = [
-        subprocess.Popen([sys.executable, "-c", code, str(study), store], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    words = [quick_python["QUICK_PYTHON"], str(tmp_path / "racer.py"), str(study), store]
+    given = os.environ | quick_python
+    racers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=given) for _ in range(2)]
     assert [racer.communicate()[0].strip() for racer in racers] == ["", ""]
     assert_complete(store, study)
 

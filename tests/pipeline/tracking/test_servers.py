@@ -11,7 +11,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,12 +24,12 @@ from typing import ClassVar
 import pytest
 
 from pipeline.metrics.rows import Row, append_rows, read_study
-from pipeline.tracking.mlflow_sync import sync
+from pipeline.tracking.mlflow_sync import CURSOR, sync
 from pipeline.tracking.naming import metric_key
 from pipeline.tracking.study_reader import stored_trials
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(seconds=20),
     pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic"),
 ]
 
@@ -129,19 +128,31 @@ def store(request, tmp_path):
             yield uri
 
 
+QUICK = """
+import os, runpy, sys
+
+sys.executable = os.environ["QUICK_PYTHON"]  # of the server's workers
+runpy.run_module("mlflow", run_name="__main__")
+"""
+
+
 class Server:
     """MLflow's server as `biaswise ui` starts it; may be killed and started again on its port."""
 
-    def __init__(self, store, folder):
-        self.port, self._store, self._folder = unused_port(), store, folder
+    def __init__(self, store, folder, python):
+        self.port, self._store, self._folder, self._python = unused_port(), store, folder, python
         self.address = f"http://127.0.0.1:{self.port}"
         self._process = None
 
     def start(self):
-        words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        words += ["--workers", "1", "--artifacts-destination", str(self._folder / "artifacts")]
+        program = self._folder / "server.py"
+        program.write_text(QUICK)
+        words = [self._python["QUICK_PYTHON"], str(program), "server", "--host", "127.0.0.1"]
+        words += ["--port", str(self.port), "--workers", "1"]
+        words += ["--artifacts-destination", str(self._folder / "artifacts")]
         given = {
             **os.environ,
+            **self._python,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_BACKEND_STORE_URI": self._store,
         }
@@ -160,14 +171,23 @@ class Server:
 
     def kill(self):
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)  # whose other processes end at once, as of one group
             self._process.wait()
             self._process = None
+            deadline = time.monotonic() + PATIENCE_S
+            while answers(self.port):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture
-def server(store, tmp_path):
-    made = Server(store, tmp_path)
+def server(store, tmp_path, quick_python):
+    made = Server(store, tmp_path, quick_python)
     made.start()
     yield made
     made.kill()
@@ -235,7 +255,7 @@ def test_killed_under_load_and_started_again(server, store, tmp_path, monkeypatc
     assert (last.unsent, last.warning) == (0, "")
     assert sync(study, server.address).sent == 0
     assert_each_once(store, study)
-    (study / "mlflow.json").unlink()
+    (study / CURSOR).unlink()
     assert sync(study, server.address).unsent == 0
     assert_each_once(store, study)
 
@@ -332,19 +352,21 @@ print([report.warning for report in reports.values() if report.warning])
 """
 
 
-def test_32_trials_that_log_at_once_on_postgres_lose_no_metric(tmp_path):
+def test_32_trials_that_log_at_once_on_postgres_lose_no_metric(tmp_path, quick_python):
     """Straight into an empty database, 32 studies of one trial from 4 processes, 1500 points each."""
     with postgres() as store:
         studies = [make_study(tmp_path / f"s{number:02d}", trials=1, rows=1500) for number in range(32)]
         for study in studies:  # assert_each_once tells trials apart by name
             (study / "trials/t00").rename(study / f"trials/{study.name}-t")
+        program = tmp_path / "sender.py"
+        program.write_text(SENDER)
         senders = [
             subprocess.Popen(
-                [sys.executable, "-c", SENDER, store, *map(str, studies[first::4])],
+                [quick_python["QUICK_PYTHON"], str(program), store, *map(str, studies[first::4])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+                env=os.environ | quick_python,
             )
             for first in range(4)
         ]

@@ -1,4 +1,4 @@
-"""A race on the mini model: every number is there, equal plans give equal losses, memory runs out quietly."""
+"""A benchmark of the mini model: every number is there, equal plans have equal losses, no memory is a row."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pipeline.config.plan import Plan, PlanError
+from pipeline.metrics.memory import PeakMemory
+from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import read_rows
 from pipeline.training.benchmark import (
     BenchmarkError,
     BenchmarkSettings,
-    _measured,
+    _run_in_memory,
     named_plans,
     run_benchmark,
 )
@@ -39,7 +41,7 @@ SAME = Plan.of({"aqr.*": "none/sdpa_math", "decoder.*": "none/sdpa_math"})
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("race")
+    folder = tmp_path_factory.mktemp("benchmark")
     named = named_plans(cuda=False)
     found = run_benchmark(BENCH, {"plain": named["plain"], "same": SAME, "dense": named["dense"]}, folder)
     assert [str(r) for r in read_rows(folder / "rows.jsonl")] == [str(r) for r in found]
@@ -72,7 +74,7 @@ def test_the_parts_are_timed(rows: list[Any]) -> None:
     assert {"pts_bbox_head.aqr", "pts_bbox_head.transformer.decoder"} <= parts
 
 
-def test_a_race_is_not_overwritten(tmp_path: Path) -> None:
+def test_rows_of_a_benchmark_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(BenchmarkError, match="is there already; name another folder"):
         run_benchmark(BENCH, {"config": None}, tmp_path)
@@ -85,8 +87,8 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(tmp_path: Path
 
 
 def test_running_out_of_memory_is_a_result() -> None:
-    def _train(*_: Any) -> Any:
+    def train(_: PeakMemory) -> list[Measure]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    found = _measured("train", _train, BENCH, None, [], False)
+    found = _run_in_memory("train", train, torch.device("cpu"))
     assert [m.metric for m in found] == ["train_out_of_memory", "train_peak_resident_gib"]

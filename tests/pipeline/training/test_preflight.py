@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,3 +89,10 @@ def test_a_gpu_is_looked_for_where_the_trial_will_run(trial: Trial, tmp_path: Pa
     with pytest.raises(TrialError, match="torch sees no CUDA device"):
         check(trial(device="cuda"), tmp_path, cuda)
     check(trial(device="cuda"), tmp_path, cuda, here=False)
+
+
+def test_ranks_that_check_one_folder_at_once_do_not_disturb_each_other(trial: Trial, tmp_path: Path) -> None:
+    settings, folder = trial(), tmp_path / "trial"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: check(settings, folder, CPU), range(200)))
+    assert list(folder.iterdir()) == []

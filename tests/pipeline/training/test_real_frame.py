@@ -11,7 +11,7 @@ from pipeline.detector.build import build_model, load_config
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm
 from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.training.step import TrainStep, lr_factor
+from pipeline.training.step import TrainStep, loss_of, lr_factor
 
 FRAME = Path(__file__).parents[4] / "shared/data/nuscenes_frame/n015-2018-07-24-11-22-45+0800.pkl"
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -34,5 +34,5 @@ def test_the_mini_model_learns_the_real_frame() -> None:
     for step in range(STEPS):
         seed_everything(0, step)
         model.train()
-        losses.append(train_step.step(collate([sample]), lr_factor(step, STEPS, 3))["loss"])
+        losses.append(loss_of(train_step.step(collate([sample]), lr_factor(step, STEPS, 3))))
     assert losses[-1] < losses[0] / 2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.config.plan import Plan
-from pipeline.config.settings import FROM_CONFIG, DataSettings, TrainSettings, TrialSettings
+from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 from pipeline.detector.precision import with_autocast
 from pipeline.errors import TrialError
 from pipeline.training.resolve_config import WARMUP, resolve_training
@@ -24,8 +24,8 @@ def trial(config: str, device: str = "cpu", **train: object) -> TrialSettings:
 
 
 def test_the_config_says_how_long_and_how_fast() -> None:
-    resolved = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=1)
-    assert resolved.settings.train.steps == 6 * 11  # 41 frames are 11 steps of 4
+    resolved = resolve_training(trial(RUNNER, steps=None, batch_size=4), FRAMES, workers=1)
+    assert resolved.steps == resolved.settings.train.steps == 6 * 11  # 41 frames are 11 steps of 4
     assert resolved.differs == ()
     train_step = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = resolved.schedule(train_step)
@@ -35,13 +35,13 @@ def test_the_config_says_how_long_and_how_fast() -> None:
 
 
 def test_two_workers_take_half_the_steps() -> None:
-    resolved = resolve_training(trial(RUNNER, steps=FROM_CONFIG, batch_size=4), FRAMES, workers=2)
+    resolved = resolve_training(trial(RUNNER, steps=None, batch_size=4), FRAMES, workers=2)
     assert resolved.settings.train.steps == 6 * 6
 
 
 def test_what_the_settings_say_holds_and_is_said() -> None:
     resolved = resolve_training(trial(RUNNER, steps=30, batch_size=2, warmup_steps=5), FRAMES, workers=1)
-    assert resolved.settings.train.steps == 30
+    assert resolved.steps == resolved.settings.train.steps == 30
     assert resolved.schedule(torch.optim.AdamW([nn.Parameter(torch.zeros(1))])) is None
     assert [sentence.partition(" ")[0] for sentence in resolved.differs] == [
         "settings.train.warmup_steps=5",
@@ -64,8 +64,8 @@ def test_without_a_schedule_there_is_a_short_warm_up() -> None:
     resolved = resolve_training(trial(MINI, steps=50), FRAMES, workers=1)
     assert resolved.settings.train.warmup_steps == WARMUP
     assert resolved.differs == ()
-    with pytest.raises(TrialError, match="says nothing; give one"):
-        resolve_training(trial(MINI, steps=FROM_CONFIG), FRAMES, workers=1)
+    with pytest.raises(TrialError, match="steps is None; give one of the two"):
+        resolve_training(trial(MINI, steps=None), FRAMES, workers=1)
 
 
 def test_autocast_is_the_configs_where_there_is_a_gpu() -> None:

@@ -38,7 +38,7 @@ def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> P
 def test_screened_gains_stand_beside_the_retrained(golden):
     screening(golden, (1.32, 0.24))
     summary = summarize(golden)
-    (table,) = [table for table in summary.tables if table.name == "screen"]
+    (table,) = [table for table in summary.tables if table.name == "screening"]
     first, second = summary.evidence.verdicts
     assert table.lines[0][:2] == ("decoder.0.cross", 1)
     assert table.lines[0][2:5] == pytest.approx((1.32, 1.32, 1.32))
@@ -48,9 +48,9 @@ def test_screened_gains_stand_beside_the_retrained(golden):
     low = (first.effect + second.effect - 1.32 - 0.24) / 2
     assert (
         f"Spearman's 1.00 over 2 layers; its gains are on average {low:.2f} points too low. "
-        "Of the 1 layer that pays off it put 1 first." in summary.notes[-1]
+        "Of the 1 layer that pays off, it ranks 1 first." in summary.notes[-1]
     )
-    assert "screen" in [drawing.name for drawing in drawings(summary)]
+    assert "screening" in [drawing.name for drawing in drawings(summary)]
     assert "no verdict" in table.title
 
 
@@ -58,7 +58,7 @@ def test_a_screening_that_is_wrong_is_said_to_be(golden):
     screening(golden, (-1.0, 3.0))
     note = summarize(golden).notes[-1]
     assert "Spearman's -1.00" in note
-    assert "it put 0 first" in note
+    assert "it ranks 0 first" in note
 
 
 def test_an_edited_or_unfinished_screening_is_left_out(golden):

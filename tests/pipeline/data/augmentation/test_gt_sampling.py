@@ -9,8 +9,9 @@ from shapely.geometry import Polygon
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
-from pipeline.data.augmentation.object_database import image_rectangles, open_database, write_database
-from pipeline.data.augmentation.transforms import box_corners
+from pipeline.data.augmentation.object_database import open_database
+from pipeline.data.augmentation.object_database_writer import write_database
+from pipeline.data.augmentation.transforms import box_corners, image_rectangles
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.nuscenes_tables import read_frames
@@ -155,7 +156,7 @@ def test_points_behind_a_pasted_picture_can_be_dropped():
 @pytest.mark.parametrize(
     ("sampler", "sentence"),
     [
-        ({"points": 1}, r"nobody reads \['points'\]"),
+        ({"points": 1}, r"unknown keys \['points'\]"),
         ({"info_path": "x"}, r"\['sample_groups'\] is missing"),
         ({"info_path": "x", "sample_groups": {"tram": 1}}, "sample_groups names 'tram'"),
         ({"info_path": "x", "sample_groups": {}, "classes": ["bus"]}, "expected the ten of CMT"),

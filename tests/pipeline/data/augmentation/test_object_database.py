@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.augmentation.object_database import image_rectangles, open_database, write_database
+from pipeline.data.augmentation.object_database import open_database
+from pipeline.data.augmentation.object_database_writer import write_database
+from pipeline.data.augmentation.transforms import image_rectangles
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.nuscenes_tables import read_frames

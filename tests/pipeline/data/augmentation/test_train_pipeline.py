@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
-from pipeline.data.augmentation.object_database import write_database
+from pipeline.data.augmentation.object_database_writer import write_database
 from pipeline.data.augmentation.train_pipeline import STEPS, read_steps, read_train_pipeline
 from pipeline.data.boxes import points_inside
 from pipeline.data.formats.file_source import FileSource
@@ -151,13 +151,13 @@ def entry(**keys) -> list[dict]:
     [
         ([], "has no pipeline"),
         (entry(type="RandomFlip3D"), r"pipeline\[0\], RandomFlip3D: .* use CustomRandomFlip3D"),
-        (entry(type="NormalizeMultiviewImage"), "mean and std stand in model.data_preprocessor"),
-        (entry(type="GridMask"), "nobody reads it; expected one of LoadPointsFromFile"),
+        (entry(type="NormalizeMultiviewImage"), "mean and std are in model.data_preprocessor"),
+        (entry(type="GridMask"), "unknown entry; expected one of LoadPointsFromFile"),
         (entry(type="PointShuffle", seed=1), "PointShuffle: got an unexpected keyword argument 'seed'"),
         (entry(type="PointsRangeFilter"), "missing 1 required positional argument: 'point_cloud_range'"),
-        (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4, and our sources do 5 or"),
-        (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True, and"),
-        (entry(type="LoadMultiViewImageFromFiles", views=6), "nobody reads the key 'views'"),
+        (entry(type="LoadPointsFromFile", use_dim=4), "use_dim=4; our sources support 5 or"),
+        (entry(type="LoadPointsFromMultiSweeps", pad_empty_sweeps=True), "pad_empty_sweeps=True; our"),
+        (entry(type="LoadMultiViewImageFromFiles", views=6), "unknown key 'views'"),
     ],
 )  # fmt: skip
 def test_refusals(entries, sentence):
@@ -169,7 +169,7 @@ def test_an_unknown_wrapper_is_refused():
     config = {
         "train_dataloader": {"dataset": {"type": "RepeatDataset", "dataset": {"pipeline": pipeline_of("x")}}}
     }
-    with pytest.raises(DataError, match="nobody reads the wrapper RepeatDataset"):
+    with pytest.raises(DataError, match="unknown wrapper RepeatDataset"):
         read_train_pipeline(config)
 
 

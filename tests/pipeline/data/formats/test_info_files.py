@@ -11,8 +11,9 @@ import pytest
 from pipeline.config.settings import CLASSES
 from pipeline.data.augmentation.transforms import box_corners, filter_range, project
 from pipeline.data.formats.file_source import FileSource
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.info_files import InfoSource, read_infos, write_infos
-from pipeline.data.formats.nuscenes_tables import FrameRecord, read_frames
+from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.synthetic import generate
 from pipeline.data.synthetic.sensor_rig import Rig

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pipeline.data.formats.file_source import FileSource
-from pipeline.data.formats.nuscenes_tables import FrameRecord
+from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.open import open_source
 from pipeline.data.loading.batches import training_batches
 from pipeline.data.loading.broken_frames import BrokenFrames
-from pipeline.data.loading.prefetch import Room, size_of
+from pipeline.data.loading.prefetch import PrefetchBudget, size_of
 from pipeline.data.loading.sampler import BatchOrder, permutation
 from pipeline.data.sample import DataError, Sample
 from pipeline.data.source import JoinedSource
@@ -166,24 +166,24 @@ def test_blocks_of_another_source_are_refused() -> None:
 def test_what_lies_ready_is_bounded_in_bytes() -> None:
     """A slow training and fast loader processes: they stop at the limit, one batch each beyond at most."""
     source, order = Numbers(40, points=1000), BatchOrder(40, 1, 0, 1, seed=0)
-    room, taken = Room(3, limit=50_000), []
-    for batch in training_batches(source, order, add_noise, 0, 20, 3, room=room):
+    budget, taken = PrefetchBudget(3, limit=50_000), []
+    for batch in training_batches(source, order, add_noise, 0, 20, 3, budget=budget):
         size = size_of([vars(sample) for sample in batch])
         time.sleep(0.02)
-        taken.append(room.taken)
+        taken.append(budget.ready_bytes)
     assert size > 20_000  # a thousand points of five float32
     assert max(taken) <= 50_000 + 3 * size
     assert max(taken) > 0, "something did lie ready"
-    unbounded, most = Room(3, limit=10**12), 0
-    for _ in training_batches(source, order, add_noise, 0, 20, 3, room=unbounded):
+    unbounded, most = PrefetchBudget(3, limit=10**12), 0
+    for _ in training_batches(source, order, add_noise, 0, 20, 3, budget=unbounded):
         time.sleep(0.02)
-        most = max(most, unbounded.taken)
+        most = max(most, unbounded.ready_bytes)
     assert most > max(taken), "without a limit more lies ready: the limit is what bounds it"
 
 
 def test_a_batch_larger_than_the_room_still_comes() -> None:
     order = BatchOrder(6, 2, 0, 1, seed=1)
-    batches = training_batches(Numbers(6), order, add_noise, 0, 5, 2, room=Room(2, limit=1))
+    batches = training_batches(Numbers(6), order, add_noise, 0, 5, 2, budget=PrefetchBudget(2, limit=1))
     assert len(list(batches)) == 5
 
 

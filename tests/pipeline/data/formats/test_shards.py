@@ -243,7 +243,7 @@ with ray_writers(2) as run:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @pytest.mark.cluster
 def test_tasks_of_ray_write_the_same_bytes(dataset, copied, tmp_path, monkeypatch):
     monkeypatch.setattr(shard_writer, "ROWS_PER_FILE", 1)

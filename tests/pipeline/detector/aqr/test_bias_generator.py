@@ -283,7 +283,7 @@ def test_layers_share_the_windows() -> None:
     one, two = AttentionBiasGenerator(3, 2)(["window", "gaussian"], torch.ones(1, 2, 2), geometry())
     assert one is not None
     assert two is not None
-    assert one.rects is two.rects  # type: ignore[attr-defined]
+    assert one.windows is two.windows  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from operators.bias import LocalMask
 from operators.grid import TokenGrid
+from operators.window_bias import LocalMask
 from pipeline.detector.aqr.projection import ProjectedQueries
 
 PARITY = Path(__file__).parents[5] / "shared/data/parity/golden_a_mome_lam.safetensors"
@@ -65,7 +65,7 @@ def test_the_mask_differs_from_the_published_one_on_the_flagged_queries_alone(
     golden: dict[str, Tensor],
 ) -> None:
     found = project(golden)
-    dense = LocalMask(found.grid, found.rects((5, 15))).dense()[:, 0] == 0
+    dense = LocalMask(found.grid, found.windows((5, 15))).dense()[:, 0] == 0
     published = torch.zeros_like(dense).flatten(0, 1)
     offsets, flat = golden["unmasked_offsets"].tolist(), golden["unmasked_flat"].long()
     for query, (first, last) in enumerate(pairwise(offsets)):

@@ -109,7 +109,7 @@ def test_the_decoder_reads_multiplied_tokens_and_unchanged_positions(
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="sigma: expected more than 0 cells, got 0"):
         WeightMapModulation(sigma=0)
-    with pytest.raises(ValueError, match="weight_map_config without aqr_config has no weights to paint"):
+    with pytest.raises(ValueError, match="weight_map_config needs aqr_config, which makes the weights"):
         build_model(
             MINI,
             [

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
 from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from pipeline.detector.backbones.sparse_conv import (
-    IS_SPCONV2_AVAILABLE,
     SparseConvError,
     build_sparse_encoder,
     scatter_nd,

@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config.plan import Choice
 from pipeline.data.sample import Sample
+from pipeline.detector import build  # noqa: F401  registers the modules of the config
 from pipeline.detector.aqr.bias_generator import AttentionBiasGenerator
 from pipeline.detector.head.cmt_head import CmtAqrHead
 from pipeline.detector.openmmlab.data_samples import collate
@@ -154,7 +155,7 @@ def test_windows_lie_where_the_queries_are(head):
     points = torch.tensor([[0.5, 0.2, 0.5], [0.9, 0.99, 0.5], [-0.02, 1.02, 0.5]])  # the last lies outside
     head.reference_points.weight.data[:3] = points
     run(head)
-    row_first, row_last, col_first, col_last = made[0].rects[0, :3, 0].T.tolist()
+    row_first, row_last, col_first, col_last = made[0].windows[0, :3, 0].T.tolist()
     # cells of 6 x 8 maps: (1, 4), (5, 7), and the corner (5, 0) for the point outside; windows of 3, cut
     assert (row_first, row_last) == ([0, 4, 4], [2, 5, 5])
     assert (col_first, col_last) == ([3, 6, 0], [5, 7, 1])
@@ -167,7 +168,7 @@ def test_windows_have_the_size_that_the_plan_chose(head):
         head.sites[f"decoder.{i}.cross"].choice = Choice("window", "sdpa_math", window=window)
     head.reference_points.weight.data[0] = torch.tensor([0.5, 0.5, 0.5])  # cell (3, 4) of 6 x 8
     run(head)
-    assert [bias.rects[0, 0, 0].tolist() for bias in made] == [[2, 4, 3, 5], [3, 3, 4, 4], [1, 5, 2, 6]]
+    assert [bias.windows[0, 0, 0].tolist() for bias in made] == [[2, 4, 3, 5], [3, 3, 4, 4], [1, 5, 2, 6]]
 
 
 def test_the_bias_of_layers_whose_config_names_none_is_that_of_the_generator(published):
@@ -254,13 +255,13 @@ def test_autocast_leaves_positions_and_task_heads_in_single_precision(head):
         rough = head.make_memory(*inputs)
         embedded = head.embed_queries(points, rough)
         states = torch.rand(LAYERS, 2, QUERIES, DIMS)
-        codes = head._read(states, points).codes
+        codes = head._predictions(states, points).codes
     assert not torch.equal(
         rough.tokens, exact.tokens
     )  # the convolution is in half precision: autocast was on
     assert torch.equal(rough.position, exact.position)
     assert torch.equal(embedded, head.embed_queries(points, exact))
-    assert torch.equal(codes, head._read(states, points).codes)
+    assert torch.equal(codes, head._predictions(states, points).codes)
 
 
 def test_the_whole_head_runs_under_autocast(head):
@@ -301,7 +302,7 @@ def test_meta_information_that_lacks_is_named(head):
         ({"common_heads": {"center": (2, 2)}}, "a box code needs the channels"),
         ({"separate_head": {"final_kernel": 3}}, "expected 1"),
         ({"aqr_config": None}, "go together"),
-        ({"train_cfg": {"grid_size": [1024, 1024, 40]}}, "nobody reads grid_size"),
+        ({"train_cfg": {"grid_size": [1024, 1024, 40]}}, "unknown keys grid_size"),
         ({"denoising": {"split": 0.5, "noise": 1}}, "noise"),
     ],
 )

@@ -102,7 +102,7 @@ model = dict(pts_bbox_head=dict(transformer=dict(decoder=dict(transformerlayers=
         ("decoder.9.*=none/rects", "'decoder.9.*' matches no site; the model has aqr.0.cross"),
         ("decoder.0.self=window/rects", "decoder.0.self cannot have the bias 'window'; it takes none"),
         ("decoder.*.cross=window/flash", "decoder.0.cross cannot train with window/flash on any machine"),
-        ("decoder.*.cross=window/lowrank", "name a rank to cut it off"),
+        ("decoder.*.cross=window/lowrank", "name a rank to approximate it"),
         ("decoder.*.self=none/flash", "flash: takes NONE, the dense bias has DENSE"),
     ],
 )

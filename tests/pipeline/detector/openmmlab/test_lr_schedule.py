@@ -119,13 +119,13 @@ def test_epochs_stretched_over_a_number_of_steps_end_with_them() -> None:
         ({"param_scheduler": [{"type": "OneCycleLR"}]}, r"param_scheduler\[0\]: expected one of ConstantLR"),
         (
             {"train_cfg": {"max_epochs": 3, "dynamic_intervals": []}},
-            "train_cfg: nobody reads dynamic_intervals",
+            "train_cfg: unknown keys dynamic_intervals",
         ),
         (
             {"train_cfg": {"by_epoch": False, "max_epochs": 3}},
             "IterBasedTrainLoop needs max_iters, .* got None",
         ),
-        ({"train_cfg": {"type": "MyLoop"}}, "nobody knows the loop 'MyLoop'"),
+        ({"train_cfg": {"type": "MyLoop"}}, "unknown loop 'MyLoop'"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(config, message) -> None:

@@ -77,8 +77,8 @@ def test_a_multiplier_of_zero_freezes_and_another_frees_again() -> None:
     ("config", "message"),
     [
         (wrapper({"no_such_part": {"lr_mult": 0.1}}), "no parameter's name contains 'no_such_part'"),
-        (wrapper({"head": {"lr_mul": 0.1}}), r"nobody reads paramwise_cfg.custom_keys.head.lr_mul"),
-        (wrapper({}, accumulate=2), "nobody reads accumulate"),
+        (wrapper({"head": {"lr_mul": 0.1}}), r"unknown keys paramwise_cfg.custom_keys.head.lr_mul"),
+        (wrapper({}, accumulate=2), "unknown keys accumulate"),
         (wrapper({}, optimizer={"type": "Adammm", "lr": 1.0}), "torch.optim such as 'AdamW', got 'Adammm'"),
         (
             wrapper({}, optimizer={"type": "AdamW", "lr": 1.0, "betta": 1}),
@@ -87,7 +87,7 @@ def test_a_multiplier_of_zero_freezes_and_another_frees_again() -> None:
         (wrapper({}, optimizer={"type": "AdamW"}), "expected a learning rate"),
         (wrapper({}, type="ApexOptimWrapper"), "expected 'OptimWrapper' or 'AmpOptimWrapper'"),
         (wrapper({}, type="AmpOptimWrapper", dtype="float16"), "expected 'bfloat16'.*got 'float16'"),
-        (wrapper({}, dtype="bfloat16"), "nobody reads dtype"),
+        (wrapper({}, dtype="bfloat16"), "unknown keys dtype"),
     ],
 )
 def test_what_cannot_be_read_is_refused(config: dict[str, Any], message: str) -> None:

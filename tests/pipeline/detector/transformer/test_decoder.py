@@ -72,10 +72,10 @@ def test_a_bias_that_was_not_chosen_is_refused_and_so_is_a_missing_one():
     site = SiteAttention(DIMS, HEADS, "decoder.0.cross")
     memory, query, _ = inputs()
     bias = GlobalBias(GRID, torch.zeros(2, 5, 2))
-    with pytest.raises(ValueError, match="chose the bias 'none' and was handed 'global'"):
+    with pytest.raises(ValueError, match="expected the bias 'none', got 'global'"):
         site(query, memory, bias=bias)
     site.choice = Choice("global", "sdpa_math")
-    with pytest.raises(ValueError, match="chose the bias 'global' and was handed 'none'"):
+    with pytest.raises(ValueError, match="expected the bias 'global', got 'none'"):
         site(query, memory)
     with pytest.raises(ValueError, match="cannot be combined"):
         site(query, memory, bias=bias, mask=DenseBias(torch.zeros(1, 1, 5, GRID.num_keys)))

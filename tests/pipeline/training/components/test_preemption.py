@@ -3,13 +3,11 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from ray.train.v2._internal.execution import context as ray_train_context
-from ray.train.v2._internal.execution.preemption import PreemptionContext, PreemptionInfo
+import ray.train
+from ray.train import PreemptionInfo
 
 from pipeline.config.settings import TrialSettings
 from pipeline.evaluation import evaluator
@@ -17,7 +15,7 @@ from pipeline.metrics.rows import read_rows
 from pipeline.ray_train.worker import RaySession
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
-from pipeline.training.preemption import SECOND_CHECKPOINT_S
+from pipeline.training.components.preemption import SECOND_CHECKPOINT_S, PreemptionWatch
 from pipeline.training.trial import run_trial
 
 Trial = Callable[..., TrialSettings]
@@ -37,6 +35,10 @@ class Leaving(LocalSession):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.asked = 0
+        self.saved = []
+
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        self.saved.append(checkpoint.name)
 
     def seconds_left(self) -> float | None:
         if self.asked == len(self.left):
@@ -57,7 +59,7 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     leaving = Leaving(tmp_path / "broken")
     with pytest.raises(InterruptedError):
         run_trial(settings, leaving)
-    assert [report["step"] for report in leaving.reports] == [2, 4]
+    assert leaving.saved == ["step_00000002", "step_00000004"]
     assert str(newest_checkpoint(tmp_path / "broken" / "checkpoints")).endswith("step_00000004")
     run_trial(settings, LocalSession(tmp_path / "broken"))
     run_trial(settings, LocalSession(tmp_path / "unbroken"))
@@ -65,16 +67,28 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     assert len(losses(tmp_path / "broken")) == 7
 
 
-def test_the_notice_is_read_where_ray_train_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if a new version of Ray moves it."""
-    assert "preemption_context" in {field.name for field in fields(ray_train_context.TrainContext)}
-    held = PreemptionContext()
-    monkeypatch.setattr(
-        ray_train_context, "get_train_context", lambda: SimpleNamespace(preemption_context=held)
-    )
+def test_the_notice_is_that_of_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[PreemptionInfo | None] = [
+        None,
+        PreemptionInfo(1000 * (time.time() + 30), {"node": [0]}),
+        PreemptionInfo(None, {"node": [0]}),
+    ]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: notices.pop(0))
     session = object.__new__(RaySession)  # its constructor asks a worker of Ray Train for the rank
     assert session.seconds_left() is None
-    held.preemption_info = PreemptionInfo(1000 * (time.time() + 30), {"node": [0]})
     assert session.seconds_left() == pytest.approx(30, abs=5)
-    held.preemption_info = PreemptionInfo(None, {"node": [0]})
     assert session.seconds_left() == math.inf
+
+
+@pytest.mark.parametrize(("log_every", "asked"), [(1, [*range(1, 13)]), (3, [3, 6, 9, 12]), (50, [10])])
+def test_the_session_is_asked_when_ranks_exchange_numbers_and_at_least_every_ten_steps(
+    log_every: int, asked: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, steps = LocalSession(tmp_path), []
+    watch = PreemptionWatch(session, log_every)
+    for step in range(1, 13):
+        monkeypatch.setattr(session, "seconds_left", lambda step=step: steps.append(step) or 60.0)
+        assert watch.should_checkpoint(step) == (step == asked[0]), (
+            "once for a notice that is far from its end"
+        )
+    assert steps == asked

@@ -1,0 +1,93 @@
+"""The LiDAR branch of ``CmtDetector``: point clouds to a BEV map, by CMT's five modules or by one."""
+
+from typing import Any
+
+from mmdet3d.registry import MODELS
+from torch import Tensor, nn
+
+from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
+from pipeline.detector.acceleration.memory_format import maps_channels_last
+from pipeline.detector.backbones.sparse_conv import build_sparse_encoder
+from pipeline.detector.backbones.voxelization import VoxelLayer
+
+
+class BranchError(ValueError):
+    """The config gives no LiDAR branch, an incomplete one, or two."""
+
+
+class LidarBranch(nn.Module):
+    """Mixin of a detector that holds the modules of its LiDAR branch.
+
+    They are attributes of the detector itself, under the names of CMT's config and checkpoints.
+
+    Attributes:
+        pts_branch: one module from points to a BEV map; None for CMT's own branch.
+        graphs: CUDA graphs through which detection runs; None: kernel by kernel.
+    """
+
+    pts_branch: nn.Module | None
+    graphs: Graphs | None
+
+    def build_lidar_branch(
+        self, pts_branch: dict[str, Any] | None, parts: dict[str, dict[str, Any] | None]
+    ) -> None:
+        """Build the branch that the config gives.
+
+        Args:
+            pts_branch: config of one module, or None.
+            parts: name -> config of CMT's own five modules, or None.
+
+        Raises:
+            BranchError: both branches, none, or some of the five modules.
+        """
+        self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
+        given = {name: cfg for name, cfg in parts.items() if cfg is not None}
+        incomplete = bool(given) and len(given) < len(parts)
+        if bool(given) == (pts_branch is not None) or incomplete:
+            got = [*(["pts_branch"] if pts_branch is not None else []), *given]
+            raise BranchError(
+                f"model: expected either pts_branch or all of {', '.join(parts)}; "
+                f"got {', '.join(got) or 'neither'}"
+            )
+        if not given:
+            return
+        middle = given["pts_middle_encoder"]
+        self.pts_voxel_layer = VoxelLayer(**given["pts_voxel_layer"], sparse_shape=middle["sparse_shape"])
+        self.pts_voxel_encoder = MODELS.build(given["pts_voxel_encoder"])
+        self.pts_middle_encoder = build_sparse_encoder(middle)
+        self.pts_backbone = MODELS.build(given["pts_backbone"])
+        self.pts_neck = MODELS.build(given["pts_neck"])
+
+    def point_features(self, points: list[Tensor]) -> Tensor:
+        """Run the branch on point clouds.
+
+        Args:
+            points: per sample (N, C) float: x, y, z in m, then other columns; N may be 0.
+
+        Returns:
+            The BEV map (B, C', h, w).
+        """
+        if self.pts_branch is not None:
+            return self.pts_branch(points)
+        voxels = self.pts_voxel_layer(points)
+        features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
+        canvas = self._encode_sparsely(features, voxels.coords, len(points))
+        return replayed(self, "bev", self._bev_maps, (canvas,))[0]
+
+    def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:
+        return (self.pts_neck(self.pts_backbone(maps_channels_last(canvas)))[0],)
+
+    def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
+        """Run the middle encoder, also for one voxel (a masked point cloud) and for none (a lost one)."""
+        if len(features) > 1:
+            return self.pts_middle_encoder(features, coords, batch)
+        if not len(features):
+            # Encode one voxel and multiply by 0: the map of an empty cloud is 0 everywhere, and every
+            # parameter gets a gradient, for which DDP waits.
+            one = features.new_zeros(1, features.shape[1])
+            return 0 * self._encode_sparsely(one, coords.new_zeros(1, 4), batch)
+        self.pts_middle_encoder.eval()  # batch norm cannot compute statistics of one value
+        try:
+            return self.pts_middle_encoder(features, coords, batch)
+        finally:
+            self.train(self.training)

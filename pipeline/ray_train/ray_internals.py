@@ -1,0 +1,150 @@
+"""Every private name of Ray that the project uses, in one file.
+
+Ray does not promise to keep these names, so its version is pinned. ``test_ray_internals.py`` has a test for
+each name. It fails if a new version of Ray moves the name or changes its meaning. No other file of
+``pipeline`` and ``experiments`` uses a private name of Ray.
+
+Functions import what they need. ``biaswise cluster check`` uses this file without Ray Train, and a trial's
+controller uses it without torch; importing either takes seconds.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ray
+
+if TYPE_CHECKING:
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+    from ray.train.torch import TorchTrainer
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""Resource that every head node has (amount 1)."""
+
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable: set to 0 when Ray is imported, it makes a Ray of one node listen on 127.0.0.1 only.
+
+This holds on Linux too, whatever the name says."""
+
+
+class WorkerGroupWatch(Protocol):
+    """What Ray Train's controller calls while a trial's workers run."""
+
+    def started(self, kill_workers: Callable[[], None]) -> None:
+        """All workers have started; ``kill_workers`` kills them."""
+
+    def polled(self) -> None:
+        """The controller has asked the workers for their status, which it does all the time."""
+
+    def ended(self) -> None:
+        """The workers are about to be shut down."""
+
+
+def worker_group_callback(watch: WorkerGroupWatch) -> Any:
+    """Return a callback for ``ray.train.RunConfig(callbacks=[...])`` that calls a watch.
+
+    Ray's public callback, ``ray.train.UserCallback``, hears only of reports and exceptions.
+
+    Args:
+        watch: it is pickled and runs in the controller's process.
+    """
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    class Callback(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            def kill_workers() -> None:
+                for worker in worker_group.get_workers():
+                    ray.kill(worker.actor)
+
+            watch.started(kill_workers)
+
+        def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+            watch.polled()
+
+        def before_worker_group_shutdown(self, worker_group: Any) -> None:
+            watch.ended()
+
+    return Callback()
+
+
+def leave_out_idle_actors(trainer: "TorchTrainer", local: bool) -> None:
+    """Make a trainer start without actors that have nothing to do in our trials.
+
+    One hands out Ray Data sets, and our workers load data themselves. The other frees the workers' resources
+    after the controller has died. It asks Ray's dashboard whether the controller lives, and a local Ray has
+    none.
+
+    Args:
+        trainer: changed in place, before ``fit``.
+        local: the trial runs on a Ray that ``ray_session`` has started.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    idle = (DatasetsCallback, PlacementGroupCleanerCallback) if local else (DatasetsCallback,)
+    make_callbacks = trainer._create_default_callbacks
+
+    def make_needed_callbacks() -> list[Any]:
+        return [callback for callback in make_callbacks() if not isinstance(callback, idle)]
+
+    setattr(trainer, "_create_default_callbacks", make_needed_callbacks)  # noqa: B010 (mypy: a method)
+
+
+def checkpoint_list_file() -> str:
+    """Return the name of the file, in a trial's folder, in which Ray Train keeps its list of checkpoints."""
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+    return str(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+
+
+def silence_report_log() -> None:
+    """Silence the two INFO lines that Ray Train logs for each report of each worker; call it in a worker.
+
+    The logger's name is the path of Ray's file, and ``ray.train.LoggingConfig`` does not reach it.
+    """
+    from ray.train.v2._internal.execution import context
+
+    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return, for each node id (hex), resource -> amount that is free now.
+
+    The public ``ray.available_resources`` gives only the sum over all nodes.
+    """
+    return dict(ray._private.state.available_resources_per_node())
+
+
+def cluster_status() -> "GetClusterStatusReply":
+    """Return what the cluster knows of its resource requests, and what its autoscaler says of them.
+
+    The public commands (`ray status`) print a summary, in which no single request can be found again.
+    """
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    status = GetClusterStatusReply()
+    status.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status())
+    return status
+
+
+def validate_cluster_config(config: dict[str, Any]) -> None:
+    """Validate the contents of a cluster.yaml as `ray up` does, without a cloud.
+
+    Raises:
+        jsonschema.ValidationError: it does not have the shape of Ray's schema.
+        ValueError, RuntimeError: Ray refuses it. Ray may raise others if a part is missing.
+    """
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(config))
+
+
+def kuberay_autoscaling_config(cluster: dict[str, Any]) -> dict[str, Any]:
+    """Return the autoscaler's configuration as Ray makes it from a KubeRay RayCluster.
+
+    Raises:
+        ValueError: Ray refuses it. Ray may raise others if a part is missing.
+    """
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    return dict(_derive_autoscaling_config_from_ray_cr(cluster))

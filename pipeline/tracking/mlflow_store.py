@@ -1,0 +1,109 @@
+"""Connections to MLflow: the store, its tables, and the experiment that holds all studies."""
+
+import fcntl
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from pipeline.redaction import redact
+from pipeline.tracking.mlflow_server import default_uri, refuse_unwritable, sqlite_path
+
+EXPERIMENT = "biaswise"
+"""MLflow experiment of all studies."""
+
+CONNECTION_ATTEMPTS = 10
+"""Connections to a database whose tables another process is creating; that takes 3 s."""
+
+SHORT_RETRIES = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
+}
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
+"""What a store that cannot be used raises; ``ImportError`` if the driver of its database is missing."""
+
+
+def prepare_store(uri: str | None = None) -> str:
+    """Create the tables and the experiment, so that no trial waits for them.
+
+    Args:
+        uri: tracking URI; None means ``default_uri``.
+
+    Returns:
+        One sentence on why the store cannot be used; empty if it can.
+    """
+    uri = uri or default_uri()
+    try:
+        with open_store(uri) as client:
+            experiment_id(client)
+    except STORE_ERRORS as error:
+        return (
+            f"MLflow at {redact(uri)} cannot be used now ({short_reason(error)}); "
+            f"rows are kept on disk, and `biaswise study sync` sends them later"
+        )
+    return ""
+
+
+def short_reason(error: BaseException) -> str:
+    """Return the first line of an error's message without passwords, at most 200 characters."""
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return redact(first_line)[:200]
+
+
+@contextmanager
+def open_store(uri: str) -> Iterator[MlflowClient]:
+    """Connect with short retries and without MLflow's log lines.
+
+    One process at a time has a SQLite database open: concurrent first connections fail, because each
+    creates the tables.
+
+    Raises:
+        MlflowException, SQLAlchemyError, OSError, ImportError: the store cannot be used.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    changed = {key: value for key, value in SHORT_RETRIES.items() if key not in os.environ}
+    database = sqlite_path(uri)
+    with ExitStack() as stack:
+        if database is not None:
+            refuse_unwritable(database)
+            lock = stack.enter_context(database.with_name(database.name + ".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        os.environ.update(changed)
+        stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
+        yield _connect(uri)
+
+
+def _connect(uri: str) -> MlflowClient:
+    """Connect; try again while another process creates the tables of a database server."""
+    for _ in range(CONNECTION_ATTEMPTS):
+        try:
+            return MlflowClient(uri)
+        except (IntegrityError, ProgrammingError):  # "alembic_version already exists"
+            time.sleep(random.uniform(1, 4))
+    return MlflowClient(uri)
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """Return the id of the experiment ``biaswise``; create it if it is absent."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    database = sqlite_path(client.tracking_uri)
+    location = (database.parent.resolve() / "mlartifacts").as_uri() if database else None
+    kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI then opens on runs, not on chats
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location, tags=kind))
+    except MlflowException:
+        # another study has created it meanwhile, or the answer to the first request was lost
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)

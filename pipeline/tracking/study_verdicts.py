@@ -1,0 +1,145 @@
+"""The verdicts of a study as tracking shows them.
+
+The report hands them over (``experiments.study.final_report``) and keeps them in ``verdicts.json``, which
+a later ``biaswise study sync`` reads. Tracking computes no verdict.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VERDICTS = "verdicts.json"
+"""File of a study that holds its verdicts."""
+
+
+class VerdictsError(ValueError):
+    """A ``verdicts.json`` that cannot be read; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class SiteVerdict:
+    """The verdict about one treatment at one site.
+
+    Attributes:
+        site: the attention site.
+        treatment: what was compared with the baseline there.
+        verdict: ``PAYS``, ``COSTS``, ...
+        gain: points of the rule's metric.
+        net_gain: gain minus price, points.
+        slowdown_percent: growth of the step time; None if no time was measured.
+    """
+
+    site: str
+    treatment: str
+    verdict: str
+    gain: float
+    net_gain: float
+    slowdown_percent: float | None
+
+
+@dataclass(frozen=True)
+class RecommendedPlan:
+    """The plan to use, predicted and, where its own trials ran, measured.
+
+    Attributes:
+        plan: the treatments and where they are, for people: ``window at 0 + 1``.
+        utility: predicted gain minus price, points.
+        predicted_gain: over the baseline everywhere, points.
+        predicted_accuracy: the rule's metric, points.
+        predicted_samples_per_s: training throughput; None if none was measured.
+        measured_gain: measured accuracy of the plan minus that of the baseline everywhere, points; None
+            if either did not run.
+        measured_accuracy: mean over the plan's own trials, points; None if none ran.
+        measured_samples_per_s: likewise.
+    """
+
+    plan: str
+    utility: float
+    predicted_gain: float
+    predicted_accuracy: float
+    predicted_samples_per_s: float | None = None
+    measured_gain: float | None = None
+    measured_accuracy: float | None = None
+    measured_samples_per_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StudyVerdicts:
+    """All verdicts of a study; empty if its rows support none.
+
+    Attributes:
+        sites: one verdict per site and treatment.
+        recommended: the plan to use; None without verdicts.
+    """
+
+    sites: tuple[SiteVerdict, ...] = ()
+    recommended: RecommendedPlan | None = None
+
+    def tags(self) -> dict[str, str]:
+        """Return the tags that people search studies by.
+
+        Returns:
+            ``verdict.<site>``, or ``verdict.<site>.<treatment>`` if there are several treatments, and
+            ``verdict.recommended``.
+        """
+        tags = {f"verdict.{self._term(verdict)}": verdict.verdict for verdict in self.sites}
+        if self.recommended is not None:
+            tags["verdict.recommended"] = self.recommended.plan
+        return tags
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers that people chart studies by; those that are missing or NaN are left out.
+
+        Returns:
+            ``gain/<site>``, ``net_gain/<site>`` and ``slowdown_percent/<site>``, with the treatment as
+            in ``tags``, and the numbers of the recommended plan as ``recommended/<field>``.
+        """
+        numbers: dict[str, float | None] = {}
+        for verdict in self.sites:
+            for name in ("gain", "net_gain", "slowdown_percent"):
+                numbers[f"{name}/{self._term(verdict)}"] = getattr(verdict, name)
+        if self.recommended is not None:
+            fields = asdict(self.recommended)
+            numbers |= {f"recommended/{name}": value for name, value in fields.items() if name != "plan"}
+        return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "StudyVerdicts":
+        """Read what ``to_dict`` returned.
+
+        Raises:
+            KeyError, TypeError: fields are missing or unknown.
+        """
+        best = plain["recommended"]
+        return cls(
+            tuple(SiteVerdict(**verdict) for verdict in plain["sites"]),
+            None if best is None else RecommendedPlan(**best),
+        )
+
+    def _term(self, verdict: SiteVerdict) -> str:
+        several = len({other.treatment for other in self.sites}) > 1
+        return f"{verdict.site}.{verdict.treatment}" if several else verdict.site
+
+
+def read_verdicts(study_folder: Path) -> StudyVerdicts:
+    """Read a study's ``verdicts.json``; without one there are no verdicts.
+
+    Raises:
+        VerdictsError: it holds something else.
+    """
+    path = study_folder / VERDICTS
+    try:
+        return StudyVerdicts.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return StudyVerdicts()
+    except (ValueError, KeyError, TypeError) as error:
+        raise VerdictsError(
+            f"{path}: not the verdicts of a study ({error!r}); write it anew with `biaswise study report`"
+        ) from error

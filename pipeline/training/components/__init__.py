@@ -1,0 +1,1 @@
+"""The parts of the training loop that act after a step: progress, rows, early stopping, checkpoints."""

@@ -1,0 +1,100 @@
+"""Writes what training measures to the trial's rows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.config.settings import TrialSettings
+from pipeline.data.formats.fingerprint import fingerprint
+from pipeline.data.loading.broken_frames import BrokenFrames
+from pipeline.metrics.recorder import Measure, RowRecorder
+from pipeline.metrics.rows import Row
+from pipeline.metrics.timing import StepClock, device_name
+from pipeline.metrics.versions import commit, versions
+from pipeline.runtime.collectives import all_reduce_mean
+from pipeline.runtime.session import Session
+
+
+class MetricsLogger:
+    """Rows of losses and norms while the trial trains, of times and skipped frames when training ends.
+
+    Args:
+        recorder: the rows file; None on ranks other than 0.
+        session: losses are averaged over its ranks.
+        settings: resolved ones; every ``train.log_every`` steps there are rows.
+        steps: steps of the whole training.
+        clock: times the steps.
+        broken: frames that this rank has skipped.
+    """
+
+    def __init__(
+        self,
+        recorder: RowRecorder | None,
+        session: Session,
+        settings: TrialSettings,
+        steps: int,
+        clock: StepClock,
+        broken: BrokenFrames,
+    ) -> None:
+        self._recorder = recorder
+        self._session = session
+        self._settings = settings
+        self._steps = steps
+        self._clock = clock
+        self._broken = broken
+
+    def after_step(self, step: int, measures: Sequence[Measure]) -> None:
+        """Add the measures of a step, averaged over the ranks, every ``log_every`` steps and at the end.
+
+        Args:
+            step: steps done.
+            measures: of this rank.
+        """
+        if step % self._settings.train.log_every and step != self._steps:
+            return
+        means = all_reduce_mean([measure.value for measure in measures], self._session)
+        self.add(step, [replace(m, value=mean) for m, mean in zip(measures, means, strict=True)])
+
+    def finish(self, step: int) -> None:
+        """Add the times of the steps, and how many frames all ranks have skipped, if any may be.
+
+        Args:
+            step: steps done; no further one follows.
+        """
+        self.add(step, self._clock.measures(self._settings.train.batch_size * self._session.world_size))
+        if self._settings.data.max_broken_frames:
+            (mean,) = all_reduce_mean([float(len(self._broken))], self._session)
+            self.add(step, [Measure("broken_frames", "frames", mean * self._session.world_size)])
+
+    def diverged(self, step: int) -> None:
+        """Add a loss that is not a number: the verdict counts diverged trials by it."""
+        self.add(step, [Measure("loss", "", math.nan)])
+
+    def add(self, step: int, measures: Sequence[Measure]) -> None:
+        """Append measures on rank 0; nothing happens on other ranks."""
+        if self._recorder is not None:
+            self._recorder.add(step, measures)
+
+
+def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRecorder:
+    """Open the rows file of a trial.
+
+    Args:
+        settings: of the trial.
+        session: names the folder, and so the trial.
+        plan: the resolved plan, spelled.
+    """
+    common = Row(
+        study=settings.study,
+        trial=session.folder.name,
+        plan=plan,
+        metric="",
+        unit="",
+        value=0.0,
+        seed=settings.seed,
+        device=device_name(session.device),
+        versions=f"{versions()};data={fingerprint(settings.data)}",
+        commit=commit(),
+        recipe_digest=session.recipe,
+    )
+    return RowRecorder(session.folder / "rows.jsonl", common)

@@ -1,0 +1,76 @@
+"""Which steps have rows, and what is written when training ends."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline.config.settings import TrialSettings
+from pipeline.data.loading.broken_frames import BrokenFrames
+from pipeline.metrics.recorder import Measure
+from pipeline.metrics.rows import Row, read_rows
+from pipeline.metrics.timing import StepClock
+from pipeline.runtime.session import LocalSession
+from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
+
+Trial = Callable[..., TrialSettings]
+
+
+def logger_in(folder: Path, settings: TrialSettings, clock: StepClock | None = None) -> MetricsLogger:
+    session = LocalSession(folder)
+    session.recipe = "abc"
+    recorder = open_recorder(settings, session, "the plan")
+    assert settings.train.steps is not None
+    clock = clock or StepClock(session.device)
+    broken = BrokenFrames(settings.data.max_broken_frames)
+    return MetricsLogger(recorder, session, settings, settings.train.steps, clock, broken)
+
+
+def rows(folder: Path) -> list[Row]:
+    path = folder / "rows.jsonl"
+    return read_rows(path) if path.exists() else []
+
+
+def test_every_few_steps_and_the_last_one_have_rows(trial: Trial, tmp_path: Path) -> None:
+    logger = logger_in(tmp_path / "t", trial(steps=7, log_every=3))
+    for step in range(1, 8):
+        logger.after_step(step, [Measure("loss", "", step / 2), Measure("scale", "m", 1.0, site="a.b")])
+    got = [(row.step, row.metric, row.site, row.value) for row in rows(tmp_path / "t")]
+    assert got == [
+        (step, *row) for step in (3, 6, 7) for row in (("loss", "", step / 2), ("scale", "a.b", 1.0))
+    ]
+
+
+def test_rows_carry_what_all_rows_of_the_trial_share(trial: Trial, tmp_path: Path) -> None:
+    logger_in(tmp_path / "t", trial(seed=3)).add(2, [Measure("x", "m", 1.0)])
+    (row,) = rows(tmp_path / "t")
+    assert (row.study, row.trial, row.plan, row.seed) == ("test", "t", "the plan", 3)
+    assert (row.recipe_digest, row.device) == ("abc", "cpu")
+    assert "data=" in row.versions
+
+
+def test_at_the_end_there_are_times_and_skipped_frames_if_any_may_be(trial: Trial, tmp_path: Path) -> None:
+    settings, clock = trial(), StepClock(torch.device("cpu"))
+    for _ in range(2):
+        clock.begin()
+        clock.fed()
+        clock.end()
+    logger_in(tmp_path / "none", settings, clock).finish(2)
+    times = ["step_ms", "data_wait_ms", "train_samples_per_s"]
+    assert [row.metric for row in rows(tmp_path / "none")] == times
+    settings = replace(settings, data=replace(settings.data, max_broken_frames=1))
+    logger_in(tmp_path / "some", settings, clock).finish(2)
+    assert [row.metric for row in rows(tmp_path / "some")] == [*times, "broken_frames"]
+
+
+def test_a_diverged_trial_has_a_row_and_other_ranks_write_none(trial: Trial, tmp_path: Path) -> None:
+    settings = trial()
+    logger_in(tmp_path / "t", settings).diverged(3)
+    (row,) = rows(tmp_path / "t")
+    assert (row.metric, row.step, math.isnan(row.value)) == ("loss", 3, True)
+    session = LocalSession(tmp_path / "other")
+    other = MetricsLogger(None, session, settings, 4, StepClock(session.device), BrokenFrames())
+    other.diverged(3)
+    assert rows(tmp_path / "other") == []
