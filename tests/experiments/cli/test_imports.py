@@ -12,7 +12,7 @@ MINI = "experiments/configs/cmt_aqr_pillar_mini.py"
 FULL = "experiments/configs/cmt_aqr_voxel0075_vov_1600x640_cbgs.py"
 NO_TORCH = {"torch", "ray", "mlflow", "mmengine", "pandas", "scipy", "matplotlib", "statsmodels"}
 FEW = {"ray", "mlflow", "pandas", "matplotlib", "statsmodels", "sklearn", "tensorboard", "torch._dynamo"}
-FEW |= {"torch.distributed.fsdp", "mmdet.models.dense_heads", "mmengine.runner.runner"}
+FEW |= {"torch.distributed.fsdp", "mmdet.models.dense_heads.anchor_head", "mmengine.runner.runner"}
 PROGRAM = """
 import sys
 from experiments.cli import main
