@@ -29,11 +29,11 @@ def show_report(folder: Path, console: Console) -> StudyVerdicts:
     """
 
     def config_of(plan: Plan) -> str:
-        from pipeline.detector.inspection.plan_config import print_config  # costs seconds
-
         trials = sorted(folder.glob("trials/*/settings.json"))
         if not trials:
             raise StudyError(f"{folder} has no settings.json that names the model")
+        from pipeline.detector.inspection.plan_config import print_config  # imports torch: seconds
+
         return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
 
     report = write_report(folder, config_of)

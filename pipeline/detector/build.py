@@ -1,6 +1,5 @@
 """Builds a model from a config file: overrides, unknown keys and the plan are checked before training."""
 
-import inspect
 import json
 import logging
 import re
@@ -12,7 +11,6 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 
 from pipeline.config.plan import Plan
 from pipeline.config.provenance import read_source
@@ -28,6 +26,39 @@ from pipeline.storage.paths import ROOT
 
 OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
 """Sections of a config that we read. Sections that mmengine's Runner reads are allowed too."""
+
+RUNNER_SECTIONS = frozenset(
+    {
+        "auto_scale_lr",
+        "cfg",
+        "custom_hooks",
+        "data_preprocessor",
+        "default_hooks",
+        "default_scope",
+        "env_cfg",
+        "experiment_name",
+        "launcher",
+        "load_from",
+        "log_level",
+        "log_processor",
+        "model",
+        "optim_wrapper",
+        "param_scheduler",
+        "randomness",
+        "resume",
+        "test_cfg",
+        "test_dataloader",
+        "test_evaluator",
+        "train_cfg",
+        "train_dataloader",
+        "val_cfg",
+        "val_dataloader",
+        "val_evaluator",
+        "visualizer",
+        "work_dir",
+    }
+)
+"""Sections that mmengine's Runner reads: its parameters, listed because its import takes half a second."""
 
 VARIABLE = "_"
 """Names with this prefix are variables of the config file itself."""
@@ -104,7 +135,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         _override(cfg, key, text)
     if any(key == "optim_wrapper.type" for key, _ in overrides) and cfg.optim_wrapper.type != AMP_WRAPPER:
         cfg.optim_wrapper.pop("dtype", None)  # it belongs to the autocast that the override switches off
-    known = OURS | set(inspect.signature(Runner.__init__).parameters)
+    known = OURS | RUNNER_SECTIONS
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
     if unread:  # names that the config itself uses are its variables
         used = read_source(path).used

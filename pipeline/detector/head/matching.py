@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from mmdet3d.registry import TASK_UTILS
 from mmengine.config import ConfigDict
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pipeline.detector.acceleration.async_transfer import constant
@@ -122,6 +121,8 @@ class HungarianAssigner3D:
         Raises:
             FloatingPointError: a cost is not finite.
         """
+        from scipy.optimize import linear_sum_assignment  # half a second that lint need not wait for
+
         per_sample = torch.split(cost, list(counts), dim=-1)
         for b, part in enumerate(per_sample):
             # NumPy, because PyTorch wakes a thread per core, which took 5 ms a sample on a busy machine.

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan, PlanError
 from pipeline.detector import build
+from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.sites import PARTS, plain
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
 
@@ -40,7 +40,7 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
     """
     cfg = build.load_config(config)
     init_default_scope("mmdet3d")
-    with torch.device("meta"):
+    with meta_device():
         head = MODELS.build(cfg.model.pts_bbox_head)
     sites = head.sites
     for site, choice in (changes or Plan(())).overlaid(sites).items():

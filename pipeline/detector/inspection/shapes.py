@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.sites import HEAD, PARTS, Key
 
 
@@ -201,7 +202,7 @@ def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
     """Run a module on meta tensors, and return its maps; None if it fails."""
     module.eval()  # mmdet's backbones return None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), meta_device():
             maps = module(given)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # mostly sizes that do not fit
         return None

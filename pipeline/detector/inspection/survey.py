@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from torch import nn
 
 from pipeline.detector import build
 from pipeline.detector.inspection import shapes
+from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.shapes import Join
 from pipeline.detector.inspection.sites import HEAD, PARTS, Key, Site, attn_cfgs, plain, sites_of
 from pipeline.detector.openmmlab.lr_schedule import ScheduleError, read_length, read_schedule
@@ -125,7 +124,7 @@ def _build_part(cfg: dict[str, Any], key: Key, facts: Survey) -> nn.Module | Non
         _neutralise(cfg)
     while True:
         try:
-            with torch.device("meta"):
+            with meta_device():
                 module: nn.Module = MODELS.build(copy.deepcopy(cfg))
             return module
         except Exception as error:  # noqa: BLE001  whatever a constructor raises is a fact about the config
@@ -154,7 +153,7 @@ def _neutralise(head: dict[str, Any]) -> None:
 
 def _survey_sections(cfg: Config, facts: Survey) -> None:
     """Note unknown keys and errors outside the model."""
-    known = build.OURS | set(inspect.signature(Runner.__init__).parameters)
+    known = build.OURS | build.RUNNER_SECTIONS
     facts.unread += [
         ("anybody", (key,)) for key in cfg if key not in known and not key.startswith(build.VARIABLE)
     ]

@@ -7,9 +7,6 @@ mmdet3d imports compiled ``mmcv.ops`` that our detector never calls. With ``mmcv
 import importlib
 import importlib.util
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +15,9 @@ from typing import NoReturn
 
 from packaging.version import Version
 from torch.utils.checkpoint import checkpoint
+
+from pipeline.detector.openmmlab import lazy_packages
+from pipeline.detector.openmmlab.quiet_imports import quiet_imports
 
 # Lower bound inclusive, upper bound exclusive: the versions that mmdet3d 1.4.0 and mmdet 3.3.0 assert.
 VERSION_GATES = {
@@ -28,23 +28,6 @@ VERSION_GATES = {
 }
 EXTENSION = "mmcv._ext"
 MM_MODULES = ("mmcv.ops", "mmdet.models", "mmdet3d.structures", "mmdet3d.models")
-
-# mmdet tries to import sklearn for two classes that we do not use, and works without it. Hiding it saves a
-# quarter of the start-up time of every process, because it imports pandas and scipy.stats.
-SPARED = ("sklearn",)
-
-# (category, start of the message) of warnings during the import of these libraries, which we cannot fix.
-IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (
-    (DeprecationWarning, "`torch.jit"),  # mmcv.ops decorates functions with torch.jit.script
-    (DeprecationWarning, "invalid escape sequence"),  # docstrings of mmdet, seen when they are first compiled
-    (SyntaxWarning, "invalid escape sequence"),  # the same under Python 3.12
-    (DeprecationWarning, "'locale.getdefaultlocale' is deprecated"),  # ccimport, which spconv imports
-    (
-        FutureWarning,
-        "`torch.cuda.amp.custom_",
-    ),  # spconv 2.3.8 names its autograd functions' casts the old way
-    (ImportWarning, "``MultiScaleDeformableAttention`` has been moved"),  # mmcv.cnn re-exports from mmcv.ops
-)
 
 
 class CompatError(ImportError):
@@ -112,40 +95,38 @@ def has_compiled_ops() -> bool:
 def prepare() -> None:
     """Check versions, install the placeholder if needed, and import the mm libraries.
 
-    Further calls do nothing. The libraries are imported here, so that the warnings of ``IMPORT_WARNINGS``,
-    and only those, are silenced in one place.
+    Further calls do nothing. Most modules of the libraries are imported later, by ``lazy_packages``.
 
     Raises:
         CompatError: see ``check_versions``.
     """
     check_versions()
-    with warnings.catch_warnings(), _hidden(SPARED):
-        for category, start in IMPORT_WARNINGS:
-            warnings.filterwarnings("ignore", message=start.replace("(", r"\("), category=category)
+    with quiet_imports():
         if not has_compiled_ops():
             sys.modules.setdefault(EXTENSION, _PlaceholderExtension(EXTENSION))
+        lazy_packages.install()
         for name in MM_MODULES:
             importlib.import_module(name)
+    _leave_out_zero_optimizer()
     _checkpoint_without_reentry()
+
+
+def _leave_out_zero_optimizer() -> None:
+    """Unregister mmengine's ZeroRedundancyOptimizer, which was imported without its base class.
+
+    ``lazy_packages`` imports it anew when a config asks for it.
+    """
+    if sys.modules.pop(lazy_packages.ZERO, None) is not None:
+        registry = importlib.import_module("mmengine.registry").OPTIMIZERS
+        registry.module_dict.pop("ZeroRedundancyOptimizer", None)
+        for package in ("mmengine.optim", "mmengine.optim.optimizer"):
+            sys.modules[package].__dict__.pop("ZeroRedundancyOptimizer", None)
 
 
 def _checkpoint_without_reentry() -> None:
     """Let mmdet's ResNet use non-reentrant checkpointing (``with_cp``), which DDP supports."""
     resnet = importlib.import_module("mmdet.models.backbones.resnet")
     resnet.cp = SimpleNamespace(checkpoint=partial(checkpoint, use_reentrant=False))  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _hidden(names: tuple[str, ...]) -> Iterator[None]:
-    """Within the context, make imports of ``names`` fail, unless they are imported already."""
-    hidden = [name for name in names if name not in sys.modules]
-    # None in sys.modules makes an import fail.
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def _installed(distributions: tuple[str, ...]) -> str | None:
