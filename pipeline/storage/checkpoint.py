@@ -73,7 +73,7 @@ def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.
     """Restore model and optimiser in place; return the number of steps done.
 
     Raises:
-        StateError: unreadable, of another format, of other settings, or of another architecture.
+        CheckpointError: unreadable, of another format, of other settings, or of another architecture.
     """
     step = _read_header(path, digest)
     try:

@@ -58,7 +58,7 @@ def run_trial(settings: TrialSettings, session: Session, early_stopping: EarlySt
         early_stopping: where it is measured before its end, and may be stopped; None: nowhere.
 
     Raises:
-        TrialError, DataError, PlanError, StateError: before training, if the settings cannot be met.
+        TrialError, DataError, PlanError, CheckpointError: before training, if the settings cannot be met.
         TrialError: in training, if the loss is not finite, or memory or disk run out; or another process
             runs this very trial.
     """

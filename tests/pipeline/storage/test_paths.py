@@ -56,7 +56,7 @@ def test_in_a_ray_job_the_home_of_the_cluster_wins(monkeypatch, tmp_path):
     assert data_root() == tmp_path
     for name, value in runtime_env("/shared/of the job")["env_vars"].items():
         monkeypatch.setenv(name, value)
-    assert data_root() == Path("/shared/of the job"), "`biaswise submit --home` wins over both"
+    assert data_root() == Path("/shared/of the job"), "`biaswise study submit --home` wins over both"
 
 
 def test_commit_of_code_without_history_is_what_the_submitter_says(monkeypatch):
