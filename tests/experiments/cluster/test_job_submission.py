@@ -280,7 +280,7 @@ def test_a_job_is_stopped_in_the_middle_and_the_same_command_ends_the_study(star
     assert all(folder.is_complete(name) for name in smoke().named_trials())
     assert (state / "state.json").stat().st_ino == inode, "the checkpoint was gone on from, not written again"
     rows = read_rows(trial / "rows.jsonl")
-    keys = [(row.metric, row.site, row.condition, row.step) for row in rows]
+    keys = [(row.metric, row.site, row.kernel, row.condition, row.scene, row.draw, row.step) for row in rows]
     assert len(set(keys)) == len(keys)
     assert all(row.commit for row in rows), "the package has no history; the submitter tells the commit"
     for log in (said, again):
