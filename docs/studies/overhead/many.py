@@ -13,6 +13,7 @@ The numbers in README.md were made at the commit that it names. The script runs 
 import argparse
 import csv
 import json
+import math
 import os
 import signal
 import sys
@@ -30,9 +31,10 @@ from rich.console import Console
 
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
-from experiments.storage.study_folder import DONE, StudyFolder, read_json, write_json
+from experiments.storage.study_folder import StudyFolder, write_json
 from experiments.study.run_study import RunOptions, run_study
 from pipeline.storage.temporary import temporary_folder
+from pipeline.storage.trial_status import TrialState, read_status
 from tests.chaos.cluster import await_nursery, environment, nursery, shim
 from tests.smallest import SMALLEST
 
@@ -194,11 +196,12 @@ def family(pid: int) -> Iterator[int]:
 
 def summarised(chosen: Recipe, folder: StudyFolder, begun: float, concurrent: int) -> dict[str, Any]:
     """Return what trials took, and what lay between them."""
-    names = [name for name in chosen.named_trials() if folder.state(name) == DONE]
-    starts = sorted(read_json(folder.trial(name) / "BEGUN.json")["begun"] for name in names)
-    ends = sorted(read_json(folder.trial(name) / "DONE.json")["ended"] for name in names)
-    seconds = [read_json(folder.trial(name) / "DONE.json")["seconds"] for name in names]
-    ended = [round(read_json(folder.trial(name) / "DONE.json")["ended"] - begun, 1) for name in names]
+    names = [name for name in chosen.named_trials() if folder.state(name) == TrialState.COMPLETE]
+    sessions = [read_status(folder.trial(name)).sessions for name in names]
+    starts = sorted(session[0].start for session in sessions)
+    ends = sorted(session[-1].end or math.nan for session in sessions)
+    seconds = [sum((one.end or one.start) - one.start for one in session) for session in sessions]
+    ended = [round((session[-1].end or math.nan) - begun, 1) for session in sessions]
     with (folder.path.parent / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("ended_s", "seconds"), *zip(ended, seconds, strict=True)])
     span = ends[-1] - starts[0]

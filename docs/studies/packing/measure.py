@@ -12,6 +12,7 @@ The numbers in README.md were made at the commit that it names. The script runs 
 import argparse
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,10 +25,11 @@ from experiments.packing.policy import packing_of
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
-from experiments.storage.study_folder import BEGUN, DONE, StudyFolder, read_json, write_json
+from experiments.storage.study_folder import StudyFolder, read_json, write_json
 from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
 from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.metrics.rows import Row, read_rows, read_study, select
+from pipeline.storage.trial_status import TrialState, read_status
 
 WAYS = ("packed", "alone")
 """In this order: what is slow the first time (bytecode, kernels, page cache) counts against packing."""
@@ -111,13 +113,14 @@ def _ended(study: Path, way: str, rule: DecisionRule) -> list[dict[str, Any]]:
     """
     folder, lines = StudyFolder(study), []
     for path in sorted(study.glob("trials/*")):
-        if folder.state(path.name) != DONE:
+        if folder.state(path.name) != TrialState.COMPLETE:
             continue
         rows = read_rows(path / "rows.jsonl")
         losses = {row.step: row.time for row in select(rows, metric="loss")}
         first, last = min(losses), max(losses)
         train_s = (losses[last] - losses[first]) * last / max(last - first, 1)
-        begun, ended = read_json(path / BEGUN)["begun"], read_json(path / "DONE.json")["ended"]
+        sessions = read_status(path).sessions
+        begun, ended = sessions[0].start, sessions[-1].end or math.nan
         lines.append(
             {
                 "way": way,

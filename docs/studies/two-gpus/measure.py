@@ -46,7 +46,7 @@ NCCL = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHM
 """NVLink multicast stays off unless the caller says otherwise: two GPUs gain nothing by it, and on a shared
 host a program that dies while it uses it can take the other GPUs along."""
 
-NUMBERS = ("train_samples_per_s", "step_ms", "data_wait_ms", "peak_gib", "latency_p50_ms")
+NUMBERS = ("train_samples_per_s", "step_ms", "data_wait_ms", "peak_allocated_gib", "inference_latency_p50_ms")
 
 
 class Late(BaseException):
@@ -265,7 +265,7 @@ def numbers(rows: list[Row], workers: int, asked: argparse.Namespace) -> dict[st
     found: dict[str, Any] = {}
     for metric in NUMBERS:
         for row in select(rows, metric=metric):
-            found[metric] = {"value": row.value, "spread": row.spread, "n": row.n}
+            found[metric] = {"value": row.value, "half_iqr60": row.half_iqr60, "n": row.n}
     if "step_ms" in found:
         found["samples_per_s_of_steps"] = 1e3 * asked.batch * workers / found["step_ms"]["value"]
     losses = sorted((row.step, row.value) for row in select(rows, metric="loss"))

@@ -66,7 +66,7 @@ def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
             ("evaluate", 2),
             ("evaluate", 4),
         ):
-            heartbeat._said_at = float("-inf")
+            heartbeat._written_at = float("-inf")
             heartbeat.write(stage, done, 4, float("nan"))
             trial.update()
             seen.append(trial.fraction)
