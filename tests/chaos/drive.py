@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from experiments.cli import main
-from experiments.recipes import mini
+from experiments.recipes.registry import RECIPES
 from tests.chaos.study import NAME, chaos_recipe
 
 
@@ -18,5 +18,5 @@ def _recipe():
 
 
 if __name__ == "__main__":
-    mini.RECIPES[NAME] = _recipe
+    RECIPES[NAME] = _recipe
     sys.exit(main())

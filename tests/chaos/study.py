@@ -22,6 +22,7 @@ from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import digest_inputs, make_datasets
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.runtime.session import LocalSession
+from pipeline.storage.trial_status import TrialState
 from pipeline.training.trial import run_trial
 from tests.chaos.cluster import ROOT
 from tests.smallest import SMALLEST
@@ -87,7 +88,7 @@ def make_unbroken(root: Path, mad: int | None, runs: Path, python: str) -> Study
     folder = StudyFolder(runs / recipe.name)
     folder.claim(recipe, digest_inputs(recipe))
     sane = [name for name, settings in recipe.named_trials().items() if settings.train.lr_scale < MAD]
-    todo = [name for name in sane if folder.state(name) == "pending"]
+    todo = [name for name in sane if folder.state(name) == TrialState.PENDING]
     words = [python, "-m", "tests.chaos.study", str(root), "" if mad is None else str(mad), str(runs)]
     for at in range(0, len(todo), 2):
         made = [subprocess.Popen([*words, name], cwd=ROOT) for name in todo[at : at + 2]]
