@@ -21,10 +21,12 @@ EXPERIMENT = "biaswise"
 CONNECTION_ATTEMPTS = 10
 """Connections to a database whose tables another process is creating; that takes 3 s."""
 
-SHORT_RETRIES = {
+CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run would break the progress bar
 }
+"""Environment variables of MLflow that hold while a store is open; what the user has set stays."""
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a store that cannot be used raises; ``ImportError`` if the driver of its database is missing."""
@@ -69,7 +71,7 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    changed = {key: value for key, value in SHORT_RETRIES.items() if key not in os.environ}
+    changed = {key: value for key, value in CLIENT_SETTINGS.items() if key not in os.environ}
     database = sqlite_path(uri)
     with ExitStack() as stack:
         if database is not None:
