@@ -21,11 +21,12 @@ from experiments.cli.lint import Lint
 from experiments.cli.operators import BenchOperators, ListOperators
 from experiments.cli.options import Command, Group
 from experiments.cli.plan import ShowPlan
-from experiments.cli.results import ReportStudy, ServeUi, SyncStudies
-from experiments.cli.screen import ScreenStudy
-from experiments.cli.study import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
+from experiments.cli.study.results import ReportStudy, SyncStudies
+from experiments.cli.study.run import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
+from experiments.cli.study.screen import ScreenStudy
 from experiments.cli.throughput import Throughput
 from experiments.cli.trial import Evaluate, Train
+from experiments.cli.ui import ServeUi
 from pipeline.errors import is_user_error
 from pipeline.ray_train.local_cluster import prepare_ray
 from pipeline.storage.paths import ROOT

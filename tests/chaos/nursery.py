@@ -41,7 +41,7 @@ IMPORTS = (
     "pipeline.evaluation.scene_figure",
     "pipeline.evaluation.nuscenes_metric",
     "experiments.reporting.report",
-    "experiments.cli.results",
+    "experiments.cli.study.results",
 )
 """Not Ray: it reads its environment once, when it is loaded. What is left of its imports takes a second."""
 

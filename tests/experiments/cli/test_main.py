@@ -161,7 +161,7 @@ def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("experiments.cli.study.ListStudies.run", lambda self, arguments: int("bug"))
+    monkeypatch.setattr("experiments.cli.study.run.ListStudies.run", lambda self, arguments: int("bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         main(["study", "list"])
 
@@ -170,7 +170,7 @@ def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
     def interrupted(self, arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.cli.study.ListStudies.run", interrupted)
+    monkeypatch.setattr("experiments.cli.study.run.ListStudies.run", interrupted)
     assert main(["study", "list"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
