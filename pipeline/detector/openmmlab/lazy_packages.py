@@ -62,7 +62,7 @@ class _LazyPackage(ModuleType):
         exports = {} if name.startswith("__") else exports_of(self.__name__)
         if name not in exports:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        value = getattr(_load(exports[name]), name)
+        value = getattr(importlib.import_module(exports[name]), name)
         self.__dict__[name] = value
         return value
 
@@ -85,19 +85,36 @@ class _LazyLoader(Loader):
         module.__dict__["__all__"] = list(exports_of(module.__name__))
 
 
+class _QuietLoader(Loader):
+    """Runs a module within ``quiet_imports``."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Return what the module's own loader makes."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module."""
+        with quiet_imports():
+            self._loader.exec_module(module)
+
+
 class _LazyFinder(MetaPathFinder):
-    """Finds the packages of ``LAZY`` whose ``__init__`` only re-exports."""
+    """Finds the packages of ``LAZY``: those whose ``__init__`` only re-exports are lazy, the others quiet."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec of a lazy package; None for everything else."""
+        """Return the spec of a package, or of a module, below ``LAZY``; None for everything else."""
         if not _is_below(fullname, LAZY):
             return None
         spec = PathFinder.find_spec(fullname, path)
-        if spec is None or not spec.submodule_search_locations or _re_exports(spec.origin or "") is None:
+        if spec is None or spec.loader is None:
             return None
-        spec.loader = _LazyLoader()
+        is_lazy = spec.submodule_search_locations and _re_exports(spec.origin or "") is not None
+        spec.loader = _LazyLoader() if is_lazy else _QuietLoader(spec.loader)
         return spec
 
 
@@ -111,7 +128,7 @@ def install() -> None:
 def import_all() -> None:
     """Import every module that a lazy package re-exports from."""
     for module in sorted({module for modules in _index().values() for module in modules}):
-        _load(module)
+        importlib.import_module(module)
 
 
 @cache
@@ -141,7 +158,7 @@ def _with_import(get: Any) -> Any:
     def get_imported(self: Registry, key: str) -> Any:
         name = str(key).rpartition(".")[2]
         for module in (REGISTERED_AS[name],) if name in REGISTERED_AS else _index().get(name, ()):
-            _load(module)
+            importlib.import_module(module)
         value = get(self, key)
         if value is None:
             import_all()
@@ -149,16 +166,6 @@ def _with_import(get: Any) -> Any:
         return value
 
     return get_imported
-
-
-def _load(module: str) -> ModuleType:
-    """Import a module quietly; the one that needs what ``quiet_imports`` leaves out, as it is."""
-    if module in sys.modules:
-        return sys.modules[module]
-    if module == ZERO:
-        return importlib.import_module(module)
-    with quiet_imports():
-        return importlib.import_module(module)
 
 
 @cache

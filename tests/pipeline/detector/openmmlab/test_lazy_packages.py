@@ -1,5 +1,6 @@
 """Modules of the mm libraries are imported when they are asked for, and all of them are there."""
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -78,3 +79,15 @@ def test_in_the_end_the_same_names_are_registered_as_by_an_eager_import():
     ]
     assert len(lists[0]) > 5000
     assert lists[0] == lists[1]
+
+
+def test_a_package_that_does_more_than_re_export_is_imported_quietly(tmp_path, monkeypatch):
+    import mmdet3d.models.layers
+
+    package = tmp_path / "warns"
+    package.mkdir()
+    code = "import warnings\nwarnings.warn(\"'locale.getdefaultlocale' is deprecated\", DeprecationWarning)\n"
+    (package / "__init__.py").write_text(code)
+    monkeypatch.setattr(mmdet3d.models.layers, "__path__", [str(tmp_path)])
+    importlib.import_module("mmdet3d.models.layers.warns")  # a warning is an error in tests
+    del sys.modules["mmdet3d.models.layers.warns"]
