@@ -44,7 +44,8 @@ class DecisionRule:
         metric: a metric in the unit ``fraction`` (``NDS``, ``mAP``).
         condition: sensor condition the verdict is about.
         treatments: levels that are compared with the baseline, one or more. A level is a bias kind
-            (``window``), or a bias kind with an approximate implementation (``window/lowrank@16``).
+            (``window``, or ``window:15`` for windows of that size), or a bias kind with an approximate
+            implementation (``window/lowrank@16``).
             Screening and confirmation use the first one.
         baseline: level that the treatments are compared with.
         sites: the factors; empty reads them from the plans (every site whose bias varies).

@@ -80,7 +80,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
         raise StudyError(
             f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
         )
-    options.budget(recipe)
+    options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
@@ -161,8 +161,8 @@ def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Cons
         console.print("every trial is done already")
     for name, why in outcome.failed.items():
         console.print(f"failed: {name}: {why}", style="red", markup=False, soft_wrap=True)
-        (path,) = folder.path.rglob(f"{name}/status.json")
-        console.print(f"  traceback in {path}", soft_wrap=True)
+        for path in sorted(folder.path.rglob(f"{name}/status.json")):  # a screening may have one, too
+            console.print(f"  traceback in {path}", soft_wrap=True)
     if outcome.unfinished:
         console.print(f"{len(outcome.unfinished)} trials are unfinished; the same command goes on with them")
     if reason:

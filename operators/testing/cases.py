@@ -102,8 +102,11 @@ class Case:
             return GlobalBias(grid, weight)
         if self.kind == "window":
             return WindowBias(grid, self.windows, weight)
-        # sigma is 1.3 cells and not 1, so that a missing square or factor 1/2 shows
-        return GaussianBias(grid, self.windows, weight, self.centers.to(weight.dtype), 1.3, SATURATION * 0.8)
+        if self.kind == "gaussian":
+            # sigma is 1.3 cells and not 1, so that a missing square or factor 1/2 shows
+            centers = self.centers.to(weight.dtype)
+            return GaussianBias(grid, self.windows, weight, centers, 1.3, SATURATION * 0.8)
+        raise ValueError(f"Case.bias makes no bias of the kind {self.kind!r}; add it there")
 
     def request(self, qkv_grad: bool = True, bias_grad: bool = True, rank: int | None = None) -> Request:
         """Return the ``Request`` of the call."""
@@ -146,8 +149,11 @@ def make_case(
         name: torch.randn(shape, generator=there, device=device).to(dtype)
         for name, shape in (("q", content), ("k", keys), ("v", keys))
     }
-    last = {"dense": grid.num_keys, "global": 2, "window": segments, "gaussian": segments}.get(kind)
-    if last is not None:
+    widths = {"dense": grid.num_keys, "global": 2, "window": segments, "gaussian": segments}
+    if kind not in {"none", "local", *widths}:
+        raise ValueError(f"make_case knows no weight of the kind {kind!r}; expected one of {sorted(widths)}")
+    if kind in widths:
+        last = widths[kind]
         shape = (batch, heads if sizes.bias_per_head else 1, queries, last)
         weight = (torch.rand(shape, generator=rng) * 2 - 1) * SATURATION * 1.2
         leaves["weight"] = weight * (torch.rand(shape, generator=rng) > 0.1)  # a tenth of them 0

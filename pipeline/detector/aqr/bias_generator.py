@@ -221,5 +221,7 @@ class AttentionBiasGenerator(BaseModule):
         assert windows is not None  # made for every kind with windows
         if kind == "window":
             return WindowBias(grid, windows, scaled_weight)
-        centers = geometry.cells.to(scaled_weight.dtype)
-        return GaussianBias(grid, windows, scaled_weight, centers, self.sigma, self.limit)
+        if kind == "gaussian":
+            centers = geometry.cells.to(scaled_weight.dtype)
+            return GaussianBias(grid, windows, scaled_weight, centers, self.sigma, self.limit)
+        raise BiasConfigError(f"no bias of the kind {kind!r} is made here; expected one of {self.KINDS}")

@@ -11,10 +11,9 @@ from pipeline.runtime.session import Session
 
 SECOND_CHECKPOINT_S = 15.0
 """Seconds before a machine's end at which its trial saves itself for the second time. A full-size checkpoint
-is written within 5 s, and several steps are done within as much."""
+is written within 5 s, and a few steps end within another 5 s."""
 
 NONE, NOTICE, LAST_CALL = range(3)
-
 
 MAX_STEPS_BETWEEN_CHECKS = 10
 """Ten steps of a full-size model last some seconds. A notice comes 30 s (GCP) or 120 s (AWS) ahead."""

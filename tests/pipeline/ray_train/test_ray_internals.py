@@ -19,6 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline.ray_train import ray_internals
 from pipeline.ray_train.local_cluster import LOCAL, ray_session
+from pipeline.storage.sync_state import LOCAL_ONLY
 
 ROOT = Path(__file__).parents[3]
 PRIVATE = re.compile(
@@ -30,6 +31,12 @@ def test_no_other_file_uses_a_private_name():
     files = [path for folder in ("pipeline", "experiments") for path in (ROOT / folder).rglob("*.py")]
     using = {path.name for path in files if PRIVATE.search(path.read_text())}
     assert using == {"ray_internals.py"}
+
+
+def test_the_list_of_checkpoints_is_not_copied():
+    assert (
+        ray_internals.checkpoint_list_file() in LOCAL_ONLY
+    )  # storage imports no Ray, so it spells the name itself
 
 
 def test_importing_the_file_imports_neither_ray_train_nor_torch():

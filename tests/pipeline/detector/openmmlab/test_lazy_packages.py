@@ -86,7 +86,7 @@ def test_a_package_that_does_more_than_re_export_is_imported_quietly(tmp_path, m
 
     package = tmp_path / "warns"
     package.mkdir()
-    code = "import warnings\nwarnings.warn(\"'locale.getdefaultlocale' is deprecated\", DeprecationWarning)\n"
+    code = "import warnings\nwarnings.warn('`torch.cuda.amp.custom_fwd` is deprecated', FutureWarning)\n"
     (package / "__init__.py").write_text(code)
     monkeypatch.setattr(mmdet3d.models.layers, "__path__", [str(tmp_path)])
     importlib.import_module("mmdet3d.models.layers.warns")  # a warning is an error in tests
