@@ -1,7 +1,7 @@
-"""Find secrets in text, by what they look like and by the values of this process's environment.
+"""Find secrets in text, by their pattern and by the values of this process's environment variables.
 
-What is shown, logged or sent passes through ``redact``; settings that hold a secret are refused, because they
-are copied into files, rows and MLflow.
+Text that is shown, logged or sent passes through ``redact``. Settings that hold a secret are refused, because
+they are copied into files, rows and MLflow.
 """
 
 import os
@@ -21,26 +21,28 @@ SHAPES = {
     "a password in a URI": r"://[^/\s:@]*:(?P<secret>(?!\*{3}@)[^/\s@]+)@",
     "the value of a token or key": r"(?i)(?:token|passw(?:or)?d|secret|access_key|api_key)" + _VALUE,
 }
-"""Kind of secret -> what it looks like, the secret itself in a group of that name."""
+"""Kind of secret -> regular expression. The group ``secret`` matches the secret itself."""
 
 _NAME = re.compile(r"(?i)(?:token|secret|passw(?:or)?d|passphrase|credential|(?:access|api|private)_?key)s?$")
-"""How the names of environment variables end whose values are secrets."""
+"""End of the name of an environment variable whose value is a secret."""
 
 SHORTEST = 8
-"""Shorter values of such variables (`true`, `none`) stand in many innocent texts."""
+"""Least length in characters of a secret variable's value.
+
+Shorter values (`true`, `none`) occur in many texts that hold no secret."""
 
 
 class SecretError(ValueError):
-    """A secret where everybody would read it; the message is one sentence."""
+    """Settings hold a secret. The message is one sentence and does not show the secret."""
 
 
 def find_secret(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the kind of the first secret in a text, never the secret; empty if there is none."""
+    """Return the kind of the first secret in a text, not the secret itself; empty if there is none."""
     for kind, shape in SHAPES.items():
         if re.search(shape, text):
             return kind
-    planted = [name for name, value in _secrets(environment) if value in text]
-    return f"the value of the environment variable {planted[0]}" if planted else ""
+    variables = [name for name, value in _secrets(environment) if value in text]
+    return f"the value of the environment variable {variables[0]}" if variables else ""
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
@@ -48,25 +50,28 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     for _, value in _secrets(environment):
         text = text.replace(value, MASK)
     for shape in SHAPES.values():
-        text = re.sub(shape, lambda found: found[0].replace(found["secret"], MASK), text)
+        text = re.sub(shape, lambda match: match[0].replace(match["secret"], MASK), text)
     return text
 
 
 def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return name and value of the secret variables, longest value first: one may be a part of another."""
-    found = [(n, v) for n, v in environment.items() if _NAME.search(n) and len(v) >= SHORTEST]
-    return sorted(found, key=lambda pair: len(pair[1]), reverse=True)
+    """Return (name, value) of the secret variables.
+
+    The longest value comes first, because a shorter one may be a part of it.
+    """
+    secrets = [(n, v) for n, v in environment.items() if _NAME.search(n) and len(v) >= SHORTEST]
+    return sorted(secrets, key=lambda pair: len(pair[1]), reverse=True)
 
 
 def refuse_secrets(value: Any, at: str = "settings") -> None:
-    """Refuse settings that hold a secret, wherever in them.
+    """Refuse settings that hold a secret at any depth.
 
     Args:
         value: plain dicts, lists and values.
-        at: its place, for the sentence.
+        at: path of ``value`` in the settings, for the message.
 
     Raises:
-        SecretError: says where, never what.
+        SecretError: a value holds a secret. The message says where the secret is, not what it is.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():

@@ -1,6 +1,6 @@
-"""Lint: does the bias that a config asks for arrive where it is meant to, and what computes it?
+"""Lint: does the bias that a config asks for reach its attention sites, and which implementation computes it?
 
-The rules judge what ``pipeline.detector.inspection.survey`` found in the config,
-``pipeline.config.provenance`` says where it was written, ``fix`` edits the file, ``formatting`` prints.
-Nothing here needs data, weights or a GPU.
+``pipeline.detector.inspection.survey`` reads the config, and the rules judge what it returns.
+``pipeline.config.provenance`` finds the line where a key was written. ``fix`` edits the file, and
+``formatting`` prints the report. Lint needs no data, no weights and no GPU.
 """

@@ -1,4 +1,4 @@
-"""What arrives at a site, what computes it, and what of it is lost on the way."""
+"""Rules about attention sites: which bias a site receives, what computes it, and what would be dropped."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,18 +17,18 @@ from pipeline.detector.transformer.site_attention import (
 )
 
 DROPOUT_KEYS = ("attn_drop", "proj_drop", "dropout_layer")
-"""Where mmcv's attention takes dropout; ours has ``dropout`` alone."""
+"""The dropout arguments of mmcv's attention. ``SiteAttention`` has only ``dropout``."""
 
 
 def check_site(site: Site, survey: Survey, device: str) -> Iterator[Finding]:
-    """Judge one site.
+    """Yield the findings about one attention site.
 
     Args:
-        site: of the config.
-        survey: what the site stands in.
+        site: an attention site of the config.
+        survey: the survey of the whole config.
         device: ``cuda`` or ``cpu``, where the model will train.
     """
-    yield from _keys(site)
+    yield from _check_keys(site)
     kind, impl, flag = read_choice(site)
     if flag and kind in ("none", "local"):
         yield _dead_flag(site, kind)
@@ -37,31 +37,31 @@ def check_site(site: Site, survey: Survey, device: str) -> Iterator[Finding]:
         yield Finding(
             "contradiction",
             (*site.key, "use_flashbias"),
-            f"use_flashbias=True means impl='lowrank', but impl={site.cfg['impl']!r} stands beside it",
+            f"use_flashbias=True means impl='lowrank', but impl={site.cfg['impl']!r} is set too",
             "keep one of the two",
             (site.name,),
         )
         return
-    wrong = list(_names(site, kind, impl, survey))
-    yield from wrong or _served(site, kind, impl, flag, device)
+    name_findings = list(_check_names(site, kind, impl, survey))
+    yield from name_findings or _check_impl(site, kind, impl, flag, device)
 
 
 def read_choice(site: Site) -> tuple[str, str, bool]:
-    """Return bias kind, implementation and whether ``use_flashbias`` is on, as the config has them."""
+    """Return a site's bias kind, its implementation, and whether ``use_flashbias`` is set in the config."""
     flag = bool(site.cfg.get("use_flashbias", False))
     impl = site.cfg.get("impl") or ("lowrank" if flag else DEFAULT_IMPL)
     return str(site.cfg.get("bias", site.default)), str(impl), flag
 
 
-def _keys(site: Site) -> Iterator[Finding]:
-    """Keys of an entry of ``attn_cfgs`` that nobody reads, or that mean something else."""
+def _check_keys(site: Site) -> Iterator[Finding]:
+    """Find keys of an entry of ``attn_cfgs`` that the attention ignores, and a dropout that is no rate."""
     for key in site.cfg:
         if key in DROPOUT_KEYS:
             yield Finding(
                 "dropout",
                 (*site.key, key),
-                f"{key} is a key of mmcv's attention and would be ignored: attention weights are never "
-                "dropped here, nor in CMT's cross-attention, where the rate lands in the argument for a bias",
+                f"{key} is a key of mmcv's attention and would be ignored: no attention here drops attention "
+                "weights. CMT's cross-attention drops none either: it passes the rate as the argument `bias`",
                 "remove it; `dropout` is the rate of the residual branch",
                 (site.name,),
             )
@@ -85,7 +85,7 @@ def _keys(site: Site) -> Iterator[Finding]:
 
 
 def _dead_flag(site: Site, kind: str) -> Finding:
-    """The flag where no bias arrives."""
+    """Return the finding for ``use_flashbias`` at a site that receives no bias."""
     if site.name.endswith(".self"):
         why = "self-attention receives no bias, because queries lie on no map"
     elif site.name.startswith("aqr"):
@@ -106,14 +106,14 @@ def _dead_flag(site: Site, kind: str) -> Finding:
     )
 
 
-def _names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[Finding]:
-    """Names nobody knows, and a bias that has no place or no source here."""
-    given: list[tuple[str, Any, tuple[str, ...]]] = [
+def _check_names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[Finding]:
+    """Find unknown names, conflicting options, and a bias that the site cannot take or that nothing makes."""
+    named: list[tuple[str, Any, tuple[str, ...]]] = [
         ("type", site.cfg.get("type"), ATTENTION_TYPES),
         ("bias", kind, BIAS_KINDS),
         ("impl", impl, IMPLEMENTATIONS),
     ]
-    for key, value, known in given:
+    for key, value, known in named:
         if value not in known:
             yield Finding(
                 "unknown-name",
@@ -151,15 +151,15 @@ def _names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[Finding
             yield Finding("contradiction", (*site.key, key), str(error), fix, (site.name,))
 
 
-def _served(site: Site, kind: str, impl: str, flag: bool, device: str) -> Iterator[Finding]:
-    """An implementation that would drop what it is handed, or cannot train with it."""
+def _check_impl(site: Site, kind: str, impl: str, flag: bool, device: str) -> Iterator[Finding]:
+    """Find an implementation that would drop the site's bias or mask, or cannot train with it."""
     choice = Choice(kind, impl, site.cfg.get("rank"))
     source = "use_flashbias" if flag else "impl" if "impl" in site.cfg else "bias"
     if impl == "lowrank" and kind in TRUNCATABLE_KINDS and choice.rank is None:
         yield Finding(
             "no-rank",
             (*site.key, source),
-            f"FlashBias wants the bias as two thin factors, and the {kind} bias has no exact ones: windows "
+            f"FlashBias needs the bias as two thin factors, and the {kind} bias has no exact ones: windows "
             "that differ from query to query make a matrix of nearly full rank",
             "set impl='rects', which is exact; or a rank such as rank=16, an approximation of known error",
             (site.name,),
@@ -168,13 +168,18 @@ def _served(site: Site, kind: str, impl: str, flag: bool, device: str) -> Iterat
     objection = next(iter(standing_objections(choice, site.sizes, device)), None)
     if objection is None:
         return
-    handed = "dense" if "dense bias" in objection else kind  # the mask of denoising queries is a dense bias
-    lost = not set(entry(impl).forms) & Request(handed, rank=choice.rank).forms and handed != "none"
+    # The mask of the denoising queries is handed over as a dense bias.
+    handed_kind = "dense" if "dense bias" in objection else kind
+    accepted = set(entry(impl).forms) & Request(handed_kind, rank=choice.rank).forms
+    dropped = not accepted and handed_kind != "none"
+    usable = _trainable_impls(site, choice, device)
     yield Finding(
-        "dropped-bias" if lost else "cannot-run",
+        "dropped-bias" if dropped else "cannot-run",
         (*site.key, source),
-        f"{impl} would drop {_HANDED[handed]}: {_takes(impl)}" if lost else f"{impl} cannot run: {objection}",
-        f"take one that trains with it: {', '.join(_servers(site, choice, device)) or 'there is none'}",
+        f"{impl} would drop {_HANDED[handed_kind]}: {_accepts(impl)}"
+        if dropped
+        else f"{impl} cannot run: {objection}",
+        f"take one that trains with it: {', '.join(usable) or 'there is none'}",
         (site.name,),
     )
 
@@ -184,8 +189,8 @@ _HANDED = {"none": "nothing", "local": "the local mask", "dense": "the mask of t
 }
 
 
-def _takes(impl: str) -> str:
-    """Say what an implementation takes."""
+def _accepts(impl: str) -> str:
+    """Return a clause that names the forms of bias that an implementation takes."""
     if entry(impl).forms == (Form.NONE,):
         return "it takes neither bias nor mask"
     if entry(impl).forms == (Form.FACTORS,):
@@ -193,8 +198,8 @@ def _takes(impl: str) -> str:
     return f"it takes {' or '.join(form.name for form in entry(impl).forms)}"
 
 
-def _servers(site: Site, choice: Choice, device: str) -> list[str]:
-    """Implementations that train with what arrives at a site, exactly."""
+def _trainable_impls(site: Site, choice: Choice, device: str) -> list[str]:
+    """Return the implementations that train with the site's bias and compute it exactly."""
     return [
         impl
         for impl in IMPLEMENTATIONS
@@ -203,7 +208,7 @@ def _servers(site: Site, choice: Choice, device: str) -> list[str]:
 
 
 def received(site: Site, survey: Survey) -> str:
-    """Say in a phrase what arrives at a site."""
+    """Return a phrase for the bias or mask that a site receives, with its window sizes in cells."""
     kind = read_choice(site)[0]
     head = survey.model["pts_bbox_head"]
     windows = head.get("aqr_config" if kind == "local" else "bias_config") or {}
@@ -217,7 +222,7 @@ def received(site: Site, survey: Survey) -> str:
 
 
 def handed_as(site: Site) -> str:
-    """Say in which form an implementation gets it, or a dash."""
+    """Return the name of the form in which the implementation gets the bias, or ``-`` if it takes none."""
     kind, impl, _ = read_choice(site)
     kind = "dense" if kind == "none" and site.sizes.masked else kind
     if impl not in IMPLEMENTATIONS or kind not in BIAS_KINDS:
@@ -227,10 +232,11 @@ def handed_as(site: Site) -> str:
 
 
 def memory_gib(site: Site) -> float:
-    """Least memory in GiB that one sample's training step keeps for what is (Q, K) at a site, in bfloat16.
+    """Return a lower bound, in GiB, of the memory that (Q, K) tensors of a site take in training.
 
-    A bias or mask rendered densely, and its gradient; for unfused kernels also the attention weights of every
-    head, which the backward pass reads.
+    It holds for one sample in bfloat16. It counts a bias or mask that is rendered densely, and the gradient
+    of a bias. For unfused kernels it also counts the attention weights of every head, because the backward
+    pass reads them.
     """
     kind, impl, _ = read_choice(site)
     pairs = site.sizes.queries * site.sizes.keys

@@ -1,4 +1,4 @@
-"""Survey it, apply the rules, and say where in the files each finding was written."""
+"""Lint one config: survey it, apply the rules, and find the line in the files where each key was written."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +16,15 @@ from pipeline.detector.inspection.survey import survey
 
 @dataclass(frozen=True)
 class SiteLine:
-    """A line of the table of sites: what arrives, what computes it, and in which form it is handed over."""
+    """One row of the table of attention sites.
+
+    Attributes:
+        site: the site's name, such as ``decoder.0.cross``.
+        receives: a phrase for the bias or mask that the site receives.
+        impl: the implementation that computes the attention.
+        form: the form in which the implementation gets the bias, or ``-``.
+        wrong: an attention rule has a finding about this site that is not a note.
+    """
 
     site: str
     receives: str
@@ -27,7 +35,15 @@ class SiteLine:
 
 @dataclass(frozen=True)
 class LintReport:
-    """What lint found in a config; findings first, then notes, each in the order of files and lines."""
+    """The result of linting a config.
+
+    Attributes:
+        config: the config file.
+        device: ``cuda`` or ``cpu``, where the model will train.
+        sites: one line per attention site.
+        findings: findings first, then notes. Each part begins with the config's own file. Within a file they
+            are in the order of lines.
+    """
 
     config: Path
     device: str
@@ -36,12 +52,12 @@ class LintReport:
 
     @property
     def wrong(self) -> list[Finding]:
-        """The findings, less the notes."""
+        """The findings that are not notes."""
         return [finding for finding in self.findings if not finding.note]
 
     @property
     def notes(self) -> list[Finding]:
-        """The notes."""
+        """The findings that are notes: worth knowing, but nothing is wrong."""
         return [finding for finding in self.findings if finding.note]
 
 
@@ -53,25 +69,31 @@ def lint(config: Path, device: str = "cuda") -> LintReport:
         device: ``cuda`` or ``cpu``, where the model will train.
 
     Raises:
-        LintError: there is no such file.
-        pipeline.detector.build.ConfigError: the file is no config.
+        LintError: the file does not exist.
+        pipeline.detector.build.ConfigError: the file is not a config.
     """
     if not config.is_file():
         raise LintError(f"there is no config file {config}")
-    found = survey(config)
+    surveyed = survey(config)
     source = read_source(config.resolve())
-    of_sites = [finding for site in found.sites for finding in check_site(site, found, device)]
-    of_data = [*check_pipelines(found), *check_ranges(found)]
-    merged = _merged([*of_sites, *check_model(found, source.used), *of_data, *notes(found)])
-    alive = _working_flags(found.sites, of_sites, source)
+    of_sites = [finding for site in surveyed.sites for finding in check_site(site, surveyed, device)]
+    of_data = [*check_pipelines(surveyed), *check_ranges(surveyed)]
+    merged = _merged([*of_sites, *check_model(surveyed, source.used), *of_data, *notes(surveyed)])
+    working = _working_flags(surveyed.sites, of_sites, source)
     findings = sorted(
-        (_placed(finding, source, alive) for finding in merged),
+        (_placed(finding, source, working) for finding in merged),
         key=lambda f: (f.note, f.place.file != source.file, str(f.place.file), f.place.line),
     )
-    wrong = {site for finding in of_sites if not finding.note for site in finding.sites}
+    wrong_sites = {site for finding in of_sites if not finding.note for site in finding.sites}
     lines = [
-        SiteLine(site.name, received(site, found), read_choice(site)[1], handed_as(site), site.name in wrong)
-        for site in found.sites
+        SiteLine(
+            site.name,
+            received(site, surveyed),
+            read_choice(site)[1],
+            handed_as(site),
+            site.name in wrong_sites,
+        )
+        for site in surveyed.sites
     ]
     return LintReport(config, device, tuple(lines), tuple(findings))
 
@@ -79,35 +101,40 @@ def lint(config: Path, device: str = "cuda") -> LintReport:
 def _working_flags(
     sites: list[Site], findings: list[Finding], source: ConfigSource
 ) -> dict[SourcePlace, str]:
-    """Return where a ``use_flashbias`` that works is written, and at which site it does."""
+    """Return place -> site of the ``use_flashbias`` flags that have an effect at that site."""
     dead = {finding.key for finding in findings if finding.remove}
     keys = [(site.name, (*site.key, "use_flashbias")) for site in sites if read_choice(site)[2]]
     return {source.find(key)[0]: name for name, key in keys if key not in dead}
 
 
-def _placed(finding: Finding, source: ConfigSource, alive: dict[SourcePlace, str]) -> Finding:
-    """Say where a finding was written; one that cannot be mended by deleting that gets other advice."""
+def _placed(finding: Finding, source: ConfigSource, working: dict[SourcePlace, str]) -> Finding:
+    """Return a finding with the place where its key was written.
+
+    If ``--fix`` must not or cannot delete the key there, the advice says what to do instead.
+    """
     place, exact = source.find(finding.key)
-    found = replace(finding, place=place)
+    placed = replace(finding, place=place)
     if not finding.remove:
-        return found
-    if place in alive:
-        advice = f"give this site a dict of its own, without the flag: {alive[place]} shares it and needs it"
-        return replace(found, advice=advice, remove=False)
+        return placed
+    if place in working:
+        needing = working[place]
+        advice = f"give this site a dict of its own, without the flag: {needing} shares it and needs it"
+        return replace(placed, advice=advice, remove=False)
     if not exact or place.end is None:
         advice = "remove it by hand; it is not written as key=value, so that --fix leaves it"
-        return replace(found, advice=advice, remove=False)
+        return replace(placed, advice=advice, remove=False)
     if place.file != source.file:
-        return replace(found, advice="remove the flag (--fix --bases does; others may share this file)")
-    return found
+        return replace(placed, advice="remove the flag (--fix --bases does; others may share this file)")
+    return placed
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:
-    """Say once what is said of several sites that share a key."""
+    """Merge findings that differ only in their sites: sites that share a key get one finding."""
     merged: dict[tuple[object, ...], Finding] = {}
     for finding in findings:
-        same = (finding.rule, finding.key, finding.sentence)
-        if same in merged:
-            finding = replace(merged[same], sites=tuple(dict.fromkeys(merged[same].sites + finding.sites)))
-        merged[same] = finding
+        identity = (finding.rule, finding.key, finding.sentence)
+        if identity in merged:
+            sites = tuple(dict.fromkeys(merged[identity].sites + finding.sites))
+            finding = replace(merged[identity], sites=sites)
+        merged[identity] = finding
     return list(merged.values())

@@ -1,4 +1,4 @@
-"""What is done to a frame, in which order, and whether the model takes it."""
+"""Rules about data pipelines: their steps, the order of the steps, and whether they fit the model."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,22 +33,22 @@ AFTER: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("UnifiedObjectSample",), RANGES, "objects beyond the range would come back in"),
     (MOVING, RANGES, "what it moves out of the range would stay in"),
 )
-"""(what, must not come after, why)."""
+"""(steps, steps that they must not come after, reason)."""
 
 DRAWING = ("UnifiedObjectSample", *MOVING)
-"""Steps that change a frame at random; a frame to evaluate on must stay as it is."""
+"""Steps that change a frame at random. A pipeline for evaluation must not have them."""
 
 
 def check_pipelines(survey: Survey) -> Iterator[Finding]:
-    """Judge the pipelines of a config, by themselves and against its model."""
+    """Yield findings about the pipelines of a config: errors within them, and conflicts with the model."""
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset, at = innermost(survey.sections.get(loader), (loader,))
         entries = dataset.get("pipeline")
         if not isinstance(entries, Sequence) or not entries:
             continue
         place: Key = (*at, "pipeline")
-        alone = [_entry(entry, (*place, i)) for i, entry in enumerate(entries)]
-        for finding in alone:
+        of_entries = [_entry(entry, (*place, i)) for i, entry in enumerate(entries)]
+        for finding in of_entries:
             if finding is not None:
                 yield finding
         yield from _order(entries, place)
@@ -57,13 +57,16 @@ def check_pipelines(survey: Survey) -> Iterator[Finding]:
         else:
             yield from _evaluation(entries, place)
         for i, entry in enumerate(entries):
-            if alone[i] is None:
+            if of_entries[i] is None:
                 yield from _against_model(entry, (*place, i), survey.model)
         yield from _dataset(dataset, at, survey.model)
 
 
 def innermost(loader: Any, at: Key) -> tuple[Mapping[str, Any], Key]:
-    """Return the dataset inside all wrappers of a dataloader, and its key; empty if there is none."""
+    """Return the dataset inside all wrappers of a dataloader, and the dataset's key.
+
+    Without a dataset, these are the dataloader and its key. A dataloader that is no dict gives an empty dict.
+    """
     node = loader if isinstance(loader, Mapping) else {}
     while isinstance(node.get("dataset"), Mapping):
         node, at = node["dataset"], (*at, "dataset")
@@ -71,7 +74,7 @@ def innermost(loader: Any, at: Key) -> tuple[Mapping[str, Any], Key]:
 
 
 def _entry(entry: Any, at: Key) -> Finding | None:
-    """An entry that nobody reads, or whose keys or values its step refuses."""
+    """Return a finding if the entry's type is unknown, or its step refuses a key or value of it."""
     kind = entry.get("type") if isinstance(entry, Mapping) else None
     if kind not in KNOWN:
         advice = REPLACEMENTS.get(str(kind), f"take one of {', '.join(KNOWN)}")
@@ -80,30 +83,30 @@ def _entry(entry: Any, at: Key) -> Finding | None:
     try:
         read_steps([entry], "")
     except DataError as error:
-        said = str(error).partition(f"{kind}: ")[2] or str(error)
-        named = re.search(r"keyword argument '(\w+)'|the key '(\w+)'", said)
-        if named:
-            unread = named.group(1) or named.group(2)
+        message = str(error).partition(f"{kind}: ")[2] or str(error)
+        unknown_key = re.search(r"keyword argument '(\w+)'|the key '(\w+)'", message)
+        if unknown_key:
+            unread = unknown_key.group(1) or unknown_key.group(2)
             sentence = f"{kind} does not read {unread!r}: it would be refused"
             return Finding("unused-key", (*at, unread), sentence, "remove it or correct its name")
-        refused = next((str(name) for name in entry if name != "type" and str(name) in said), "type")
-        return Finding("refused-value", (*at, refused), f"{kind}: {said}", "correct it")
+        refused = next((str(name) for name in entry if name != "type" and str(name) in message), "type")
+        return Finding("refused-value", (*at, refused), f"{kind}: {message}", "correct it")
     return None
 
 
 def _order(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
     kinds = [str(entry.get("type")) if isinstance(entry, Mapping) else "" for entry in entries]
     for i, kind in enumerate(kinds):
-        for what, before, why in AFTER:
-            early = next((name for name in kinds[:i] if name in before), None)
-            if kind in what and early is not None:
+        for steps, forbidden, why in AFTER:
+            early = next((name for name in kinds[:i] if name in forbidden), None)
+            if kind in steps and early is not None:
                 advice = f"put it before {early}"
                 yield Finding("misplaced", (*place, i, "type"), f"{kind} comes after {early}: {why}", advice)
                 break
 
 
 def _complete(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
-    """What training cannot do without."""
+    """Find steps that training needs and the pipeline does not have."""
     kinds = [entry.get("type") for entry in entries if isinstance(entry, Mapping)]
     needs = {
         "LoadAnnotations3D": "training needs boxes",
@@ -117,15 +120,16 @@ def _complete(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
 def _evaluation(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
     for i, entry in enumerate(entries):
         kind = entry.get("type") if isinstance(entry, Mapping) else None
-        drawn = kind == "ResizeCropFlipImage" and entry.get("training", True)
-        if kind in DRAWING or drawn or (kind == "ModalMask3D" and entry.get("mode") == "train"):
-            key = (*place, i, "training" if drawn and "training" in entry else "type")
-            advice = "set training=False" if drawn else "remove it"
-            yield Finding("misplaced", key, f"{kind} changes frames to evaluate on at random", advice)
+        random_crop = kind == "ResizeCropFlipImage" and entry.get("training", True)
+        if kind in DRAWING or random_crop or (kind == "ModalMask3D" and entry.get("mode") == "train"):
+            key = (*place, i, "training" if random_crop and "training" in entry else "type")
+            advice = "set training=False" if random_crop else "remove it"
+            sentence = f"{kind} changes frames at random, and this pipeline is for evaluation"
+            yield Finding("misplaced", key, sentence, advice)
 
 
 def _against_model(entry: Mapping[str, Any], at: Key, model: Mapping[str, Any]) -> Iterator[Finding]:
-    """An entry whose numbers are not the model's."""
+    """Find ranges, image sizes and classes of one entry that differ from the model's."""
     kind, limits = entry["type"], model_range(model)
     if kind in RANGES and limits is not None and list(entry["point_cloud_range"]) != limits:
         yield Finding(
@@ -152,7 +156,10 @@ def _sampled(entry: Mapping[str, Any]) -> Any:
 
 
 def _dataset(dataset: Mapping[str, Any], at: Key, model: Mapping[str, Any]) -> Iterator[Finding]:
-    """Classes of the dataset, which CBGS balances and a label counts through."""
+    """Find classes of the dataset and columns of points that differ from the model's.
+
+    CBGS balances the dataset's classes. A label is an index into them.
+    """
     named, wanted = (dataset.get("metainfo") or {}).get("classes"), head_classes(model)
     if named and wanted and list(named) != wanted:
         yield _classes((*at, "metainfo", "classes"), named, wanted)
@@ -167,25 +174,30 @@ def _dataset(dataset: Mapping[str, Any], at: Key, model: Mapping[str, Any]) -> I
 
 
 def _classes(key: Key, named: Sequence[str], wanted: Sequence[str]) -> Finding:
-    odd = [name for name in named if name not in wanted] or [name for name in wanted if name not in named]
-    what = f"{', '.join(odd)} on one side alone" if odd else "the order differs, and labels count through it"
-    return Finding("pipeline-model", key, f"classes are not those of the head: {what}", "make them equal")
+    unshared = [name for name in named if name not in wanted]
+    unshared = unshared or [name for name in wanted if name not in named]
+    how = (
+        f"only one of the two has {', '.join(unshared)}"
+        if unshared
+        else "the order differs, and a label is a position in it"
+    )
+    return Finding("pipeline-model", key, f"classes are not those of the head: {how}", "make them equal")
 
 
 def model_range(model: Mapping[str, Any]) -> list[float] | None:
-    """Return the range in which the head detects."""
+    """Return the range in metres in which the head detects, (x, y, z) low and high; None if it has none."""
     limits = (model["pts_bbox_head"].get("bbox_coder") or {}).get("pc_range")
     return None if limits is None else [float(value) for value in limits]
 
 
 def head_classes(model: Mapping[str, Any]) -> list[str]:
-    """Return the names of the head's classes, empty if it does not say."""
+    """Return the names of the head's classes; empty if the config has none."""
     tasks = model["pts_bbox_head"].get("tasks") or [{}]
     return list(tasks[0].get("class_names") or ())
 
 
 def check_ranges(survey: Survey) -> Iterator[Finding]:
-    """The range that is made into voxels or pillars, against the one in which the head detects."""
+    """Find voxels or pillars that cover another range than the head detects in."""
     wanted = model_range(survey.model)
     for part in ("pts_voxel_layer", "pts_branch"):
         limits = (survey.model.get(part) or {}).get("point_cloud_range")

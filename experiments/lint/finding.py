@@ -1,4 +1,4 @@
-"""Findings, which are wrong, and notes, which are worth knowing."""
+"""What lint reports: findings, where something is wrong, and notes, which are worth knowing."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,17 +12,17 @@ class LintError(ValueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to say about a config.
+    """One statement about a config.
 
     Attributes:
         rule: short name, such as ``dead-flashbias``.
-        key: what it is about.
-        sentence: what is wrong and what follows from it.
-        advice: what to do.
-        sites: attention sites it concerns, if any.
-        note: worth knowing, but nothing is wrong.
-        remove: ``key`` may be deleted to mend it.
-        place: where the key was written; set when all are known.
+        key: path of the config key that it is about.
+        sentence: what is wrong and what follows from it, without the final full stop.
+        advice: what the user can do.
+        sites: names of the attention sites that it concerns, if any.
+        note: it is worth knowing, but nothing is wrong.
+        remove: deleting ``key`` solves it.
+        place: where the key was written. The rules leave the default; ``lint`` sets it.
     """
 
     rule: str

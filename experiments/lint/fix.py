@@ -1,4 +1,4 @@
-"""Delete keys from config files as text: comments and formatting around them stay as they are."""
+"""Delete keys from config files as text. Comments and formatting around them stay as they are."""
 
 import ast
 from collections import defaultdict
@@ -14,18 +14,18 @@ def remove(places: Iterable[SourcePlace]) -> list[Path]:
     """Delete items such as ``key=value`` from their files.
 
     Args:
-        places: what to delete; each has an end.
+        places: the items to delete. Each has an ``end``.
 
     Returns:
-        The files that were rewritten, each at once or not at all.
+        The files that were rewritten. Each was replaced atomically.
 
     Raises:
-        LintError: the text that would be left is no Python.
+        LintError: a file would no longer be valid Python. Then no file is written.
     """
     by_file: dict[Path, set[SourcePlace]] = defaultdict(set)
     for place in places:
         by_file[place.file].add(place)
-    texts = {file: _without(file.read_bytes(), found) for file, found in by_file.items()}
+    texts = {file: _without(file.read_bytes(), to_delete) for file, to_delete in by_file.items()}
     for file, text in texts.items():
         try:
             ast.parse(text)
@@ -37,7 +37,7 @@ def remove(places: Iterable[SourcePlace]) -> list[Path]:
 
 
 def _without(text: bytes, places: Iterable[SourcePlace]) -> bytes:
-    """Delete items, last first, so that the places of the others stay true."""
+    """Delete items from the last to the first, so that the places of the remaining items stay valid."""
     for place in sorted(places, key=lambda p: (p.line, p.column), reverse=True):
         assert place.end is not None
         starts = _line_starts(text)
@@ -48,20 +48,20 @@ def _without(text: bytes, places: Iterable[SourcePlace]) -> bytes:
 
 
 def _cut(text: bytes, first: int, last: int) -> bytes:
-    """Delete ``text[first:last]`` and the comma and blanks that belong to it."""
+    """Delete ``text[first:last]``, and the comma and blanks that belong to it."""
     line_start = text.rfind(b"\n", 0, first) + 1
     after = last + _blanks(text[last:])
     comma = text[after : after + 1] == b","
     if comma:
         after += 1 + _blanks(text[after + 1 :])
-    alone = not text[line_start:first].strip()
-    if alone and text[after : after + 1] in (b"\n", b"\r", b""):  # the whole line goes
+    first_on_line = not text[line_start:first].strip()
+    if first_on_line and text[after : after + 1] in (b"\n", b"\r", b""):  # the item is all of its line
         line_end = text.find(b"\n", after)
         return text[:line_start] + (b"" if line_end < 0 else text[line_end + 1 :])
-    if alone or comma:
+    if first_on_line or comma:
         return text[:first] + text[after:]
     before = text[:first].rstrip(b" \t")
-    if before.endswith(b","):  # it was the last: the comma before it goes too
+    if before.endswith(b","):  # the last item: also delete the comma before it
         before = before[:-1]
     return before + text[last:]
 
@@ -78,7 +78,7 @@ def _line_starts(text: bytes) -> list[int]:
 
 
 def _write(file: Path, text: bytes) -> None:
-    """Replace a file at once, with the permissions it had."""
+    """Replace a file atomically and keep its permissions."""
     with atomic_path(file.resolve()) as partial:
         partial.write_bytes(text)
         partial.chmod(file.stat().st_mode & 0o7777)

@@ -1,4 +1,4 @@
-"""For people, or as JSON for programs."""
+"""Print the report of lint for people, or as JSON for programs."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from experiments.lint.finding import Finding
 
 
 def print_report(report: LintReport, fixed: list[Finding], console: Console) -> None:
-    """Print the sites, then what was mended, what is wrong and what is worth knowing.
+    """Print the table of sites, then the fixed findings, the remaining findings and the notes.
 
     Args:
-        report: of the config as it is now.
-        fixed: findings that are mended by now.
-        console: where to.
+        report: the report on the config after the fixes.
+        fixed: findings that the fixes solved.
+        console: the console to print on.
     """
     table = Table("site", "receives", "computed by", "form", box=None, pad_edge=False)
     for line in report.sites:
@@ -46,7 +46,7 @@ def _print_finding(finding: Finding, word: str, style: str, console: Console) ->
         highlight=False,
         soft_wrap=True,
     )
-    # In a pipe a sentence stays on its line: easier to search.
+    # In a pipe, a sentence stays on one line, because that is easier to search.
     width = console.width if console.is_terminal else sys.maxsize
     for text in (f"{finding.sentence}.", "→ removed" if word == "fixed" else f"→ {finding.advice}"):
         lines = textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ")
@@ -54,7 +54,7 @@ def _print_finding(finding: Finding, word: str, style: str, console: Console) ->
 
 
 def _sites(sites: tuple[str, ...]) -> str:
-    """Name sites, many of them as a range."""
+    """Return `` at SITE``, or the first and last name with the count if there are several sites."""
     if not sites:
         return ""
     return f" at {sites[0]}" if len(sites) == 1 else f" at {sites[0]} … {sites[-1]} ({len(sites)} sites)"
@@ -65,7 +65,10 @@ def _count(number: int, word: str) -> str:
 
 
 def as_json(report: LintReport, fixed: list[Finding]) -> str:
-    """Return the report as JSON, findings and notes apart; arguments as for ``print_report``."""
+    """Return the report as JSON, with findings and notes as separate lists.
+
+    The arguments are those of ``print_report``.
+    """
     return json.dumps(
         {
             "config": str(report.config),
@@ -93,6 +96,6 @@ def _plain(finding: Finding) -> dict[str, object]:
 
 
 def shown(file: Path) -> str:
-    """Spell a path from the working directory, if it lies below."""
+    """Return a path relative to the working directory if it is inside, else the path as given."""
     path = os.path.relpath(file)
     return str(file) if path.startswith("..") else path

@@ -1,4 +1,4 @@
-"""The rules about the rest of a model: shapes, windows, grids, and keys that nobody reads."""
+"""Rules about the rest of a model: shapes, windows, grids, and keys that no class reads."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ from pipeline.detector.inspection.sites import HEAD
 from pipeline.detector.inspection.survey import Survey
 
 PUBLISHED_GRID = (1080, 1024)
-"""Voxels along a side of the range, and of the grid, in CMT's published R50 config."""
+"""CMT's published R50 config: voxels along a side of its range, and cells along a side of its grid."""
 
 
 def check_model(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
-    """Judge a config as a whole.
+    """Yield the findings about a config outside its attention sites and pipelines.
 
     Args:
-        survey: of the config.
-        used: names that the config reads as variables.
+        survey: the survey of the config.
+        used: names of the variables that the config reads.
     """
     yield from _unread(survey, used)
     yield from _shapes(survey)
@@ -40,7 +40,7 @@ def _unread(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
             yield Finding(
                 "dropout",
                 key,
-                f"{who} {name}, so that nothing would be dropped",
+                f"{who} {name}, so nothing would be dropped",
                 "set `dropout` in an entry of attn_cfgs (the residual branch) and `ffn_drop` in ffn_cfgs",
             )
             continue
@@ -52,7 +52,7 @@ def _unread(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
         yield Finding(
             "unused-key",
             ("optim_wrapper", "paramwise_cfg", "custom_keys", name),
-            f"no parameter's name contains {name!r}: this multiplier reaches nothing",
+            f"no parameter's name contains {name!r}: this multiplier applies to nothing",
             "remove it or correct the name",
         )
 
@@ -73,7 +73,7 @@ def _shapes(survey: Survey) -> Iterator[Finding]:
 
 
 def _scales(survey: Survey) -> Iterator[Finding]:
-    """Scales of the bias against layers of the decoder."""
+    """Find a number of bias scales that is neither 1 nor the number of decoder layers."""
     generator = survey.model["pts_bbox_head"].get("bias_config") or {}
     layers = sum(site.name.startswith("decoder") and site.name.endswith(".cross") for site in survey.sites)
     scales = generator.get("num_scales", 1)
@@ -109,7 +109,8 @@ def _windows(survey: Survey) -> Iterator[Finding]:
         for key, which in (("window_lidar", "BEV"), ("window_camera", "camera"))
         if users & kinds
     ]
-    own = {(*site.key, "window"): site.cfg.get("window") for site in survey.sites}  # layers may share one
+    # Layers may share one dict, and so one window.
+    own = {(*site.key, "window"): site.cfg.get("window") for site in survey.sites}
     asked += [(key, window, which) for key, window in own.items() for which in maps]
     for key, window, which in asked:
         size = maps[which]
@@ -124,7 +125,7 @@ def _windows(survey: Survey) -> Iterator[Finding]:
 
 
 def _grid(model: Mapping[str, Any]) -> Iterator[Finding]:
-    """Voxels of the range against cells of the grid, along x and y."""
+    """Find a grid whose number of cells along x or y is not the number of voxels in the range."""
     voxels, middle = model.get("pts_voxel_layer") or {}, model.get("pts_middle_encoder") or {}
     if not {"voxel_size", "point_cloud_range"} <= set(voxels) or "sparse_shape" not in middle:
         return
@@ -138,17 +139,21 @@ def _grid(model: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _grid_finding(span: float, size: float, wanted: int, cells: int, low: float) -> Finding:
-    """Say what a grid of other than the wanted cells does."""
+    """Return the finding for a grid of ``cells`` cells where the range has ``wanted`` voxels.
+
+    ``span`` is the length of the range, ``size`` the voxel size and ``low`` the range's lower end, in metres.
+    """
     key: Key = ("model", "pts_middle_encoder", "sparse_shape")
-    said = f"{span:g} m are {wanted} voxels of {size} m, but sparse_shape has {cells}"
+    mismatch = f"{span:g} m are {wanted} voxels of {size} m, but sparse_shape has {cells}"
     if (wanted, cells) == PUBLISHED_GRID:
         return Finding(
             "grid",
             key,
-            f"{said}: points beyond {low + cells * size:.1f} m get no voxel, and the {cells // 8} BEV cells "
-            f"are placed as if they spanned all {span:g} m. CMT's published R50 weights were trained so",
+            f"{mismatch}: points beyond {low + cells * size:.1f} m get no voxel, and the {cells // 8} BEV "
+            f"cells are placed as if they spanned all {span:g} m. CMT's published R50 weights were trained "
+            "so",
             "keep it with those weights; from scratch, voxels of 108/1024 m would be consistent",
             note=True,
         )
     advice = f"set {wanted} there, or a voxel_size of {span / cells:g} m"
-    return Finding("grid", key, f"{said}: BEV keys do not lie where queries look for them", advice)
+    return Finding("grid", key, f"{mismatch}: BEV keys do not lie where queries look for them", advice)

@@ -1,4 +1,4 @@
-"""Nothing is wrong, but a user would want to know it."""
+"""Notes: facts about a config that a user would want to know although nothing is wrong."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from pipeline.detector.inspection.sites import HEAD
 from pipeline.detector.inspection.survey import Survey
 
 NOTED_GIB = 1.0
-"""Memory of one sample from which on a note is made: less has never been what fills a GPU."""
+"""A note is made from this many GiB per sample on. In no training so far did less fill a GPU."""
 
 
 def notes(survey: Survey) -> Iterator[Finding]:
-    """Note what is worth knowing about a config."""
+    """Yield the notes about a config."""
     yield from _left_out(survey)
     yield from _memory(survey)
     yield from _idle(survey)
@@ -28,19 +28,19 @@ def _left_out(survey: Survey) -> Iterator[Finding]:
 
 
 def _memory(survey: Survey) -> Iterator[Finding]:
-    """What runs out of memory first."""
+    """Note how much memory the cross-attentions take if they make (queries, keys) tensors."""
     heavy = [site for site in survey.sites if memory_gib(site) > 0 and site.name.endswith(".cross")]
     total = sum(memory_gib(site) for site in heavy)
     if total < NOTED_GIB:
         return
     sizes = heavy[0].sizes
-    how = sorted({f"{read_choice(site)[1]} ({handed_as(site).lower()})" for site in heavy})
+    computed_by = sorted({f"{read_choice(site)[1]} ({handed_as(site).lower()})" for site in heavy})
     yield Finding(
         "memory",
         (*heavy[0].key, "impl"),
         f"{len(heavy)} cross-attentions make tensors of queries x keys ({sizes.queries} x {sizes.keys} with "
         f"all denoising slots), and training keeps them: at least {total:.1f} GiB a sample in bfloat16 with "
-        f"{', '.join(how)}",
+        f"{', '.join(computed_by)}",
         "impl='rects' computes the same and makes none of them",
         tuple(site.name for site in heavy),
         note=True,
@@ -68,14 +68,14 @@ def _idle(survey: Survey) -> Iterator[Finding]:
 
 
 def _dropout(survey: Survey) -> Iterator[Finding]:
-    theirs = [s for s in survey.sites if s.cfg.get("type") == "MultiheadAttention" and s.cfg.get("dropout")]
-    if theirs:
+    of_mmcv = [s for s in survey.sites if s.cfg.get("type") == "MultiheadAttention" and s.cfg.get("dropout")]
+    if of_mmcv:
         yield Finding(
             "dropout",
-            (*theirs[0].key, "dropout"),
-            f"dropout={theirs[0].cfg['dropout']} drops the residual branch alone; mmcv's MultiheadAttention "
+            (*of_mmcv[0].key, "dropout"),
+            f"dropout={of_mmcv[0].cfg['dropout']} drops the residual branch alone; mmcv's MultiheadAttention "
             "drops attention weights with it too, which no fused kernel here does",
             "nothing to do, unless you reproduce a training to the letter",
-            tuple(site.name for site in theirs),
+            tuple(site.name for site in of_mmcv),
             note=True,
         )

@@ -1,6 +1,6 @@
-"""Measures how fast a trial trains and detects while equal trials run beside it on the same machine.
+"""Measure how fast a trial trains and detects while equal trials run on the same machine.
 
-Each trial is a process of its own, as in a study. It does what a trial does, but keeps nothing.
+Each trial is a process of its own, as in a study. It does the work of a trial but keeps no results.
 """
 
 import time
@@ -23,10 +23,10 @@ from pipeline.training.preflight import check
 from pipeline.training.trial import Trial
 
 WARMUP = 3
-"""Steps before the first one that is timed; the allocator and autotuners settle within two."""
+"""Steps before the first timed step. The allocator and autotuners settle within two."""
 
 TRAINING_SHARE = 0.6
-"""Part of the measuring time that goes to training steps; the rest goes to detecting."""
+"""Share of the measuring time that is spent on training steps. The rest is spent on evaluation."""
 
 ENDLESS = 10**6
 """More steps than any probe takes."""
@@ -34,16 +34,16 @@ ENDLESS = 10**6
 
 @dataclass(frozen=True)
 class TrialSpeed:
-    """What one of several equal trials measured.
+    """The measurements of one of several equal trials.
 
     Attributes:
-        step_s: seconds per training step, waiting for data included.
-        chunk_s: seconds per ``BATCH`` frames of evaluation, under all conditions, reading included.
+        step_s: seconds per training step, including the wait for data.
+        chunk_s: seconds per chunk of ``BATCH`` frames of evaluation, under all conditions, including reading.
         steps: training steps of the whole trial.
-        chunks: such chunks of a whole evaluation.
-        reserved_gib: peak of the CUDA memory that its allocator held; 0 on a CPU.
+        chunks: chunks of a whole evaluation.
+        reserved_gib: peak of the CUDA memory that the trial's allocator reserved; 0 on a CPU.
         device_gib: memory in use on the whole device at the end, by any process; 0 on a CPU.
-        resident_gib: peak of the resident memory of its process.
+        resident_gib: peak of the resident memory of the trial's process.
     """
 
     step_s: float
@@ -59,8 +59,8 @@ class TrialSpeedProbe:
     """A trial that is ready to train and detect for a given time.
 
     Args:
-        settings: of a trial with one worker.
-        folder: an empty folder for what a trial writes.
+        settings: the settings of a trial with one worker.
+        folder: an empty folder for the files that a trial writes.
     """
 
     def __init__(self, settings: TrialSettings, folder: Path) -> None:
@@ -80,7 +80,7 @@ class TrialSpeedProbe:
 
         Args:
             threads: torch threads on a CPU.
-            seconds: how long; the step that runs when the time is over is finished.
+            seconds: how long to measure. A step that has begun when the time is over is finished.
         """
         if self._trial.session.device.type == "cpu":
             torch.set_num_threads(threads)
@@ -91,7 +91,7 @@ class TrialSpeedProbe:
         return TrialSpeed(step_s, chunk_s, self._trial.steps, chunks, reserved, used, peak_resident_gib())
 
     def _time(self, call: Any, seconds: float) -> float:
-        """Return seconds per call."""
+        """Call ``call`` for the given time and return the mean seconds per call."""
         begun, calls = time.perf_counter(), 0
         while calls == 0 or time.perf_counter() - begun < seconds:
             call()
@@ -99,7 +99,7 @@ class TrialSpeedProbe:
         return (time.perf_counter() - begun) / calls
 
     def _step(self) -> None:
-        self._trial.step(*next(self._batches))  # reads its losses, and so waits for the device
+        self._trial.step(*next(self._batches))  # reading the losses waits for the device
 
     def _detect(self) -> None:
         detector = self._trial.detector
@@ -111,18 +111,23 @@ class TrialSpeedProbe:
 
 
 def serve(settings: TrialSettings, folder: Path, pipe: Connection) -> None:
-    """Run as one of the probe's processes until None is received.
+    """Measure in one of the probe's processes until None is received.
 
-    Sends True as soon as the trial is ready. Then it measures once for every (threads, seconds) that it
+    It sends True as soon as the trial is ready. Then it measures once for every (threads, seconds) that it
     receives, and sends a ``TrialSpeed``. If the trial is refused or runs out of memory, it sends one sentence
     and ends.
+
+    Args:
+        settings: the settings of a trial with one worker.
+        folder: an empty folder for the files that the trial writes.
+        pipe: the connection to the process that runs the probe.
     """
     try:
         speed_probe = TrialSpeedProbe(settings, folder)
         pipe.send(True)
         while (request := pipe.recv()) is not None:
             pipe.send(speed_probe.run(*request))
-    except EOFError:  # the probe is gone
+    except EOFError:  # the process that runs the probe has ended
         return
     except (ValueError, RuntimeError) as error:  # a refusal, or out of memory
         pipe.send(f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
-"""Where in which file a config's key was written, through variables, spreads and ``_base_`` files.
+"""Find the file and line where a config's key was written, through variables, spreads and ``_base_`` files.
 
-mmengine runs a config and keeps the values; this reads the same files as syntax and keeps the places. What
-it cannot follow (a value made by a function, say) has the place of the nearest key above it.
+mmengine runs a config and keeps the values. This module parses the same files and keeps the places. A value
+that it cannot follow, such as one that a function makes, has the place of the nearest key above it.
 """
 
 import ast
@@ -15,13 +15,14 @@ Key: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """A stretch of a file.
+    """A range of text in a file.
 
     Attributes:
-        file: where.
-        line: of its start, from 1.
-        column: of its start, from 1, in characters of UTF-8 (bytes, as ``ast`` counts them).
-        end: (line, column) behind it; ``None`` if it is no removable item such as ``key=value``.
+        file: the file.
+        line: line of the start, counted from 1.
+        column: column of the start, counted from 1 in UTF-8 bytes, as ``ast`` counts them.
+        end: (line, column) just after the range. ``None`` if the text is not an item that can be removed,
+            such as ``key=value``.
     """
 
     file: Path
@@ -30,13 +31,13 @@ class SourcePlace:
     end: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        """Spell as editors and terminals link it."""
+        """Return ``file:line``, which editors and terminals turn into a link."""
         return f"{self.file}:{self.line}"
 
 
 @dataclass
 class ConfigEntry:
-    """A key or an item, where it was written, and what it holds."""
+    """A key of a dict or an item of a list: where it was written, and its value."""
 
     place: SourcePlace
     value: "ConfigNode"
@@ -44,9 +45,10 @@ class ConfigEntry:
 
 @dataclass
 class ConfigNode:
-    """A value: a dict or a list has children by key or number, any other value none.
+    """A value of a config.
 
-    ``every`` stands for all items of a list whose number is not written, such as a comprehension.
+    A dict has children by key, and a list has them by number. Any other value has none. ``every`` stands for
+    the items of a list that are not written one by one, such as those of a comprehension.
     """
 
     place: SourcePlace
@@ -57,12 +59,12 @@ class ConfigNode:
 
 @dataclass(frozen=True)
 class ConfigSource:
-    """A config as it is written.
+    """The parsed text of a config and its bases.
 
     Attributes:
-        file: the config.
-        top: its variables, those of its bases included.
-        used: names that are read somewhere in these files: they are variables, not keys for a program.
+        file: the config file.
+        top: the config's variables, including those of its bases.
+        used: names that code in these files reads. They are variables, not keys for a program.
     """
 
     file: Path
@@ -73,7 +75,7 @@ class ConfigSource:
         """Find where a key was written.
 
         Returns:
-            Its place, or that of the nearest key above it; and whether it is the key's own.
+            The key's place and True, or the place of the nearest key above it and False.
         """
         node, place = self.top, SourcePlace(self.file, 1, 1)
         for part in key:
@@ -85,13 +87,14 @@ class ConfigSource:
 
 
 def read_source(file: Path) -> ConfigSource:
-    """Read a config and its bases as syntax.
+    """Parse a config and its bases.
 
     Args:
-        file: of mmengine; one that is not Python is read as empty.
+        file: an mmengine config. A file whose name does not end in ``.py`` is read as empty.
 
     Raises:
-        SyntaxError, OSError: a file is no Python, or not there.
+        SyntaxError: a file is not valid Python.
+        OSError: a file does not exist or cannot be read.
     """
     if file.suffix != ".py":
         return ConfigSource(file, ConfigNode(SourcePlace(file, 1, 1), is_dict=True), frozenset())
@@ -117,14 +120,14 @@ def _is_stored(node: ast.Name) -> bool:
 
 
 def _base_names(tree: ast.Module) -> list[str]:
-    """Return what ``_base_`` lists, less what lies in an installed package (``mmdet::...``)."""
+    """Return the names that ``_base_`` lists, without those in an installed package (``mmdet::...``)."""
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and _target(statement) == "_base_":
             try:
-                found = ast.literal_eval(statement.value)
-            except ValueError:  # computed: mmengine refuses that itself
+                bases = ast.literal_eval(statement.value)
+            except ValueError:  # a computed ``_base_``, which mmengine refuses itself
                 return []
-            return [name for name in ([found] if isinstance(found, str) else found) if "::" not in name]
+            return [name for name in ([bases] if isinstance(bases, str) else bases) if "::" not in name]
     return []
 
 
@@ -133,19 +136,22 @@ def _target(statement: ast.Assign) -> str:
 
 
 def _merged(child: ConfigNode, base: ConfigNode) -> ConfigNode:
-    """Merge as mmengine does: dict into dict, key by key; anything else, and ``_delete_``, replaces."""
+    """Merge as mmengine does: a dict into a dict, key by key.
+
+    Any other value, and a dict with ``_delete_``, replaces the base's value.
+    """
     merged = ConfigNode(child.place, dict(base.children), is_dict=True)
     for key, entry in child.children.items():
-        below = merged.children.get(key)
-        both = below is not None and below.value.is_dict and entry.value.is_dict
-        if both and below is not None and "_delete_" not in entry.value.children:
-            entry = ConfigEntry(entry.place, _merged(entry.value, below.value))
+        inherited = merged.children.get(key)
+        both = inherited is not None and inherited.value.is_dict and entry.value.is_dict
+        if both and inherited is not None and "_delete_" not in entry.value.children:
+            entry = ConfigEntry(entry.place, _merged(entry.value, inherited.value))
         merged.children[key] = entry
     return merged
 
 
 def _constant(node: ast.expr) -> str | int:
-    """Return a key or number that is written out; one that is computed gives the key that nothing has."""
+    """Return a literal key or number. For a computed one, return ``""``, a key that no config has."""
     value = node.value if isinstance(node, ast.Constant) else None
     return value if isinstance(value, str | int) else ""
 
@@ -159,7 +165,7 @@ class _Reader:
         self.base = ConfigNode(SourcePlace(file, 1, 1), is_dict=True)
 
     def run(self, statement: ast.stmt) -> None:
-        """Follow an assignment; other statements leave values where they were."""
+        """Record the place and value of an assignment. Other statements are ignored."""
         if isinstance(statement, ast.Assign):
             targets, value = statement.targets, statement.value
         elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
@@ -172,7 +178,7 @@ class _Reader:
                 holder.children[key] = ConfigEntry(self._place(statement), self.read(value))
 
     def _holder(self, target: ast.expr) -> tuple[ConfigNode | None, str | int]:
-        """Find the dict or list that an assignment changes, and the key there."""
+        """Return the dict or list that an assignment changes, and the key that it sets there."""
         if isinstance(target, ast.Name):
             return self.top, target.id
         if isinstance(target, ast.Attribute):
@@ -182,26 +188,26 @@ class _Reader:
         return None, ""
 
     def read(self, node: ast.expr) -> ConfigNode:
-        """Read a value."""
-        found = ConfigNode(self._place(node))
+        """Return the value of an expression, with the places of its keys and items."""
+        config_node = ConfigNode(self._place(node))
         if isinstance(node, ast.Dict):
-            found.is_dict = True
+            config_node.is_dict = True
             for key, value in zip(node.keys, node.values, strict=True):
-                self._add(found, key, value)
+                self._add(config_node, key, value)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            return self._call(node, found)
+            return self._call(node, config_node)
         elif isinstance(node, ast.List | ast.Tuple):
-            self._items(found, node.elts)
+            self._items(config_node, node.elts)
         elif isinstance(node, ast.ListComp):
-            found.every = ConfigEntry(self._place(node.elt), self.read(node.elt))
+            config_node.every = ConfigEntry(self._place(node.elt), self.read(node.elt))
         elif isinstance(node, ast.BinOp):
-            self._joined(found, node)
+            self._joined(config_node, node)
         else:
-            return self._named(node, found)
-        return found
+            return self._named(node, config_node)
+        return config_node
 
     def _named(self, node: ast.expr, otherwise: ConfigNode) -> ConfigNode:
-        """Read a variable, or a part of one."""
+        """Return the value of a variable or of a part of one, or ``otherwise`` if it is unknown."""
         if isinstance(node, ast.Name):
             return self.base if node.id == "_base_" else self._child(self.top, node.id, otherwise)
         if isinstance(node, ast.Attribute):
@@ -212,59 +218,58 @@ class _Reader:
             return self.read(node.elts[0].elts[0])
         return otherwise
 
-    def _call(self, node: ast.Call, found: ConfigNode) -> ConfigNode:
-        """Read ``dict(...)``, and see through a copy."""
+    def _call(self, node: ast.Call, config_node: ConfigNode) -> ConfigNode:
+        """Read ``dict(...)``, and read a copy (``deepcopy(x)``, ``list(x)``) as what it copies."""
         assert isinstance(node.func, ast.Name)
         if node.func.id in ("deepcopy", "copy", "list", "tuple") and len(node.args) == 1:
             return self.read(node.args[0])
         if node.func.id == "dict":
-            found.is_dict = True
+            config_node.is_dict = True
             for argument in node.args:
-                found.children.update(self.read(argument).children)
+                config_node.children.update(self.read(argument).children)
             for keyword in node.keywords:
                 if keyword.arg is None:
-                    found.children.update(self.read(keyword.value).children)
+                    config_node.children.update(self.read(keyword.value).children)
                 else:
                     place = self._place(keyword, keyword)
-                    found.children[keyword.arg] = ConfigEntry(place, self.read(keyword.value))
-        return found
+                    config_node.children[keyword.arg] = ConfigEntry(place, self.read(keyword.value))
+        return config_node
 
-    def _add(self, found: ConfigNode, key: ast.expr | None, value: ast.expr) -> None:
+    def _add(self, config_node: ConfigNode, key: ast.expr | None, value: ast.expr) -> None:
         if key is None:
-            found.children.update(self.read(value).children)
+            config_node.children.update(self.read(value).children)
         elif isinstance(key, ast.Constant) and isinstance(key.value, str | int):
-            found.children[key.value] = ConfigEntry(self._place(key, value), self.read(value))
+            config_node.children[key.value] = ConfigEntry(self._place(key, value), self.read(value))
 
-    def _items(self, found: ConfigNode, items: list[ast.expr]) -> None:
+    def _items(self, config_node: ConfigNode, items: list[ast.expr]) -> None:
         for item in items:
             if isinstance(item, ast.Starred):
-                self._extend(found, self.read(item.value))
+                self._extend(config_node, self.read(item.value))
             else:
-                self._extend(
-                    found, ConfigNode(found.place, {0: ConfigEntry(self._place(item), self.read(item))})
-                )
+                entry = ConfigEntry(self._place(item), self.read(item))
+                self._extend(config_node, ConfigNode(config_node.place, {0: entry}))
 
-    def _joined(self, found: ConfigNode, node: ast.BinOp) -> None:
+    def _joined(self, config_node: ConfigNode, node: ast.BinOp) -> None:
         """Follow ``[...] + [...]`` and ``[...] * n``."""
         left, right = self.read(node.left), self.read(node.right)
-        self._extend(found, left)
+        self._extend(config_node, left)
         if isinstance(node.op, ast.Add):
-            self._extend(found, right)
+            self._extend(config_node, right)
         elif isinstance(node.op, ast.Mult) and len(left.children) == 1:
-            found.every = left.children.get(0)
+            config_node.every = left.children.get(0)
 
-    def _extend(self, found: ConfigNode, more: ConfigNode) -> None:
-        start = len(found.children)
+    def _extend(self, config_node: ConfigNode, more: ConfigNode) -> None:
+        start = len(config_node.children)
         for number, entry in enumerate(more.children.values()):
-            found.children[start + number] = entry
-        found.every = found.every or more.every
+            config_node.children[start + number] = entry
+        config_node.every = config_node.every or more.every
 
     def _child(self, holder: ConfigNode, key: str | int, otherwise: ConfigNode) -> ConfigNode:
         entry = holder.children.get(key, holder.every if isinstance(key, int) else None)
         return otherwise if entry is None else entry.value
 
     def _place(self, node: ast.AST, last: ast.AST | None = None) -> SourcePlace:
-        """Place of a node; up to the end of ``last`` if it is an item that can be removed."""
+        """Return the place of a node. For an item that can be removed, the place ends behind ``last``."""
         line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1
         end = None if last is None else (last.end_lineno, last.end_col_offset + 1)  # type: ignore[attr-defined]
         return SourcePlace(self.file, line, column, end)

@@ -1,4 +1,4 @@
-"""Detections as boxes of a nuScenes submission, and as a file of arrays that keeps them."""
+"""Turn detections into the boxes of a nuScenes submission, and save them as a file of arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from pipeline.config.settings import CLASSES
 from pipeline.data.sample import Detections, Sample
 
 MAX_BOXES = 500
-"""Boxes per frame that the devkit accepts (``max_boxes_per_sample`` of detection_cvpr_2019)."""
+"""Most boxes per frame that the devkit accepts (``max_boxes_per_sample`` of detection_cvpr_2019)."""
 
 
 MOVING_M_PER_S = 0.2
-"""Above this speed an object gets the moving attribute; mmdet3d's NuScenesMetric."""
+"""Above this speed an object gets the moving attribute, as in mmdet3d's NuScenesMetric."""
 
 
 ATTRIBUTES: Mapping[str, tuple[str, str]] = {
@@ -32,16 +32,21 @@ ATTRIBUTES: Mapping[str, tuple[str, str]] = {
     "pedestrian": ("pedestrian.standing", "pedestrian.moving"),
     "traffic_cone": ("", ""),
 }
-"""Class -> attribute at rest and when moving, as mmdet3d's NuScenesMetric assigns them."""
+"""Class -> (attribute at rest, attribute when moving), as mmdet3d's NuScenesMetric assigns them."""
 
 
 class EvaluationError(ValueError):
-    """Detections that the official metric cannot judge."""
+    """Detections that the official metric cannot evaluate."""
 
 
 @dataclass(frozen=True)
 class FramePose:
-    """A frame's token and its way to the global frame, (4, 4) float64, LiDAR frame -> global."""
+    """A frame's token and its pose.
+
+    Attributes:
+        token: the frame's sample token.
+        lidar2global: transform from the LiDAR frame to the global frame, (4, 4) float64.
+    """
 
     token: str
     lidar2global: NDArray[np.float64]
@@ -52,24 +57,32 @@ class FramePose:
         return cls(sample.token, sample.ego2global @ sample.lidar2ego)
 
 
-def submission_boxes(pose: FramePose, found: Detections) -> list[dict[str, Any]]:
+def submission_boxes(pose: FramePose, detections: Detections) -> list[dict[str, Any]]:
     """Turn one frame's detections into the devkit's records.
+
+    Args:
+        pose: the frame's token and pose.
+        detections: the frame's detections, in the LiDAR frame.
+
+    Returns:
+        One record per box in the global frame, highest score first, at most ``MAX_BOXES``.
 
     Raises:
         EvaluationError: a box or score is not finite (a diverged model).
     """
-    if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
+    if not (np.isfinite(detections.boxes).all() and np.isfinite(detections.scores).all()):
         raise EvaluationError(
             f"frame {pose.token}: detections hold numbers that are not finite; the weights have diverged"
         )
-    best = np.argsort(-found.scores, kind="stable")[:MAX_BOXES]
-    boxes, scores, labels = found.boxes[best].astype(np.float64), found.scores[best], found.labels[best]
-    turn, shift = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
-    centres = boxes[:, :3] @ turn.T + shift
-    sizes = boxes[:, [4, 3, 5]]  # the devkit wants width, length, height
-    rotations = Rotation.from_matrix(turn) * Rotation.from_euler("z", boxes[:, 6:7])
+    best = np.argsort(-detections.scores, kind="stable")[:MAX_BOXES]
+    boxes = detections.boxes[best].astype(np.float64)
+    scores, labels = detections.scores[best], detections.labels[best]
+    rotation, translation = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
+    centres = boxes[:, :3] @ rotation.T + translation
+    sizes = boxes[:, [4, 3, 5]]  # the order of the devkit: width, length, height
+    rotations = Rotation.from_matrix(rotation) * Rotation.from_euler("z", boxes[:, 6:7])
     quaternions = np.roll(rotations.as_quat().reshape(-1, 4), 1, axis=1)  # scipy has w last, the devkit first
-    velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ turn.T)[:, :2]
+    velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ rotation.T)[:, :2]
     moving = np.linalg.norm(velocities, axis=1) > MOVING_M_PER_S
     return [
         {
@@ -87,24 +100,28 @@ def submission_boxes(pose: FramePose, found: Detections) -> list[dict[str, Any]]
 
 
 def save_detections(path: Path, poses: Sequence[FramePose], detections: Sequence[Detections]) -> None:
-    """Keep detections for later resampling, as one npz: arrays of all frames, and where each frame ends."""
+    """Save detections as one npz file for later resampling.
+
+    The file holds the arrays of all frames one after the other. ``ends`` holds the index after each frame's
+    last box.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
         tokens=np.array([pose.token for pose in poses]),
         lidar2global=np.stack([pose.lidar2global for pose in poses]),
-        ends=np.cumsum([len(found.scores) for found in detections]),
-        boxes=np.concatenate([found.boxes for found in detections]),
-        scores=np.concatenate([found.scores for found in detections]),
-        labels=np.concatenate([found.labels for found in detections]).astype(np.int8),
+        ends=np.cumsum([len(frame.scores) for frame in detections]),
+        boxes=np.concatenate([frame.boxes for frame in detections]),
+        scores=np.concatenate([frame.scores for frame in detections]),
+        labels=np.concatenate([frame.labels for frame in detections]).astype(np.int8),
     )
 
 
 def load_detections(path: Path) -> tuple[list[FramePose], list[Detections]]:
-    """Read what ``save_detections`` wrote."""
-    with np.load(path, allow_pickle=False) as kept:
-        poses = [FramePose(str(t), m) for t, m in zip(kept["tokens"], kept["lidar2global"], strict=True)]
-        cuts = kept["ends"][:-1]
-        parts = [np.split(kept[name], cuts) for name in ("boxes", "scores", "labels")]
-    found = [Detections(b, s, c.astype(np.int64)) for b, s, c in zip(*parts, strict=True)]
-    return poses, found
+    """Read a file of ``save_detections``: the poses and the detections, one of each per frame."""
+    with np.load(path, allow_pickle=False) as arrays:
+        poses = [FramePose(str(t), m) for t, m in zip(arrays["tokens"], arrays["lidar2global"], strict=True)]
+        cuts = arrays["ends"][:-1]
+        parts = [np.split(arrays[name], cuts) for name in ("boxes", "scores", "labels")]
+    detections = [Detections(b, s, c.astype(np.int64)) for b, s, c in zip(*parts, strict=True)]
+    return poses, detections

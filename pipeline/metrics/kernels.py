@@ -1,8 +1,8 @@
-"""What really ran at every attention site, seen by the profiler in one training step.
+"""Measure which kernels ran at every attention site, by profiling one training step.
 
 ``SiteAttention`` opens a profiler range ``site:<name>``. The operators inside it, and the backward
-nodes that autograd made for them, belong to the site. On a GPU their CUDA kernels are listed by
-name; on a CPU the ATen operators are.
+nodes that autograd made for them, belong to the site. On a GPU, the rows name their CUDA kernels. On a
+CPU, the rows name the ATen operators.
 """
 
 from collections import defaultdict
@@ -18,40 +18,46 @@ BACKWARD = "autograd::engine::evaluate_function"
 """Prefix of the events in which autograd runs one backward node."""
 
 FORWARD = 0
-"""``RecordScope::FUNCTION`` of ATen: operators; backward nodes have other scopes."""
+"""The scope of operators, ``RecordScope::FUNCTION`` of ATen. Backward nodes have other scopes."""
 
 LISTED = 8
-"""Kernels listed per site, slowest first; what follows is copies and additions. Those with
-``attention`` in their name are listed in any case: they say which implementation was dispatched."""
+"""Kernels listed per site, slowest first. The kernels after these are copies and additions.
+
+A kernel with ``attention`` in its name is always listed: it shows which implementation was dispatched."""
 
 NAME_LENGTH = 100
-"""CUDA kernel names carry template arguments of any length; they differ well before this many characters."""
+"""Characters kept of a kernel's name.
+
+Names of CUDA kernels hold template arguments of any length. They differ well before this many characters."""
 
 
 def kernels_per_site(step: Callable[[], object], cuda: bool) -> list[Measure]:
     """Profile one call of ``step`` and return ``kernel_ms`` (forward and backward) per site and kernel.
 
     Args:
-        step: runs forward and backward of one batch.
+        step: runs the forward and backward pass of one batch.
         cuda: list CUDA kernels instead of ATen operators.
+
+    Returns:
+        Per site the ``LISTED`` slowest kernels and all whose name holds ``attention``, in milliseconds.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         step()
     times: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for site, event in _events_of_sites(list(seen.events() or [])):
+    for site, event in _events_of_sites(list(profiler.events() or [])):
         for name, us in _work(event, cuda):
             times[site][name[:NAME_LENGTH]] += us / 1e3  # microseconds to milliseconds
     return [
         Measure("kernel_ms", "ms", ms, site=site, kernel=name)
         for site, kernels in times.items()
-        for place, (name, ms) in enumerate(sorted(kernels.items(), key=lambda item: -item[1]))
-        if place < LISTED or "attention" in name
+        for rank, (name, ms) in enumerate(sorted(kernels.items(), key=lambda item: -item[1]))
+        if rank < LISTED or "attention" in name
     ]
 
 
 def _events_of_sites(events: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (site, operator event): those in the site's range, then those of their backward nodes."""
+    """Yield (site, event) for the operators in the site's range, then for those in their backward nodes."""
     ranges = [e for e in events if e.name.startswith(PREFIX) and e.device_type.name == "CPU"]
     inside = [(event.name[len(PREFIX) :], inner) for event in ranges for inner in _inside(event)]
     yield from inside
@@ -66,8 +72,8 @@ def _events_of_sites(events: list[Any]) -> Iterator[tuple[str, Any]]:
 def _node_owners(events: list[Any], site_of: dict[int, str]) -> dict[tuple[int, int], str | None]:
     """Return (thread, sequence number) of a backward node -> the site whose operator made it.
 
-    An operator that makes no node carries the number of the next node, so the last one to carry a
-    number is the one that made it.
+    An operator that makes no node has the sequence number of the next node. So the last operator with a
+    number is the one that made the node.
     """
     forward = [
         e for e in events if e.scope == FORWARD and e.sequence_nr >= 0 and not e.name.startswith(BACKWARD)
@@ -83,7 +89,7 @@ def _inside(event: Any) -> Iterator[Any]:
 
 
 def _work(event: Any, cuda: bool) -> Iterator[tuple[str, float]]:
-    """Yield (name, time in us) of the work an operator does itself, not through its children."""
+    """Yield (name, time in microseconds) of an operator's own work, without that of its children."""
     if cuda:
         yield from ((kernel.name, kernel.duration) for kernel in event.kernels)
     elif event.name.startswith("aten::"):

@@ -1,7 +1,7 @@
-"""Where the time of a pass through the model goes, by its top-level modules.
+"""Time the forward pass of a model's top-level modules.
 
-Forward passes only, between marks in the GPU's own queue, so that nothing waits. What lies between the
-parts (losses, backward pass, optimiser) is the difference to the whole step.
+On a GPU the times are taken between CUDA events, so the host never waits. The times of the modules do not add
+up to the time of a step: losses, backward pass and optimiser are not in them.
 """
 
 import time
@@ -14,18 +14,18 @@ from torch import nn
 from pipeline.metrics.recorder import Measure
 
 HEAD = "pts_bbox_head"
-"""The part that is looked into: its children are parts of their own."""
+"""The module whose children are timed as well."""
 
 SKIPPED = 3
-"""First passes that are left out: lazy initialisation and autotuning."""
+"""First passes that are left out, because of lazy initialisation and autotuning."""
 
 
 class ModuleTimer:
-    """Times the forward pass of the parts of a model; attach it once, for the model's life.
+    """Times the forward pass of a model's modules, from its construction until ``measures`` is called.
 
     Args:
         model: a ``CmtDetector``.
-        device: where it runs.
+        device: the device that the model runs on.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -34,9 +34,9 @@ class ModuleTimer:
         parts = dict(model.named_children())
         inner = parts.get(HEAD, nn.Module()).named_children()
         parts |= {f"{HEAD}.{name}": part for name, part in inner}
-        for holder in ("transformer", "task_heads"):  # not called themselves
-            held = parts.pop(f"{HEAD}.{holder}", nn.Module()).named_children()
-            parts |= {f"{HEAD}.{holder}.{name}": part for name, part in held}
+        for holder in ("transformer", "task_heads"):  # the model calls their children, never them
+            children = parts.pop(f"{HEAD}.{holder}", nn.Module()).named_children()
+            parts |= {f"{HEAD}.{holder}.{name}": part for name, part in children}
         self._handles = []
         for name, part in parts.items():
             if any(True for _ in part.parameters()) or name.endswith("voxel_layer"):
@@ -51,7 +51,7 @@ class ModuleTimer:
                 ]
 
     def measures(self, prefix: str) -> list[Measure]:
-        """Return ``<prefix>_module_ms/<module>`` per module, and stop timing.
+        """Stop timing and return ``<prefix>_module_ms/<module>`` per module, the median in milliseconds.
 
         Args:
             prefix: ``train`` or ``inference``.
@@ -60,14 +60,14 @@ class ModuleTimer:
             handle.remove()
         if self._cuda:
             torch.cuda.synchronize()
-        found = []
+        measures = []
         for name, marks in self._marks.items():
             took = np.array([self._between(*pair) for pair in marks[SKIPPED:] or marks])
             low, middle, high = np.percentile(took, (20, 50, 80))
             half_iqr60 = float(high - low) / 2 if len(took) > 1 else float("nan")
             metric = f"{prefix}_module_ms/{name}"
-            found.append(Measure(metric, "ms", float(middle), half_iqr60=half_iqr60, n=len(took)))
-        return found
+            measures.append(Measure(metric, "ms", float(middle), half_iqr60=half_iqr60, n=len(took)))
+        return measures
 
     def _now(self) -> Any:
         if not self._cuda:

@@ -1,7 +1,8 @@
-"""How fast a trial trains and detects.
+"""Measure how fast a trial trains and detects.
 
-Times are wall-clock, on CUDA between synchronisations; the first ones are thrown away, because
-allocators, autotuners and caches warm up in them. Nothing here may run inside a report.
+Times are wall-clock times. On CUDA they are taken between synchronisations. The first ones are left out,
+because allocators, autotuners and caches warm up in them. Nothing here may run inside a call of
+``report_checkpoint``.
 """
 
 import time
@@ -14,17 +15,17 @@ from numpy.typing import NDArray
 from pipeline.metrics.recorder import Measure
 
 WARMUP_STEPS = 5
-"""Training steps left out: the allocator and lazy initialisations settle within two; the rest is margin."""
+"""Training steps left out. The allocator and lazy initialisation settle within two; the rest is margin."""
 
 WARMUP_CALLS = 3
 """Inference calls left out, for the same reason."""
 
 CALLS = 30
-"""Inference calls timed: enough for a 95th percentile that is not the maximum."""
+"""Inference calls timed. With this many, the 95th percentile is not the maximum."""
 
 
 class StepClock:
-    """Times the steps of a training run: with and without the wait for data."""
+    """Times the steps of a training run, with and without the wait for data."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,11 +35,11 @@ class StepClock:
         self._steps: list[float] = []
 
     def begin(self) -> None:
-        """Mark the start of an iteration, before its data are asked for."""
+        """Mark the start of an iteration, before the loader is asked for a batch."""
         self._begun = time.perf_counter()
 
     def fed(self) -> None:
-        """Mark the moment the batch is there."""
+        """Mark the moment when the batch has been loaded."""
         self._fed = time.perf_counter()
 
     def end(self) -> None:
@@ -49,17 +50,22 @@ class StepClock:
         self._steps.append(now - self._fed)
 
     def seconds_left(self, steps: int) -> float:
-        """Estimate the time ``steps`` more steps take; NaN before the first."""
+        """Estimate the seconds that ``steps`` more steps take; NaN before the first step has ended."""
         if not self._steps:
             return float("nan")
-        recent = [w + s for w, s in zip(self._waits[-50:], self._steps[-50:], strict=True)]  # drifts slowly
+        recent = [w + s for w, s in zip(self._waits[-50:], self._steps[-50:], strict=True)]  # speed drifts
         return steps * float(np.median(recent))
 
     def measures(self, samples_per_step: int) -> list[Measure]:
-        """Return ``step_ms`` (without the wait), ``data_wait_ms`` and ``train_samples_per_s`` (with it).
+        """Return the medians ``step_ms``, ``data_wait_ms`` and ``train_samples_per_s``.
+
+        ``step_ms`` is without the wait for data. ``train_samples_per_s`` counts the wait.
 
         Args:
             samples_per_step: samples of all workers together.
+
+        Returns:
+            Three measures, or none before the first step has ended.
         """
         skip = WARMUP_STEPS if len(self._steps) > 2 * WARMUP_STEPS else len(self._steps) // 2
         steps, waits = np.array(self._steps[skip:]), np.array(self._waits[skip:])
@@ -77,9 +83,9 @@ def latency(call: Callable[[int], object], device: torch.device, calls: int) -> 
     """Time inference at batch 1.
 
     Args:
-        call: runs the model on frame number i; data are at hand already.
-        device: where it runs.
-        calls: calls timed, after ``WARMUP_CALLS`` that are not.
+        call: runs the model on frame number i, whose data are already loaded.
+        device: the device that the model runs on.
+        calls: number of timed calls. ``WARMUP_CALLS`` more are made before them.
 
     Returns:
         ``inference_latency_p50_ms`` and ``inference_latency_p95_ms``.

@@ -15,11 +15,17 @@ def seed_everything(*parts: int) -> None:
 
 
 def deterministic(device: torch.device, threads: int) -> None:
-    """Make a CPU compute the same bits every time; a GPU is left at full speed."""
+    """Make a CPU compute the same bits every time. A GPU stays at full speed and is not deterministic.
+
+    Args:
+        device: the device that the trial runs on.
+        threads: torch threads on a CPU.
+    """
     if device.type == "cpu":
-        torch.set_num_threads(threads)  # the split of a sum over threads decides its last bits
+        torch.set_num_threads(threads)  # how a sum is split over threads changes its last bits
         torch.use_deterministic_algorithms(True)
-        # filling every new tensor with NaN is for finding bugs, and costs a pass over it
+        # Filling every new tensor with NaN helps to find bugs, but costs a pass over the tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:
-        torch.backends.cudnn.benchmark = True  # images and maps keep their sizes: the fastest kernels pay
+        # Images and maps keep their sizes, so the search for the fastest kernels pays off.
+        torch.backends.cudnn.benchmark = True

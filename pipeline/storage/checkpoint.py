@@ -1,9 +1,10 @@
-"""Everything a trial needs to go on as if it had never stopped.
+"""Write and read checkpoints. A trial that resumes from one computes what it would have without the stop.
 
 A checkpoint is a folder ``step_00000120`` with ``tensors.safetensors`` (weights, buffers, optimiser
 state) and ``state.json`` (step, settings digest). It is written under another name, flushed, and
-renamed, so a folder with the right name is complete. Nothing else is needed: learning rate, data
-order, plan and random states of a step are functions of (settings, step), never of what ran before.
+renamed, so a folder with the right name is complete. A checkpoint holds nothing else, because learning rate,
+data order, plan and random states of a step are functions of (settings, step). They do not depend on earlier
+steps.
 """
 
 import json
@@ -17,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FORMAT = 1
-"""Version of the layout; a reader refuses any other."""
+"""Version of the layout. A reader refuses any other version."""
 
 KEPT = 2
-"""Checkpoints kept per trial: the newest, and one before it in case a disk lost the newest."""
+"""Checkpoints kept per trial: the newest, and the one before it in case the newest is damaged."""
 
 
 class CheckpointError(ValueError):
-    """A state checkpoint that cannot be read, or belongs to another trial."""
+    """A checkpoint cannot be read or belongs to another trial."""
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -35,14 +36,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def save_checkpoint(
     folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write a checkpoint atomically and drop all but the newest ``KEPT``.
+    """Write a checkpoint atomically and delete all but the newest ``KEPT``.
 
     Args:
-        folder: parent of the checkpoints, made if missing.
+        folder: parent of the checkpoints. It is made if missing.
         step: optimiser steps done.
         digest: digest of the trial's settings.
-        model: the bare model (not its DDP wrapper).
-        optimizer: its optimiser.
+        model: the model itself, not its DDP wrapper.
+        optimizer: the model's optimiser.
 
     Returns:
         The new checkpoint's folder.
@@ -60,7 +61,7 @@ def save_checkpoint(
         for path in (*partial.iterdir(), partial):
             _flush(path)
         partial.rename(final)
-    except BaseException:  # half a checkpoint would only take room on a disk that has none
+    except BaseException:  # remove the partial checkpoint: the disk may be full
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(folder)
@@ -70,10 +71,17 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore model and optimiser in place; return the number of steps done.
+    """Restore model and optimiser in place and return the number of optimiser steps done.
+
+    Args:
+        path: the checkpoint's folder.
+        digest: digest of the trial's settings.
+        model: the model itself, not its DDP wrapper.
+        optimizer: the model's optimiser.
 
     Raises:
-        CheckpointError: unreadable, of another format, of other settings, or of another architecture.
+        CheckpointError: the checkpoint cannot be read, or has another format, other settings or another
+            architecture.
     """
     step = _read_header(path, digest)
     try:
@@ -105,12 +113,12 @@ def _read_header(path: Path, digest: str) -> int:
 
 
 def _check_shapes(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    odd = [key for key in {**weights, **own} if key not in own or key not in weights]
-    odd += [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if odd:
+    differing = [key for key in {**weights, **own} if key not in own or key not in weights]
+    differing += [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if differing:
         raise CheckpointError(
-            f"{path}: belongs to another architecture; {len(odd)} tensors differ, first {odd[0]!r}; "
-            "start the trial in a new folder"
+            f"{path}: belongs to another architecture; {len(differing)} tensors differ, first "
+            f"{differing[0]!r}; start the trial in a new folder"
         )
 
 
@@ -119,7 +127,7 @@ def _names(model: nn.Module) -> dict[int, str]:
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return copies on the CPU: safetensors refuses tensors that share memory."""
+    """Return copies of all tensors on the CPU. They are copies because safetensors refuses shared memory."""
     tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
     names = _names(model)
     for parameter, values in optimizer.state.items():
@@ -139,7 +147,7 @@ def _restore_optimizer(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for entry, value in by_name.pop(names[id(parameter)], {}).items():
-                # AdamW keeps its step count on the CPU unless fused; moments live with the parameter.
+                # AdamW keeps its step count on the CPU unless fused. Moments are on the parameter's device.
                 place = "cpu" if entry == "step" and not group.get("fused") else parameter.device
                 optimizer.state[parameter][entry] = value.to(place)
     if by_name:
