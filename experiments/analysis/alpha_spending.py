@@ -76,7 +76,9 @@ class _Walk:
         edge = bound * root
         grid: NDArray[np.float64] = np.linspace(-edge, edge, GRID, dtype=np.float64)
         steps = (grid[:, None] - self._at) / spread
-        density: NDArray[np.float64] = np.exp(-(steps**2) / 2) @ self._mass / (math.sqrt(2 * math.pi) * spread)
+        density: NDArray[np.float64] = (
+            np.exp(-(steps**2) / 2) @ self._mass / (math.sqrt(2 * math.pi) * spread)
+        )
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2  # the trapezoidal rule
         self._at, self._mass, self._share = grid, density * weights, share

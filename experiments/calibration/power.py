@@ -17,7 +17,6 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level
 from experiments.calibration.study_size import StudySize
-from experiments.recipes.decision_rule import DecisionRule
 
 Array = NDArray[np.float64]
 
@@ -26,6 +25,10 @@ QUANTILES = 400
 to the fourth digit from three degrees of freedom on."""
 MOST_ERRORS = 1000.0
 """Gains of so many standard errors are found by every study that leaves a degree of freedom."""
+DEMO_NOISE = 0.15
+"""Noise of one trial of the demo, points of NDS (docs/studies/demo/report.md)."""
+PRICE_ERROR = 0.05 / 2
+"""Standard error of a layer's price, points, at the interval that the stopwatch is asked for."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,10 @@ class Power:
 
     Attributes:
         size: the study.
-        rule: its rule.
         sources: its noise.
     """
 
     size: StudySize
-    rule: DecisionRule
     sources: ErrorSources
 
     def difference(self, net_gain: float) -> float:
@@ -68,7 +69,7 @@ class Power:
 
     def equivalence(self, net_gain: float = 0.0) -> float:
         """Return the probability that a layer of this net gain, points, is told NO DIFFERENCE."""
-        free = np.maximum(self.rule.equivalence_margin - self._reach(self._level), 0.0)
+        free = np.maximum(self.size.rule.equivalence_margin - self._reach(self._level), 0.0)
         inside = ndtr((free - net_gain) / self._error) - ndtr((-free - net_gain) / self._error)
         return float(np.mean(inside))
 
@@ -77,17 +78,37 @@ class Power:
         return _root(lambda gain: self.difference(gain) - power, MOST_ERRORS * self._error)
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the design leaves something to estimate the noise from, and tells the sites apart."""
+        return self.size.residual_df > 0 and self.size.tells_sites_apart
+
+    @property
     def can_decide(self) -> bool:
         """Whether a gain of the margin is found, or its absence shown, in half of such studies at least."""
-        margin = self.rule.equivalence_margin
-        return max(self.difference(margin), self.equivalence()) >= 0.5
+        margin = self.size.rule.equivalence_margin
+        return self.is_judged and max(self.difference(margin), self.equivalence()) >= 0.5
+
+    def in_words(self) -> str:
+        """Return what the study can decide at its margin, one or two sentences."""
+        margin = f"{self.size.rule.equivalence_margin:g} points"
+        trials = f"{self.size.trials} trials ({len(self.size.arms)} arms, {self.size.seeds} seeds)"
+        if not self.is_judged:
+            return (
+                f"{trials} leave no degree of freedom to estimate the noise from: the study decides nothing."
+            )
+        found, same = self.difference(self.size.rule.equivalence_margin), self.equivalence()
+        power = (
+            f"{trials} find a net gain of the margin, {margin}, with {100 * found:.0f} % and show with "
+            f"{100 * same:.0f} % that there is none."
+        )
+        return power if self.can_decide else f"{power} The study decides nothing at its margin."
 
     @property
     def _level(self) -> float:
         """Two-sided level of the layer that Holm's procedure tests first, at the last look."""
         looks = self.size.interim_analyses
-        share = round((1 - self.rule.confidence) / self.size.num_terms, 12)
-        return nominal_level(share, looks, len(looks), self.rule.alpha_spending)
+        share = round((1 - self.size.rule.confidence) / self.size.num_terms, 12)
+        return nominal_level(share, looks, len(looks), self.size.rule.alpha_spending)
 
     @property
     def _error(self) -> float:
