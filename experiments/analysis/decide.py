@@ -1,7 +1,7 @@
 """Rows in, verdicts out: which sites' bias pays off, by a rule fixed before the first trial.
 
 A pure function: no files, no clock, no GPU. ``design_table`` reads the design from the rows,
-``linear_model`` fits what each site gains, ``price`` what it costs, and ``verdicts`` weighs both.
+``model`` fits what each site gains, ``price`` what it costs, and ``verdicts`` weighs both.
 """
 
 from collections import defaultdict
@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from experiments.analysis.design_table import DesignTable, tabulate
-from experiments.analysis.linear_model import Fit, Interaction, aliases, fit_gain
+from experiments.analysis.model.aliasing import aliases
+from experiments.analysis.model.fit import Fit, Interaction
+from experiments.analysis.model.linear_model import fit_gain
 from experiments.analysis.price import price_of
 from experiments.analysis.responses import respond
 from experiments.analysis.row_checks import enumerate_few

@@ -13,7 +13,8 @@ import numpy as np
 from scipy.stats import norm
 
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.linear_model import Fit, Response, fit_sites
+from experiments.analysis.model.fit import Fit, Response
+from experiments.analysis.model.linear_model import fit_sites
 from experiments.analysis.row_checks import enumerate_few, typical_values
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.linear_model import Response
+from experiments.analysis.model.fit import Response
 from experiments.analysis.row_checks import enumerate_few, final_values, last_steps, step_values
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.config.early_stopping import STOPPED
