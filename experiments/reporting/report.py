@@ -7,6 +7,7 @@ the top and shows the trials.
 import base64
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.analysis.decide import Evidence
-from experiments.analysis.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
+from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED, Verdict
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.figures.effects import forest, heat_map
 from experiments.reporting.figures.plans import accuracy_speed, learned_scale
@@ -40,14 +41,14 @@ from experiments.reporting.tables.base import (
 )
 from experiments.reporting.tables.design import shown_plans
 from experiments.reporting.tables.kernels import kernel_table
-from experiments.reporting.wording import advise, reading
+from experiments.reporting.wording import advise, fixed_price, reading
 from pipeline.config.plan import Plan
 
 CONFIG = "recommended.py"
 """The recommended plan as an mmengine config."""
-MARKS = {PAYS: "▲", COSTS: "▼", UNDECIDED: "?"}
+MARKS = {PAYS: "▲", COSTS: "▼", NO_DIFFERENCE: "=", UNDECIDED: "?"}
 """The sign of a verdict, for readers who do not see its colour."""
-RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", UNDECIDED: "yellow"}
+RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", NO_DIFFERENCE: "bold", UNDECIDED: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -122,51 +123,71 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if summary.evidence is not None:
         console.print(_terminal_table(summary.evidence))
     console.print(summary.answer, style="bold", markup=False)
-    if summary.evidence is not None and summary.advice is not None:
-        console.print(advise(summary.advice, summary.evidence, summary.confirmed), markup=False)
+    for line in plan_lines(summary):
+        console.print(line, markup=False)
     for note in summary.notes:
         console.print(f"! {note}", markup=False)
     console.print(f"Report: {report.html}", markup=False, soft_wrap=True)
 
 
 def _terminal_table(evidence: Evidence) -> RichTable:
-    """Build the verdict table for 80 columns: intervals as half-widths, further seeds as a number."""
+    """Build the verdict table for 80 columns: intervals as half-widths."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net gain", "more seeds"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "largest noise"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
             term_label(v, evidence),
             Text(f"{MARKS[v.verdict]} {v.verdict}", style=RICH_STYLES[v.verdict]),
             f"{signed(v.effect)} ± {v.high - v.effect:.2f}",
-            signed(v.price),
-            f"{signed(v.net)} ± {v.net_high - v.net:.2f}",
-            _more_seeds(v),
+            _known(signed(v.price), v),
+            _known(f"{signed(v.net)} ± {v.net_high - v.net:.2f}", v),
+            v.to_settle.largest if v.to_settle else "",
         )
     return table
 
 
-def _more_seeds(verdict: Verdict) -> str:
-    if verdict.further_trials is None:
-        return f"over {MOST_FURTHER_SEEDS}"
-    return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
+def _known(text: str, verdict: Verdict) -> str:
+    """Return a text that needs a price; a dash without one."""
+    return text if math.isfinite(verdict.net) else "-"
 
 
-VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net gain", "to settle it")
+VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net gain", "pays up to", "to settle it")
 
 
 def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
     """Return the texts of one line of the verdict table, under ``VERDICT_HEADS``."""
     return (
         term_label(verdict, evidence),
-        f"{MARKS[verdict.verdict]} {verdict.verdict}",
+        f"{MARKS[verdict.verdict]} {verdict.label}",
         f"{signed(verdict.effect)} [{signed(verdict.low)}, {signed(verdict.high)}]",
-        f"{signed(verdict.slowdown_percent, 1)} %",
-        signed(verdict.price),
-        f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]",
-        settling(verdict, evidence.table.num_arms, evidence.rule.equivalence_margin),
+        _known(f"{signed(verdict.slowdown_percent, 1)} %", verdict),
+        _known(signed(verdict.price), verdict),
+        _known(f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]", verdict),
+        short_break_even(verdict),
+        settling(verdict, evidence),
     )
+
+
+def short_break_even(verdict: Verdict) -> str:
+    """Return the break-even rate with its interval for a cell, points per 1 % of step time."""
+    rate = verdict.break_even
+    if rate is None or math.isnan(rate.rate):
+        return "-"
+    return f"{_bound(rate.rate)} [{_bound(rate.low)}, {_bound(rate.high)}]"
+
+
+def _bound(rate: float) -> str:
+    return "any" if math.isinf(rate) else f"{rate:.2f}"
+
+
+def plan_lines(summary: Summary) -> list[str]:
+    """Return the lines about plans and the fixed price; none without evidence."""
+    if summary.evidence is None:
+        return []
+    advice = [advise(summary.advice, summary.evidence, summary.confirmed)] if summary.advice else []
+    return [line for line in (*advice, fixed_price(summary.evidence)) if line]
 
 
 def to_csv(table: Table) -> str:
@@ -184,15 +205,12 @@ def to_markdown(summary: Summary) -> str:
     parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
     parts += [summary.record.question] if summary.record.question else []
     parts += [str(summary.record.rule)] if summary.record.rule else []
-    if summary.evidence is not None and summary.advice is not None:
+    if summary.evidence is not None:
         evidence = summary.evidence
         lines = [verdict_cells(verdict, evidence) for verdict in evidence.verdicts]
         parts += ["## Verdict per layer", _markdown_table(VERDICT_HEADS, lines), reading(evidence)]
-        parts += [
-            "## The plan to use",
-            advise(summary.advice, evidence, summary.confirmed),
-            f"Plan: `{summary.advice.plan}`",
-        ]
+        parts += ["## The plan to use", *plan_lines(summary)] if summary.advice else plan_lines(summary)
+        parts += [f"Plan: `{summary.advice.plan}`"] if summary.advice else []
     parts += (
         ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
     )
@@ -211,16 +229,13 @@ def to_html(summary: Summary) -> str:
         evidence=summary.evidence,
         figures=[(drawing, Markup(to_svg(drawing))) for drawing in drawings(summary)],
         scene=base64.b64encode(summary.scene).decode(),
-        advice=advise(summary.advice, summary.evidence, summary.confirmed)
-        if summary.advice and summary.evidence
-        else "",
+        advice=plan_lines(summary),
         reading=reading,
         label=term_label,
         tables=[_page_table(table) for table in shown_tables(summary)],
         commands=commands(summary),
-        marks=MARKS,
-        signed=signed,
-        settling=settling,
+        heads=[head.capitalize() for head in VERDICT_HEADS],
+        cells=verdict_cells,
     )
 
 

@@ -1,6 +1,7 @@
 """What goes into the linear model, and what comes out of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,3 +76,34 @@ class Fit:
     interactions: tuple[Interaction, ...] = ()
     collapsed: tuple[str, ...] = ()
     carried: tuple[tuple[str, str], ...] = ()
+    parts: None = None
+
+    @property
+    def runs(self) -> Array:
+        """(terms,) the part of the squared error that is the noise of trainings."""
+        return self.error**2 * (1 - self.scene_share)
+
+    @property
+    def scenes(self) -> Array:
+        """(terms,) the part of the squared error that is the choice of scenes."""
+        return self.error**2 * self.scene_share
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of coefficients."""
+
+    value: float
+    error: float
+    df: float
+
+
+def contrast(fit: Fit, mains: Sequence[float] | Array, pairs: Sequence[float] | Array = ()) -> Contrast:
+    """Return a weighted sum of effects and interactions with its error."""
+    weights = np.concatenate([mains, pairs])
+    values = np.concatenate([fit.effect, [pair.effect for pair in fit.interactions]])
+    errors = np.concatenate([fit.error, [pair.error for pair in fit.interactions]])
+    used = fit.df[np.asarray(mains) != 0]
+    return Contrast(
+        float(weights @ values), math.sqrt(weights**2 @ errors**2), float(used.min(initial=math.inf))
+    )
