@@ -146,8 +146,8 @@ def _refuse_other_circumstances(rows: Sequence[Row], timed: Sequence[Row]) -> No
         ours, theirs = ({getattr(row, name) for row in group} for group in (rows, timed))
         if not theirs <= ours:
             raise AnalysisError(
-                f"the stopwatch ran with {name} {enumerate_few(sorted(theirs)) or 'none'} and the trials with "
-                f"{enumerate_few(sorted(ours)) or 'none'}; time the study again with `biaswise study time`"
+                f"the stopwatch ran with {name} {enumerate_few(sorted(theirs)) or 'none'} and the trials "
+                f"with {enumerate_few(sorted(ours)) or 'none'}; run `biaswise study time` again"
             )
 
 

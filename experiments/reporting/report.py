@@ -134,7 +134,7 @@ def _terminal_table(evidence: Evidence) -> RichTable:
     """Build the verdict table for 80 columns: intervals as half-widths."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net gain", "largest noise"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "noise"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
@@ -186,7 +186,7 @@ def plan_lines(summary: Summary) -> list[str]:
     """Return the lines about plans and the fixed price; none without evidence."""
     if summary.evidence is None:
         return []
-    advice = [advise(summary.advice, summary.evidence, summary.confirmed)] if summary.advice else []
+    advice = advise(summary.advice, summary.evidence, summary.confirmed) if summary.advice else ()
     return [line for line in (*advice, fixed_price(summary.evidence)) if line]
 
 

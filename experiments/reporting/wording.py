@@ -47,17 +47,18 @@ def _reserve(verdict: Verdict) -> str:
     )
 
 
-def advise(advice: Recommendation, evidence: Evidence, confirmed: Sequence[Confirmed] = ()) -> str:
-    """Return what is settled about plans, the best guess and break-even rates, in a few sentences."""
+def advise(
+    advice: Recommendation, evidence: Evidence, confirmed: Sequence[Confirmed] = ()
+) -> tuple[str, ...]:
+    """Return what is settled about plans, and the best guess with its prediction: a line each."""
     best, settled = advice.best, advice.settled
-    text = plan_answer(advice, evidence)
+    text = []
     if settled is None or settled.levels != best.levels:
-        text += f" {_guess(advice, evidence)}"
+        text.append(_guess(advice, evidence))
     if num_treated(best.levels, evidence.table):
-        text += f" {_prediction(advice, evidence)}"
-        text += f" It pays {spell_break_even(best.break_even)}."
-    text += "".join(_confirmation(one, evidence) for one in confirmed if one.levels == best.levels)
-    return text
+        text += [_prediction(advice, evidence), f"It pays {spell_break_even(best.break_even)}."]
+    text += [_confirmation(one, evidence) for one in confirmed if one.levels == best.levels]
+    return tuple(filter(None, (plan_answer(advice, evidence), " ".join(text))))
 
 
 def plan_answer(advice: Recommendation, evidence: Evidence) -> str:
@@ -153,7 +154,7 @@ def _confirmation(one: Confirmed, evidence: Evidence) -> str:
     gain = f", {signed(one.gain)} [{signed(one.low)}, {signed(one.high)}] over {evidence.table.baseline}"
     gain = gain if math.isfinite(one.gain) else ""
     measured = f"{one.accuracy:.2f} {evidence.rule.metric}{speed}{gain}"
-    return f" Confirmed on fresh seeds: {measured}, {one.seeds} trials."
+    return f"Confirmed on fresh seeds: {measured}, {one.seeds} trials."
 
 
 def reading(evidence: Evidence) -> str:

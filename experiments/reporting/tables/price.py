@@ -23,7 +23,7 @@ def price_table(evidence: Evidence) -> Table:
     many = len(evidence.rule.treatments) > 1
     names = [FIXED, *(f"{site} {level}" if many else site for site, level in evidence.table.terms)]
     first = 0 if all(price.fixed_apart for price in evidence.price_by_step.values()) else 1
-    lines = tuple(
+    lines: tuple[tuple[str | float, ...], ...] = tuple(
         (name, *(number for column in columns for number in column[index]))
         for index, name in enumerate(names)
         if index >= first and columns

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from experiments.analysis.decide import decide
+from experiments.analysis.price import read_stopwatch
 from experiments.analysis.verdicts import UNDECIDED
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
@@ -135,7 +136,7 @@ def test_terminal_fits_80_columns(golden):
     console = Console(width=80, record=True, file=io.StringIO())
     print_report(write_report(golden), console)
     text = console.export_text()
-    for verdict in decide(read_study(golden), DecisionRule()):
+    for verdict in decide(read_study(golden), DecisionRule(), read_stopwatch(golden)):
         assert f"{verdict.site}" in text
         assert f"{verdict.verdict}" in text
     assert "…" not in text
@@ -316,7 +317,7 @@ def test_figures_are_files_too_and_repeat(golden, tmp_path):
 def test_a_fraction_says_what_it_cannot_tell_apart(tmp_path):
     sites = tuple(f"decoder.{i}.cross" for i in range(4))
     arms = fraction([Factor(site) for site in sites], 1).arms
-    rule = DecisionRule(sites=sites, arms=arms)
+    rule = DecisionRule(sites=sites, arms=arms, priced_by="trials")
     everything = plant(Truth(dict.fromkeys(sites, 1.0)))
     rows = [r for r in everything if tuple(Plan.parse(r.plan)[site].bias for site in sites) in arms]
     append_rows(tmp_path / "trials/all/rows.jsonl", rows)
@@ -374,7 +375,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
     plan = "decoder.0.cross=none/sdpa_math"
     rows = [Row("s", "t", plan, metric, "ms", 3.0) for metric in ("step_ms", "train_samples_per_s")]
     append_rows(tmp_path / "trials/t/rows.jsonl", rows)
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule().to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
     assert "No verdicts" in write_report(tmp_path).summary.answer
 
 
@@ -389,7 +390,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
 def test_the_answer_in_one_sentence(tmp_path, gains, sentence):
     truth = Truth({"decoder.0.cross": gains[0], "decoder.1.cross": gains[1]})
     append_rows(tmp_path / "trials/all/rows.jsonl", decorate(plant(truth, draw=2)))
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule().to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
     assert sentence in summarize(tmp_path).answer
 
 
