@@ -1,0 +1,60 @@
+"""The assignment of the GPU kernel costs as little as SciPy's. Without a GPU it runs in Triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
+
+pytestmark = [
+    # What NumPy says in Triton's interpreter, and a GPU does not.
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning"),
+]
+
+
+def assigned(cost, counts):
+    from pipeline.detector.head.assignment_kernel import assign
+
+    return assign(cost.to(DEVICE), torch.tensor(counts, device=DEVICE)).cpu()
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_every_assignment_costs_what_scipys_does(integers):
+    counts, queries = [7, 0, 1, 12], 13
+    cost = torch.randn(2, len(counts), 12, queries)
+    if integers:  # many ties
+        cost = (2 * cost).round()
+    matched = assigned(cost, counts)
+    for layer in range(2):
+        for b, count in enumerate(counts):
+            query = (matched[layer, b] >= 0).nonzero().squeeze(1)
+            box = matched[layer, b, query]
+            assert sorted(box.tolist()) == list(range(count))
+            part = cost[layer, b, :count]
+            found = linear_sum_assignment(part.numpy())
+            if not integers:
+                assert query.tolist() == sorted(found[1].tolist())
+            torch.testing.assert_close(part[box, query].sum(), part[found].sum())
+
+
+def test_queries_that_all_boxes_want_are_shared_out_at_least_cost():
+    """Every box prefers the same query, so that paths grow as long as they can."""
+    boxes = 9
+    cost = torch.arange(boxes)[:, None] * torch.arange(10.0)[None]
+    matched = assigned(cost[None, None], [boxes])[0, 0]
+    best = cost.numpy()[linear_sum_assignment(cost.numpy())].sum()
+    query = (matched >= 0).nonzero().squeeze(1)
+    assert cost[matched[query], query].sum().item() == best
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_costs_that_are_not_finite_end_the_search_too(value):
+    cost = torch.randn(1, 1, 4, 6)
+    cost[..., 1, :] = value
+    matched = assigned(cost, [4])
+    assert sorted(matched[matched >= 0].tolist()) == [0, 1, 2, 3]
