@@ -40,4 +40,6 @@ class Transfer:
         if self._copied is not None:
             self._copied.synchronize()
         values: list[float] = self._values.tolist()
-        return [Measure(m.metric, m.unit, v, site=m.site) for m, v in zip(self._measures, values, strict=True)]
+        return [
+            Measure(m.metric, m.unit, v, site=m.site) for m, v in zip(self._measures, values, strict=True)
+        ]

@@ -1,10 +1,12 @@
 """One training step on one GPU, before and after a change: time, GPU time by part, host time, losses.
 
-Both versions keep their models in memory and take turns, so that a clock that drifts hits both alike. Example:
+Both versions keep their models in memory and take turns, so that a clock that drifts hits both alike.
+Example:
 
     PYTHONPATH=$PWD python docs/studies/step/measure.py --before ../at-071c49a --out runs/step
 
-``--before`` is a checkout of the version to compare with. Results that ``--out`` holds are not measured again.
+``--before`` is a checkout of the version to compare with. Results that ``--out`` holds are not measured
+again.
 """
 
 import argparse
@@ -29,7 +31,13 @@ class Worker:
 
     def __init__(self, tree: Path, config: str, plan: str, batch: int) -> None:
         path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
-        words = [sys.executable, str(Path(__file__).with_name("worker.py").resolve()), config, plan, str(batch)]
+        words = [
+            sys.executable,
+            str(Path(__file__).with_name("worker.py").resolve()),
+            config,
+            plan,
+            str(batch),
+        ]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": THREADS}
         self._process = subprocess.Popen(words, cwd=tree, env=environment, **pipes)
@@ -57,23 +65,15 @@ def compare(trees: dict[str, Path], name: str, plan: str, losses: int) -> dict[s
     """Measure both versions of one model in turn; return numbers by version."""
     config, batch = CONFIGS[name]
     workers = {version: Worker(tree, config, plan, batch) for version, tree in trees.items()}
+    for worker in workers.values():
+        worker.ask()
+    requests = [f"steps {STEPS}"] * ROUNDS + [f"stream {STEPS}"] * ROUNDS + ["busy", "trunk", f"own {CALLS}"]
+    requests += [f"losses {losses}"] * bool(losses) + [f"detect {CALLS}"] * ROUNDS
     found: dict[str, dict[str, list[Any]]] = {version: {} for version in workers}
-
-    def round_of(request: str) -> None:
+    for request in requests:
         for version, worker in workers.items():
             for key, value in worker.ask(request).items():
                 found[version].setdefault(key, []).append(value)
-
-    for worker in workers.values():
-        worker.ask()
-    for _ in range(ROUNDS):
-        round_of(f"steps {STEPS}")
-    for request in ("busy", "trunk", f"own {CALLS}"):
-        round_of(request)
-    if losses:
-        round_of(f"losses {losses}")
-    for _ in range(ROUNDS):
-        round_of(f"detect {CALLS}")
     for worker in workers.values():
         worker.end()
     return {version: {k: _summary(v) for k, v in numbers.items()} for version, numbers in found.items()}
@@ -120,7 +120,9 @@ def main() -> None:
     for name in given.only:
         path = given.out / f"{name}.json"
         if not path.exists():
-            path.write_text(json.dumps(compare(trees, name, given.plan, given.losses), indent=1), encoding="utf-8")
+            path.write_text(
+                json.dumps(compare(trees, name, given.plan, given.losses), indent=1), encoding="utf-8"
+            )
         results[name] = json.loads(path.read_text(encoding="utf-8"))
         print(table({name: results[name]}), flush=True)
 

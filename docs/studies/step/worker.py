@@ -37,7 +37,9 @@ class Version:
         self.config, self.batch = load_config(config), batch
         size = tuple(self.config.model.image_size)
         frames = [stand_in_frame(i, size, BOXES, SWEEPS) for i in range(FRAMES)]
-        self.batches = [self._batch([frames[(i * batch + j) % FRAMES] for j in range(batch)]) for i in range(FRAMES)]
+        self.batches = [
+            self._batch([frames[(i * batch + j) % FRAMES] for j in range(batch)]) for i in range(FRAMES)
+        ]
         self.single = self._batch(frames[:1])
         self.settings = (config, plan)
         self.renew()
@@ -67,6 +69,28 @@ class Version:
     def steps(self, count: int) -> dict[str, float]:
         """Time steps: wall time of each, with the GPU idle before and after it."""
         return {"step_ms": _timed(self.step, count)}
+
+    def stream(self, count: int) -> dict[str, float]:
+        """Time steps one after another, as a trial runs them: wall time of all, divided by their number.
+
+        A version that can, launches the next step before it reads the numbers of the last one.
+        """
+        launch = getattr(self.trained, "launch", None)
+        torch.cuda.synchronize()
+        begun, late = time.perf_counter(), None
+        for index in range(count):
+            seed_everything(0, index)
+            batch = self.batches[index % len(self.batches)]
+            if launch is None:
+                self.trained.step(batch, 0.0)
+                torch.cuda.synchronize()  # as the trial's clock did
+                continue
+            launched = launch(batch, 0.0)
+            if late is not None:
+                late.read()
+            late = launched
+        torch.cuda.synchronize()
+        return {"stream_ms": 1e3 * (time.perf_counter() - begun) / count}
 
     def busy(self) -> dict[str, float]:
         """Profile three steps: time in which the GPU runs a kernel or a copy, of one step."""
@@ -150,7 +174,11 @@ class _counting:
         self._waits = waits
 
     def __enter__(self) -> None:
-        owners = ((torch.cuda.Event, "synchronize"), (torch.cuda.Stream, "synchronize"), (torch.Tensor, "tolist"))
+        owners = (
+            (torch.cuda.Event, "synchronize"),
+            (torch.cuda.Stream, "synchronize"),
+            (torch.Tensor, "tolist"),
+        )
         self._kept = [(owner, name, getattr(owner, name)) for owner, name in owners]
         for owner, name, function in self._kept:
             setattr(owner, name, self._timed(function))
@@ -182,7 +210,7 @@ def _timed(call: Callable[[], object], count: int) -> float:
 
 
 def _busy(call: Callable[[], object], count: int, union: bool = True) -> float:
-    """Return the time in ms in which the GPU works during one call (``union``), or the sum over all kernels."""
+    """Return the time in ms in which the GPU works in one call (``union``), or the sum over all kernels."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(count):

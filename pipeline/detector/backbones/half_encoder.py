@@ -1,8 +1,7 @@
 """A frozen sparse encoder in half precision: on tensor cores, with its batch norms folded.
 
-In single precision spconv computes without tensor cores. spconv has no bfloat16, so this is float16. The first
-convolution reads metres and stays in single precision: float16 resolves 54 m to 3 cm. Products are summed in
-single precision everywhere.
+In single precision spconv computes without tensor cores. spconv has no bfloat16, so this is float16. The
+first convolution reads metres and stays in single precision: float16 resolves 54 m to 3 cm.
 """
 
 import copy
@@ -107,7 +106,6 @@ def _fold(conv: Any, norm: _BatchNorm, relu: bool, dtype: torch.dtype = torch.fl
     weight, bias = folded(conv.weight, norm)
     made.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     made.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-    made.fp32_accum = True
     if relu:
         made.act_type = importlib.import_module("cumm.tensorview").gemm.Activation.ReLU
     return made

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-
 LARGEST_INT32 = 2**31 - 1
 
 

@@ -2,8 +2,8 @@
 
 It is the algorithm of ``scipy.optimize.linear_sum_assignment`` (Crouse, "On implementing 2D rectangular
 assignment algorithms", IEEE Transactions on Aerospace and Electronic Systems 52, 2016), in double precision
-like there. Duals of boxes are kept at the query that the box has, so that all state lies over the queries. The
-host does not wait, and a CUDA graph can capture the launch.
+like there. Duals of boxes are kept at the query that the box has, so that all state lies over the queries.
+The host does not wait, and a CUDA graph can capture the launch.
 """
 
 import torch
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WARPS = 4
+WARPS = 8
 """Warps of a program, which holds its state of some 1,024 queries in registers."""
 
 LARGEST = 1e30
@@ -19,13 +19,13 @@ LARGEST = 1e30
 
 
 @triton.jit
-def _at(values, here):  # type: ignore[no-untyped-def]
+def _at(values, here):
     """Return the one of ``values`` where ``here`` is true."""
     return tl.sum(tl.where(here, values, tl.zeros_like(values)), axis=0)
 
 
 @triton.jit
-def assignment_kernel(  # type: ignore[no-untyped-def]
+def assignment_kernel(
     cost_ptr, counts_ptr, result_ptr, batch, places, queries, LARGEST: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Assign the first ``counts[sample]`` rows of one problem of ``cost`` (problems, places, queries)."""
@@ -94,6 +94,14 @@ def assign(cost: Tensor, counts: Tensor) -> Tensor:
     block = triton.next_power_of_2(queries)
     launch = assignment_kernel[(layers * batch,)]
     launch(
-        cost.contiguous(), counts, result, batch, places, queries, LARGEST=LARGEST, BLOCK=block, num_warps=WARPS
+        cost.contiguous(),
+        counts,
+        result,
+        batch,
+        places,
+        queries,
+        LARGEST=LARGEST,
+        BLOCK=block,
+        num_warps=WARPS,
     )
     return result

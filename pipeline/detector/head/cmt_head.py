@@ -27,6 +27,7 @@ from pipeline.detector.transformer.embedding import Embedding
 from pipeline.detector.transformer.position_encoding import Cameras, inverse_sigmoid
 from pipeline.detector.transformer.site_attention import SiteAttention
 
+
 @MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
 class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
     """CMT's head with an optional AQR weight generator and attention bias.

@@ -87,8 +87,9 @@ class DenoisingQueries:
 
     def to(self, device: torch.device) -> "DenoisingQueries":
         """Copy to a device; the host does not wait."""
-        names = ("batch", "slot", "labels", "boxes", "points")
-        return replace(self, **{name: upload(getattr(self, name), device) for name in names})
+        tensors = (self.batch, self.slot, self.labels, self.boxes, self.points)
+        batch, slot, labels, boxes, points = (upload(x, device) for x in tensors)
+        return replace(self, batch=batch, slot=slot, labels=labels, boxes=boxes, points=points)
 
     def targets(self, samples: int) -> Targets:
         """Return what each slot should predict.

@@ -1,7 +1,7 @@
 """The part of the head that training adds: denoising queries, losses, and the CUDA graphs of both passes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -88,12 +88,15 @@ class HeadLosses(nn.Module):
         features = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse)
         truth = self._ground_truth(boxes, labels, device, padded=graphs is not None)
         if graphs is None:
-            return by_name(self.loss_terms(*features, *truth, pad_hw=pad_hw)[0])
+            loss_terms: Callable[..., tuple[Tensor]] = self.loss_terms
+            return by_name(loss_terms(*features, *truth, pad_hw=pad_hw)[0])
         choices, scales = self.transformer.decoder.choices, None
         if self.bias_generator is not None and any(choice.bias != "none" for choice in choices):
             scales = self.bias_generator.watched_scales(len(choices))  # here, because a replay runs no hooks
         key = (pad_hw, tuple(site.choice for site in self.sites.values()))
-        return by_name(graphs.run(key, partial(self.loss_terms, pad_hw=pad_hw), (*features, *truth, scales))[0])
+        return by_name(
+            graphs.run(key, partial(self.loss_terms, pad_hw=pad_hw), (*features, *truth, scales))[0]
+        )
 
     def _ground_truth(
         self, boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device, padded: bool
@@ -113,7 +116,9 @@ class HeadLosses(nn.Module):
             places = min(math.ceil(max(1, *counts) / PLACE_MULTIPLE) * PLACE_MULTIPLE, self.num_query)
         targets = Targets.of(boxes, labels, places)
         queries = self.noise(boxes, labels)
-        divisors = self.criterion.divisors(counts, self.num_query, 0 if queries is None else len(queries.slot))
+        divisors = self.criterion.divisors(
+            counts, self.num_query, 0 if queries is None else len(queries.slot)
+        )
         divisors = mean_over_ranks(upload(divisors, device))
         given: list[Tensor | None] = [targets.boxes, targets.labels, None, None, None, None]
         if queries is not None:
@@ -183,7 +188,7 @@ class HeadLosses(nn.Module):
 
 
 def split_slots(codes: Tensor, logits: Tensor, slots: int) -> tuple[Predictions, Predictions | None]:
-    """Split predictions (L, B, P + Q, ...) into those of the Q matching and the P denoising queries, if any."""
+    """Split predictions (L, B, P + Q, ...) into those of the matching and of the denoising queries."""
     if not slots:
         return Predictions(codes, logits), None
     matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])

@@ -91,8 +91,8 @@ class HungarianAssigner3D:
     def assign(self, codes: Tensor, logits: Tensor, targets: Targets) -> Tensor:
         """Match every layer of every sample by itself.
 
-        All boxes are matched, unless there are fewer queries. On a GPU the host does not wait, and a cost that
-        is not finite counts as a large one.
+        All boxes are matched, unless there are fewer queries. On a GPU the host does not wait, and a cost
+        that is not finite counts as a large one.
 
         Args:
             codes: (L, B, Q, 10).
@@ -106,7 +106,9 @@ class HungarianAssigner3D:
             FloatingPointError: a cost is not finite, on a CPU.
         """
         labels = targets.labels.clamp(min=0)[None]
-        cost = torch.add(*self.costs(codes.float(), logits.float(), encode_boxes(targets.boxes)[None], labels))
+        cost = torch.add(
+            *self.costs(codes.float(), logits.float(), encode_boxes(targets.boxes)[None], labels)
+        )
         if cost.is_cuda and cost.shape[-2] <= cost.shape[-1]:
             from pipeline.detector.head.assignment_kernel import assign  # compiles, which a CPU cannot
 

@@ -68,7 +68,7 @@ def _data_sample(sample: Sample) -> Det3DDataSample:
 
 
 def preprocess(preprocessor: Any, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
-    """Normalise, pad and stack the images of a batch on the model's device; the ground truth stays on the host.
+    """Normalise, pad and stack the images of a batch on the model's device; boxes stay on the host.
 
     mmdet3d's preprocessor would copy every box and label to the GPU, and wait for each copy.
 

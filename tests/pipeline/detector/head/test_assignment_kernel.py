@@ -1,6 +1,8 @@
-"""The assignment of the GPU kernel costs as little as SciPy's. Without a GPU it runs in Triton's interpreter."""
+"""The GPU kernel's assignment costs as little as SciPy's. Without a GPU, Triton's interpreter runs it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -58,3 +60,24 @@ def test_costs_that_are_not_finite_end_the_search_too(value):
     cost[..., 1, :] = value
     matched = assigned(cost, [4])
     assert sorted(matched[matched >= 0].tolist()) == [0, 1, 2, 3]
+
+
+PROGRAM = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pipeline.detector.head.assignment_kernel import LARGEST, assignment_kernel
+types = {"cost_ptr": "*fp32", "counts_ptr": "*i64", "result_ptr": "*i64", "batch": "i32", "places": "i32",
+         "queries": "i32", "LARGEST": "constexpr", "BLOCK": "constexpr"}
+source = ASTSource(assignment_kernel, types, {"LARGEST": LARGEST, "BLOCK": 1024})
+print(len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]))
+"""
+
+
+def test_the_compiler_takes_the_kernel():
+    # In a process of its own: with the interpreter on, a kernel is no source for the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 0
