@@ -14,10 +14,10 @@ from experiments.analysis.design_table import DesignTable, tabulate
 from experiments.analysis.model.aliasing import aliases
 from experiments.analysis.model.fit import Fit, Interaction
 from experiments.analysis.model.linear_model import fit_gain
+from experiments.analysis.model.run_order import about_run_order
 from experiments.analysis.price import price_of
 from experiments.analysis.responses import respond
 from experiments.analysis.row_checks import enumerate_few
-from experiments.analysis.run_order import about_run_order
 from experiments.analysis.verdicts import (
     Verdict,
     joint_quantile,

@@ -59,7 +59,7 @@ class DesignTable:
         interim_analyses: numbers of seeds of all planned looks.
         waiting: seeds that have rows and are judged at a later look.
         more_blocks: further columns that the model takes beside the seeds' blocks, each with one number per
-            trial (``experiments.analysis.run_order``).
+            trial (``experiments.analysis.model.run_order``).
     """
 
     sites: tuple[str, ...]

@@ -15,8 +15,8 @@ from scipy.stats import norm
 from experiments.analysis.design_table import DesignTable
 from experiments.analysis.model.fit import Fit, Response
 from experiments.analysis.model.linear_model import fit_sites
+from experiments.analysis.model.run_order import with_order_blocks
 from experiments.analysis.row_checks import enumerate_few, typical_values
-from experiments.analysis.run_order import with_order_blocks
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
 from operators.bench.rows import read_rows as read_bench_rows

@@ -8,7 +8,7 @@ from scipy.stats import f as f_distribution
 
 from experiments.analysis.decide import weigh
 from experiments.analysis.design_table import tabulate
-from experiments.analysis.run_order import DRIFT, PLACE, order_columns, run_order
+from experiments.analysis.model.run_order import DRIFT, PLACE, order_columns, run_order
 from experiments.recipes.decision_rule import DecisionRule
 from pipeline.metrics.rows import select
 from tests.experiments.planted_rows import Truth, plant
