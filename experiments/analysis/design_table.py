@@ -58,6 +58,8 @@ class DesignTable:
         look: which look this is, from 1.
         interim_analyses: numbers of seeds of all planned looks.
         waiting: seeds that have rows and are judged at a later look.
+        more_blocks: further columns that the model takes beside the seeds' blocks, each with one number per
+            trial (``experiments.analysis.model.run_order``).
     """
 
     sites: tuple[str, ...]
@@ -69,6 +71,7 @@ class DesignTable:
     look: int = 1
     interim_analyses: tuple[int, ...] = (1,)
     waiting: tuple[int, ...] = ()
+    more_blocks: tuple[tuple[float, ...], ...] = ()
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -99,8 +102,9 @@ class DesignTable:
 
     @cached_property
     def blocks(self) -> NDArray[np.float64]:
-        """(trials, seeds): 1 where the trial has the seed, else 0."""
-        return np.array([[t.seed == seed for seed in self.seeds] for t in self.trials], dtype=float)
+        """(trials, seeds + more blocks): 1 where the trial has the seed, else 0; then ``more_blocks``."""
+        of_seeds = [[float(t.seed == seed) for t in self.trials] for seed in self.seeds]
+        return np.array([*of_seeds, *self.more_blocks], dtype=float).T
 
 
 def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:

@@ -2,14 +2,12 @@
 
 Three sources of uncertainty meet in an interval: the noise of a training (residuals), the choice of the
 validation scenes (the metric recomputed on resamples of them, the same for all trials), and trials that
-were stopped early (``experiments.analysis.censoring``). Pairwise interactions join the model where the
+were stopped early (``experiments.analysis.model.censoring``). Pairwise interactions join the model where the
 design and the number of trials support them; otherwise they are part of its noise.
 """
 
 import math
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +16,10 @@ from scipy.linalg import orth
 from scipy.special import stdtr
 from statsmodels.regression.linear_model import OLS
 
-from experiments.analysis.censoring import Stage, regress_stages
 from experiments.analysis.design_table import DesignTable
+from experiments.analysis.model.aliasing import pair_columns
+from experiments.analysis.model.censoring import Stage, regress_stages
+from experiments.analysis.model.fit import Fit, Interaction, Response
 from experiments.recipes.decision_rule import AnalysisError
 from pipeline.evaluation.bootstrap import FEWEST_SCENES
 
@@ -34,74 +34,6 @@ COLLAPSED = 0.001
 left out like a diverged one, and named. Normal noise costs a trial in one study of a thousand."""
 FULL_LEVERAGE = 1e-9
 """A leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """One metric under one condition, points (or any unit); columns are the trials of a table.
-
-    Attributes:
-        values: (trials,) final values; NaN for a trial that diverged or was stopped.
-        draws: (draws, trials) the same on resamples of the scenes; no rows if there are none.
-        num_scenes: how many scenes were resampled.
-        early_values: (steps, trials) values after the steps at which trials were stopped, earliest first. NaN
-            after a stop, so that a trial stopped at the first of these steps has only that value.
-    """
-
-    values: Array
-    draws: Array = field(default_factory=lambda: np.empty((0, 0)))
-    num_scenes: int = 0
-    early_values: Array = field(default_factory=lambda: np.empty((0, 0)))
-
-
-@dataclass(frozen=True)
-class Interaction:
-    """The gain of two sites together beyond the sum of their gains.
-
-    Attributes:
-        pairs: the pairs of sites that the design cannot tell apart; one pair if it can.
-        effect: gain of one site with the other treated minus without, points.
-        error: its standard error.
-        low, high: its interval at the rule's confidence, for this pair by itself, points.
-    """
-
-    pairs: tuple[tuple[str, str], ...]
-    effect: float
-    error: float
-    low: float = math.nan
-    high: float = math.nan
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Coefficients of the terms in the linear model.
-
-    Attributes:
-        effect: (terms,) in the unit of the response, averaged over the other sites.
-        error: (terms,) standard errors, scenes included.
-        df: (terms,) degrees of freedom of the errors (Satterthwaite).
-        residual_df: degrees of freedom of the noise of a training.
-        noise: standard deviation of one trial.
-        num_trials: how many trials were fitted.
-        scene_share: (terms,) share of the squared error that is due to the choice of scenes.
-        num_scenes: scenes that were resampled; 0 if they were not.
-        interactions: those the design supports.
-        collapsed: trials that were left out because they are far below what the other trials predict.
-        carried: (site, level) of which all trials were stopped: what they gain at the end is taken from
-            what they gained by then.
-    """
-
-    effect: Array
-    error: Array
-    df: Array
-    residual_df: int
-    noise: float
-    num_trials: int
-    scene_share: Array
-    num_scenes: int = 0
-    interactions: tuple[Interaction, ...] = ()
-    collapsed: tuple[str, ...] = ()
-    carried: tuple[tuple[str, str], ...] = ()
 
 
 def fit_gain(response: Response, table: DesignTable) -> Fit:
@@ -169,44 +101,6 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
         interactions,
         carried=tuple(term for index, term in enumerate(table.terms) if index in runs.carried),
     )
-
-
-def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> dict[tuple[tuple[str, str], ...], Array]:
-    """Return the interactions of two-level sites that the arms can tell from the sites' own effects.
-
-    Returns:
-        Pairs of sites that are aliased with one another (their products are equal up to the sign in every
-        arm) -> centred product (usable trials,). Pairs aliased with a site itself are left out.
-    """
-    halves = table.treated[usable] - 0.5
-    levels = [site for site, _ in table.terms]
-    single = [i for i, site in enumerate(levels) if levels.count(site) == 1]
-    groups: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
-    columns: dict[bytes, Array] = {}
-    for i, j in combinations(single, 2):
-        column = halves[:, i] * halves[:, j]
-        key = (column * np.sign(column[0])).tobytes() if len(column) else b""
-        groups[key].append((levels[i], levels[j]))
-        columns.setdefault(key, column)
-    mixed = {(half * np.sign(half[0]) / 2).tobytes() for half in halves.T} if len(halves) else set()
-    constant = {np.full(len(halves), 0.25).tobytes()}
-    return {tuple(groups[key]): column for key, column in columns.items() if key not in mixed | constant}
-
-
-def aliases(table: DesignTable) -> tuple[tuple[str, ...], ...]:
-    """Return the effects that the arms cannot tell apart: groups of sites and pairs of sites (``a:b``).
-
-    Sites whose levels are more than two have no pairs here. Empty in a full factorial.
-    """
-    halves = table.treated - 0.5
-    levels = [site for site, _ in table.terms]
-    groups: dict[bytes, list[str]] = defaultdict(list)
-    single = [i for i, site in enumerate(levels) if levels.count(site) == 1]
-    for size in (1, 2):
-        for chosen in combinations(single, size):
-            column = np.prod(2 * halves[:, chosen], axis=1)
-            groups[(column * column[0]).tobytes()].append(":".join(levels[i] for i in chosen))
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
 def _without(response: Response, trial: int) -> Response:

@@ -8,9 +8,11 @@ import pytest
 from pandas import DataFrame
 from statsmodels.formula.api import ols
 
-from experiments.analysis.censoring import regress_stages
 from experiments.analysis.design_table import DesignTable, TrialRow
-from experiments.analysis.linear_model import LEAST_DF, Response, aliases, fit_gain, fit_sites
+from experiments.analysis.model.aliasing import aliases
+from experiments.analysis.model.censoring import regress_stages
+from experiments.analysis.model.fit import Response
+from experiments.analysis.model.linear_model import LEAST_DF, fit_gain, fit_sites
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Factor, fraction, full, one_at_a_time
 
