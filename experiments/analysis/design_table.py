@@ -63,6 +63,8 @@ class DesignTable:
         interim_analyses: numbers of seeds of all planned looks.
         waiting: seeds that have rows and are judged at a later look.
         missing: arm and seed of every trial of the judged seeds that has neither metric nor diverged.
+        more_blocks: further columns that the model takes beside the seeds' blocks, each with one number per
+            trial (``experiments.analysis.model.run_order``).
     """
 
     sites: tuple[str, ...]
@@ -75,6 +77,7 @@ class DesignTable:
     interim_analyses: tuple[int, ...] = (1,)
     waiting: tuple[int, ...] = ()
     missing: tuple[str, ...] = ()
+    more_blocks: tuple[tuple[float, ...], ...] = ()
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -105,8 +108,9 @@ class DesignTable:
 
     @cached_property
     def blocks(self) -> NDArray[np.float64]:
-        """(trials, seeds): 1 where the trial has the seed, else 0."""
-        return np.array([[t.seed == seed for seed in self.seeds] for t in self.trials], dtype=float)
+        """(trials, seeds + more blocks): 1 where the trial has the seed, else 0; then ``more_blocks``."""
+        of_seeds = [[float(t.seed == seed) for t in self.trials] for seed in self.seeds]
+        return np.array([*of_seeds, *self.more_blocks], dtype=float).T
 
     @cached_property
     def arms(self) -> NDArray[np.float64]:

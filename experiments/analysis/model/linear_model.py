@@ -164,8 +164,8 @@ def _regress(matrix: Array, response: Response, usable: Mask, table: DesignTable
 
 def _seed_by_site(table: DesignTable, usable: Mask) -> Array:
     """Return (usable trials, seeds * terms) products of blocks and centred sites."""
-    blocks, halves = table.blocks[usable], table.treated[usable] - 0.5
-    return np.asarray((blocks[:, :, None] * halves[:, None, :]).reshape(len(blocks), -1))
+    seeds, halves = table.blocks[usable, : len(table.seeds)], table.treated[usable] - 0.5
+    return np.asarray((seeds[:, :, None] * halves[:, None, :]).reshape(len(seeds), -1))
 
 
 def _parts(
