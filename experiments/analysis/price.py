@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable
+from experiments.analysis.model.run_order import with_order_blocks
 from experiments.analysis.price_model import Price, fit_price, price_columns
 from experiments.analysis.row_checks import enumerate_few, typical_values
 from experiments.analysis.timings import METRICS, read_timings
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.metrics.rows import Row, read_rows
+
+Array = NDArray[np.float64]
 
 FOLDER = "stopwatch"
 """Folder of a study with the rows of its stopwatch, ``rows.jsonl``."""
@@ -57,9 +61,9 @@ def price_of(rows: Sequence[Row], table: DesignTable, rule: DecisionRule, timed:
     if rule.price_points_per_percent == 0:
         return Prices(free_of_charge(table), by_step, notes)
     if rule.priced_by == "trials":
-        price = price_of_trials(rows, table, rule)
+        price, about = price_of_trials(rows, table, rule)
         note = "The price is from the trials' own step times; trials that run side by side disturb them."
-        return Prices(price, {"training": price} | by_step, (note, *notes))
+        return Prices(price, {"training": price} | by_step, (note, *about, *notes))
     if not timed:
         study = rows[0].study or "NAME"
         note = f"The price is not measured, so nothing is weighed: `biaswise study time {study}` measures it."
@@ -70,41 +74,54 @@ def price_of(rows: Sequence[Row], table: DesignTable, rule: DecisionRule, timed:
     return Prices(price, by_step, (*notes, *_about_commits(rows, timed)))
 
 
-def price_of_trials(rows: Sequence[Row], table: DesignTable, rule: DecisionRule) -> Price:
+def price_of_trials(
+    rows: Sequence[Row], table: DesignTable, rule: DecisionRule
+) -> tuple[Price, tuple[str, ...]]:
     """Fit the price model to the step times of the trials: least squares, with a block per seed.
+
+    A drift and the places join the blocks as far as the trials can tell them apart (``model.run_order``).
+
+    Returns:
+        The price, and notes about drift and places.
 
     Raises:
         AnalysisError: a step time is missing, or no degree of freedom is left.
     """
     times = typical_values(rows, rule.price_metric)
-    kept = np.array([trial.name not in table.diverged for trial in table.trials])
     usable = [trial.name for trial in table.trials if trial.name not in table.diverged]
     if lacking := [name for name in usable if times.get(name, 0.0) <= 0]:
         raise AnalysisError(
             f"{rule.price_metric} is missing or not positive in {enumerate_few(lacking)}; without it the "
             f"bias has no price (a rule with price_points_per_percent 0 asks for none)"
         )
+    kept = np.array([trial.name not in table.diverged for trial in table.trials])
     logs = np.array([math.log(times[name]) for name in usable])
-    blocks = table.blocks[kept]
-    blocks = blocks[:, blocks.any(axis=0)]
-    columns = price_columns(table.treated[kept])
-    matrix = np.hstack([columns, blocks])
-    apart = bool(np.linalg.matrix_rank(matrix) == matrix.shape[1])
-    matrix = matrix if apart else matrix[:, 1:]
-    df = len(matrix) - matrix.shape[1]
-    if df < 1 or np.linalg.matrix_rank(matrix) < matrix.shape[1]:
+    wide = price_columns(table.treated[kept])
+    apart = _rank(np.hstack([wide, table.blocks[kept]])) == _rank(table.blocks[kept]) + wide.shape[1]
+    columns = wide if apart else wide[:, 1:]
+    blocked, notes = with_order_blocks(table, rows)
+    for blocks, said in ((blocked.blocks[kept], notes), (table.blocks[kept], ())):
+        matrix = np.hstack([columns, blocks[:, blocks.any(axis=0)]])
+        df = len(matrix) - matrix.shape[1]
+        if df >= 1 and _rank(matrix) == matrix.shape[1]:
+            break
+    else:
         raise AnalysisError(
-            f"the step times of {len(matrix)} trials cannot tell the prices of {', '.join(table.sites)} and "
-            f"their noise apart; let a stopwatch measure them (priced_by='stopwatch')"
+            f"the step times of {len(logs)} trials cannot tell the prices of {', '.join(table.sites)}, the "
+            f"fixed price and the noise apart; add a seed, or let a stopwatch measure the price"
         )
     effect = np.linalg.lstsq(matrix, logs, rcond=None)[0]
     variance = float(((logs - matrix @ effect) ** 2).sum()) / df
     covariance = variance * np.linalg.inv(matrix.T @ matrix)
-    count = columns.shape[1] - (not apart)
+    count = columns.shape[1]
     effect, covariance = effect[:count], covariance[:count, :count]
     if not apart:
         effect, covariance = np.insert(effect, 0, 0.0), np.pad(covariance, ((1, 0), (1, 0)))
-    return Price(table.terms, effect, covariance, float(df), apart, noise=math.sqrt(variance))
+    return Price(table.terms, effect, covariance, float(df), apart, noise=math.sqrt(variance)), said
+
+
+def _rank(matrix: Array) -> int:
+    return int(np.linalg.matrix_rank(matrix))
 
 
 def free_of_charge(table: DesignTable) -> Price:

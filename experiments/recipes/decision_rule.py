@@ -66,9 +66,8 @@ class DecisionRule:
         alpha_spending: one of ``ALPHA_SPENDING``.
         order: sites, the most promising first; Holm's procedure then gives each twice the weight of the
             next. Empty: equal weights.
-        order_by: ``SCREENING``: the order is the ranking of the study's screening. A screening compares
-            masks of one trial with each other, so its ranking does not depend on differences between
-            trials. Empty: the order is ``order``.
+        order_by: ``SCREENING``: the order is the ranking of the study's screening, which has a seed of its
+            own. Empty: the order is ``order``.
         priced_by: one of ``PRICED_BY``.
         price_of: what is priced: one of ``STEPS``, or pairs of a step and its weight, which add up to 1; the
             slow-down is then their weighted geometric mean. Trials time the training step alone.
