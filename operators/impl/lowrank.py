@@ -29,7 +29,8 @@ def objections(request: Request) -> list[str]:
         objections.append(
             f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}"
         )
-    if request.rank is not None and not 1 <= request.rank <= request.queries:
+    most = request.queries or request.rank  # with any number of queries, truncate refuses a rank above it
+    if request.rank is not None and not 1 <= request.rank <= most:
         objections.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
     if request.device == "cpu":
         return objections
