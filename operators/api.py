@@ -12,8 +12,8 @@ from torch import Tensor
 
 from operators import registry
 from operators.forms import Bias
+from operators.grid import static_size
 from operators.spec import Form, Request, Unsupported
-from operators.tracing import static_size
 from operators.validation import check_call, check_factors, check_numbers, check_values
 
 objections = registry.objections

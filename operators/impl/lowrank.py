@@ -29,8 +29,8 @@ def objections(request: Request) -> list[str]:
         objections.append(
             f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}"
         )
-    most = request.queries or request.rank  # with any number of queries, truncate refuses a rank above it
-    if request.rank is not None and not 1 <= request.rank <= most:
+    rank_fits = request.rank is None or 1 <= request.rank <= (request.queries or request.rank)
+    if not rank_fits:  # with any number of queries, truncate refuses a rank above it
         objections.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
     if request.device == "cpu":
         return objections

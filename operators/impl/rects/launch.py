@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from operators.forms import RectsForm
+from operators.grid import static_size
 from operators.impl.rects import forward_kernels, key_grad_kernels, query_grad_kernels
 from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, overlap, tile_table
 from operators.impl.rects.sizes import MASK_SPLITS, Blocks, blocks_for, choose_splits
-from operators.tracing import static_size
 
 _LOG2E = math.log2(math.e)
 
