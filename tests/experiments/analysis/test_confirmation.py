@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from experiments.analysis.confirmation import FOLDER
-from experiments.reporting.report import to_markdown
+from experiments.reporting.markdown import to_markdown
 from experiments.reporting.summary import summarize
 from pipeline.metrics.rows import append_rows, read_study, select
 

@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 from statsmodels.formula.api import ols
+from statsmodels.regression.linear_model import OLS
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.aliasing import aliases
 from experiments.analysis.model.censoring import regress_stages
 from experiments.analysis.model.fit import Response
-from experiments.analysis.model.linear_model import LEAST_DF, fit_gain, fit_sites
+from experiments.analysis.model.linear_model import (
+    LEAST_DF,
+    fit_gain,
+    fit_sites,
+    orthonormal,
+    studentized,
+)
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Factor, fraction, full, one_at_a_time
 
@@ -42,6 +49,16 @@ def test_effects_and_errors_equal_statsmodels_formula():
     assert fit.effect == pytest.approx([other.params["a"], other.params["b"]], abs=FP64)
     assert fit.error == pytest.approx([other.bse["a"], other.bse["b"]], abs=FP64)
     assert (fit.residual_df, fit.df.tolist()) == (4, [4, 4])
+
+
+def test_studentised_residuals_equal_those_of_statsmodels():
+    table = table_of(full(factors(3)), (0, 1))
+    design = np.hstack([table.treated, table.blocks])
+    basis = orthonormal(np.hstack([design, design[:, :1] - design[:, 1:2]]))  # a column too many
+    assert basis.shape[1] == design.shape[1]
+    scores = studentized(noise(table), basis, len(design) - design.shape[1] - 1)
+    other = OLS(noise(table), design).fit().get_influence().resid_studentized_external
+    assert scores == pytest.approx(other, abs=FP64)
 
 
 def test_several_levels_are_contrasts_with_the_baseline():
