@@ -49,6 +49,11 @@ class StudyFolder:
 
     path: Path
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a recipe has claimed the folder."""
+        return (self.path / "study.json").exists()
+
     def trial(self, name: str) -> Path:
         """Return the folder of a trial."""
         return self.path / "trials" / name

@@ -1,0 +1,130 @@
+"""How probable a verdict is before a study runs: by its design, its seeds and its noise.
+
+A net gain is estimated with a true standard error; the verdict compares it with Student's quantile times an
+estimated one. The estimate's distribution is known (chi-squared over its degrees of freedom), so that the
+probability of a verdict is a mean over it. Where all of the error comes from the trainings, this is the
+noncentral t distribution: (t(1 - level / 2; df) + t(power)) standard errors are found with that power.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import gammaincinv, ndtr, stdtrit
+
+from experiments.analysis.alpha_spending import nominal_level
+from experiments.calibration.study_size import StudySize
+
+Array = NDArray[np.float64]
+
+QUANTILES = 400
+"""Midpoints at which the distribution of an estimated error is represented; 400 agree with the noncentral t
+to the fourth digit from three degrees of freedom on."""
+MOST_ERRORS = 1000.0
+"""Gains of so many standard errors are found by every study that leaves a degree of freedom."""
+DEMO_NOISE = 0.15
+"""Noise of one trial of the demo, points of NDS (docs/studies/demo/report.md)."""
+PRICE_ERROR = 0.05 / 2
+"""Standard error of a layer's price, points, at the interval that the stopwatch is asked for."""
+
+
+@dataclass(frozen=True)
+class ErrorSources:
+    """What makes an estimated net gain uncertain, each as a standard deviation in points.
+
+    Attributes:
+        trial: of one training, of one arm within a seed.
+        scenes: of a layer's gain, because the validation scenes are a sample.
+        price: of a layer's price.
+    """
+
+    trial: float
+    scenes: float = 0.0
+    price: float = 0.0
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a study of one size can decide.
+
+    Attributes:
+        size: the study.
+        sources: its noise.
+    """
+
+    size: StudySize
+    sources: ErrorSources
+
+    def difference(self, net_gain: float) -> float:
+        """Return the probability that a layer of this net gain, points, gets the verdict of its sign.
+
+        The layer is tested first by Holm's procedure, at its share of the error probability among all
+        layers, at the last look. For unequal layers it is the one that is estimated worst.
+        """
+        reach = self._reach(self._level / 2)
+        return float(np.mean(ndtr((abs(net_gain) - reach) / self._error)))
+
+    def equivalence(self, net_gain: float = 0.0) -> float:
+        """Return the probability that a layer of this net gain, points, is told NO DIFFERENCE."""
+        free = np.maximum(self.size.rule.equivalence_margin - self._reach(self._level), 0.0)
+        inside = ndtr((free - net_gain) / self._error) - ndtr((-free - net_gain) / self._error)
+        return float(np.mean(inside))
+
+    def smallest_gain(self, power: float) -> float:
+        """Return the net gain, points, that is found with this probability."""
+        return _root(lambda gain: self.difference(gain) - power, MOST_ERRORS * self._error)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the design leaves something to estimate the noise from, and tells the sites apart."""
+        return self.size.residual_df > 0 and self.size.tells_sites_apart
+
+    @property
+    def can_decide(self) -> bool:
+        """Whether a gain of the margin is found, or its absence shown, in half of such studies at least."""
+        margin = self.size.rule.equivalence_margin
+        return self.is_judged and max(self.difference(margin), self.equivalence()) >= 0.5
+
+    def in_words(self) -> str:
+        """Return what the study can decide at its margin, one or two sentences."""
+        margin = f"{self.size.rule.equivalence_margin:g} points"
+        trials = f"{self.size.trials} trials ({len(self.size.arms)} arms, {self.size.seeds} seeds)"
+        if not self.is_judged:
+            return (
+                f"{trials} leave no degree of freedom to estimate the noise from: the study decides nothing."
+            )
+        found, same = self.difference(self.size.rule.equivalence_margin), self.equivalence()
+        power = (
+            f"{trials} find a net gain of the margin, {margin}, with {100 * found:.0f} % and show with "
+            f"{100 * same:.0f} % that there is none."
+        )
+        return power if self.can_decide else f"{power} The study decides nothing at its margin."
+
+    @property
+    def _level(self) -> float:
+        """Two-sided level of the layer that Holm's procedure tests first, at the last look."""
+        looks = self.size.interim_analyses
+        share = round((1 - self.size.rule.confidence) / self.size.num_terms, 12)
+        return nominal_level(share, looks, len(looks), self.size.rule.alpha_spending)
+
+    @property
+    def _error(self) -> float:
+        """True standard error of a net gain, points."""
+        of_trials = self.size.variance_factor * self.sources.trial**2
+        return math.sqrt(of_trials + self.sources.scenes**2 + self.sources.price**2)
+
+    def _reach(self, one_sided: float) -> Array:
+        """Return (QUANTILES,) what half-widths of an interval the study may have, equally probable ones."""
+        df = self.size.residual_df
+        at = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        of_trials = self.size.variance_factor * self.sources.trial**2 * 2 * gammaincinv(df / 2, at) / df
+        whole = of_trials + self.sources.scenes**2 + self.sources.price**2
+        freedom = df * (whole / of_trials) ** 2  # Satterthwaite; scenes and price are known far better
+        return np.asarray(-stdtrit(freedom, one_sided) * np.sqrt(whole))
+
+
+def _root(function: Callable[[float], float], most: float) -> float:
+    return float(brentq(function, 0.0, most, xtol=1e-6 * most / MOST_ERRORS))
