@@ -29,16 +29,17 @@ class ReportStudy(Command):
         add_storage(parser)
 
     def run(self, arguments: Namespace) -> int:
-        """Return 0."""
+        """Return 1 if the config was asked for and could not be printed."""
         from rich.console import Console
 
+        from experiments.reporting.report import CONFIG
         from experiments.study.final_report import show_report
 
         runs = Path(arguments.runs_dir)
         _download(arguments.storage, runs / arguments.study)
         folder = _find_study(arguments.study, runs)
         show_report(folder, Console(), figures=arguments.figures, config=arguments.config)
-        return 0
+        return int(arguments.config and not (folder / CONFIG).exists())
 
 
 class SyncStudies(Command):

@@ -18,7 +18,8 @@ def mark(tmp_path):
     """The file that a study's config makes when it is run; the study is in the same folder."""
     mark = tmp_path / "mark"
     shutil.copytree(ROOT / "tests/golden/report", tmp_path / "received")
-    config = f"_base_ = [{str(MINI)!r}]\nopen({str(mark)!r}, 'w').close()\n"
+    two_layers = "model = dict(pts_bbox_head=dict(transformer=dict(decoder=dict(num_layers=2))))"
+    config = f"_base_ = [{str(MINI)!r}]\n{two_layers}\nopen({str(mark)!r}, 'w').close()\n"
     (tmp_path / "config.py").write_text(config)
     settings = {**smoke().trials[0].to_dict(), "config": str(tmp_path / "config.py")}
     for trial in tmp_path.glob("received/trials/*"):
