@@ -170,8 +170,8 @@ def about_run_order(
 
 def _least_squares(model: Array, values: Array) -> tuple[Array, np.float64]:
     """Return coefficients and the sum of squared residuals."""
-    effect = np.linalg.lstsq(model, values)[0]
-    return effect, ((values - model @ effect) ** 2).sum()
+    effect = np.asarray(np.linalg.lstsq(model, values)[0], dtype=np.float64)
+    return effect, np.float64(((values - model @ effect) ** 2).sum())
 
 
 def _sentence(name: str, metric: str, p_value: float, test: str, change: float) -> str:
