@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy.special import betaincinv
-from scipy.stats import fisher_exact
 
 from experiments.analysis.design_table import DesignTable
 
@@ -60,8 +59,14 @@ def count_failures(table: DesignTable, collapsed: Sequence[str]) -> tuple[Failur
         bad, good = sum(with_it), len(with_it) - sum(with_it)
         counts = [[bad, good], [sum(without), len(without) - sum(without)]]
         highest = float(betaincinv(bad + 1, good, CONFIDENCE)) if good else 1.0
-        p_value = float(fisher_exact(counts).pvalue)
+        p_value = _fisher(counts) if bad or sum(without) else 1.0
         counted.append(
             Failures(site, treatment, bad, len(with_it), sum(without), len(without), p_value, highest)
         )
     return tuple(counted)
+
+
+def _fisher(counts: list[list[int]]) -> float:
+    from scipy.stats import fisher_exact  # half a second to import, and most studies have no failure
+
+    return float(fisher_exact(counts).pvalue)
