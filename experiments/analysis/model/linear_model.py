@@ -104,23 +104,6 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     )
 
 
-def planned_squares(table: DesignTable) -> MeanSquares:
-    """Return the noise by source that a study would have if every trial ended, in squared noises of a trial.
-
-    The degrees of freedom are those of the fit; the mean squares are 1, or NaN without any.
-
-    Args:
-        table: the design as it would be judged.
-
-    Raises:
-        AnalysisError: see ``fit_sites``.
-    """
-    anything = np.random.default_rng(0).standard_normal(len(table.trials))
-    squares = fit_sites(Response(anything), table).mean_squares
-    assert squares is not None  # a fit of trials has them
-    return squares.of_unit_noise
-
-
 def _without(response: Response, trials: list[int]) -> Response:
     values, draws, early = response.values.copy(), response.draws.copy(), response.early_values.copy()
     for measured in (values, draws, early):

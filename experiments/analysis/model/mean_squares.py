@@ -6,7 +6,7 @@ but few of them exist. So both mean squares make the errors, in shares that the 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,16 +57,6 @@ class MeanSquares:
         squares = [(self.seed_by_site, self.seed_by_site_df), (self.rest, self.rest_df)]
         total = sum(mean * df for mean, df in squares if df)
         return total / (self.seed_by_site_df + self.rest_df)
-
-    @property
-    def of_unit_noise(self) -> "MeanSquares":
-        """The same degrees of freedom with mean squares of 1."""
-        squares = (self.seed_by_site, self.rest, self.lack_of_fit, self.pure_error)
-        ones = [math.nan if math.isnan(square) else 1.0 for square in squares]
-        seed_by_site, rest, lack_of_fit, pure_error = ones
-        return replace(
-            self, seed_by_site=seed_by_site, rest=rest, lack_of_fit=lack_of_fit, pure_error=pure_error
-        )
 
     @property
     def of_sites(self) -> tuple[float, float]:

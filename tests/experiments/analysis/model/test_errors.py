@@ -8,7 +8,7 @@ from statsmodels.regression.linear_model import OLS
 
 from experiments.analysis.model.fit import Fit, Response, contrast
 from experiments.analysis.model.interaction_gate import pairs_join
-from experiments.analysis.model.linear_model import fit_sites, planned_squares
+from experiments.analysis.model.linear_model import fit_sites
 from experiments.analysis.model.robust_errors import robust_covariance, unbalanced
 from experiments.recipes.factorial import Factor, full
 from tests.experiments.analysis.model.studies import TABLES, table_of
@@ -109,15 +109,15 @@ def test_the_gate_weighs_degrees_of_freedom_against_usual_pairs():
     assert not pairs_join(6, 3, 0, -1)
 
 
-def test_a_planned_study_has_the_degrees_of_freedom_of_its_fit():
+def test_a_study_has_the_degrees_of_freedom_of_its_design():
     """With two seeds a layer has one contrast of seed by site; three layers have three."""
-    planned = planned_squares(TABLES["3x2"])
-    assert (planned.seed_by_site_df, planned.rest_df, planned.of_sites) == (3, 5, (1.0, 4.5))
-    assert (planned.seed_by_site, planned.rest, planned.pooled) == (1, 1, 1)
+    table = TABLES["3x2"]
+    squares = fit_sites(scored(table), table).mean_squares
+    assert (squares.seed_by_site_df, squares.rest_df, squares.of_sites[1]) == (3, 5, 4.5)
     # arms beyond sites and pairs: the product of all three
-    assert (planned.lack_of_fit_df, planned.pure_error_df) == (1, 7)
-    one_seed = table_of(full([Factor(f"s{i}") for i in range(3)]), range(1))
-    alone = planned_squares(one_seed)
-    assert (alone.seed_by_site_df, alone.of_sites) == (0, (1.0, 4.0))
-    assert np.isnan(alone.seed_by_site)
-    assert all(np.isnan(alone.seed_by_site_f))
+    assert (squares.lack_of_fit_df, squares.pure_error_df) == (1, 7)
+    table = table_of(full([Factor(f"s{i}") for i in range(3)]), range(1))
+    squares = fit_sites(scored(table), table).mean_squares
+    assert (squares.seed_by_site_df, squares.of_sites) == (0, (squares.pooled, 4.0))
+    assert np.isnan(squares.seed_by_site)
+    assert all(np.isnan(squares.seed_by_site_f))
