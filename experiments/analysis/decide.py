@@ -174,10 +174,10 @@ def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _interactions(gain: Fit, table: DesignTable, rule: DecisionRule) -> tuple[Interaction, ...]:
-    wide = float(single_quantile(np.array(float(gain.residual_df)), table, rule))
+    wide = single_quantile(np.array([pair.df for pair in gain.interactions]), table, rule)
     return tuple(
-        replace(pair, low=pair.effect - wide * pair.error, high=pair.effect + wide * pair.error)
-        for pair in gain.interactions
+        replace(pair, low=float(pair.effect - q * pair.error), high=float(pair.effect + q * pair.error))
+        for pair, q in zip(gain.interactions, wide, strict=True)
     )
 
 
@@ -198,6 +198,9 @@ def _left_out(table: DesignTable, gain: Fit) -> list[str]:
         f"All trials with {level} at {site} were stopped early: its effect is taken from where they stopped."
         for site, level in gain.carried
     ]
+    if table.missing:
+        total = len(table.trials) + len(table.missing)
+        notes.append(f"{len(table.missing)} of {total} trials are missing: {enumerate_few(table.missing)}.")
     if table.waiting:
         seeds = ", ".join(map(str, table.waiting))
         notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")
