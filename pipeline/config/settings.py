@@ -43,6 +43,8 @@ class DataSettings:
         max_broken_frames: distinct training frames, per worker, that may be skipped because they
             cannot be read; 0 stops at the first. Evaluation always stops: other frames would be another
             metric.
+        missing_cameras: ``refuse`` a frame without one of its six images, or show it ``black``, as the
+            condition of a failed camera does.
     """
 
     train: tuple[str, ...]
@@ -53,6 +55,7 @@ class DataSettings:
     num_loader_workers: int = 0
     shuffle_buffer: int = 0
     max_broken_frames: int = 0
+    missing_cameras: str = "refuse"
 
 
 @dataclass(frozen=True)
