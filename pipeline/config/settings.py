@@ -148,6 +148,13 @@ class TrialSettings:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name these settings."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Twelve hex digits that name these settings.
+
+        ``data.missing_cameras`` counts unless it is ``refuse``, which was all there was: trials that ran
+        before it was a setting keep their names.
+        """
+        plain = self.to_dict()
+        if plain["data"]["missing_cameras"] == "refuse":
+            del plain["data"]["missing_cameras"]
+        text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
