@@ -6,8 +6,9 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
-from pipeline.detector.acceleration.cuda_graph import Graphs
+from pipeline.detector.acceleration.cuda_graph import MOST, Graphs
 from pipeline.detector.acceleration.memory_format import convolutions_channels_last
+from pipeline.detector.acceleration.training_graph import MOST as MOST_IN_TRAINING
 from pipeline.detector.acceleration.training_graph import TrainGraphs
 from pipeline.detector.transformer.site_attention import PackedProjections
 
@@ -43,7 +44,7 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
     return convolutions_channels_last(model)
 
 
-def use_graphs(model: Any, graphs: bool = True) -> Any:
+def use_graphs(model: Any, graphs: bool = True, most: int = MOST) -> Any:
     """Switch detection through CUDA graphs on or off; a model on a CPU does not change.
 
     The results have the same bits. The graphs hold memory for their intermediate results. The weights must
@@ -52,16 +53,17 @@ def use_graphs(model: Any, graphs: bool = True) -> Any:
     Args:
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel.
+        most: see ``Graphs``.
 
     Returns:
         The model.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.graphs = model.pts_bbox_head.graphs = Graphs() if on else None
+    model.graphs = model.pts_bbox_head.graphs = Graphs(most) if on else None
     return model
 
 
-def train_through_graphs(model: Any, graphs: bool = True) -> Any:
+def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TRAINING) -> Any:
     """Switch training through CUDA graphs on or off: for the head, and for a frozen image backbone.
 
     Losses and gradients are the same up to the order of sums. Dropout draws for the padding slots too. The
@@ -70,12 +72,13 @@ def train_through_graphs(model: Any, graphs: bool = True) -> Any:
     Args:
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel, and free the graphs' memory.
+        most: see ``TrainGraphs``.
 
     Returns:
         The model; a model on a CPU does not change.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head) if on else None
+    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head, most) if on else None
     return model
 
 

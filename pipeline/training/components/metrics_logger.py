@@ -86,14 +86,19 @@ class MetricsLogger:
 
 
 def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRecorder:
-    """Open the rows file of a trial.
+    """Open the rows file of a trial; see ``common_row``."""
+    return RowRecorder(session.folder / "rows.jsonl", common_row(settings, session, plan))
+
+
+def common_row(settings: TrialSettings, session: Session, plan: str) -> Row:
+    """Return what all rows of a trial have in common.
 
     Args:
         settings: of the trial.
         session: names the folder, and so the trial.
         plan: the resolved plan, spelled.
     """
-    common = Row(
+    return Row(
         study=settings.study,
         trial=session.folder.name,
         plan=plan,
@@ -106,4 +111,3 @@ def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRe
         commit=commit(),
         recipe_digest=session.recipe,
     )
-    return RowRecorder(session.folder / "rows.jsonl", common)
