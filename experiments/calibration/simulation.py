@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.model.fit import Response
+from experiments.analysis.timings import Timings, Visit
 from experiments.calibration.truth import COLLAPSE, EARLY_CORRELATION, STOPPED_SHARE, StepTimes, Truth
 from experiments.recipes.factorial import Arm
 from pipeline.evaluation.bootstrap import drawn_counts
 
 Array = NDArray[np.float64]
+
+TREATMENT = "window"
+"""The level that simulated studies compare with ``none``."""
+MACHINE_NOISE = 0.05
+"""Standard deviation of the level of a stopwatch's round, which its visits share."""
 
 
 @dataclass(frozen=True)
@@ -133,36 +139,32 @@ def _stop(
     return early[None]
 
 
-@dataclass(frozen=True)
-class Visits:
-    """A run of the stopwatch.
+def time_steps(
+    times: StepTimes, sites: tuple[str, ...], arms: Sequence[Arm], rng: np.random.Generator
+) -> Timings:
+    """Run the stopwatch: all plans in turn, round by round, in an order drawn anew, the baseline twice.
 
-    Attributes:
-        arms: the plans that it visits; the baseline is in it twice a round.
-        which: (visits,) index of the plan.
-        log_ms: (visits,) logarithm of the step time.
-        rounds: (visits,) index of the round.
-        places: (visits,) place in the round.
+    Args:
+        times: what is true.
+        sites: the factors.
+        arms: the plans; one of them has no bias.
+        rng: draws orders and noise.
     """
-
-    arms: tuple[Arm, ...]
-    which: NDArray[np.int64]
-    log_ms: Array
-    rounds: NDArray[np.int64]
-    places: Array
-
-
-def time_steps(times: StepTimes, arms: Sequence[Arm], rng: np.random.Generator) -> Visits:
-    """Time the plans in turn, round by round, in an order drawn anew each round, the baseline twice."""
     plans = tuple(arms)
-    baseline = next(i for i, arm in enumerate(plans) if not biased((arm,)).any())
+    baseline = int(biased(plans).sum(axis=1).argmin())
     a_round = np.array([*range(len(plans)), baseline])
-    which = np.concatenate([rng.permutation(a_round) for _ in range(times.rounds)])
-    rounds = np.repeat(np.arange(times.rounds), len(a_round))
-    level = 0.05 * rng.standard_normal(times.rounds)[rounds]  # what the machine did meanwhile
-    noise = times.step_noise * rng.standard_normal(len(which))
-    log_ms = true_growth(times, plans)[which] + level + noise
-    return Visits(plans, which, log_ms, rounds, np.tile(np.arange(float(len(a_round))), times.rounds))
+    orders = np.array([rng.permutation(a_round) for _ in range(times.rounds)])
+    level = MACHINE_NOISE * rng.standard_normal((times.rounds, 1))  # what the machine did meanwhile
+    log_ms = true_growth(times, plans)[orders] + level + times.step_noise * rng.standard_normal(orders.shape)
+    visits = []
+    for order, logs in zip(orders.tolist(), log_ms.tolist(), strict=True):
+        first = order.index(baseline)
+        visits += [
+            Visit(plans[plan], log, float(place), plan == baseline and place > first)
+            for place, (plan, log) in enumerate(zip(order, logs, strict=True))
+        ]
+    terms = tuple((site, TREATMENT) for site in sites)
+    return Timings(sites, terms, tuple(visits), np.repeat(np.arange(times.rounds), len(a_round)))
 
 
 @dataclass(frozen=True)
