@@ -1,7 +1,7 @@
 """How often verdicts are right, on simulated studies whose truth is known."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,13 +62,12 @@ def with_interval(count: int, total: int) -> tuple[float, float, float]:
     return count / total, float(low), float(high)
 
 
-def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None] = lambda: None) -> Tally:
+def calibrate_scenario(scenario: Scenario, studies: int) -> Tally:
     """Judge a scenario's studies.
 
     Args:
         scenario: the truth and the study.
         studies: number of simulated studies.
-        tick: called after each.
     """
     tally, study = Tally(), scenario.study
     seeds = study.rule().seeds
@@ -82,7 +81,6 @@ def calibrate_scenario(scenario: Scenario, studies: int, tick: Callable[[], None
             tally.refused += 1
         else:
             _count(tally, judged, scenario, rule)
-        tick()
     return tally
 
 
@@ -136,6 +134,6 @@ def _intervals(judged: Judged, scenario: Scenario) -> Iterator[tuple[str, bool]]
     yield "all intervals hold", all(v.low <= truth[v.site] <= v.high for v in judged.verdicts)
 
 
-def sites_with(verdicts: tuple[Verdict, ...], told: str) -> frozenset[str]:
+def sites_with(verdicts: Sequence[Verdict], told: str) -> frozenset[str]:
     """Return the sites with a verdict."""
     return frozenset(verdict.site for verdict in verdicts if verdict.verdict == told)

@@ -49,7 +49,7 @@ def judge_study(
     Returns:
         None if the trials support no verdict at the last look.
     """
-    for look, seeds in enumerate(rule.interim_analyses, 1):
+    for look in range(1, len(rule.interim_analyses) + 1):
         try:
             judged = judge_look(trained, arms, look, rule, price)
         except AnalysisError:  # too many trials diverged; there may be a next look

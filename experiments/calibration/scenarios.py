@@ -30,6 +30,21 @@ class Scenario:
     study: Study
     screening: float | None = None
 
+    @property
+    def is_standard(self) -> bool:
+        """Whether all targets of standard conditions hold for it."""
+        return self.kind in (NOMINAL, ORDINARY)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether there is a net gain or loss to find."""
+        return any(self.truth.judged.values())
+
+    @property
+    def label(self) -> str:
+        """Its name with the size of its study."""
+        return f"{self.name}, {len(self.study.sites)} layers"
+
 
 def scenarios() -> tuple[Scenario, ...]:
     """Return all planted truths."""
@@ -143,4 +158,4 @@ def _of_large_studies() -> Iterator[Scenario]:
     for correlation in (0.0, 0.5, 1.0):
         name = f"screening, correlation {correlation:g}"
         yield Scenario(name, STRESS if correlation else ORDINARY, none, LARGE, correlation)
-    yield Scenario("noise x 3 under one bias", STRESS, replace(none, unequal=3.0), SINGLE)
+    yield Scenario("noise x 3 under one bias, one at a time", STRESS, replace(none, unequal=3.0), SINGLE)
