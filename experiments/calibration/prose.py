@@ -21,11 +21,11 @@ Where it is 0.3 points, the rule is the default one: 0.1 points per per cent of 
 **Assumptions.** The noise of a real study is in its report; here it is assumed:
 
 - A seed's own level varies by 2, shared by its arms.
-- Every bias adds 2 % to a step. The stopwatch visits all plans in 30 rounds; one step's time varies by
-  3 %, and what a round shares by 5 %. Priced by trials, the step time of a trial varies by 2 %.
+- Every bias adds 2 % to a step. The stopwatch visits all plans in 30 rounds; one step's time varies
+  by 3 %, and what a round shares by 5 %. Priced by trials, the step time of a trial varies by 2 %.
 - Scenes are resampled where the name says so, and in the comparison with the full grid: 150
-  validation scenes; three tenths of a run's variance differ from scene to scene; a layer's gain varies
-  between scenes so that its mean over all of them has a standard deviation of 0.16.
+  validation scenes; three tenths of a run's variance differ from scene to scene; a layer's gain
+  varies between scenes so that its mean over all of them has a standard deviation of 0.16.
 """,
     "planted truths": """\
 All columns are per cent of the studies, but for *single intervals* (of the intervals) and
@@ -37,20 +37,28 @@ All columns are per cent of the studies, but for *single intervals* (of the inte
 - *settled plan worse*, *best guess worse*: that plan's true net gain over no bias is below zero.
 - *overrated*: predicted minus true net gain of the best guess, on average.
 
-Faults: a collapsed trial ends 20 lower than it should; a diverged one without a number. *A bias that
-collapses 1 in 8* gains 2 where it trains and loses 0.5 on average: PAYS is false. A collapse *is
-stopped* if it lies below all trials of the first seed by 5 at an early step. Early stopping ends the
-worst quarter of every seed's trials. Both go by a value that correlates 0.8 with the last one. *Seed x
-site*: a layer's gain varies from seed to seed by so much. *Drift*: the last trial's step takes so much
-longer than the first one's; trials run in random order within a seed. *Screening*: the layers are
-tested in the order of a screening whose errors (0.7) correlate so with those of the study's trials.
-*Half the layers at the margin*: the others gain nothing, so that NO DIFFERENCE is true of these and
-false of those.
+The faults:
+
+- A *collapsed* trial ends 20 lower than it should; a *diverged* one without a number.
+- *A bias that collapses 1 in 8* gains 2 where it trains and loses 0.5 on average: PAYS is false.
+- A collapse *is stopped* if it lies below all trials of the first seed by 5 at an early step. *Early
+  stopping* ends the worst quarter of every seed's trials. Both go by a value that correlates 0.8 with
+  the last one.
+- *Seed x site*: a layer's gain varies from seed to seed by so much.
+- *Drift*: the last trial's step takes so much longer than the first one's. Trials run in random order
+  within a seed, two at a time.
+- *Screening*: the layers are tested in the order of a screening whose errors (0.7) correlate so with
+  those of the study's trials.
+- *Half the layers at the margin*: the others gain nothing, so that NO DIFFERENCE is true of these and
+  false of those.
 """,
     "power": """\
 One layer with a net gain among layers without any, told PAYS: computed as `biaswise study power`
-does, and in simulated studies priced by the stopwatch. """, "design efficiency": f"""\ Six layers;
-each has no effect with probability one half, else one of the named size, three of four positive.
+does, and in simulated studies priced by the stopwatch.
+""",
+    "design efficiency": f"""\
+Six layers; each has no effect with probability one half, else one of the named size, three of four
+positive.
 
 - *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials).
 - A study's trainings are some of the grid's own, as if the grid had been completed afterwards. Only
