@@ -41,16 +41,16 @@ The faults:
 
 - A *collapsed* trial ends 20 lower than it should; a *diverged* one without a number.
 - *A bias that collapses 1 in 8* gains 2 where it trains and loses 0.5 on average: PAYS is false.
-- A collapse *is stopped* if it lies below all trials of the first seed by 5 at an early step. *Early
-  stopping* ends the worst quarter of every seed's trials. Both go by a value that correlates 0.8 with
-  the last one.
+- A collapse *is stopped* if it lies below all trials of the first seed by 5 at an early step.
+- *Early stopping* ends the worst quarter of every seed's trials. Here and there, the early value
+  correlates 0.8 with the last one.
 - *Seed x site*: a layer's gain varies from seed to seed by so much.
-- *Drift*: the last trial's step takes so much longer than the first one's. Trials run in random order
-  within a seed, two at a time.
-- *Screening*: the layers are tested in the order of a screening whose errors (0.7) correlate so with
-  those of the study's trials.
-- *Half the layers at the margin*: the others gain nothing, so that NO DIFFERENCE is true of these and
-  false of those.
+- *Drift*: the last trial's step takes so much longer than the first one's. Trials run in random
+  order within a seed, two at a time.
+- *Screening*: the layers are tested in the order of a screening whose errors (0.7) correlate so
+  with those of the study's trials.
+- *Half the layers at the margin*: the others gain nothing, so that NO DIFFERENCE is true of these
+  and false of those.
 """,
     "power": """\
 One layer with a net gain among layers without any, told PAYS: computed as `biaswise study power`
