@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from experiments.analysis.design_table import DesignTable
 from experiments.analysis.model.fit import Fit, Response
@@ -23,7 +23,7 @@ from operators.bench.rows import read_rows as read_bench_rows
 from operators.spec import TRUNCATABLE_KINDS
 from pipeline.metrics.rows import Row
 
-SD_OF_SPREAD = 1 / (norm.ppf(0.8) - norm.ppf(0.2))
+SD_OF_SPREAD = 1 / float(ndtri(0.8) - ndtri(0.2))
 """Standard deviation of a normal variable per distance between its 20th and 80th percentile."""
 ERROR_OF_MEDIAN = math.sqrt(math.pi / 2)
 """Standard error of a median per standard error of the mean, normal noise."""
