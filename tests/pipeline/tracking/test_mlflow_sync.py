@@ -295,7 +295,9 @@ def test_a_store_is_prepared_before_trials_start(tmp_path):
 
 def judged(study):
     """Give the study a rule, and write its report."""
-    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
+    (study / "study.json").write_text(
+        json.dumps({"name": study.name, "rule": DecisionRule(priced_by="trials").to_dict()})
+    )
     report = write_report(study, lambda plan: f"# {plan}\n")
     write_verdicts(report.summary, study)
     return report
