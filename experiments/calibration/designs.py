@@ -42,7 +42,7 @@ class Study:
             equivalence_margin=self.margin,
             confidence=confidence,
             order=tuple(order),
-            priced_by="trials",
+            priced_by=self.priced_by or "stopwatch",
         )
 
     @property

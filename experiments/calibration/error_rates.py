@@ -9,8 +9,8 @@ from scipy.special import stdtrit
 from statsmodels.stats.proportion import proportion_confint
 
 from experiments.analysis.price_model import Price
-from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, Verdict
-from experiments.calibration.judging import Judged, judge_study, price_by_stopwatch
+from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED, Verdict
+from experiments.calibration.judging import Judged, NamedPlans, judge_study, name_plans, price_by_stopwatch
 from experiments.calibration.scenarios import Scenario
 from experiments.calibration.simulation import TimedTrials, Trained, ranked, time_trials, train
 from experiments.recipes.decision_rule import DecisionRule
@@ -20,7 +20,6 @@ SCREENING_ERROR = 0.7
 to train without it. In the demo, with 4 steps per trial, it was half a noise (docs/log.md)."""
 ROUNDING = 1e-9
 """A net gain so near to the margin is at the margin."""
-NO_DIFFERENCE = "NO DIFFERENCE"
 
 
 @dataclass
@@ -102,6 +101,9 @@ def _price(scenario: Scenario, draw: int, rng: np.random.Generator) -> Price | T
 def _count(tally: Tally, judged: Judged, scenario: Scenario, rule: DecisionRule) -> None:
     events = dict(_claims(judged.verdicts, scenario, rule))
     events |= dict(_intervals(judged, scenario))
+    plans = name_plans(judged, rule)
+    events |= dict(_plans(plans, scenario))
+    tally.overrated += plans.predicted - scenario.truth.plan_net(plans.best)
     tally.counts.update(event for event, happened in events.items() if happened)
     tally.trials += judged.trials
     tally.verdicts += len(judged.verdicts)
@@ -121,8 +123,11 @@ def _claims(
     pays, costs, same = (sites_with(verdicts, told) for told in (PAYS, COSTS, NO_DIFFERENCE))
     good = {site for site, net in truth.items() if net > 0}
     bad = {site for site, net in truth.items() if net < 0}
+    reserved = {verdict.site for verdict in verdicts if verdict.verdict == PAYS and not verdict.pays_alone}
+    trains_well = {site for site, net in scenario.truth.net.items() if net > 0}
     off = {site for site, net in truth.items() if abs(net) >= rule.equivalence_margin - ROUNDING}
-    wrong = {"PAYS": bool(pays - good), "COSTS": bool(costs - bad), "NO DIFFERENCE": bool(same & off)}
+    wrong_pays = pays - reserved - good or reserved - trains_well
+    wrong = {"PAYS": bool(wrong_pays), "COSTS": bool(costs - bad), "NO DIFFERENCE": bool(same & off)}
     yield from ((f"false {told}", happened) for told, happened in wrong.items())
     yield "any false claim", any(wrong.values())
     yield "found", good <= pays and bad <= costs
@@ -132,6 +137,14 @@ def _claims(
 def _intervals(judged: Judged, scenario: Scenario) -> Iterator[tuple[str, bool]]:
     truth = scenario.truth.gains
     yield "all intervals hold", all(v.low <= truth[v.site] <= v.high for v in judged.verdicts)
+
+
+def _plans(plans: NamedPlans, scenario: Scenario) -> Iterator[tuple[str, bool]]:
+    """Yield whether the plans that a study names are truly worse than no bias anywhere."""
+    settled = plans.settled
+    yield "a plan is settled", settled is not None
+    yield "settled plan worse", settled is not None and scenario.truth.plan_net(settled) < -ROUNDING
+    yield "best guess worse", scenario.truth.plan_net(plans.best) < -ROUNDING
 
 
 def sites_with(verdicts: Sequence[Verdict], told: str) -> frozenset[str]:

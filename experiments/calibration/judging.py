@@ -2,17 +2,22 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.analysis.decision.choice import by_utility, settled_plan
+from experiments.analysis.decision.plan_net import predict_plans
 from experiments.analysis.design_table import DesignTable, TrialRow
+from experiments.analysis.model.failures import count_failures
 from experiments.analysis.model.fit import Fit, Response
-from experiments.analysis.model.linear_model import fit_gain, fit_sites
-from experiments.analysis.price import no_slowdown
+from experiments.analysis.model.linear_model import fit_gain
+from experiments.analysis.model.run_order import RunOrder
+from experiments.analysis.price import fit_trial_times, free_of_charge
 from experiments.analysis.price_model import Price, fit_price
+from experiments.analysis.recommend import all_plans
 from experiments.analysis.verdicts import Verdict, judge
 from experiments.calibration.simulation import TimedTrials, Trained, time_steps
 from experiments.calibration.truth import StepTimes
@@ -22,17 +27,36 @@ from experiments.recipes.factorial import Arm
 
 @dataclass(frozen=True)
 class Judged:
-    """A study at its last look.
+    """A study at a look.
 
     Attributes:
         verdicts: one per site.
         gain: the fit of the gains.
-        trials: how many were run.
+        price: what it was weighed against.
+        table: the design as it ran.
+        trials: how many were planned by then.
     """
 
     verdicts: tuple[Verdict, ...]
     gain: Fit
+    price: Price
+    table: DesignTable
     trials: int
+
+
+@dataclass(frozen=True)
+class NamedPlans:
+    """What a study says about plans.
+
+    Attributes:
+        settled: the sites that the settled plan treats; None if no plan is settled.
+        best: the sites that the best guess treats.
+        predicted: expected net gain of the best guess.
+    """
+
+    settled: frozenset[str] | None
+    best: frozenset[str]
+    predicted: float
 
 
 def judge_study(
@@ -72,16 +96,29 @@ def judge_look(
     Raises:
         AnalysisError: see ``fit_gain`` and ``judge``.
     """
-    response, table = observed(trained, arms, look, rule)
+    response, table, kept = observed(trained, arms, look, rule)
     gain = fit_gain(response, table)
-    seeds = rule.interim_analyses[look - 1]
-    return Judged(judge(table, gain, _slowdown(price, table), rule), gain, seeds * len(arms))
+    known = _price(price, table, kept)
+    verdicts = judge(table, gain, known, rule, count_failures(table, gain.collapsed))
+    return Judged(verdicts, gain, known, table, rule.interim_analyses[look - 1] * len(arms))
+
+
+def name_plans(judged: Judged, rule: DecisionRule) -> NamedPlans:
+    """Return the settled plan and the best guess."""
+    table = judged.table
+    nets = predict_plans(tuple(all_plans(table)), table, judged.gain, judged.price, rule)
+    best, settled = by_utility(nets, table)[0], settled_plan(nets, judged.verdicts, table, rule)
+    return NamedPlans(
+        None if settled is None else _treated(nets.levels[settled], table),
+        _treated(nets.levels[best], table),
+        float(nets.shrunk[best] - nets.price[best]),
+    )
 
 
 def observed(
     trained: Trained, arms: Sequence[Arm], look: int, rule: DecisionRule
-) -> tuple[Response, DesignTable]:
-    """Return what a look sees of the trials: those of its seeds that ran."""
+) -> tuple[Response, DesignTable, NDArray[np.int64]]:
+    """Return what a look sees of the trials, those of its seeds that ran: their scores, table and indices."""
     seeds = trained.seeds[: rule.interim_analyses[look - 1]]
     columns = _columns(trained.arms, tuple(arms), len(trained.seeds), len(seeds))
     ran = ~trained.absent[columns]
@@ -92,10 +129,16 @@ def observed(
         response.num_scenes,
         response.early_values[:, kept] if len(response.early_values) else response.early_values,
     )
+    lost = trained.lost[kept]
     table = _table(rule.sites, tuple(arms), seeds, look, rule.interim_analyses, tuple(ran.tolist()))
-    return part, table
+    if lost.any():
+        names = (trial.name for trial, gone in zip(table.trials, lost, strict=True) if gone)
+        table = replace(table, diverged=tuple(names))
+    return part, table, kept
 
 
+STEP_S = 60.0
+"""Seconds from one trial's start to the next one's."""
 PRICES: dict[tuple[object, ...], Price] = {}
 """Fits of the stopwatch by (truth, arms, draw). Scenarios share them: a study's price does not depend on what
 it gains, and the studies of one scenario have draws of their own. A fit takes most of a study's time."""
@@ -111,14 +154,19 @@ def price_by_stopwatch(times: StepTimes, sites: tuple[str, ...], arms: tuple[Arm
     return PRICES[key]
 
 
-def _slowdown(price: Price | TimedTrials | None, table: DesignTable) -> Fit:
+def _price(price: Price | TimedTrials | None, table: DesignTable, kept: NDArray[np.int64]) -> Price:
     if price is None:
-        return no_slowdown(table)
+        return free_of_charge(table)
     if isinstance(price, TimedTrials):
-        return fit_sites(Response(price.log_ms), table)
-    sites = slice(1, 1 + len(table.terms))
-    df = np.full(len(table.terms), price.df)
-    return Fit(price.effect[sites], price.error[sites], df, int(price.df), 0.0, 0, np.zeros(len(df)))
+        places = tuple((0.0, float(slot)) for slot in price.slot[kept])
+        order = RunOrder(STEP_S * price.place[kept], places)
+        log_ms = np.where([t.name in table.diverged for t in table.trials], np.nan, price.log_ms[kept])
+        return fit_trial_times(log_ms, table, order)[0]
+    return price
+
+
+def _treated(levels: Arm, table: DesignTable) -> frozenset[str]:
+    return frozenset(site for site, at in zip(table.sites, levels, strict=True) if at != table.baseline)
 
 
 @lru_cache

@@ -35,6 +35,7 @@ class Trained:
         arms, seeds: the trials: every arm with every seed, arms outermost.
         response: values, draws and early values, one column per trial in that order.
         absent: (trials,) whether a trial never ran.
+        lost: (trials,) whether a trial diverged.
         errors: (sites,) what the trials' noise does to the estimated gains, in standard errors.
     """
 
@@ -42,6 +43,7 @@ class Trained:
     seeds: tuple[int, ...]
     response: Response
     absent: NDArray[np.bool_]
+    lost: NDArray[np.bool_]
     errors: Array
 
 
@@ -73,7 +75,7 @@ def train(truth: Truth, arms: Sequence[Arm], seeds: Sequence[int], rng: np.rando
     absent = np.zeros(len(on), dtype=bool)
     absent[rng.choice(len(on), truth.faults.missing, replace=False)] = True
     response = Response(values, draws, truth.scenes, early)
-    return Trained(tuple(arms), tuple(seeds), response, absent, errors)
+    return Trained(tuple(arms), tuple(seeds), response, absent, lost, errors)
 
 
 def _noise(truth: Truth, on: Array, rng: np.random.Generator) -> Array:

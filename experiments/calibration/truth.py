@@ -36,8 +36,8 @@ class StepTimes:
 
     site: float = 0.02
     fixed: float = 0.0
-    step_noise: float = 0.03
-    rounds: int = 30
+    step_noise: float = 0.02
+    rounds: int = 15
     trial_noise: float = 0.02
     drift: float = 0.0
     slot_gap: float = 0.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))
 """Sizes of the effects in the comparison with the full grid, in standard deviations of the noise: the
 smallest effect, and a range."""
-CONFIDENCES = (0.95, 0.97)
+CONFIDENCES = (0.95,)
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 MAX_SEEDS = 4
 
