@@ -20,7 +20,7 @@ from experiments.recipes.registry import recipe
 from pipeline.metrics.versions import commit
 from pipeline.storage.paths import ROOT
 
-STUDIES = 100
+STUDIES = 80
 PLANTED = {(scenario.name, len(scenario.study.sites)): scenario for scenario in scenarios()}
 RARE = 0.001
 
@@ -72,7 +72,7 @@ def test_a_fixed_price_is_not_forgotten_in_the_plan(name, layers):
 
 def test_looking_often_does_not_make_false_verdicts():
     """Ten looks, each at the whole level, would err in about 19 per cent of the studies."""
-    studies, looks = 250, tuple(range(4, 41, 4))
+    studies, looks = 150, tuple(range(4, 41, 4))
     often = Study("peeking", SITES[:1], full([Factor(SITES[0])]).arms, looks, priced_by="", margin=1.0)
     nothing = Truth({SITES[0]: 0.0}, times=None)
     tally = calibrate_scenario(Scenario("peeking", NOMINAL, nothing, often), studies)
@@ -109,11 +109,11 @@ def test_a_stopped_collapse_costs_less_than_a_whole_seed():
 
 
 def test_computed_power_of_the_demo_is_the_simulated_one():
-    """Within 3 points, and what chance does to 600 studies."""
+    """Within 3 points, and what chance does to 250 studies."""
     rule = size_of(recipe("demo")).rule
     assert (rule.arms or SMALL.arms) == SMALL.arms
     assert len(rule.seeds) == SMALL.interim_analyses[-1]
-    (one,) = compare_power(600, [SMALL], [2.0])
+    (one,) = compare_power(250, [SMALL], [2.0])
     _, low, high = one.simulated
     assert low - 0.03 < one.computed < high + 0.03
 
