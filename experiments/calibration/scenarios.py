@@ -49,7 +49,7 @@ class Scenario:
 def scenarios() -> tuple[Scenario, ...]:
     """Return all planted truths."""
     both = [scenario for study in (SMALL, LARGE) for scenario in _of(study)]
-    return (*both, *_of_large_studies())
+    return (*both, *_of_three_seeds(), *_of_large_studies())
 
 
 def _of(study: Study) -> Iterator[Scenario]:
@@ -127,6 +127,16 @@ def _stress(none: Truth, one: Truth) -> dict[str, Truth]:
         "noise x 3 under one bias, heavy tails": replace(none, unequal=3.0, tails=3.0),
         "a bias that collapses 1 in 8": replace(none, net={**none.net, first: TWICE}, faults=crashing),
     }
+
+
+def _of_three_seeds() -> Iterator[Scenario]:
+    """Yield what a third seed changes for three layers."""
+    none, one = _truths(SMALL)
+    longer = replace(SMALL, name=SMALL.name.replace("2 seeds", "3 seeds"), interim_analyses=(3,))
+    yield Scenario("three seeds, one layer pays", NOMINAL, one, longer)
+    two = replace(one, faults=Faults(collapsing=2))
+    yield Scenario("three seeds, two collapsed, one layer pays", ORDINARY, two, longer)
+    yield Scenario("three seeds, seed x site 1", STRESS, replace(none, seed_by_site=1.0), longer)
 
 
 def _of_trials() -> dict[str, StepTimes]:
