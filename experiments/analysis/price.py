@@ -115,7 +115,8 @@ def fit_trial_times(log_ms: Array, table: DesignTable, order: RunOrder) -> tuple
     apart = _rank(np.hstack([wide, table.blocks[kept]])) == _rank(table.blocks[kept]) + wide.shape[1]
     columns = wide if apart else wide[:, 1:]
     blocked, notes = with_order_blocks(table, order)
-    for blocks, said in ((blocked.blocks[kept], notes), (table.blocks[kept], ())):
+    for said in (notes, ()):  # without drift and places, if they leave no degree of freedom
+        blocks = (blocked if said else table).blocks[kept]
         matrix = np.hstack([columns, blocks[:, blocks.any(axis=0)]])
         df = len(matrix) - matrix.shape[1]
         if df >= 1 and _rank(matrix) == matrix.shape[1]:

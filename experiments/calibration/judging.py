@@ -159,7 +159,7 @@ def _price(price: Price | TimedTrials | None, table: DesignTable, kept: NDArray[
         return free_of_charge(table)
     if isinstance(price, TimedTrials):
         places = tuple((0.0, float(slot)) for slot in price.slot[kept])
-        order = RunOrder(STEP_S * price.place[kept], places)
+        order = RunOrder(np.asarray(STEP_S * price.place[kept], dtype=np.float64), places)
         log_ms = np.where([t.name in table.diverged for t in table.trials], np.nan, price.log_ms[kept])
         return fit_trial_times(log_ms, table, order)[0]
     return price

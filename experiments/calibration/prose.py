@@ -43,6 +43,7 @@ The faults:
 
 - A *collapsed* trial ends 20 lower than it should; a *diverged* one without a number.
 - *A bias that collapses 1 in 8* gains 2 where it trains and loses 0.5 on average: PAYS is false.
+  Exactly one in eight of its trainings collapses, or each with that chance: then none may be seen.
 - A collapse *is stopped* if it lies below all trials of the first seed by 5 at an early step.
 - *Early stopping* ends the worst quarter of every seed's trials. Here and there, the early value
   correlates 0.8 with the last one.

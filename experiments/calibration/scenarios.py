@@ -126,6 +126,9 @@ def _stress(none: Truth, one: Truth) -> dict[str, Truth]:
         "seed x site 1, one layer pays": replace(one, seed_by_site=1.0),
         "noise x 3 under one bias, heavy tails": replace(none, unequal=3.0, tails=3.0),
         "a bias that collapses 1 in 8": replace(none, net={**none.net, first: TWICE}, faults=crashing),
+        "a bias that collapses 1 in 8 by chance": replace(
+            none, net={**none.net, first: TWICE}, faults=replace(crashing, by_chance=True)
+        ),
     }
 
 

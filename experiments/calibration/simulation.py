@@ -102,7 +102,8 @@ def _fallen(
     low = np.isin(np.arange(trials), fall[faults.diverging :])
     if faults.crashing:
         risky = np.flatnonzero(on[:, list(truth.net).index(faults.crash_site)])
-        low[rng.choice(risky, round(faults.crashing * len(risky)), replace=False)] = True
+        exactly = rng.choice(risky, round(faults.crashing * len(risky)), replace=False)
+        low[risky[rng.random(len(risky)) < faults.crashing] if faults.by_chance else exactly] = True
     if faults.stopped_collapses:
         low[rng.choice(np.flatnonzero(block > 0), faults.stopped_collapses, replace=False)] = True
     return lost, low

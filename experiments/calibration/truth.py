@@ -54,6 +54,7 @@ class Faults:
         collapsing: trials of each study that end ``COLLAPSE`` lower.
         crashing: share of the trainings with a bias at ``crash_site`` that collapse.
         crash_site: that site.
+        by_chance: whether each of these trainings collapses with that chance; else exactly that share does.
         stopping: whether the worst trials of every seed are stopped early.
         stopped_collapses: collapses in later waves, each stopped early.
         missing: trials of each study that never ran.
@@ -64,6 +65,7 @@ class Faults:
     collapsing: int = 0
     crashing: float = 0.0
     crash_site: str = ""
+    by_chance: bool = False
     stopping: bool = False
     stopped_collapses: int = 0
     missing: int = 0

@@ -10,8 +10,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
-from scipy.stats import f as fisher
+from scipy.special import fdtri, stdtrit
 
 from experiments.analysis.decision.levels import at_look
 from experiments.analysis.decision.net_gain import welch_satterthwaite
@@ -132,7 +131,7 @@ def joint_plan_quantile(nets: PlanNets, table: DesignTable, rule: DecisionRule) 
     scaled = nets.gradient[sure] / np.linalg.norm(nets.gradient[sure], axis=1, keepdims=True)
     if len(scaled) > MOST_DRAWN:
         free = int(np.linalg.matrix_rank(scaled))
-        return float(np.sqrt(free * fisher.isf(2 * level, free, df)))
+        return float(np.sqrt(free * fdtri(free, df, 1 - 2 * level)))
     rng = np.random.default_rng(0)  # the same rows give the same verdict
     largest = (_normal(scaled.shape[1]) @ scaled.T).max(axis=1) / np.sqrt(rng.chisquare(df, DRAWS) / df)
     return float(max(np.quantile(largest, 1 - level), -stdtrit(df, level)))
