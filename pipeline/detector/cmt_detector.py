@@ -186,33 +186,43 @@ class CmtDetector(LidarBranch, Base3DDetector):
         """Run both branches.
 
         Args:
-            batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5).
+            batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5); perhaps ``ready``
+                (``data_samples.preprocess``).
 
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w'), sample by sample.
         """
         images, points = batch_inputs["imgs"], batch_inputs["points"]
         if images.is_cuda:
-            return self._extract_in_parallel(images, points)
+            return self._extract_in_parallel(images, points, batch_inputs.get("ready"))
         maps = self.image_features(images)
         return self.point_features(points), maps
 
-    def _extract_in_parallel(self, images: Tensor, points: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _extract_in_parallel(self, images: Tensor, points: list[Tensor], ready: Any) -> tuple[Tensor, Tensor]:
         """Run the branches on two streams of the GPU.
 
         The LiDAR branch waits for counts from the device: of voxels, and of outputs of every sparse
-        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch.
+        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch. In
+        training, a frozen LiDAR trunk depends on the points alone, so it runs beside the end of the step
+        before.
         """
         main = torch.cuda.current_stream(images.device)
+        ahead = ready is not None and self._lidar_stream is not None and self.lidar_trunk_is_frozen
         if self._lidar_stream is None:
             self._lidar_stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        self._lidar_stream.wait_stream(main)
+        if ahead:
+            self._lidar_stream.wait_event(ready)
+        else:
+            self._lidar_stream.wait_stream(main)
         image_maps = self.image_features(images)  # first, because its launches do not wait for the device
         with torch.cuda.stream(self._lidar_stream):
-            bev_maps = self.point_features(points)
+            maps = self.lidar_trunk(points) if ahead else (self.point_features(points),)
         main.wait_stream(self._lidar_stream)
-        bev_maps.record_stream(main)  # keeps its memory until the main stream has read it
-        return bev_maps, image_maps
+        for x in maps:
+            x.record_stream(main)  # keeps its memory until the main stream has read it
+        for x in points:
+            x.record_stream(self._lidar_stream)
+        return (self.pts_neck(maps)[0] if ahead else maps[0]), image_maps
 
     def image_features(self, images: Tensor) -> Tensor:
         """Run the image branch on normalised images (B, V, 3, H, W); returns (B * V, C, h', w')."""
