@@ -40,6 +40,8 @@ class CmtDetector(LidarBranch, Base3DDetector):
         pts_branch: one module from points to a BEV map.
         pts_voxel_layer: arguments of ``VoxelLayer``; the shape of the grid is that of the middle encoder.
         pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: mmdet3d modules.
+        half_sparse_encoder: whether the middle encoder runs in half precision on a GPU, under autocast, while
+            nothing in it learns.
         use_grid_mask: whether to mask a grid of rectangles of the images in training.
         train_cfg: ``dict(pts=...)``, the head's ``train_cfg`` at the place where CMT's configs have it.
         data_preprocessor: ``Det3DDataPreprocessor``; the LiDAR branch voxelises by itself.
@@ -64,6 +66,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
         pts_middle_encoder: dict[str, Any] | None = None,
         pts_backbone: dict[str, Any] | None = None,
         pts_neck: dict[str, Any] | None = None,
+        half_sparse_encoder: bool = True,
         use_grid_mask: bool = False,
         train_cfg: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
@@ -81,7 +84,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
             "pts_backbone": pts_backbone,
             "pts_neck": pts_neck,
         }
-        self.build_lidar_branch(pts_branch, parts)
+        self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
         self._lidar_stream: Any = None  # made on the first use, when the GPU is known
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``

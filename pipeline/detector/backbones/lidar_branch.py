@@ -34,13 +34,17 @@ class LidarBranch(nn.Module):
     lidar_graphs: TrainGraphs | None = None
 
     def build_lidar_branch(
-        self, pts_branch: dict[str, Any] | None, parts: dict[str, dict[str, Any] | None]
+        self,
+        pts_branch: dict[str, Any] | None,
+        parts: dict[str, dict[str, Any] | None],
+        half_sparse_encoder: bool = True,
     ) -> None:
         """Build the branch that the config gives.
 
         Args:
             pts_branch: config of one module, or None.
             parts: name -> config of CMT's own five modules, or None.
+            half_sparse_encoder: see ``CmtDetector``.
 
         Raises:
             BranchError: both branches, none, or some of the five modules.
@@ -59,7 +63,7 @@ class LidarBranch(nn.Module):
         middle = given["pts_middle_encoder"]
         self.pts_voxel_layer = VoxelLayer(**given["pts_voxel_layer"], sparse_shape=middle["sparse_shape"])
         self.pts_voxel_encoder = MODELS.build(given["pts_voxel_encoder"])
-        self.pts_middle_encoder = build_sparse_encoder(middle)
+        self.pts_middle_encoder = build_sparse_encoder(middle, half_sparse_encoder)
         self.pts_backbone = MODELS.build(given["pts_backbone"])
         self.pts_neck = MODELS.build(given["pts_neck"])
 
