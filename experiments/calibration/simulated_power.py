@@ -9,9 +9,9 @@ from experiments.analysis.verdicts import PAYS
 from experiments.calibration.designs import LARGE, SMALL, Study
 from experiments.calibration.error_rates import sites_with, with_interval
 from experiments.calibration.judging import judge_study, price_by_stopwatch
-from experiments.calibration.power import ErrorSources, Power
+from experiments.calibration.planning.power import ErrorSources, Power
+from experiments.calibration.planning.study_size import StudySize
 from experiments.calibration.simulation import train
-from experiments.calibration.study_size import StudySize
 from experiments.calibration.truth import POINTS_PER_PERCENT, StepTimes, Truth
 
 GAINS = (1.0, 1.5, 2.0, 2.5)

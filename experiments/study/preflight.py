@@ -97,8 +97,8 @@ def check_power(recipe: Recipe) -> None:
     Raises:
         StudyError: its power is below one half for both, at the noise that a trial of the demo has.
     """
-    from experiments.calibration.power import Power, expected_sources
-    from experiments.calibration.study_size import size_of
+    from experiments.calibration.planning.power import Power, expected_sources
+    from experiments.calibration.planning.study_size import size_of
 
     if recipe.rule is None or recipe.underpowered:
         return

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from experiments.calibration.power import ErrorSources, Power
-    from experiments.calibration.study_size import StudySize
+    from experiments.calibration.planning.power import ErrorSources, Power
+    from experiments.calibration.planning.study_size import StudySize
     from experiments.recipes.decision_rule import DecisionRule
     from experiments.recipes.recipe import Recipe
 
@@ -55,8 +55,8 @@ class ShowPower(Command):
         """Return 1 if the study cannot decide anything at its margin."""
         from rich.console import Console
 
-        from experiments.calibration.power import Power
-        from experiments.calibration.study_size import other_designs, other_seeds, size_of
+        from experiments.calibration.planning.power import Power
+        from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
         from experiments.recipes.registry import recipe
 
         chosen = recipe(arguments.recipe)
@@ -84,7 +84,7 @@ class _Cost:
 
 def _sources(size: "StudySize", arguments: Namespace) -> "ErrorSources":
     """Return the noise of a study: as told by the options, else what it has to expect."""
-    from experiments.calibration.power import expected_sources
+    from experiments.calibration.planning.power import expected_sources
 
     given = {"trial": arguments.noise, "scenes": arguments.scene_noise, "price": arguments.price_noise}
     for option, value in zip(OPTIONS, given.values(), strict=True):

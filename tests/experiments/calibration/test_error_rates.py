@@ -8,12 +8,12 @@ from experiments.calibration.design_efficiency import by_size, design_efficiency
 from experiments.calibration.designs import LARGE, LEAN, ORDERED, SCREENED, SITES, SMALL, Study
 from experiments.calibration.error_rates import Tally, calibrate_scenario, with_interval
 from experiments.calibration.findings import Findings, criteria
-from experiments.calibration.power import ErrorSources, Power
+from experiments.calibration.planning.power import ErrorSources, Power
+from experiments.calibration.planning.study_size import StudySize, size_of
 from experiments.calibration.prose import PROSE
 from experiments.calibration.report import write_findings
 from experiments.calibration.scenarios import NOMINAL, Scenario, scenarios
 from experiments.calibration.simulated_power import compare_power
-from experiments.calibration.study_size import StudySize, size_of
 from experiments.calibration.truth import Truth
 from experiments.recipes.factorial import Factor, full
 from experiments.recipes.registry import recipe

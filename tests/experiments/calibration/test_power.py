@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from scipy.stats import nct, t
 
-from experiments.calibration.power import DEMO_NOISE, ErrorSources, Power, expected_sources
-from experiments.calibration.study_size import other_designs, other_seeds, size_of
+from experiments.calibration.planning.power import DEMO_NOISE, ErrorSources, Power, expected_sources
+from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyError
 from experiments.study.preflight import check_power

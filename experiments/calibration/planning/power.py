@@ -19,7 +19,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level
 from experiments.analysis.model.mean_squares import MeanSquares
-from experiments.calibration.study_size import StudySize
+from experiments.calibration.planning.study_size import StudySize
 
 Array = NDArray[np.float64]
 
