@@ -52,6 +52,7 @@ ENTRIES: dict[str, Entry] = {
     "lowrank": Entry("operators.impl.lowrank", (Form.FACTORS,)),
     "flex": Entry("operators.impl.flex", (Form.NONE, Form.SCORE_MOD)),
     "rects": Entry("operators.impl.rects", (Form.NONE, Form.RECTS)),
+    "gathered": Entry("operators.impl.gathered", (Form.NONE, Form.RECTS)),
 }
 
 

@@ -19,6 +19,7 @@ IMPLEMENTATIONS = (
     "lowrank",
     "flex",
     "rects",
+    "gathered",
 )
 """Ways to compute attention; ``operators.registry`` maps each to its module."""
 
