@@ -11,8 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 GRID = 401
 """Points of the integration grid; 401 reproduce published boundaries to the fourth digit."""
@@ -30,7 +29,7 @@ def spent(level: float, information: float, spending: str) -> float:
         return level
     if spending == "pocock":
         return level * math.log(1 + (math.e - 1) * information)
-    return float(4 * norm.sf(norm.isf(level / 4) / math.sqrt(information)))
+    return float(4 * ndtr(ndtri(level / 4) / math.sqrt(information)))
 
 
 @lru_cache(maxsize=4096)
@@ -53,7 +52,7 @@ def nominal_level(level: float, looks: tuple[int, ...], look: int, spending: str
         now = spent(level, share, spending)
         bound = walk.bound(share, now - before)
         before = now
-    return float(2 * norm.sf(bound))
+    return float(2 * ndtr(-bound))
 
 
 class _Walk:
@@ -72,10 +71,15 @@ class _Walk:
         spread = math.sqrt(share - self._share)
         outside = self._outside(spread)
         root = math.sqrt(share)
-        bound = float(brentq(lambda z: outside(z * root) - crossing, 0.0, 40.0, xtol=1e-10))
+        bound, beyond = 0.0, 40.0  # halved; to import scipy.optimize for its brentq takes far longer
+        while bound < (middle := (bound + beyond) / 2) < beyond:
+            bound, beyond = (middle, beyond) if outside(middle * root) > crossing else (bound, middle)
         edge = bound * root
         grid: NDArray[np.float64] = np.linspace(-edge, edge, GRID, dtype=np.float64)
-        density: NDArray[np.float64] = norm.pdf((grid[:, None] - self._at) / spread) @ self._mass / spread
+        steps = (grid[:, None] - self._at) / spread
+        density: NDArray[np.float64] = (
+            np.exp(-(steps**2) / 2) @ self._mass / (math.sqrt(2 * math.pi) * spread)
+        )
         weights = np.full(GRID, grid[1] - grid[0])
         weights[[0, -1]] /= 2  # the trapezoidal rule
         self._at, self._mass, self._share = grid, density * weights, share
@@ -83,7 +87,7 @@ class _Walk:
 
     def _outside(self, spread: float) -> Callable[[float], float]:
         def probability(edge: float) -> float:
-            beyond = norm.sf((edge - self._at) / spread) + norm.cdf((-edge - self._at) / spread)
+            beyond = ndtr((self._at - edge) / spread) + ndtr((-edge - self._at) / spread)
             return float(beyond @ self._mass)
 
         return probability

@@ -10,10 +10,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.linear_model import Fit, Response, fit_sites
+from experiments.analysis.model.fit import Fit, Response
+from experiments.analysis.model.linear_model import fit_sites
+from experiments.analysis.model.run_order import with_order_blocks
 from experiments.analysis.row_checks import enumerate_few, typical_values
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
@@ -21,7 +23,7 @@ from operators.bench.rows import read_rows as read_bench_rows
 from operators.spec import TRUNCATABLE_KINDS
 from pipeline.metrics.rows import Row
 
-SD_OF_SPREAD = 1 / (norm.ppf(0.8) - norm.ppf(0.2))
+SD_OF_SPREAD = 1 / float(ndtri(0.8) - ndtri(0.2))
 """Standard deviation of a normal variable per distance between its 20th and 80th percentile."""
 ERROR_OF_MEDIAN = math.sqrt(math.pi / 2)
 """Standard error of a median per standard error of the mean, normal noise."""
@@ -62,7 +64,8 @@ def price_of(
             )
         return _from_bench(bench, median(plain), table, rule)
     logs = [math.log(times[t.name]) if t.name in usable else math.nan for t in table.trials]
-    return fit_sites(Response(np.array(logs)), table), ()
+    blocked, notes = with_order_blocks(table, rows)
+    return fit_sites(Response(np.array(logs)), blocked), notes
 
 
 def no_slowdown(table: DesignTable) -> Fit:

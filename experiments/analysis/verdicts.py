@@ -16,7 +16,7 @@ from scipy.special import stdtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level, spent
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.linear_model import Fit
+from experiments.analysis.model.fit import Fit
 from experiments.recipes.decision_rule import SCREENING, DecisionRule, ScreeningMissing
 
 Array = NDArray[np.float64]

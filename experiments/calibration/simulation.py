@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable, TrialRow
-from experiments.analysis.linear_model import Fit, Response, fit_gain
+from experiments.analysis.model.fit import Fit, Response
+from experiments.analysis.model.linear_model import fit_gain
 from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import Verdict, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule

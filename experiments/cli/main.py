@@ -21,6 +21,7 @@ from experiments.cli.lint import Lint
 from experiments.cli.operators import BenchOperators, ListOperators
 from experiments.cli.options import Command, Group
 from experiments.cli.plan import ShowPlan
+from experiments.cli.study.power import ShowPower
 from experiments.cli.study.results import ReportStudy, SyncStudies
 from experiments.cli.study.run import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
 from experiments.cli.study.screen import ScreenStudy
@@ -41,6 +42,7 @@ COMMANDS: tuple[Command | Group, ...] = (
         "run the trials of a recipe under Ray Tune, judge them, show the results",
         (
             ListStudies(),
+            ShowPower(),
             RunStudy(),
             ResumeStudy(),
             ShowStatus(),

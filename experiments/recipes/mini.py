@@ -211,6 +211,7 @@ def smoke() -> Recipe:
         rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
         datasets=(tiny,),
         concurrent_trials=2,
+        underpowered=True,
     )
 
 
@@ -232,4 +233,5 @@ def smoke_waves() -> Recipe:
         design=design,
         early_stopping=EarlyStoppingRule(steps=(2,)),
         confirmation_seeds=(100,),
+        underpowered=True,
     )

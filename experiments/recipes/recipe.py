@@ -87,7 +87,8 @@ class Recipe:
             trials run in one wave.
         early_stopping: which trials of later waves are stopped; None: no trial is stopped.
         confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
-            the bias at every site, and the recommended plan.
+            and the two best plans with a bias.
+        underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Recipe:
     design: Design | None = None
     early_stopping: EarlyStoppingRule | None = None
     confirmation_seeds: tuple[int, ...] = ()
+    underpowered: bool = False
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""

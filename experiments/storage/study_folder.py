@@ -29,6 +29,8 @@ from pipeline.storage.trial_status import (
     update_status,
 )
 
+STORAGE_FILE = ".storage"
+"""File of a study that remembers its URI, so that a run without the option uses the copy as well."""
 FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
 """Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
 
@@ -46,6 +48,11 @@ class StudyFolder:
     """
 
     path: Path
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a recipe has claimed the folder."""
+        return (self.path / "study.json").exists()
 
     def trial(self, name: str) -> Path:
         """Return the folder of a trial."""

@@ -1,6 +1,7 @@
 """The report at the end of a study: written, printed, and its verdicts handed to tracking."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -13,12 +14,14 @@ from pipeline.config.plan import Plan
 from pipeline.tracking.study_verdicts import VERDICTS, RecommendedPlan, SiteVerdict, StudyVerdicts
 
 
-def show_report(folder: Path, console: Console) -> StudyVerdicts:
-    """Judge a study, write its report, the recommended plan as a config too, and print the verdicts.
+def show_report(folder: Path, console: Console, figures: bool = True, config: bool = True) -> StudyVerdicts:
+    """Judge a study, write its report and print the verdicts.
 
     Args:
         folder: the study.
         console: where the verdicts are printed.
+        figures: also draw the figures, and write the page that shows them.
+        config: also write the recommended plan as a config. Runs the config of the trials, which is code.
 
     Returns:
         The verdicts for tracking; ``verdicts.json`` holds them too.
@@ -27,19 +30,23 @@ def show_report(folder: Path, console: Console) -> StudyVerdicts:
         ReportError: the folder is no study, or has no rows.
         RowsError: a rows file is broken elsewhere than in its last line.
     """
-
-    def config_of(plan: Plan) -> str:
-        trials = sorted(folder.glob("trials/*/settings.json"))
-        if not trials:
-            raise StudyError(f"{folder} has no settings.json that names the model")
-        from pipeline.detector.inspection.plan_config import print_config  # imports torch: seconds
-
-        return print_config(settings_of(trials[0].parent).config, plan, folder.resolve())
-
-    report = write_report(folder, config_of)
+    report = write_report(folder, partial(_config_of, folder, console) if config else None, figures)
     verdicts = write_verdicts(report.summary, folder)
     print_report(report, console)
     return verdicts
+
+
+def _config_of(folder: Path, console: Console, plan: Plan) -> str:
+    """Return a plan as a config that derives from the one of the trials, after saying that it is run."""
+    trials = sorted(folder.glob("trials/*/settings.json"))
+    if not trials:
+        raise StudyError(f"{folder} has no settings.json that names the model")
+    from pipeline.detector.build import config_path  # imports torch: seconds
+    from pipeline.detector.inspection.plan_config import print_config
+
+    path = config_path(settings_of(trials[0].parent).config)
+    console.print(f"Running {path}, to print the plan as a config.", markup=False, soft_wrap=True)
+    return print_config(path, plan, folder.resolve())
 
 
 def write_verdicts(summary: Summary, folder: Path) -> StudyVerdicts:

@@ -91,6 +91,25 @@ def check_rule(recipe: Recipe) -> None:
             )
 
 
+def check_power(recipe: Recipe) -> None:
+    """Refuse a study that can neither find a gain of its margin nor show that there is none.
+
+    Raises:
+        StudyError: its power is below one half for both, at the noise that a trial of the demo has.
+    """
+    from experiments.calibration.power import DEMO_NOISE, PRICE_ERROR, ErrorSources, Power
+    from experiments.calibration.study_size import size_of
+
+    if recipe.rule is None or recipe.underpowered:
+        return
+    planned = Power(size_of(recipe), ErrorSources(DEMO_NOISE, price=PRICE_ERROR))
+    if not planned.can_decide:
+        raise StudyError(
+            f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "
+            f"{recipe.name}` shows how many), or run it all the same with --underpowered"
+        )
+
+
 def check_models(recipe: Recipe) -> None:
     """Build each model once, load its initial weights, and put every plan of every trial on it."""
     from pipeline.detector.build import build_model  # costs seconds: skipped when nothing is to run

@@ -15,6 +15,7 @@ from experiments.study.next_wave import Budget
 from experiments.study.preflight import (
     check_data,
     check_models,
+    check_power,
     check_rule,
     check_tracking,
     check_trials,
@@ -41,6 +42,7 @@ class RunOptions:
         tracking: send rows to MLflow.
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         storage: URI of a second copy of the study; empty: the URI of its earlier copy, if it has one.
+        underpowered: start a study that can decide nothing at its margin.
     """
 
     runs_dir: Path
@@ -52,6 +54,7 @@ class RunOptions:
     tracking: bool = True
     hang_timeout_s: float = HANG_TIMEOUT_S
     storage: str = ""
+    underpowered: bool = False
 
     def budget(self, recipe: Recipe) -> Budget:
         """Return what the study may cost.
@@ -85,6 +88,8 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
     with stored_study(options.storage, folder, console) as study_sync:
+        if not options.underpowered and not folder.has_begun:
+            check_power(recipe)
         return _run_in_folder(recipe, folder, options, console, study_sync)
 
 

@@ -20,6 +20,7 @@ from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, settings_of
 from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress
+from experiments.study.trial_order import free_slot, in_running_order
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
@@ -93,14 +94,14 @@ def run_trials(
         folder: its folder, claimed by this recipe.
         console: where progress is shown.
         running: how.
-        names: the trials; None means all.
+        names: the trials; None means all. They run seed after seed, in random order within each.
         early_stopping: where they are measured before their end, and may be stopped.
 
     Returns:
         The state of these trials afterwards.
     """
     chosen = list(recipe.named_trials()) if names is None else list(names)
-    todo = [name for name in chosen if not folder.is_complete(name)]
+    todo = [name for name in in_running_order(recipe, chosen) if not folder.is_complete(name)]
     if todo:
         for name in todo:
             folder.reopen(name)
@@ -132,7 +133,8 @@ def run_trial_driver(config: dict[str, Any]) -> None:
     left = ""
     if not folder.is_complete(name) and folder.gpu_hours() < config["gpu_hours"]:
         try:
-            _run_one(config, folder, name)
+            with free_slot(folder.path) as slot:
+                _run_one(config, folder, name, slot)
         except OSError as error:  # there is no room for the mark either; the folder tells how far it is
             if not is_full_disk(error):
                 raise
@@ -140,7 +142,7 @@ def run_trial_driver(config: dict[str, Any]) -> None:
     tune.report({"done": folder.is_complete(name), "left": left})
 
 
-def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
+def _run_one(config: dict[str, Any], folder: StudyFolder, name: str, slot: int) -> None:
     settings, share = settings_of(folder.trial(name)), config["gpu_share"]
     begun = folder.begin(name, settings.num_workers * share if settings.device == "cuda" else 0.0)
     early_stopping = EarlyStopping.from_dict(config["early_stopping"])
@@ -153,6 +155,7 @@ def _run_one(config: dict[str, Any], folder: StudyFolder, name: str) -> None:
         share,
         config["hang_timeout_s"],
         study_sync,
+        slot,
     )
     if study_sync is None:
         folder.finish(name, finished.error, finished.details)

@@ -6,8 +6,9 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
-from pipeline.detector.acceleration.cuda_graph import Graphs
+from pipeline.detector.acceleration.cuda_graph import MOST, Graphs
 from pipeline.detector.acceleration.memory_format import convolutions_channels_last
+from pipeline.detector.acceleration.training_graph import MOST as MOST_IN_TRAINING
 from pipeline.detector.acceleration.training_graph import TrainGraphs
 from pipeline.detector.transformer.site_attention import PackedProjections
 
@@ -43,7 +44,7 @@ def for_inference(model: Any, dtype: torch.dtype | None = None) -> Any:
     return convolutions_channels_last(model)
 
 
-def use_graphs(model: Any, graphs: bool = True) -> Any:
+def use_graphs(model: Any, graphs: bool = True, most: int = MOST) -> Any:
     """Switch detection through CUDA graphs on or off; a model on a CPU does not change.
 
     The results have the same bits. The graphs hold memory for their intermediate results. The weights must
@@ -52,17 +53,18 @@ def use_graphs(model: Any, graphs: bool = True) -> Any:
     Args:
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel.
+        most: see ``Graphs``.
 
     Returns:
         The model.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.graphs = model.pts_bbox_head.graphs = Graphs() if on else None
+    model.graphs = model.pts_bbox_head.graphs = Graphs(most) if on else None
     return model
 
 
-def train_through_graphs(model: Any, graphs: bool = True) -> Any:
-    """Switch training through CUDA graphs on or off: for the head, and for a frozen image backbone.
+def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TRAINING) -> Any:
+    """Switch training through CUDA graphs on or off: for the head with its losses, and for frozen backbones.
 
     Losses and gradients are the same up to the order of sums. Dropout draws for the padding slots too. The
     graphs hold memory. Parameters must stay the same objects at the same place, so move the model before.
@@ -70,12 +72,15 @@ def train_through_graphs(model: Any, graphs: bool = True) -> Any:
     Args:
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel, and free the graphs' memory.
+        most: see ``TrainGraphs``.
 
     Returns:
         The model; a model on a CPU does not change.
     """
     on = graphs and next(model.parameters()).is_cuda
-    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head) if on else None
+    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head, most) if on else None
+    # The LiDAR branch runs beside the image branch, so their captures cannot share buffers.
+    model.lidar_graphs = TrainGraphs(model, lane="lidar") if on else None
     return model
 
 

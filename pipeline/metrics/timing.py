@@ -5,8 +5,10 @@ because allocators, autotuners and caches warm up in them. Nothing here may run 
 ``report_checkpoint``.
 """
 
+import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -100,6 +102,58 @@ def latency(call: Callable[[int], object], device: torch.device, calls: int) -> 
     timed = np.array(times[WARMUP_CALLS:])
     p95 = Measure("inference_latency_p95_ms", "ms", float(np.percentile(timed, 95)), n=len(timed))
     return [_median("inference_latency_p50_ms", "ms", timed), p95]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One call by two clocks.
+
+    Attributes:
+        primary_ms: on a CPU the processor time of this process, on a GPU the time between two events of the
+            device, around the call.
+        second_ms: wall-clock time until the call has returned, and on a GPU until the device is done.
+    """
+
+    primary_ms: float
+    second_ms: float
+
+
+def timed_call(call: Callable[[], object], device: torch.device) -> Timed:
+    """Time one call. Nothing is left out, so call it a few times before.
+
+    Processor time leaves out what other programs take of a CPU, but counts all threads of this process: on a
+    CPU torch must have one thread. Python's garbage collector waits until the call has ended.
+
+    Args:
+        call: what to time.
+        device: that it computes on.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return _timed_on_gpu(call, device) if device.type == "cuda" else _timed_on_cpu(call)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _timed_on_cpu(call: Callable[[], object]) -> Timed:
+    begun, wall = time.process_time(), time.perf_counter()
+    call()
+    took = time.process_time() - begun
+    return Timed(took * 1e3, (time.perf_counter() - wall) * 1e3)
+
+
+def _timed_on_gpu(call: Callable[[], object], device: torch.device) -> Timed:
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    wall = time.perf_counter()
+    first.record()
+    call()
+    last.record()
+    torch.cuda.synchronize(device)
+    second = (time.perf_counter() - wall) * 1e3
+    return Timed(first.elapsed_time(last), second)
 
 
 def device_name(device: torch.device) -> str:

@@ -50,6 +50,7 @@ def run_under_ray(
     gpu_share: float = 1.0,
     hang_timeout_s: float = HANG_TIMEOUT_S,
     study_sync: StudySync | None = None,
+    slot: int = 0,
 ) -> Finished:
     """Run one trial to its end under Ray Train; Ray has been started.
 
@@ -63,6 +64,7 @@ def run_under_ray(
         gpu_share: part of a GPU that a worker gets; below 1 it also gets only this part of the memory.
         hang_timeout_s: silence in training after which a trial counts as hung; 0: never.
         study_sync: of the study, if it is also kept at a URI.
+        slot: which of the concurrent places of the study runs the trial, from 0.
 
     Returns:
         Whether the trial is done, and if not, why.
@@ -82,6 +84,7 @@ def run_under_ray(
             "early_stopping": (early_stopping or EarlyStopping()).to_dict(),
             "gpu_share": gpu_share,
             "study_sync": study_sync,
+            "slot": slot,
         },
         torch_config=SingleProcessBackend()
         if settings.num_workers == 1

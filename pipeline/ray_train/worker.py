@@ -16,6 +16,7 @@ import ray.train
 from ray.train.backend import BackendConfig
 
 from pipeline.errors import is_user_error
+from pipeline.metrics.run_place import label_number
 from pipeline.ray_train.ray_internals import silence_report_log
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
@@ -38,9 +39,11 @@ class RaySession:
         folder: the trial's folder, on storage that every worker sees.
         recipe: digest of the study's recipe.
         study_sync: of the study, if it is also kept at a URI.
+        slot: which of the concurrent places of the study runs the trial; a worker on a GPU takes the number
+            of its GPU instead.
     """
 
-    def __init__(self, folder: Path, recipe: str, study_sync: StudySync | None = None) -> None:
+    def __init__(self, folder: Path, recipe: str, study_sync: StudySync | None = None, slot: int = 0) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -49,6 +52,7 @@ class RaySession:
         self.device: torch.device = get_device()
         self.folder = folder
         self.recipe = recipe
+        self.slot = gpu_number() if self.device.type == "cuda" else slot
         self._heartbeat = Heartbeat(folder)
         self._study_sync = study_sync
         self._unit = "" if study_sync is None else folder.relative_to(study_sync.folder).as_posix()
@@ -125,8 +129,8 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
 
     Args:
         config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``early_stopping``
-            (``EarlyStopping.to_dict``), ``gpu_share`` (the part of a GPU's memory that is this worker's) and
-            ``study_sync`` (of the study, or None).
+            (``EarlyStopping.to_dict``), ``gpu_share`` (the part of a GPU's memory that is this worker's),
+            ``study_sync`` (of the study, or None) and ``slot`` (as in ``RaySession``).
 
     Returns:
         None if the trial is done; ``error`` and ``details`` if it was refused.
@@ -136,7 +140,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     from pipeline.training.trial import run_trial
 
     silence_report_log()
-    session = RaySession(Path(config["folder"]), config["recipe"], config.get("study_sync"))
+    session = RaySession(Path(config["folder"]), config["recipe"], config.get("study_sync"), config["slot"])
     try:
         _cap_memory(session.device, config["gpu_share"])
         session.begin()
@@ -151,6 +155,15 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
             raise
         return {"error": str(error), "details": traceback.format_exc()}
     return None
+
+
+def gpu_number() -> int:
+    """Return the number of this worker's GPU on its machine, as Ray has it.
+
+    A GPU that Ray names by a text (a part of one, say) gets a number that stands for the text.
+    """
+    (name, *_) = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return int(name) if name.isdecimal() else label_number(name)
 
 
 def _cap_memory(device: "torch.device", share: float) -> None:

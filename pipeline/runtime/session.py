@@ -22,6 +22,8 @@ class Session(Protocol):
         device: of the model.
         folder: the trial's folder, the same for all ranks; its name is the trial's name.
         recipe: digest of the study's recipe, copied into every row; empty if there is no study.
+        slot: which of the places that run trials at once runs this one: the number of the GPU, or on a CPU
+            the index of the place, from 0.
     """
 
     rank: int
@@ -29,6 +31,7 @@ class Session(Protocol):
     device: torch.device
     folder: Path
     recipe: str
+    slot: int
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete state checkpoint (a folder) to resume from, if there is one."""
@@ -68,6 +71,7 @@ class LocalSession:
 
     rank = 0
     world_size = 1
+    slot = 0
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu", quiet: bool = True) -> None:
         self.folder = folder

@@ -125,6 +125,7 @@ class Trial:
         first = self.checkpointer.restore()
         if self.session.rank == 0:
             append_event(self.session.folder, RESUMED if first else STARTED, first)
+        self.logger.started(first)
         batches = self.batches(first, self.steps)
         for index in range(first, self.steps):
             self.clock.begin()

@@ -11,7 +11,7 @@ from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, read_rows
 from pipeline.runtime.event_log import starts_of
 
-TIMES = ("ms", "samples/s", "GiB")
+TIMES = ("ms", "samples/s", "GiB", "s", "label")
 """Units of what no two runs measure alike."""
 
 Key = tuple[str, str, str, str, str, str, int | None, int]

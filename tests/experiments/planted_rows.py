@@ -8,12 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
+from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
 from experiments.calibration.simulation import SimulatedMeasurement
 from pipeline.config.plan import Choice, Plan
-from pipeline.metrics.rows import Row
+from pipeline.metrics.rows import Row, append_rows
 
 UNTREATED = {"aqr.0.cross": Choice("local", "sdpa_math")}
 """The site that has its mask in every arm."""
@@ -157,3 +159,70 @@ def decorate(rows: list[Row], steps: int = 100) -> Iterator[Row]:
                 yield replace(whole, site=site, metric="kernel_ms", kernel=kernel, unit="ms", value=busy_ms)
         for row in [r for r in rows if r.trial == trial.trial and r.metric == "NDS"]:
             yield replace(row, metric="mAP", value=0.9 * row.value)
+
+
+def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> Path:
+    """Write the rows of a screening in which the layers' gains add up."""
+    sites = ("decoder.0.cross", "decoder.1.cross")
+    rows = []
+    for on in product((False, True), repeat=2):
+        treated = [site for site, switched in zip(sites, on, strict=True) if switched]
+        plan = str(factorial_plan(dict.fromkeys(sites, 0.0), treated))
+        value = 0.4 + sum(gain for gain, o in zip(gains, on, strict=True) if o) / 100
+        rows.append(Row("golden", "m", plan, INTERVENTION + "NDS", "fraction", value, condition="clean"))
+    path = folder / FOLDER / ROWS
+    append_rows(path, rows[leave_out:])
+    return path
+
+
+def plant_times(
+    log_price: Mapping[str, float],
+    rounds: int = 20,
+    noise: float = 0.02,
+    draw: int = 0,
+    *,
+    slow_steps: float = 0.0,
+    second_visit: float = 0.0,
+    metric: str = "stopwatch/training",
+    base: Row | None = None,
+) -> list[Row]:
+    """Draw the rows of a stopwatch that visits all combinations, and the baseline twice.
+
+    Args:
+        log_price: ``fixed`` -> the fixed price, site -> its own; growth of the logarithm of the time.
+        rounds: how many.
+        noise: standard deviation of the logarithm of one step's time; a round's own level has 0.1.
+        draw: seed of the noise.
+        slow_steps: share of the steps that are slowed by up to a half, as on a shared machine.
+        second_visit: added to the logarithm of the baseline's second visit in a round.
+        metric: of the rows.
+        base: a row whose study, recipe digest, device, versions and commit all rows take.
+    """
+    rng = np.random.default_rng([draw, 1])
+    sites = [name for name in log_price if name != "fixed"]
+    arms = [
+        (),
+        *(
+            tuple(s for s, on in zip(sites, arm, strict=True) if on)
+            for arm in product((0, 1), repeat=len(sites))
+        ),
+    ]
+    base = base or Row("planted", "", "", "", "", 0.0)
+    plans = [str(factorial_plan(dict.fromkeys(sites), list(arm))) for arm in arms]
+    rows = []
+    for index in range(rounds):
+        level = math.log(400) + rng.normal(0, 0.1)
+        seen = False
+        for place, which in enumerate(rng.permutation(len(arms))):
+            arm = arms[which]
+            log = level + rng.normal(0, noise) + sum(log_price[site] for site in arm)
+            log += log_price["fixed"] if arm else second_visit * seen
+            log += rng.uniform(0, 0.5) if rng.random() < slow_steps else 0.0
+            seen = seen or not arm
+            rows.append(
+                replace(
+                    base, trial="stopwatch", plan=plans[which], metric=metric, unit="ms", value=math.exp(log),
+                    step=index, draw=place,
+                )
+            )  # fmt: skip
+    return rows

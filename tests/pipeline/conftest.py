@@ -1,6 +1,7 @@
 """A tiny generated dataset, and settings of a trial on it that takes seconds."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,22 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def settings_on(root: Path, **given: object) -> TrialSettings:
+    """Make settings; keywords go to ``TrainSettings`` or, if it has none such, to ``TrialSettings``."""
+    train = {"steps": 4, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "log_every": 1}
+    train |= {key: given.pop(key) for key in list(given) if key in TrainSettings.__dataclass_fields__}
+    whole = {
+        "study": "test",
+        "config": CONFIG,
+        "plan": PLAN,
+        "data": DataSettings(train=(str(root),), val=str(root)),
+        "overrides": OVERRIDES,
+        "torch_threads": 1,
+    }
+    return TrialSettings(**{**whole, **given}, train=TrainSettings(**train))
+
+
 @pytest.fixture
 def trial(small_dataset: Path) -> Callable[..., TrialSettings]:
-    """Make settings; keywords go to ``TrainSettings`` or, if it has none such, to ``TrialSettings``."""
-
-    def make(**given: object) -> TrialSettings:
-        train = {"steps": 4, "batch_size": 2, "warmup_steps": 2, "checkpoint_every": 2, "log_every": 1}
-        train |= {key: given.pop(key) for key in list(given) if key in TrainSettings.__dataclass_fields__}
-        root = str(small_dataset)
-        whole = {
-            "study": "test",
-            "config": CONFIG,
-            "plan": PLAN,
-            "data": DataSettings(train=(root,), val=root),
-            "overrides": OVERRIDES,
-            "torch_threads": 1,
-        }
-        return TrialSettings(**{**whole, **given}, train=TrainSettings(**train))
-
-    return make
+    """``settings_on`` the small dataset."""
+    return partial(settings_on, small_dataset)

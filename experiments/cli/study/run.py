@@ -189,6 +189,9 @@ def _add_run_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--skip-confirmation", action="store_true", help="do not train the recommended plan with fresh seeds"
     )
+    parser.add_argument(
+        "--underpowered", action="store_true", help="start a study that can decide nothing at its margin"
+    )
     add_no_mlflow(parser)
 
 
@@ -208,5 +211,6 @@ def _run(chosen: "Recipe", arguments: Namespace, console: "Console") -> int:
         tracking=not arguments.no_mlflow,
         hang_timeout_s=arguments.hang_timeout,
         storage=arguments.storage,
+        underpowered=arguments.underpowered,
     )
     return 0 if run_study(chosen, options, console).complete else 1

@@ -9,6 +9,7 @@ from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.metrics.recorder import Measure, RowRecorder
 from pipeline.metrics.rows import Row
+from pipeline.metrics.run_place import start_and_place
 from pipeline.metrics.timing import StepClock, device_name
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.collectives import all_reduce_mean
@@ -42,6 +43,14 @@ class MetricsLogger:
         self._steps = steps
         self._clock = clock
         self._broken = broken
+
+    def started(self, step: int) -> None:
+        """Add when and where the training starts, or goes on: drift and place are told from the bias by it.
+
+        Args:
+            step: steps done before.
+        """
+        self.add(step, start_and_place(self._session.slot))
 
     def after_step(self, step: int, measures: Sequence[Measure]) -> None:
         """Add the measures of a step, averaged over the ranks, every ``log_every`` steps and at the end.
@@ -77,14 +86,19 @@ class MetricsLogger:
 
 
 def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRecorder:
-    """Open the rows file of a trial.
+    """Open the rows file of a trial; see ``common_row``."""
+    return RowRecorder(session.folder / "rows.jsonl", common_row(settings, session, plan))
+
+
+def common_row(settings: TrialSettings, session: Session, plan: str) -> Row:
+    """Return what all rows of a trial have in common.
 
     Args:
         settings: of the trial.
         session: names the folder, and so the trial.
         plan: the resolved plan, spelled.
     """
-    common = Row(
+    return Row(
         study=settings.study,
         trial=session.folder.name,
         plan=plan,
@@ -97,4 +111,3 @@ def open_recorder(settings: TrialSettings, session: Session, plan: str) -> RowRe
         commit=commit(),
         recipe_digest=session.recipe,
     )
-    return RowRecorder(session.folder / "rows.jsonl", common)

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from experiments.analysis.design_table import DesignTable, TrialRow
-from experiments.analysis.linear_model import Fit
+from experiments.analysis.model.fit import Fit
 from experiments.analysis.price import no_slowdown
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED, holm, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule

@@ -20,7 +20,7 @@ from tests.smallest import SMALLEST
 PATIENCE_S = 400
 """Workers start in 15 s, on a machine that does much else in minutes."""
 
-TIMES = ("ms", "samples/s", "GiB")
+TIMES = ("ms", "samples/s", "GiB", "s", "label")
 """Units of what differs from run to run."""
 
 Start = Callable[[list[str], Path], "subprocess.Popen[bytes]"]

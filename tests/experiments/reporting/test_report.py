@@ -21,7 +21,9 @@ from experiments.analysis.verdicts import UNDECIDED
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from experiments.reporting.figures.style import to_png
-from experiments.reporting.report import drawings, print_report, to_html, to_markdown, write_report
+from experiments.reporting.markdown import to_markdown
+from experiments.reporting.page import drawings, to_html
+from experiments.reporting.report import print_report, write_report
 from experiments.reporting.summary import ReportError, read_record, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
 from pipeline.config.plan import Plan, PlanError
@@ -141,12 +143,17 @@ def test_terminal_fits_80_columns(golden):
     assert "…" not in text
 
 
+def lose_three(golden):
+    for name in ("w11-s0", "w11-s1", "w01-s0"):
+        shutil.rmtree(golden / "trials" / name)
+
+
 def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
-    shutil.rmtree(golden / "trials/w11-s0")
+    lose_three(golden)
     report = write_report(golden)
     assert report.summary.evidence is None
     text = report.markdown.read_text(encoding="utf-8")
-    assert "**No verdicts: 1 of 8 trials lack NDS (clean)" in text
+    assert "**No verdicts: 3 of 8 trials lack NDS (clean)" in text
     assert "| w10-s0 |" in text
     assert not (golden / "verdicts.csv").exists()
     print_report(report, Console(quiet=True))
@@ -155,7 +162,7 @@ def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
 def test_old_verdicts_do_not_survive_rows_that_support_none(golden):
     write_report(golden)
     assert (golden / "verdicts.csv").exists()
-    shutil.rmtree(golden / "trials/w11-s0")
+    lose_three(golden)
     write_report(golden)
     assert not (golden / "verdicts.csv").exists()
     assert not (golden / "effects.csv").exists()
@@ -278,11 +285,20 @@ def test_the_recommended_plan_is_a_config_beside_the_report(golden):
     best = "decoder.0.cross=window/sdpa_math;decoder.1.self=none/sdpa_math;decoder.1.cross=window/sdpa_math"
     text = (golden / "recommended.py").read_text()
     assert best in text
-    assert text in report.markdown.read_text(encoding="utf-8")
     page = report.html.read_text(encoding="utf-8")
     assert f"{best}&gt;" in page
-    write_report(golden)
-    assert not (golden / "recommended.py").exists()  # of the earlier report
+
+
+def test_page_and_config_stay_while_the_rows_do(golden):
+    write_report(golden, lambda plan: f"# {plan}\n")
+    drawn = ["figures/speed.png", "recommended.py", "report.html"]
+    before = [(golden / name).read_bytes() for name in drawn]
+    report = write_report(golden, figures=False)
+    assert [(golden / name).read_bytes() for name in drawn] == before
+    assert (report.html, report.config) == (None, None)
+    rewrite(golden, lambda rows: [replace(row, value=row.value + 1e-9) for row in rows])
+    write_report(golden, figures=False)
+    assert not any((golden / name).exists() for name in drawn)
 
 
 def test_a_config_that_cannot_be_printed_is_said(golden):

@@ -94,7 +94,7 @@ def numbers(folder):
     found = {}
     for path in folder.path.glob("trials/*/rows.jsonl"):
         for row in read_rows(path):
-            if row.unit not in ("ms", "samples/s", "GiB"):
+            if row.unit not in ("ms", "samples/s", "GiB", "s", "label"):
                 key = (row.trial, row.metric, row.site, row.condition, row.scene, row.draw, row.step)
                 assert key not in found, key
                 found[key] = (row.value, row.n, row.seed, row.plan)

@@ -19,7 +19,7 @@ def numbers(folder):
     return {
         (row.metric, row.condition, row.site, row.step): row.value
         for row in rows
-        if row.unit not in ("ms", "samples/s", "GiB")
+        if row.unit not in ("ms", "samples/s", "GiB", "s", "label")
     }
 
 

@@ -1,6 +1,8 @@
 """Which steps have rows, and what is written when training ends."""
 
 import math
+import platform
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from pipeline.config.settings import TrialSettings
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import Row, read_rows
+from pipeline.metrics.run_place import label_number
 from pipeline.metrics.timing import StepClock
 from pipeline.runtime.session import LocalSession
 from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
@@ -18,8 +21,11 @@ from pipeline.training.components.metrics_logger import MetricsLogger, open_reco
 Trial = Callable[..., TrialSettings]
 
 
-def logger_in(folder: Path, settings: TrialSettings, clock: StepClock | None = None) -> MetricsLogger:
+def logger_in(
+    folder: Path, settings: TrialSettings, clock: StepClock | None = None, slot: int = 0
+) -> MetricsLogger:
     session = LocalSession(folder)
+    session.slot = slot
     session.recipe = "abc"
     recorder = open_recorder(settings, session, "the plan")
     assert settings.train.steps is not None
@@ -63,6 +69,27 @@ def test_at_the_end_there_are_times_and_skipped_frames_if_any_may_be(trial: Tria
     settings = replace(settings, data=replace(settings.data, max_broken_frames=1))
     logger_in(tmp_path / "some", settings, clock).finish(2)
     assert [row.metric for row in rows(tmp_path / "some")] == [*times, "broken_frames"]
+
+
+def test_when_and_where_a_training_starts_is_a_row_of_every_start(trial: Trial, tmp_path: Path) -> None:
+    before = time.time()
+    logger = logger_in(tmp_path / "t", trial(), slot=3)
+    logger.started(0)
+    logger.started(2)
+    found = [(row.step, row.metric, row.unit) for row in rows(tmp_path / "t")]
+    names = [("start_time", "s"), ("slot", "label"), ("host", "label")]
+    assert found == [(step, *name) for step in (0, 2) for name in names]
+    start, slot, host = (row.value for row in rows(tmp_path / "t")[:3])
+    assert before <= start <= time.time()
+    assert slot == 3
+    assert host == label_number(platform.node())
+    assert platform.node() not in (tmp_path / "t" / "rows.jsonl").read_text()
+
+
+def test_names_become_numbers_that_differ() -> None:
+    numbers = {label_number(f"node-{index}") for index in range(100)}
+    assert len(numbers) == 100
+    assert all(float(number) == number < 2**32 for number in numbers)
 
 
 def test_a_diverged_trial_has_a_row_and_other_ranks_write_none(trial: Trial, tmp_path: Path) -> None:

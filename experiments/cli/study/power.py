@@ -1,0 +1,147 @@
+"""``biaswise study power``: which gain a study finds, before anything runs."""
+
+import math
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import Command, OptionError, add_recipe, add_runs_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from experiments.calibration.power import ErrorSources, Power
+    from experiments.recipes.recipe import Recipe
+
+POWERS = (0.5, 0.8, 0.9)
+TITLE = """Net gain of one layer, points, that is found with 50, 80 and 90 %.
+none: how often NO DIFFERENCE is told of a layer without any net gain."""
+
+
+class ShowPower(Command):
+    """Show the smallest gain that a study finds, its trials and its GPU hours."""
+
+    name = "power"
+    help = "show which gain a study can find, and what it takes, before anything runs"
+    example = "study power demo --noise 0.2"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        add_runs_dir(parser)
+        parser.add_argument(
+            "--noise", type=float, metavar="POINTS", help="standard deviation of one trial (as the demo's)"
+        )
+        parser.add_argument(
+            "--scene-noise",
+            type=float,
+            default=0.0,
+            metavar="POINTS",
+            help="standard error of a gain because the validation scenes are a sample (%(default)s)",
+        )
+        parser.add_argument(
+            "--price-noise",
+            type=float,
+            metavar="POINTS",
+            help="standard error of a layer's price (as asked of the stopwatch)",
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 1 if the study cannot decide anything at its margin."""
+        from rich.console import Console
+
+        from experiments.calibration.power import Power
+        from experiments.calibration.study_size import other_designs, other_seeds, size_of
+        from experiments.recipes.registry import recipe
+
+        chosen = recipe(arguments.recipe)
+        size, sources = size_of(chosen), _sources(arguments)
+        planned = Power(size, sources)
+        console = Console()
+        console.print(f"{chosen.question}\n{_assumed(sources, arguments)}", highlight=False, soft_wrap=True)
+        sizes = (size, *other_seeds(size), *other_designs(size))
+        cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
+        console.print(_table([Power(each, sources) for each in sizes], cost))
+        console.print(f"{cost.source}\n{planned.in_words()}", highlight=False, soft_wrap=True)
+        return 0 if planned.can_decide else 1
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What one trial costs: the amount, its unit, and where it comes from, one sentence."""
+
+    amount: float
+    unit: str
+    source: str
+
+
+def _sources(arguments: Namespace) -> "ErrorSources":
+    from experiments.calibration.power import DEMO_NOISE, PRICE_ERROR, ErrorSources
+
+    given = {"--noise": arguments.noise, "--price-noise": arguments.price_noise}
+    given["--scene-noise"] = arguments.scene_noise
+    for option, value in given.items():
+        if value is not None and not (0 <= value < math.inf):
+            raise OptionError(f"{option} {value:g}: expected points, 0 or more")
+    noise = DEMO_NOISE if arguments.noise is None else arguments.noise
+    if not noise:
+        raise OptionError("--noise 0: trainings without noise need no study; expected points above 0")
+    price = PRICE_ERROR if arguments.price_noise is None else arguments.price_noise
+    return ErrorSources(noise, arguments.scene_noise, price)
+
+
+def _assumed(sources: "ErrorSources", arguments: Namespace) -> str:
+    """Return what the table assumes, a sentence."""
+    measured = " (measured in docs/studies/demo)" if arguments.noise is None else ""
+    asked = " (what the stopwatch is asked for)" if arguments.price_noise is None else ""
+    return (
+        f"Assumed, in points: {sources.trial:g} noise of one trial{measured}, {sources.scenes:g} standard "
+        f"error of a gain by the choice of scenes, {sources.price:.2g} of a price{asked}."
+    )
+
+
+def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
+    """Return the mean of the trials that have run, else the steps of one."""
+    from experiments.storage.usage import used_by
+    from pipeline.storage.trial_status import TrialState, read_status
+
+    folders = [runs_dir / chosen.name / "trials" / name for name in chosen.named_trials()]
+    used = [used_by(path) for path in folders if read_status(path).state == TrialState.COMPLETE]
+    if used:
+        on_gpu = any(one.gpu_hours for one in used)
+        total = sum(one.gpu_hours if on_gpu else one.hours for one in used)
+        unit = "GPU hours" if on_gpu else "hours"
+        return _Cost(total / len(used), unit, f"{unit.capitalize()}: by {len(used)} trials that have run.")
+    steps = chosen.trials[0].train.steps
+    if steps is None:
+        return _Cost(math.nan, "steps", "No trial has run, and the recipe does not say how long one is.")
+    why = "No trial of this study has run, so its hours are not known; steps are those of training."
+    return _Cost(float(steps), "steps", why)
+
+
+def _table(studies: "Sequence[Power]", cost: _Cost) -> "Table":
+    """Return the sizes, the present one first, with the smallest net gain found, points."""
+    from rich.table import Table
+
+    table = Table(box=None, title=TITLE, title_justify="left")
+    for head in ("arms", "seeds", "trials", cost.unit, "df", *(f"{p:.0%}" for p in POWERS), "none"):
+        table.add_column(head, no_wrap=True, justify="left" if head == "arms" else "right")
+    for index, study in enumerate(studies):
+        size = study.size
+        spent = (
+            f"{cost.amount * size.trials:,.3g}"
+            if cost.unit != "steps"
+            else f"{cost.amount * size.trials:,.0f}"
+        )
+        cells = [size.design + ("" if index else ", this study"), str(size.seeds), str(size.trials), spent]
+        cells.append(str(size.residual_df))
+        if study.is_judged:
+            cells += [f"{study.smallest_gain(power):.2f}" for power in POWERS]
+            cells.append(f"{100 * study.equivalence():.0f} %")
+        else:
+            cells += ["-"] * (len(POWERS) + 1)
+        table.add_row(*cells)
+    return table

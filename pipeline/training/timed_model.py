@@ -1,0 +1,168 @@
+"""A model that the stopwatch times: it trains and detects under any plan, and its weights stay as they are.
+
+The model is that of a trial: its config, initial weights, data, batch size, precision and CUDA graphs. It
+trains with the trial's own step at a learning rate of 0, on one batch. It detects at batch 1 in a copy that
+is prepared as for deployment.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config.early_stopping import EarlyStopping
+from pipeline.config.plan import Plan
+from pipeline.config.settings import TrialSettings
+from pipeline.detector.deployment import for_inference, train_through_graphs, use_graphs
+from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.detector.precision import AUTOCAST_DTYPE, attention_dtype
+from pipeline.errors import TrialError
+from pipeline.evaluation.inference import Predictor
+from pipeline.metrics.recorder import Measure
+from pipeline.runtime.determinism import deterministic, seed_everything
+from pipeline.runtime.session import LocalSession
+from pipeline.training.preflight import check
+from pipeline.training.step import TrainStep
+from pipeline.training.trial import Trial
+
+BATCHES = 5
+"""Batches of a training of which the one with the median number of boxes is taken."""
+
+GRAPHS_PER_PLAN, OTHER_GRAPHS = 2, 8
+"""CUDA graphs that are kept: a plan has one of the head, with room for a second; branches have others."""
+
+
+class TimedModel:
+    """One model with the data of its steps.
+
+    Args:
+        train_step: trains the model; no step has run.
+        batch: what a training step reads: a collated batch.
+        frame: what a detection reads: a prepared batch of one frame.
+        settings: how it is timed.
+
+    Attributes:
+        model: the bare detector that trains.
+    """
+
+    def __init__(
+        self,
+        train_step: TrainStep,
+        batch: Mapping[str, Any],
+        frame: Mapping[str, Any],
+        settings: "TimedModelSettings",
+    ) -> None:
+        self.model, self._train_step = train_step.model, train_step
+        self.settings = settings
+        self.batch, self._frame = batch, frame
+        self._buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._weights = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        most = GRAPHS_PER_PLAN * settings.num_plans + OTHER_GRAPHS
+        deployed = train_through_graphs(copy.deepcopy(self.model), False)
+        deployed = for_inference(deployed, AUTOCAST_DTYPE if settings.amp else None)
+        self._deployed = use_graphs(deployed, settings.cuda_graphs, most)
+        self._detector = Predictor(self._deployed, deployed.image_size, settings.amp)
+        train_through_graphs(self.model.train(), settings.cuda_graphs, most)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.model.parameters())).device
+
+    def use(self, plan: Plan, turn: int) -> None:
+        """Put a plan on the model that trains and on the one that detects, and set the random state.
+
+        Args:
+            plan: resolved or not.
+            turn: decides the random state, with the seed of the settings.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+        """
+        dtype = attention_dtype(self.settings.amp)
+        for model in (self.model, self._deployed):
+            if plan.resolve(model.sites) != model.plan:
+                model.apply_plan(plan, dtype=dtype)
+        seed_everything(self.settings.seed, turn)
+
+    def train(self) -> list[Measure]:
+        """Run one training step at a learning rate of 0; running statistics change (``restore``)."""
+        return self._train_step.step(self.batch, 0.0)
+
+    def detect(self) -> object:
+        """Detect in one frame; the boxes are on the host afterwards."""
+        return self._detector.run(self._frame)
+
+    def restore(self) -> None:
+        """Set the running statistics back to what they were before the first step."""
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(self._buffers[name])
+
+    def check_unchanged(self) -> None:
+        """Refuse a model whose weights or statistics are not, bit for bit, those of the start.
+
+        Raises:
+            TrialError: names the first tensor that has changed.
+        """
+        now: dict[str, Tensor] = dict(self.model.named_parameters())
+        before = self._weights | self._buffers
+        for name, tensor in (now | dict(self.model.named_buffers())).items():
+            if not torch.equal(tensor, before[name]):
+                raise TrialError(
+                    f"the stopwatch changed {name}, although it trains at a learning rate of 0, so its times "
+                    f"are not those of one model; report it as a fault"
+                )
+
+
+@dataclass(frozen=True)
+class TimedModelSettings:
+    """How a model is timed.
+
+    Attributes:
+        num_plans: plans that it is timed under.
+        amp: bfloat16 autocast.
+        cuda_graphs: train and detect through CUDA graphs, on a GPU.
+        seed: of denoising and dropout.
+    """
+
+    num_plans: int
+    amp: bool = False
+    cuda_graphs: bool = True
+    seed: int = 0
+
+
+def timed_model_of(settings: TrialSettings, folder: Path, num_plans: int) -> TimedModel:
+    """Build the model of a trial with a batch of its training data and a frame of its validation data.
+
+    Of the first ``BATCHES`` batches it takes the one with the median number of boxes, and the frame in the
+    middle of the validation split.
+
+    Args:
+        settings: the trial; one worker runs, and on a CPU one thread.
+        folder: where a broken frame would be listed; made if missing.
+        num_plans: see ``TimedModelSettings``.
+
+    Raises:
+        TrialError, DataError, PlanError, CheckpointError: the settings cannot be met.
+    """
+    session = LocalSession(folder, settings.device)
+    check(settings, folder, session.device)
+    deterministic(session.device, threads=1)
+    trial = Trial(settings, session, EarlyStopping())
+    batches = sorted((collate(samples) for samples in trial.batches(0, BATCHES)), key=num_boxes)
+    source = trial.evaluator.views.source
+    frame = trial.detector.prepare([source[len(source) // 2]])
+    train = trial.settings.train
+    timed = TimedModelSettings(num_plans, train.amp, train.cuda_graphs, settings.seed)
+    return TimedModel(trial.train_step, batches[len(batches) // 2], frame, timed)
+
+
+def num_boxes(batch: Mapping[str, Any]) -> int:
+    """Return the number of annotated boxes in a collated batch."""
+    samples: Sequence[Any] = batch["data_samples"]
+    return sum(len(sample.gt_instances_3d) for sample in samples)

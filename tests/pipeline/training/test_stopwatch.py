@@ -1,0 +1,262 @@
+"""The stopwatch on the smallest model: rows as promised, equal steps in a round, weights that stay."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.plan import Plan
+from pipeline.config.settings import TrialSettings
+from pipeline.errors import TrialError
+from pipeline.metrics.recorder import Measure
+from pipeline.metrics.rows import Row, read_rows
+from pipeline.metrics.versions import commit
+from pipeline.training import stopwatch
+from pipeline.training.part_timing import record_parts
+from pipeline.training.step import loss_of
+from pipeline.training.stopwatch import (
+    ENOUGH,
+    INFERENCE,
+    PART,
+    TIME_OVER,
+    TRAINING,
+    WALL,
+    Until,
+    draw_order,
+    time_trial,
+)
+from pipeline.training.timed_model import TimedModel, num_boxes, timed_model_of
+from tests.pipeline.conftest import settings_on
+
+DIGEST = "00ff00ff00ff"
+REST = {"aqr.0.cross": "local/sdpa_math", "decoder.*.self": "none/sdpa_math"}
+
+
+def plan(*biases: str) -> Plan:
+    sites = {f"decoder.{i}.cross": f"{bias}/sdpa_math" for i, bias in enumerate(biases)}
+    return Plan.of(REST | sites)
+
+
+PLANS = (plan("none", "none", "none"), plan("window", "none", "none"), plan("window", "gaussian", "none"))
+SITES = ("decoder.0.cross", "decoder.1.cross")
+
+
+class Watch:
+    """What happened in a run: the losses of its training steps, and the models that it timed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.losses: list[float] = []
+        self.models: list[TimedModel] = []
+        self.before: dict[str, torch.Tensor] = {}
+        train, make = TimedModel.train, stopwatch.timed_model_of
+
+        def watched(timed: TimedModel) -> list[Measure]:
+            measures = train(timed)
+            self.losses.append(loss_of(measures))
+            return measures
+
+        def made(*given: Any) -> TimedModel:
+            timed = make(*given)
+            self.models.append(timed)
+            self.before = {k: v.clone() for k, v in timed.model.state_dict().items()}
+            return timed
+
+        patch.setattr(TimedModel, "train", watched)
+        patch.setattr(stopwatch, "timed_model_of", made)
+
+
+@pytest.fixture(scope="module")
+def run(small_settings: TrialSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], Watch]:
+    """Three rounds: the time is over at once."""
+    folder = tmp_path_factory.mktemp("study") / "stopwatch"
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        assert time_trial(small_settings, PLANS, folder, DIGEST, Until(0.0)) == TIME_OVER
+    return read_rows(folder / "rows.jsonl"), watch
+
+
+@pytest.fixture(scope="module")
+def small_settings(small_dataset: Path) -> TrialSettings:
+    return settings_on(small_dataset, study="timed", batch_size=1)
+
+
+def visits(rows: Sequence[Row], metric: str) -> dict[int, list[Row]]:
+    """Round -> its visits, in order."""
+    rounds: dict[int, list[Row]] = defaultdict(list)
+    for row in sorted((r for r in rows if r.metric == metric), key=lambda r: r.draw or 0):
+        rounds[row.step].append(row)
+    return rounds
+
+
+@pytest.mark.parametrize("metric", [TRAINING, INFERENCE])
+def test_a_round_visits_every_plan_once_and_the_baseline_twice(
+    run: tuple[list[Row], Watch], metric: str
+) -> None:
+    rows, watch = run
+    resolved = [str(p.resolve(watch.models[0].model.sites)) for p in PLANS]
+    rounds = visits(rows, metric)
+    assert sorted(rounds) == [0, 1, 2]
+    for index, visited in rounds.items():
+        assert Counter(row.plan for row in visited) == {resolved[0]: 2, resolved[1]: 1, resolved[2]: 1}
+        assert [row.draw for row in visited] == [0, 1, 2, 3]
+        order = draw_order(DIGEST, index, metric, 4)
+        assert [row.plan for row in visited] == [[resolved[0], *resolved][i] for i in order]
+
+
+def test_every_visit_has_two_clocks_and_says_what_it_was(
+    run: tuple[list[Row], Watch], small_settings: TrialSettings
+) -> None:
+    rows, _ = run
+    for metric in (TRAINING, INFERENCE):
+        first, second = visits(rows, metric), visits(rows, metric + WALL)
+        assert [(r.plan, r.draw) for r in first[0]] == [(r.plan, r.draw) for r in second[0]]
+    assert all(row.value > 0 and math.isfinite(row.value) for row in rows)
+    said = {(r.study, r.trial, r.unit, r.device, r.commit, r.recipe_digest, r.seed) for r in rows}
+    assert said == {("timed", "stopwatch", "ms", "cpu", commit(), DIGEST, small_settings.seed)}
+    assert all("data=" in row.versions for row in rows)
+
+
+def test_each_site_is_timed_alone_under_each_of_its_choices(run: tuple[list[Row], Watch]) -> None:
+    rows, _ = run
+    for parts in visits(rows, PART).values():
+        found = {(r.site, str(Plan.parse(r.plan)[r.site]) if r.site in SITES else "") for r in parts}
+        assert found == {
+            (SITES[0], "none/sdpa_math"),
+            (SITES[0], "window/sdpa_math"),
+            (SITES[1], "none/sdpa_math"),
+            (SITES[1], "gaussian/sdpa_math"),
+            ("aqr", ""),
+        }
+        assert len(parts) == 5
+
+
+def test_the_orders_of_rounds_differ_and_come_from_the_digest_alone() -> None:
+    orders = [draw_order(DIGEST, i, TRAINING, 9) for i in range(20)]
+    assert orders == [draw_order(DIGEST, i, TRAINING, 9) for i in range(20)]
+    assert len({tuple(order) for order in orders}) == 20
+    assert all(sorted(order) == list(range(9)) for order in orders)
+    assert orders[0] != draw_order("11ff00ff00ff", 0, TRAINING, 9)
+    places = Counter(order.index(0) for order in (draw_order(DIGEST, i, TRAINING, 9) for i in range(900)))
+    assert max(abs(places[i] - 100) for i in range(9)) < 4 * math.sqrt(
+        100 * 8 / 9
+    )  # four standard deviations
+
+
+def test_the_two_visits_of_the_baseline_train_the_same_step(run: tuple[list[Row], Watch]) -> None:
+    rows, watch = run
+    losses = watch.losses[-12:]  # of the three rounds; before them were recordings and warm-up
+    per_round = {}
+    for index, visited in visits(rows, TRAINING).items():
+        by_plan = defaultdict(list)
+        for row, loss in zip(visited, losses[4 * index : 4 * index + 4], strict=True):
+            by_plan[row.plan].append(loss)
+        baseline = next(found for found in by_plan.values() if len(found) == 2)
+        assert baseline[0] == baseline[1]
+        assert len({loss for found in by_plan.values() for loss in found}) == 3  # a bias changes the loss
+        per_round[index] = baseline[0]
+    assert len(set(per_round.values())) == 3  # a random state each
+
+
+def test_weights_and_statistics_keep_their_bits(run: tuple[list[Row], Watch]) -> None:
+    _, watch = run
+    (timed,) = watch.models
+    after = timed.model.state_dict()
+    assert all(torch.equal(after[name], before) for name, before in watch.before.items())
+    timed.check_unchanged()
+    with torch.no_grad():
+        next(p for p in timed.model.parameters() if p.requires_grad).add_(1e-3)
+    with pytest.raises(TrialError, match=r"the stopwatch changed .*at a learning rate of 0"):
+        timed.check_unchanged()
+
+
+def test_a_second_call_goes_on_and_a_round_that_was_cut_short_is_measured_again(
+    run: tuple[list[Row], Watch], small_settings: TrialSettings, tmp_path: Path
+) -> None:
+    rows, _ = run
+    folder = tmp_path / "stopwatch"
+    folder.mkdir()
+    source = [row for row in rows if row.step < 2]
+    stopwatch.append_rows(folder / "rows.jsonl", [*source, *[r for r in rows if r.step == 2][:5]])
+    asked: list[int] = []
+    until = Until(0.0, progress=lambda rounds, seconds: asked.append(rounds))
+    assert time_trial(small_settings, PLANS, folder, DIGEST, until) == TIME_OVER
+    again = read_rows(folder / "rows.jsonl")
+    assert again[: len(source)] == source
+    assert Counter(r.step for r in again) == Counter(r.step for r in rows)
+    assert asked == [3]
+    assert [r.plan for r in visits(again, TRAINING)[2]] == [r.plan for r in visits(rows, TRAINING)[2]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("commit", "abc"), ("device", "NVIDIA H200"), ("versions", "torch=1"), ("recipe_digest", "1")],
+)
+def test_rows_that_were_measured_otherwise_are_refused(
+    run: tuple[list[Row], Watch], small_settings: TrialSettings, tmp_path: Path, field: str, value: str
+) -> None:
+    rows, _ = run
+    folder = tmp_path / "stopwatch"
+    stopwatch.append_rows(folder / "rows.jsonl", [replace(row, **{field: value}) for row in rows])
+    with pytest.raises(TrialError, match=f"with {field} {value}, and now it is .*start anew with --again"):
+        time_trial(small_settings, PLANS, folder, DIGEST, Until(0.0))
+
+
+def test_it_ends_as_soon_as_a_look_finds_enough(
+    monkeypatch: pytest.MonkeyPatch, run: tuple[list[Row], Watch], tmp_path: Path
+) -> None:
+    rows, watch = run
+    one = [replace(row, step=0) for row in rows if row.step == 0]
+    monkeypatch.setattr(
+        stopwatch._Rounds, "run", lambda self, index: [replace(row, step=index) for row in one]
+    )
+    monkeypatch.setattr(stopwatch, "record_parts", lambda timed, plans: [])
+    looks: list[int] = []
+
+    def enough(found: Sequence[Row]) -> bool:
+        looks.append(len({row.step for row in found}))
+        return looks[-1] >= 16
+
+    monkeypatch.setattr(TimedModel, "check_unchanged", lambda self: None)
+    folder, common = tmp_path / "stopwatch", replace(rows[0], plan="")
+    assert stopwatch.time_plans(watch.models[0], PLANS, folder, common, Until(600.0, enough)) == ENOUGH
+    assert looks == [8, 12, 16]
+
+
+def test_a_part_differentiates_what_a_step_differentiates(
+    small_settings: TrialSettings, tmp_path: Path
+) -> None:
+    timed = timed_model_of(small_settings, tmp_path / "stopwatch", len(PLANS))
+    resolved = [p.resolve(timed.model.sites) for p in PLANS]
+    parts = record_parts(timed, resolved)
+    reached: list[int] = []
+    whole = torch.autograd.grad
+
+    def watched(outputs: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+        grads = whole(outputs, inputs, *given, **named)
+        reached.append(sum(g is not None and bool(g.abs().sum() > 0) for g in grads))
+        return grads
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", watched)
+        for part in parts:
+            timed.use(part.plan, 0)
+            part.run()
+            assert str(timed.model.plan) == str(part.plan)  # it puts back the choice that it found
+    sites = [(part.site, part.plan[part.site].bias) for part in parts if part.site != "aqr"]
+    at = dict(zip(sites, reached, strict=False))
+    for site, bias in zip(SITES, ("window", "gaussian"), strict=True):
+        assert at[site, bias] == at[site, "none"] + 1  # the weight of the bias
+    assert reached[-1] > 10  # AQR's own parameters
+
+
+def test_the_batch_is_one_of_the_trainings_with_a_median_number_of_boxes(
+    small_settings: TrialSettings, tmp_path: Path
+) -> None:
+    timed = timed_model_of(small_settings, tmp_path / "stopwatch", 1)
+    assert num_boxes(timed.batch) > 0
+    assert len(timed.batch["data_samples"]) == small_settings.train.batch_size
