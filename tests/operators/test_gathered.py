@@ -73,3 +73,21 @@ def test_refuses(kind, dtype, sentence):
     case = make_case(kind, SIZES, dtype)
     with pytest.raises(Unsupported, match=sentence):
         attention(*(case.leaves[n] for n in "qkv"), case.bias(case.leaves["weight"]), impl="gathered")
+
+
+def test_shared_keys_are_repeated_keys():
+    case = make_case("local", SIZES, torch.float64)
+    one = [case.leaves[n][:, :1].clone().requires_grad_() for n in "kv"]
+    found = []
+    for keys in (one, [x.expand(-1, SIZES.heads, -1, -1) for x in one]):
+        q = case.leaves["q"].clone().requires_grad_()
+        out = attention(q, *keys, case.bias(None), impl="gathered")
+        found.append([out, *torch.autograd.grad(out, [q, *one], case.upstream)])
+    torch.testing.assert_close(*found)
+
+
+def test_others_want_a_head_of_keys_for_every_head():
+    case = make_case("local", SIZES, torch.float32)
+    keys = [case.leaves[n][:, :1] for n in "kv"]
+    with pytest.raises(Unsupported, match="takes a head of keys for every head of q"):
+        attention(case.leaves["q"], *keys, case.bias(None), impl="sdpa_math")

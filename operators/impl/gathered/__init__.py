@@ -36,8 +36,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, rects_form: RectsF
 
     Args:
         q: (B, H, Q, D) float32 or float64.
-        k: (B, H, K, D).
-        v: (B, H, K, D).
+        k: (B, H, K, D); under a mask (B, 1, K, D) too, for all heads together.
+        v: as ``k``.
         scale: factor on the content scores.
         rects_form: a mask, or a bias to add; None: no bias.
 

@@ -32,11 +32,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
 
     Args:
         q: (B, H, Q, D), scaled.
-        k: (B, H, K, D).
-        v: (B, H, K, D).
+        k: (B, H or 1, K, D).
+        v: (B, H or 1, K, D).
         pairs: what each query attends to.
     """
     batch, heads, queries, size = q.shape
+    if k.shape[1] == 1:
+        rows_of_q = q.transpose(1, 2).reshape(batch * queries, heads, size)
+        found = attend_jointly(rows_of_q, k.reshape(-1, size), v.reshape(-1, size), pairs)
+        return found.view(batch, queries, heads, size).transpose(1, 2)
     keys, values = (x.transpose(1, 2).reshape(-1, heads * size) for x in (k, v))
     asking = torch.diag_embed(q.permute(0, 2, 3, 1)).movedim(2, -1)  # (B, Q, H, H, D)
     out = attend_jointly(asking.reshape(batch * queries, heads, heads * size), keys, values, pairs)
