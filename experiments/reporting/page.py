@@ -13,10 +13,10 @@ from experiments.reporting.figures.effects import forest, heat_map
 from experiments.reporting.figures.plans import accuracy_speed, learned_scale
 from experiments.reporting.figures.screening import screening_figure
 from experiments.reporting.figures.style import Drawing, to_png, to_svg
-from experiments.reporting.markdown import MARKS, commands, shown_tables
+from experiments.reporting.markdown import VERDICT_HEADS, commands, plan_lines, shown_tables, verdict_cells
 from experiments.reporting.summary import Summary
-from experiments.reporting.tables.base import MINUS, Table, settling, signed, spell_levels, term_label
-from experiments.reporting.wording import advise, reading
+from experiments.reporting.tables.base import MINUS, Table, spell_levels
+from experiments.reporting.wording import reading
 
 
 def write_page(summary: Summary, path: Path) -> None:
@@ -39,16 +39,12 @@ def to_html(summary: Summary) -> str:
         evidence=summary.evidence,
         figures=[(drawing, Markup(to_svg(drawing))) for drawing in drawings(summary)],
         scene=base64.b64encode(summary.scene).decode(),
-        advice=advise(summary.advice, summary.evidence, summary.confirmed)
-        if summary.advice and summary.evidence
-        else "",
+        advice=plan_lines(summary),
         reading=reading,
-        label=term_label,
         tables=[_page_table(table) for table in shown_tables(summary)],
         commands=commands(summary),
-        marks=MARKS,
-        signed=signed,
-        settling=settling,
+        heads=[head.capitalize() for head in VERDICT_HEADS],
+        cells=verdict_cells,
     )
 
 

@@ -16,16 +16,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.analysis.decide import Evidence
-from experiments.analysis.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
-from experiments.reporting.markdown import MARKS, to_markdown
+from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED
+from experiments.reporting.markdown import MARKS, if_priced, plan_lines, to_markdown
 from experiments.reporting.summary import Summary, summarize
 from experiments.reporting.tables.base import Table, signed, term_label
-from experiments.reporting.wording import advise
 from pipeline.config.plan import Plan
 
 CONFIG = "recommended.py"
 """The recommended plan as an mmengine config."""
-RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", UNDECIDED: "yellow"}
+RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", NO_DIFFERENCE: "bold", UNDECIDED: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if summary.evidence is not None:
         console.print(_terminal_table(summary.evidence))
     console.print(summary.answer, style="bold", markup=False)
-    if summary.evidence is not None and summary.advice is not None:
-        console.print(advise(summary.advice, summary.evidence, summary.confirmed), markup=False)
+    for line in plan_lines(summary):
+        console.print(line, markup=False)
     for note in summary.notes:
         console.print(f"! {note}", markup=False)
     if report.config is not None:
@@ -126,27 +125,21 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _terminal_table(evidence: Evidence) -> RichTable:
-    """Build the verdict table for 80 columns: intervals as half-widths, further seeds as a number."""
+    """Build the verdict table for 80 columns: intervals as half-widths, and whose noise is the largest."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net gain", "more seeds"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "noise"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
             term_label(v, evidence),
             Text(f"{MARKS[v.verdict]} {v.verdict}", style=RICH_STYLES[v.verdict]),
             f"{signed(v.effect)} ± {v.high - v.effect:.2f}",
-            signed(v.price),
-            f"{signed(v.net)} ± {v.net_high - v.net:.2f}",
-            _more_seeds(v),
+            if_priced(signed(v.price), v),
+            if_priced(f"{signed(v.net)} ± {v.net_high - v.net:.2f}", v),
+            v.to_settle.largest if v.to_settle else "",
         )
     return table
-
-
-def _more_seeds(verdict: Verdict) -> str:
-    if verdict.further_trials is None:
-        return f"over {MOST_FURTHER_SEEDS}"
-    return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
 
 
 def to_csv(table: Table) -> str:
