@@ -22,6 +22,7 @@ from experiments.study.preflight import (
     digest_inputs,
     make_datasets,
 )
+from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
@@ -118,6 +119,7 @@ def _run_in_folder(
             left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
             outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
         if any(folder.is_complete(name) for name in recipe.named_trials()):
+            time_if_needed(recipe, folder, console)
             _report(folder, console, options.tracking)
     _print_end(outcome, reason, folder, console)
     return outcome
@@ -144,6 +146,7 @@ def _run(
 ) -> tuple[Outcome, str]:
     """Run the trials, all at once or in waves; return how they ended, and why no more run."""
     if recipe.design is not None:
+        time_if_needed(recipe, folder, console)  # before the waves: each is judged by the prices
         ending = run_waves(recipe, folder, console, running, budget)
         return ending.outcome, ending.reason
     names = list(recipe.named_trials())[: budget.trials]
