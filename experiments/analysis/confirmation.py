@@ -1,13 +1,17 @@
-"""Results of the recommended plan, all layers and none on seeds that did not choose the plan.
+"""Results of the best plans and of none on seeds that did not choose them.
 
 The trials have a folder of their own, ``confirmation/trials``, because no verdict may use them: they test
-the plan that the verdicts chose. Gains are paired by seed.
+the plans that the verdicts put first. Gains are paired by seed.
+
+Two fresh seeds leave one degree of freedom, and an interval of 12.7 noises. But the noise of a training was
+estimated by the study already, with more. It serves as the prior of a moderated variance, as in limma
+(Smyth, Statistical Applications in Genetics and Molecular Biology 3, 2004, section 3).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from dataclasses import dataclass, replace
+from statistics import fmean, variance
 
 from scipy.special import stdtrit
 
@@ -32,8 +36,8 @@ class Confirmed:
         samples_per_s: mean training throughput; NaN if it was not measured.
         seeds: trials that ended with a finite metric.
         gain, low, high: over the baseline everywhere, paired by seed, points; Student's interval at the
-            rule's confidence, for this plan by itself; NaN unless two seeds have
-            both this plan and the baseline.
+            rule's confidence, for this plan by itself, with the study's noise as prior; NaN unless a seed
+            has both this plan and the baseline.
     """
 
     levels: Arm
@@ -69,22 +73,45 @@ def confirm(rows: Sequence[Row], evidence: Evidence) -> tuple[Confirmed, ...]:
         if math.isfinite(values.get(trial, math.nan)):
             by_arm.setdefault(levels, {})[seed] = (100 * values[trial], speeds.get(trial, math.nan))
     baseline = by_arm.get((table.baseline,) * len(table.sites), {})
-    confirmed = [_compare(levels, trials, baseline, rule.confidence) for levels, trials in by_arm.items()]
+    prior = Prior(2 * evidence.noise**2, evidence.residual_df)  # a difference of two trainings
+    confirmed = [
+        _compare(levels, trials, baseline, prior, rule.confidence) for levels, trials in by_arm.items()
+    ]
     return tuple(sorted(confirmed, key=lambda one: -one.accuracy))
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known of a variance before, as if from so many degrees of freedom.
+
+    Attributes:
+        variance: of one difference, points squared.
+        df: degrees of freedom from which it was estimated.
+    """
+
+    variance: float
+    df: float
+
+    def moderated(self, variance: float, df: float) -> tuple[float, float]:
+        """Return the variance and the degrees of freedom of both together (Smyth 2004, section 3)."""
+        together = self.df + df
+        return (self.df * self.variance + df * variance) / together, together
 
 
 def _compare(
     levels: Arm,
     trials: dict[int, tuple[float, float]],
     baseline: dict[int, tuple[float, float]],
+    prior: Prior,
     confidence: float,
 ) -> Confirmed:
     accuracy = fmean(value for value, _ in trials.values())
     speeds = [speed for _, speed in trials.values() if speed > 0]
     whole = Confirmed(levels, accuracy, fmean(speeds) if speeds else math.nan, len(trials))
     pairs = [trials[seed][0] - baseline[seed][0] for seed in sorted(trials.keys() & baseline.keys())]
-    if len(pairs) < 2 or trials is baseline:
+    if not pairs or trials is baseline:
         return whole
     gain = fmean(pairs)
-    half = float(stdtrit(len(pairs) - 1, (1 + confidence) / 2)) * stdev(pairs) / math.sqrt(len(pairs))
-    return Confirmed(*(levels, accuracy, whole.samples_per_s, len(trials)), gain, gain - half, gain + half)
+    squared, df = prior.moderated(variance(pairs) if len(pairs) > 1 else 0.0, len(pairs) - 1)
+    half = float(stdtrit(df, (1 + confidence) / 2)) * math.sqrt(squared / len(pairs))
+    return replace(whole, gain=gain, low=gain - half, high=gain + half)

@@ -14,6 +14,7 @@ from experiments.analysis.design_table import DesignTable, tabulate
 from experiments.analysis.model.aliasing import aliases
 from experiments.analysis.model.fit import Fit, Interaction
 from experiments.analysis.model.linear_model import fit_gain
+from experiments.analysis.model.run_order import about_run_order
 from experiments.analysis.price import price_of
 from experiments.analysis.responses import respond
 from experiments.analysis.row_checks import enumerate_few
@@ -118,6 +119,7 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
     scores = _scores(rows)
     judged = scores[rule.metric, rule.condition]
     gain = fit_gain(respond(judged, table, rule, rule.metric, rule.condition), table)
+    about_order = about_run_order(rows, table, rule, gain.collapsed)
     slowdown, price_notes = price_of(rows, table, rule, bench)
     effects, missing = _effects(scores, table, rule, rule.metric)
     others = [_effects(scores, table, rule, metric)[0] for metric in OTHER_METRICS if metric != rule.metric]
@@ -128,7 +130,7 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
         effects=tuple(effects),
         residual_df=gain.residual_df,
         noise=gain.noise,
-        notes=(*_left_out(table, gain), *missing, *price_notes, *_about_scenes(gain)),
+        notes=(*_left_out(table, gain), *missing, *price_notes, *about_order, *_about_scenes(gain)),
         other_effects=tuple(effect for group in others for effect in group),
         interactions=_interactions(gain, table, rule),
         aliases=aliases(table),
@@ -172,10 +174,10 @@ def _scores(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def _interactions(gain: Fit, table: DesignTable, rule: DecisionRule) -> tuple[Interaction, ...]:
-    wide = float(single_quantile(np.array(float(gain.residual_df)), table, rule))
+    wide = single_quantile(np.array([pair.df for pair in gain.interactions]), table, rule)
     return tuple(
-        replace(pair, low=pair.effect - wide * pair.error, high=pair.effect + wide * pair.error)
-        for pair in gain.interactions
+        replace(pair, low=float(pair.effect - q * pair.error), high=float(pair.effect + q * pair.error))
+        for pair, q in zip(gain.interactions, wide, strict=True)
     )
 
 
@@ -196,6 +198,9 @@ def _left_out(table: DesignTable, gain: Fit) -> list[str]:
         f"All trials with {level} at {site} were stopped early: its effect is taken from where they stopped."
         for site, level in gain.carried
     ]
+    if table.missing:
+        total = len(table.trials) + len(table.missing)
+        notes.append(f"{len(table.missing)} of {total} trials are missing: {enumerate_few(table.missing)}.")
     if table.waiting:
         seeds = ", ".join(map(str, table.waiting))
         notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")

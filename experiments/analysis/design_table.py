@@ -1,7 +1,7 @@
 """From rows to the table that a linear model needs: one line per trial, one column per site and level.
 
-The table names the trials that ran, that diverged, that were stopped early, and the seeds that wait for the
-next look. Missing arms are refused with one sentence.
+The table names the trials that ran, that diverged, that were stopped early, that are missing, and the seeds
+that wait for the next look. If too many are missing, the rows are refused with one sentence.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ from experiments.recipes.factorial import Arm, level_of
 from pipeline.config.early_stopping import STOPPED
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, select
+
+MOST_MISSING = 0.25
+"""Share of the trials which a look adds that may be missing: as many as may have collapsed. The others judge
+what they can tell apart; of more than that, it is the study that is missing."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ class DesignTable:
         look: which look this is, from 1.
         interim_analyses: numbers of seeds of all planned looks.
         waiting: seeds that have rows and are judged at a later look.
+        missing: arm and seed of every trial of the judged seeds that has neither metric nor diverged.
+        more_blocks: further columns that the model takes beside the seeds' blocks, each with one number per
+            trial (``experiments.analysis.model.run_order``).
     """
 
     sites: tuple[str, ...]
@@ -69,6 +76,8 @@ class DesignTable:
     look: int = 1
     interim_analyses: tuple[int, ...] = (1,)
     waiting: tuple[int, ...] = ()
+    missing: tuple[str, ...] = ()
+    more_blocks: tuple[tuple[float, ...], ...] = ()
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -99,8 +108,15 @@ class DesignTable:
 
     @cached_property
     def blocks(self) -> NDArray[np.float64]:
-        """(trials, seeds): 1 where the trial has the seed, else 0."""
-        return np.array([[t.seed == seed for seed in self.seeds] for t in self.trials], dtype=float)
+        """(trials, seeds + more blocks): 1 where the trial has the seed, else 0; then ``more_blocks``."""
+        of_seeds = [[float(t.seed == seed) for t in self.trials] for seed in self.seeds]
+        return np.array([*of_seeds, *self.more_blocks], dtype=float).T
+
+    @cached_property
+    def arms(self) -> NDArray[np.float64]:
+        """(trials, arms): 1 where the trial is of the arm, else 0."""
+        arms = sorted({trial.levels for trial in self.trials})
+        return np.array([[t.levels == arm for arm in arms] for t in self.trials], dtype=float)
 
 
 def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
@@ -116,7 +132,7 @@ def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
     """
     sites, present, diverged = ended_trials(rows, rule)
     stopped = {row.trial: int(row.value) for row in select(rows, metric=STOPPED, site="")}
-    look, seeds = _reached(present, sites, rule)
+    look, seeds, missing = _reached(present, sites, rule)
     judged = tuple(trial for trial in present if trial.seed in seeds)
     names = {trial.name for trial in judged}
     return DesignTable(
@@ -129,6 +145,7 @@ def tabulate(rows: Sequence[Row], rule: DecisionRule) -> DesignTable:
         look,
         rule.interim_analyses or (len(seeds),),
         tuple(sorted({trial.seed for trial in present} - set(seeds))),
+        missing,
     )
 
 
@@ -223,21 +240,33 @@ def _refuse_unplanned(trials: Sequence[TrialRow], rule: DecisionRule) -> None:
 
 def _reached(
     trials: Sequence[TrialRow], sites: tuple[str, ...], rule: DecisionRule
-) -> tuple[int, tuple[int, ...]]:
-    """Return which look was reached, and the seeds that it judges; refuse gaps in them."""
+) -> tuple[int, tuple[int, ...], tuple[str, ...]]:
+    """Return which look was reached, the seeds that it judges, and what is missing in them.
+
+    A look is reached when at most a share ``MOST_MISSING`` of the trials that it adds is missing.
+    """
     seeds = rule.seeds or tuple(sorted({trial.seed for trial in trials}))
+    arms = expected_arms(sites, rule)
     present = {(trial.levels, trial.seed) for trial in trials}
-    gaps = {seed: [arm for arm in expected_arms(sites, rule) if (arm, seed) not in present] for seed in seeds}
     looks = rule.interim_analyses or (len(seeds),)
-    complete = next((n for n, seed in enumerate(seeds) if gaps[seed]), len(seeds))
-    taken = sum(look <= complete for look in looks)
-    if taken:
-        return taken, seeds[: looks[taken - 1]]
-    wanted = seeds[: looks[0]]
-    missing = [f"{spell_arm(arm, sites, rule)}, seed {seed}" for seed in wanted for arm in gaps[seed]]
-    listed = "; ".join(missing[:3]) + ("; ..." if len(missing) > 3 else "")
-    total = len(wanted) * len(expected_arms(sites, rule))
-    raise AnalysisError(
-        f"{len(missing)} of {total} trials lack {rule.metric} ({rule.condition}): "
+    missing: tuple[str, ...] = ()
+    for look, (begin, end) in enumerate(pairwise((0, *looks)), 1):
+        added = [(arm, seed) for seed in seeds[begin:end] for arm in arms]
+        lacking = [cell for cell in added if cell not in present]
+        if len(lacking) > MOST_MISSING * len(added):
+            if look > 1:
+                return look - 1, seeds[:begin], missing
+            raise _too_few(lacking, len(added), sites, rule)
+        missing += tuple(f"{spell_arm(arm, sites, rule)}, seed {seed}" for arm, seed in lacking)
+    return len(looks), seeds[: looks[-1]], missing
+
+
+def _too_few(
+    lacking: Sequence[tuple[Arm, int]], total: int, sites: tuple[str, ...], rule: DecisionRule
+) -> AnalysisError:
+    spelled = [f"{spell_arm(arm, sites, rule)}, seed {seed}" for arm, seed in lacking[:3]]
+    listed = "; ".join(spelled) + ("; ..." if len(lacking) > len(spelled) else "")
+    return AnalysisError(
+        f"{len(lacking)} of {total} trials lack {rule.metric} ({rule.condition}): "
         f"{listed}; finish the study with `biaswise study resume`"
     )

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from experiments.analysis.design_table import DesignTable
 from experiments.analysis.model.fit import Fit, Response
 from experiments.analysis.model.linear_model import fit_sites
+from experiments.analysis.model.run_order import with_order_blocks
 from experiments.analysis.row_checks import enumerate_few, typical_values
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from operators.bench.rows import BenchRow
@@ -63,7 +64,8 @@ def price_of(
             )
         return _from_bench(bench, median(plain), table, rule)
     logs = [math.log(times[t.name]) if t.name in usable else math.nan for t in table.trials]
-    return fit_sites(Response(np.array(logs)), table), ()
+    blocked, notes = with_order_blocks(table, rows)
+    return fit_sites(Response(np.array(logs)), blocked), notes
 
 
 def no_slowdown(table: DesignTable) -> Fit:

@@ -1,8 +1,7 @@
 """The measurements of the trials of a table, in the form that the linear model takes.
 
-The metric is in points. Resamples of the scenes are rows of their own (``pipeline.evaluation.bootstrap``):
-the metric of all detections of a trial, recomputed on scenes drawn with replacement, the same draws for
-every trial.
+The metric is in points. Resamples are rows of their own (``pipeline.evaluation.bootstrap``): the metric of
+all detections of a trial, recomputed on logs drawn with replacement, the same draws for every trial.
 """
 
 import math
@@ -67,7 +66,7 @@ def _in_order(values: dict[str, float], table: DesignTable) -> Array:
 def _draws(
     rows: Sequence[Row], names: Sequence[str], metric: str, condition: str
 ) -> tuple[list[dict[str, float]], int]:
-    """Return the draws that all trials have, and how many scenes each has."""
+    """Return the draws that all trials have, and how many logs each has."""
     by_draw: dict[int, dict[str, float]] = defaultdict(dict)
     scenes: set[int] = set()
     for row in select(rows, metric=metric, condition=condition, site="", scene=""):
@@ -76,7 +75,7 @@ def _draws(
             scenes.add(row.n)
     if len(scenes) > 1:
         raise AnalysisError(
-            f"{metric} ({condition}) was resampled over {enumerate_few(map(str, sorted(scenes)))} scenes in "
+            f"{metric} ({condition}) was resampled over {enumerate_few(map(str, sorted(scenes)))} logs in "
             f"different trials; evaluate them on the same ones"
         )
     complete = [by_draw[draw] for draw in sorted(by_draw) if all(name in by_draw[draw] for name in names)]

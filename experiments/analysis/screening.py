@@ -4,6 +4,9 @@ One trial is trained with the bias in every layer. All on/off combinations (mask
 the layers are ranked by the gain of their bias, averaged over the masks of the others. This shows how much
 the trained detector relies on a bias, not what a training without it would give. A screening therefore
 ranks layers and draws no verdict.
+
+The training has a seed of its own. A seed's data order may suit the bias of one layer. If the seed were one
+of the study's, the layer would rank high by the very chance that its verdict must not profit from.
 """
 
 import json
@@ -26,7 +29,7 @@ INTERVENTION = "intervention/"
 """Prefix of the metrics of these rows; ``pipeline.evaluation.intervention`` writes them."""
 
 FOLDER = "screening"
-"""Folder of a study that holds its screening: ``masks.jsonl``, and the training if the study has it not."""
+"""Folder of a study that holds its screening: ``masks.jsonl``, and the training."""
 
 ROWS = "masks.jsonl"
 """The rows of a screening: one plan an on/off mask."""
@@ -56,7 +59,7 @@ class Ranked:
 
 
 def screened(recipe: Recipe) -> TrialSettings:
-    """Return the trial that is trained: the rule's treatment at every site, the first seed.
+    """Return the trial that is trained: the rule's treatment at every site, with ``screening_seed``.
 
     Raises:
         RecipeError: the recipe has no rule, no factors, or too many of them.
@@ -67,7 +70,13 @@ def screened(recipe: Recipe) -> TrialSettings:
             f"recipe {recipe.name}: a screening switches 1 to {MOST_SITES} sites, and it has "
             f"{len(recipe.sites)} sites"
         )
-    return replace(recipe.trials[0], plan=recipe.plan([rule.treatments[0]] * len(recipe.sites)))
+    plan = recipe.plan([rule.treatments[0]] * len(recipe.sites))
+    return replace(recipe.trials[0], plan=plan, seed=screening_seed(recipe))
+
+
+def screening_seed(recipe: Recipe) -> int:
+    """Return the seed after the largest of the study and its confirmation."""
+    return 1 + max({settings.seed for settings in recipe.trials} | set(recipe.confirmation_seeds))
 
 
 def masks(recipe: Recipe) -> list[Plan]:
@@ -172,7 +181,8 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
         digest: of its recipe, which every row of the screening carries.
 
     Raises:
-        AnalysisError: the screening's rows are not those it wrote, are another recipe's, or lack masks.
+        AnalysisError: the screening's rows are not those it wrote, are another recipe's, lack masks, or are
+            of a training with a seed of the study.
     """
     path = study_folder / FOLDER / ROWS
     if rule.order_by != SCREENING or not path.exists():
@@ -182,6 +192,16 @@ def rule_in_force(rule: DecisionRule, study_folder: Path, digest: str) -> Decisi
     rows = read_rows(path)
     if others := sorted({row.recipe_digest for row in rows} - {digest}):
         raise AnalysisError(f"the screening in {path} is of the recipe {others[0]}, the study of {digest}")
+    if not rule.seeds:
+        raise AnalysisError(
+            f"the rule takes its order from the screening in {path} and names no seeds, so nothing says "
+            f"whether the screening has a seed of its own; name the seeds"
+        )
+    if used := sorted({row.seed for row in rows} & set(rule.seeds)):
+        raise AnalysisError(
+            f"the screening in {path} was trained with seed {used[0]}, which the study's verdicts use: its "
+            f"order would favour what that seed favours; delete {path.parent} and run `biaswise study screen`"
+        )
     try:
         return replace(rule, order=tuple(one.site for one in rank(rows, rule.sites, rule)), order_by="")
     except (RecipeError, PlanError) as error:

@@ -153,9 +153,9 @@ Both sides may err: two procedures with up to 2.5 % false PAYS each (half of the
 allows in both directions) disagree in up to 5 % of the studies even if no gain is ever missed. How
 often another full grid agrees with the first is the best that trainings of one's own can reach.
 
-A *screening* takes the training with the bias in all layers, which is an arm of the study,
-evaluates it with layers switched off, and ranks them (`order_by` of a rule). Its estimates are
-assumed to err by 0.7, or by twice that. Holm's procedure then weighs each layer twice as much as
+A *screening* trains once with the bias in all layers, with a seed that no trial has, evaluates that
+with layers switched off, and ranks them (`order_by` of a rule). Its estimates are assumed to err by
+0.7, or by twice that. Holm's procedure then weighs each layer twice as much as
 the next.
 """,
     "smaller effects": """\

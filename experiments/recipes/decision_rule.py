@@ -62,9 +62,8 @@ class DecisionRule:
         alpha_spending: one of ``ALPHA_SPENDING``.
         order: sites, the most promising first; Holm's procedure then gives each twice the weight of the
             next. Empty: equal weights.
-        order_by: ``SCREENING``: the order is the ranking of the study's screening. A screening compares
-            masks of one trial with each other, so its ranking does not depend on differences between
-            trials. Empty: the order is ``order``.
+        order_by: ``SCREENING``: the order is the ranking of the study's screening, which has a seed of its
+            own. Empty: the order is ``order``.
         priced_by: one of ``PRICED_BY``.
         bench_shape: shape of the benchmark that is the model's; empty if the benchmark has only one.
 

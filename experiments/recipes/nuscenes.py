@@ -90,8 +90,8 @@ def r50_waves() -> Recipe:
 def r50_screened() -> Recipe:
     """Return the sequential study whose screening orders the layers by the gain to be expected.
 
-    After its first wave it waits for `biaswise study screen r50_screened`, which uses the trial
-    of this wave that has the bias in all layers.
+    After its first wave it waits for `biaswise study screen r50_screened`, one more training, with a seed of
+    its own.
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design

@@ -87,7 +87,7 @@ class Recipe:
             trials run in one wave.
         early_stopping: which trials of later waves are stopped; None: no trial is stopped.
         confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
-            the bias at every site, and the recommended plan.
+            and the two best plans with a bias.
         underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
     """
 

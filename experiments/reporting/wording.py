@@ -83,8 +83,8 @@ def reading(evidence: Evidence) -> str:
     if evidence.num_scenes:
         share = max(evidence.scene_share, default=0.0)
         text += (
-            f" {evidence.num_scenes} scenes were resampled; their choice makes up to {100 * share:.0f} % of "
-            f"a gain's squared error."
+            f" {evidence.num_scenes} logs were resampled, each with all of its scenes; their choice makes up "
+            f"to {100 * share:.0f} % of a gain's squared error."
         )
     if len(table.interim_analyses) > 1:
         text += (

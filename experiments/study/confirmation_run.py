@@ -1,7 +1,8 @@
-"""The confirmation of a study: no bias, bias at all layers and the recommended plan, with fresh seeds.
+"""The confirmation of a study: no bias and the two best plans, with fresh seeds.
 
-The study's own trials chose the plan, so the gain that they measure is biased upwards. A gain on fresh seeds
-is not. The confirmation is a study of its own in the folder ``confirmation``.
+The study's own trials chose the plans, so the gains that they measure are biased upwards. A gain on fresh
+seeds is not. The second best plan runs too, because the first may have been put first by chance. The
+confirmation is a study of its own in the folder ``confirmation``.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import ended_rows
 from pipeline.metrics.rows import Row
 
-NONE, ALL, RECOMMENDED = "none", "all layers", "recommended"
+NONE, RECOMMENDED, NEXT = "none", "recommended", "next best"
+BIASED_PLANS = 2
+"""Plans with a bias that are trained: the best ones."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Confirmed:
     """What one arm measured with fresh seeds.
 
     Attributes:
-        arm: ``none``, ``all layers`` or ``recommended``.
+        arm: ``none``, ``recommended`` or ``next best`` (of several: ``next best 2``).
         levels: of the factors.
         value: mean of the rule's metric, points.
         gains: over no bias with the same seed, points; one per seed that has both.
@@ -91,14 +94,15 @@ def _print_arms(
 
 
 def arms_of(recipe: Recipe, advice: Recommendation) -> dict[str, Arm]:
-    """Return name -> levels of the arms that are trained; equal arms are listed under both names."""
-    rule = _rule(recipe)
-    sites = len(recipe.sites)
-    return {
-        NONE: (rule.baseline,) * sites,
-        ALL: (rule.treatments[0],) * sites,
-        RECOMMENDED: advice.best.levels,
-    }
+    """Return name -> levels of the arms that are trained: none, and the best plans with a bias.
+
+    If no bias is recommended, it is listed under both names.
+    """
+    none = (_rule(recipe).baseline,) * len(recipe.sites)
+    biased = [one.levels for one in advice.candidates if one.levels != none][:BIASED_PLANS]
+    others = [levels for levels in biased if levels != advice.best.levels]
+    names = [NEXT if place == 1 else f"{NEXT} {place}" for place in range(1, len(others) + 1)]
+    return {NONE: none, RECOMMENDED: advice.best.levels, **dict(zip(names, others, strict=True))}
 
 
 def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:

@@ -99,7 +99,8 @@ def next_wave(
     complete = next((n for n, seed in enumerate(rule.seeds) if lacking[seed]), len(rule.seeds))
     taken = sum(look <= complete for look in looks)
     share = shares_spent(looks, taken, rule)
-    if taken and _settled(rows, rule, bench, last=taken == len(looks)):
+    judged = [row for row in rows if row.seed in rule.seeds[: looks[taken - 1]]]  # complete seeds alone
+    if taken and _settled(judged, rule, bench, last=taken == len(looks)):
         reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
         return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):

@@ -1,9 +1,13 @@
-"""The official metric from matches, on a whole split and on scenes drawn with replacement.
+"""The official metric from matches, on a whole split and on logs drawn with replacement.
+
+A log is one drive of the vehicle. nuScenes cuts a drive into several scenes, which share streets, weather
+and traffic. So scenes of a log are no independent draws, and logs are drawn instead. Where tables name no
+log, a scene is its own.
 
 mAP and NDS are no averages over scenes: precision and recall are of all detections together. But the
 devkit matches detections to objects frame by frame, whatever the other frames hold. So detections are
-matched once. Every draw of scenes recomputes the curves from the matches, with each frame counted as often
-as its scene was drawn. From the curves on, the devkit's own functions are used.
+matched once. Every draw of logs recomputes the curves from the matches, with each frame counted as often
+as its log was drawn. From the curves on, the devkit's own functions are used.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,11 +20,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 DRAWS = 100
-"""Draws of scenes; they estimate a standard deviation to 7 per cent, and each costs two rows."""
+"""Draws of logs; they estimate a standard deviation to 7 per cent, and each costs two rows."""
 SEED = 0
 """Seeds the draws; all trials have the same draws, so that trials can be compared."""
 FEWEST_SCENES = 5
-"""Scenes below which none are drawn: their spread cannot be estimated (Student's quantile exceeds 3)."""
+"""Logs below which none are drawn: their spread cannot be estimated (Student's quantile exceeds 3). Where
+each scene is its own log, they are scenes."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +36,40 @@ class Matches:
         confidence: (n,) of the detections.
         hit: (n,) bool, whether a detection found an object.
         errors: true-positive error -> its value for each hit, in the same order.
-        scene: (n,) index of the scene.
-        objects: (scenes,) how many objects there are to find.
+        log: (n,) index of the log.
+        objects: (logs,) how many objects there are to find.
     """
 
     confidence: Array
     hit: NDArray[np.bool_]
     errors: Mapping[str, Array]
-    scene: NDArray[np.int64]
+    log: NDArray[np.int64]
     objects: NDArray[np.int64]
 
 
-def can_draw(scenes: Collection[str]) -> bool:
-    """Return whether there are scenes enough to draw from."""
-    return len(scenes) >= FEWEST_SCENES
+def can_draw(logs: Collection[str]) -> bool:
+    """Return whether there are logs enough to draw from."""
+    return len(logs) >= FEWEST_SCENES
 
 
-def drawn_counts(num_scenes: int, draws: int = DRAWS) -> NDArray[np.int64]:
-    """Return how often each scene is drawn, (draws, scenes)."""
-    return np.random.default_rng(SEED).multinomial(num_scenes, [1 / num_scenes] * num_scenes, draws)
+def drawn_counts(num_logs: int, draws: int = DRAWS) -> NDArray[np.int64]:
+    """Return how often each log is drawn, (draws, logs)."""
+    return np.random.default_rng(SEED).multinomial(num_logs, [1 / num_logs] * num_logs, draws)
+
+
+def named_logs(scene_of: Mapping[str, str], log_of_scene: Mapping[str, str]) -> dict[str, str]:
+    """Return frame -> the log that it belongs to, named by the first of the log's scenes.
+
+    So a dataset with a log for each scene has the draws of its scenes.
+
+    Args:
+        scene_of: frame -> its scene.
+        log_of_scene: scene -> its log; empty if the tables name none.
+    """
+    first: dict[str, str] = {}
+    for scene in sorted(set(scene_of.values())):
+        first.setdefault(log_of_scene.get(scene) or scene, scene)
+    return {frame: first[log_of_scene.get(scene) or scene] for frame, scene in scene_of.items()}
 
 
 @dataclass(frozen=True)
@@ -59,23 +79,23 @@ class MatchedSplit:
     Attributes:
         matches: (class, largest distance of a match in m) -> its matches.
         config: the devkit's ``DetectionConfig``.
-        num_scenes: scenes of the split.
+        num_logs: logs of the split.
     """
 
     matches: Mapping[tuple[str, float], Matches]
     config: Any
-    num_scenes: int
+    num_logs: int
 
     def score(self, counts: NDArray[np.int64] | None = None) -> Any:
         """Return the devkit's ``DetectionMetrics``, put together as its ``DetectionEval.evaluate`` does.
 
         Args:
-            counts: (scenes,) how often each scene counts, scenes sorted by name; None: once each.
+            counts: (logs,) how often each log counts, logs sorted by name; None: once each.
         """
         from nuscenes.eval.detection.algo import calc_ap, calc_tp
         from nuscenes.eval.detection.data_classes import DetectionMetrics
 
-        counts = np.ones(self.num_scenes, dtype=np.int64) if counts is None else counts
+        counts = np.ones(self.num_logs, dtype=np.int64) if counts is None else counts
         config, metrics = self.config, DetectionMetrics(self.config)
         for (name, reach), matches in self.matches.items():
             curves = _curves(matches, counts)
@@ -88,42 +108,42 @@ class MatchedSplit:
         return metrics
 
     def score_draws(self, counts: NDArray[np.int64] | None = None) -> list[dict[str, float]]:
-        """Score draws of scenes.
+        """Score draws of logs.
 
         Args:
-            counts: (draws, scenes) how often each scene counts, scenes sorted by name; None:
-                ``drawn_counts``, and no draws of fewer than ``FEWEST_SCENES`` scenes.
+            counts: (draws, logs) how often each log counts, logs sorted by name; None: ``drawn_counts``, and
+                no draws of fewer than ``FEWEST_SCENES`` logs.
 
         Returns:
             ``mAP`` and ``NDS`` of every draw.
         """
-        if counts is None and self.num_scenes < FEWEST_SCENES:
+        if counts is None and self.num_logs < FEWEST_SCENES:
             return []
-        scored = [self.score(row) for row in (drawn_counts(self.num_scenes) if counts is None else counts)]
+        scored = [self.score(row) for row in (drawn_counts(self.num_logs) if counts is None else counts)]
         return [{"mAP": float(metrics.mean_ap), "NDS": float(metrics.nd_score)} for metrics in scored]
 
 
-def match_split(truth: Any, detected: Any, config: Any, scene_of: Mapping[str, str]) -> MatchedSplit:
+def match_split(truth: Any, detected: Any, config: Any, log_of: Mapping[str, str]) -> MatchedSplit:
     """Match the detections of a split to its objects.
 
     Args:
         truth: the devkit's ``EvalBoxes`` of the objects, filtered.
         detected: its ``EvalBoxes`` of the detections, filtered.
         config: its ``DetectionConfig``.
-        scene_of: frame token -> scene.
+        log_of: frame token -> log.
     """
-    scenes = {scene: index for index, scene in enumerate(sorted(set(scene_of.values())))}
-    scene_index = {token: scenes[scene] for token, scene in scene_of.items()}
+    logs = {log: index for index, log in enumerate(sorted(set(log_of.values())))}
+    log_index = {token: logs[log] for token, log in log_of.items()}
     matches = {
-        (name, reach): _match(truth, detected, name, reach, reach == config.dist_th_tp, scene_index)
+        (name, reach): _match(truth, detected, name, reach, reach == config.dist_th_tp, log_index)
         for name in config.class_names
         for reach in config.dist_ths
     }
-    return MatchedSplit(matches, config, len(scenes))
+    return MatchedSplit(matches, config, len(logs))
 
 
 def _match(
-    truth: Any, detected: Any, name: str, reach: float, with_errors: bool, scene_index: Mapping[str, int]
+    truth: Any, detected: Any, name: str, reach: float, with_errors: bool, log_index: Mapping[str, int]
 ) -> Matches:
     """Match the detections of a class to its objects, the most confident first, as ``accumulate`` does.
 
@@ -133,23 +153,23 @@ def _match(
         name: the class.
         reach: largest distance of a match, m.
         with_errors: compute the true-positive errors of matches.
-        scene_index: frame token -> index of its scene.
+        log_index: frame token -> index of its log.
     """
-    num_scenes = 1 + max(scene_index.values())
-    objects = np.zeros(num_scenes, dtype=np.int64)
+    num_logs = 1 + max(log_index.values())
+    objects = np.zeros(num_logs, dtype=np.int64)
     rows: list[tuple[float, int, int, bool, tuple[float, ...]]] = []
     place = 0
     for token in detected.sample_tokens:
         true = [box for box in truth[token] if box.detection_name == name]
         found = [box for box in detected[token] if box.detection_name == name]
-        objects[scene_index[token]] += len(true)
+        objects[log_index[token]] += len(true)
         # equal confidences: the later one first, as the devkit's sorting has it
         order = sorted(range(len(found)), key=lambda i: (found[i].detection_score, i), reverse=True)
         partner = _greedy(found, true, order, reach)
         for index, box in enumerate(found):
             mate = partner[index]
             errors = _errors(true[mate], box, name) if with_errors and mate is not None else ()
-            rows.append((box.detection_score, place + index, scene_index[token], mate is not None, errors))
+            rows.append((box.detection_score, place + index, log_index[token], mate is not None, errors))
         place += len(found)
     rows.sort(reverse=True)
     hit = np.array([row[3] for row in rows], dtype=bool)
@@ -205,11 +225,11 @@ def _errors(true: Any, found: Any, name: str) -> tuple[float, ...]:
 
 
 def _curves(matches: Matches, counts: NDArray[np.int64]) -> Any:
-    """Return the devkit's ``DetectionMetricData`` of scenes counted so often; see its ``accumulate``."""
+    """Return the devkit's ``DetectionMetricData`` of logs counted so often; see its ``accumulate``."""
     from nuscenes.eval.common.utils import cummean
     from nuscenes.eval.detection.data_classes import DetectionMetricData
 
-    times = counts[matches.scene]
+    times = counts[matches.log]
     hits = np.repeat(matches.hit, times)
     objects = int(counts @ matches.objects)
     if not objects or not hits.any():

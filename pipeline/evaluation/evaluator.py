@@ -78,11 +78,11 @@ class Evaluator:
         """Compute the official metric of every condition, and keep the detections; only rank 0 calls it."""
         for condition, (poses, boxes) in detections.items():
             save_detections(self._session.folder / "predictions" / f"{condition}.npz", poses, boxes)
-            scores, draws, num_scenes = self._official.score_draws(poses, boxes)
+            scores, draws, num_logs = self._official.score_draws(poses, boxes)
             self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
             self._add(
                 [
-                    Measure(s.metric, s.unit, s.value, condition=condition, n=num_scenes, draw=s.draw)
+                    Measure(s.metric, s.unit, s.value, condition=condition, n=num_logs, draw=s.draw)
                     for s in draws
                 ]
             )

@@ -2,7 +2,7 @@
 
 The devkit's own functions load and filter the boxes, and turn matches into scores, with its configuration
 ``detection_cvpr_2019``. Only the matching is ours (``pipeline.evaluation.bootstrap``): it serves the split
-and all draws of its scenes. A test compares every number with the devkit's ``DetectionEval``, bit for bit.
+and all draws of its logs. A test compares every number with the devkit's ``DetectionEval``, bit for bit.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.config.settings import CLASSES
 from pipeline.data.formats.nuscenes_tables import open_tables
 from pipeline.data.sample import Detections
-from pipeline.evaluation.bootstrap import DRAWS, MatchedSplit, can_draw, match_split
+from pipeline.evaluation.bootstrap import DRAWS, MatchedSplit, can_draw, match_split, named_logs
 from pipeline.evaluation.submission import EvaluationError, FramePose, submission_boxes
 
 ERRORS = {
@@ -37,7 +37,7 @@ QUICK_METRICS = ("NDS", "mAP")
 
 @dataclass(frozen=True)
 class Score:
-    """One number of the official metric; ``draw`` is the index of the draw of scenes if it is about one."""
+    """One number of the official metric; ``draw`` is the index of the draw of logs if it is about one."""
 
     metric: str
     unit: str
@@ -78,21 +78,24 @@ class NuScenesMetric:
     def score_draws(
         self, poses: Sequence[FramePose], detections: Sequence[Detections]
     ) -> tuple[list[Score], list[Score], int]:
-        """Score the detections on the split, and on draws of its scenes; arguments as in ``score``.
+        """Score the detections on the split, and on draws of its logs; arguments as in ``score``.
 
         Returns:
-            What ``score`` returns; ``mAP`` and ``NDS`` of every draw; the number of scenes.
+            What ``score`` returns; ``mAP`` and ``NDS`` of every draw; the number of logs.
         """
         if not any(len(found.scores) for found in detections):
-            scenes = set(self._scenes(poses).values())
+            logs = set(self._logs(poses).values())
             none = {"mAP": 0.0, "NDS": 0.0}
-            return _nothing_found(), _of_draws([none] * DRAWS if can_draw(scenes) else []), len(scenes)
+            return _nothing_found(), _of_draws([none] * DRAWS if can_draw(logs) else []), len(logs)
         matched = self._match(poses, detections)
-        return _scores(matched.score()), _of_draws(matched.score_draws()), matched.num_scenes
+        return _scores(matched.score()), _of_draws(matched.score_draws()), matched.num_logs
 
-    def _scenes(self, poses: Sequence[FramePose]) -> dict[str, str]:
+    def _logs(self, poses: Sequence[FramePose]) -> dict[str, str]:
+        """Return frame -> its log, by the tables ``sample`` and ``scene``."""
         tables = self._tables
-        return {pose.token: str(tables.get("sample", pose.token)["scene_token"]) for pose in poses}
+        scene_of = {pose.token: str(tables.get("sample", pose.token)["scene_token"]) for pose in poses}
+        scenes = {scene: tables.get("scene", scene) for scene in set(scene_of.values())}
+        return named_logs(scene_of, {s: str(record.get("log_token", "")) for s, record in scenes.items()})
 
     def _match(self, poses: Sequence[FramePose], detections: Sequence[Detections]) -> MatchedSplit:
         """Match detections to objects, boxes loaded and filtered by the devkit's functions."""
@@ -108,7 +111,7 @@ class NuScenesMetric:
                 f"{len(self._truth.sample_tokens)}; the metric needs every frame of the split and no other"
             )
         boxes = self._filtered(EvalBoxes.deserialize(made, DetectionBox))
-        return match_split(self._truth, boxes, self._config, self._scenes(poses))
+        return match_split(self._truth, boxes, self._config, self._logs(poses))
 
     @cached_property
     def _config(self) -> Any:

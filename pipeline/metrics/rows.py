@@ -46,12 +46,12 @@ class Row:
         kernel: name of the kernel that ``kernel_ms`` is about; empty for other metrics.
         condition: sensor condition (``clean``, ``no_lidar``, ...); empty if it has none.
         scene: name of the scene if the number is about one scene; empty otherwise.
-        draw: index of the bootstrap draw of scenes that the number is about
+        draw: index of the bootstrap draw of logs that the number is about
             (``pipeline.evaluation.bootstrap``); None if it is about none.
         seed: seed of the trial.
         step: optimiser steps done when it was measured.
         half_iqr60: half of the distance between the 20th and the 80th percentile, in ``unit``; NaN if n is 1.
-        n: number of repetitions (times), frames (accuracy) or scenes (a draw) that ``value`` summarises.
+        n: number of repetitions (times), frames (accuracy) or logs (a draw) that ``value`` summarises.
         device: ``cpu`` or the GPU's name.
         versions: ``torch=...;ray=...;data=...``: what decides numbers; ``data`` is a ``fingerprint``. A
             string, because rows are compared and grouped by all of it; only the environment table splits it.

@@ -1,7 +1,7 @@
 """When a trial starts, and which place of which machine runs it, as rows.
 
 A machine may become slower, and one GPU may be slower than another. The analysis tells such differences from
-the bias's own by these rows (``experiments.analysis.run_order``).
+the bias's own by these rows (``experiments.analysis.model.run_order``).
 """
 
 import hashlib

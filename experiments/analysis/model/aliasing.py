@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from experiments.analysis.design_table import DesignTable
 
 Array = NDArray[np.float64]
+Pairs = dict[tuple[tuple[str, str], ...], Array]
+"""Pairs of sites that are aliased with one another -> centred product (trials,)."""
 
 
-def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> dict[tuple[tuple[str, str], ...], Array]:
+def pair_columns(table: DesignTable, usable: NDArray[np.bool_]) -> Pairs:
     """Return the interactions of two-level sites that the arms can tell from the sites' own effects.
 
     Returns:

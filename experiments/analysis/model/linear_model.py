@@ -1,57 +1,63 @@
 """The effect of every site from one linear model over all trials, with a block per seed.
 
-Three sources of uncertainty meet in an interval: the noise of a training (residuals), the choice of the
-validation scenes (the metric recomputed on resamples of them, the same for all trials), and trials that
-were stopped early (``experiments.analysis.model.censoring``). Pairwise interactions join the model where the
-design and the number of trials support them; otherwise they are part of its noise.
+Four sources of uncertainty meet in an interval: the noise of a training, what sites gain differently from
+seed to seed (``mean_squares``), the choice of the validation scenes (``scenes``), and trials that were
+stopped early (``censoring``). Interactions join the model where the design supports them
+(``interaction_gate``); otherwise they are part of its noise.
 """
 
 import math
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import orth
-from scipy.special import stdtr
-from statsmodels.regression.linear_model import OLS
 
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.model.aliasing import pair_columns
-from experiments.analysis.model.censoring import Stage, regress_stages
-from experiments.analysis.model.fit import Fit, Interaction, Response
+from experiments.analysis.model.aliasing import Pairs, pair_columns
+from experiments.analysis.model.censoring import regress_stages
+from experiments.analysis.model.fit import ErrorParts, Fit, Interaction, Response
+from experiments.analysis.model.interaction_gate import pairs_join
+from experiments.analysis.model.mean_squares import MeanSquares, basis, split_noise
+from experiments.analysis.model.outliers import find_collapsed
+from experiments.analysis.model.robust_errors import robust_covariance, unbalanced
+from experiments.analysis.model.scenes import over_scenes
 from experiments.recipes.decision_rule import AnalysisError
-from pipeline.evaluation.bootstrap import FEWEST_SCENES
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
-LEAST_DF = 12
-"""Interactions are estimated if this many degrees of freedom stay for the noise: below, the growth of
-Student's quantile costs more than the noise of usual interactions. Six sites in 16 arms have 17 after two
-seeds: of effects of twice the noise one in a hundred is missed for it, and interactions do no harm."""
-COLLAPSED = 0.001
-"""A trial has collapsed if the lowest of all would be as low by chance with less than this probability. It is
-left out like a diverged one, and named. Normal noise costs a trial in one study of a thousand."""
-FULL_LEVERAGE = 1e-9
-"""A leverage this near to one leaves no residual to judge by; rounding errors are far smaller."""
+
+@dataclass(frozen=True)
+class _Runs:
+    """The regression on the values themselves; coefficients are the columns of the model."""
+
+    effect: Array
+    covariance: Array
+    df: Array
+    noise: float
+    squares: MeanSquares
+    carried: frozenset[int] = frozenset()
 
 
 def fit_gain(response: Response, table: DesignTable) -> Fit:
     """Fit an accuracy: ``fit_sites`` without trials whose training collapsed to a finite, useless value.
 
-    One such trial among 32 would be larger than the noise of all others. Its studentised residual shows it
-    (Bonferroni over the trials; Cook and Weisberg, Residuals and Influence in Regression, 1982).
+    One such trial among 32 would be larger than the noise of all others. They are looked for at the first
+    early step, too: there early stopping ends most of them.
 
     Raises:
         AnalysisError: see ``fit_sites``.
     """
-    collapsed: list[str] = []
-    fit = fit_sites(response, table)
-    while (worst := _collapsed(response, table)) is not None:
-        response = _without(response, worst)
-        collapsed.append(table.trials[worst].name)
-        fit = fit_sites(response, table)
-    return replace(fit, collapsed=tuple(collapsed))
+    model = np.hstack([table.treated, table.blocks])
+    collapsed: list[int] = []
+    for index in range(len(response.early_values) + 1):
+        stages = [*response.early_values, response.values]
+        found = find_collapsed(stages[index], model)
+        response = _without(response, found)
+        collapsed += found
+    return replace(
+        fit_sites(response, table), collapsed=tuple(table.trials[trial].name for trial in collapsed)
+    )
 
 
 def fit_sites(response: Response, table: DesignTable) -> Fit:
@@ -66,79 +72,44 @@ def fit_sites(response: Response, table: DesignTable) -> Fit:
     """
     first = response.early_values[0] if len(response.early_values) else response.values
     usable = np.isfinite(first) | np.isfinite(response.values)
-    mains = table.treated[usable]
     blocks = table.blocks[usable]
     blocks = blocks[:, blocks.any(axis=0)]
-    matrix = np.hstack([mains, blocks])
+    matrix = np.hstack([table.treated[usable], blocks])
     _refuse_unestimable(matrix, blocks.shape[1], table)
-    pairs = pair_columns(table, usable)
-    wider = np.hstack([matrix, *(column[:, None] for column in pairs.values())])
-    ended = wider[np.isfinite(response.values[usable])]  # the others have early values only
-    df = len(ended) - ended.shape[1] - len(response.early_values)
-    if df < LEAST_DF or np.linalg.matrix_rank(ended) < ended.shape[1]:
-        pairs, wider = {}, matrix
-    num_terms = mains.shape[1]
-    runs = _regress(wider, response, usable, table)
-    scenes, joint_df = _scene_variance(wider, response, usable, runs, num_terms)
-    of_terms = slice(0, num_terms)
-    variance = np.diag(runs.covariance)[of_terms] + scenes
-    at = num_terms + blocks.shape[1]
-    errors = np.sqrt(np.diag(runs.covariance))
-    interactions = tuple(
-        Interaction(names, float(runs.effect[at + i]), float(errors[at + i])) for i, names in enumerate(pairs)
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(variance > 0, scenes / variance, 0.0)
+    pairs = _pairs(matrix, response, usable, table)
+    matrix = np.hstack([matrix, *(column[:, None] for column in pairs.values())])
+    runs = _regress(matrix, response, usable, table)
+    num_terms = table.treated.shape[1]
+    kept = np.r_[0:num_terms, num_terms + blocks.shape[1] : matrix.shape[1]]  # all but the blocks
+    parts = _parts(runs, matrix, response, usable, kept)
+    squared = np.array([parts.of(weights) for weights in np.eye(len(kept))[:num_terms]])
+    total = squared[:, 0] + squared[:, 1]
+    effect, errors = runs.effect[kept], np.sqrt(np.diag(parts.runs))
     return Fit(
-        runs.effect[of_terms],
-        np.sqrt(variance),
-        joint_df,
-        runs.df,
+        effect[:num_terms],
+        np.sqrt(total),
+        squared[:, 2],
+        runs.squares.seed_by_site_df + runs.squares.rest_df,
         runs.noise,
         int(usable.sum()),
-        share,
+        np.divide(squared[:, 1], total, out=np.zeros(num_terms), where=total > 0),
         response.num_scenes if len(response.draws) else 0,
-        interactions,
+        tuple(
+            Interaction(names, float(effect[i]), float(errors[i]), df=float(parts.runs_df[i]))
+            for i, names in enumerate(pairs, num_terms)
+        ),
         carried=tuple(term for index, term in enumerate(table.terms) if index in runs.carried),
+        parts=parts,
+        mean_squares=runs.squares,
     )
 
 
-def _without(response: Response, trial: int) -> Response:
+def _without(response: Response, trials: list[int]) -> Response:
     values, draws, early = response.values.copy(), response.draws.copy(), response.early_values.copy()
     for measured in (values, draws, early):
-        measured[..., trial : trial + 1] = np.nan  # a slice: there may be no draws and no early values
+        if measured.size:
+            measured[..., trials] = np.nan
     return replace(response, values=values, draws=draws, early_values=early)
-
-
-def _collapsed(response: Response, table: DesignTable) -> int | None:
-    """Return the index of the lowest trial that ended, if it has collapsed."""
-    ended = np.isfinite(response.values)
-    matrix = orth(np.hstack([table.treated[ended], table.blocks[ended]]))  # early stopping may cost it rank
-    df = len(matrix) - matrix.shape[1] - 1
-    if df < 1:
-        return None
-    scores = _studentized(response.values[ended], matrix, df)
-    lowest = int(scores.argmin())
-    if stdtr(df, scores[lowest]) * len(scores) >= COLLAPSED:
-        return None
-    return int(np.flatnonzero(ended)[lowest])
-
-
-def _studentized(values: Array, matrix: Array, df: int) -> Array:
-    """Return externally studentised residuals (trials,): Student's t with ``df`` degrees of freedom.
-
-    They follow from the internal ones (Cook and Weisberg, equation 2.2.8). The ready-made property,
-    ``resid_studentized_external``, fits the model again without each trial and gives the same numbers: 16 ms
-    for 32 trials and 100 ms for 192, where all else that ``fit_gain`` does takes 2 and 3 ms.
-
-    A residual is 0 for a trial that alone decides a coefficient, and for one without which the model fits
-    perfectly.
-    """
-    influence = OLS(values, matrix).fit().get_influence()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        internal = np.asarray(influence.resid_studentized_internal)
-        scores = internal * np.sqrt(df / (df + 1 - internal**2))
-    return np.where(np.isfinite(scores) & (influence.hat_matrix_diag < 1 - FULL_LEVERAGE), scores, 0.0)
 
 
 def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> None:
@@ -155,44 +126,60 @@ def _refuse_unestimable(matrix: Array, num_blocks: int, table: DesignTable) -> N
         )
 
 
-def _regress(matrix: Array, response: Response, usable: NDArray[np.bool_], table: DesignTable) -> Stage:
+def _pairs(matrix: Array, response: Response, usable: Mask, table: DesignTable) -> Pairs:
+    """Return the interactions that join the model: columns (usable trials,)."""
+    pairs = pair_columns(table, usable)
+    ended = np.isfinite(response.values[usable])  # the others have early values only
+    wide = np.hstack([matrix, *(column[:, None] for column in pairs.values())])[ended]
+    num_early = len(response.early_values)
+    if not pairs or np.linalg.matrix_rank(wide) < wide.shape[1]:
+        return {}
+    with_seeds = basis(np.hstack([wide, _seed_by_site(table, usable)[ended]])).shape[1]
+    rest_df = len(wide) - with_seeds - num_early
+    joins = pairs_join(len(wide), len(pairs), with_seeds - wide.shape[1], rest_df)
+    return pairs if joins else {}
+
+
+def _regress(matrix: Array, response: Response, usable: Mask, table: DesignTable) -> _Runs:
     values = response.values[usable]
-    if np.isfinite(values).all():
-        result: Any = OLS(values, matrix).fit()
-        df = len(matrix) - matrix.shape[1]
-        return Stage(result.params, result.cov_params(), df, math.sqrt(result.scale))
-    return regress_stages(matrix, [*response.early_values[:, usable], values])
+    seed_by_site, arms = _seed_by_site(table, usable), table.arms[usable]
+
+    def split(columns: Array, reached: Mask, of_reached: Array) -> MeanSquares:
+        return split_noise(columns, seed_by_site[reached], arms[reached], of_reached)
+
+    if not np.isfinite(values).all():
+        stage = regress_stages(matrix, [*response.early_values[:, usable], values], split)
+        df = np.full(matrix.shape[1], stage.df)
+        return _Runs(stage.effect, stage.covariance, df, stage.noise, stage.squares, stage.carried)
+    inverse = np.linalg.pinv(matrix)
+    squares = split(matrix, np.ones(len(values), dtype=bool), values)
+    scale, of_sites = squares.of_sites
+    noise = math.sqrt(squares.pooled)
+    robust = robust_covariance(matrix, values) if unbalanced(table) else None
+    if robust is not None:
+        return _Runs(inverse @ values, *robust, noise, squares)
+    df = np.full(matrix.shape[1], of_sites)
+    return _Runs(inverse @ values, scale * inverse @ inverse.T, df, noise, squares)
 
 
-def _scene_variance(
-    matrix: Array, response: Response, usable: NDArray[np.bool_], runs: Stage, num_terms: int
-) -> tuple[Array, Array]:
-    """Return (terms,) the variance that the scenes add, and (terms,) the degrees of freedom of the sum.
+def _seed_by_site(table: DesignTable, usable: Mask) -> Array:
+    """Return (usable trials, seeds * terms) products of blocks and centred sites."""
+    seeds, halves = table.blocks[usable, : len(table.seeds)], table.treated[usable] - 0.5
+    return np.asarray((seeds[:, :, None] * halves[:, None, :]).reshape(len(seeds), -1))
 
-    Trials and scenes are crossed. The variance over resamples of the scenes holds the noise of a training
-    per scene as well, which the residuals hold already; the part that both hold is what resampling adds
-    to the residual variance, and is taken off (two-way clustering: Cameron, Gelbach and Miller, JBES 29,
-    2011). Variances over resamples are enlarged by S / (S - 1): S scenes spread less around their own mean.
-    """
-    own = np.diag(runs.covariance)[:num_terms]
-    plain = np.full(num_terms, float(runs.df))
-    if response.num_scenes < FEWEST_SCENES or not len(response.draws):
-        return np.zeros(num_terms), plain
-    kept = np.asarray(np.isfinite(response.draws).all(axis=0))[usable]
-    rows = matrix[kept]
-    if np.linalg.matrix_rank(rows) < rows.shape[1] or len(rows) <= rows.shape[1]:
-        return np.zeros(num_terms), plain
-    draws = response.draws[:, usable][:, kept]
-    inverse = np.linalg.pinv(rows)
-    effects = draws @ inverse.T
-    residuals = draws - effects @ rows.T
-    df = len(rows) - rows.shape[1]
-    leverage = (inverse**2).sum(axis=1)[:num_terms]
-    of_scenes = 1 / (1 / (response.num_scenes - 1) + 1 / (len(draws) - 1))  # few draws blur it, too
-    grown = response.num_scenes / (response.num_scenes - 1)
-    over_scenes = grown * effects[:, :num_terms].var(axis=0, ddof=1)
-    in_both = grown * residuals.var(axis=0, ddof=1).sum() / df * leverage
-    added = np.maximum(over_scenes - in_both, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        joint = (own + added) ** 2 / (own**2 / runs.df + over_scenes**2 / of_scenes + in_both**2 / df)
-    return added, np.where(added > 0, joint, plain)
+
+def _parts(
+    runs: _Runs, matrix: Array, response: Response, usable: Mask, kept: NDArray[np.int64]
+) -> ErrorParts:
+    of_runs = runs.covariance[np.ix_(kept, kept)]
+    scenes = over_scenes(matrix, response, usable)
+    if scenes is None:
+        return ErrorParts(of_runs, runs.df[kept], np.zeros_like(of_runs), np.zeros_like(of_runs))
+    return ErrorParts(
+        of_runs,
+        runs.df[kept],
+        scenes.over_scenes[np.ix_(kept, kept)],
+        scenes.in_both[np.ix_(kept, kept)],
+        scenes.over_scenes_df,
+        scenes.in_both_df,
+    )

@@ -44,7 +44,8 @@ class ScreenStudy(Command):
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         plans = masks(chosen)
         console.print(
-            f"{len(plans)} masks of {len(chosen.sites)} layers, one training; folder {study.path / FOLDER}"
+            f"{len(plans)} masks of {len(chosen.sites)} layers, one training with seed {settings.seed}, "
+            f"which no trial of the study has; folder {study.path / FOLDER}"
         )
         trained = _trained(chosen, settings, study, console)
         if trained is None:
@@ -60,10 +61,7 @@ class ScreenStudy(Command):
 def _trained(
     chosen: "Recipe", settings: "TrialSettings", study: "StudyFolder", console: "Console"
 ) -> Path | None:
-    """Return the folder of the trained trial: the study's own if it has run, else one of the screening's.
-
-    None if the training failed.
-    """
+    """Train the trial of the screening, unless that is done; return its folder, or None if it failed."""
     from experiments.analysis.screening import FOLDER
     from experiments.storage.study_folder import StudyFolder
     from experiments.study.preflight import (
@@ -76,9 +74,6 @@ def _trained(
     from experiments.study.tune_runner import ExecutionOptions, run_trials
 
     name = chosen.trial_name(settings)
-    if study.is_complete(name) and (study.trial(name) / "weights.safetensors").exists():
-        console.print(f"its training is the study's trial {name}", highlight=False)
-        return study.trial(name)
     alone = replace(
         chosen, trials=(settings,), rule=None, design=None, early_stopping=None, confirmation_seeds=()
     )
@@ -108,7 +103,12 @@ def _measure(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     steps = max(row.step for row in read_rows(trained / "rows.jsonl"))
-    common = Row(chosen.name, trained.name, "", "", "", 0.0, step=steps, recipe_digest=chosen.digest)
+    common = Row(
+        *(chosen.name, trained.name, "", "", "", 0.0),
+        seed=settings.seed,
+        step=steps,
+        recipe_digest=chosen.digest,
+    )
     folder = StudyFolder(path.parent)
     with folder.lock(), task_bar(console, "switching layers off") as advance:
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)

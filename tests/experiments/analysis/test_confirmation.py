@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import nct, t
 
-from experiments.analysis.confirmation import FOLDER
+from experiments.analysis.confirmation import FOLDER, Prior
+from experiments.analysis.confirmation import confirm as compare
+from experiments.analysis.decide import weigh
+from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import to_markdown
 from experiments.reporting.summary import summarize
 from pipeline.metrics.rows import append_rows, read_study, select
+from tests.experiments.planted_rows import Truth, plant
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 NONE, BEST = ("none", "none"), ("window", "window")
@@ -44,8 +48,12 @@ def test_plans_are_compared_on_the_seeds_that_both_have(golden):
     assert (best.levels, none.levels) == (BEST, NONE)
     assert (best.accuracy, none.accuracy) == pytest.approx((43.0, 122.5 / 3))
     assert (best.seeds, math.isnan(none.gain)) == (3, True)
-    expected = ttest_rel(POINTS[BEST], POINTS[NONE]).confidence_interval(0.95)
-    assert (best.low, best.high) == pytest.approx((expected.low, expected.high))
+    evidence = summary.evidence
+    differences = np.subtract(POINTS[BEST], POINTS[NONE])
+    df = evidence.residual_df + 2
+    squared = (evidence.residual_df * 2 * evidence.noise**2 + 2 * differences.var(ddof=1)) / df
+    half = t.ppf(0.975, df) * np.sqrt(squared / 3)
+    assert (best.low, best.high) == pytest.approx((best.gain - half, best.gain + half))
     assert best.gain == pytest.approx(np.mean(POINTS[BEST]) - np.mean(POINTS[NONE]))
     text = to_markdown(summary)
     assert "Confirmed on fresh seeds: 43.00 NDS and 9.74 samples/s, +2.17 [" in text
@@ -87,3 +95,52 @@ def test_what_confirms_nothing_is_left_out_and_said(golden, given, reason):
     assert summary.confirmed == ()
     assert f"The confirmation is left out: {reason}" in summary.notes[-1]
     assert summary.evidence is not None
+
+
+SITES = ("decoder.0.cross", "decoder.1.cross")
+STUDIES = 400
+
+
+@pytest.fixture(scope="module")
+def study():
+    """A study of trials with a noise of one point; 17 degrees of freedom estimated it."""
+    truth = Truth(dict.fromkeys(SITES, 0.0), seeds=(0, 1, 2), noise=1.0)
+    rule = DecisionRule(sites=SITES, seeds=truth.seeds, price_points_per_percent=0)
+    return replace(weigh(plant(truth), rule), residual_df=17)
+
+
+def share_confirmed(study, gain, seeds=(100, 101)):
+    """The share of confirmations that find a gain above 0, the study's noise drawn anew each time."""
+    rng = np.random.default_rng(1)
+    found = 0
+    for draw in range(STUDIES):
+        known = replace(study, noise=math.sqrt(rng.chisquare(17) / 17))
+        truth = Truth({SITES[0]: gain, SITES[1]: 0.0}, seeds=seeds, noise=1.0)
+        (best,) = (c for c in compare(plant(truth, draw), known) if c.levels == ("window", "none"))
+        found += best.low > 0
+    return found / STUDIES
+
+
+@pytest.mark.parametrize(("gain", "least"), [(7.0, 0.99), (2.0, 0.40)])
+def test_two_fresh_seeds_confirm_as_often_as_the_noise_allows(study, gain, least):
+    """A gain has the standard error of one trial, and Student's t has 17 + 1 degrees of freedom."""
+    expected = nct.sf(t.ppf(0.975, 18), 18, gain)
+    error = math.sqrt(expected * (1 - expected) / STUDIES)
+    share = share_confirmed(study, gain)
+    assert share == pytest.approx(expected, abs=3 * error + 1e-3)
+    assert share >= least  # 42 and 13 % with the spread of the two seeds alone
+
+
+def test_nothing_is_confirmed_as_often_as_the_confidence_says(study):
+    assert share_confirmed(study, 0.0) == pytest.approx(0.025, abs=3 * math.sqrt(0.025 * 0.975 / STUDIES))
+
+
+def test_one_fresh_seed_has_the_noise_of_the_study(study):
+    (best, *_) = (c for c in compare(plant(Truth({SITES[0]: 3.0, SITES[1]: 0.0}, seeds=(9,))), study))
+    half = t.ppf(0.975, 17) * study.noise * math.sqrt(2)
+    assert (best.low, best.high) == pytest.approx((best.gain - half, best.gain + half))
+
+
+def test_a_moderated_variance_is_the_mean_weighed_by_degrees_of_freedom():
+    assert Prior(4.0, 3).moderated(8.0, 1) == (5.0, 4)
+    assert Prior(4.0, 3).moderated(0.0, 0) == (4.0, 3)

@@ -140,7 +140,7 @@ def test_a_diverged_trial_is_named_and_the_rest_is_judged():
     assert evidence.table.diverged == ("w101-s0",)
     assert "w101-s0" in evidence.notes[0]
     assert evidence.verdicts[0].verdict == PAYS
-    assert evidence.residual_df == 10  # 15 trials, 3 sites, 2 seeds
+    assert evidence.residual_df == 7  # 15 trials, 3 sites, 3 pairs, 2 seeds
 
 
 def test_a_trial_that_diverged_before_its_evaluation_is_named():
@@ -178,12 +178,11 @@ def only_nds(rows, trial, **changes):
 
 REFUSED = {
     "no rows": (lambda rows: [], "no rows"),
-    "missing arm": (lambda rows: [r for r in rows if not r.trial.startswith("w01-")], "2 of 8 trials"),
+    "missing arms": (lambda rows: [r for r in rows if r.trial[2] == "0"], "4 of 8 trials"),
     "missing seed": (lambda rows: [r for r in rows if r.seed == 0], "none everywhere, seed 1"),
-    "missing trial": (lambda rows: [r for r in rows if r.trial != "w11-s1"], "1 of 8 trials"),
-    "trial without the metric": (
-        lambda rows: [r for r in rows if (r.trial, r.metric) != ("w11-s1", "NDS")],
-        "decoder.0.cross + decoder.1.cross, seed 1",
+    "trials without the metric": (
+        lambda rows: [r for r in rows if (r.trial[:3], r.metric) not in {("w11", "NDS"), ("w01", "NDS")}],
+        "decoder.0.cross + decoder.1.cross, seed 0",
     ),
     "two values": (
         lambda rows: rows + [replace(r, value=0.9) for r in rows if (r.trial, r.metric) == ("w00-s0", "NDS")],
@@ -222,6 +221,35 @@ def test_refusals(name):
     with pytest.raises(AnalysisError, match=sentence.replace("+", r"\+")) as caught:
         decide(rows, DecisionRule(sites=SITES[:2], seeds=(0, 1)))
     assert "\n" not in str(caught.value)
+
+
+MISSING = {
+    "one trial": (lambda row: row.trial == "w11-s1", 1),
+    "one trial's metric": (lambda row: (row.trial, row.metric) == ("w11-s1", "NDS"), 1),
+    "a whole arm": (lambda row: row.trial.startswith("w01-"), 2),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_trials_cost_their_cells_and_are_said(name):
+    is_missing, count = MISSING[name]
+    rows = plant(Truth(dict.fromkeys(SITES[:2], 9.0)))
+    evidence = weigh([r for r in rows if not is_missing(r)], DecisionRule(sites=SITES[:2], seeds=(0, 1)))
+    assert len(evidence.table.trials) == 8 - count
+    assert any(note.startswith(f"{count} of 8 trials are missing: window at") for note in evidence.notes)
+    assert {verdict.verdict for verdict in evidence.verdicts} == {PAYS}
+
+
+def test_missing_trials_of_two_looks_are_counted_look_by_look():
+    rows = plant(Truth(dict.fromkeys(SITES, 1.0)))
+    rule = DecisionRule(sites=SITES, seeds=(0, 1), interim_analyses=(1, 2))
+    begun = [r for r in rows if r.seed == 0 or r.trial in ("w000-s1", "w111-s1")]
+    assert weigh(begun, rule).table.look == 1
+    nearly = [r for r in rows if r.trial not in ("w000-s1", "w111-s0")]
+    table = weigh(nearly, rule).table
+    assert (table.look, len(table.trials), len(table.missing)) == (2, 14, 2)
+    with pytest.raises(AnalysisError, match="3 of 8 trials lack NDS"):
+        weigh([r for r in rows if r.trial not in ("w000-s0", "w111-s0", "w110-s0")], rule)
 
 
 def test_unknown_metric_lists_what_was_measured():

@@ -34,7 +34,12 @@ def test_all_masks_are_there_and_the_whole_is_what_is_trained():
         product(("none", "window"), repeat=3)
     )
     assert plans[-1] == screened(demo()).plan
-    assert screened(demo()) in demo().trials  # so the demo's own trial serves
+
+
+def test_the_seed_is_neither_the_studys_nor_its_confirmations():
+    recipe = replace(demo(), confirmation_seeds=(7, 9))
+    assert screened(recipe).seed == 10
+    assert screened(replace(recipe, confirmation_seeds=())).seed == 1 + max(demo().rule.seeds)
 
 
 def test_sites_are_ranked_by_what_they_are_worth_over_all_masks():

@@ -17,6 +17,7 @@ from experiments.analysis.screening import (
     ranking_record,
     rule_in_force,
     screened,
+    screening_seed,
 )
 from experiments.recipes.decision_rule import SCREENING, AnalysisError, ScreeningMissing
 from experiments.recipes.factorial import level_of
@@ -59,7 +60,7 @@ def folder(tmp_path, study):
     return made
 
 
-def screen(study, folder, digest=None, leave_out=0):
+def screen(study, folder, digest=None, leave_out=0, seed=None):
     """Write a screening that finds the second site worth more."""
     worth = dict(zip(SITES, (0.01, 0.05), strict=True))
     rows = [
@@ -67,6 +68,7 @@ def screen(study, folder, digest=None, leave_out=0):
             *(study.name, "t", str(plan), f"{INTERVENTION}NDS", "fraction"),
             sum(gain for site, gain in worth.items() if plan[site].bias == "window"),
             condition="clean",
+            seed=screening_seed(study) if seed is None else seed,
             recipe_digest=digest or study.digest,
         )
         for plan in masks(study)
@@ -115,13 +117,28 @@ def test_screenings_that_are_not_the_studys_are_refused(study, folder):
     assert "are not those that the screening wrote" in summarize(folder.path).answer
 
 
+def test_a_screening_with_a_seed_of_the_study_is_refused(study, folder):
+    path = screen(study, folder, seed=SEEDS[0])
+    reason = "was trained with seed 0, which the study's verdicts use"
+    with pytest.raises(AnalysisError, match=reason):
+        rule_in_force(study.rule, folder.path, study.digest)
+    with pytest.raises(AnalysisError, match=reason):
+        go_on(study, folder)
+    assert reason in summarize(folder.path).answer
+    path.unlink()
+    screen(study, folder)
+    with pytest.raises(AnalysisError, match="and names no seeds"):
+        rule_in_force(replace(study.rule, seeds=()), folder.path, study.digest)
+
+
 def test_a_rule_without_the_wish_ignores_a_screening(study, folder):
     screen(study, folder)
     plain = smoke_waves().rule
     assert rule_in_force(plain, folder.path, study.digest) is plain
 
 
-def test_the_recipe_that_ships_screens_a_trial_of_its_first_wave():
+def test_the_recipe_that_ships_screens_a_seed_of_its_own():
     found = recipe("r50_screened")
     assert found.rule.order_by == SCREENING
-    assert screened(found) in found.trials
+    used = {settings.seed for settings in found.trials} | {*found.rule.seeds, *found.confirmation_seeds}
+    assert screened(found).seed not in used

@@ -141,12 +141,17 @@ def test_terminal_fits_80_columns(golden):
     assert "…" not in text
 
 
+def lose_three(golden):
+    for name in ("w11-s0", "w11-s1", "w01-s0"):
+        shutil.rmtree(golden / "trials" / name)
+
+
 def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
-    shutil.rmtree(golden / "trials/w11-s0")
+    lose_three(golden)
     report = write_report(golden)
     assert report.summary.evidence is None
     text = report.markdown.read_text(encoding="utf-8")
-    assert "**No verdicts: 1 of 8 trials lack NDS (clean)" in text
+    assert "**No verdicts: 3 of 8 trials lack NDS (clean)" in text
     assert "| w10-s0 |" in text
     assert not (golden / "verdicts.csv").exists()
     print_report(report, Console(quiet=True))
@@ -155,7 +160,7 @@ def test_missing_arms_are_said_at_the_top_and_the_trials_still_shown(golden):
 def test_old_verdicts_do_not_survive_rows_that_support_none(golden):
     write_report(golden)
     assert (golden / "verdicts.csv").exists()
-    shutil.rmtree(golden / "trials/w11-s0")
+    lose_three(golden)
     write_report(golden)
     assert not (golden / "verdicts.csv").exists()
     assert not (golden / "effects.csv").exists()

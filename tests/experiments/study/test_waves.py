@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from experiments.analysis.decide import weigh
+from experiments.analysis.recommend import recommend
 from experiments.packing.planner import PackingPlan
 from experiments.packing.policy import FILE as PACKING
 from experiments.packing.policy import packing_of, with_packing
@@ -16,7 +18,7 @@ from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
 from experiments.storage.study_folder import StudyError, StudyFolder, write_json
 from experiments.storage.usage import used_by
-from experiments.study.confirmation_run import ALL, NONE, RECOMMENDED, confirmation, confirmed
+from experiments.study.confirmation_run import NEXT, NONE, RECOMMENDED, arms_of, confirmation, confirmed
 from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
 from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import FILE, early_stopping_of, ended_rows, run_waves
@@ -171,9 +173,16 @@ def test_gpu_hours_count_what_a_killed_session_used(recipe, folder):
     assert folder.is_complete(name)
 
 
-def test_the_confirmation_trains_three_arms_and_reads_their_gains(recipe):
-    arms = {NONE: ("none", "none"), ALL: ("window", "window"), RECOMMENDED: ("window", "none")}
+def advised(recipe, truth):
+    rows = list(rows_of(recipe, truth, recipe.rule.seeds))
+    return recommend(rows, weigh(rows, recipe.rule))
+
+
+def test_the_confirmation_trains_the_two_best_plans_and_reads_their_gains(recipe):
     recipe = replace(recipe, confirmation_seeds=(7, 8))
+    arms = arms_of(recipe, advised(recipe, CLEAR))
+    assert list(arms.values()) == [("none", "none"), ("window", "none"), ("window", "window")]
+    assert list(arms) == [NONE, RECOMMENDED, NEXT]
     made = confirmation(recipe, arms)
     assert set(made.by_arm()) == {(levels, seed) for levels in arms.values() for seed in (7, 8)}
     assert not {s.digest for s in made.trials} & {s.digest for s in recipe.trials}
@@ -183,15 +192,25 @@ def test_the_confirmation_trains_three_arms_and_reads_their_gains(recipe):
         for row in plant(truth)
         if (arm := tuple(Plan.parse(row.plan)[site].bias for site in SITES)) in arms.values()
     ]
-    none, everywhere, recommended = confirmed(rows, made, arms, recipe.rule)
+    none, recommended, second = confirmed(rows, made, arms, recipe.rule)
     assert recommended.gains == pytest.approx((6.0, 6.0))
-    assert everywhere.gains == pytest.approx((0.0, 0.0))
+    assert second.gains == pytest.approx((0.0, 0.0))
     assert none.gains == (0.0, 0.0)
 
 
-def test_a_recommendation_that_is_the_baseline_is_trained_once(recipe):
-    arms = {NONE: ("none", "none"), ALL: ("window", "window"), RECOMMENDED: ("none", "none")}
-    assert len(confirmation(recipe, arms).trials) == 2
+def test_all_layers_run_again_only_if_they_are_among_the_best(recipe):
+    # The price of both is that of 1.58 ^ 2 times the step: each alone is better.
+    truth = replace(CLEAR, gain=dict.fromkeys(SITES, 6.0), slowdown_percent=dict.fromkeys(SITES, 58.0))
+    arms = arms_of(recipe, advised(recipe, replace(truth, gain={SITES[0]: 6.5, SITES[1]: 6.0})))
+    assert list(arms.values())[1:] == [("window", "none"), ("none", "window")]
+
+
+def test_if_no_bias_is_recommended_it_is_trained_once_and_the_two_best_others(recipe):
+    truth = replace(CLEAR, gain={SITES[0]: -1.0, SITES[1]: -2.0})
+    arms = arms_of(recipe, advised(recipe, truth))
+    assert arms[RECOMMENDED] == arms[NONE]
+    assert list(arms.values())[2:] == [("window", "none"), ("none", "window")]
+    assert len(confirmation(replace(recipe, confirmation_seeds=(7,)), arms).trials) == 3
 
 
 def test_a_study_keeps_the_packing_it_began_with(folder, console):

@@ -1,5 +1,7 @@
-"""Draws of scenes against the devkit itself, which is given each frame as often as it was drawn."""
+"""Draws of logs against the devkit itself, which is given each frame as often as its log was drawn."""
 
+import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import Detections
-from pipeline.evaluation.bootstrap import FEWEST_SCENES, drawn_counts, match_split
+from pipeline.evaluation.bootstrap import FEWEST_SCENES, drawn_counts, match_split, named_logs
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import FramePose
 
@@ -91,7 +93,7 @@ def official(evaluation):
 def test_every_scene_once_is_the_official_score(evaluation):
     split = matched(evaluation)
     (got,) = split.score_draws(np.ones((1, SCENES), dtype=int))
-    assert split.num_scenes == SCENES
+    assert split.num_logs == SCENES
     assert got == pytest.approx(official(evaluation), abs=ROUNDING)
     assert 0.05 < got["mAP"] < 0.4  # four of ten classes are there
 
@@ -119,18 +121,57 @@ def test_a_score_is_no_average_over_scenes(evaluation):
     assert abs(mean - official(evaluation)["mAP"]) > 0.01
 
 
-def test_draws_are_the_same_for_every_trial_and_keep_the_number_of_scenes():
+def test_draws_are_the_same_for_every_trial_and_keep_the_number_of_logs():
     assert (drawn_counts(150) == drawn_counts(150)).all()
     assert (drawn_counts(150).sum(axis=1) == 150).all()
 
 
-def test_few_scenes_are_not_drawn_from(evaluation):
+def test_few_logs_are_not_drawn_from(evaluation):
     few = dict.fromkeys(evaluation.gt_boxes.sample_tokens, "one")
-    assert (matched(evaluation, few).score_draws(), matched(evaluation, few).num_scenes) == ([], 1)
+    assert (matched(evaluation, few).score_draws(), matched(evaluation, few).num_logs) == ([], 1)
     split = matched(evaluation)
     whole = split.score_draws()
-    assert split.num_scenes == SCENES >= FEWEST_SCENES
+    assert split.num_logs == SCENES >= FEWEST_SCENES
     assert np.std([draw["NDS"] for draw in whole]) > 0
+
+
+def test_a_draw_of_logs_repeats_all_scenes_of_a_log(evaluation):
+    """Three drives of two scenes each: the devkit's score with both scenes as often as their drive."""
+    log_of = {token: "ABC"[int(token[0]) // 2] for token in evaluation.gt_boxes.sample_tokens}
+    split = matched(evaluation, log_of)
+    counts = np.array([[2, 0, 1], [0, 3, 0]])
+    assert split.num_logs == 3
+    for draw, row in zip(split.score_draws(counts), counts, strict=True):
+        assert draw == pytest.approx(official(repeated(evaluation, row.repeat(2))), abs=ROUNDING)
+    assert split.score_draws() == []  # fewer than five: the spread of logs cannot be estimated
+
+
+def test_scenes_of_a_log_are_one_and_a_scene_without_a_log_is_its_own():
+    scene_of = {"f0": "c", "f1": "b", "f2": "a", "f3": "d", "f4": "b"}
+    logs = {"a": "x", "b": "y", "c": "x", "d": ""}
+    assert named_logs(scene_of, logs) == {"f0": "a", "f1": "b", "f2": "a", "f3": "d", "f4": "b"}
+    alone = {scene: f"log of {scene}" for scene in "dcba"}
+    assert named_logs(scene_of, alone) == scene_of  # as if there were no logs: the draws are the scenes'
+    assert named_logs(scene_of, {}) == scene_of
+
+
+def test_the_tables_say_which_scenes_are_of_one_log(small_dataset: Path, tmp_path: Path):
+    def logs_of(root: Path) -> int:
+        frames = read_frames(root, "v1.0-mini", "mini_train")
+        poses = [FramePose(frame.token, frame.ego2global @ frame.lidar2ego) for frame in frames]
+        nothing = [Detections(np.zeros((0, 9), np.float32), np.zeros(0), np.zeros(0, int)) for _ in poses]
+        found = [Detections(np.nan_to_num(f.boxes), np.ones(len(f.boxes)), f.labels) for f in frames]
+        metric = NuScenesMetric(root, "v1.0-mini", "mini_train")
+        (with_boxes, without) = (metric.score_draws(poses, what)[2] for what in (found, nothing))
+        assert with_boxes == without
+        return with_boxes
+
+    assert logs_of(small_dataset) == 2
+    one = Path(shutil.copytree(small_dataset, tmp_path / "one"))
+    path = one / "v1.0-mini" / "scene.json"
+    scenes = json.loads(path.read_text())
+    path.write_text(json.dumps([scene | {"log_token": scenes[0]["log_token"]} for scene in scenes]))
+    assert logs_of(one) == 1
 
 
 def test_through_the_judge_the_official_score_stays(small_dataset: Path):
@@ -142,6 +183,6 @@ def test_through_the_judge_the_official_score_stays(small_dataset: Path):
         Detections(np.nan_to_num(f.boxes), rng.random(len(f.boxes)).astype(np.float32), f.labels)
         for f in frames
     ]
-    scores, draws, scenes = metric.score_draws(poses, found)
+    scores, draws, logs = metric.score_draws(poses, found)
     assert scores == metric.score(poses, found)
-    assert (draws, scenes) == ([], 1)
+    assert (draws, logs) == ([], 1)

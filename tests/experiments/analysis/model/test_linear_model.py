@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from pandas import DataFrame
 from statsmodels.formula.api import ols
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats.anova import anova_lm
 
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.aliasing import aliases
 from experiments.analysis.model.censoring import regress_stages
 from experiments.analysis.model.fit import Response
-from experiments.analysis.model.linear_model import LEAST_DF, fit_gain, fit_sites
+from experiments.analysis.model.linear_model import fit_gain, fit_sites
+from experiments.analysis.model.mean_squares import WEIGHT_OF_REST
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Factor, fraction, full, one_at_a_time
 
@@ -39,9 +42,21 @@ def test_effects_and_errors_equal_statsmodels_formula():
     data = {"y": values, "a": table.treated[:, 0], "b": table.treated[:, 1]}
     data["seed"] = [str(trial.seed) for trial in table.trials]
     other = ols("y ~ a + b + seed", DataFrame(data)).fit()
+    apart = ols("y ~ a + b + seed + seed:a + seed:b", DataFrame(data)).fit()
     assert fit.effect == pytest.approx([other.params["a"], other.params["b"]], abs=FP64)
-    assert fit.error == pytest.approx([other.bse["a"], other.bse["b"]], abs=FP64)
-    assert (fit.residual_df, fit.df.tolist()) == (4, [4, 4])
+    assert (apart.df_resid, other.df_resid, fit.residual_df) == (2, 4, 4)
+    assert fit.noise == pytest.approx(math.sqrt(other.scale), abs=FP64)
+    # two degrees of freedom are of seed by site; of the other two's mean square, one and a half count
+    scale = (other.ssr - apart.ssr + WEIGHT_OF_REST * apart.scale) / (2 + WEIGHT_OF_REST)
+    assert fit.error == pytest.approx([math.sqrt(scale * 4 / 8)] * 2, abs=FP64)
+    assert fit.df.tolist() == [2 + WEIGHT_OF_REST] * 2
+    expected = anova_lm(other, apart)
+    squares = fit.mean_squares
+    assert squares.seed_by_site_f == pytest.approx((expected["F"][1], expected["Pr(>F)"][1]), abs=FP64)
+    arms = ols("y ~ a * b + seed", DataFrame(data)).fit()
+    lack = anova_lm(other, arms)
+    assert squares.lack_of_fit_f == pytest.approx((lack["F"][1], lack["Pr(>F)"][1]), abs=FP64)
+    assert (squares.lack_of_fit_df, squares.pure_error_df) == (1, 3)
 
 
 def test_several_levels_are_contrasts_with_the_baseline():
@@ -61,13 +76,15 @@ def test_interactions_are_found_where_trials_suffice_and_the_gain_stays_an_avera
     on = table.treated
     values = on @ [1.0, 2.0, 0.0] + 4.0 * on[:, 0] * on[:, 1] + 1e-6 * noise(table)
     fit = fit_sites(Response(values), table)
-    assert fit.residual_df == 24 - 3 - 3 - 3 >= LEAST_DF
+    assert fit.residual_df == 24 - 3 - 3 - 3
     found = {pair.pairs: pair.effect for pair in fit.interactions}
     assert found[("s0", "s1"),] == pytest.approx(4, abs=1e-5)
     assert found[("s0", "s2"),] == pytest.approx(0, abs=1e-5)
     # 1 alone, 5 beside the other: 3 on average
     assert fit.effect == pytest.approx([3, 4, 0], abs=1e-5)
-    few = table_of(full(factors(3)), (0, 1))
+    two_seeds = table_of(full(factors(3)), (0, 1))
+    assert len(fit_sites(Response(noise(two_seeds)), two_seeds).interactions) == 3
+    few = table_of(full(factors(3)), (0,))
     assert fit_sites(Response(noise(few)), few).interactions == ()
 
 
@@ -155,10 +172,10 @@ def test_without_stops_the_stages_are_plain_least_squares():
     matrix = np.hstack([table.treated, table.blocks])
     values = noise(table)
     stage = regress_stages(matrix, [values])
-    plain = fit_sites(Response(values), table)
-    assert stage.effect[:2] == pytest.approx(plain.effect, abs=FP64)
-    assert np.sqrt(np.diag(stage.covariance))[:2] == pytest.approx(plain.error, abs=FP64)
-    assert (stage.df, stage.noise) == (plain.residual_df, pytest.approx(plain.noise, abs=FP64))
+    plain = OLS(values, matrix).fit()
+    assert stage.effect == pytest.approx(plain.params, abs=FP64)
+    assert stage.covariance == pytest.approx(plain.cov_params(), abs=FP64)
+    assert (stage.df, stage.noise) == (plain.df_resid, pytest.approx(math.sqrt(plain.scale), abs=FP64))
 
 
 def test_stopping_the_worst_does_not_flatter_their_arms():

@@ -1,0 +1,67 @@
+"""Which treatments make trainings fail: counts per term, with Fisher's exact test.
+
+A training failed if it diverged (no number) or collapsed (a number far below what the others predict). The
+linear model leaves both out, so a gain is that of trainings that train. What this leaves out stands here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.special import betaincinv
+from scipy.stats import fisher_exact
+
+from experiments.analysis.design_table import DesignTable
+
+CONFIDENCE = 0.95
+"""Of the bound on the rate of failures."""
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Failed trainings with a treatment at a site, and without any there.
+
+    Attributes:
+        site, treatment: the term.
+        failed_with, trials_with: with the treatment at the site.
+        failed_without, trials_without: with the baseline there.
+        p_value: Fisher's exact test, two-sided, that both fail equally often.
+        highest_rate: with the treatment, more than this share fails with at most 5 % confidence (Clopper
+            and Pearson, one-sided). Of eight trainings without a failure, up to 31 % may fail.
+    """
+
+    site: str
+    treatment: str
+    failed_with: int
+    trials_with: int
+    failed_without: int
+    trials_without: int
+    p_value: float
+    highest_rate: float
+
+    @property
+    def more_with(self) -> bool:
+        """Whether a larger share fails with the treatment: then a gain is that of the others alone."""
+        return self.failed_with * self.trials_without > self.failed_without * self.trials_with
+
+
+def count_failures(table: DesignTable, collapsed: Sequence[str]) -> tuple[Failures, ...]:
+    """Count the failed trainings of every term.
+
+    Args:
+        table: the design as it ran; it names what diverged.
+        collapsed: names of the trials that collapsed (``Fit.collapsed``).
+    """
+    failed = {*table.diverged, *collapsed}
+    counted = []
+    for site, treatment in table.terms:
+        index = table.sites.index(site)
+        with_it = [t.name in failed for t in table.trials if t.levels[index] == treatment]
+        without = [t.name in failed for t in table.trials if t.levels[index] == table.baseline]
+        bad, good = sum(with_it), len(with_it) - sum(with_it)
+        counts = [[bad, good], [sum(without), len(without) - sum(without)]]
+        highest = float(betaincinv(bad + 1, good, CONFIDENCE)) if good else 1.0
+        p_value = float(fisher_exact(counts).pvalue)
+        counted.append(
+            Failures(site, treatment, bad, len(with_it), sum(without), len(without), p_value, highest)
+        )
+    return tuple(counted)

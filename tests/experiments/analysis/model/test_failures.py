@@ -1,0 +1,31 @@
+"""Failures by layer: counts by hand, p-values of the book."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.analysis.model.failures import count_failures
+from tests.experiments.analysis.model.studies import TABLES
+
+
+def test_diverged_and_collapsed_trainings_are_counted_by_layer():
+    table = TABLES["6fx2"]
+    with_first = [trial.name for trial in table.trials if trial.levels[0] != "none"]
+    failed = count_failures(replace(table, diverged=(with_first[0],)), (with_first[5],))
+    first = failed[0]
+    assert (first.failed_with, first.trials_with) == (2, 16)
+    assert (first.failed_without, first.trials_without) == (0, 16)
+    assert first.more_with
+    # two of two on one side of 16 and 16: 2 * C(16, 2) / C(32, 2)
+    assert first.p_value == pytest.approx(2 * 120 / 496)
+    assert [f.failed_with + f.failed_without for f in failed] == [2] * 6
+
+
+def test_no_failure_is_no_proof_of_none():
+    failed = count_failures(TABLES["3x2"], ())
+    assert not any(f.more_with for f in failed)
+    # all of eight train with probability 5 % if 1 - 0.05 ** (1 / 8) of them fail
+    assert failed[0].highest_rate == pytest.approx(1 - 0.05 ** (1 / 8))
+    assert failed[0].p_value == 1
+    everything = count_failures(TABLES["3x2"], [trial.name for trial in TABLES["3x2"].trials])
+    assert (everything[0].highest_rate, everything[0].more_with) == (1, False)
