@@ -6,6 +6,7 @@ run ended.
 """
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from experiments.recipes.factorial import Arm
 from experiments.recipes.recipe import Recipe
 from experiments.reporting.tables.stopwatch import stopwatch_notes, stopwatch_table, timed_prices
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
+from experiments.study.progress import task_bar
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import is_user_error
@@ -201,13 +203,15 @@ def _set_aside(place: Path) -> None:
 
 
 def _run(request: Request, console: Console) -> str:
-    """Time in a process of its own, and show how far it is; return why it ended.
+    """Time in a process of its own, or on the cluster; show how far it is, and return why it ended.
 
     Raises:
         StudyError: it refused, or it died.
     """
-    from experiments.study.progress import task_bar
+    if os.environ.get("RAY_ADDRESS"):
+        from experiments.study.price_on_cluster import time_on_cluster  # imports Ray
 
+        return time_on_cluster(request, console)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(request, theirs), daemon=True)
@@ -239,21 +243,29 @@ def serve(request: Request, pipe: Connection) -> None:
         request: what to time.
         pipe: to the process that waits.
     """
-    from pipeline.training.stopwatch import Until, time_trial  # imports torch: seconds
-
-    until = Until(request.seconds, partial(narrow_enough, rule=request.rule), _telling(pipe))
     try:
-        reason = time_trial(request.settings, request.plans, request.folder, request.digest, until)
+        reason = time_request(request, lambda rounds, seconds: pipe.send(("rounds", rounds, seconds)))
     except (ValueError, RuntimeError) as error:
-        if not is_user_error(error):
-            raise
-        pipe.send(("refused", str(error)))
+        pipe.send(("refused", refusal_of(error)))
     else:
         pipe.send(("ended", reason))
 
 
-def _telling(pipe: Connection) -> Callable[[int, float], None]:
-    def tell(rounds: int, seconds: float) -> None:
-        pipe.send(("rounds", rounds, seconds))
+def time_request(request: Request, progress: Callable[[int, float], None]) -> str:
+    """Time in this process; return why it ended.
 
-    return tell
+    Args:
+        request: what to time.
+        progress: told the number of rounds, and the seconds used.
+    """
+    from pipeline.training.stopwatch import Until, time_trial  # imports torch: seconds
+
+    until = Until(request.seconds, partial(narrow_enough, rule=request.rule), progress)
+    return time_trial(request.settings, request.plans, request.folder, request.digest, until)
+
+
+def refusal_of(error: Exception) -> str:
+    """Return the sentence of an error that is meant for the user; another one is raised again."""
+    if not is_user_error(error):
+        raise error
+    return str(error)

@@ -12,18 +12,19 @@ from rich.console import Console
 from experiments.analysis.price_model import fit_price
 from experiments.analysis.timings import read_timings
 from experiments.cli.main import main
-from experiments.recipes import mini
+from experiments.recipes import mini, registry
 from experiments.recipes.factorial import Factor, full, level_of, one_at_a_time, plan_of
 from experiments.recipes.mini import CROSS_SITES, IMPL, REST, demo, smoke
 from experiments.recipes.nuscenes import r50_waves
 from experiments.recipes.recipe import Recipe, trials_of
 from experiments.reporting.tables.stopwatch import FIXED, stopwatch_notes, stopwatch_table, timed_prices
-from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
+from experiments.storage.study_folder import StudyError, StudyFolder, read_json
 from experiments.study import price_run
 from experiments.study.price_run import (
     FOLDER,
     ROWS,
     STATUS,
+    Request,
     is_timed,
     narrow_enough,
     plans_of,
@@ -31,7 +32,9 @@ from experiments.study.price_run import (
     time_study,
 )
 from pipeline.metrics.rows import Row, append_rows, read_rows, select
+from pipeline.training.stopwatch import TIME_OVER
 from tests.experiments.planted_rows import plant_times
+from tests.smallest import SMALLEST
 
 TRUE = {"fixed": 0.30, CROSS_SITES[0]: 0.0, CROSS_SITES[1]: 0.02, CROSS_SITES[2]: -0.01}
 
@@ -128,9 +131,9 @@ class Timed:
 
     def __init__(self, rows: list[Row], digest: str) -> None:
         self.rows = [replace(row, recipe_digest=digest) for row in rows]
-        self.asked: list[price_run.Request] = []
+        self.asked: list[Request] = []
 
-    def __call__(self, request: price_run.Request, console: Console) -> str:
+    def __call__(self, request: Request, console: Console) -> str:
         self.asked.append(request)
         append_rows(request.folder / ROWS, self.rows)
         return "the time is over"
@@ -210,20 +213,19 @@ def test_a_study_that_compares_nothing_is_refused(folder: StudyFolder) -> None:
         time_study(mini.pretrain(), folder, Console(quiet=True))
 
 
+@pytest.fixture
+def small(smoke_world: mini.SyntheticDataset) -> Recipe:
+    """The smallest study, of the smallest model."""
+    plain = smoke()
+    data = replace(plain.trials[0].data, train=(smoke_world.root,), val=smoke_world.root)
+    trials = tuple(replace(settings, data=data, overrides=SMALLEST) for settings in plain.trials)
+    return replace(plain, trials=trials, datasets=(smoke_world,))
+
+
 @pytest.mark.slow(seconds=30)
 def test_the_command_times_the_smallest_study_in_a_process_of_its_own(
-    smoke_world: mini.SyntheticDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture,
+    small: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from experiments.recipes import registry
-    from tests.smallest import SMALLEST
-
-    small = smoke()
-    data = replace(small.trials[0].data, train=(smoke_world.root,), val=smoke_world.root)
-    trials = tuple(replace(settings, data=data, overrides=SMALLEST) for settings in small.trials)
-    small = replace(small, trials=trials, datasets=(smoke_world,))
     monkeypatch.setitem(registry.RECIPES, "smoke", lambda: small)
     words = ["study", "time", "smoke", "--seconds", "1", "--runs-dir", str(tmp_path)]
     assert main(words) in (0, 2)  # 2: the machine is busy, and the A/A check says so
@@ -232,11 +234,30 @@ def test_the_command_times_the_smallest_study_in_a_process_of_its_own(
     assert {row.recipe_digest for row in rows} == {small.digest}
     assert {row.step for row in rows} == {0, 1, 2}
     assert len(list(select(rows, metric="stopwatch/training"))) == 9
-    assert read_json(place / STATUS)["reason"] == "the time is over"
-    write_json(place / STATUS, {"recipe_digest": small.digest})
-    (place / ROWS).write_text("")
+    assert read_json(place / STATUS)["reason"] == TIME_OVER
+    (place / ROWS).unlink()
     append_rows(place / ROWS, [replace(row, commit="other") for row in rows])
     (place / STATUS).unlink()
     capfd.readouterr()
     assert main(words) == 2
     assert "were measured with commit other, and now it is" in capfd.readouterr().err
+
+
+@pytest.mark.cluster
+@pytest.mark.slow(seconds=40)
+@pytest.mark.usefixtures("quick_ray")
+def test_on_a_cluster_a_task_goes_on_with_the_rows_of_the_driver(small: Recipe, tmp_path: Path) -> None:
+    from experiments.study.price_on_cluster import time_on_cluster
+
+    assert small.rule is not None
+    settings = small.trials[0]
+    request = Request(settings, plans_of(small), tmp_path / FOLDER, small.digest, small.rule, 0.1)
+    assert time_on_cluster(request, Console(quiet=True)) == TIME_OVER
+    first = read_rows(tmp_path / FOLDER / ROWS)
+    assert {row.step for row in first} == {0, 1, 2}
+    assert {row.trial for row in first} == {FOLDER}
+    assert time_on_cluster(request, Console(quiet=True)) == TIME_OVER
+    assert read_rows(tmp_path / FOLDER / ROWS)[: len(first)] == first
+    assert {row.step for row in read_rows(tmp_path / FOLDER / ROWS)} == {0, 1, 2, 3}
+    with pytest.raises(StudyError, match=r"measured with recipe_digest .*start anew with --again"):
+        time_on_cluster(replace(request, digest="another"), Console(quiet=True))
