@@ -64,7 +64,7 @@ def use_graphs(model: Any, graphs: bool = True, most: int = MOST) -> Any:
 
 
 def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TRAINING) -> Any:
-    """Switch training through CUDA graphs on or off: for the head, and for a frozen image backbone.
+    """Switch training through CUDA graphs on or off: for the head with its losses, and for frozen backbones.
 
     Losses and gradients are the same up to the order of sums. Dropout draws for the padding slots too. The
     graphs hold memory. Parameters must stay the same objects at the same place, so move the model before.
@@ -79,6 +79,8 @@ def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TR
     """
     on = graphs and next(model.parameters()).is_cuda
     model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head, most) if on else None
+    # The LiDAR branch runs beside the image branch, so their captures cannot share buffers.
+    model.lidar_graphs = TrainGraphs(model, lane="lidar") if on else None
     return model
 
 

@@ -19,7 +19,27 @@ class DeviceMeasure:
     site: str = ""
 
 
-def to_host(measures: Sequence[DeviceMeasure]) -> list[Measure]:
-    """Read all values in one transfer: a transfer for each would make the host wait for the GPU each time."""
-    values: list[float] = torch.stack([m.value.detach() for m in measures]).tolist()
-    return [Measure(m.metric, m.unit, v, site=m.site) for m, v in zip(measures, values, strict=True)]
+class Transfer:
+    """Measures on their way to the host, in one copy: a copy each would make the host wait each time.
+
+    Args:
+        measures: at least one; their values may be overwritten after this call.
+    """
+
+    def __init__(self, measures: Sequence[DeviceMeasure]) -> None:
+        self._measures = measures
+        values = torch.stack([m.value.detach() for m in measures])
+        self._values = values.to("cpu", non_blocking=True)  # into pinned memory
+        self._copied: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> list[Measure]:
+        """Return the measures; the host waits until they are there."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._values.tolist()
+        return [
+            Measure(m.metric, m.unit, v, site=m.site) for m, v in zip(self._measures, values, strict=True)
+        ]

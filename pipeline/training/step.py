@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.plan import Plan
+from pipeline.detector.openmmlab.data_samples import preprocess
 from pipeline.detector.precision import autocast
 from pipeline.errors import TrialError
-from pipeline.metrics.device_measure import DeviceMeasure, to_host
+from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
 
 LAST_LR = 1e-3
@@ -66,6 +67,8 @@ class TrainStep:
         self._amp = amp
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
+        # A fused optimiser can skip its update on the device, so that the host need not look before it.
+        self._skips = all(group.get("fused") for group in optimizer.param_groups)
         self._wrapped: nn.Module = model
         if distributed:
             self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
@@ -73,11 +76,11 @@ class TrainStep:
     def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its parts for a collated batch."""
         device = next(self.model.parameters()).device.type
-        prepared = self.model.data_preprocessor(batch, True)
+        prepared = preprocess(self.model.data_preprocessor, batch, True)
         with autocast(device, self._amp):
             parts = self._wrapped(**prepared, mode="loss")
-        total, logs = self.model.parse_losses(parts)
-        return total, logs
+        total = torch.stack(list(parts.values())).sum()
+        return total, {"loss": total, **parts}
 
     def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
         """Train on one batch.
@@ -103,13 +106,23 @@ class TrainStep:
         losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
         bias_numbers = self.model.bias_numbers()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        measures = to_host([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)])
-        if not (math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value)):
-            names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
-            bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]
-            raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+        transfer = Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)])
+        if not self._skips:
+            measures = finite(transfer.read())
+            self.optimizer.step()
+            return measures
+        self.optimizer.found_inf = (total.detach() + norm).isfinite().logical_not().float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        return finite(transfer.read())
+
+
+def finite(measures: list[Measure]) -> list[Measure]:
+    """Return the measures of a step; TrialError if loss or gradient are not finite."""
+    if math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value):
         return measures
+    names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
+    bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]
+    raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
 
 
 def loss_of(measures: Sequence[Measure]) -> float:

@@ -101,17 +101,21 @@ class Passes:
 class Recorder:
     """Captures passes on a GPU, with one stream and one memory pool. On a CPU, for tests, passes just run.
 
+    Args:
+        device: where the passes run.
+        lane: passes of one lane never run at the same time.
+
     Attributes:
         turn: number of replays so far. A backward pass must follow its forward pass directly.
         pool: handle of the memory pool; None on a CPU.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, lane: str = "main") -> None:
         self.turn = 0
         self.pool: Any = None
         self._device = device
         if device.type == "cuda":
-            self._stream = _stream(device)
+            self._stream = _stream(device, lane)
             self.pool = torch.cuda.graph_pool_handle()
 
     def record(self, rehearse: Call, passes: Sequence[Call]) -> list[Call]:
@@ -229,8 +233,8 @@ class Replay(torch.autograd.Function):
 
 
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the one stream of all captures; cuBLAS keeps 32 MiB for every stream that it has used."""
+def _stream(device: torch.device, lane: str) -> torch.cuda.Stream:
+    """Return the stream of all captures of a lane; cuBLAS keeps 32 MiB for every stream that it has used."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

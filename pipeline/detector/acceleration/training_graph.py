@@ -44,10 +44,12 @@ class TrainGraphs(Gate):
     Args:
         owner: the module whose function is captured.
         most: number of graphs and pairs that are kept; later kinds of input run kernel by kernel.
+        lane: captures that may be replayed at the same time need another lane, and another instance.
     """
 
-    def __init__(self, owner: nn.Module, most: int = MOST) -> None:
+    def __init__(self, owner: nn.Module, most: int = MOST, lane: str = "main") -> None:
         super().__init__()
+        self._lane = lane
         self._owner = owner
         self._parameters = dict(owner.named_parameters())
         self._pairs: dict[Hashable, Pair] = {}
@@ -120,7 +122,7 @@ class TrainGraphs(Gate):
         return seen and not full
 
     def _recorder_on(self, device: torch.device) -> Recorder:
-        self._recorder = self._recorder or Recorder(device)
+        self._recorder = self._recorder or Recorder(device, self._lane)
         return self._recorder
 
     @property

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.memory_format import maps_channels_last
+from pipeline.detector.acceleration.training_graph import TrainGraphs
+from pipeline.detector.backbones.half_encoder import encode
 from pipeline.detector.backbones.sparse_conv import build_sparse_encoder
 from pipeline.detector.backbones.voxelization import VoxelLayer
 
@@ -23,10 +26,12 @@ class LidarBranch(nn.Module):
     Attributes:
         pts_branch: one module from points to a BEV map; None for CMT's own branch.
         graphs: CUDA graphs through which detection runs; None: kernel by kernel.
+        lidar_graphs: CUDA graphs of a frozen ``pts_backbone`` in training; None: kernel by kernel.
     """
 
     pts_branch: nn.Module | None
     graphs: Graphs | None
+    lidar_graphs: TrainGraphs | None = None
 
     def build_lidar_branch(
         self, pts_branch: dict[str, Any] | None, parts: dict[str, dict[str, Any] | None]
@@ -75,12 +80,15 @@ class LidarBranch(nn.Module):
         return replayed(self, "bev", self._bev_maps, (canvas,))[0]
 
     def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:
-        return (self.pts_neck(self.pts_backbone(maps_channels_last(canvas)))[0],)
+        canvas, graphs = maps_channels_last(canvas), self.lidar_graphs
+        if graphs is None or not (self.training and torch.is_grad_enabled()):
+            return (self.pts_neck(self.pts_backbone(canvas))[0],)
+        return (self.pts_neck(graphs.run_frozen(self.pts_backbone, canvas))[0],)
 
     def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
         """Run the middle encoder, also for one voxel (a masked point cloud) and for none (a lost one)."""
         if len(features) > 1:
-            return self.pts_middle_encoder(features, coords, batch)
+            return encode(self.pts_middle_encoder, features, coords, batch)
         if not len(features):
             # Encode one voxel and multiply by 0: the map of an empty cloud is 0 everywhere, and every
             # parameter gets a gradient, for which DDP waits.

@@ -27,7 +27,8 @@ def build_sparse_encoder(cfg: dict[str, Any]) -> nn.Module:
     On torch's meta device it can be built without spconv, with the shapes of spconv.
 
     Args:
-        cfg: ``dict(type='SparseEncoder', ...)`` of mmdet3d.
+        cfg: ``dict(type='SparseEncoder', ...)`` of mmdet3d, and ours: ``half=True``, whether it runs in half
+            precision while nothing in it learns (``half_encoder.runs_half``).
 
     Raises:
         SparseConvError: spconv is not installed or does not import, and the device is not meta.
@@ -35,7 +36,10 @@ def build_sparse_encoder(cfg: dict[str, Any]) -> nn.Module:
     on_meta = torch.get_default_device().type == "meta"
     if not (IS_SPCONV2_AVAILABLE or on_meta):
         raise SparseConvError(_missing())
-    encoder: nn.Module = MODELS.build(cfg)
+    settings = dict(cfg)
+    half = settings.pop("half", True)
+    encoder: nn.Module = MODELS.build(settings)
+    encoder.half_when_frozen = half
     if IS_SPCONV2_AVAILABLE:
         importlib.import_module("spconv.pytorch.core").scatter_nd = scatter_nd  # type: ignore[attr-defined]
         share_tables(encoder)

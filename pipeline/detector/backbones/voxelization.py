@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+LARGEST_INT32 = 2**31 - 1
+
 
 class VoxelError(ValueError):
     """The sizes of a voxel grid contradict each other, or points do not fit the config."""
@@ -69,14 +71,18 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
     nowhere = cells.batch * levels * rows * cols  # sorts behind every cell
     level, row, col = cells.cell.unbind(1)
     key = ((cells.sample * levels + level) * rows + row) * cols + col
-    key, order = torch.sort(torch.where(cells.inside, key, nowhere), stable=True)
+    key = torch.where(cells.inside, key, nowhere)
+    if nowhere <= LARGEST_INT32:
+        key = key.int()  # a sort of half as many bytes
+    key, order = torch.sort(key, stable=True)
     begins = key < nowhere
     inside = begins.sum()
     begins[1:] &= key[1:] != key[:-1]
     first = begins.nonzero().squeeze(1)
     counts = torch.cat([first[1:], inside[None]])[: len(first)] - first
     if max_voxels is not None and len(first) > max_voxels:
-        kept = _earliest(order[first], key[first] // (levels * rows * cols), cells.batch, max_voxels)
+        sample = key[first] // (levels * rows * cols)
+        kept = _earliest(order[first], sample, (len(order), cells.batch), max_voxels)
         kept = kept.nonzero().squeeze(1)  # here, because the host waits for it
         first, counts = first[kept], counts[kept]
     counts = counts.clamp(max=max_points)
@@ -84,24 +90,27 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
     place = (first[:, None] + slot).clamp(max=max(len(order) - 1, 0))
     filled = slot < counts[:, None]
     points = torch.where(filled[..., None], cells.points[order[place]], 0)
-    at = key[first]
+    at = key[first].long()
     coords = torch.stack(
         [at // (levels * rows * cols), at // (rows * cols) % levels, at // cols % rows, at % cols], dim=1
     )
     return Voxels(points, counts, coords)
 
 
-def _earliest(first_point: Tensor, sample: Tensor, batch: int, most: int) -> Tensor:
+def _earliest(first_point: Tensor, sample: Tensor, sizes: tuple[int, int], most: int) -> Tensor:
     """Return (N,) bool: whether a voxel is among the first ``most`` of its sample.
 
     Args:
         first_point: (N,) index of each voxel's first point among all points.
         sample: (N,) index of the sample, ascending.
-        batch: number of samples.
+        sizes: number of all points, number of samples.
         most: number of voxels of a sample that are kept.
     """
-    rank = first_point.argsort().argsort()  # `first_point` is ordered by sample too
-    before = torch.searchsorted(sample, torch.arange(batch, device=sample.device))
+    points, batch = sizes
+    begins = torch.zeros(points, dtype=torch.int32, device=sample.device)
+    begins[first_point] = 1
+    rank = begins.cumsum(0)[first_point] - 1  # points are ordered by sample, so voxels are too
+    before = torch.searchsorted(sample, torch.arange(batch, dtype=sample.dtype, device=sample.device))
     return rank - before[sample] < most
 
 

@@ -27,15 +27,15 @@ def encode_boxes(boxes: Tensor) -> Tensor:
     """Encode boxes as codes.
 
     Args:
-        boxes: (M, 9) centre x, y, z, length, width, height in m, yaw in rad, velocity x, y in m/s.
+        boxes: (..., 9) centre x, y, z, length, width, height in m, yaw in rad, velocity x, y in m/s.
 
     Returns:
-        (M, 10), see ``CODES``. A NaN velocity stays NaN.
+        (..., 10), see ``CODES``. A NaN stays NaN.
     """
-    x, y, z = boxes[:, 0], boxes[:, 1], boxes[:, 2]
-    log_length, log_width, log_height = boxes[:, 3:6].log().unbind(dim=1)
-    yaw, vx, vy = boxes[:, 6], boxes[:, 7], boxes[:, 8]
-    return torch.stack([x, y, log_length, log_width, z, log_height, yaw.sin(), yaw.cos(), vx, vy], dim=1)
+    x, y, z, _, _, _, yaw, vx, vy = boxes.unbind(dim=-1)
+    log_length, log_width, log_height = boxes[..., 3:6].log().unbind(dim=-1)
+    codes = [x, y, log_length, log_width, z, log_height, yaw.sin(), yaw.cos(), vx, vy]
+    return torch.stack(codes, dim=-1)
 
 
 def decode_boxes(codes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ cross-attentions. All sizes come from the config or the features. Config keys ar
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,26 +16,20 @@ from torch import Tensor, nn
 
 from pipeline.detector.acceleration.async_transfer import download
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
-from pipeline.detector.acceleration.training_graph import TrainGraphs
-from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask, make_denoising_queries
+from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask
+from pipeline.detector.head.head_losses import HeadLosses, split_slots
 from pipeline.detector.head.losses import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
 from pipeline.detector.head.task_head import SeparateTaskHead
-from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
+from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
 from pipeline.detector.transformer.position_encoding import Cameras, inverse_sigmoid
 from pipeline.detector.transformer.site_attention import SiteAttention
 
-QUERY_MULTIPLE = 128
-"""In training through CUDA graphs the number of queries, denoising slots included, is a multiple of this.
-
-With 900 learned queries that makes eight sizes, and 64 queries more on average. Attention kernels work on
-blocks of 64 or 128 queries in any case."""
-
 
 @MODELS.register_module(name=["CmtAqrHead", "CmtHead"])
-class CmtAqrHead(SensorWeighting, Embedding):
+class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
     """CMT's head with an optional AQR weight generator and attention bias.
 
     Attributes:
@@ -94,7 +88,7 @@ class CmtAqrHead(SensorWeighting, Embedding):
         check_head_parts(tasks, aqr_config, bias_config, weight_map_config)
         self.num_classes = int(tasks[0]["num_class"])
         self.graphs: Graphs | None = None
-        self.train_graphs: TrainGraphs | None = None
+        self.train_graphs = None
         self.bbox_coder = TASK_UTILS.build(bbox_coder)
         if self.bbox_coder.num_classes != self.num_classes:
             raise ValueError(
@@ -118,33 +112,11 @@ class CmtAqrHead(SensorWeighting, Embedding):
         if train_cfg is not None:
             self.criterion = SetCriterion.of(train_cfg, loss_cls, loss_bbox, self.denoising)
 
-    @property
+    @cached_property
     def sites(self) -> dict[str, SiteAttention]:
-        """Path -> attention site, in the order of computation."""
+        """Path -> attention site, in the order of computation. Cached: the walk takes a millisecond."""
         modules = [m for part in (self.aqr, self.transformer) if part is not None for m in part.modules()]
         return {m.site: m for m in modules if isinstance(m, SiteAttention)}
-
-    def loss(self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """Compute the training losses.
-
-        Args:
-            bev_feats: see ``forward``.
-            img_feats: see ``forward``.
-            data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, and with ``lidar2img`` and
-                ``batch_input_shape`` in the meta information.
-
-        Returns:
-            See ``SetCriterion``.
-
-        Raises:
-            ValueError: the head was built without ``train_cfg``.
-        """
-        if self.criterion is None:
-            raise ValueError("this head was built without train_cfg and has no losses")
-        device = bev_feats.device
-        boxes, labels = read_ground_truth(data_samples, device)
-        output = self(bev_feats, img_feats, *read_meta(data_samples), targets=(boxes, labels))
-        return self.criterion(output.matching, boxes, labels, output.denoising)
 
     def predict(
         self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]
@@ -215,55 +187,25 @@ class CmtAqrHead(SensorWeighting, Embedding):
             lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels; or the
                 ``Cameras`` made from it.
             pad_hw: height and width in pixels of the padded images.
-            targets: per sample, boxes (M, 9) with z at the box centre, and labels; None: no denoising.
+            targets: on the host, per sample: boxes (M, 9) with z at the box centre, and labels; None: no
+                denoising.
             rand01: (n, 3) draws in [0, 1) of the denoising noise, for tests.
             last_only: compute predictions of the last decoder layer only (inference).
         """
-        given = lidar2img
-        cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        graphs = self._active_train_graphs()
+        given, device = lidar2img, bev_feats.device
+        cameras = given if isinstance(given, Cameras) else Cameras.of(given, device)
         queries = noised = group = None
         if targets is not None:
-            sizes = (self.num_query, self.num_classes)
-            queries = make_denoising_queries(*targets, *sizes, self.point_range, self.denoising, rand01)
+            queries = self.noise(*targets, rand01)
         if queries is not None:
-            queries = queries if graphs is None else queries.padded(self.num_query, QUERY_MULTIPLE)
+            queries = queries.to(device)
             noised, group = queries.points, queries.membership(self.num_query)
         inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse, noised, group)
-        if graphs is None:
-            codes, logits, *weights = self.compute(*inputs, pad_hw=pad_hw, last_only=last_only)
-        else:
-            codes, logits, *weights = self._replay(graphs, inputs, pad_hw, last_only)
+        codes, logits, *weights = self.compute(*inputs, pad_hw=pad_hw, last_only=last_only)
         sensor_weights = weights[0] if weights else None
-        if queries is None:
-            return HeadOutput(Predictions(codes, logits), None, sensor_weights)
-        slots = queries.num_slots
-        matching = Predictions(codes[:, :, slots:], logits[:, :, slots:])
-        denoising = Predictions(codes[:, :, :slots], logits[:, :, :slots])
-        return HeadOutput(matching, (denoising, queries), sensor_weights)
-
-    def _active_train_graphs(self) -> TrainGraphs | None:
-        """Return the graphs of a training step; None if this step runs kernel by kernel."""
-        if self.train_graphs is None or not (self.training and torch.is_grad_enabled()):
-            return None
-        used = {site.choice.impl for site in self.sites.values()}
-        parts = [self.transformer.decoder, *([] if self.aqr is None else [self.aqr.encoder])]
-        if any(layer.with_cp for part in parts for layer in part.layers):
-            used.add("with_cp=True")
-        if self.weight_map is not None:
-            used.add("weight_map_config")
-        return self.train_graphs if self.train_graphs.admit(used) else None
-
-    def _replay(
-        self, graphs: TrainGraphs, inputs: tuple[Tensor | None, ...], pad_hw: tuple[int, int], last_only: bool
-    ) -> tuple[Tensor, ...]:
-        """Run ``compute`` through graphs, and return codes and logits."""
-        choices, scales = self.transformer.decoder.choices, None
-        if self.bias_generator is not None and any(choice.bias != "none" for choice in choices):
-            scales = self.bias_generator.watched_scales(len(choices))  # here, because a replay runs no hooks
-        compute = partial(self.compute, pad_hw=pad_hw, last_only=last_only)
-        key = (pad_hw, last_only, tuple(site.choice for site in self.sites.values()))
-        return graphs.run(key, lambda *given: compute(*given)[:2], (*inputs, scales))
+        matching, denoising = split_slots(codes, logits, 0 if queries is None else queries.num_slots)
+        noised_output = None if queries is None or denoising is None else (denoising, queries)
+        return HeadOutput(matching, noised_output, sensor_weights)
 
     def compute(
         self,

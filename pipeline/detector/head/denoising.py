@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from operators import DenseBias
 from pipeline.detector.acceleration.async_transfer import upload
+from pipeline.detector.head.targets import BOX_SIZE, NOTHING, Targets
 
 UNIT_BALL_SHARE = 3.14159 / 6  # volume of a ball of radius 1 divided by that of the noise cube; CMT's digits
 
@@ -84,6 +85,27 @@ class DenoisingQueries:
         more = -(self.num_slots + num_queries) % multiple
         return replace(self, points=F.pad(self.points, (0, 0, 0, more)), padding=self.padding + more)
 
+    def to(self, device: torch.device) -> "DenoisingQueries":
+        """Copy to a device; the host does not wait."""
+        tensors = (self.batch, self.slot, self.labels, self.boxes, self.points)
+        batch, slot, labels, boxes, points = (upload(x, device) for x in tensors)
+        return replace(self, batch=batch, slot=slot, labels=labels, boxes=boxes, points=points)
+
+    def targets(self, samples: int) -> Targets:
+        """Return what each slot should predict.
+
+        Args:
+            samples: B.
+
+        Returns:
+            Targets of B samples with ``num_slots`` places.
+        """
+        boxes = self.boxes.new_full((samples, self.num_slots, BOX_SIZE), torch.nan)
+        labels = self.labels.new_full((samples, self.num_slots), NOTHING)
+        boxes[self.batch, self.slot] = self.boxes
+        labels[self.batch, self.slot] = self.labels
+        return Targets(boxes, labels)
+
     def membership(self, num_queries: int) -> Tensor:
         """Return the group of every query, (P + num_queries,) int64, as ``blocked`` takes it."""
         group = torch.arange(self.num_slots + num_queries, device=self.points.device) // self.slots_per_group
@@ -134,32 +156,31 @@ def make_denoising_queries(
     """Add noise to the ground truth of a batch.
 
     Args:
-        boxes: per sample (M, 9), z at the box centre, in m.
+        boxes: per sample (M, 9), z at the box centre, in m; on the host, where this takes less time than to
+            launch its kernels.
         labels: per sample (M,).
         num_queries: number of matching queries; there are at most so many denoising slots.
         num_classes: label of the background.
         point_range: (6,) x, y, z minima and maxima in m.
         settings: settings of the noise.
-        rand01: (n, 3) uniform draws in [0, 1); None: they are drawn from torch's CPU generator, so that a
-            seed gives the same draws on every device.
+        rand01: (n, 3) uniform draws in [0, 1); None: they are drawn from torch's CPU generator.
 
     Returns:
-        The queries; None if no sample has a box, or if a sample has more boxes than ``num_queries``.
+        The queries, on the host; None if no sample has a box, or if a sample has more boxes than
+        ``num_queries``.
     """
     counts = [len(b) for b in boxes]
     most = max(counts, default=0)
     groups = min(settings.scalar, num_queries // most) if most else 0
     if groups == 0:
         return None
-    device = point_range.device
     clean = torch.cat(list(boxes)).repeat(groups, 1)
     label = torch.cat(list(labels)).repeat(groups)
     batch = torch.cat([torch.full((c,), b) for b, c in enumerate(counts)]).repeat(groups)
-    batch = upload(batch, device)
     within = torch.cat([torch.arange(c) for c in counts])
-    slot = upload((torch.arange(groups)[:, None] * most + within).flatten(), device)
+    slot = (torch.arange(groups)[:, None] * most + within).flatten()
 
-    draw = 2 * upload(torch.rand(len(clean), 3) if rand01 is None else rand01, device).to(clean) - 1
+    draw = 2 * (torch.rand(len(clean), 3) if rand01 is None else rand01).to(clean) - 1
     shift = draw * (clean[:, 3:6] / 2 + settings.noise_trans) * settings.noise_scale
     centre = (clean[:, :3] + shift - point_range[:3]) / (point_range[3:] - point_range[:3])
     points = centre.new_zeros(len(counts), groups * most, 3)

@@ -3,7 +3,6 @@
 Every decoder layer is matched by itself and has its own losses, with equal weight.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +13,16 @@ from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.detector.acceleration.async_transfer import constant, download, upload
+from pipeline.detector.acceleration.async_transfer import constant, upload
 from pipeline.detector.head.box_coder import CODES, encode_boxes
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
-from pipeline.detector.head.matching import HungarianAssigner3D, Matching, read_cost
+from pipeline.detector.head.matching import HungarianAssigner3D, read_cost
+from pipeline.detector.head.targets import NOTHING, Targets
 
 NEGATIVE_SHARE = 0.1  # weight of a negative query in the divisor of the classification loss (CMT)
+
+TERMS = ("loss_cls", "loss_bbox", "dn_loss_cls", "dn_loss_bbox")
+"""Losses of one decoder layer, in the order of ``SetCriterion.terms``."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class HeadOutput:
         matching: predictions of the learned queries.
         denoising: predictions of the denoising slots, and the queries; None without denoising.
         weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first. None if no layer
-            has a bias, and in a training step through CUDA graphs, which do not return them.
+            has a bias.
     """
 
     matching: Predictions
@@ -63,40 +66,19 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
 
     Args:
         logits: (..., C).
-        labels: (...) int64: a class, or C for background.
+        labels: (...), or of a shape that expands to it, int64: a class, or another number for background.
         alpha: weight of positives.
         gamma: focusing exponent.
 
     Returns:
         (..., C).
     """
-    classes = logits.shape[-1]
-    target = F.one_hot(labels, classes + 1)[..., :classes].to(logits)
+    classes = torch.arange(logits.shape[-1], device=labels.device)
+    target = (labels[..., None] == classes).to(logits).expand_as(logits)
     p = logits.sigmoid()
     miss = (1 - p) * target + p * (1 - target)
     weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
-
-
-def index_pairs(pairs: Sequence[Sequence[Matching]], counts: Sequence[int]) -> Tensor:
-    """Return all matchings as one tensor, so that they reach the device in one copy.
-
-    Args:
-        pairs: matchings by ``[layer][sample]``.
-        counts: number of boxes of each sample.
-
-    Returns:
-        (4, n) int64: layer, sample, query, and the box in the concatenation of all samples.
-    """
-    first = [0, *itertools.accumulate(counts)]
-    columns = [
-        torch.stack(
-            [torch.full_like(pair.gt, layer), torch.full_like(pair.gt, b), pair.query, pair.gt + first[b]]
-        )
-        for layer, samples in enumerate(pairs)
-        for b, pair in enumerate(samples)
-    ]
-    return torch.cat(columns, dim=1)
 
 
 def mean_over_ranks(counts: Tensor) -> Tensor:
@@ -196,96 +178,116 @@ class SetCriterion:
             denoising: predictions of the denoising slots, and the queries; None without denoising.
 
         Returns:
-            ``loss_cls`` and ``loss_bbox`` of the last layer, and ``d0.loss_cls``, ... of the others;
-            ``dn_loss_cls``, ``d0.dn_loss_cls``, ... of the denoising queries (0 without denoising).
+            See ``by_name``.
 
         Raises:
-            FloatingPointError: a prediction is NaN or infinite.
+            FloatingPointError: see ``terms``.
         """
-        targets = [encode_boxes(b) for b in boxes]
-        divisors = self._divisors(matching, labels, denoising)
-        dn_cls = dn_bbox = matching.codes.new_zeros(len(matching.codes))
+        batch, queries = matching.logits.shape[1:3]
+        noised = None if denoising is None else (denoising[0], denoising[1].targets(batch))
+        slots = 0 if denoising is None else len(denoising[1].slot)
+        divisors = self.divisors([len(label) for label in labels], queries, slots)
+        divisors = mean_over_ranks(upload(divisors, matching.codes.device))
+        return by_name(self.terms(matching, Targets.of(boxes, labels), noised, divisors))
+
+    @staticmethod
+    def divisors(counts: Sequence[int], queries: int, slots: int) -> Tensor:
+        """Return the numbers of matched, unmatched and denoising queries, (3,) float32 on the host.
+
+        Args:
+            counts: boxes of each sample.
+            queries: matching queries of a sample.
+            slots: denoising queries of the batch.
+        """
+        matched = sum(min(count, queries) for count in counts)  # a query has one box at most
+        return torch.tensor([matched, len(counts) * queries - matched, slots], dtype=torch.float32)
+
+    def terms(
+        self,
+        matching: Predictions,
+        targets: Targets,
+        denoising: tuple[Predictions, Targets] | None,
+        divisors: Tensor,
+    ) -> Tensor:
+        """Compute the losses of every layer. On a GPU the host does not wait, so that a graph can capture it.
+
+        Args:
+            matching: predictions of the matching queries.
+            targets: the ground truth.
+            denoising: predictions of the denoising slots, and what each slot should predict; or None.
+            divisors: (3,), see ``divisors``; the mean over the ranks.
+
+        Returns:
+            (4, L): ``TERMS``; those of denoising are 0 without denoising.
+
+        Raises:
+            FloatingPointError: on a CPU, a prediction or a box is not finite. (On a GPU such a prediction
+                makes its layer's losses NaN, which the training step refuses.)
+        """
+        if not matching.codes.is_cuda:
+            noised = {"denoising queries": denoising[0]} if denoising else {}
+            check_finite({"matching queries": matching} | noised)
+        dn_cls = dn_bbox = matching.codes.new_zeros(len(matching.codes), dtype=torch.float32)
         if denoising:
             dn_cls, dn_bbox = self._denoising_losses(*denoising, divisors[2])
-        pairs = self._match(matching, targets, labels, denoising)
-        cls, bbox = self._matching_losses(matching, pairs, targets, labels, divisors)
-        last = len(cls) - 1
-        losses = {"loss_cls": cls, "loss_bbox": bbox, "dn_loss_cls": dn_cls, "dn_loss_bbox": dn_bbox}
-        return {
-            (name if layer == last else f"d{layer}.{name}"): value[layer]
-            for layer in (last, *range(last))
-            for name, value in losses.items()
-        }
-
-    def _divisors(
-        self,
-        matching: Predictions,
-        labels: Sequence[Tensor],
-        denoising: tuple[Predictions, DenoisingQueries] | None,
-    ) -> Tensor:
-        """Return the numbers of matched, unmatched and denoising queries: (3,), the mean over the ranks."""
-        batch, queries = matching.logits.shape[1:3]
-        matched = sum(min(len(label), queries) for label in labels)  # a query has one box at most
-        slots = len(denoising[1].slot) if denoising else 0
-        counts = torch.tensor([matched, batch * queries - matched, slots], dtype=matching.codes.dtype)
-        return mean_over_ranks(upload(counts, matching.codes.device))
-
-    def _match(
-        self,
-        matching: Predictions,
-        targets: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        denoising: tuple[Predictions, DenoisingQueries] | None,
-    ) -> list[list[Matching]]:
-        """Match on the host, and check that predictions are finite. The host waits for the device."""
-        heads = {"matching queries": matching} | ({"denoising queries": denoising[0]} if denoising else {})
-        cost = self.assigner.cost_matrix(matching.codes, matching.logits, targets, labels)
-        cost, finite = download(cost, torch.stack([head.finite for head in heads.values()]))
-        for name, layers in zip(heads, finite.tolist(), strict=True):
-            if not all(layers):
-                raise FloatingPointError(
-                    f"{name}: decoder layer {layers.index(False)} predicts NaN or inf; inputs or weights are "
-                    "not finite, or the learning rate is too high"
-                )
-        return self.assigner.match(cost, [len(label) for label in labels])
+        cls, bbox = self._matching_losses(matching, targets, divisors)
+        return torch.stack([cls, bbox, dn_cls, dn_bbox])
 
     def _matching_losses(
-        self,
-        predictions: Predictions,
-        pairs: list[list[Matching]],
-        targets: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        divisors: Tensor,
+        self, predictions: Predictions, targets: Targets, divisors: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits, codes = predictions.logits.float(), predictions.codes.float()
-        background = logits.shape[-1]
-        classes = torch.full(logits.shape[:-1], background, dtype=torch.long, device=logits.device)
-        target = torch.full_like(codes, torch.nan)  # rows without a target stay NaN, and have no box loss
-        matched = index_pairs(pairs, [len(label) for label in labels])
-        layer, sample, query, gt = upload(matched, logits.device)
-        classes[layer, sample, query] = torch.cat(list(labels))[gt]
-        target[layer, sample, query] = torch.cat(list(targets)).to(codes)[gt]
+        place = self.assigner.assign(codes, logits, targets)
+        matched, place = place >= 0, place.clamp(min=0)
+        labels = targets.labels.expand(len(place), -1, -1).gather(2, place)
+        classes = labels.where(matched, logits.shape[-1])
+        target = encode_boxes(targets.boxes).to(codes)[None].take_along_dim(place[..., None], dim=2)
+        target = target.where(matched[..., None], torch.nan)  # rows that are NaN have no box loss
         cls_divisor = (divisors[0] + NEGATIVE_SHARE * divisors[1]).clamp(min=1)
         cls = focal_loss(logits, classes, self.alpha, self.gamma).flatten(1).sum(dim=1) / cls_divisor
         bbox = self._box_sum(codes, target) / divisors[0].clamp(min=1)
         return cls * self.cls_weight, bbox * self.bbox_weight
 
     def _denoising_losses(
-        self, predictions: Predictions, queries: DenoisingQueries, count: Tensor
+        self, predictions: Predictions, targets: Targets, count: Tensor
     ) -> tuple[Tensor, Tensor]:
-        logits = predictions.logits[:, queries.batch, queries.slot].float()
-        codes = predictions.codes[:, queries.batch, queries.slot].float()
-        classes = queries.labels.expand(len(logits), -1)
-        target = encode_boxes(queries.boxes).to(codes).expand(len(codes), -1, -1)
-        cls = focal_loss(logits, classes, self.alpha, self.gamma).flatten(1).sum(dim=1)
+        logits, codes = predictions.logits.float(), predictions.codes.float()
+        used = (targets.labels != NOTHING)[..., None]
+        cls = (focal_loss(logits, targets.labels[None], self.alpha, self.gamma) * used).flatten(1).sum(dim=1)
         cls = cls / (count * self.positive_share).clamp(min=1)
-        bbox = self._box_sum(codes, target) / count.clamp(min=1)
+        bbox = self._box_sum(codes, encode_boxes(targets.boxes).to(codes)[None]) / count.clamp(min=1)
         return cls * self.cls_weight * self.dn_weight, bbox * self.bbox_weight * self.dn_weight
 
     def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
         """Return the weighted L1 distance per layer, summed over the rows with a finite target: (L,)."""
         usable = target.isfinite().all(dim=-1, keepdim=True)
-        distance = (codes - target.where(usable, codes.detach())).abs() * constant(
-            self.code_weights, codes.device
-        )
+        weights = constant(self.code_weights, codes.device)
+        distance = (codes - target.where(usable, codes.detach())).abs() * weights
         return (distance * usable).flatten(1).sum(dim=1)
+
+
+def check_finite(heads: Mapping[str, Predictions]) -> None:
+    """Raise FloatingPointError if a prediction is NaN or infinite; ``heads`` are predictions by name."""
+    for name, head in heads.items():
+        layers = head.finite.tolist()
+        if not all(layers):
+            raise FloatingPointError(
+                f"{name}: decoder layer {layers.index(False)} predicts NaN or inf; inputs or weights are "
+                "not finite, or the learning rate is too high"
+            )
+
+
+def by_name(terms: Tensor) -> dict[str, Tensor]:
+    """Return the losses (4, L) of ``SetCriterion.terms`` as scalars, under the names of CMT.
+
+    Returns:
+        ``loss_cls`` and ``loss_bbox`` of the last layer, and ``d0.loss_cls``, ... of the others;
+        ``dn_loss_cls``, ``d0.dn_loss_cls``, ... of the denoising queries.
+    """
+    last = terms.shape[1] - 1
+    scalars = terms.flatten().unbind()  # one node of autograd; an index each would be one each
+    return {
+        (name if layer == last else f"d{layer}.{name}"): scalars[i * (last + 1) + layer]
+        for layer in (last, *range(last))
+        for i, name in enumerate(TERMS)
+    }

@@ -1,7 +1,6 @@
 """Hungarian matching of queries and ground-truth boxes (DETR, arXiv 2005.12872)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,23 +8,12 @@ from mmdet3d.registry import TASK_UTILS
 from mmengine.config import ConfigDict
 from torch import Tensor
 
-from pipeline.detector.acceleration.async_transfer import constant
+from pipeline.detector.acceleration.async_transfer import constant, download, upload
+from pipeline.detector.head.box_coder import encode_boxes
+from pipeline.detector.head.targets import Targets
 
 FOCAL_EPS = 1e-12  # added inside the logarithms of the focal cost, as in mmdet
 MATCHED_CODES = 8  # x, y, z, sizes and yaw; the cost does not include the velocity (CMT)
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Matched pairs of one sample.
-
-    Attributes:
-        query: (m,) int64, ascending.
-        gt: (m,) int64, index of the box that the query is matched to.
-    """
-
-    query: Tensor
-    gt: Tensor
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -33,17 +21,17 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
 
     Args:
         logits: (..., Q, C).
-        labels: (M,).
+        labels: (..., M) classes.
         alpha: weight of positives.
         gamma: focusing exponent.
 
     Returns:
-        (..., Q, M).
+        (..., M, Q).
     """
     p = logits.sigmoid()
     negative = -(1 - p + FOCAL_EPS).log() * (1 - alpha) * p.pow(gamma)
     positive = -(p + FOCAL_EPS).log() * alpha * (1 - p).pow(gamma)
-    return (positive - negative)[..., labels]
+    return (positive - negative).mT.take_along_dim(labels[..., None], dim=-2)
 
 
 @TASK_UTILS.register_module()
@@ -82,79 +70,81 @@ class HungarianAssigner3D:
         self.code_weights = tuple(float(w) for w in code_weights)
 
     def costs(self, codes: Tensor, logits: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weighted classification cost and box cost of one sample.
+        """Return the weighted classification cost and box cost.
 
         Args:
-            codes: (L, Q, 10) predictions of L decoder layers.
-            logits: (L, Q, C).
-            target: (M, 10) codes of the boxes.
-            labels: (M,).
+            codes: (..., Q, 10) predictions.
+            logits: (..., Q, C).
+            target: (..., M, 10) codes of the boxes.
+            labels: (..., M).
 
         Returns:
-            Two (L, Q, M) tensors.
+            Two (..., M, Q) tensors.
         """
         weights = constant(self.code_weights, codes.device)[:MATCHED_CODES]
-        predicted, expected = codes[..., :MATCHED_CODES] * weights, target[:, :MATCHED_CODES] * weights
-        distance = torch.cdist(predicted, expected.expand(len(codes), -1, -1), p=1)
-        return focal_cost(
-            logits, labels, self.alpha, self.gamma
-        ) * self.cls_weight, distance * self.reg_weight
+        predicted, expected = codes[..., :MATCHED_CODES] * weights, target[..., :MATCHED_CODES] * weights
+        distance = (expected[..., :, None, :] - predicted[..., None, :, :]).abs().sum(dim=-1)
+        focal = focal_cost(logits, labels, self.alpha, self.gamma)
+        return focal * self.cls_weight, distance * self.reg_weight
 
     @torch.no_grad()
-    def cost_matrix(
-        self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> Tensor:
-        """Return all costs, (L, Q, boxes of all samples); arguments as for ``assign``."""
-        samples = zip(codes.float().unbind(1), logits.float().unbind(1), targets, labels, strict=True)
-        return torch.cat([torch.add(*self.costs(*sample)) for sample in samples], dim=-1)
+    def assign(self, codes: Tensor, logits: Tensor, targets: Targets) -> Tensor:
+        """Match every layer of every sample by itself.
 
-    def match(self, cost: Tensor, counts: Sequence[int]) -> list[list[Matching]]:
-        """Match every layer of every sample.
-
-        Args:
-            cost: what ``cost_matrix`` returned, on the CPU.
-            counts: number of boxes of each sample.
-
-        Returns:
-            Matchings by ``[layer][sample]``. All boxes are matched, unless there are fewer queries.
-
-        Raises:
-            FloatingPointError: a cost is not finite.
-        """
-        from scipy.optimize import linear_sum_assignment  # half a second that lint need not wait for
-
-        per_sample = torch.split(cost, list(counts), dim=-1)
-        for b, part in enumerate(per_sample):
-            # NumPy, because PyTorch wakes a thread per core, which took 5 ms a sample on a busy machine.
-            if not np.isfinite(part.numpy()).all():
-                raise FloatingPointError(
-                    f"matching: the cost of sample {b} is not finite; "
-                    "its ground truth or the predictions hold NaN or inf"
-                )
-        return [
-            [
-                Matching(*map(torch.from_numpy, linear_sum_assignment(part[layer].numpy())))
-                for part in per_sample
-            ]
-            for layer in range(len(cost))
-        ]
-
-    def assign(
-        self, codes: Tensor, logits: Tensor, targets: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> list[list[Matching]]:
-        """Match every layer of every sample; all costs are copied to the host together.
+        All boxes are matched, unless there are fewer queries. On a GPU the host does not wait, and a cost
+        that is not finite counts as a large one.
 
         Args:
             codes: (L, B, Q, 10).
             logits: (L, B, Q, C).
-            targets: per sample (M, 10).
-            labels: per sample (M,).
+            targets: B samples of M places.
 
         Returns:
-            See ``match``.
+            (L, B, Q) int64: the place of each query's box, or -1.
+
+        Raises:
+            FloatingPointError: a cost is not finite, on a CPU.
         """
-        cost = self.cost_matrix(codes, logits, targets, labels)
-        return self.match(cost.cpu(), [len(label) for label in labels])
+        labels = targets.labels.clamp(min=0)[None]
+        cost = torch.add(
+            *self.costs(codes.float(), logits.float(), encode_boxes(targets.boxes)[None], labels)
+        )
+        if cost.is_cuda and cost.shape[-2] <= cost.shape[-1]:
+            from pipeline.detector.head.assignment_kernel import assign  # compiles, which a CPU cannot
+
+            return assign(cost, targets.counts)
+        return upload(match_on_host(*download(cost, targets.counts)), cost.device)
+
+
+def match_on_host(cost: Tensor, counts: Tensor) -> Tensor:
+    """Match every layer of every sample.
+
+    Args:
+        cost: (L, B, M, Q), on the CPU.
+        counts: (B,) number of boxes of each sample, which are in its first places.
+
+    Returns:
+        See ``HungarianAssigner3D.assign``.
+
+    Raises:
+        FloatingPointError: a cost is not finite.
+    """
+    from scipy.optimize import linear_sum_assignment  # half a second that lint need not wait for
+
+    layers, batch, _, queries = cost.shape
+    matched = np.full((layers, batch, queries), -1, dtype=np.int64)
+    for b, count in enumerate(counts.tolist()):
+        part = cost[:, b, :count].numpy()
+        # NumPy, because PyTorch wakes a thread per core, which took 5 ms a sample on a busy machine.
+        if not np.isfinite(part).all():
+            raise FloatingPointError(
+                f"matching: the cost of sample {b} is not finite; "
+                "its ground truth or the predictions hold NaN or inf"
+            )
+        for layer in range(layers):
+            box, query = linear_sum_assignment(part[layer])
+            matched[layer, b, query] = box
+    return torch.from_numpy(matched)
 
 
 def read_cost(where: str, cfg: dict | ConfigDict, kind: str, defaults: dict[str, float]) -> dict[str, float]:

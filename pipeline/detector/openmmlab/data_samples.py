@@ -3,7 +3,7 @@
 ``Sample`` and ``Detections`` are ours and independent of the mm libraries. ``Det3DDataSample`` is mmdet3d's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,26 @@ def _data_sample(sample: Sample) -> Det3DDataSample:
         labels_3d=torch.from_numpy(np.ascontiguousarray(sample.labels, dtype=np.int64)),
     )
     return made
+
+
+def preprocess(preprocessor: Any, batch: Mapping[str, Any], training: bool) -> dict[str, Any]:
+    """Normalise, pad and stack the images of a batch on the model's device; boxes stay on the host.
+
+    mmdet3d's preprocessor would copy every box and label to the GPU, and wait for each copy.
+
+    Args:
+        preprocessor: ``model.data_preprocessor``.
+        batch: what ``collate`` made.
+        training: whether it is for a training step.
+
+    Returns:
+        Arguments of the model: ``inputs`` and ``data_samples``.
+    """
+    made: dict[str, Any] = preprocessor({"inputs": dict(batch["inputs"])}, training)
+    height, width = made["inputs"]["imgs"].shape[-2:]
+    for sample in batch["data_samples"]:
+        sample.set_metainfo({"batch_input_shape": (height, width)})
+    return {"inputs": made["inputs"], "data_samples": list(batch["data_samples"])}
 
 
 def to_detections(data_samples: Sequence[Det3DDataSample]) -> list[Detections]:

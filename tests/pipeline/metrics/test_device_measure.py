@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.metrics.device_measure import DeviceMeasure, to_host
+from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
 
 
@@ -12,7 +12,7 @@ def test_values_keep_their_names_units_and_sites() -> None:
         DeviceMeasure("loss", "", weight * 3),
         DeviceMeasure("bias_scale", "logits", torch.tensor(0.1), "decoder.0.cross"),
     ]
-    read = to_host(values)
+    read = Transfer(values).read()
     assert [(m.metric, m.unit, m.site) for m in read] == [
         ("loss", "", ""),
         ("bias_scale", "logits", "decoder.0.cross"),

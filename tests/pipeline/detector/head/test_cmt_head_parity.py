@@ -7,6 +7,7 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 
 from pipeline.detector.head.cmt_head import CmtAqrHead
+from pipeline.detector.head.targets import Targets
 
 EMBEDDING = 1e-5  # relative to the largest value: an independent fp64 recomputation came within 4e-6
 DECODER = 5e-5  # the same through six layers
@@ -170,15 +171,14 @@ def test_training_forward(published, trained):
 def test_training_matchings(head, published, trained):
     data, output, _, _ = trained
     boxes, labels = published.ground_truth(data)
-    from pipeline.detector.head.box_coder import encode_boxes
-
     matched = head.criterion.assigner.assign(
-        output.matching.codes, output.matching.logits, [encode_boxes(b) for b in boxes], labels
+        output.matching.codes, output.matching.logits, Targets.of(boxes, labels)
     )
     for layer, samples in enumerate(matched):
-        for b, pair in enumerate(samples):
-            assert torch.equal(pair.query, data[f"match_l{layer}_s{b}_query"])
-            assert torch.equal(pair.gt, data[f"match_l{layer}_s{b}_gt"])
+        for b, boxes_of_queries in enumerate(samples):
+            query = (boxes_of_queries >= 0).nonzero().squeeze(1)
+            assert torch.equal(query, data[f"match_l{layer}_s{b}_query"])
+            assert torch.equal(boxes_of_queries[query], data[f"match_l{layer}_s{b}_gt"])
 
 
 def test_training_losses(trained):

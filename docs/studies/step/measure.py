@@ -1,0 +1,131 @@
+"""One training step on one GPU, before and after a change: time, GPU time by part, host time, losses.
+
+Both versions keep their models in memory and take turns, so that a clock that drifts hits both alike.
+Example:
+
+    PYTHONPATH=$PWD python docs/studies/step/measure.py --before ../at-071c49a --out runs/step
+
+``--before`` is a checkout of the version to compare with. Results that ``--out`` holds are not measured
+again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+CONFIGS = {
+    "r50": ("experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py", 4),
+    "vov": ("experiments/configs/cmt_aqr_voxel0075_vov_1600x640_cbgs.py", 2),
+}
+ROUNDS, STEPS, CALLS = 5, 8, 12
+THREADS = "2"  # torch threads of a trial (``TrialSettings.torch_threads``)
+
+
+class Worker:
+    """One version of the code, in a process of its own."""
+
+    def __init__(self, tree: Path, config: str, plan: str, batch: int) -> None:
+        path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
+        words = [
+            sys.executable,
+            str(Path(__file__).with_name("worker.py").resolve()),
+            config,
+            plan,
+            str(batch),
+        ]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": THREADS}
+        self._process = subprocess.Popen(words, cwd=tree, env=environment, **pipes)
+
+    def ask(self, request: str = "") -> dict[str, Any]:
+        """Send a request, if any, and return the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if request:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        raise SystemExit(f"a worker ended at the request {request!r}")
+
+    def end(self) -> None:
+        """Close the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(trees: dict[str, Path], name: str, plan: str, losses: int) -> dict[str, dict[str, Any]]:
+    """Measure both versions of one model in turn; return numbers by version."""
+    config, batch = CONFIGS[name]
+    workers = {version: Worker(tree, config, plan, batch) for version, tree in trees.items()}
+    for worker in workers.values():
+        worker.ask()
+    requests = [f"steps {STEPS}"] * ROUNDS + [f"stream {STEPS}"] * ROUNDS + ["busy", "trunk", f"own {CALLS}"]
+    requests += [f"losses {losses}"] * bool(losses) + [f"detect {CALLS}"] * ROUNDS
+    found: dict[str, dict[str, list[Any]]] = {version: {} for version in workers}
+    for request in requests:
+        for version, worker in workers.items():
+            for key, value in worker.ask(request).items():
+                found[version].setdefault(key, []).append(value)
+    for worker in workers.values():
+        worker.end()
+    return {version: {k: _summary(v) for k, v in numbers.items()} for version, numbers in found.items()}
+
+
+def _summary(values: list[Any]) -> Any:
+    """Return the median of the rounds and their extremes; a list of losses as it is."""
+    if isinstance(values[0], list):
+        return values[0]
+    numbers = [round(x, 3) for x in (statistics.median(values), min(values), max(values))]
+    return numbers if len(values) > 1 else numbers[0]
+
+
+def table(results: dict[str, Any]) -> str:
+    """Return the numbers as lines of a Markdown table."""
+    lines = []
+    for name, versions in results.items():
+        for key in versions["after"]:
+            if key == "losses":
+                continue
+            shown = [str(versions[version].get(key, "")) for version in ("before", "after")]
+            lines.append(f"| {name} | {key} | {' | '.join(shown)} |")
+        if "losses" in versions["after"]:
+            for version in ("before", "after"):
+                curve = versions[version]["losses"]
+                ends = [f"{statistics.mean(part):.2f}" for part in (curve[:20], curve[-20:])]
+                lines.append(f"| {name} | losses, first and last 20 of {len(curve)} | {version} | {ends} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, required=True)
+    parser.add_argument("--after", type=Path, default=Path.cwd())
+    parser.add_argument("--out", type=Path, default=Path("runs/step"))
+    parser.add_argument("--plan", default="rects")
+    parser.add_argument("--losses", type=int, default=200, help="training steps whose losses are compared")
+    parser.add_argument("--only", nargs="*", default=list(CONFIGS))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    trees = {"before": given.before.resolve(), "after": given.after.resolve()}
+    results = {}
+    for name in given.only:
+        path = given.out / f"{name}.json"
+        if not path.exists():
+            path.write_text(
+                json.dumps(compare(trees, name, given.plan, given.losses), indent=1), encoding="utf-8"
+            )
+        results[name] = json.loads(path.read_text(encoding="utf-8"))
+        print(table({name: results[name]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
