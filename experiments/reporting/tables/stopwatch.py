@@ -68,6 +68,8 @@ def timed_prices(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule) 
 def stopwatch_table(prices: TimedPrices, rule: DecisionRule) -> Table:
     """Return one line per site, one for the fixed price and one for a bias everywhere, in % of a step.
 
+    With a single site neither of the two says more than the site's own line, and they are left out.
+
     Args:
         prices: of both kinds of step.
         rule: its confidence is that of each interval by itself.
@@ -77,11 +79,15 @@ def stopwatch_table(prices: TimedPrices, rule: DecisionRule) -> Table:
     names = [f"{site} {treatment}" if many else site for site, treatment in first.terms]
     heads = [head for kind in prices.by_kind for head in (f"{kind}, %", "±")]
     cells = [_cells(price, rule) for price in prices.by_kind.values()]
-    wholes = [EVERYWHERE] if not many else [f"{EVERYWHERE} {treatment}" for treatment in rule.treatments]
+    wholes = [f"{EVERYWHERE} {treatment}" if many else EVERYWHERE for treatment in rule.treatments]
     lines: list[tuple[str | float | int | None, ...]] = [
         (name, *(value for of_kind in cells for value in of_kind[i]))
         for i, name in enumerate([FIXED, *names, *wholes])
     ]
+    if not first.fixed_apart:
+        lines = lines[1:]
+    if len({site for site, _ in first.terms}) == 1:
+        lines = lines[: -len(wholes)]
     title = f"What a bias costs, % of a step without any ({100 * rule.confidence:g} % intervals, each alone)"
     return Table("stopwatch", title, ("price of", *heads), tuple(lines))
 

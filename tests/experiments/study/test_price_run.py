@@ -115,6 +115,20 @@ def test_the_table_holds_the_planted_prices() -> None:
     assert "processor time of one thread on cpu; wall clock over it: 2 in training, 2 in inference" in notes
 
 
+def test_with_a_single_site_its_own_price_is_all_that_there_is() -> None:
+    rule = smoke().rule
+    assert rule is not None
+    rows = plant_times({"fixed": 0.3, CROSS_SITES[0]: 0.1}, noise=1e-4)
+    rows += [replace(row, metric="stopwatch/inference") for row in rows]
+    rows += [replace(row, metric=f"{row.metric}_wall") for row in rows]
+    prices = timed_prices(rows, CROSS_SITES[:1], rule)
+    ((name, training, *_),) = stopwatch_table(prices, rule).lines
+    assert name == CROSS_SITES[0]
+    assert isinstance(training, float)
+    assert abs(training - 100 * math.expm1(0.4)) < 0.1
+    assert "cannot be told apart" in " ".join(stopwatch_notes(prices))
+
+
 def test_it_stops_when_every_site_is_known_and_not_before() -> None:
     rule = demo().rule
     assert rule is not None
