@@ -12,8 +12,9 @@ from torch import Tensor
 
 from operators import registry
 from operators.forms import Bias
+from operators.grid import static_size
 from operators.spec import Form, Request, Unsupported
-from operators.validation import check_call, check_values
+from operators.validation import check_call, check_factors, check_numbers, check_values
 
 objections = registry.objections
 
@@ -43,25 +44,28 @@ def attention(
         scale: factor on q @ k.mT; None: D ** -0.5.
         rank: rank at which ``lowrank`` cuts the bias off; other implementations take none.
             ``bias.factors(rank)`` returns the error of the cut.
-        validate: also check the values: refuse NaN, infinity, and windows beyond their segment. The host
-            then waits for the device.
+        validate: also check the values: refuse NaN, infinity, biases that the dtype of ``q`` cannot hold, and
+            windows beyond their segment. The host then waits for the device.
 
     Returns:
         (B, H, Q, D). A query with no key to attend to has output 0 and gradient 0.
 
     Raises:
         Unsupported: the implementation cannot serve this call; the message lists all objections.
-        ValueError: shapes or devices do not fit together, or the implementation is unknown.
-        TypeError: the dtypes do not fit together.
+        ValueError: shapes or devices do not fit together, a number is out of its range, or the implementation
+            is unknown.
+        TypeError: the dtypes do not fit together, or scale or rank is no plain number.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q, k, v = _prepared(q, k, v)
     if bias is not None and bias.kind == "none":
         bias = None
-    check_call(q, k, v, bias, scale)
+    check_call(q, k, v, bias)
+    check_numbers(scale, rank)
+    scale = static_size(q.shape[-1]) ** -0.5 if scale is None else float(scale)
+    impl, form = _resolve(impl, _fields(q, k, v, bias, rank))
     if validate:
         check_values(q, k, v, bias)
-    impl, form = _resolve(impl, _fields(q, k, v, bias, rank))
+        check_factors(render(bias, Form[form], rank, q.dtype), scale, q.dtype)
     if not torch.is_autocast_enabled(q.device.type):
         return registry.load(impl).forward(q, k, v, scale=scale, **render(bias, Form[form], rank, q.dtype))
     with torch.autocast(q.device.type, enabled=False):  # q, k and v are cast already
@@ -85,13 +89,13 @@ def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None
         "none" if bias is None else bias.kind,
         str(q.dtype).removeprefix("torch."),
         q.device.type,
-        int(q.shape[0]),
-        int(q.shape[1]),
-        int(q.shape[2]),
-        int(k.shape[2]),
-        int(q.shape[3]),
+        static_size(q.shape[0]),
+        static_size(q.shape[1]),
+        0 if torch.compiler.is_compiling() else int(q.shape[2]),  # one graph serves all numbers of queries
+        static_size(k.shape[2]),
+        static_size(q.shape[3]),
         0 if grid is None else grid.num_segments,
-        0 if bias is None else int(bias.shape[1]),
+        0 if bias is None else static_size(bias.shape[1]),
         grads and (q.requires_grad or k.requires_grad or v.requires_grad),
         grads and trainable is not None and trainable.requires_grad,
         rank,

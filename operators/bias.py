@@ -23,7 +23,7 @@ from torch import Tensor
 
 from operators import score_mods
 from operators.factors import Factors
-from operators.forms import Bias, RectsForm, WeightedBias, check_weight
+from operators.forms import FLOATS, Bias, RectsForm, WeightedBias, check_weight
 from operators.grid import TokenGrid
 from operators.score_mods import ScoreMod
 from operators.spec import GLOBAL_RANK, Unsupported
@@ -53,7 +53,7 @@ class DenseBias(Bias):
 
     def __post_init__(self) -> None:
         """Check the shape."""
-        if self.values.ndim != 4 or not self.values.is_floating_point():
+        if self.values.ndim != 4 or self.values.dtype not in FLOATS:
             got = f"{self.values.dtype} {tuple(self.values.shape)}"
             raise ValueError(f"DenseBias expects float values (B or 1, H or 1, Q, K), got {got}")
 

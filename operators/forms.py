@@ -14,6 +14,9 @@ from operators.grid import TokenGrid
 from operators.score_mods import ScoreMod
 from operators.spec import FORMS_OF_KIND, Form, Unsupported
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of q, k, v and of weights. PyTorch has no sums in float8."""
+
 
 class GaussianField(NamedTuple):
     """A gaussian fall-off.
@@ -134,7 +137,7 @@ def check_weight(bias: WeightedBias, batch: int | str, queries: int | str, last:
     weight, sizes = bias.weight, (batch, queries, last)
     actual = (*weight.shape[:1], *weight.shape[-2:])
     fits = all(isinstance(size, str) or size == got for size, got in zip(sizes, actual, strict=False))
-    if weight.ndim not in (3, 4) or not weight.is_floating_point() or not fits:
+    if weight.ndim not in (3, 4) or weight.dtype not in FLOATS or not fits:
         expected = f"({batch}, {queries}, {last}) or ({batch}, H, {queries}, {last})"
         got = f"{weight.dtype} {tuple(weight.shape)}"
         raise ValueError(f"{type(bias).__name__} expects float weights {expected}, got {got}")

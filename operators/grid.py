@@ -218,3 +218,12 @@ def _key_tables(grid: TokenGrid, device: torch.device) -> tuple[Tensor, Tensor, 
 # A few kB per grid; without the cache every call runs some forty small kernels. No model has 16 grids.
 # Inference mode is left, because autograd cannot save tensors that were made in it.
 _cached_key_tables = lru_cache(maxsize=16)(torch.inference_mode(False)(_key_tables))
+
+
+def static_size(size: int) -> int:
+    """Return a size as a plain int.
+
+    Under ``torch.compile`` a size may be a symbol, which stands for all values. Objections and tables of
+    tiles need a value. This fixes the symbol: the graph is traced anew for another value.
+    """
+    return len(range(size)) if torch.compiler.is_compiling() else int(size)

@@ -62,7 +62,8 @@ class Request:
         kind: one of ``BIAS_KINDS``.
         dtype: of q, k and v: ``float16``, ``bfloat16``, ``float32`` or ``float64``.
         device: ``cpu`` or ``cuda``.
-        batch: B. heads: H. queries: Q. keys: K. head_size: D, of q, k and v alike.
+        batch: B. heads: H. keys: K. head_size: D, of q, k and v alike.
+        queries: Q; 0: any number, because a graph of ``torch.compile`` serves all.
         segments: number of segments of the key grid; 0 without a grid.
         bias_heads: 1 (shared by the heads) or H; 0 without a bias.
         qkv_grad: whether gradients to q, k or v are needed.
@@ -113,7 +114,8 @@ class Request:
 
     def __str__(self) -> str:
         """Describe the call in one phrase."""
-        sizes = f"B{self.batch} H{self.heads} Q{self.queries} K{self.keys} D{self.head_size}"
+        queries = f"Q{self.queries}" if self.queries else "any Q"
+        sizes = f"B{self.batch} H{self.heads} {queries} K{self.keys} D{self.head_size}"
         grads = {
             (False, False): "forward only",
             (True, False): "gradients to q, k, v",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from operators import score_mods
 from operators.factors import Factors
-from operators.forms import Bias, GaussianField, RectsForm, WeightedBias, check_weight
+from operators.forms import FLOATS, Bias, GaussianField, RectsForm, WeightedBias, check_weight
 from operators.grid import TokenGrid
 from operators.score_mods import ScoreMod
 from operators.spec import Unsupported
@@ -40,14 +40,13 @@ class WindowBias(WeightedBias):
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight inside the windows and 0 outside, (B, H or 1, Q, K).
 
-        Per segment this is the outer product of (weight * rows inside) and (columns inside).
+        A weight that ``dtype`` cannot hold is infinite inside its window, and nowhere else.
         """
         weight = self.trainable.to(dtype or self.weight.dtype)
         parts = []
         for which, rows, cols in self.grid.inside(self.windows):
-            by_row = weight[..., which, None] * rows.unsqueeze(1)  # (B, H or 1, Q, n, rows)
-            by_col = cols.unsqueeze(1).to(weight.dtype)  # (B, 1, Q, n, cols)
-            parts.append((by_row.unsqueeze(-1) * by_col.unsqueeze(-2)).flatten(3))
+            inside = (rows.unsqueeze(-1) & cols.unsqueeze(-2)).unsqueeze(1)  # (B, 1, Q, n, rows, cols)
+            parts.append(torch.where(inside, weight[..., which, None, None], 0.0).flatten(3))
         return torch.cat(parts, dim=-1)
 
     def rects_form(self) -> RectsForm:
@@ -90,7 +89,7 @@ class GaussianBias(WeightedBias):
         _check_windows(self.grid, self.windows)
         check_weight(self, *self.windows.shape[:3])
         expected = (*self.windows.shape[:3], 2)
-        if tuple(self.centers.shape) != expected or not self.centers.is_floating_point():
+        if tuple(self.centers.shape) != expected or self.centers.dtype not in FLOATS:
             got = f"{self.centers.dtype} {tuple(self.centers.shape)}"
             raise ValueError(f"GaussianBias expects float centers {expected}, got {got}")
         if not (self.sigma > 0 and self.limit > 0):

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 GRID = 401
@@ -72,7 +71,9 @@ class _Walk:
         spread = math.sqrt(share - self._share)
         outside = self._outside(spread)
         root = math.sqrt(share)
-        bound = float(brentq(lambda z: outside(z * root) - crossing, 0.0, 40.0, xtol=1e-10))
+        bound, beyond = 0.0, 40.0  # halved; to import scipy.optimize for its brentq takes far longer
+        while bound < (middle := (bound + beyond) / 2) < beyond:
+            bound, beyond = (middle, beyond) if outside(middle * root) > crossing else (bound, middle)
         edge = bound * root
         grid: NDArray[np.float64] = np.linspace(-edge, edge, GRID, dtype=np.float64)
         steps = (grid[:, None] - self._at) / spread

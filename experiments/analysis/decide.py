@@ -6,27 +6,23 @@ A pure function: no files, no clock, no GPU. ``design_table`` reads the design f
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from experiments.analysis.decision.levels import joint_quantile, shares_spent, single_quantile
 from experiments.analysis.design_table import DesignTable, tabulate
 from experiments.analysis.model.aliasing import aliases
+from experiments.analysis.model.failures import Failures, count_failures
 from experiments.analysis.model.fit import Fit, Interaction
 from experiments.analysis.model.linear_model import fit_gain
 from experiments.analysis.model.run_order import about_run_order
 from experiments.analysis.price import price_of
+from experiments.analysis.price_model import Price
 from experiments.analysis.responses import respond
 from experiments.analysis.row_checks import enumerate_few
-from experiments.analysis.verdicts import (
-    Verdict,
-    joint_quantile,
-    judge,
-    shares_spent,
-    single_quantile,
-)
+from experiments.analysis.verdicts import Verdict, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
-from operators.bench.rows import BenchRow
 from pipeline.metrics.rows import Row
 
 OTHER_METRICS = ("NDS", "mAP")
@@ -40,7 +36,8 @@ class Effect:
     Attributes:
         site, metric, condition: which.
         effect: treatment minus baseline, points (100 times the fraction).
-        low, high: its interval, points; the intervals of all sites hold together at the rule's confidence.
+        low, high: its interval, points; on one metric under one condition the intervals of all sites hold
+            together at the rule's confidence.
         treatment: the level that is compared with the baseline.
     """
 
@@ -73,10 +70,16 @@ class Evidence:
         num_scenes: scenes that were resampled; 0 if the verdict is about the validation scenes as they are.
         scene_share: per verdict, the share of the squared error of its gain that is due to the scenes.
         spent: share of the error probability that the looks so far have spent, 0 to 1.
+        gain: the fitted gains, points.
+        price: what the rule prices; None if it is not known, and then no verdict is settled.
+        price_by_step: kind of step (training, inference) -> its price.
+        failures: failed trainings of every site and treatment.
     """
 
     rule: DecisionRule
     table: DesignTable
+    gain: Fit = field(compare=False)  # arrays; the verdicts hold its numbers
+    price: Price | None = field(compare=False)
     verdicts: tuple[Verdict, ...]
     effects: tuple[Effect, ...]
     residual_df: int
@@ -88,6 +91,8 @@ class Evidence:
     num_scenes: int = 0
     scene_share: tuple[float, ...] = ()
     spent: float = 1.0
+    price_by_step: Mapping[str, Price] = field(default_factory=dict, compare=False)
+    failures: tuple[Failures, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -95,22 +100,22 @@ class Evidence:
         return all(verdict.settled for verdict in self.verdicts)
 
 
-def decide(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = ()) -> list[Verdict]:
+def decide(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row] = ()) -> list[Verdict]:
     """Return the verdict of every site; ``weigh`` returns the numbers as well.
 
     Raises:
         AnalysisError: the rows do not support a verdict; the message gives the reason and the remedy.
     """
-    return list(weigh(rows, rule, bench).verdicts)
+    return list(weigh(rows, rule, timed).verdicts)
 
 
-def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = ()) -> Evidence:
+def weigh(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row] = ()) -> Evidence:
     """Estimate every site's effect and price and judge them by the rule.
 
     Args:
         rows: the rows of one study.
         rule: its rule.
-        bench: operator benchmark; needed if the rule is priced by it.
+        timed: rows of the stopwatch; without them a rule that is priced by it settles nothing.
 
     Raises:
         AnalysisError: the rows do not support a verdict; the message gives the reason and the remedy.
@@ -119,24 +124,29 @@ def weigh(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow] = (
     scores = _scores(rows)
     judged = scores[rule.metric, rule.condition]
     gain = fit_gain(respond(judged, table, rule, rule.metric, rule.condition), table)
+    prices = price_of(rows, table, rule, timed)
+    failures = count_failures(table, gain.collapsed)
     about_order = about_run_order(rows, table, rule, gain.collapsed)
-    slowdown, price_notes = price_of(rows, table, rule, bench)
     effects, missing = _effects(scores, table, rule, rule.metric)
     others = [_effects(scores, table, rule, metric)[0] for metric in OTHER_METRICS if metric != rule.metric]
     return Evidence(
         rule=rule,
         table=table,
-        verdicts=judge(table, gain, slowdown, rule),
+        gain=gain,
+        price=prices.judged,
+        verdicts=judge(table, gain, prices.judged, rule, failures),
         effects=tuple(effects),
         residual_df=gain.residual_df,
         noise=gain.noise,
-        notes=(*_left_out(table, gain), *missing, *price_notes, *about_order, *_about_scenes(gain)),
+        notes=(*_left_out(table, gain), *missing, *prices.notes, *about_order, *_about_scenes(gain)),
         other_effects=tuple(effect for group in others for effect in group),
         interactions=_interactions(gain, table, rule),
         aliases=aliases(table),
         num_scenes=gain.num_scenes,
         scene_share=tuple(map(float, gain.scene_share)),
         spent=shares_spent(table.interim_analyses, table.look, rule),
+        price_by_step=prices.by_step,
+        failures=failures,
     )
 
 
@@ -183,8 +193,6 @@ def _interactions(gain: Fit, table: DesignTable, rule: DecisionRule) -> tuple[In
 
 def _left_out(table: DesignTable, gain: Fit) -> list[str]:
     notes = [f"Left out because it diverged: {name}." for name in table.diverged]
-    if table.diverged:
-        notes += filter(None, (_imbalance(site, table) for site in table.sites))
     notes += [
         f"Left out because it collapsed, far below what the others lead to expect: {name}."
         for name in gain.collapsed
@@ -205,15 +213,6 @@ def _left_out(table: DesignTable, gain: Fit) -> list[str]:
         seeds = ", ".join(map(str, table.waiting))
         notes.append(f"Not judged yet, because the next look comes later: seed {seeds}.")
     return notes
-
-
-def _imbalance(site: str, table: DesignTable) -> str:
-    """Return a warning if every diverged trial has the bias at the site; empty if not."""
-    index = table.sites.index(site)
-    lost = [t.levels[index] != table.baseline for t in table.trials if t.name in table.diverged]
-    if len(lost) > 1 and all(lost):
-        return f"All {len(lost)} trials that diverged have the bias at {site}: that may be its doing."
-    return ""
 
 
 def _about_scenes(gain: Fit) -> list[str]:

@@ -15,8 +15,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
-from scipy.stats import norm
+from scipy.special import ndtr, stdtrit
 
 from experiments.analysis.model.huber import fit_huber, within_rounds
 from experiments.analysis.timings import Timings
@@ -169,7 +168,7 @@ def _compare_visits(matrix: Array, log_ms: Array, places: Array, timings: Timing
         raise AnalysisError("the stopwatch visits no plan twice in a round; expected the baseline (A/A)")
     fit = fit_huber(np.column_stack([matrix, places - places.mean(), again]), log_ms, timings.rounds)
     difference, error = float(fit.effect[-1]), float(math.sqrt(fit.covariance[-1, -1]))
-    if abs(difference) > -stdtrit(timings.num_rounds - 1, norm.sf(MOST_ERRORS)) * error:
+    if abs(difference) > -stdtrit(timings.num_rounds - 1, ndtr(-MOST_ERRORS)) * error:
         raise AnalysisError(
             f"the baseline's second visit in a round takes {100 * difference:+.2f} ± {100 * error:.2f} % "
             f"(standard error) more than its first, although the plan is the same; run `biaswise study time` "

@@ -1,8 +1,9 @@
-"""The plan with the best utility, predicted from the effects, measured where it ran.
+"""Which plan to use: the settled one, the best guess, and what each would have to cost to pay.
 
-The utility of a plan is its net gain: predicted gain minus the price of its predicted slow-down. The plan
-is chosen by point estimates, undecided layers included, because some plan must be used. How sure the
-choice is, the verdicts tell: ``Recommendation.open_sites`` names the treated sites that are not settled.
+The settled plan treats the sites that PAY without a reserve, and only counts if its own net gain, the fixed
+price included, is certainly above zero; "no bias" is settled if every plan certainly nets less than nothing.
+The best guess has the largest expected net gain, effects shrunk (``decision.shrinkage``), because some plan
+must be used. No bias anywhere is a candidate in both.
 """
 
 import math
@@ -10,10 +11,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from scipy.special import stdtrit
+
 from experiments.analysis.decide import Evidence
+from experiments.analysis.decision.break_even import BreakEven, Estimate, break_even
+from experiments.analysis.decision.plan_net import (
+    PlanNets,
+    joint_plan_quantile,
+    no_bias_wins,
+    predict_plans,
+)
 from experiments.analysis.design_table import DesignTable
+from experiments.analysis.price import free_of_charge
 from experiments.analysis.row_checks import final_values, typical_values
-from experiments.analysis.verdicts import PAYS
 from experiments.recipes.factorial import Arm, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row
@@ -25,15 +35,19 @@ MOST_PLANS = 2**16
 
 @dataclass(frozen=True)
 class Candidate:
-    """The predicted gain and price of one plan, against the baseline everywhere.
+    """What one plan is predicted to gain and cost, against the baseline everywhere.
 
     Attributes:
         levels: a level per site.
         gain: points of the rule's metric.
-        half_width: of the gain's interval: those of its terms, added in quadrature, which is exact
-            where the arms are orthogonal.
-        slowdown_percent: growth of the step time.
+        half_width: of the gain's interval, at the rule's confidence, by itself.
+        slowdown_percent: growth of the step time, the fixed price included.
         price: what that slow-down must earn, points.
+        net: gain minus price, points.
+        net_low, net_high: bounds of the net gain. ``net_low`` holds for all plans together, so that it does
+            for the plan that looks best; ``net_high`` holds for this plan.
+        utility: the expected net gain, effects shrunk; plans are ranked by it.
+        break_even: points per per cent of slow-down up to which the plan pays.
     """
 
     levels: Arm
@@ -41,11 +55,11 @@ class Candidate:
     half_width: float
     slowdown_percent: float
     price: float
-
-    @property
-    def utility(self) -> float:
-        """Gain minus price, points."""
-        return self.gain - self.price
+    net: float
+    net_low: float
+    net_high: float
+    utility: float
+    break_even: BreakEven
 
 
 @dataclass(frozen=True)
@@ -68,17 +82,21 @@ class Recommendation:
     """The plan to use.
 
     Attributes:
-        best: the plan as levels of the factors.
-        plan: the whole plan, every site of the model named.
-        accuracy: predicted, points.
+        best: the best guess.
+        settled: the plan that certainly nets something; None if there is none.
+        no_bias_wins: whether certainly no plan does.
+        plan: the best guess as a whole plan, every site of the model named.
+        accuracy: predicted for the best guess, points.
         samples_per_s: predicted; NaN if no trial measured throughput.
         measured: what its own trials of the study measured; None if none ran it.
         baseline: what the baseline's trials measured; None if none ran it.
         open_sites: sites it treats whose verdict is not PAYS.
-        candidates: all plans, best first.
+        candidates: all plans, best guess first.
     """
 
     best: Candidate
+    settled: Candidate | None
+    no_bias_wins: bool
     plan: Plan
     accuracy: float
     samples_per_s: float
@@ -87,55 +105,50 @@ class Recommendation:
     open_sites: tuple[str, ...]
     candidates: tuple[Candidate, ...]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is certain that some plan, or none, is worth its price."""
+        return self.settled is not None or self.no_bias_wins
+
 
 def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
-    """Choose the plan with the best utility; of equals the one with the fewest treated sites.
+    """Choose the plan with the largest expected net gain; of equals the one with the fewest treated sites.
 
     Args:
         rows: the rows that the evidence was drawn from.
         evidence: effects, prices and interactions.
+
+    Raises:
+        ValueError: the evidence has no price, so no plan has a net gain.
     """
-    table, rule = evidence.table, evidence.rule
-    candidates = [predict(levels, evidence) for levels in _plans(table)]
-    candidates.sort(key=lambda c: (-c.utility, num_treated(c.levels, table)))
+    if evidence.price is None:
+        raise ValueError("evidence without a price recommends no plan")
+    table = evidence.table
+    nets = _nets(list(_plans(table)), evidence)
+    candidates = sorted(_candidates(nets, evidence), key=lambda c: (-c.utility, num_treated(c.levels, table)))
     best = candidates[0]
     measured = measured_arms(rows, evidence)
     accuracy, speed = _levels_of_trials(measured, evidence)
-    settled = {(v.site, v.treatment or rule.treatments[0]) for v in evidence.verdicts if v.verdict == PAYS}
-    treated = [
-        (s, level) for s, level in zip(table.sites, best.levels, strict=True) if level != table.baseline
-    ]
+    alone = {(v.site, v.treatment) for v in evidence.verdicts if v.pays_alone}
+    treated = [t for t in zip(table.sites, best.levels, strict=True) if t[1] != table.baseline]
     return Recommendation(
         best=best,
+        settled=_settled(candidates, evidence),
+        no_bias_wins=no_bias_wins(nets, table, evidence.rule),
         plan=_whole_plan(best.levels, table, rows),
         accuracy=accuracy + best.gain,
-        samples_per_s=speed / (1 + best.slowdown_percent / 100),
+        samples_per_s=speed / (1 + _training_growth([best.levels], evidence)[0]),
         measured=measured.get(best.levels),
         baseline=measured.get((table.baseline,) * len(table.sites)),
-        open_sites=tuple(site for site, level in treated if (site, level) not in settled),
+        open_sites=tuple(site for site, level in treated if (site, level) not in alone),
         candidates=tuple(candidates),
     )
 
 
 def predict(levels: Arm, evidence: Evidence) -> Candidate:
-    """Predict what a plan gains and costs: the sum of its sites' effects and of the pairs' interactions.
-
-    If the design cannot tell the interactions of two pairs apart, neither counts.
-    """
-    table, rule = evidence.table, evidence.rule
-    chosen = dict(zip(table.sites, levels, strict=True))
-    terms = [v for v in evidence.verdicts if chosen[v.site] == (v.treatment or rule.treatments[0])]
-    gain = sum(v.effect for v in terms)
-    variance = sum((v.effect - v.low) ** 2 for v in terms)
-    for pair in evidence.interactions:
-        if len(pair.pairs) == 1:
-            a, b = (0.5 if chosen[site] != table.baseline else -0.5 for site in pair.pairs[0])
-            weight = a * b - 0.25  # against the baseline everywhere; the model's columns are centred
-            gain += weight * pair.effect
-            variance += (weight * (pair.effect - pair.low)) ** 2 if math.isfinite(pair.low) else 0.0
-    growth = math.prod(1 + v.slowdown_percent / 100 for v in terms) - 1
-    price = 100 * growth * rule.price_points_per_percent
-    return Candidate(levels, gain, math.sqrt(variance), 100 * growth, price)
+    """Predict what a plan gains and costs; without a price it costs nothing."""
+    (candidate,) = _candidates(_nets([levels], evidence), evidence)
+    return candidate
 
 
 def measured_arms(rows: Sequence[Row], evidence: Evidence) -> dict[Arm, Measured]:
@@ -168,12 +181,57 @@ def num_treated(levels: Arm, table: DesignTable) -> int:
     return sum(level != table.baseline for level in levels)
 
 
+def _nets(plans: Sequence[Arm], evidence: Evidence) -> PlanNets:
+    price = evidence.price or free_of_charge(evidence.table)
+    return predict_plans(plans, evidence.table, evidence.gain, price, evidence.rule)
+
+
+def _candidates(nets: PlanNets, evidence: Evidence) -> list[Candidate]:
+    rule, table = evidence.rule, evidence.table
+    joint = joint_plan_quantile(nets, table, rule)
+    wide = (1 + rule.confidence) / 2
+    candidates = []
+    for i, levels in enumerate(nets.levels):
+        gain = Estimate(float(nets.gain[i]), float(nets.gain_error[i]), float(nets.gain_df[i]))
+        slow = Estimate(float(nets.slowdown[i]), float(nets.slowdown_error[i]), float(nets.slowdown_df[i]))
+        net, error = float(nets.net[i]), float(nets.error[i])
+        candidates.append(
+            Candidate(
+                levels,
+                gain.value,
+                _reach(gain.df, wide) * gain.error if gain.error else 0.0,
+                slow.value,
+                float(nets.price[i]),
+                net,
+                net - joint * error,
+                net + _reach(float(nets.df[i]), wide) * error if error else net,
+                float(nets.shrunk[i] - nets.price[i]),
+                break_even(gain, slow, rule.confidence),
+            )
+        )
+    return candidates
+
+
+def _reach(df: float, probability: float) -> float:
+    return float(stdtrit(df, probability))
+
+
+def _settled(candidates: Sequence[Candidate], evidence: Evidence) -> Candidate | None:
+    """Return the plan of the sites that PAY alone, if its own net gain is certainly above zero."""
+    table = evidence.table
+    paying = sorted((v for v in evidence.verdicts if v.pays_alone), key=lambda v: v.net)
+    chosen = {v.site: v.treatment for v in paying}  # of several treatments of a site the best one
+    levels = tuple(chosen.get(site, table.baseline) for site in table.sites)
+    found = next((c for c in candidates if c.levels == levels), None)
+    return found if chosen and found is not None and found.net_low > 0 else None
+
+
 def _plans(table: DesignTable) -> Iterable[Arm]:
     """Return all combinations of the levels that were estimated."""
     options = [(table.baseline, *(lv for s, lv in table.terms if s == site)) for site in table.sites]
     if math.prod(map(len, options)) <= MOST_PLANS:
         return product(*options)
-    return {trial.levels for trial in table.trials}
+    return {trial.levels for trial in table.trials} | {(table.baseline,) * len(table.sites)}
 
 
 def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tuple[float, float]:
@@ -181,17 +239,29 @@ def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tupl
 
     An arm's estimate is what it measured minus what its treatments are predicted to add.
     """
-    seen = {levels: predict(levels, evidence) for levels in measured}
-    weights = {levels: m.seeds for levels, m in measured.items()}
-    total = sum(weights.values()) or 1
-    accuracy = sum(weights[a] * (m.accuracy - seen[a].gain) for a, m in measured.items()) / total
+    arms = list(measured)
+    if not arms:
+        return math.nan, math.nan
+    gains = _nets(arms, evidence).gain
+    growths = _training_growth(arms, evidence)
+    weights = [m.seeds for m in measured.values()]
+    accuracy = sum(
+        w * (m.accuracy - gain) for w, m, gain in zip(weights, measured.values(), gains, strict=True)
+    ) / sum(weights)
     logs = [
-        (weights[a], math.log(m.samples_per_s * (1 + seen[a].slowdown_percent / 100)))
-        for a, m in measured.items()
+        (w, math.log(m.samples_per_s * (1 + growth)))
+        for w, m, growth in zip(weights, measured.values(), growths, strict=True)
         if m.samples_per_s > 0
     ]
     speed = math.exp(sum(w * x for w, x in logs) / sum(w for w, _ in logs)) if logs else math.nan
-    return accuracy, speed
+    return float(accuracy), speed
+
+
+def _training_growth(plans: Sequence[Arm], evidence: Evidence) -> list[float]:
+    """Return the growth of a training step's time under each plan, a fraction."""
+    price = evidence.price_by_step.get("training") or free_of_charge(evidence.table)
+    nets = predict_plans(plans, evidence.table, evidence.gain, price, evidence.rule)
+    return [float(slowdown) / 100 for slowdown in nets.slowdown]
 
 
 def _whole_plan(levels: Arm, table: DesignTable, rows: Sequence[Row]) -> Plan:

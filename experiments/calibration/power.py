@@ -1,14 +1,16 @@
 """How probable a verdict is before a study runs: by its design, its seeds and its noise.
 
 A net gain is estimated with a true standard error; the verdict compares it with Student's quantile times an
-estimated one. The estimate's distribution is known (chi-squared over its degrees of freedom), so that the
-probability of a verdict is a mean over it. Where all of the error comes from the trainings, this is the
-noncentral t distribution: (t(1 - level / 2; df) + t(power)) standard errors are found with that power.
+estimated one. The distribution of the mean squares is known (chi-squared over their degrees of freedom), so
+that the probability of a verdict is a mean over it. With one mean square that holds all of the error, this is
+the noncentral t distribution: (t(1 - level / 2; df) + t(power)) standard errors are found with that power.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +18,14 @@ from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level
+from experiments.analysis.model.mean_squares import MeanSquares
 from experiments.calibration.study_size import StudySize
 
 Array = NDArray[np.float64]
 
-QUANTILES = 400
-"""Midpoints at which the distribution of an estimated error is represented; 400 agree with the noncentral t
-to the fourth digit from three degrees of freedom on."""
+QUANTILES = 60
+"""Midpoints at which the distribution of a mean square is represented; they agree with the noncentral t to
+0.003 from three degrees of freedom on."""
 MOST_ERRORS = 1000.0
 """Gains of so many standard errors are found by every study that leaves a degree of freedom."""
 DEMO_NOISE = 0.15
@@ -64,12 +67,11 @@ class Power:
         The layer is tested first by Holm's procedure, at its share of the error probability among all
         layers, at the last look. For unequal layers it is the one that is estimated worst.
         """
-        reach = self._reach(self._level / 2)
-        return float(np.mean(ndtr((abs(net_gain) - reach) / self._error)))
+        return float(np.mean(ndtr((abs(net_gain) - self._reach) / self._error)))
 
     def equivalence(self, net_gain: float = 0.0) -> float:
         """Return the probability that a layer of this net gain, points, is told NO DIFFERENCE."""
-        free = np.maximum(self.size.rule.equivalence_margin - self._reach(self._level), 0.0)
+        free = np.maximum(self.size.rule.equivalence_margin - self._reach, 0.0)
         inside = ndtr((free - net_gain) / self._error) - ndtr((-free - net_gain) / self._error)
         return float(np.mean(inside))
 
@@ -116,14 +118,32 @@ class Power:
         of_trials = self.size.variance_factor * self.sources.trial**2
         return math.sqrt(of_trials + self.sources.scenes**2 + self.sources.price**2)
 
-    def _reach(self, one_sided: float) -> Array:
-        """Return (QUANTILES,) what half-widths of an interval the study may have, equally probable ones."""
-        df = self.size.residual_df
-        at = (np.arange(QUANTILES) + 0.5) / QUANTILES
-        of_trials = self.size.variance_factor * self.sources.trial**2 * 2 * gammaincinv(df / 2, at) / df
+    @cached_property
+    def _reach(self) -> Array:
+        """Half-widths of the layer's interval that the study may have, equally probable ones, points."""
+        squares, df = self._mean_squares
+        of_trials = self.size.variance_factor * self.sources.trial**2 * squares
         whole = of_trials + self.sources.scenes**2 + self.sources.price**2
         freedom = df * (whole / of_trials) ** 2  # Satterthwaite; scenes and price are known far better
-        return np.asarray(-stdtrit(freedom, one_sided) * np.sqrt(whole))
+        return np.asarray(-stdtrit(freedom, self._level / 2) * np.sqrt(whole))
+
+    @property
+    def _mean_squares(self) -> tuple[Array, float]:
+        """Mean squares that sites' errors may be made of, true noise 1, equally probable; their df."""
+        of_seeds, of_rest = self.size.freedom
+        if not of_seeds:
+            return _mean_square(of_rest), of_rest
+        pairs = product(_mean_square(of_seeds), _mean_square(of_rest))
+        made = [MeanSquares(seeds, int(of_seeds), rest, int(of_rest)).of_sites for seeds, rest in pairs]
+        return np.array([square for square, _ in made]), made[0][1]
+
+
+def _mean_square(df: float) -> Array:
+    """Return quantiles of a mean square of true value 1, equally probable ones."""
+    if not df:
+        return np.ones(1)
+    at = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    return np.asarray(2 * gammaincinv(df / 2, at) / df)
 
 
 def _root(function: Callable[[float], float], most: float) -> float:

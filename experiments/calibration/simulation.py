@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.fit import Fit, Response
 from experiments.analysis.model.linear_model import fit_gain
-from experiments.analysis.price import no_slowdown
+from experiments.analysis.price import free_of_charge
 from experiments.analysis.verdicts import Verdict, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm
@@ -135,7 +135,7 @@ def judge_look(
         rule: names its sites, seeds and looks.
     """
     fit, table = fit_look(measured, arms, look, rule)
-    return judge(table, fit, no_slowdown(table), rule)
+    return judge(table, fit, free_of_charge(table), rule)
 
 
 def fit_look(

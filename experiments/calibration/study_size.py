@@ -7,12 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable, TrialRow
-from experiments.recipes.decision_rule import DecisionRule
+from experiments.analysis.model.fit import Response
+from experiments.analysis.model.linear_model import fit_sites
+from experiments.analysis.model.robust_errors import unbalanced
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm, Design, DesignError, Factor, fraction, full, one_at_a_time
 from experiments.recipes.recipe import Recipe, RecipeError
 
 KINDS = {"full": "full grid", "one_at_a_time": "one at a time", "fraction": "fraction"}
 """Kind of a design -> its name in tables."""
+MOST_TRIALS = 128
+"""More seeds are offered up to so many trials."""
 LARGEST_FULL = 6
 """A full factorial of more sites is not offered: over 64 trainings a seed."""
 
@@ -77,10 +82,27 @@ class StudySize:
         """Whether the arms can tell the effects of all sites apart."""
         return int(np.linalg.matrix_rank(self._matrix)) == self._matrix.shape[1]
 
-    @cached_property
+    @property
     def residual_df(self) -> int:
-        """Degrees of freedom of the noise; 0 or less if it cannot be estimated."""
-        return len(self._matrix) - int(np.linalg.matrix_rank(self._matrix))
+        """Degrees of freedom of the noise; 0 if the trials cannot be judged."""
+        return int(sum(self.freedom))
+
+    @cached_property
+    def freedom(self) -> tuple[float, float]:
+        """Degrees of freedom of seed by site, and of the rest; read off a fit, for the design decides them.
+
+        (0, 0) if the trials cannot be judged. Of unbalanced arms, whose noises are not pooled, the second
+        holds those of the least certain site.
+        """
+        values = np.random.default_rng(0).standard_normal(len(self.table.trials))
+        try:
+            fit = fit_sites(Response(values), self.table)
+        except AnalysisError:
+            return 0.0, 0.0
+        if unbalanced(self.table):
+            return 0.0, float(fit.df.min())
+        squares = fit.mean_squares
+        return (0.0, 0.0) if squares is None else (float(squares.seed_by_site_df), float(squares.rest_df))
 
     @cached_property
     def _matrix(self) -> NDArray[np.float64]:
@@ -104,7 +126,9 @@ def size_of(recipe: Recipe) -> StudySize:
 
 def other_seeds(size: StudySize) -> tuple[StudySize, ...]:
     """Return the same design with half, twice and four times as many seeds, judged once at the end."""
-    counts = sorted({max(1, size.seeds // 2), 2 * size.seeds, 4 * size.seeds} - {size.seeds})
+    wanted = {max(1, size.seeds // 2), 2 * size.seeds, 4 * size.seeds} - {size.seeds}
+    most = max(MOST_TRIALS, size.trials)
+    counts = sorted(count for count in wanted if count * len(size.arms) <= most)
     return tuple(replace(size, interim_analyses=(count,)) for count in counts)
 
 

@@ -65,16 +65,14 @@ class CheckCluster(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a file has faults."""
-        from rich.console import Console
-
         from experiments.cluster.check import check_cluster
 
-        console, number = Console(), 0
+        number = 0
         for name in arguments.file or ("cluster.yaml", "ray-job.yaml"):
             faults = check_cluster(Path(name))
             number += len(faults)
             for sentence in faults or ["nothing wrong"]:
-                console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True)
+                print(f"{name}: {sentence}")
         return 1 if number else 0
 
 

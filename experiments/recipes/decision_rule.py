@@ -6,6 +6,7 @@ which every row carries. A rule holds plain values, so that JSON can store it.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,8 +16,10 @@ from pipeline.errors import written_by_old_version
 
 ALPHA_SPENDING = ("obrien_fleming", "pocock")
 """How the interim analyses share the error probability; formulas: ``experiments.analysis.alpha_spending``."""
-PRICED_BY = ("trials", "bench")
-"""Where the slow-down comes from: the trials' own step times, or the operator benchmark."""
+PRICED_BY = ("stopwatch", "trials")
+"""Where the slow-down comes from: a stopwatch run, or the trials' own step times."""
+STEPS = ("training", "inference")
+"""What can be priced: a training step, a detection at batch 1."""
 SCREENING = "screening"
 """``order_by`` of a rule whose order comes from the study's own screening (``biaswise study screen``)."""
 
@@ -37,8 +40,9 @@ class DecisionRule:
     """How rows become verdicts.
 
     A site PAYS if its gain in ``metric`` (treatment minus baseline, in points: 100 times the
-    fraction) is above its price, COSTS if it is below, with the given confidence, and is
-    UNDECIDED otherwise. Its price is its slow-down times ``price_points_per_percent``.
+    fraction) is above its price, COSTS if it is below, makes NO DIFFERENCE if both are within
+    ``equivalence_margin``, with the given confidence, and is UNDECIDED otherwise. Its price is its own
+    slow-down times ``price_points_per_percent``; what any bias costs once is charged to plans.
 
     Attributes:
         metric: a metric in the unit ``fraction`` (``NDS``, ``mAP``).
@@ -56,7 +60,7 @@ class DecisionRule:
         confidence: probability that all verdicts, over all sites and all looks, are right together.
         arms: what the design runs, each a tuple of levels (one per site); empty: all combinations.
         equivalence_margin: smallest net gain that matters, points. A net gain that is certainly between
-            minus and plus this is reported as equivalent.
+            minus and plus this is NO DIFFERENCE.
         interim_analyses: numbers of complete seeds after which the study is judged, increasing; empty:
             once, at the end. Rows of later seeds wait for the next number.
         alpha_spending: one of ``ALPHA_SPENDING``.
@@ -65,7 +69,11 @@ class DecisionRule:
         order_by: ``SCREENING``: the order is the ranking of the study's screening, which has a seed of its
             own. Empty: the order is ``order``.
         priced_by: one of ``PRICED_BY``.
-        bench_shape: shape of the benchmark that is the model's; empty if the benchmark has only one.
+        price_of: what is priced: one of ``STEPS``, or pairs of a step and its weight, which add up to 1; the
+            slow-down is then their weighted geometric mean. Trials time the training step alone.
+        price_half_width: the stopwatch may stop when the 95 % interval of every site's price is at most this
+            wide to each side, points.
+        stopwatch_s: seconds after which the stopwatch stops in any case.
 
     Raises:
         AnalysisError: the rule contradicts itself.
@@ -86,8 +94,10 @@ class DecisionRule:
     alpha_spending: str = "obrien_fleming"
     order: tuple[str, ...] = ()
     order_by: str = ""
-    priced_by: str = "trials"
-    bench_shape: str = ""
+    priced_by: str = "stopwatch"
+    price_of: str | tuple[tuple[str, float], ...] = "training"
+    price_half_width: float = 0.05
+    stopwatch_s: float = 90.0
 
     def __post_init__(self) -> None:
         """Refuse a rule that can decide nothing."""
@@ -101,6 +111,7 @@ class DecisionRule:
         yield from self._bad_numbers()
         yield from self._bad_interim_analyses()
         yield from self._bad_choices()
+        yield from self._bad_price()
 
     def _bad_levels(self) -> Iterator[str]:
         levels = (self.baseline, *self.treatments)
@@ -139,14 +150,34 @@ class DecisionRule:
         if self.alpha_spending not in ALPHA_SPENDING:
             expected = " or ".join(ALPHA_SPENDING)
             yield f"the rule's alpha_spending is {self.alpha_spending!r}; expected {expected}"
-        if self.priced_by not in PRICED_BY:
-            yield f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}"
         if self.order_by not in ("", SCREENING):
             yield f"the rule's order_by is {self.order_by!r}; expected {SCREENING!r} or nothing"
         if self.order_by and self.order:
             yield "the rule has an order and an order_by; name one of them"
         if self.order and sorted(self.order) != sorted(self.sites):
             yield "the rule's order does not hold its sites, each once; rank all of them"
+
+    def _bad_price(self) -> Iterator[str]:
+        if self.priced_by not in PRICED_BY:
+            yield f"the rule is priced by {self.priced_by!r}; expected {' or '.join(PRICED_BY)}"
+        weights = self.price_weights
+        if set(weights) - set(STEPS) or not all(weight > 0 for weight in weights.values()):
+            yield (
+                f"the rule's price_of is {self.price_of!r}; expected {' or '.join(STEPS)}, or both with "
+                f"weights above 0"
+            )
+        if not math.isclose(sum(weights.values()), 1.0):
+            yield f"the weights of the rule's price_of add up to {sum(weights.values()):g}; expected 1"
+        if self.priced_by == "trials" and self.price_of != "training":
+            yield "the rule prices inference by trials, which time training steps; use the stopwatch"
+        for name in ("price_half_width", "stopwatch_s"):
+            if not getattr(self, name) > 0:
+                yield f"the rule's {name} is {getattr(self, name)}; expected more than 0"
+
+    @property
+    def price_weights(self) -> dict[str, float]:
+        """What is priced -> its weight."""
+        return {self.price_of: 1.0} if isinstance(self.price_of, str) else dict(self.price_of)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; ``from_dict`` reads them back."""
@@ -179,12 +210,19 @@ class DecisionRule:
         together = "all layers" + (f" and {looks} looks" if looks > 1 else "")
         return (
             f"A layer pays off if {' or '.join(self.treatments)} instead of {self.baseline} there gains "
-            f"more {self.metric} ({self.condition}) than its price of "
-            f"{self.price_points_per_percent:g} points per "
-            f"1{percent} of step time, and costs if it gains less, at {100 * self.confidence:g}{percent} "
-            f"confidence for {together} together. A net gain within {self.equivalence_margin:g} points of "
-            f"zero is not worth having.{self._order_in_words()}"
+            f"more {self.metric} ({self.condition}) than its own price of "
+            f"{self.price_points_per_percent:g} points per 1{percent} of {self._priced_in_words(percent)}, "
+            f"costs if it gains less, and makes no difference if the net gain is within "
+            f"{self.equivalence_margin:g} points of zero, at {100 * self.confidence:g}{percent} confidence "
+            f"for {together} together.{self._order_in_words()}"
         )
+
+    def _priced_in_words(self, percent: str) -> str:
+        if len(self.price_weights) == 1:
+            (step,) = self.price_weights
+            return f"the time of {'a training step' if step == 'training' else 'a detection'}"
+        shares = (f"{100 * weight:g}{percent} {step}" for step, weight in self.price_weights.items())
+        return f"time ({', '.join(shares)})"
 
     def _order_in_words(self) -> str:
         if not self.order and not self.order_by:

@@ -1,53 +1,30 @@
-"""The report of a study: for a terminal, as Markdown, as CSV tables and as one HTML page.
+"""The report of a study: for a terminal, as Markdown, as CSV tables and, with figures, as one HTML page.
 
 It is made from the rows and ``study.json`` alone. If the rows support no verdict, the report says why at
 the top and shows the trials.
 """
 
-import base64
 import csv
 import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from experiments.analysis.decide import Evidence
-from experiments.analysis.verdicts import COSTS, MOST_FURTHER_SEEDS, PAYS, UNDECIDED, Verdict
-from experiments.recipes.decision_rule import DecisionRule
-from experiments.reporting.figures.effects import forest, heat_map
-from experiments.reporting.figures.plans import accuracy_speed, learned_scale
-from experiments.reporting.figures.screening import screening_figure
-from experiments.reporting.figures.style import Drawing, to_png, to_svg
+from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED
+from experiments.reporting.markdown import MARKS, if_priced, plan_lines, to_markdown
 from experiments.reporting.summary import Summary, summarize
-from experiments.reporting.tables.base import (
-    MINUS,
-    Table,
-    condition_table,
-    settling,
-    signed,
-    spell,
-    spell_levels,
-    term_label,
-)
-from experiments.reporting.tables.design import shown_plans
-from experiments.reporting.tables.kernels import kernel_table
-from experiments.reporting.wording import advise, reading
+from experiments.reporting.tables.base import Table, signed, term_label
 from pipeline.config.plan import Plan
 
 CONFIG = "recommended.py"
 """The recommended plan as an mmengine config."""
-MARKS = {PAYS: "▲", COSTS: "▼", UNDECIDED: "?"}
-"""The sign of a verdict, for readers who do not see its colour."""
-RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", UNDECIDED: "yellow"}
+RICH_STYLES = {PAYS: "bold green", COSTS: "bold red", NO_DIFFERENCE: "bold", UNDECIDED: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -56,26 +33,32 @@ class Report:
 
     Attributes:
         summary: its content.
-        html: the page.
-        markdown: the same in Markdown.
+        markdown: ``report.md``.
         tables: the CSV files.
+        html: the page with the figures; None if they were not drawn.
+        config: the recommended plan as a config; None if it was not printed.
     """
 
     summary: Summary
-    html: Path
     markdown: Path
     tables: tuple[Path, ...]
+    html: Path | None
+    config: Path | None
 
 
-def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = None) -> Report:
+def write_report(
+    study_folder: Path, config_of: Callable[[Plan], str] | None = None, figures: bool = True
+) -> Report:
     """Judge a study and write the report into its folder.
 
-    Writes ``report.html``, ``report.md``, a CSV file per table, a PNG file per figure into ``figures``, and
-    the recommended plan as a config, ``recommended.py``.
+    Writes ``report.md`` and a CSV file per table. What it does not write, page, figures and config of an
+    earlier report, stays as long as the tables are the same, and is removed if they are not.
 
     Args:
         study_folder: the study.
-        config_of: returns a whole plan as an mmengine config, or raises ValueError; None writes no config.
+        config_of: returns a whole plan as an mmengine config, or raises ValueError; writes the recommended
+            plan as ``recommended.py``.
+        figures: also write ``report.html``, and a PNG file per figure into ``figures``.
 
     Returns:
         The summary and the files.
@@ -88,23 +71,33 @@ def write_report(study_folder: Path, config_of: Callable[[Plan], str] | None = N
     summary = summarize(study_folder)
     if summary.advice is not None and config_of is not None:
         summary = _with_config(summary, summary.advice.plan, config_of)
-    for stale in (*study_folder.glob("*.csv"), *study_folder.glob("figures/*.png"), study_folder / CONFIG):
-        stale.unlink(missing_ok=True)  # of an earlier report, when there was evidence
-    tables: list[Path] = []
-    for table in summary.tables:
-        tables.append(study_folder / f"{table.name}.csv")
-        tables[-1].write_text(to_csv(table), encoding="utf-8", newline="")
-    (study_folder / "figures").mkdir(exist_ok=True)
-    for drawing in drawings(summary):
-        (study_folder / "figures" / f"{drawing.name}.png").write_bytes(to_png(drawing))
-    if summary.scene:
-        (study_folder / "figures" / "scene.png").write_bytes(summary.scene)
-    if summary.config:
-        (study_folder / CONFIG).write_text(summary.config, encoding="utf-8")
-    html, markdown = study_folder / "report.html", study_folder / "report.md"
-    html.write_text(to_html(summary), encoding="utf-8")
+    changed = _write_tables(summary, study_folder)
+    html, markdown, config = (study_folder / name for name in ("report.html", "report.md", CONFIG))
+    if changed or figures:
+        for stale in (*study_folder.glob("figures/*.png"), html):
+            stale.unlink(missing_ok=True)
+    if changed or config_of is not None:
+        config.unlink(missing_ok=True)
     markdown.write_text(to_markdown(summary), encoding="utf-8")
-    return Report(summary, html, markdown, tuple(tables))
+    if summary.config:
+        config.write_text(summary.config, encoding="utf-8")
+    if figures:
+        from experiments.reporting.page import write_page  # imports matplotlib
+
+        write_page(summary, html)
+    tables = tuple(study_folder / f"{table.name}.csv" for table in summary.tables)
+    return Report(summary, markdown, tables, html if figures else None, config if summary.config else None)
+
+
+def _write_tables(summary: Summary, study_folder: Path) -> bool:
+    """Write the CSV files in place of those of an earlier report; return whether they differ from those."""
+    tables = {f"{table.name}.csv": to_csv(table).encode() for table in summary.tables}
+    found = {path.name: path.read_bytes() for path in study_folder.glob("*.csv")}
+    for name in found.keys() - tables.keys():  # of a report that had evidence
+        (study_folder / name).unlink()
+    for name, content in tables.items():
+        (study_folder / name).write_bytes(content)
+    return found != tables
 
 
 def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str]) -> Summary:
@@ -116,57 +109,37 @@ def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str])
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print the verdicts, or why there are none, and the path of the report."""
+    """Print the verdicts, or why there are none, and where config and report are."""
     console = console or Console()
     summary = report.summary
     if summary.evidence is not None:
         console.print(_terminal_table(summary.evidence))
     console.print(summary.answer, style="bold", markup=False)
-    if summary.evidence is not None and summary.advice is not None:
-        console.print(advise(summary.advice, summary.evidence, summary.confirmed), markup=False)
+    for line in plan_lines(summary):
+        console.print(line, markup=False)
     for note in summary.notes:
         console.print(f"! {note}", markup=False)
-    console.print(f"Report: {report.html}", markup=False, soft_wrap=True)
+    if report.config is not None:
+        console.print(f"The plan as a config: {report.config}", markup=False, soft_wrap=True)
+    console.print(f"Report: {report.html or report.markdown}", markup=False, soft_wrap=True)
 
 
 def _terminal_table(evidence: Evidence) -> RichTable:
-    """Build the verdict table for 80 columns: intervals as half-widths, further seeds as a number."""
+    """Build the verdict table for 80 columns: intervals as half-widths, and whose noise is the largest."""
     unit = f"points of {evidence.rule.metric} ({evidence.rule.condition})"
     table = RichTable(title=unit, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for head in ("layer", "verdict", "gain", "price", "net gain", "more seeds"):
+    for head in ("layer", "verdict", "gain", "price", "net gain", "noise"):
         table.add_column(head, no_wrap=True, justify="left" if head in ("layer", "verdict") else "right")
     for v in evidence.verdicts:
         table.add_row(
             term_label(v, evidence),
             Text(f"{MARKS[v.verdict]} {v.verdict}", style=RICH_STYLES[v.verdict]),
             f"{signed(v.effect)} ± {v.high - v.effect:.2f}",
-            signed(v.price),
-            f"{signed(v.net)} ± {v.net_high - v.net:.2f}",
-            _more_seeds(v),
+            if_priced(signed(v.price), v),
+            if_priced(f"{signed(v.net)} ± {v.net_high - v.net:.2f}", v),
+            v.to_settle.largest if v.to_settle else "",
         )
     return table
-
-
-def _more_seeds(verdict: Verdict) -> str:
-    if verdict.further_trials is None:
-        return f"over {MOST_FURTHER_SEEDS}"
-    return "equivalent" if verdict.equivalent else str(verdict.further_trials or "")
-
-
-VERDICT_HEADS = ("layer", "verdict", "gain", "slow-down", "price", "net gain", "to settle it")
-
-
-def verdict_cells(verdict: Verdict, evidence: Evidence) -> tuple[str, ...]:
-    """Return the texts of one line of the verdict table, under ``VERDICT_HEADS``."""
-    return (
-        term_label(verdict, evidence),
-        f"{MARKS[verdict.verdict]} {verdict.verdict}",
-        f"{signed(verdict.effect)} [{signed(verdict.low)}, {signed(verdict.high)}]",
-        f"{signed(verdict.slowdown_percent, 1)} %",
-        signed(verdict.price),
-        f"{signed(verdict.net)} [{signed(verdict.net_low)}, {signed(verdict.net_high)}]",
-        settling(verdict, evidence.table.num_arms, evidence.rule.equivalence_margin),
-    )
 
 
 def to_csv(table: Table) -> str:
@@ -176,108 +149,3 @@ def to_csv(table: Table) -> str:
     writer.writerow(table.columns)
     writer.writerows(["" if cell is None else cell for cell in line] for line in table.lines)
     return buffer.getvalue()
-
-
-def to_markdown(summary: Summary) -> str:
-    """Return the report as Markdown: the answer first; figures are on the HTML page only."""
-    parts = [f"# Study {summary.record.name}", f"**{summary.answer}**"]
-    parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
-    parts += [summary.record.question] if summary.record.question else []
-    parts += [str(summary.record.rule)] if summary.record.rule else []
-    if summary.evidence is not None and summary.advice is not None:
-        evidence = summary.evidence
-        lines = [verdict_cells(verdict, evidence) for verdict in evidence.verdicts]
-        parts += ["## Verdict per layer", _markdown_table(VERDICT_HEADS, lines), reading(evidence)]
-        parts += [
-            "## The plan to use",
-            advise(summary.advice, evidence, summary.confirmed),
-            f"Plan: `{summary.advice.plan}`",
-        ]
-    parts += (
-        ["As an mmengine config:", f"```python\n{summary.config.rstrip()}\n```"] if summary.config else []
-    )
-    for table in shown_tables(summary):
-        parts += [f"## {table.title}", _markdown_table(table.columns, table.lines)]
-    parts += ["## Reproduce it", f"```\n{commands(summary)}\n```"]
-    return "\n\n".join(parts) + "\n"
-
-
-def to_html(summary: Summary) -> str:
-    """Return the report as one HTML page without script that loads nothing: styles and figures are in it."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("report.html.j2").render(
-        summary=summary,
-        evidence=summary.evidence,
-        figures=[(drawing, Markup(to_svg(drawing))) for drawing in drawings(summary)],
-        scene=base64.b64encode(summary.scene).decode(),
-        advice=advise(summary.advice, summary.evidence, summary.confirmed)
-        if summary.advice and summary.evidence
-        else "",
-        reading=reading,
-        label=term_label,
-        tables=[_page_table(table) for table in shown_tables(summary)],
-        commands=commands(summary),
-        marks=MARKS,
-        signed=signed,
-        settling=settling,
-    )
-
-
-def shown_tables(summary: Summary) -> list[Table]:
-    """Return the tables as they are printed, without that of the verdicts, which is printed by itself.
-
-    Effects, kernels and plans have fewer lines here than in their CSV files.
-    """
-    shown = []
-    for table in summary.tables:
-        lines = tuple(tuple(map(spell, line)) for line in table.lines)
-        columns = table.columns
-        if table.name == "effects" and summary.evidence is not None:
-            columns, lines = condition_table(summary.evidence)
-        if table.name == "kernels":
-            columns, lines = kernel_table(table)
-        if table.name == "plans" and summary.evidence is not None:
-            kept = shown_plans(table, summary.evidence.rule.baseline)
-            lines = tuple(tuple(map(spell, line)) for line in kept)
-        if table.name != "verdicts" and lines:
-            shown.append(replace(table, columns=columns, lines=lines))
-    return shown
-
-
-def commands(summary: Summary) -> str:
-    """Return the commands that give these numbers again."""
-    commits = sorted({row.commit.rstrip("+") for row in summary.rows} - {""})
-    checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
-    name = summary.record.name
-    return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise study report {name}"])
-
-
-def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    rule = ["---"] * len(columns)
-    escaped = [[str(cell).replace("|", r"\|") for cell in line] for line in (columns, rule, *lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-
-
-def _page_table(table: Table) -> dict[str, Any]:
-    cells = zip(*table.lines, strict=True)
-    numeric = {i for i, column in enumerate(cells) if all(_NUMBER.fullmatch(str(cell)) for cell in column)}
-    return {**vars(table), "numeric": numeric}
-
-
-_NUMBER = re.compile(rf"[+{MINUS}]?[\d.]+( .*)?|-")
-
-
-def drawings(summary: Summary) -> list[Drawing]:
-    """Return the figures that the rows support."""
-    rule, evidence, best = summary.record.rule or DecisionRule(), summary.evidence, ""
-    if evidence is not None and summary.advice is not None:
-        best = spell_levels(summary.advice.best.levels, evidence.table.sites, evidence.rule)
-    candidates = (
-        accuracy_speed(summary.rows, rule, best),
-        forest(evidence) if evidence else None,
-        heat_map(evidence) if evidence else None,
-        screening_figure(summary.screened, evidence) if evidence else None,
-        learned_scale(summary.rows, rule),
-    )
-    return [drawing for drawing in candidates if drawing is not None]

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.analysis import confirmation
 from experiments.analysis.confirmation import Confirmed
 from experiments.analysis.decide import Evidence, weigh
-from experiments.analysis.price import read_bench
+from experiments.analysis.price import read_stopwatch
 from experiments.analysis.recommend import Recommendation, recommend
 from experiments.analysis.row_checks import refuse_mixtures
 from experiments.analysis.screening import FOLDER, ROWS, Ranked, rank, rule_in_force, was_edited
@@ -32,8 +32,9 @@ from experiments.reporting.tables.design import (
     plan_table,
 )
 from experiments.reporting.tables.kernels import kernel_table_of_study
+from experiments.reporting.tables.price import price_table
 from experiments.reporting.tables.screening import compare_screening, screening_table
-from experiments.reporting.wording import answer, listing
+from experiments.reporting.wording import about_failures, answer, listing
 from experiments.storage.usage import Used, used_by_trials
 from pipeline.config.plan import PlanError
 from pipeline.metrics.rows import Row, read_rows, read_study
@@ -72,7 +73,7 @@ class Summary:
         record: the study.
         rows: its rows.
         evidence: verdicts and effects; None if the rows support none.
-        advice: the plan to use; None without evidence.
+        advice: the plan to use; None without evidence, and without a price.
         answer: the answer in a sentence, or why there is none.
         notes: sentences that qualify the answer.
         costs: name of a part of the study -> trial -> what it used.
@@ -101,17 +102,15 @@ class Summary:
         screen = (screening_table(self.screened, self.evidence),) if self.screened else ()
         cost = cost_table(self.costs, self.evidence)
         plain = (*screen, cost, trial_table(self.rows, rule), kernel_table_of_study(self.rows))
-        if self.evidence is None or self.advice is None:
+        if self.evidence is None:
             return (*plain, environment_table(self))
         evidence = self.evidence
-        judged = (
-            verdict_table(evidence),
-            effect_table(evidence),
-            plan_table(self.rows, evidence, self.advice),
-        )
+        plans = () if self.advice is None else (plan_table(self.rows, evidence, self.advice),)
+        judged = (verdict_table(evidence), price_table(evidence), effect_table(evidence), *plans)
         again = confirmation_table(self.confirmed, evidence)
         design = (again, interaction_table(evidence), alias_table(evidence))
-        return (*judged, *(table for table in design if table.lines), *plain, environment_table(self))
+        some = (table for table in (*judged, *design) if table.lines)
+        return (*some, *plain, environment_table(self))
 
 
 def summarize(study_folder: Path) -> Summary:
@@ -137,8 +136,8 @@ def summarize(study_folder: Path) -> Summary:
             return Summary(record, rows, None, None, NO_RULE, notes, costs)
         refuse_other_recipe(rows, record.name, record.digest)
         rule = rule_in_force(record.rule, study_folder, record.digest)
-        evidence = weigh(rows, rule, read_bench(study_folder))
-        advice = recommend(rows, evidence)
+        evidence = weigh(rows, rule, read_stopwatch(study_folder))
+        advice = recommend(rows, evidence) if evidence.price is not None else None
     except AnalysisError as error:
         return Summary(record, rows, None, None, f"No verdicts: {error}.", notes, costs)
     confirmed, about_confirmation = read_confirmation(study_folder, rows, evidence)
@@ -149,7 +148,7 @@ def summarize(study_folder: Path) -> Summary:
         evidence,
         advice,
         answer(evidence),
-        (*evidence.notes, *notes, *about_confirmation, *about_screen),
+        (*about_failures(evidence), *evidence.notes, *notes, *about_confirmation, *about_screen),
         costs,
         confirmed=confirmed,
         screened=screened,
@@ -239,13 +238,14 @@ def _blame(study_folder: Path) -> str:
     return f"; {len(failed)} failed. {failed[0]}" if failed else ""
 
 
-def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation) -> bytes:
+def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation | None) -> bytes:
     """Return the picture of a trial of the recommended plan, else of the one with the most sites treated."""
     pictures = {path.parent.name: path for path in sorted(study_folder.glob(f"trials/*/{SCENE}"))}
     if not pictures:
         return b""
     plans = {row.trial: row.plan for row in rows if row.trial in pictures}
-    alike = [trial for trial in sorted(plans) if plans[trial] == str(advice.plan)]
+    wanted = str(advice.plan) if advice else ""
+    alike = [trial for trial in sorted(plans) if plans[trial] == wanted]
     trial = (
         alike[0] if alike else max(sorted(plans), key=lambda name: -plans[name].count("=none/"), default="")
     )

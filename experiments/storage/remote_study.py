@@ -6,13 +6,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.storage.study_folder import StudyError, StudyFolder
+from experiments.storage.study_folder import STORAGE_FILE, StudyError, StudyFolder
 from pipeline.storage.lease import Lease
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
-
-FILE = ".storage"
-"""File of a study that remembers its URI, so that a run without the option uses the copy as well."""
 
 
 def study_sync_of(storage: str, folder: Path) -> StudySync | None:
@@ -22,7 +19,7 @@ def study_sync_of(storage: str, folder: Path) -> StudySync | None:
         storage: URI under which studies are kept; empty: where this one was kept before.
         folder: of the study.
     """
-    kept = folder / FILE
+    kept = folder / STORAGE_FILE
     if not storage:
         return (
             StudySync(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None

@@ -29,6 +29,8 @@ from pipeline.storage.trial_status import (
     update_status,
 )
 
+STORAGE_FILE = ".storage"
+"""File of a study that remembers its URI, so that a run without the option uses the copy as well."""
 FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
 """Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
 

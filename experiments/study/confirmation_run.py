@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments.analysis.confirmation import FOLDER
 from experiments.analysis.decide import weigh
-from experiments.analysis.price import read_bench
+from experiments.analysis.price import read_stopwatch
 from experiments.analysis.recommend import Recommendation, recommend
 from experiments.analysis.row_checks import final_values
 from experiments.analysis.screening import rule_in_force
@@ -65,9 +65,12 @@ def run_confirmation(
     rule, rows = _rule(recipe), ended_rows(recipe, folder)
     try:
         judged_by = rule_in_force(rule, folder.path, recipe.digest)
-        advice = recommend(rows, weigh(rows, judged_by, read_bench(folder.path)))
+        evidence = weigh(rows, judged_by, read_stopwatch(folder.path))
     except AnalysisError:  # the report shows it
         return None
+    if evidence.price is None:
+        return None
+    advice = recommend(rows, evidence)
     arms = arms_of(recipe, advice)
     made, place = confirmation(recipe, arms), StudyFolder(folder.path / FOLDER)
     place.claim(made, read_json(folder.path / "study.json")["inputs"])

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.decide import weigh
+from experiments.analysis.decision.levels import shares_spent
 from experiments.analysis.design_table import ended_trials
-from experiments.analysis.verdicts import shares_spent
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule, ScreeningMissing
 from experiments.recipes.factorial import Arm, Design
-from operators.bench.rows import BenchRow
 from pipeline.metrics.rows import Row
 
 SETTLED, SPENT, CONTINUE = "settled", "budget spent", "continue"
@@ -68,7 +67,7 @@ def next_wave(
     design: Design,
     budget: Budget,
     gpu_hours: float = 0.0,
-    bench: Sequence[BenchRow] = (),
+    timed: Sequence[Row] = (),
 ) -> Wave:
     """Return which trials to run next.
 
@@ -80,7 +79,7 @@ def next_wave(
         design: the arms.
         budget: the limits.
         gpu_hours: GPU hours used so far; the next wave is expected to cost as much per trial.
-        bench: operator benchmark, if the rule is priced by it.
+        timed: rows of the stopwatch, if the rule is priced by it.
 
     Returns:
         The next wave: what complete blocks (every arm with the next seeds) still lack up to the next
@@ -100,7 +99,7 @@ def next_wave(
     taken = sum(look <= complete for look in looks)
     share = shares_spent(looks, taken, rule)
     judged = [row for row in rows if row.seed in rule.seeds[: looks[taken - 1]]]  # complete seeds alone
-    if taken and _settled(judged, rule, bench, last=taken == len(looks)):
+    if taken and _settled(judged, rule, timed, last=taken == len(looks)):
         reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
         return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):
@@ -114,9 +113,9 @@ def next_wave(
     return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
 
 
-def _settled(rows: Sequence[Row], rule: DecisionRule, bench: Sequence[BenchRow], last: bool) -> bool:
+def _settled(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row], last: bool) -> bool:
     try:
-        return weigh(rows, rule, bench).settled
+        return weigh(rows, rule, timed).settled
     except ScreeningMissing:
         raise
     except AnalysisError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.analysis.price import read_bench
+from experiments.analysis.price import read_stopwatch
 from experiments.analysis.row_checks import step_values
 from experiments.analysis.screening import rule_in_force
 from experiments.recipes.decision_rule import AnalysisError
@@ -64,7 +64,8 @@ def run_waves(
         rows = ended_rows(recipe, folder)
         try:
             rule = rule_in_force(recipe.rule, folder.path, recipe.digest)
-            wave = next_wave(rows, rule, recipe.design, budget, folder.gpu_hours(), read_bench(folder.path))
+            timed = read_stopwatch(folder.path)
+            wave = next_wave(rows, rule, recipe.design, budget, folder.gpu_hours(), timed)
         except AnalysisError as error:
             if not outcome.ran:
                 raise

@@ -29,7 +29,8 @@ def objections(request: Request) -> list[str]:
         objections.append(
             f"the global bias has rank {GLOBAL_RANK}, exactly and cheaply; got rank={request.rank}"
         )
-    if request.rank is not None and not 1 <= request.rank <= request.queries:
+    rank_fits = request.rank is None or 1 <= request.rank <= (request.queries or request.rank)
+    if not rank_fits:  # with any number of queries, truncate refuses a rank above it
         objections.append(f"expected a rank between 1 and the {request.queries} queries, got {request.rank}")
     if request.device == "cpu":
         return objections

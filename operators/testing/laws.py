@@ -14,7 +14,7 @@ from operators.api import attention
 from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import CAMERA, LIDAR, TokenGrid
-from operators.testing.cases import Case, poisoned_memory
+from operators.testing.cases import Case, check_case, gradients_served, poisoned_memory
 from operators.testing.oracle import make_oracle
 from operators.window_bias import LocalMask, WindowBias
 
@@ -118,6 +118,28 @@ def shared_weights_are_repeated_weights(impl: str, case: Case) -> None:
     assert not case.sizes.bias_per_head
     repeated = case.leaves["weight"].repeat(1, case.sizes.heads, 1, 1)
     _compare(case, _run(impl, case, case.bias(repeated)), case.bias)
+
+
+def largest_score_can_be_ruled_out(impl: str, case: Case) -> None:
+    """A key far above all others that its bias or mask rules out hides no other key: output and gradients.
+
+    The first key of the grid scores 300 logits above the rest. A weight of -600 logits, or the mask, rules it
+    out. Softmax shifts its scores by a number. A shift that such a key gave would make every other
+    exponential 0 in single precision.
+    """
+    leaves = {name: leaf.clone() for name, leaf in case.leaves.items()}
+    leaves["q"][..., 0] = 8.0
+    leaves["k"][..., 0] = 0.0
+    leaves["k"][:, :, 0, 0] = 300.0 / 8.0 * case.sizes.head_size**0.5
+    windows, first = case.windows.clone(), case.sizes.grid.segments[0]
+    below = case.kind == "local"  # the mask keeps all rows below that of the first key
+    cells = [1, first.rows - 1, 0, first.cols - 1] if below else [0, 0, 0, 0]
+    windows[:, :, 0] = torch.tensor(cells, dtype=windows.dtype, device=windows.device)
+    if "weight" in leaves:
+        leaves["weight"][..., 0] = -600.0
+    grads = gradients_served(impl, case)
+    assert grads is not None, f"{impl} objects to the case"
+    check_case(replace(case, leaves=leaves, windows=windows), impl, grads)
 
 
 def _run(impl: str, case: Case, bias: Bias | None) -> Tensor:

@@ -7,7 +7,7 @@ a later ``biaswise study sync`` reads. Tracking computes no verdict.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +26,29 @@ class SiteVerdict:
     Attributes:
         site: the attention site.
         treatment: what was compared with the baseline there.
-        verdict: ``PAYS``, ``COSTS``, ...
+        verdict: ``PAYS``, ``COSTS``, ``NO DIFFERENCE``, ``UNDECIDED``, or ``PAYS where it trains``.
         gain: points of the rule's metric.
-        net_gain: gain minus price, points.
-        slowdown_percent: growth of the step time; None if no time was measured.
+        net_gain: gain minus the site's own price, points; None without a price.
+        slowdown_percent: growth of the step time by the site alone; None without a price.
+        break_even: points that one per cent of slow-down may cost; None if there is no such number.
     """
 
     site: str
     treatment: str
     verdict: str
     gain: float
-    net_gain: float
+    net_gain: float | None
     slowdown_percent: float | None
+    break_even: float | None = None
 
 
 @dataclass(frozen=True)
 class RecommendedPlan:
-    """The plan to use, predicted and, where its own trials ran, measured.
+    """The best guess, predicted and, where its own trials ran, measured.
 
     Attributes:
         plan: the treatments and where they are, for people: ``window at 0 + 1``.
-        utility: predicted gain minus price, points.
+        utility: expected gain, shrunk, minus price, points.
         predicted_gain: over the baseline everywhere, points.
         predicted_accuracy: the rule's metric, points.
         predicted_samples_per_s: training throughput; None if none was measured.
@@ -72,35 +74,44 @@ class StudyVerdicts:
 
     Attributes:
         sites: one verdict per site and treatment.
-        recommended: the plan to use; None without verdicts.
+        recommended: the best guess; None without verdicts, or without a price.
+        settled_plan: the plan that certainly nets something, ``no bias`` if certainly none does; empty if
+            neither is certain.
+        fixed_price_percent: kind of step -> how much any bias slows it down, once per model.
     """
 
     sites: tuple[SiteVerdict, ...] = ()
     recommended: RecommendedPlan | None = None
+    settled_plan: str = ""
+    fixed_price_percent: Mapping[str, float] = field(default_factory=dict)
 
     def tags(self) -> dict[str, str]:
         """Return the tags that people search studies by.
 
         Returns:
-            ``verdict.<site>``, or ``verdict.<site>.<treatment>`` if there are several treatments, and
-            ``verdict.recommended``.
+            ``verdict.<site>``, or ``verdict.<site>.<treatment>`` if there are several treatments,
+            ``verdict.recommended`` and ``verdict.plan``, the settled plan or ``UNDECIDED``.
         """
         tags = {f"verdict.{self._term(verdict)}": verdict.verdict for verdict in self.sites}
         if self.recommended is not None:
             tags["verdict.recommended"] = self.recommended.plan
+            tags["verdict.plan"] = self.settled_plan or "UNDECIDED"
         return tags
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers that people chart studies by; those that are missing or NaN are left out.
 
         Returns:
-            ``gain/<site>``, ``net_gain/<site>`` and ``slowdown_percent/<site>``, with the treatment as
-            in ``tags``, and the numbers of the recommended plan as ``recommended/<field>``.
+            ``gain/<site>``, ``net_gain/<site>``, ``slowdown_percent/<site>`` and ``break_even/<site>``, with
+            the treatment as in ``tags``; the numbers of the recommended plan as ``recommended/<field>``; and
+            ``fixed_price_percent/<step>``.
         """
         numbers: dict[str, float | None] = {}
         for verdict in self.sites:
-            for name in ("gain", "net_gain", "slowdown_percent"):
+            for name in ("gain", "net_gain", "slowdown_percent", "break_even"):
                 numbers[f"{name}/{self._term(verdict)}"] = getattr(verdict, name)
+        for step, percent in self.fixed_price_percent.items():
+            numbers[f"fixed_price_percent/{step}"] = percent
         if self.recommended is not None:
             fields = asdict(self.recommended)
             numbers |= {f"recommended/{name}": value for name, value in fields.items() if name != "plan"}
@@ -121,6 +132,8 @@ class StudyVerdicts:
         return cls(
             tuple(SiteVerdict(**verdict) for verdict in plain["sites"]),
             None if best is None else RecommendedPlan(**best),
+            plain["settled_plan"],
+            plain["fixed_price_percent"],
         )
 
     def _term(self, verdict: SiteVerdict) -> str:

@@ -89,6 +89,18 @@ def steps(**changes: Any) -> Callable[[Place], Callable[[], Any]]:
     return settings(lambda s: replace(s, train=replace(s.train, **changes)))
 
 
+def report_with_config(config: str) -> Callable[[Place], Words]:
+    def make(place: Place) -> Words:
+        from experiments.recipes.mini import smoke
+
+        folder = place.study()
+        named = {**smoke().trials[0].to_dict(), "config": config}
+        (folder / "trials/w00-s0/settings.json").write_text(json.dumps(named))
+        return ["study", "report", str(folder), "--config"]
+
+    return make
+
+
 def report(change: Callable[[Path], Any]) -> Callable[[Place], Words]:
     def make(place: Place) -> Words:
         folder = place.study()
@@ -629,6 +641,13 @@ STUDIES = [
             )
         ),
         "…/study.json has a rule that cannot be read (the rule's confidence is 2; expected 0.5 <= it < 1)",
+    ),
+    Bad(
+        "settings.json",
+        "config",
+        "no such file, for `study report --config`",
+        report_with_config("/none.py"),
+        "! The plan is not printed as a config: there is no config file /none.py.",
     ),
     Bad(
         "study folder",

@@ -8,12 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 
+from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
 from experiments.calibration.simulation import SimulatedMeasurement
 from pipeline.config.plan import Choice, Plan
-from pipeline.metrics.rows import Row
+from pipeline.metrics.rows import Row, append_rows
 
 UNTREATED = {"aqr.0.cross": Choice("local", "sdpa_math")}
 """The site that has its mask in every arm."""
@@ -157,6 +159,20 @@ def decorate(rows: list[Row], steps: int = 100) -> Iterator[Row]:
                 yield replace(whole, site=site, metric="kernel_ms", kernel=kernel, unit="ms", value=busy_ms)
         for row in [r for r in rows if r.trial == trial.trial and r.metric == "NDS"]:
             yield replace(row, metric="mAP", value=0.9 * row.value)
+
+
+def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> Path:
+    """Write the rows of a screening in which the layers' gains add up."""
+    sites = ("decoder.0.cross", "decoder.1.cross")
+    rows = []
+    for on in product((False, True), repeat=2):
+        treated = [site for site, switched in zip(sites, on, strict=True) if switched]
+        plan = str(factorial_plan(dict.fromkeys(sites, 0.0), treated))
+        value = 0.4 + sum(gain for gain, o in zip(gains, on, strict=True) if o) / 100
+        rows.append(Row("golden", "m", plan, INTERVENTION + "NDS", "fraction", value, condition="clean"))
+    path = folder / FOLDER / ROWS
+    append_rows(path, rows[leave_out:])
+    return path
 
 
 def plant_times(

@@ -81,10 +81,10 @@ def test_refuses_shapes_that_do_not_fit(case, qkv):
 def test_refuses_mixed_dtypes_and_devices(case, qkv):
     q, k, v = qkv
     with pytest.raises(
-        TypeError, match=r"k: expected the float dtype of q .* got torch.bfloat16 and torch.float32"
+        TypeError, match=r"k: expected one float dtype .* got torch.bfloat16 and torch.float32 for q"
     ):
         attention(q, k.bfloat16(), v, impl="reference")
-    with pytest.raises(TypeError, match="q: expected the float dtype"):
+    with pytest.raises(TypeError, match="q: expected one float dtype"):
         attention(q.long(), k.long(), v.long(), impl="reference")
     with pytest.raises(ValueError, match="v: expected device cpu as for q, got meta"):
         attention(q, k, v.to("meta"), impl="reference")
@@ -94,8 +94,60 @@ def test_refuses_mixed_dtypes_and_devices(case, qkv):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_refuses_a_senseless_scale(qkv, scale):
-    with pytest.raises(ValueError, match="expected a positive finite scale"):
+    with pytest.raises(ValueError, match="scale: expected a positive finite number"):
         attention(*qkv, impl="reference", scale=scale)
+
+
+def test_refuses_a_scale_whose_gradient_would_be_lost(qkv):
+    with pytest.raises(TypeError, match="scale: expected a number, got a tensor"):
+        attention(*qkv, impl="reference", scale=torch.tensor(0.5, requires_grad=True))
+
+
+@pytest.mark.parametrize("rank", [2.0, True, "2"])
+def test_refuses_a_rank_that_is_no_whole_number(case, qkv, rank):
+    with pytest.raises(TypeError, match="rank: expected a whole number or None"):
+        attention(*qkv, case.bias(case.leaves["weight"]), impl="lowrank", rank=rank)
+
+
+def test_refuses_heads_without_elements(qkv):
+    with pytest.raises(ValueError, match=r"q: expected .* with no empty axis"):
+        attention(*(tensor[..., :0] for tensor in qkv), impl="reference")
+
+
+def test_refuses_float8(case, qkv):
+    weight = case.leaves["weight"].to(torch.float8_e4m3fn)
+    with pytest.raises(ValueError, match="WindowBias expects float weights"):
+        case.bias(weight)
+    with pytest.raises(ValueError, match="DenseBias expects float values"):
+        DenseBias(torch.zeros(1, 1, 7, 32).to(torch.float8_e4m3fn))
+    with pytest.raises(TypeError, match="expected one float dtype of 16 to 64 bits"):
+        attention(*(tensor.to(torch.float8_e4m3fn) for tensor in qkv), impl="reference")
+
+
+@pytest.mark.parametrize("kind", ["window", "global", "dense"])
+def test_validate_refuses_a_bias_that_the_dtype_cannot_hold(kind):
+    case = make_case(kind, SIZES, torch.float16)
+    case.leaves["weight"].view(-1)[3] = 1e5  # float16 ends at 65504
+    call = [case.leaves[name] for name in "qkv"]
+    with pytest.raises(ValueError, match=rf"{kind} bias: expected values that torch.float16 holds"):
+        attention(*call, case.bias(case.leaves["weight"]), impl="reference", validate=True)
+
+
+def test_a_weight_that_the_dtype_cannot_hold_stays_in_its_window():
+    case = make_case("window", SIZES, torch.float16)
+    inside = case.bias(torch.ones_like(case.leaves["weight"])).dense(torch.float16) != 0
+    dense = case.bias(torch.full_like(case.leaves["weight"], 1e5)).dense(torch.float16)
+    assert (dense[inside] == math.inf).all()
+    assert (dense[~inside] == 0).all()
+
+
+def test_validate_refuses_factors_that_the_dtype_cannot_hold():
+    case = make_case("global", SIZES, torch.float16)
+    weight = case.leaves["weight"].fill_(3e4)  # held by float16; divided by a scale of 0.25 it is not
+    with pytest.raises(
+        ValueError, match=r"the factor u of the bias reaches 120000, and torch\.float16 holds"
+    ):
+        attention(*(case.leaves[n] for n in "qkv"), case.bias(weight), impl="lowrank", validate=True)
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "bias.weight"])

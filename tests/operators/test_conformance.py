@@ -137,6 +137,11 @@ def test_shared_weights_are_repeated_weights(impl, kind):
     laws.shared_weights_are_repeated_weights(impl, case_of(impl, kind, SMALL))
 
 
+@pytest.mark.parametrize(("impl", "kind"), pairs(("global", "window", "dense", "local")))
+def test_largest_score_can_be_ruled_out(impl, kind):
+    laws.largest_score_can_be_ruled_out(impl, case_of(impl, kind, SMALL))
+
+
 @pytest.mark.parametrize(("impl", "kind"), pairs(BIAS_KINDS))
 def test_one_key_is_copied(impl, kind):
     sizes = Sizes(1, 2, 5, 16, bev=(1, 1), cameras=(0, 1, 1), placement="one_cell")

@@ -117,6 +117,26 @@ def test_nan_is_not_hidden(device):
     assert outputs_and_grads(case, "rects")["out"].isnan().all()
 
 
+@pytest.mark.parametrize(("kind", "name"), [("window", "weight"), ("gaussian", "weight"), ("gaussian", "c")])
+def test_a_bias_that_is_nan_is_not_hidden(kind, name, device):
+    case = make_case(kind, replace(NARROW, placement="one_cell"), torch.float32, device)
+    (case.leaves["weight"] if name == "weight" else case.centers)[:] = torch.nan
+    assert outputs_and_grads(case, "rects")["out"].isnan().all()
+
+
+@pytest.mark.parametrize("leaf", ["q", "k", "v", "weight"])
+def test_refuses_forward_mode(leaf, device):
+    case = make_case("window", NARROW, torch.float32, device)
+
+    def call(tensor):
+        leaves = case.leaves | {leaf: tensor}
+        return attention(*(leaves[n] for n in "qkv"), case.bias(leaves["weight"]), impl="rects")
+
+    tensor = case.leaves[leaf]
+    with pytest.raises(NotImplementedError, match="rects has no forward-mode derivative"):
+        torch.func.jvp(call, (tensor,), (torch.ones_like(tensor),))
+
+
 def test_takes_any_strides_and_returns_those_of_its_inputs(device):
     case = make_case("window", NARROW, torch.float32, device)
     expected = outputs_and_grads(case, "rects")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 Array = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def fit_huber(matrix: Array, response: Array, rounds: NDArray[np.int64]) -> Robu
         rounds: (visits,) index of the round, from 0 without gaps.
     """
     num_free = len(matrix) - matrix.shape[1] - rounds.max() - 1
-    enlarged = math.sqrt(len(matrix) / max(num_free, 1)) / norm.ppf(0.75)
+    enlarged = math.sqrt(len(matrix) / max(num_free, 1)) / ndtri(0.75)
     weights = np.ones(len(matrix))
     effect = np.zeros(matrix.shape[1])
     for _ in range(MOST_ITERATIONS):

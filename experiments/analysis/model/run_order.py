@@ -8,11 +8,10 @@ a layer's effect, but it is noise in it. Step times are fitted with a drift and 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.regression.linear_model import OLS
+from scipy.special import fdtrc
 
 from experiments.analysis.design_table import DesignTable
 from experiments.analysis.row_checks import final_values
@@ -156,14 +155,23 @@ def about_run_order(
     if np.linalg.matrix_rank(model) < model.shape[1] or not np.isfinite(response).all():
         return []
     columns = order_columns(order, usable, model)
-    plain: Any = OLS(response, model).fit()
+    _, rest = _least_squares(model, response)
     notes = []
     for name, added in columns.items():
-        wider: Any = OLS(response, np.hstack([model, added])).fit()
-        f_value, p_value, num = wider.compare_f_test(plain)
-        test = f"F({num:.0f}, {wider.df_resid:.0f}) = {f_value:.2f}, p = {p_value:.2g}"
-        notes.append(_sentence(name, f"{rule.metric} ({rule.condition})", p_value, test, wider.params[-1]))
+        wider = np.hstack([model, added])
+        effect, left = _least_squares(wider, response)
+        num, df = added.shape[1], len(wider) - wider.shape[1]
+        f_value = (rest - left) / num / (left / df)
+        p_value = float(fdtrc(num, df, f_value))
+        test = f"F({num}, {df}) = {f_value:.2f}, p = {p_value:.2g}"
+        notes.append(_sentence(name, f"{rule.metric} ({rule.condition})", p_value, test, effect[-1]))
     return notes
+
+
+def _least_squares(model: Array, values: Array) -> tuple[Array, np.float64]:
+    """Return coefficients and the sum of squared residuals."""
+    effect = np.asarray(np.linalg.lstsq(model, values)[0], dtype=np.float64)
+    return effect, np.float64(((values - model @ effect) ** 2).sum())
 
 
 def _sentence(name: str, metric: str, p_value: float, test: str, change: float) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 POWERS = (0.5, 0.8, 0.9)
 TITLE = """Net gain of one layer, points, that is found with 50, 80 and 90 %.
-none shown: how often NO DIFFERENCE is told of a layer without any net gain."""
+none: how often NO DIFFERENCE is told of a layer without any net gain."""
 
 
 class ShowPower(Command):
@@ -127,7 +127,7 @@ def _table(studies: "Sequence[Power]", cost: _Cost) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, title=TITLE, title_justify="left")
-    for head in ("arms", "seeds", "trials", cost.unit, "df", *(f"{p:.0%}" for p in POWERS), "none shown"):
+    for head in ("arms", "seeds", "trials", cost.unit, "df", *(f"{p:.0%}" for p in POWERS), "none"):
         table.add_column(head, no_wrap=True, justify="left" if head == "arms" else "right")
     for index, study in enumerate(studies):
         size = study.size

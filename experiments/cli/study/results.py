@@ -16,20 +16,30 @@ class ReportStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("study", help="name of a study, or its folder")
+        parser.add_argument(
+            "--figures", action="store_true", help="also draw the figures and write report.html with them"
+        )
+        parser.add_argument(
+            "--config",
+            action="store_true",
+            help="also write the recommended plan as a config, recommended.py; this runs the config that the "
+            "study's trials name, as code: not for a study that you do not trust",
+        )
         add_runs_dir(parser)
         add_storage(parser)
 
     def run(self, arguments: Namespace) -> int:
-        """Return 0."""
+        """Return 1 if the config was asked for and could not be printed."""
         from rich.console import Console
 
-        from experiments.storage.remote_study import download_study
+        from experiments.reporting.report import CONFIG
         from experiments.study.final_report import show_report
 
         runs = Path(arguments.runs_dir)
-        download_study(arguments.storage, runs / arguments.study)
-        show_report(_find_study(arguments.study, runs), Console())
-        return 0
+        _download(arguments.storage, runs / arguments.study)
+        folder = _find_study(arguments.study, runs)
+        show_report(folder, Console(), figures=arguments.figures, config=arguments.config)
+        return int(arguments.config and not (folder / CONFIG).exists())
 
 
 class SyncStudies(Command):
@@ -49,13 +59,11 @@ class SyncStudies(Command):
         """Return 1 if some rows could not be sent."""
         from rich.console import Console
 
-        from experiments.storage.remote_study import download_study
-
         runs = Path(arguments.runs_dir)
         if arguments.storage and not arguments.study:
             raise OptionError("sync --storage: name the studies; a bucket is not searched for them")
         for name in arguments.study:
-            download_study(arguments.storage, runs / name)
+            _download(arguments.storage, runs / name)
         names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
         if not names:
             raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
@@ -71,6 +79,16 @@ class SyncStudies(Command):
                 unsent += 1
                 console.print(f"warning: {report.warning}", style="yellow", markup=False, soft_wrap=True)
         return 1 if unsent else 0
+
+
+def _download(storage: str, folder: Path) -> None:
+    """Download what is newer at a study's URI, if it has one."""
+    from experiments.storage.study_folder import STORAGE_FILE
+
+    if storage or (folder / STORAGE_FILE).exists():
+        from experiments.storage.remote_study import download_study  # imports pyarrow
+
+        download_study(storage, folder)
 
 
 def _find_study(study: str, runs: Path) -> Path:

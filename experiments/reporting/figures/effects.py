@@ -1,5 +1,6 @@
 """Gain per layer and sensor condition, with intervals and as a map."""
 
+import math
 from collections import defaultdict
 from functools import partial
 
@@ -19,8 +20,8 @@ def forest(evidence: Evidence) -> Drawing:
         name="forest",
         title="Gain per layer",
         alt="Gain per layer and sensor condition with intervals; the table below has the numbers",
-        caption="Thick: the condition that decides; the upright mark is the price. Thin: the other sensor "
-        "conditions, to look at; no verdict is drawn from them.",
+        caption="Thick: the condition that decides; the upright mark is the layer's own price. Thin: other "
+        "sensor conditions, exploratory: the intervals of each hold together, not all of them.",
         height=0.9 + 0.235 * lines,
         paint=partial(_paint_forest, evidence=evidence),
     )
@@ -31,7 +32,7 @@ def _paint_forest(figure: Figure, axes: Axes, palette: Palette, evidence: Eviden
     ticks: dict[float, str] = {}
     y = 0.0
     for verdict in evidence.verdicts:
-        head = f"{term_label(verdict, evidence)}: {verdict.verdict}"
+        head = f"{term_label(verdict, evidence)}: {verdict.label}"
         axes.text(0.0, y, head, transform=axes.get_yaxis_transform(), weight="bold", va="center")
         for effect in evidence.effects:
             if (effect.site, effect.treatment) != (verdict.site, verdict.treatment):
@@ -41,7 +42,7 @@ def _paint_forest(figure: Figure, axes: Axes, palette: Palette, evidence: Eviden
             colour = palette.verdict(verdict.verdict) if judged else palette.ink
             axes.plot([effect.low, effect.high], [y, y], color=colour, linewidth=3.2 if judged else 1.1)
             axes.plot(effect.effect, y, "o", color=colour, markersize=7 if judged else 4)
-            if judged:
+            if judged and math.isfinite(verdict.price):
                 axes.plot([verdict.price] * 2, [y - 0.42, y + 0.42], color=palette.ink, linewidth=1.6)
             ticks[y] = effect.condition
         y -= 1.25

@@ -51,7 +51,7 @@ def accuracy_speed(rows: Sequence[Row], rule: DecisionRule, best: str = "") -> D
         alt="Accuracy against training throughput, a point per plan; the table of plans has the numbers",
         caption="A disc is the mean of a plan, named by the layers that have the bias; its dots are the "
         "seeds. No plan is better in both than those on the stepped line. Plans above the dashed line are "
-        "worth their price. The ring marks the recommended plan, if it ran.",
+        "worth their price at their trials' own speed. The ring marks the best guess, if it ran.",
         height=3.8,
         paint=partial(_paint_speed, plans=plans, rule=rule, best=best),
     )

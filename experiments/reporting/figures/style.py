@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED
+from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED
 
 WIDTH = 4.9  # inches of 72 units: 353 units, the text column of a phone that is 375 px wide
 PNG_DPI = 200  # 980 pixels wide: sharp on a phone of three device pixels a CSS pixel
@@ -42,7 +42,8 @@ class Palette:
 
     def verdict(self, verdict: str) -> str:
         """Return the colour of a verdict."""
-        return {PAYS: self.pays, COSTS: self.costs, UNDECIDED: self.undecided}[verdict]
+        colours = {PAYS: self.pays, COSTS: self.costs, NO_DIFFERENCE: self.accent, UNDECIDED: self.undecided}
+        return colours[verdict]
 
 
 ON_PAGE = Palette(*(f"#{number:06d}" for number in range(1, 8)))

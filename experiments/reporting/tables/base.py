@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.decide import Effect, Evidence
+from experiments.analysis.decision.settling import PRICE, RUNS, SCENES
 from experiments.analysis.row_checks import final_values, typical_values
-from experiments.analysis.verdicts import MOST_FURTHER_SEEDS, UNDECIDED, Verdict
+from experiments.analysis.verdicts import Verdict
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import level_of
 from pipeline.config.plan import Plan
@@ -45,16 +46,35 @@ class Table:
     lines: tuple[tuple[str | float | int | None, ...], ...]
 
 
-def settling(verdict: Verdict, num_arms: int, margin: float) -> str:
-    """Return what would settle a verdict, for people."""
-    further = verdict.further_trials
-    if verdict.verdict == UNDECIDED and verdict.equivalent:
-        return f"settled: no difference of {margin:g} points or more"
-    if further == 0:
+def settling(verdict: Verdict, evidence: Evidence) -> str:
+    """Return what would settle a verdict with a probability of ``POWER``, for people."""
+    needed, price = verdict.to_settle, evidence.price
+    if verdict.settled:
         return "settled"
-    if further is None:
-        return f"too small to settle within {MOST_FURTHER_SEEDS} more seeds"
-    return f"{further} more seed{'s' if further > 1 else ''} ({further * num_arms} trials)"
+    if needed is None or price is None:
+        return "its price"
+    if needed.out_of_reach:
+        return f"noise too large to say, most of it from {needed.largest}"
+    arms = evidence.table.num_arms
+    parts = {
+        RUNS: f"{_count(needed.seeds, 'more seed')} ({_count(needed.seeds * arms, 'trial')})"
+        if needed.seeds
+        else "",
+        SCENES: f"{math.ceil(needed.scenes * evidence.num_scenes)} scenes" if needed.scenes > 1 else "",
+        PRICE: _more_rounds(needed.timing, price.rounds) if needed.timing > 1 else "",
+    }
+    first = [parts.pop(needed.largest), *parts.values()]
+    return ", ".join(filter(None, first))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _more_rounds(factor: float, rounds: int) -> str:
+    if not rounds:
+        return "a price by stopwatch"
+    return f"{math.ceil((factor - 1) * rounds)} more rounds of the stopwatch"
 
 
 def short_names(sites: Sequence[str]) -> dict[str, str]:
@@ -100,16 +120,39 @@ VERDICT_COLUMNS = {
     **{name: name for name in ("slowdown_percent", "price", "price_low", "price_high")},
     **{"net_gain": "net", "net_gain_low": "net_low", "net_gain_high": "net_high"},
     **{name: name for name in ("equivalent", "p_value", "tested_at")},
-    "further_trials_per_arm": "further_trials",
 }
 """Columns of ``verdicts.csv`` -> the fields of ``Verdict`` that they hold."""
+SETTLING_COLUMNS = {
+    "largest_noise": "largest",
+    "further_seeds": "seeds",
+    "scenes_factor": "scenes",
+    "timing_factor": "timing",
+}
+"""Further columns -> the fields of ``ToSettle``."""
+BREAK_EVEN_COLUMNS = {"break_even": "rate", "break_even_low": "low", "break_even_high": "high"}
+"""Further columns, points per per cent -> the fields of ``BreakEven``."""
 
 
 def verdict_table(evidence: Evidence) -> Table:
     """Return one line per site and treatment, with everything its verdict rests on."""
-    lines = tuple(tuple(getattr(v, field) for field in VERDICT_COLUMNS.values()) for v in evidence.verdicts)
+    lines = tuple(
+        (
+            *_cells(v, VERDICT_COLUMNS),
+            *_cells(v.to_settle, SETTLING_COLUMNS),
+            *_cells(v.break_even, BREAK_EVEN_COLUMNS),
+        )
+        for v in evidence.verdicts
+    )
     title = f"Verdict per layer, points of {evidence.rule.metric}"
-    return Table("verdicts", title, tuple(VERDICT_COLUMNS), lines)
+    return Table("verdicts", title, (*VERDICT_COLUMNS, *SETTLING_COLUMNS, *BREAK_EVEN_COLUMNS), lines)
+
+
+def _cells(of: object, columns: Mapping[str, str]) -> list[str | float | None]:
+    return [None if of is None else _finite(getattr(of, field)) for field in columns.values()]
+
+
+def _finite(cell: str | float) -> str | float | None:
+    return None if isinstance(cell, float) and math.isnan(cell) else cell
 
 
 def effect_table(evidence: Evidence) -> Table:
@@ -117,7 +160,8 @@ def effect_table(evidence: Evidence) -> Table:
     effects = (*evidence.effects, *evidence.other_effects)
     lines = tuple((e.site, e.treatment, e.metric, e.condition, e.effect, e.low, e.high) for e in effects)
     heads = ("site", "treatment", "metric", "condition", "gain", "low", "high")
-    return Table("effects", "Gain per layer and sensor condition, points", heads, lines)
+    title = "Gain per layer and sensor condition, points (exploratory but for the judged condition)"
+    return Table("effects", title, heads, lines)
 
 
 def condition_table(evidence: Evidence) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -292,6 +292,8 @@ def forward_kernel(
             unsafe = unsafe & (seen != 0)  # a query without a key in this share has a sum of 0
         some = plain_from + touched_from < plain_to + touched_to
         if (tl.max(unsafe.to(tl.int32), 0) > 0) & some:
+            # The old shift may lie far above all scores: a bias or a mask may rule out the keys that gave it.
+            shift = tl.full([BLOCK_Q], float("-inf"), tl.float32)
             shift, total, acc, seen = sweep(
                 q, shift, k_rows, v_cols, k_n, v_n, listing, plain_from, plain_to, touched_from, touched_to,
                 sorted_rects, padded, places, present, weights, w_s, middles, c_s, c_d,

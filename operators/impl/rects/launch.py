@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from operators.forms import RectsForm
+from operators.grid import static_size
 from operators.impl.rects import forward_kernels, key_grad_kernels, query_grad_kernels
 from operators.impl.rects.lists import Lists, Segments, cut_grid, list_blocks, list_tiles, overlap, tile_table
 from operators.impl.rects.sizes import MASK_SPLITS, Blocks, blocks_for, choose_splits
@@ -290,16 +292,22 @@ rects_forward.register_autograd(_backward, setup_context=_save)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, form: RectsForm | None) -> Tensor:
-    """Call the forward op; arguments as for ``operators.impl.rects.forward``."""
+    """Call the forward op; arguments as for ``operators.impl.rects.forward``.
+
+    Raises:
+        NotImplementedError: an input has a tangent (``torch.func.jvp``). A custom op would return none, which
+            reads as zero.
+    """
+    _refuse_tangents(q, k, v, None if form is None else form.weight)
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # Triton 3.6's interpreter multiplies the bits of bfloat16 as integers, and truncates when it casts.
         return attend(q.float(), k.float(), v.float(), scale, form).to(q.dtype)
     rects = weight = centers = None
     sigma = limit = 1.0
-    flat = [0, 1, k.shape[2]]
+    flat = [0, 1, static_size(k.shape[2])]
     if form is not None:
         rects, weight = form.rects, form.weight
-        flat = [number for s in form.grid.segments for number in (s.offset, s.rows, s.cols)]
+        flat = [static_size(n) for s in form.grid.segments for n in (s.offset, s.rows, s.cols)]
         if form.gaussian is not None:
             centers, sigma, limit = form.gaussian
             centers = centers.detach()
@@ -310,6 +318,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, form: RectsForm | None
         q, k, v, rects, weight, centers, flat, int(kind_of(form)), scale, sigma, limit, keep
     )[0]  # fmt: skip
     return out
+
+
+def _refuse_tangents(*inputs: Tensor | None) -> None:
+    """Refuse forward-mode differentiation, for which a custom op has no formula."""
+    if torch.compiler.is_compiling():  # the compiler refuses it by itself
+        return
+    if any(tensor is not None and unpack_dual(tensor).tangent is not None for tensor in inputs):
+        raise NotImplementedError(
+            "rects has no forward-mode derivative (torch.func.jvp, jacfwd); use the implementation "
+            "reference or sdpa_math"
+        )
 
 
 def kind_of(form: RectsForm | None) -> Kind:

@@ -136,7 +136,10 @@ def gaussian_and_slope(held, weight, row, col, center_row, center_col, decay, li
     right = col.to(tl.float32) - center_col
     fall = tl.exp2(-decay * (down * down + right * right))
     raw = weight * fall
-    bias = tl.where(held, tl.minimum(tl.maximum(raw, -limit), limit) * LOG2E, 0.0)
+    # A GPU's min and max drop a NaN unless told otherwise; torch.clamp keeps it.
+    lifted = tl.maximum(raw, -limit, propagate_nan=tl.PropagateNan.ALL)
+    clamped = tl.minimum(lifted, limit, propagate_nan=tl.PropagateNan.ALL)
+    bias = tl.where(held, clamped * LOG2E, 0.0)
     # The slope includes the limit, as the gradient of torch.clamp does.
     return bias, tl.where(held & (tl.abs(raw) <= limit), fall, 0.0)
 

@@ -13,7 +13,7 @@ from experiments.analysis.confirmation import FOLDER, Prior
 from experiments.analysis.confirmation import confirm as compare
 from experiments.analysis.decide import weigh
 from experiments.recipes.decision_rule import DecisionRule
-from experiments.reporting.report import to_markdown
+from experiments.reporting.markdown import to_markdown
 from experiments.reporting.summary import summarize
 from pipeline.metrics.rows import append_rows, read_study, select
 from tests.experiments.planted_rows import Truth, plant

@@ -16,6 +16,7 @@ from tests.experiments.planted_rows import Truth, plant
 
 SITES = tuple(f"decoder.{layer}.cross" for layer in range(3))
 ONE_SITE = {"decoder.0.cross": 0.0}
+BY_TRIALS = DecisionRule(priced_by="trials")
 FP64 = 1e-9  # points; values are below 100, so fp64 rounding of a 16-row fit stays far under it
 
 
@@ -40,24 +41,9 @@ def test_one_site_and_two_seeds_as_on_paper():
     assert verdict.verdict == UNDECIDED
 
 
-@pytest.mark.parametrize(
-    ("differences", "further"),
-    [
-        # With f further seeds the standard error is sqrt(4 / (4 + 2 f)) and 1 + f degrees of freedom
-        # are left: half-widths 3.513 (f=1) and 2.250 (f=2).
-        ([3.0, 5.0], 1),
-        ([2.5, 4.5], 2),
-        ([-3.0, 3.01], None),
-    ],
-)
-def test_further_trials_as_on_paper(differences, further):
-    (verdict,) = decide(by_hand(differences), free_rule())
-    assert verdict.further_trials == further
-
-
 def test_effects_equal_the_contrasts_of_a_balanced_factorial():
     rows = plant(Truth(dict.fromkeys(SITES, 1.0)), draw=3)
-    for index, verdict in enumerate(decide(rows, DecisionRule())):
+    for index, verdict in enumerate(decide(rows, BY_TRIALS)):
         groups = {"0": [], "1": []}
         for row in select(rows, metric="NDS"):
             groups[row.trial[1 + index]].append(100 * row.value)
@@ -67,16 +53,15 @@ def test_effects_equal_the_contrasts_of_a_balanced_factorial():
 
 def test_planted_gain_pays_planted_loss_costs_and_nothing_is_undecided():
     truth = Truth(dict(zip(SITES, (6.0, 0.0, -6.0), strict=True)))
-    verdicts = {v.site: v for v in decide(plant(truth, draw=1), DecisionRule())}
+    verdicts = {v.site: v for v in decide(plant(truth, draw=1), BY_TRIALS)}
     assert [verdicts[site].verdict for site in SITES] == [PAYS, UNDECIDED, COSTS]
-    assert verdicts[SITES[0]].further_trials == 0
-    undecided = verdicts[SITES[1]].further_trials
-    assert undecided is None or undecided > 0
+    assert verdicts[SITES[0]].to_settle is None
+    assert verdicts[SITES[1]].to_settle.seeds > 0
 
 
 def test_a_gain_below_its_price_costs():
     truth = Truth({SITES[0]: 1.0, SITES[1]: 1.0}, {SITES[0]: 30.0}, noise=0.05, time_noise_percent=0.1)
-    slow, fast = decide(plant(truth), DecisionRule())
+    slow, fast = decide(plant(truth), BY_TRIALS)
     assert slow.low > 0
     assert (slow.verdict, fast.verdict) == (COSTS, PAYS)
     assert slow.price == pytest.approx(0.1 * slow.slowdown_percent, abs=FP64)
@@ -86,35 +71,35 @@ def test_without_noise_in_time_the_price_is_exact():
     truth = Truth(
         dict.fromkeys(SITES, 0.0), dict(zip(SITES, (0.0, 2.0, 5.0), strict=True)), time_noise_percent=0
     )
-    for verdict, percent in zip(decide(plant(truth), DecisionRule()), (0, 2, 5), strict=True):
+    for verdict, percent in zip(decide(plant(truth), BY_TRIALS), (0, 2, 5), strict=True):
         assert verdict.slowdown_percent == pytest.approx(percent, abs=FP64)
         # Holm's step is at least Bonferroni's, which the interval of the gain has
         assert verdict.net_low >= verdict.low - verdict.price - FP64
-    (alone,) = decide(plant(Truth(ONE_SITE, {SITES[0]: 2.0}, time_noise_percent=0)), DecisionRule())
+    (alone,) = decide(plant(Truth(ONE_SITE, {SITES[0]: 2.0}, time_noise_percent=0)), BY_TRIALS)
     assert alone.net_low == pytest.approx(alone.low - alone.price, abs=FP64)
 
 
 def test_noise_in_time_widens_the_decision_and_never_narrows_it():
     sites = dict.fromkeys(SITES, 0.0)
-    for verdict in decide(plant(Truth(sites, time_noise_percent=10)), DecisionRule()):
+    for verdict in decide(plant(Truth(sites, time_noise_percent=10)), BY_TRIALS):
         assert verdict.net_low < verdict.low - verdict.price
         assert verdict.net_high > verdict.high - verdict.price
 
 
 def test_order_of_rows_and_the_level_of_a_seed_do_not_matter():
     rows = plant(Truth(dict.fromkeys(SITES, 1.0)))
-    expected = decide(rows, DecisionRule())
+    expected = decide(rows, BY_TRIALS)
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert decide(shuffled, DecisionRule()) == expected
+    assert decide(shuffled, BY_TRIALS) == expected
     lifted = [replace(r, value=r.value + 0.1) if (r.metric, r.seed) == ("NDS", 1) else r for r in rows]
-    for one, other in zip(decide(lifted, DecisionRule()), expected, strict=True):
+    for one, other in zip(decide(lifted, BY_TRIALS), expected, strict=True):
         assert one.low == pytest.approx(other.low, abs=FP64)
 
 
 def test_effects_per_condition():
     conditions = {"clean": (1.0, 1.0), "no_lidar": (0.5, -1.0)}
     truth = Truth({SITES[0]: 6.0}, seeds=tuple(range(4)), conditions=conditions)
-    found = {effect.condition: effect for effect in weigh(plant(truth), DecisionRule()).effects}
+    found = {effect.condition: effect for effect in weigh(plant(truth), BY_TRIALS).effects}
     assert found["clean"].low > 0
     assert found["no_lidar"].high < 0
 
@@ -122,13 +107,13 @@ def test_effects_per_condition():
 def test_rows_written_again_by_a_resumed_trial_count_once():
     rows = plant(Truth(ONE_SITE))
     again = [replace(row, time=row.time + 1) for row in rows if row.trial == "w1-s1"]
-    assert decide(rows + again, DecisionRule()) == decide(rows, DecisionRule())
+    assert decide(rows + again, BY_TRIALS) == decide(rows, BY_TRIALS)
 
 
 def test_the_last_step_of_a_trial_counts():
     rows = plant(Truth(ONE_SITE))
     early = [replace(row, step=row.step - 1, value=0.0) for row in select(rows, metric="NDS")]
-    assert decide(early + rows, DecisionRule()) == decide(rows, DecisionRule())
+    assert decide(early + rows, BY_TRIALS) == decide(rows, BY_TRIALS)
 
 
 def test_a_diverged_trial_is_named_and_the_rest_is_judged():
@@ -136,7 +121,7 @@ def test_a_diverged_trial_is_named_and_the_rest_is_judged():
     rows = [
         replace(r, value=math.nan) if (r.trial, r.metric) == ("w101-s0", "NDS") else r for r in plant(truth)
     ]
-    evidence = weigh(rows, DecisionRule())
+    evidence = weigh(rows, BY_TRIALS)
     assert evidence.table.diverged == ("w101-s0",)
     assert "w101-s0" in evidence.notes[0]
     assert evidence.verdicts[0].verdict == PAYS
@@ -148,7 +133,7 @@ def test_a_trial_that_diverged_before_its_evaluation_is_named():
     sample = next(select(rows, trial="w010-s1"))
     rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
     lost = [*rest, replace(sample, metric="loss", unit="nats", condition="", value=math.nan)]
-    assert weigh(lost, DecisionRule()).table.diverged == ("w010-s1",)
+    assert weigh(lost, BY_TRIALS).table.diverged == ("w010-s1",)
 
 
 def test_a_trial_that_diverged_after_a_rung_is_named():
@@ -157,13 +142,13 @@ def test_a_trial_that_diverged_after_a_rung_is_named():
     rest = [row for row in rows if not (row.trial == "w010-s1" and row.metric == "NDS")]
     early = replace(sample, step=sample.step - 2)
     lost = replace(sample, step=sample.step - 1, metric="loss", unit="nats", condition="", value=math.nan)
-    assert weigh([*rest, early, lost], DecisionRule()).table.diverged == ("w010-s1",)
+    assert weigh([*rest, early, lost], BY_TRIALS).table.diverged == ("w010-s1",)
 
 
 def test_a_condition_that_is_incomplete_is_noted_and_not_estimated():
     truth = Truth(ONE_SITE, conditions={"clean": (1.0, 1.0), "no_lidar": (0.5, 1.0)})
     rows = [r for r in plant(truth) if (r.trial, r.condition) != ("w1-s0", "no_lidar")]
-    evidence = weigh(rows, DecisionRule())
+    evidence = weigh(rows, BY_TRIALS)
     assert {effect.condition for effect in evidence.effects} == {"clean"}
     assert "no_lidar" in evidence.notes[0]
 
@@ -219,7 +204,7 @@ def test_refusals(name):
     spoil, sentence = REFUSED[name]
     rows = spoil(plant(Truth(dict.fromkeys(SITES[:2], 0.0))))
     with pytest.raises(AnalysisError, match=sentence.replace("+", r"\+")) as caught:
-        decide(rows, DecisionRule(sites=SITES[:2], seeds=(0, 1)))
+        decide(rows, replace(BY_TRIALS, sites=SITES[:2], seeds=(0, 1)))
     assert "\n" not in str(caught.value)
 
 
@@ -259,7 +244,7 @@ def test_unknown_metric_lists_what_was_measured():
 
 def test_one_seed_of_one_site_leaves_no_noise_to_judge_by():
     with pytest.raises(AnalysisError, match="add a seed"):
-        decide(plant(Truth(ONE_SITE, seeds=(0,))), DecisionRule())
+        decide(plant(Truth(ONE_SITE, seeds=(0,))), BY_TRIALS)
 
 
 def test_a_site_that_varies_unasked_is_refused():
@@ -270,7 +255,7 @@ def test_a_site_that_varies_unasked_is_refused():
 def test_nothing_varies():
     rows = [row for row in plant(Truth(ONE_SITE)) if row.trial.startswith("w0")]
     with pytest.raises(AnalysisError, match="no site's bias differs"):
-        decide(rows, DecisionRule())
+        decide(rows, BY_TRIALS)
 
 
 def test_where_nothing_is_planted_false_verdicts_are_as_rare_as_promised():
@@ -278,7 +263,7 @@ def test_where_nothing_is_planted_false_verdicts_are_as_rare_as_promised():
     studies = 300
     null = Truth(dict.fromkeys(SITES, 0.0), time_noise_percent=5)
     wrong = sum(
-        any(v.verdict != UNDECIDED for v in decide(plant(null, d), DecisionRule())) for d in range(studies)
+        any(v.verdict in (PAYS, COSTS) for v in decide(plant(null, d), BY_TRIALS)) for d in range(studies)
     )
     assert wrong <= binom.ppf(0.999, studies, 0.05)
     assert wrong > 0  # intervals that never miss would be too wide to find anything
@@ -288,7 +273,7 @@ def test_intervals_cover_the_planted_truth_together():
     studies = 300
     truth = Truth(dict(zip(SITES, (1.0, 0.0, -2.0), strict=True)))
     covered = sum(
-        all(v.low <= truth.gain[v.site] <= v.high for v in decide(plant(truth, draw), DecisionRule()))
+        all(v.low <= truth.gain[v.site] <= v.high for v in decide(plant(truth, draw), BY_TRIALS))
         for draw in range(studies)
     )
     assert covered >= binom.ppf(0.001, studies, 0.95)
@@ -321,4 +306,4 @@ def test_a_rule_survives_json_and_its_digest_names_it():
 def test_rows_of_single_scenes_are_not_mistaken_for_the_whole():
     rows = plant(Truth(ONE_SITE))
     scene: list[Row] = [replace(row, scene="scene-0003", value=0.0) for row in select(rows, metric="NDS")]
-    assert decide(rows + scene, DecisionRule()) == decide(rows, DecisionRule())
+    assert decide(rows + scene, BY_TRIALS) == decide(rows, BY_TRIALS)

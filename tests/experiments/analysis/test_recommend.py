@@ -15,7 +15,7 @@ from pipeline.metrics.rows import Row
 from tests.experiments.planted_rows import Truth, decorate, plant
 
 SITES = tuple(f"decoder.{i}.cross" for i in range(3))
-RULE = DecisionRule(sites=SITES)
+RULE = DecisionRule(sites=SITES, priced_by="trials")
 QUIET = {"noise": 1e-6, "seed_noise": 0.5, "time_noise_percent": 1e-6}
 """Not zero: a verdict divides by its error."""
 
@@ -100,7 +100,7 @@ def test_a_plan_that_never_ran_is_predicted():
         for row in decorate(plant(truth))
         if tuple(Plan.parse(row.plan)[site].bias for site in sites) in wanted
     ]
-    advice, _ = advise(rows, DecisionRule(sites=sites, arms=arms))
+    advice, _ = advise(rows, DecisionRule(sites=sites, arms=arms, priced_by="trials"))
     assert advice.best.levels == ("window",) * 3 + ("none",)
     assert advice.best.levels not in wanted
     assert advice.measured is None

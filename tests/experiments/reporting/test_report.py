@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -17,15 +18,21 @@ import pytest
 from rich.console import Console
 
 from experiments.analysis.decide import decide
-from experiments.analysis.verdicts import UNDECIDED
+from experiments.analysis.decision.settling import PRICE
+from experiments.analysis.price import read_stopwatch
+from experiments.analysis.verdicts import PAYS, UNDECIDED
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from experiments.reporting.figures.style import to_png
-from experiments.reporting.report import drawings, print_report, to_html, to_markdown, write_report
+from experiments.reporting.markdown import to_markdown
+from experiments.reporting.page import drawings, to_html
+from experiments.reporting.report import print_report, write_report
 from experiments.reporting.summary import ReportError, read_record, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
+from experiments.reporting.wording import advise
+from experiments.study.final_report import verdicts_of, write_verdicts
 from pipeline.config.plan import Plan, PlanError
-from pipeline.metrics.rows import Row, append_rows, read_study
+from pipeline.metrics.rows import Row, append_rows, read_rows, read_study
 from pipeline.storage.trial_status import TrialState, rows_digest
 from tests.experiments.planted_rows import Truth, decorate, plant
 from tests.statuses import write_status
@@ -75,11 +82,12 @@ def test_tables_hold_the_verdicts_in_full(golden):
     report = write_report(golden)
     with (golden / "verdicts.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    verdicts = decide(read_study(golden), report.summary.record.rule)
+    verdicts = decide(read_study(golden), report.summary.record.rule, read_stopwatch(golden))
     assert [(line["site"], line["verdict"]) for line in lines] == [(v.site, v.verdict) for v in verdicts]
     assert [float(line["net_gain_low"]) for line in lines] == [v.net_low for v in verdicts]
     assert {path.name for path in report.tables} == {
         "verdicts.csv",
+        "price.csv",
         "effects.csv",
         "plans.csv",
         "cost.csv",
@@ -135,7 +143,7 @@ def test_terminal_fits_80_columns(golden):
     console = Console(width=80, record=True, file=io.StringIO())
     print_report(write_report(golden), console)
     text = console.export_text()
-    for verdict in decide(read_study(golden), DecisionRule()):
+    for verdict in decide(read_study(golden), DecisionRule(), read_stopwatch(golden)):
         assert f"{verdict.site}" in text
         assert f"{verdict.verdict}" in text
     assert "…" not in text
@@ -283,11 +291,20 @@ def test_the_recommended_plan_is_a_config_beside_the_report(golden):
     best = "decoder.0.cross=window/sdpa_math;decoder.1.self=none/sdpa_math;decoder.1.cross=window/sdpa_math"
     text = (golden / "recommended.py").read_text()
     assert best in text
-    assert text in report.markdown.read_text(encoding="utf-8")
     page = report.html.read_text(encoding="utf-8")
     assert f"{best}&gt;" in page
-    write_report(golden)
-    assert not (golden / "recommended.py").exists()  # of the earlier report
+
+
+def test_page_and_config_stay_while_the_rows_do(golden):
+    write_report(golden, lambda plan: f"# {plan}\n")
+    drawn = ["figures/speed.png", "recommended.py", "report.html"]
+    before = [(golden / name).read_bytes() for name in drawn]
+    report = write_report(golden, figures=False)
+    assert [(golden / name).read_bytes() for name in drawn] == before
+    assert (report.html, report.config) == (None, None)
+    rewrite(golden, lambda rows: [replace(row, value=row.value + 1e-9) for row in rows])
+    write_report(golden, figures=False)
+    assert not any((golden / name).exists() for name in drawn)
 
 
 def test_a_config_that_cannot_be_printed_is_said(golden):
@@ -321,7 +338,7 @@ def test_figures_are_files_too_and_repeat(golden, tmp_path):
 def test_a_fraction_says_what_it_cannot_tell_apart(tmp_path):
     sites = tuple(f"decoder.{i}.cross" for i in range(4))
     arms = fraction([Factor(site) for site in sites], 1).arms
-    rule = DecisionRule(sites=sites, arms=arms)
+    rule = DecisionRule(sites=sites, arms=arms, priced_by="trials")
     everything = plant(Truth(dict.fromkeys(sites, 1.0)))
     rows = [r for r in everything if tuple(Plan.parse(r.plan)[site].bias for site in sites) in arms]
     append_rows(tmp_path / "trials/all/rows.jsonl", rows)
@@ -379,7 +396,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
     plan = "decoder.0.cross=none/sdpa_math"
     rows = [Row("s", "t", plan, metric, "ms", 3.0) for metric in ("step_ms", "train_samples_per_s")]
     append_rows(tmp_path / "trials/t/rows.jsonl", rows)
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule().to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
     assert "No verdicts" in write_report(tmp_path).summary.answer
 
 
@@ -394,7 +411,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
 def test_the_answer_in_one_sentence(tmp_path, gains, sentence):
     truth = Truth({"decoder.0.cross": gains[0], "decoder.1.cross": gains[1]})
     append_rows(tmp_path / "trials/all/rows.jsonl", decorate(plant(truth, draw=2)))
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule().to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
     assert sentence in summarize(tmp_path).answer
 
 
@@ -406,8 +423,58 @@ def test_wording():
     assert short_names(["aqr.0.cross"]) == {"aqr.0.cross": "aqr.0.cross"}
     assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], DecisionRule()) == "0"
     (undecided,) = [v for v in summarize(GOLDEN).evidence.verdicts if v.verdict == UNDECIDED]
-    assert settling(undecided, 8, 0.5) == "1 more seed (8 trials)"
-    assert settling(replace(undecided, further_trials=0), 8, 0.5) == "settled"
-    assert "100 more seeds" in settling(replace(undecided, further_trials=None), 8, 0.5)
-    assert "no difference of 0.5 points" in settling(replace(undecided, equivalent=True), 8, 0.5)
+    evidence, needed = summarize(GOLDEN).evidence, undecided.to_settle
+
+    def text(**changes):
+        return settling(replace(undecided, to_settle=replace(needed, **changes)), evidence)
+
+    assert text(seeds=1, timing=1.0) == "1 more seed (4 trials)"
+    assert text(seeds=2, timing=2.5) == "2 more seeds (8 trials), 18 more rounds of the stopwatch"
+    assert text(largest=PRICE, seeds=1, timing=2.0).startswith("12 more rounds of the stopwatch, 1 more seed")
+    assert text(seeds=101) == "noise too large to say, most of it from runs"
+    assert settling(replace(undecided, to_settle=None), evidence) == "its price"
+    assert settling(replace(undecided, verdict=PAYS), evidence) == "settled"
     assert [signed(-0.001), signed(1), signed(-1)] == ["0.00", "+1.00", "\N{MINUS SIGN}1.00"]
+
+
+def test_without_a_stopwatch_the_report_tells_gains_and_what_is_missing(golden):
+    shutil.rmtree(golden / "stopwatch")
+    report = write_report(golden)
+    text = report.markdown.read_text(encoding="utf-8")
+    assert (
+        "**No verdicts yet: 8 trials tell what the window bias gains, and its price is not measured.**"
+        in text
+    )
+    assert "`biaswise study time golden` measures it" in text
+    assert "| decoder.0.cross | ? UNDECIDED | +2.32 [" in text
+    assert report.summary.advice is None
+    assert not (golden / "plans.csv").exists()
+    print_report(report, Console(quiet=True))
+    assert write_verdicts(report.summary, golden).sites[0].net_gain is None
+
+
+def test_where_no_bias_wins_the_report_says_what_it_would_have_to_cost(golden):
+    """The demo of 0.2.0 recommended a layer with net +0.33 whose plan costs 29 % of a step."""
+    path = golden / "stopwatch/rows.jsonl"
+    rows = [replace(r, value=r.value * (1.5 if "=window" in r.plan else 1.0)) for r in read_rows(path)]
+    path.unlink()
+    append_rows(path, rows)
+    summary = summarize(golden)
+    settled, guess = advise(summary.advice, summary.evidence)
+    assert settled.startswith("By the rule no bias wins: every plan costs more than it gains.")
+    assert re.search(r"step time \+6\d\.\d %, where at most 2\d\.\d % would pay", settled), settled
+    assert guess == "Best guess: none everywhere; no plan is expected to be worth its price."
+    assert summary.evidence.verdicts[0].verdict == PAYS  # the layer's own price is small
+    assert verdicts_of(summary).tags()["verdict.plan"] == "no bias"
+    assert verdicts_of(summary).metrics()["fixed_price_percent/training"] == pytest.approx(59, abs=1)
+
+
+def test_a_layer_whose_trainings_fail_does_not_simply_pay(golden):
+    """One of four trainings with the bias at the first layer diverged, none of four without."""
+    rewrite(golden, diverge("w11-s1"))
+    summary = summarize(golden)
+    first = summary.evidence.verdicts[0]
+    assert (first.verdict, first.label, first.pays_alone) == (PAYS, "PAYS where it trains", False)
+    assert "pays off at decoder.0.cross where it trains (failed in 1 of 4 against 0 of 4)" in summary.answer
+    assert summary.advice.settled is None
+    assert verdicts_of(summary).tags()["verdict.decoder.0.cross"] == "PAYS where it trains"

@@ -53,6 +53,18 @@ def test_a_wave_that_was_cut_short_is_completed():
     assert next_wave(rows, RULE, DESIGN, PLENTY).arms_by_seed == ((0, (DESIGN.baseline,)),)
 
 
+def test_a_look_is_taken_when_its_last_trial_has_ended():
+    """A report judges fifteen of sixteen trials of the second seed; the study still runs the last one."""
+    rule = replace(RULE, equivalence_margin=4.0)
+    rows = study((0,) * 6, (0, 1))
+    cut = [row for row in rows if not row.trial.startswith("w000000-s1")]
+    assert not weigh([row for row in rows if row.seed == 0], rule).settled
+    evidence = weigh(cut, rule)
+    assert (evidence.table.look, evidence.settled) == (2, True)
+    wave = next_wave(cut, rule, DESIGN, PLENTY)
+    assert (wave.state, wave.arms_by_seed) == (CONTINUE, ((1, (DESIGN.baseline,)),))
+
+
 def test_budgets():
     with pytest.raises(
         AnalysisError, match=r"needs 16 trials in all, and the budget is 15; without a first look"

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from experiments.cli import main
 from experiments.recipes.mini import smoke
-from experiments.storage.remote_study import FILE, stored_study
-from experiments.storage.study_folder import StudyFolder
+from experiments.storage.remote_study import stored_study
+from experiments.storage.study_folder import STORAGE_FILE, StudyFolder
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.trial_status import TrialState, is_unchanged, read_status
@@ -158,7 +158,7 @@ def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsy
     with stored_study(s3.uri, folder, Console(file=io.StringIO())):
         folder.claim(chosen, {})
         folder.finish(first, "it broke")
-    assert (folder.path / FILE).read_text() == f"{s3.uri}/smoke\n"
+    assert (folder.path / STORAGE_FILE).read_text() == f"{s3.uri}/smoke\n"
     with stored_study("", folder, Console(file=io.StringIO())) as study_sync:
         assert study_sync.uri == f"{s3.uri}/smoke"
     looker = ["--runs-dir", str(tmp_path / "laptop"), "--storage", s3.uri]

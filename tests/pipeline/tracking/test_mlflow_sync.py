@@ -27,7 +27,7 @@ from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
 from pipeline.tracking.mlflow_sync import CURSOR, sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
-from tests.experiments.planted_rows import Truth, decorate, plant
+from tests.experiments.planted_rows import Truth, decorate, plant, plant_times
 from tests.statuses import write_status
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
@@ -295,6 +295,9 @@ def test_a_store_is_prepared_before_trials_start(tmp_path):
 
 def judged(study):
     """Give the study a rule, and write its report."""
+    (row, *_) = read_rows(next(study.glob("trials/*/rows.jsonl")))
+    prices = {"fixed": 0.001} | dict.fromkeys(SITES, 0.001)
+    append_rows(study / "stopwatch/rows.jsonl", plant_times(prices, base=replace(row, condition="")))
     (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
     report = write_report(study, lambda plan: f"# {plan}\n")
     write_verdicts(report.summary, study)

@@ -31,7 +31,8 @@ def test_what_is_written_is_read_again(tmp_path):
 
 def test_a_study_without_verdicts_has_none(tmp_path):
     golden = Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
-    shutil.rmtree(golden / "trials/w11-s0")
+    shutil.rmtree(golden / "trials")
+    shutil.copytree(GOLDEN / "trials/w11-s0", golden / "trials/w11-s0")
     assert verdicts_of(summarize(golden)) == StudyVerdicts()
     assert read_verdicts(golden) == StudyVerdicts()
 

@@ -67,6 +67,7 @@ class Tally:
     lost: int = 0
     missed: int = 0
     covered: int = 0
+    covered_first: int = 0
     intervals: int = 0
 
 
@@ -85,7 +86,9 @@ def tally(planted, studies, seed=0):
         count.found += bool(claimed[0])
         count.lost += bool(set(fit.collapsed) - fallen)
         count.missed += bool(fallen - set(fit.collapsed))
-        count.covered += int((np.abs(fit.effect - truth) < -stdtrit(fit.df, 0.025) * fit.error).sum())
+        holds = np.abs(fit.effect - truth) < -stdtrit(fit.df, 0.025) * fit.error
+        count.covered += int(holds.sum())
+        count.covered_first += bool(holds[0])
         count.intervals += len(truth)
     return count
 

@@ -10,7 +10,8 @@ from experiments.analysis.model.fit import Fit, Response, contrast
 from experiments.analysis.model.interaction_gate import pairs_join
 from experiments.analysis.model.linear_model import fit_sites
 from experiments.analysis.model.robust_errors import robust_covariance, unbalanced
-from tests.experiments.analysis.model.studies import TABLES
+from experiments.recipes.factorial import Factor, full
+from tests.experiments.analysis.model.studies import TABLES, table_of
 
 FP64 = 1e-9
 
@@ -106,3 +107,17 @@ def test_the_gate_weighs_degrees_of_freedom_against_usual_pairs():
     assert pairs_join(64, 15, 0, 42)
     assert not pairs_join(7, 3, 0, 0)
     assert not pairs_join(6, 3, 0, -1)
+
+
+def test_a_study_has_the_degrees_of_freedom_of_its_design():
+    """With two seeds a layer has one contrast of seed by site; three layers have three."""
+    table = TABLES["3x2"]
+    squares = fit_sites(scored(table), table).mean_squares
+    assert (squares.seed_by_site_df, squares.rest_df, squares.of_sites[1]) == (3, 5, 4.5)
+    # arms beyond sites and pairs: the product of all three
+    assert (squares.lack_of_fit_df, squares.pure_error_df) == (1, 7)
+    table = table_of(full([Factor(f"s{i}") for i in range(3)]), range(1))
+    squares = fit_sites(scored(table), table).mean_squares
+    assert (squares.seed_by_site_df, squares.of_sites) == (0, (squares.pooled, 4.0))
+    assert np.isnan(squares.seed_by_site)
+    assert all(np.isnan(squares.seed_by_site_f))

@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 import pytest
+from scipy.stats import fisher_exact
 
-from experiments.analysis.model.failures import count_failures
+from experiments.analysis.model.failures import count_failures, fisher
 from tests.experiments.analysis.model.studies import TABLES
 
 
@@ -29,3 +30,10 @@ def test_no_failure_is_no_proof_of_none():
     assert failed[0].p_value == 1
     everything = count_failures(TABLES["3x2"], [trial.name for trial in TABLES["3x2"].trials])
     assert (everything[0].highest_rate, everything[0].more_with) == (1, False)
+
+
+@pytest.mark.parametrize("counts", [(0, 8, 0, 8), (3, 8, 0, 8), (0, 4, 5, 12), (2, 6, 2, 6), (0, 0, 2, 5)])
+def test_the_exact_test_is_that_of_scipy(counts):
+    failed_with, trials_with, failed_without, trials_without = counts
+    table = [[failed_with, trials_with - failed_with], [failed_without, trials_without - failed_without]]
+    assert fisher(*counts) == pytest.approx(fisher_exact(table).pvalue, rel=1e-9)

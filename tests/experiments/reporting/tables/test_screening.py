@@ -2,37 +2,25 @@
 
 import json
 import shutil
-from itertools import product
 from pathlib import Path
 
 import pytest
+from scipy.stats import spearmanr
 
-from experiments.analysis.screening import FOLDER, INTERVENTION, RANKING, ROWS, ranking_record
+from experiments.analysis.screening import RANKING, ranking_record
 from experiments.recipes.decision_rule import DecisionRule
-from experiments.reporting.report import drawings, to_markdown
+from experiments.reporting.markdown import to_markdown
+from experiments.reporting.page import drawings
 from experiments.reporting.summary import summarize
-from pipeline.metrics.rows import Row, append_rows
-from tests.experiments.planted_rows import factorial_plan
+from experiments.reporting.tables.screening import spearman
+from tests.experiments.planted_rows import screening
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "report"
-SITES = {"decoder.0.cross": 0.0, "decoder.1.cross": 0.0}
 
 
 @pytest.fixture
 def golden(tmp_path):
     return Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
-
-
-def screening(folder: Path, gains: tuple[float, float], leave_out: int = 0) -> Path:
-    """Write the rows of a screening in which the layers' gains add up."""
-    rows = []
-    for on in product((False, True), repeat=2):
-        plan = str(factorial_plan(SITES, [s for s, o in zip(SITES, on, strict=True) if o]))
-        value = 0.4 + sum(gain for gain, o in zip(gains, on, strict=True) if o) / 100
-        rows.append(Row("golden", "m", plan, INTERVENTION + "NDS", "fraction", value, condition="clean"))
-    path = folder / FOLDER / ROWS
-    append_rows(path, rows[leave_out:])
-    return path
 
 
 def test_screened_gains_stand_beside_the_retrained(golden):
@@ -59,6 +47,12 @@ def test_a_screening_that_is_wrong_is_said_to_be(golden):
     note = summarize(golden).notes[-1]
     assert "Spearman's -1.00" in note
     assert "it ranks 0 first" in note
+
+
+@pytest.mark.parametrize("other", [(1, 2, 3, 4, 5), (5, 5, 1, 2, 1), (0.3, 0.1, 0.1, 0.1, 0.2)])
+def test_the_rank_correlation_is_that_of_scipy(other):
+    one = (2.0, 1.0, 1.0, 4.0, 3.0)
+    assert spearman(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
 
 
 def test_an_edited_or_unfinished_screening_is_left_out(golden):
