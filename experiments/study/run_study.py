@@ -88,7 +88,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
-    with stored_study(options.storage, folder, console) as study_sync:
+    with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
         return _run_in_folder(recipe, folder, options, console, study_sync)
@@ -97,29 +97,28 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
 def _run_in_folder(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console, study_sync: StudySync | None
 ) -> Outcome:
-    """Run a study whose folder is up to date."""
+    """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
-    with folder.lock():
-        if any(not folder.is_complete(name) for name in recipe.named_trials()):
-            with console.status("checking data, plans and weights"):
-                check_data(recipe)
-                check_models(recipe)
-            if options.tracking:
-                check_tracking(console)
-        recipe, running = _with_concurrency(recipe, folder, options, console)
-        running = replace(running, study_sync=study_sync)
-        if study_sync:
-            study_sync.upload_study()
-        outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and options.confirmation and recipe.confirmation_seeds:
-            left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
-            outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
-        if any(folder.is_complete(name) for name in recipe.named_trials()):
-            _report(folder, console, options.tracking)
+    if any(not folder.is_complete(name) for name in recipe.named_trials()):
+        with console.status("checking data, plans and weights"):
+            check_data(recipe)
+            check_models(recipe)
+        if options.tracking:
+            check_tracking(console)
+    recipe, running = _with_concurrency(recipe, folder, options, console)
+    running = replace(running, study_sync=study_sync)
+    if study_sync:
+        study_sync.upload_study()
+    outcome, reason = _run(recipe, folder, console, running, budget)
+    if outcome.complete and options.confirmation and recipe.confirmation_seeds:
+        left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
+        outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
+    if any(folder.is_complete(name) for name in recipe.named_trials()):
+        _report(folder, console, options.tracking)
     _print_end(outcome, reason, folder, console)
     return outcome
 

@@ -36,7 +36,7 @@ def build_sparse_encoder(cfg: dict[str, Any], half: bool = True) -> nn.Module:
     on_meta = torch.get_default_device().type == "meta"
     if not (IS_SPCONV2_AVAILABLE or on_meta):
         raise SparseConvError(_missing())
-    encoder: nn.Module = MODELS.build(cfg)
+    encoder: Any = MODELS.build(cfg)
     encoder.half_when_frozen = half
     if IS_SPCONV2_AVAILABLE:
         importlib.import_module("spconv.pytorch.core").scatter_nd = scatter_nd  # type: ignore[attr-defined]
