@@ -23,6 +23,7 @@ from pipeline.detector.acceleration.memory_format import convolutions_channels_l
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.deployment import (
     for_inference,
+    held_by_training_graphs,
     train_through_graphs,
     use_graphs,
 )
@@ -238,8 +239,7 @@ def _train(
     clock, losses = _steps(bench, train_step, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
-    graphs = model.pts_bbox_head.train_graphs
-    measures = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
+    measures = [*timed, memory.measure("train", held_by_training_graphs(model))]
     measures += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if bench.parts:  # again without graphs: a replayed graph has no modules

@@ -97,7 +97,7 @@ def test_what_certainly_pays_and_is_within_the_margin_pays():
 
 
 def test_claims_of_all_three_kinds_are_false_together_as_rarely_as_promised():
-    """Half of the layers at the margin, half at zero: two families apart are wrong in 9 % of these (0.2.0)."""
+    """Half of the layers at the margin, half at zero: two families apart are wrong in 9 % (0.2.0)."""
     studies, wrong = 4000, 0
     rng = np.random.default_rng(0)
     for error in (
