@@ -1,11 +1,13 @@
 """All commands, their parser, and how a command ends.
 
-Exit codes: 0 done, 1 findings or failed trials, 2 wrong usage or input, 130 stopped.
+Exit codes: 0 done, 1 findings or failed trials, 2 wrong usage or input, 130 Ctrl-C, 143 SIGTERM.
 """
 
 import argparse
 import errno
+import io
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -25,15 +27,26 @@ from experiments.cli.study.power import ShowPower
 from experiments.cli.study.results import ReportStudy, SyncStudies
 from experiments.cli.study.run import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
 from experiments.cli.study.screen import ScreenStudy
+from experiments.cli.study.time import TimeStudy
 from experiments.cli.throughput import Throughput
 from experiments.cli.trial import Evaluate, Train
 from experiments.cli.ui import ServeUi
 from pipeline.errors import is_user_error
+from pipeline.printable import printable, say
 from pipeline.ray_train.local_cluster import prepare_ray
 from pipeline.storage.paths import ROOT
 
 DONE, WRONG_USAGE = 0, 2
-INTERRUPTED = 130  # what shells use for Ctrl-C: 128 + SIGINT
+SIGNALLED = 128
+"""Added to the number of the signal that ended a command, as shells do: 130 for Ctrl-C, 143 for SIGTERM."""
+
+UNUSABLE_PATH = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM),
+    *(errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.ENXIO, errno.ENOTEMPTY),
+}
+"""What the system says about a path that it cannot use; the path comes from the user."""
+MAX_SHOWN = 200
+"""Characters of a path that are shown."""
 
 COMMANDS: tuple[Command | Group, ...] = (
     RunDemo(),
@@ -47,6 +60,7 @@ COMMANDS: tuple[Command | Group, ...] = (
             ResumeStudy(),
             ShowStatus(),
             ScreenStudy(),
+            TimeStudy(),
             ReportStudy(),
             SyncStudies(),
             SubmitStudy(),
@@ -100,29 +114,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_process(arguments)
     try:
         return int(arguments.run(arguments))
-    except (ValueError, RuntimeError) as error:
-        if not is_user_error(error):
-            raise
-        print(f"biaswise: error: {error}", file=sys.stderr)
-        return WRONG_USAGE
-    except KeyboardInterrupt:
-        print("biaswise: interrupted; what is done is kept, the same command goes on", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except KeyboardInterrupt as error:
+        return _interrupted(error.args[0] if error.args else signal.SIGINT, argv)
+    except SystemExit as left:
+        if left.code != signal.SIGTERM:  # of Ray's own handler, while Ray starts
             raise
-        place = error.filename or "the disk"
-        print(
-            f"biaswise: error: {place}: no space left; make room, the same command goes on", file=sys.stderr
-        )
+        return _interrupted(signal.SIGTERM, argv)
+    except (ValueError, RuntimeError, OSError) as error:
+        sentence = _sentence(error)
+        if not sentence:
+            raise
+        say(f"biaswise: error: {sentence}", error=True)
         return WRONG_USAGE
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error tells the user; empty if it is a bug."""
+    if is_user_error(error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'the disk'}: no space left; make room, the same command goes on"
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
+        return f"{_short(error.filename)}: {os.strerror(error.errno)}; check the path"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib
+        return f"{error}; check the path"
+    return ""
+
+
+def _short(name: object) -> str:
+    """Return a path for a message; of a very long one its two ends."""
+    text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]}…{text[-MAX_SHOWN // 2 :]}"
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:
     """Set up warnings, signals, and the environment variables that Ray reads when it is imported."""
+    for stream in (sys.stdout, sys.stderr):  # ▲ and file names that are no UTF-8, in any locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _warn
     signal.signal(signal.SIGTERM, _leave)
     if "RAY_JOB_STOP_SIGNAL" in os.environ:  # a Ray started in the background passes on SIGINT ignored
@@ -142,11 +174,17 @@ def _warn(
     """Print a warning of this project as one line, and another library's with its place in the code."""
     ours = Path(filename).is_relative_to(ROOT) and "site-packages" not in filename
     text = f"biaswise: warning: {message}\n"
-    (file or sys.stderr).write(
-        text if ours else warnings.formatwarning(message, category, filename, lineno, line)
-    )
+    text = text if ours else warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(printable(text))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Raise what Ctrl-C raises, so that Ray is stopped and scratch folders are removed."""
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(number)
+
+
+def _interrupted(number: int, argv: Sequence[str] | None) -> int:
+    """Say what is kept and which command goes on; return the exit code."""
+    words = shlex.join(["biaswise", *(sys.argv[1:] if argv is None else argv)])
+    say(f"biaswise: interrupted; what is done is kept, the same command goes on: {words}", error=True)
+    return SIGNALLED + number

@@ -1,6 +1,5 @@
 """``biaswise train`` and ``biaswise evaluate``: one trial, one checkpoint."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -51,25 +50,27 @@ class Train(Command):
         from rich.console import Console
 
         from experiments.recipes.registry import recipe
-        from experiments.storage.study_folder import StudyFolder
+        from experiments.storage.study_folder import StudyFolder, write_json
         from experiments.study.preflight import make_datasets
+        from pipeline.detector.build import load_config
         from pipeline.redaction import refuse_secrets
 
         console = Console()
         chosen = recipe(arguments.recipe)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
+        load_config(settings.config, settings.overrides)  # refuses what is wrong before a file is written
         make_datasets(chosen.datasets, console)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         folder = study.trial(chosen.trial_name(settings))
-        folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(settings.to_dict(), indent=2) + "\n"
-        (folder / "settings.json").write_text(text, encoding="utf-8")
-        console.print(f"trial in {folder}", highlight=False, soft_wrap=True)
-        if arguments.local:
-            _run_here(settings, folder)
-        else:
-            _run_under_ray(settings, folder, console)
+        with study.lock():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "settings.json", settings.to_dict())
+            console.print(f"trial in {folder}", highlight=False, soft_wrap=True)
+            if arguments.local:
+                _run_here(settings, folder)
+            else:
+                _run_under_ray(settings, folder, console)
         _print_scores(folder, console)
         return 0
 

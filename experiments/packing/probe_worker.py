@@ -99,7 +99,7 @@ class TrialSpeedProbe:
         return (time.perf_counter() - begun) / calls
 
     def _step(self) -> None:
-        self._trial.step(*next(self._batches))  # reading the losses waits for the device
+        self._trial.read(self._trial.launch(*next(self._batches)))  # reading the losses waits for the device
 
     def _detect(self) -> None:
         detector = self._trial.detector

@@ -147,7 +147,7 @@ def summarize(study_folder: Path) -> Summary:
         rows,
         evidence,
         advice,
-        answer(evidence),
+        answer(evidence, advice),
         (*about_failures(evidence), *evidence.notes, *notes, *about_confirmation, *about_screen),
         costs,
         confirmed=confirmed,

@@ -19,8 +19,8 @@ SAYS = {
 }
 
 
-def answer(evidence: Evidence) -> str:
-    """Return the verdicts as one sentence."""
+def answer(evidence: Evidence, advice: Recommendation | None = None) -> str:
+    """Return the verdicts as one sentence, and a second one if layers pay and yet no bias wins."""
     table = evidence.table
     trials = len(table.trials) - len(table.diverged)
     bias = f"the {' or '.join(evidence.rule.treatments)} bias"
@@ -33,7 +33,10 @@ def answer(evidence: Evidence) -> str:
         where = listing(groups[UNDECIDED])
         return f"Undecided: after {trials} trials {bias} neither pays off nor costs beyond doubt at {where}."
     parts = [f"{says} {listing(groups[kind])}" for kind, says in SAYS.items() if groups[kind]]
-    return _sentence(f"{bias} {listing(parts)}")
+    text = _sentence(f"{bias} {listing(parts)}")
+    if advice is not None and advice.no_bias_wins and groups[PAYS]:
+        text += " By the rule no bias wins all the same: the fixed price is more than these layers earn."
+    return text
 
 
 def _reserve(verdict: Verdict) -> str:
@@ -79,7 +82,7 @@ def plan_answer(advice: Recommendation, evidence: Evidence) -> str:
         f"By the rule no bias wins: every plan costs more than it gains. The least costly, "
         f"{spell_plan(one, evidence)}, gains {signed(one.gain)} ± {one.half_width:.2f} points and costs "
         f"{one.price:.2f}: step time {signed(one.slowdown_percent, 1)} %, where at most {affordable:.1f} % "
-        f"would pay. At that step time it pays {spell_break_even(one.break_even)}."
+        f"would pay. It pays {spell_break_even(one.break_even)}."
     )
 
 
@@ -168,6 +171,7 @@ def reading(evidence: Evidence) -> str:
         f"one by one, at the level at which the layer is tested. One trial's noise is {evidence.noise:.2f} "
         f"points, estimated with {evidence.residual_df} degrees of freedom."
     )
+    text += _about_noise(evidence)
     if evidence.num_scenes:
         share = max(evidence.scene_share, default=0.0)
         text += (
@@ -181,6 +185,22 @@ def reading(evidence: Evidence) -> str:
         )
     if table.waiting:
         text += f" Seeds {', '.join(map(str, table.waiting))} wait for the next look."
+    return text
+
+
+def _about_noise(evidence: Evidence) -> str:
+    """Return the tests of the noise: do gains differ between seeds, does the model fit the arms?"""
+    squares = evidence.gain.mean_squares
+    if squares is None:
+        return ""
+    (by_seed, p_seed), (lack, p_lack) = squares.seed_by_site_f, squares.lack_of_fit_f
+    text = ""
+    if math.isfinite(by_seed):
+        df = f"{squares.seed_by_site_df}, {squares.rest_df}"
+        text += f" Gains differ between seeds by F({df}) = {by_seed:.2f} (p = {p_seed:.2g})."
+    if math.isfinite(lack):
+        df = f"{squares.lack_of_fit_df}, {squares.pure_error_df}"
+        text += f" The model's lack of fit is F({df}) = {lack:.2f} (p = {p_lack:.2g})."
     return text
 
 

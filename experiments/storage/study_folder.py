@@ -160,10 +160,11 @@ class StudyFolder:
                 self.trial(name).mkdir(parents=True, exist_ok=True)
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
         except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise StudyError(
-                f"{self.path}: cannot write here ({reason}); choose another --runs-dir"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> StudyError:
+        reason = os.strerror(error.errno or 0)
+        return StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs-dir")
 
     def _refuse_old_version(self) -> None:
         path = self.path / "study.json"
@@ -199,14 +200,18 @@ class StudyFolder:
     def lock(self) -> Iterator[None]:
         """Keep a second process from running the same study.
 
+        Everything that changes the folder comes after it, so that a start that is refused changes nothing.
+
         Raises:
-            StudyError: another process runs it.
+            StudyError: another process runs it, or the folder cannot be written.
         """
         with ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(self.path / LOCKS / "study", timeout_s=0.0))
             except BlockingIOError:
                 raise StudyError(f"{self.path}: another process runs this study; wait for it") from None
+            except OSError as error:
+                raise self._unwritable(error) from error
             yield
 
 

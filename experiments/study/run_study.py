@@ -22,6 +22,7 @@ from experiments.study.preflight import (
     digest_inputs,
     make_datasets,
 )
+from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
@@ -87,7 +88,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
-    with stored_study(options.storage, folder, console) as study_sync:
+    with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
         return _run_in_folder(recipe, folder, options, console, study_sync)
@@ -96,29 +97,28 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
 def _run_in_folder(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console, study_sync: StudySync | None
 ) -> Outcome:
-    """Run a study whose folder is up to date."""
+    """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
-    with folder.lock():
-        if any(not folder.is_complete(name) for name in recipe.named_trials()):
-            with console.status("checking data, plans and weights"):
-                check_data(recipe)
-                check_models(recipe)
-            if options.tracking:
-                check_tracking(console)
-        recipe, running = _with_concurrency(recipe, folder, options, console)
-        running = replace(running, study_sync=study_sync)
-        if study_sync:
-            study_sync.upload_study()
-        outcome, reason = _run(recipe, folder, console, running, budget)
-        if outcome.complete and options.confirmation and recipe.confirmation_seeds:
-            left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
-            outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
-        if any(folder.is_complete(name) for name in recipe.named_trials()):
-            _report(folder, console, options.tracking)
+    if any(not folder.is_complete(name) for name in recipe.named_trials()):
+        with console.status("checking data, plans and weights"):
+            check_data(recipe)
+            check_models(recipe)
+        if options.tracking:
+            check_tracking(console)
+    recipe, running = _with_concurrency(recipe, folder, options, console)
+    running = replace(running, study_sync=study_sync)
+    if study_sync:
+        study_sync.upload_study()
+    outcome, reason = _run(recipe, folder, console, running, budget)
+    if outcome.complete and options.confirmation and recipe.confirmation_seeds:
+        left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
+        outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
+    if any(folder.is_complete(name) for name in recipe.named_trials()):
+        _report(folder, console, options.tracking)
     _print_end(outcome, reason, folder, console)
     return outcome
 
@@ -142,12 +142,15 @@ def _with_concurrency(
 def _run(
     recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
 ) -> tuple[Outcome, str]:
-    """Run the trials, all at once or in waves; return how they ended, and why no more run."""
+    """Run trials, all at once or in waves, and the stopwatch; return how they ended, and why no more run."""
     if recipe.design is not None:
+        time_if_needed(recipe, folder, console)  # before the waves: each is judged by the prices
         ending = run_waves(recipe, folder, console, running, budget)
         return ending.outcome, ending.reason
     names = list(recipe.named_trials())[: budget.trials]
     outcome = run_trials(recipe, folder, console, replace(running, gpu_hours=budget.gpu_hours), names)
+    if outcome.done:
+        time_if_needed(recipe, folder, console)
     left_out = len(recipe.trials) - len(names)
     return outcome, f"The budget leaves out {left_out} of {len(recipe.trials)} trials." if left_out else ""
 

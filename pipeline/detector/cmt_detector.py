@@ -17,6 +17,7 @@ from operators import objections
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.memory_format import maps_channels_last
+from pipeline.detector.backbones.frozen import run_part
 from pipeline.detector.backbones.image import GridMask
 from pipeline.detector.backbones.lidar_branch import LidarBranch
 from pipeline.detector.head.losses import HeadOutput
@@ -40,6 +41,8 @@ class CmtDetector(LidarBranch, Base3DDetector):
         pts_branch: one module from points to a BEV map.
         pts_voxel_layer: arguments of ``VoxelLayer``; the shape of the grid is that of the middle encoder.
         pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: mmdet3d modules.
+        half_sparse_encoder: whether the middle encoder runs in half precision on a GPU, under autocast, while
+            nothing in it learns.
         use_grid_mask: whether to mask a grid of rectangles of the images in training.
         train_cfg: ``dict(pts=...)``, the head's ``train_cfg`` at the place where CMT's configs have it.
         data_preprocessor: ``Det3DDataPreprocessor``; the LiDAR branch voxelises by itself.
@@ -64,6 +67,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
         pts_middle_encoder: dict[str, Any] | None = None,
         pts_backbone: dict[str, Any] | None = None,
         pts_neck: dict[str, Any] | None = None,
+        half_sparse_encoder: bool = True,
         use_grid_mask: bool = False,
         train_cfg: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
@@ -81,7 +85,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
             "pts_backbone": pts_backbone,
             "pts_neck": pts_neck,
         }
-        self.build_lidar_branch(pts_branch, parts)
+        self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
         self._lidar_stream: Any = None  # made on the first use, when the GPU is known
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``
@@ -186,33 +190,43 @@ class CmtDetector(LidarBranch, Base3DDetector):
         """Run both branches.
 
         Args:
-            batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5).
+            batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5); perhaps ``ready``
+                (``data_samples.preprocess``).
 
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w'), sample by sample.
         """
         images, points = batch_inputs["imgs"], batch_inputs["points"]
         if images.is_cuda:
-            return self._extract_in_parallel(images, points)
+            return self._extract_in_parallel(images, points, batch_inputs.get("ready"))
         maps = self.image_features(images)
         return self.point_features(points), maps
 
-    def _extract_in_parallel(self, images: Tensor, points: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def _extract_in_parallel(self, images: Tensor, points: list[Tensor], ready: Any) -> tuple[Tensor, Tensor]:
         """Run the branches on two streams of the GPU.
 
         The LiDAR branch waits for counts from the device: of voxels, and of outputs of every sparse
-        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch.
+        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch. In
+        training, a frozen LiDAR trunk depends on the points alone, so it runs beside the end of the step
+        before.
         """
         main = torch.cuda.current_stream(images.device)
+        ahead = ready is not None and self._lidar_stream is not None and self.lidar_trunk_is_frozen
         if self._lidar_stream is None:
             self._lidar_stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        self._lidar_stream.wait_stream(main)
+        if ahead:
+            self._lidar_stream.wait_event(ready)
+        else:
+            self._lidar_stream.wait_stream(main)
         image_maps = self.image_features(images)  # first, because its launches do not wait for the device
         with torch.cuda.stream(self._lidar_stream):
-            bev_maps = self.point_features(points)
+            maps = self.lidar_trunk(points) if ahead else (self.point_features(points),)
         main.wait_stream(self._lidar_stream)
-        bev_maps.record_stream(main)  # keeps its memory until the main stream has read it
-        return bev_maps, image_maps
+        for x in maps:
+            x.record_stream(main)  # keeps its memory until the main stream has read it
+        for x in points:
+            x.record_stream(self._lidar_stream)
+        return (self.pts_neck(maps)[0] if ahead else maps[0]), image_maps
 
     def image_features(self, images: Tensor) -> Tensor:
         """Run the image branch on normalised images (B, V, 3, H, W); returns (B * V, C, h', w')."""
@@ -224,7 +238,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
     def _image_maps(self, images: Tensor) -> tuple[Tensor]:
         images, graphs = maps_channels_last(images), self.pts_bbox_head.train_graphs
         if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return (self.img_neck(self.img_backbone(images))[0],)
+            return (run_part(self.img_neck, run_part(self.img_backbone, images))[0],)
         return (self.img_neck(graphs.run_frozen(self.img_backbone, images))[0],)
 
     def loss(

@@ -1,7 +1,8 @@
 """Measure how fast a trial trains and detects.
 
-Times are wall-clock times. On CUDA they are taken between synchronisations. The first ones are left out,
-because allocators, autotuners and caches warm up in them. Nothing here may run inside a call of
+Times are wall-clock times. On CUDA they are taken between synchronisations, except of the steps of a trial,
+which are launched one after another (``waits`` of ``StepClock``). The first ones are left out, because
+allocators, autotuners and caches warm up in them. Nothing here may run inside a call of
 ``report_checkpoint``.
 """
 
@@ -27,10 +28,16 @@ CALLS = 30
 
 
 class StepClock:
-    """Times the steps of a training run, with and without the wait for data."""
+    """Times the steps of a training run, with and without the wait for data.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    Args:
+        device: where the steps run.
+        waits: whether the end of a step waits for the device. Without, the next step is launched before this
+            one has ended; a time is then from one return of the host to the next.
+    """
+
+    def __init__(self, device: torch.device, waits: bool = True) -> None:
+        self._device = device if waits else torch.device("cpu")
         self._begun = 0.0
         self._fed = 0.0
         self._waits: list[float] = []

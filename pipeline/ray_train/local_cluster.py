@@ -9,7 +9,9 @@ imports Ray in functions only. Ray reads those that differ between sessions of o
 """
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,7 +95,8 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
     from pipeline.ray_train.ray_internals import HEAD_RESOURCE
 
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="WARNING")
+        with _own_sigterm():
+            ray.init(log_to_driver=False, logging_level="WARNING")
         try:
             yield {DRIVER: 1} if DRIVER in ray.cluster_resources() else {HEAD_RESOURCE: 1e-3}
         finally:
@@ -105,19 +108,33 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
         _environment({"RAY_TMPDIR": str(scratch)} | _bytecode(scratch)),
     ):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                num_gpus=gpus,
-                resources={DRIVER: drivers},
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level="WARNING",
-            )
+            with _own_sigterm():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    resources={DRIVER: drivers},
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level="WARNING",
+                )
             yield {DRIVER: 1}
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray puts one there that ends the process without a word."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _bytecode(scratch: Path) -> dict[str, str]:

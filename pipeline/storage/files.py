@@ -26,13 +26,24 @@ POLL_S = 0.2
 """Time between two attempts to get a lock that another process holds."""
 
 
+class FileError(ValueError):
+    """A path that cannot be written as a file."""
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give the path of a file to write, which then replaces ``path`` in one step; on an error ``path`` stays.
 
     Args:
         path: the file; its folder must exist.
+
+    Raises:
+        FileError: there is something else than a file, such as /dev/null, which must not be replaced.
     """
+    if path.exists() and not path.is_file():
+        raise FileError(
+            f"{path}: is {'a folder' if path.is_dir() else 'a device or a pipe'}, expected a file"
+        )
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield partial

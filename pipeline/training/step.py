@@ -39,6 +39,32 @@ def plan_of_step(plans: Sequence[Plan], seed: int, step: int) -> Plan:
     return plans[int(np.random.default_rng((seed, step)).integers(len(plans)))]
 
 
+class Launched:
+    """A training step whose numbers may still be on their way from the GPU.
+
+    Args:
+        transfer: its losses, what else is logged, and last the norm of the gradient.
+    """
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        self._measures: list[Measure] | None = None
+
+    def read(self) -> list[Measure]:
+        """Return the numbers; the host waits until they are there.
+
+        Returns:
+            ``loss``, its parts, how the scale of the bias learns (``CmtDetector.bias_numbers``), and
+            ``grad_norm`` (before clipping).
+
+        Raises:
+            TrialError: loss or gradient is not finite.
+        """
+        if self._measures is None:
+            self._measures = finite(self._transfer.read())
+        return self._measures
+
+
 class TrainStep:
     """A detector in training.
 
@@ -83,19 +109,21 @@ class TrainStep:
         return total, {"loss": total, **parts}
 
     def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
-        """Train on one batch.
+        """Train on one batch, and wait for its numbers: ``launch`` and ``Launched.read``."""
+        return self.launch(batch, factor).read()
+
+    def launch(self, batch: Mapping[str, Any], factor: float | None) -> Launched:
+        """Train on one batch; with a fused optimiser, on a GPU, the host does not wait for the end.
+
+        A step whose loss or gradient is not finite changes no weight, whenever its numbers are read.
 
         Args:
             batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made.
             factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
-        Returns:
-            ``loss``, its parts, how the scale of the bias learns (``CmtDetector.bias_numbers``), and
-            ``grad_norm`` (before clipping).
-
         Raises:
-            TrialError: loss or gradient is not finite. The gradient is an average over the ranks, so
-                all of them raise, and none waits for another.
+            TrialError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
+                average over the ranks, so all of them raise, and none waits for another.
         """
         if factor is not None:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -106,14 +134,14 @@ class TrainStep:
         losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
         bias_numbers = self.model.bias_numbers()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        transfer = Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)])
-        if not self._skips:
-            measures = finite(transfer.read())
-            self.optimizer.step()
-            return measures
-        self.optimizer.found_inf = (total.detach() + norm).isfinite().logical_not().float()  # type: ignore[attr-defined]
+        launched = Launched(Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)]))
+        if self._skips:
+            broken = (total.detach() + norm).isfinite().logical_not().float()
+            self.optimizer.found_inf = broken  # type: ignore[attr-defined]
+        else:
+            launched.read()
         self.optimizer.step()
-        return finite(transfer.read())
+        return launched
 
 
 def finite(measures: list[Measure]) -> list[Measure]:

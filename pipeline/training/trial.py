@@ -7,7 +7,8 @@ checkpoints) is decided by ``pipeline.training.components``.
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +42,7 @@ from pipeline.training.dataset import TrainingData
 from pipeline.training.preflight import check
 from pipeline.training.resolve_config import resolve_training
 from pipeline.training.setup import build_trial
-from pipeline.training.step import lr_factor, plan_of_step
+from pipeline.training.step import Launched, lr_factor, plan_of_step
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,6 +68,16 @@ def run_trial(settings: TrialSettings, session: Session, early_stopping: EarlySt
     only_writer = exclusive_writer(session.folder) if session.rank == 0 else nullcontext()
     with explain_resource_errors(settings, session.folder), only_writer:
         Trial(settings, session, early_stopping or EarlyStopping()).run()
+
+
+@dataclass
+class Step:
+    """A step of a trial: its index, from 0, its samples, its plan, and what was launched."""
+
+    index: int
+    samples: list[Sample]
+    plan: str
+    launched: Launched | None = None
 
 
 class Trial:
@@ -98,7 +109,7 @@ class Trial:
         self.detector = Predictor(self.model, self.model.image_size, self.settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
         self.broken = BrokenFrames(settings.data.max_broken_frames, listed)
-        self.clock = StepClock(session.device)
+        self.clock = StepClock(session.device, waits=False)
         self.progress = ProgressReporter(session, self.steps, self.clock)
         self.logger = MetricsLogger(recorder, session, self.settings, self.steps, self.clock, self.broken)
         self.early_stopper = EarlyStopper(early_stopping, session, self.logger, self._evaluate_quick)
@@ -127,44 +138,73 @@ class Trial:
             append_event(self.session.folder, RESUMED if first else STARTED, first)
         self.logger.started(first)
         batches = self.batches(first, self.steps)
+        before: Step | None = None
         for index in range(first, self.steps):
             self.clock.begin()
             samples = next(batches)
             self.clock.fed()
-            measures = self.step(index, samples)
+            step = self.launch(index, samples)
+            if before is not None:
+                self.read(before)  # one step late, so that the GPU always has work
+            measures = self.read(step) if self.logger.due(index + 1) else None
             self.clock.end()
-            step = index + 1
-            self.logger.after_step(step, measures)
-            self.progress.after_step(step)
-            stopped = self.early_stopper.after_step(step)
-            if stopped or step == self.steps:  # before the checkpoint: resumed from it, no step is timed
-                self.logger.finish(step)
-            if stopped:
+            if not self._after_step(index + 1, measures):
                 return False
-            self.checkpointer.after_step(step)
+            before = step
         return True
 
-    def step(self, index: int, samples: list[Sample]) -> list[Measure]:
-        """Train on the batch of one step; return its losses and norms.
+    def _after_step(self, step: int, measures: list[Measure] | None) -> bool:
+        """Log, report, evaluate and save where it is time; return False if the trial is stopped."""
+        if measures is not None:
+            self.logger.after_step(step, measures)
+        self.progress.after_step(step)
+        stopped = self.early_stopper.after_step(step)
+        if stopped or step == self.steps:  # before the checkpoint: resumed from it, no step is timed
+            self.logger.finish(step)
+        if not stopped:
+            self.checkpointer.after_step(step)
+        return not stopped
+
+    def launch(self, index: int, samples: list[Sample]) -> "Step":
+        """Train on the batch of one step; on a GPU the host does not wait for its end.
 
         Args:
             index: of the step, from 0.
             samples: of this rank.
 
         Raises:
-            TrialError: the loss or a gradient is not finite; a row of the trial says so too.
+            TrialError: see ``read``.
         """
         settings = self.settings
         self._use(plan_of_step((settings.plan, *settings.plan_mixture), settings.seed, index))
         seed_everything(settings.seed, index, self.session.rank)
-        self.model.train()
+        if not self.model.training:  # walking through all modules at every step costs milliseconds
+            self.model.train()
+        step = Step(index, samples, str(self.model.plan))
+        with self._explained(step):
+            step.launched = self.train_step.launch(collate(samples), self._lr_factor(index))
+        return step
+
+    def read(self, step: "Step") -> list[Measure]:
+        """Return losses and norms of a step.
+
+        Raises:
+            TrialError: the loss or a gradient is not finite; a row of the trial says so too.
+        """
+        assert step.launched is not None
+        with self._explained(step):
+            return step.launched.read()
+
+    @contextmanager
+    def _explained(self, step: "Step") -> Iterator[None]:
+        """Say which step it was if a number is not finite."""
         try:
-            return self.train_step.step(collate(samples), self._lr_factor(index))
+            yield
         except (TrialError, FloatingPointError) as error:
-            self.logger.diverged(index + 1)
+            self.logger.diverged(step.index + 1)
             raise TrialError(
-                f"training stopped at step {index + 1} of {self.steps} under the plan {self.model.plan} "
-                f"(frames {', '.join(s.token for s in samples)}): {error}"
+                f"training stopped at step {step.index + 1} of {self.steps} under the plan {step.plan} "
+                f"(frames {', '.join(s.token for s in step.samples)}): {error}"
             ) from error
 
     def _lr_factor(self, index: int) -> float | None:

@@ -96,7 +96,7 @@ def report_with_config(config: str) -> Callable[[Place], Words]:
         folder = place.study()
         named = {**smoke().trials[0].to_dict(), "config": config}
         (folder / "trials/w00-s0/settings.json").write_text(json.dumps(named))
-        return ["study", "report", str(folder), "--config"]
+        return ["study", "report", str(folder), "--plan-config"]
 
     return make
 
@@ -645,7 +645,7 @@ STUDIES = [
     Bad(
         "settings.json",
         "config",
-        "no such file, for `study report --config`",
+        "no such file, for `study report --plan-config`",
         report_with_config("/none.py"),
         "! The plan is not printed as a config: there is no config file /none.py.",
     ),

@@ -1,6 +1,7 @@
 """Secrets are found by shape and by the environment's values, masked where shown, refused where stored."""
 
 from dataclasses import replace
+from urllib.parse import quote, quote_plus
 
 import pytest
 import torch
@@ -26,6 +27,17 @@ FOUND = [
     ("-----BEGIN RSA PRIVATE KEY-----MIIE", "a private key", "MIIE"),
     ("ghp_" + "a1" * 20, "a GitHub token", "a1a1"),
     ("hf_" + "a1" * 20, "a Hugging Face token", "a1a1"),
+    ("http://" + TOKEN + "@host/x", "a token in a URI", TOKEN),
+    ("https://" + PASSWORD + ":x-oauth-basic@host/x", "a token in a URI", PASSWORD),
+    ("postgresql://me:a/b" + PASSWORD + "@c@db:5432/mlflow", "a password in a URI", PASSWORD),
+    ("postgresql://me:1234/" + PASSWORD + "@db:5432/mlflow", "a password in a URI", PASSWORD),
+    ("mysql://db/x?user=u&password=" + PASSWORD, "a password or token in a query", PASSWORD),
+    ("http://host/x?token=" + PASSWORD + "#top", "a password or token in a query", PASSWORD),
+    ("https://h/x?sv=1&sig=" + PASSWORD + "%3D", "a password or token in a query", PASSWORD),
+    ("Authorization: Bearer " + PASSWORD, "the value of an authorization header", PASSWORD),
+    ("host=db user=me password=" + PASSWORD, "a password", PASSWORD),
+    ("AccountKey=" + "abc1" * 8 + "==;Endpoint=x", "the value of a token or key", "abc1abc1"),
+    ("uri=postgresql%3A%2F%2Fme%3A" + PASSWORD + "%40db%2Fx", "a password in a URI", PASSWORD),
     (f"it said {TOKEN}.", "the value of the environment variable MY_SERVICE_TOKEN", TOKEN),
 ]
 INNOCENT = (
@@ -33,6 +45,12 @@ INNOCENT = (
     "http://127.0.0.1:5000/#/experiments/1",
     "s3://bucket/shards",
     "mode: token",
+    "http://127.0.0.1:5000/x@y",
+    "http://tracking.example.org:5000/teams/@me/x",
+    "abfss://container@account.dfs.core.windows.net/x",
+    "postgresql://me@db:5432/mlflow",
+    "100 % of 50%25 at s3://bucket/a%20b",
+    "authorization mode: token, password=$PASSWORD, pwd=None",
     "RAY_AUTH_TOKEN=$(cat ~/.ray/auth_token)",
     "me@host:path",
     "decoder.0.cross=window/sdpa_math;decoder.*.self=none/sdpa_math",
@@ -47,6 +65,51 @@ def test_found_and_masked(text, kind, secret):
     assert secret not in shown
     assert MASK in shown
     assert not find_secret(shown, ENVIRONMENT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GITHUB_PAT", "PAT", "MYSQL_PWD", "DB_PASS", "AZURE_STORAGE_CONNECTION_STRING", "CONNECTIONSTRING"),
+        *("API_KEYS", "SENTRY_DSN", "STORAGE_KEY", "SESSION_COOKIE"),
+    ],
+)
+def test_names_of_secret_variables(name):
+    assert find_secret("a planted-9f3a b", {name: "planted-9f3a"}).endswith(name)
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "PATH", "COMPAT", "COMPASS", "KEYBOARD", "SSH_AUTH_SOCK"])
+def test_names_of_other_variables(name):
+    assert find_secret("a planted-9f3a b", {name: "planted-9f3a"}) == ""
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda s: quote(s, safe=""), lambda s: quote(quote(s, safe="")), quote_plus]
+)
+def test_a_percent_encoded_value_is_found_and_masked(spell):
+    value = "p/l@n t+ed?=\N{LATIN SMALL LETTER E WITH ACUTE}" + "9f3a"
+    for text in (spell(value), spell(value).lower()):
+        assert find_secret(f"at {text}.", {"DB_PASSWORD": value})
+        assert redact(f"at {text}.", {"DB_PASSWORD": value}) == f"at {MASK}."
+
+
+@pytest.mark.parametrize(
+    "override",
+    [("_api_key", '"hunter2"'), ("model.x", '{"password": "hunter2"}'), ("data.db_pass", '"hunter2"')],
+)
+def test_an_override_that_is_named_like_a_secret_is_refused(override):
+    with pytest.raises(
+        SecretError, match=r"^settings\.overrides\[0\] holds the value of \S+, and"
+    ) as refused:
+        refuse_secrets(replace(smoke().trials[0], overrides=(override,)).to_dict())
+    assert "hunter2" not in str(refused.value)
+
+
+def test_train_writes_no_file_before_it_refuses_a_secret(tmp_path):
+    words = ["train", "smoke", "--local", "--runs-dir", str(tmp_path), "--cfg-options"]
+    for option in ("_api_key=hunter2", "_other=hunter2", "model.nosuch.x=hunter2"):
+        assert main([*words, option]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", INNOCENT)

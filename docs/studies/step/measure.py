@@ -1,7 +1,7 @@
 """One training step on one GPU, before and after a change: time, GPU time by part, host time, losses.
 
-Both versions keep their models in memory and take turns, so that a clock that drifts hits both alike.
-Example:
+Both versions keep their models in memory and take turns, so that a clock that drifts hits both alike. What
+is not timed (losses) all do at the same time. Example:
 
     PYTHONPATH=$PWD python docs/studies/step/measure.py --before ../at-071c49a --out runs/step
 
@@ -42,17 +42,19 @@ class Worker:
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": THREADS}
         self._process = subprocess.Popen(words, cwd=tree, env=environment, **pipes)
 
-    def ask(self, request: str = "") -> dict[str, Any]:
-        """Send a request, if any, and return the answer."""
+    def send(self, request: str) -> None:
+        """Send a request."""
         assert self._process.stdin is not None
+        self._process.stdin.write(request + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Return the next answer; the first one says that the worker is ready."""
         assert self._process.stdout is not None
-        if request:
-            self._process.stdin.write(request + "\n")
-            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("{"):
                 return dict(json.loads(line))
-        raise SystemExit(f"a worker ended at the request {request!r}")
+        raise SystemExit("a worker ended before it answered")
 
     def end(self) -> None:
         """Close the process."""
@@ -61,22 +63,43 @@ class Worker:
         self._process.wait()
 
 
-def compare(trees: dict[str, Path], name: str, plan: str, losses: int) -> dict[str, dict[str, Any]]:
-    """Measure both versions of one model in turn; return numbers by version."""
-    config, batch = CONFIGS[name]
-    workers = {version: Worker(tree, config, plan, batch) for version, tree in trees.items()}
-    for worker in workers.values():
-        worker.ask()
+Numbers = dict[str, dict[str, list[Any]]]
+"""Version -> name -> what each round found."""
+
+
+def start(trees: dict[str, Path], names: list[str], plan: str) -> dict[str, dict[str, Worker]]:
+    """Start a worker for every model and version; all build their models at the same time."""
+    workers = {
+        name: {
+            version: Worker(tree, CONFIGS[name][0], plan, CONFIGS[name][1]) for version, tree in trees.items()
+        }
+        for name in names
+    }
+    for one in workers.values():
+        for worker in one.values():
+            worker.answer()
+    return workers
+
+
+def ask_all(workers: dict[str, dict[str, Worker]], request: str) -> dict[str, Numbers]:
+    """Let all workers do at the same time what is not timed; return the answers by model."""
+    for one in workers.values():
+        for worker in one.values():
+            worker.send(request)
+    return {
+        name: {version: {k: [v] for k, v in worker.answer().items()} for version, worker in one.items()}
+        for name, one in workers.items()
+    }
+
+
+def take_turns(workers: dict[str, Worker], found: Numbers) -> None:
+    """Time both versions of one model in turn, and add what is found."""
     requests = [f"steps {STEPS}"] * ROUNDS + [f"stream {STEPS}"] * ROUNDS + ["busy", "trunk", f"own {CALLS}"]
-    requests += [f"losses {losses}"] * bool(losses) + [f"detect {CALLS}"] * ROUNDS
-    found: dict[str, dict[str, list[Any]]] = {version: {} for version in workers}
-    for request in requests:
+    for request in [*requests, *[f"detect {CALLS}"] * ROUNDS]:
         for version, worker in workers.items():
-            for key, value in worker.ask(request).items():
+            worker.send(request)
+            for key, value in worker.answer().items():
                 found[version].setdefault(key, []).append(value)
-    for worker in workers.values():
-        worker.end()
-    return {version: {k: _summary(v) for k, v in numbers.items()} for version, numbers in found.items()}
 
 
 def _summary(values: list[Any]) -> Any:
@@ -92,7 +115,7 @@ def table(results: dict[str, Any]) -> str:
     lines = []
     for name, versions in results.items():
         for key in versions["after"]:
-            if key == "losses":
+            if isinstance(versions["after"][key], list) and len(versions["after"][key]) > 3:
                 continue
             shown = [str(versions[version].get(key, "")) for version in ("before", "after")]
             lines.append(f"| {name} | {key} | {' | '.join(shown)} |")
@@ -116,15 +139,17 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     trees = {"before": given.before.resolve(), "after": given.after.resolve()}
-    results = {}
-    for name in given.only:
-        path = given.out / f"{name}.json"
-        if not path.exists():
-            path.write_text(
-                json.dumps(compare(trees, name, given.plan, given.losses), indent=1), encoding="utf-8"
-            )
-        results[name] = json.loads(path.read_text(encoding="utf-8"))
-        print(table({name: results[name]}), flush=True)
+    missing = [name for name in given.only if not (given.out / f"{name}.json").exists()]
+    workers = start(trees, missing, given.plan)
+    found = ask_all(workers, f"losses {given.losses}")
+    for name, one in workers.items():
+        take_turns(one, found[name])
+        numbers = {v: {k: _summary(x) for k, x in of.items()} for v, of in found[name].items()}
+        (given.out / f"{name}.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+        print(table({name: numbers}), flush=True)
+        for worker in one.values():
+            worker.end()
+    print(table({n: json.loads((given.out / f"{n}.json").read_text(encoding="utf-8")) for n in given.only}))
 
 
 if __name__ == "__main__":

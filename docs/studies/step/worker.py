@@ -153,9 +153,37 @@ class Version:
         }
 
     def losses(self, count: int) -> dict[str, Any]:
-        """Train from fresh weights; return every loss."""
+        """Train from fresh weights; return every loss, and what rounding does to the predictions then."""
         self.renew()
-        return {"losses": [self.step(min(1.0, (i + 1) / 10)) for i in range(count)]}
+        curve = [self.step(min(1.0, (i + 1) / 10)) for i in range(count)]
+        return {"losses": curve, **self.accuracy()}
+
+    def accuracy(self) -> dict[str, float]:
+        """Compare the predictions with those of a sparse encoder in single precision, in metres.
+
+        Empty for a version without the switch. The head runs in bfloat16 both times.
+        """
+        encoder = self.model.pts_middle_encoder
+        if not hasattr(encoder, "half_when_frozen"):
+            return {}
+        self.model.eval()
+        found = []
+        for half in (False, True):
+            encoder.half_when_frozen = half
+            with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+                prepared = self.model.data_preprocessor(self.batches[0], False)
+                bev = self.model.point_features(prepared["inputs"]["points"]).float()
+                output = self.model(**prepared, mode="tensor").matching
+            found.append((bev, output.codes[-1].float(), output.logits[-1].float().sigmoid()))
+        self.model.train()
+        (bev, codes, scores), (half_bev, half_codes, half_scores) = found
+        moved = (half_codes[..., [0, 1, 4]] - codes[..., [0, 1, 4]]).norm(dim=-1).flatten()
+        return {
+            "half_bev_error": float((half_bev - bev).norm() / bev.norm()),
+            "half_centre_median_m": float(moved.median()),
+            "half_centre_99_m": float(moved.quantile(0.99)),
+            "half_score_largest": float((half_scores - scores).abs().max()),
+        }
 
     def detect(self, count: int) -> dict[str, float]:
         """Time detection at batch 1; nothing trains after it."""

@@ -20,7 +20,7 @@ class ReportStudy(Command):
             "--figures", action="store_true", help="also draw the figures and write report.html with them"
         )
         parser.add_argument(
-            "--config",
+            "--plan-config",
             action="store_true",
             help="also write the recommended plan as a config, recommended.py; this runs the config that the "
             "study's trials name, as code: not for a study that you do not trust",
@@ -38,8 +38,8 @@ class ReportStudy(Command):
         runs = Path(arguments.runs_dir)
         _download(arguments.storage, runs / arguments.study)
         folder = _find_study(arguments.study, runs)
-        show_report(folder, Console(), figures=arguments.figures, config=arguments.config)
-        return int(arguments.config and not (folder / CONFIG).exists())
+        show_report(folder, Console(), figures=arguments.figures, config=arguments.plan_config)
+        return int(arguments.plan_config and not (folder / CONFIG).exists())
 
 
 class SyncStudies(Command):

@@ -78,10 +78,10 @@ def _trained(
         chosen, trials=(settings,), rule=None, design=None, early_stopping=None, confirmation_seeds=()
     )
     folder = StudyFolder(study.path / FOLDER)
-    folder.claim(alone, digest_inputs(alone))
-    make_datasets(alone.datasets, console)
-    check_trials(alone, folder)
     with folder.lock():
+        folder.claim(alone, digest_inputs(alone))
+        make_datasets(alone.datasets, console)
+        check_trials(alone, folder)
         if not folder.is_complete(name):
             check_data(alone)
             check_models(alone)

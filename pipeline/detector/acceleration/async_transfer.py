@@ -4,10 +4,43 @@ An ordinary copy to a GPU first waits until the GPU has finished all earlier wor
 layer, the GPU idles in every layer.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+
+def upload_beside(
+    inputs: Mapping[str, Sequence[Tensor]], device: torch.device
+) -> tuple[dict[str, list[Tensor]], "torch.cuda.Event | None"]:
+    """Copy a batch to a device while the GPU still computes; the host waits for these copies alone.
+
+    Args:
+        inputs: lists of tensors; those on the GPU already must be complete.
+        device: of the model.
+
+    Returns:
+        The tensors on the device, for use in the current stream; and an event that another stream can wait
+        for, None on a CPU.
+    """
+    if device.type != "cuda":
+        return {name: [x.to(device) for x in given] for name, given in inputs.items()}, None
+    main, ready = torch.cuda.current_stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(_copies(device)):
+        moved = {name: [x.to(device) for x in given] for name, given in inputs.items()}
+        ready.record()
+    main.wait_event(ready)
+    for tensors in moved.values():
+        for x in tensors:
+            x.record_stream(main)
+    return moved, ready
+
+
+@lru_cache
+def _copies(device: torch.device) -> "torch.cuda.Stream":
+    """Return the stream of ``upload_beside``."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -39,7 +39,7 @@ def runs_half(encoder: Any) -> bool:
     """Whether an encoder on a GPU runs in half precision.
 
     It does under autocast, if nothing in it learns, neither weights nor statistics. The config's
-    ``pts_middle_encoder.half=False`` switches it off.
+    ``half_sparse_encoder=False`` switches it off.
     """
     learns = any(p.requires_grad for p in encoder.parameters()) and torch.is_grad_enabled()
     counts = any(m.training for m in encoder.modules() if isinstance(m, _BatchNorm))

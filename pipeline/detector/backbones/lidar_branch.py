@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.memory_format import maps_channels_last
 from pipeline.detector.acceleration.training_graph import TrainGraphs
+from pipeline.detector.backbones.frozen import run_part
 from pipeline.detector.backbones.half_encoder import encode
 from pipeline.detector.backbones.sparse_conv import build_sparse_encoder
 from pipeline.detector.backbones.voxelization import VoxelLayer
@@ -34,13 +35,17 @@ class LidarBranch(nn.Module):
     lidar_graphs: TrainGraphs | None = None
 
     def build_lidar_branch(
-        self, pts_branch: dict[str, Any] | None, parts: dict[str, dict[str, Any] | None]
+        self,
+        pts_branch: dict[str, Any] | None,
+        parts: dict[str, dict[str, Any] | None],
+        half_sparse_encoder: bool = True,
     ) -> None:
         """Build the branch that the config gives.
 
         Args:
             pts_branch: config of one module, or None.
             parts: name -> config of CMT's own five modules, or None.
+            half_sparse_encoder: see ``CmtDetector``.
 
         Raises:
             BranchError: both branches, none, or some of the five modules.
@@ -59,7 +64,7 @@ class LidarBranch(nn.Module):
         middle = given["pts_middle_encoder"]
         self.pts_voxel_layer = VoxelLayer(**given["pts_voxel_layer"], sparse_shape=middle["sparse_shape"])
         self.pts_voxel_encoder = MODELS.build(given["pts_voxel_encoder"])
-        self.pts_middle_encoder = build_sparse_encoder(middle)
+        self.pts_middle_encoder = build_sparse_encoder(middle, half_sparse_encoder)
         self.pts_backbone = MODELS.build(given["pts_backbone"])
         self.pts_neck = MODELS.build(given["pts_neck"])
 
@@ -79,11 +84,25 @@ class LidarBranch(nn.Module):
         canvas = self._encode_sparsely(features, voxels.coords, len(points))
         return replayed(self, "bev", self._bev_maps, (canvas,))[0]
 
+    @property
+    def lidar_trunk_is_frozen(self) -> bool:
+        """Whether a training step computes ``lidar_trunk`` from the points alone."""
+        if self.pts_branch is not None or not (self.training and torch.is_grad_enabled()):
+            return False
+        parts = (self.pts_middle_encoder, self.pts_backbone)
+        return not any(p.requires_grad for part in parts for p in part.parameters())
+
+    def lidar_trunk(self, points: list[Tensor]) -> tuple[Tensor, ...]:
+        """Run CMT's own branch up to ``pts_backbone``; arguments as for ``point_features``."""
+        voxels = self.pts_voxel_layer(points)
+        features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
+        canvas = maps_channels_last(self._encode_sparsely(features, voxels.coords, len(points)))
+        if self.lidar_graphs is None:
+            return tuple(self.pts_backbone(canvas))
+        return self.lidar_graphs.run_frozen(self.pts_backbone, canvas)
+
     def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:
-        canvas, graphs = maps_channels_last(canvas), self.lidar_graphs
-        if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return (self.pts_neck(self.pts_backbone(canvas))[0],)
-        return (self.pts_neck(graphs.run_frozen(self.pts_backbone, canvas))[0],)
+        return (run_part(self.pts_neck, run_part(self.pts_backbone, maps_channels_last(canvas)))[0],)
 
     def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
         """Run the middle encoder, also for one voxel (a masked point cloud) and for none (a lost one)."""

@@ -21,14 +21,14 @@ class SparseConvError(RuntimeError):
     """spconv is missing or does not import."""
 
 
-def build_sparse_encoder(cfg: dict[str, Any]) -> nn.Module:
+def build_sparse_encoder(cfg: dict[str, Any], half: bool = True) -> nn.Module:
     """Build ``SparseEncoder``. The submanifold convolutions of a stage share one neighbour table.
 
     On torch's meta device it can be built without spconv, with the shapes of spconv.
 
     Args:
-        cfg: ``dict(type='SparseEncoder', ...)`` of mmdet3d, and ours: ``half=True``, whether it runs in half
-            precision while nothing in it learns (``half_encoder.runs_half``).
+        cfg: ``dict(type='SparseEncoder', ...)`` of mmdet3d.
+        half: whether it runs in half precision while nothing in it learns (``half_encoder.runs_half``).
 
     Raises:
         SparseConvError: spconv is not installed or does not import, and the device is not meta.
@@ -36,9 +36,7 @@ def build_sparse_encoder(cfg: dict[str, Any]) -> nn.Module:
     on_meta = torch.get_default_device().type == "meta"
     if not (IS_SPCONV2_AVAILABLE or on_meta):
         raise SparseConvError(_missing())
-    settings = dict(cfg)
-    half = settings.pop("half", True)
-    encoder: nn.Module = MODELS.build(settings)
+    encoder: Any = MODELS.build(cfg)
     encoder.half_when_frozen = half
     if IS_SPCONV2_AVAILABLE:
         importlib.import_module("spconv.pytorch.core").scatter_nd = scatter_nd  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask
 from pipeline.detector.head.head_losses import HeadLosses, split_slots
 from pipeline.detector.head.losses import HeadOutput, Predictions, SetCriterion
 from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
-from pipeline.detector.head.task_head import SeparateTaskHead
+from pipeline.detector.head.task_head import SeparateTaskHead, tf32_products
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
@@ -250,10 +250,14 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         return (predictions.codes, predictions.logits, *([] if weights is None else [weights]))
 
     def _predictions(self, states: Tensor, points: Tensor) -> Predictions:
-        """Run the task heads on states (n, B, Q, C); x, y and log length are relative to the points."""
-        with torch.autocast(
-            states.device.type, enabled=False
-        ):  # half precision resolves 108 m to half a metre
+        """Run the task heads on states (n, B, Q, C); x, y and log length are relative to the points.
+
+        They keep single precision under autocast, because half precision resolves 108 m to half a metre. Only
+        products round their operands, to TF32: the states have fewer digits by then.
+        """
+        device = states.device.type
+        mixed = device == "cuda" and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False), tf32_products(mixed):
             raw, logits = self.task_heads[0](states.float())
             low, high = self.point_range[:3], self.point_range[3:]
             # The third channel is log length, and yet CMT adds it to the reference z (see ``box_coder``).

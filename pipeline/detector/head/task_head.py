@@ -4,15 +4,52 @@ Parameter names and shapes are those of CMT's grouped 1-D convolutions with kern
 computes the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from pipeline.detector.head.box_coder import HEADS
 
 NORM_EPS = 1e-6  # of the group layer norm in CMT's heads
+
+
+class Tf32Product(torch.autograd.Function):
+    """``x @ weight.mT`` whose backward pass uses TF32 too, whatever the switch says when it runs.
+
+    TF32 rounds the operands to 11 bits and sums in single precision, on tensor cores.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """Multiply (n, N, inputs) and (n, outputs, inputs)."""
+        ctx.save_for_backward(x, weight)
+        with tf32_products():
+            return torch.bmm(x, weight.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of both."""
+        x, weight = ctx.saved_tensors
+        with tf32_products():
+            return torch.bmm(grad, weight), torch.bmm(grad.mT, x)
+
+
+@contextmanager
+def tf32_products(wanted: bool = True) -> Iterator[None]:
+    """Let float32 products on a GPU use TF32, if ``wanted``; nothing else changes."""
+    switch = torch.backends.cuda.matmul
+    before = switch.allow_tf32
+    switch.allow_tf32 = before or wanted
+    try:
+        yield
+    finally:
+        switch.allow_tf32 = before
 
 
 class GroupedLinear(nn.Module):
@@ -28,9 +65,11 @@ class GroupedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (n, N, inputs) to (n, N, outputs) with the weights of the last n decoder layers."""
         weight = self.weight.view(self.groups, -1, x.shape[-1])[-len(x) :]
-        if self.bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(self.bias.view(self.groups, 1, -1)[-len(x) :], x, weight.mT)
+        bias = None if self.bias is None else self.bias.view(self.groups, 1, -1)[-len(x) :]
+        if torch.backends.cuda.matmul.allow_tf32:
+            product: Tensor = Tf32Product.apply(x, weight)  # type: ignore[no-untyped-call]
+            return product if bias is None else product + bias
+        return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)
 
 
 class GroupedNorm(nn.Module):

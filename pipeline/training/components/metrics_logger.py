@@ -52,14 +52,18 @@ class MetricsLogger:
         """
         self.add(step, start_and_place(self._session.slot))
 
+    def due(self, step: int) -> bool:
+        """Whether ``after_step`` adds rows: every ``log_every`` steps and at the end."""
+        return step % self._settings.train.log_every == 0 or step == self._steps
+
     def after_step(self, step: int, measures: Sequence[Measure]) -> None:
-        """Add the measures of a step, averaged over the ranks, every ``log_every`` steps and at the end.
+        """Add the measures of a step that is due, averaged over the ranks.
 
         Args:
             step: steps done.
             measures: of this rank.
         """
-        if step % self._settings.train.log_every and step != self._steps:
+        if not self.due(step):
             return
         means = all_reduce_mean([measure.value for measure in measures], self._session)
         self.add(step, [replace(m, value=mean) for m, mean in zip(measures, means, strict=True)])

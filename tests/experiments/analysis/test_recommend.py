@@ -12,7 +12,7 @@ from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
-from tests.experiments.planted_rows import Truth, decorate, plant
+from tests.experiments.planted_rows import Truth, decorate, factorial_plan, plant, plant_times
 
 SITES = tuple(f"decoder.{i}.cross" for i in range(3))
 RULE = DecisionRule(sites=SITES, priced_by="trials")
@@ -151,3 +151,48 @@ def test_rows_without_throughput_still_get_a_plan():
     advice, _ = advise(rows)
     assert advice.best.levels == ("window", "none", "none")
     assert math.isnan(advice.samples_per_s)
+
+
+DEMO = {
+    # treated layers -> NDS in points and ms a step, of seeds 0 and 1: the demo of version 0.2.0
+    (): ((31.63, 756.3), (31.52, 788.7)),
+    (0,): ((32.11, 841.9), (32.09, 1289.8)),
+    (1,): ((31.67, 909.6), (31.85, 972.9)),
+    (2,): ((32.92, 923.8), (32.97, 1070.4)),
+    (0, 1): ((32.06, 1013.5), (32.25, 860.3)),
+    (0, 2): ((32.95, 1000.7), (32.90, 912.8)),
+    (1, 2): ((32.88, 980.3), (32.86, 1053.3)),
+    (0, 1, 2): ((32.92, 1045.9), (33.05, 886.7)),
+}
+
+
+def demo():
+    for layers, trials in DEMO.items():
+        plan = str(factorial_plan(dict.fromkeys(SITES), [SITES[layer] for layer in layers]))
+        for seed, (points, step_ms) in enumerate(trials):
+            row = Row("demo", f"{layers}-{seed}", plan, "", "", 0.0, seed=seed, step=480)
+            yield replace(row, metric="NDS", unit="fraction", value=points / 100, condition="clean")
+            yield replace(row, metric="step_ms", unit="ms", value=step_ms)
+
+
+def test_the_demo_no_longer_recommends_a_plan_that_loses_by_its_own_rule():
+    """Version 0.2.0 recommended layer 2 with a net gain of +0.33; its trials say +29 % step time, -1.5."""
+    advice, evidence = advise(list(demo()))
+    assert evidence.price.percent[0] == pytest.approx(30, abs=1)
+    assert advice.best.levels == ("none",) * 3
+    assert not advice.is_settled
+    layer = next(c for c in advice.candidates if c.levels == ("none", "none", "window"))
+    assert layer.net < -1
+
+
+def test_a_stopwatch_settles_the_demo():
+    """With the fixed price as it was measured step by step: 0.298 in log."""
+    timed = plant_times({"fixed": 0.298} | dict.fromkeys(SITES, 0.005), 16, 0.03, base=next(demo()))
+    timed = [replace(row, condition="") for row in timed]
+    rows = list(demo())
+    evidence = weigh(rows, DecisionRule(sites=SITES), timed)
+    advice = recommend(rows, evidence)
+    assert advice.no_bias_wins
+    assert sum(v.settled for v in evidence.verdicts) >= 2
+    half = 2.13 * evidence.price.percent_error[0]
+    assert half < 5  # per cent of a step

@@ -1,5 +1,7 @@
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -31,10 +33,9 @@ def parsers(parser=None, words=()):
 def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
         "demo", "study list", "study run", "study resume", "study status", "study screen", "study report",
-        "study sync", "study submit", "study power", "calibrate", "data synth", "data shard", "data check",
-        "data infos", "data objects", "data show", "lint", "plan", "throughput", "operators list",
-        "operators bench",
-        "train", "evaluate", "cluster check", "cluster watch", "ui",
+        "study sync", "study submit", "study power", "study time", "calibrate", "data synth", "data shard",
+        "data check", "data infos", "data objects", "data show", "lint", "plan", "throughput",
+        "operators list", "operators bench", "train", "evaluate", "cluster check", "cluster watch", "ui",
     }  # fmt: skip
 
 
@@ -173,7 +174,27 @@ def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
 
     monkeypatch.setattr("experiments.cli.study.run.ListStudies.run", interrupted)
     assert main(["study", "list"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    said = "biaswise: interrupted; what is done is kept, the same command goes on: biaswise study list\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "end", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: sys.exit(signal.SIGTERM)]
+)
+def test_sigterm_says_that_work_is_kept(end, monkeypatch, capsys):
+    """Raised by our handler, and by Ray's, which Ray sets while it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped(self, arguments):
+        end()
+
+    monkeypatch.setattr("experiments.cli.study.run.ListStudies.run", stopped)
+    try:
+        assert main(["study", "list"]) == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    said = "interrupted; what is done is kept, the same command goes on: biaswise study list\n"
+    assert capsys.readouterr().err == f"biaswise: {said}"
 
 
 def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
@@ -197,11 +218,12 @@ def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
         "experiments.cli.trial._run_here", lambda settings, folder: seen.append((settings, folder))
     )
     monkeypatch.setattr("experiments.cli.trial._print_scores", lambda folder, console: None)
-    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9", "--cfg-options", "a.b=[1]"]
+    words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9"]
+    words += ["--cfg-options", "optim_wrapper.optimizer.lr=1e-3"]
     assert main([*words, "--num-workers", "2", "--local", "--runs-dir", str(tmp_path)]) == 0
     ((settings, folder),) = seen
     assert (settings.seed, settings.train.steps, settings.num_workers) == (4, 9, 2)
-    assert settings.overrides == (("a.b", "[1]"),)
+    assert settings.overrides == (("optim_wrapper.optimizer.lr", "0.001"),)
     assert settings.plan == smoke().trials[1].plan
     assert folder.parent == tmp_path / "smoke" / "trials"
     assert json.loads((folder / "settings.json").read_text()) == json.loads(json.dumps(settings.to_dict()))

@@ -465,6 +465,9 @@ def test_where_no_bias_wins_the_report_says_what_it_would_have_to_cost(golden):
     assert re.search(r"step time \+6\d\.\d %, where at most 2\d\.\d % would pay", settled), settled
     assert guess == "Best guess: none everywhere; no plan is expected to be worth its price."
     assert summary.evidence.verdicts[0].verdict == PAYS  # the layer's own price is small
+    assert summary.answer.endswith(
+        "no bias wins all the same: the fixed price is more than these layers earn."
+    )
     assert verdicts_of(summary).tags()["verdict.plan"] == "no bias"
     assert verdicts_of(summary).metrics()["fixed_price_percent/training"] == pytest.approx(59, abs=1)
 

@@ -38,7 +38,7 @@ def test_a_report_runs_no_config(mark, options):
 
 def test_the_recommended_config_is_printed_when_asked_for_and_what_is_run_is_said(mark, capsys):
     study = mark.with_name("received")
-    assert main(["study", "report", str(study), "--config"]) == 0
+    assert main(["study", "report", str(study), "--plan-config"]) == 0
     assert mark.exists()
     said = capsys.readouterr().out
     assert said.startswith(f"Running {mark.with_name('config.py')}, to print the plan as a config.")

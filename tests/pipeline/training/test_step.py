@@ -2,14 +2,17 @@
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pipeline.config.plan import Plan
+from pipeline.errors import TrialError
 from pipeline.runtime.determinism import seed_everything
-from pipeline.training.step import LAST_LR, lr_factor, plan_of_step
+from pipeline.training.step import LAST_LR, TrainStep, lr_factor, plan_of_step
 
 
 def test_the_learning_rate_warms_up_then_follows_a_cosine() -> None:
@@ -47,3 +50,57 @@ def test_the_plan_of_a_step_is_drawn_evenly_and_repeatably() -> None:
     for plan in plans:
         assert abs(drawn.count(plan) - 1000) < 4 * np.sqrt(3000 * 2 / 9)  # four standard deviations
     assert plan_of_step(plans[:1], seed=0, step=5) == plans[0]
+
+
+class Tiny(nn.Module):
+    """The least that a ``TrainStep`` trains: its loss is a weight times what the batch holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.data_preprocessor = Preprocessor()
+
+    def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
+        return {"loss_a": (self.weight * inputs["points"][0]).sum(), "loss_b": self.weight.sum()}
+
+    def bias_numbers(self) -> list[Any]:
+        return []
+
+
+class Preprocessor:
+    device = torch.device("cpu")
+
+    def __call__(self, batch: dict[str, Any], _training: bool) -> dict[str, Any]:
+        return {"inputs": {**batch["inputs"], "imgs": torch.zeros(1, 1, 3, 4, 4)}}
+
+
+def tiny(fused: bool) -> TrainStep:
+    model = Tiny()
+    return TrainStep(model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused), clip_norm=1.0)
+
+
+def batch_of(value: float) -> dict[str, Any]:
+    return {"inputs": {"points": [torch.full((2,), value)]}, "data_samples": []}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_is_not_finite_changes_no_weight(fused: bool) -> None:
+    step = tiny(fused)
+    numbers = {m.metric: m.value for m in step.step(batch_of(3.0), 1.0)}
+    assert numbers["loss"] == numbers["loss_a"] + numbers["loss_b"] == 8.0
+    assert numbers["grad_norm"] == pytest.approx(4 * 2**0.5)
+    kept = step.model.weight.detach().clone()
+    assert not torch.equal(kept, torch.ones(2))
+    with pytest.raises(TrialError, match="not finite: loss, loss_a, grad_norm; lower lr_scale"):
+        step.step(batch_of(torch.nan), 1.0)
+    assert torch.equal(step.model.weight, kept)
+
+
+def test_numbers_may_be_read_after_the_next_step() -> None:
+    late, prompt = tiny(fused=True), tiny(fused=True)
+    launched = [late.launch(batch_of(value), 1.0) for value in (1.0, torch.nan, 2.0)]
+    assert launched[0].read() == prompt.step(batch_of(1.0), 1.0)
+    with pytest.raises(TrialError, match="not finite"):
+        launched[1].read()
+    assert launched[2].read() == prompt.step(batch_of(2.0), 1.0)
+    torch.testing.assert_close(late.model.weight, prompt.model.weight)

@@ -33,13 +33,13 @@ def test_a_folded_convolution_does_what_both_did(kind: Any) -> None:
         torch.testing.assert_close(made(x), norm(conv(x)))
 
 
-def encoder(**more: Any) -> Any:
+def encoder(half: bool = True) -> Any:
     init_default_scope("mmdet3d")
-    cfg = {**dict(load_config(CONFIG).model.pts_middle_encoder), "sparse_shape": [41, 64, 64], **more}
+    cfg = {**dict(load_config(CONFIG).model.pts_middle_encoder), "sparse_shape": [41, 64, 64]}
     if IS_SPCONV2_AVAILABLE:
-        return build_sparse_encoder(cfg)
+        return build_sparse_encoder(cfg, half)
     with torch.device("meta"):
-        return build_sparse_encoder(cfg)
+        return build_sparse_encoder(cfg, half)
 
 
 def test_it_runs_in_half_precision_while_nothing_in_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:

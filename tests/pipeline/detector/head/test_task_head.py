@@ -1,0 +1,32 @@
+"""Products of the task heads in TF32: the same function and gradients, and a switch that comes back."""
+
+import torch
+
+from pipeline.detector.head.task_head import GroupedLinear, tf32_products
+
+
+def test_tf32_products_have_the_gradients_of_plain_ones() -> None:
+    layer = GroupedLinear(3, 5, 4, bias=True)
+    torch.nn.init.normal_(layer.bias)
+    found = []
+    for wanted in (False, True):  # on a CPU nothing is rounded
+        x = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        layer.zero_grad()
+        with tf32_products(wanted):
+            y = layer(x)
+        y.square().sum().backward()
+        found.append([y.detach(), x.grad, layer.weight.grad, layer.bias.grad])
+    for plain, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, plain)
+
+
+def test_the_switch_comes_back() -> None:
+    switch = torch.backends.cuda.matmul
+    for before in (False, True):
+        switch.allow_tf32 = before
+        with tf32_products(False):
+            assert switch.allow_tf32 == before
+        with tf32_products():
+            assert switch.allow_tf32
+        assert switch.allow_tf32 == before
+    switch.allow_tf32 = False
