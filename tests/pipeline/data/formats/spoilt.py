@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,8 @@ def converter_infos(root: Path, path: Path) -> dict[str, Any]:
     spec = importlib.util.spec_from_file_location("nuscenes_converter", place)
     converter = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(converter)
+    # mmengine's progress bar writes to the stdout of the test that imported it first.
+    converter.mmengine = SimpleNamespace(track_iter_progress=iter, check_file_exist=lambda path: None)
     nusc = NuScenes(VERSION, str(root), verbose=False)
     scenes = {scene["token"]: scene["name"] for scene in nusc.scene}
     infos, _ = converter._fill_trainval_infos(nusc, set(scenes), set(), max_sweeps=10)
