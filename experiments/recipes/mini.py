@@ -208,7 +208,7 @@ def smoke() -> Recipe:
         cost="two trials of 3 steps, under a minute",
         trials=tuple(replace(base, plan=plan) for plan in plans),
         sites=CROSS_SITES[:1],
-        rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
+        rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,), stopwatch_s=3.0),
         datasets=(tiny,),
         concurrent_trials=2,
         underpowered=True,
@@ -227,7 +227,9 @@ def smoke_waves() -> Recipe:
         cost="up to 15 trials of 3 steps, a few minutes",
         trials=trials_of(design, base, seeds, plans),
         sites=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3)),
+        rule=DecisionRule(
+            sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3), stopwatch_s=3.0
+        ),
         datasets=smoke().datasets,
         concurrent_trials=2,
         design=design,
