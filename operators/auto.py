@@ -17,7 +17,7 @@ _DENSE = ("sdpa_cudnn", "sdpa_efficient", "sdpa_math")
 _WINDOWS = ("rects", "sdpa_cudnn", "sdpa_efficient", "flex", "sdpa_math")
 
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
-    # One thread, at the mini's shapes (docs/operators.md, "And on a CPU?").
+    # One thread, at the mini's shapes (docs/operators.md, "And on a CPU").
     "cpu": {
         "none": _CPU,
         "global": ("lowrank", *_CPU),  # flash without a (Q, K) tensor
