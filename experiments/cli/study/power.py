@@ -51,16 +51,15 @@ class ShowPower(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the study cannot decide anything at its margin."""
-        from rich.console import Console
-
         from experiments.calibration.power import Power
         from experiments.calibration.study_size import other_designs, other_seeds, size_of
         from experiments.recipes.registry import recipe
+        from experiments.terminal import Terminal
 
         chosen = recipe(arguments.recipe)
         size, sources = size_of(chosen), _sources(arguments)
         planned = Power(size, sources)
-        console = Console()
+        console = Terminal()
         console.print(f"{chosen.question}\n{_assumed(sources, arguments)}", highlight=False, soft_wrap=True)
         sizes = (size, *other_seeds(size), *other_designs(size))
         cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
