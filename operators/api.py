@@ -36,8 +36,9 @@ def attention(
 
     Args:
         q: (B, H, Q, D) float16, bfloat16, float32 or float64. It sets dtype and device of the result.
-        k: (B, H, K, D), dtype and device of ``q``.
-        v: (B, H, K, D), dtype and device of ``q``.
+        k: (B, H, K, D), dtype and device of ``q``; (B, 1, K, D) for all heads together, where the
+            implementation takes that (``registry.Entry.shared_keys``).
+        v: as ``k``.
         bias: what is added to the scores, in logits; None: nothing. Its weights may have any float dtype.
         impl: one of ``operators.spec.IMPLEMENTATIONS``, or ``auto``: the fastest measured one without an
             objection (``operators.auto`` logs which).
@@ -77,7 +78,7 @@ def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | Non
     return Request(*_fields(q, k, v, bias, rank))
 
 
-_Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, int | None]
+_Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, int | None, float, bool]
 
 
 def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None) -> _Fields:
@@ -99,6 +100,8 @@ def _fields(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None
         grads and (q.requires_grad or k.requires_grad or v.requires_grad),
         grads and trainable is not None and trainable.requires_grad,
         rank,
+        0.0,
+        static_size(k.shape[1]) < static_size(q.shape[1]),
     )
 
 

@@ -36,10 +36,12 @@ class Entry(NamedTuple):
     Attributes:
         path: ``module`` or ``module:object``.
         forms: the forms that it takes, the preferred one first.
+        shared_keys: bias kinds with which k and v may have one head for all heads of q.
     """
 
     path: str
     forms: tuple[Form, ...]
+    shared_keys: tuple[str, ...] = ()
 
 
 ENTRIES: dict[str, Entry] = {
@@ -52,6 +54,7 @@ ENTRIES: dict[str, Entry] = {
     "lowrank": Entry("operators.impl.lowrank", (Form.FACTORS,)),
     "flex": Entry("operators.impl.flex", (Form.NONE, Form.SCORE_MOD)),
     "rects": Entry("operators.impl.rects", (Form.NONE, Form.RECTS)),
+    "gathered": Entry("operators.impl.gathered", (Form.NONE, Form.RECTS), shared_keys=("local",)),
 }
 
 
@@ -92,4 +95,8 @@ def objections(impl: str, request: Request) -> list[str]:
     Raises:
         ValueError: the name is unknown.
     """
-    return common_objections(request, entry(impl).forms) + load(impl).objections(request)
+    found = entry(impl)
+    reasons = common_objections(request, found.forms) + load(impl).objections(request)
+    if request.shared_keys and request.kind not in found.shared_keys:
+        reasons.append(f"takes a head of keys for every head of q with the {request.kind} bias, got 1")
+    return reasons

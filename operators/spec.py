@@ -19,6 +19,7 @@ IMPLEMENTATIONS = (
     "lowrank",
     "flex",
     "rects",
+    "gathered",
 )
 """Ways to compute attention; ``operators.registry`` maps each to its module."""
 
@@ -70,6 +71,7 @@ class Request:
         bias_grad: whether gradients to the bias are needed.
         rank: rank at which the bias is cut off; None: the bias is exact.
         dropout: probability of dropping an attention weight; no implementation supports it.
+        shared_keys: whether all heads have the same keys and the same values.
 
     Raises:
         ValueError: an unknown kind.
@@ -89,6 +91,7 @@ class Request:
     bias_grad: bool = False
     rank: int | None = None
     dropout: float = 0.0
+    shared_keys: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind."""
@@ -124,7 +127,8 @@ class Request:
         }[self.qkv_grad, self.bias_grad]
         rank = "" if self.rank is None else f", rank {self.rank}"
         dropout = "" if not self.dropout else f", dropout {self.dropout}"
-        return f"{self.kind} bias on {self.device}, {self.dtype}, {sizes}, {grads}{rank}{dropout}"
+        shared = ", keys shared by the heads" if self.shared_keys else ""
+        return f"{self.kind} bias on {self.device}, {self.dtype}, {sizes}, {grads}{rank}{dropout}{shared}"
 
 
 def common_objections(request: Request, served: tuple[Form, ...]) -> list[str]:

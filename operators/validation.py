@@ -31,9 +31,9 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> None:
         if tensor.device != q.device:
             raise ValueError(f"{name}: expected device {q.device} as for q, got {tensor.device}")
     batch, heads, _, size = q.shape
-    if k.shape != v.shape or k.shape[:2] != q.shape[:2] or k.shape[3] != size:
+    if k.shape != v.shape or k.shape[0] != batch or k.shape[1] not in (1, heads) or k.shape[3] != size:
         raise ValueError(
-            f"expected k and v of ({batch}, {heads}, K, {size}) for q of {tuple(q.shape)}, "
+            f"expected k and v of ({batch}, {heads} or 1, K, {size}) for q of {tuple(q.shape)}, "
             f"got {tuple(k.shape)} and {tuple(v.shape)}"
         )
     if bias is not None:

@@ -150,6 +150,12 @@ class LocalMask(Bias):
         b, q = self.windows.shape[:2]
         return b, 1, q, self.grid.num_keys
 
+    @property
+    def reaches(self) -> Tensor:
+        """Whether a query has a key, (B, Q) bool."""
+        first_row, last_row, first_col, last_col = self.windows.unbind(-1)
+        return ((first_row <= last_row) & (first_col <= last_col)).any(dim=-1)
+
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return 0 inside the windows and -inf outside, (B, 1, Q, K); ``dtype`` None: float32."""
         zero = torch.zeros((), dtype=dtype or torch.float32, device=self.windows.device)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.analysis.design_table import DesignTable
-from experiments.analysis.model.run_order import with_order_blocks
+from experiments.analysis.model.run_order import RunOrder, run_order, with_order_blocks
 from experiments.analysis.price_model import Price, fit_price, price_columns
 from experiments.analysis.row_checks import enumerate_few, typical_values
 from experiments.analysis.timings import METRICS, read_timings
@@ -94,12 +94,27 @@ def price_of_trials(
             f"{rule.price_metric} is missing or not positive in {enumerate_few(lacking)}; without it the "
             f"bias has no price (a rule with price_points_per_percent 0 asks for none)"
         )
-    kept = np.array([trial.name not in table.diverged for trial in table.trials])
-    logs = np.array([math.log(times[name]) for name in usable])
+    logs = [math.log(times[t.name]) if t.name in usable else math.nan for t in table.trials]
+    return fit_trial_times(np.array(logs), table, run_order(rows, table))
+
+
+def fit_trial_times(log_ms: Array, table: DesignTable, order: RunOrder) -> tuple[Price, tuple[str, ...]]:
+    """Fit the price model to step times: see ``price_of_trials``.
+
+    Args:
+        log_ms: (trials,) logarithm of every trial's step time; NaN for one that diverged.
+        table: the design.
+        order: when and where the trials started.
+
+    Raises:
+        AnalysisError: no degree of freedom is left.
+    """
+    kept = np.isfinite(log_ms)
+    logs = log_ms[kept]
     wide = price_columns(table.treated[kept])
     apart = _rank(np.hstack([wide, table.blocks[kept]])) == _rank(table.blocks[kept]) + wide.shape[1]
     columns = wide if apart else wide[:, 1:]
-    blocked, notes = with_order_blocks(table, rows)
+    blocked, notes = with_order_blocks(table, order)
     for said in (notes, ()):  # without drift and places, if they leave no degree of freedom
         blocks = (blocked if said else table).blocks[kept]
         matrix = np.hstack([columns, blocks[:, blocks.any(axis=0)]])

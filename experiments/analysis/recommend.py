@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from experiments.analysis.decide import Evidence
 from experiments.analysis.decision.break_even import BreakEven, Estimate, break_even
+from experiments.analysis.decision.choice import by_utility, settled_plan
 from experiments.analysis.decision.plan_net import (
     PlanNets,
     joint_plan_quantile,
@@ -124,16 +125,17 @@ def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
     if evidence.price is None:
         raise ValueError("evidence without a price recommends no plan")
     table = evidence.table
-    nets = _nets(list(_plans(table)), evidence)
-    candidates = sorted(_candidates(nets, evidence), key=lambda c: (-c.utility, num_treated(c.levels, table)))
-    best = candidates[0]
+    nets = _nets(list(all_plans(table)), evidence)
+    unordered = _candidates(nets, evidence)
+    candidates = [unordered[plan] for plan in by_utility(nets, table)]
+    best, settled = candidates[0], settled_plan(nets, evidence.verdicts, table, evidence.rule)
     measured = measured_arms(rows, evidence)
     accuracy, speed = _levels_of_trials(measured, evidence)
     alone = {(v.site, v.treatment) for v in evidence.verdicts if v.pays_alone}
     treated = [t for t in zip(table.sites, best.levels, strict=True) if t[1] != table.baseline]
     return Recommendation(
         best=best,
-        settled=_settled(candidates, evidence),
+        settled=None if settled is None else unordered[settled],
         no_bias_wins=no_bias_wins(nets, table, evidence.rule),
         plan=_whole_plan(best.levels, table, rows),
         accuracy=accuracy + best.gain,
@@ -216,17 +218,7 @@ def _reach(df: float, probability: float) -> float:
     return float(stdtrit(df, probability))
 
 
-def _settled(candidates: Sequence[Candidate], evidence: Evidence) -> Candidate | None:
-    """Return the plan of the sites that PAY alone, if its own net gain is certainly above zero."""
-    table = evidence.table
-    paying = sorted((v for v in evidence.verdicts if v.pays_alone), key=lambda v: v.net)
-    chosen = {v.site: v.treatment for v in paying}  # of several treatments of a site the best one
-    levels = tuple(chosen.get(site, table.baseline) for site in table.sites)
-    found = next((c for c in candidates if c.levels == levels), None)
-    return found if chosen and found is not None and found.net_low > 0 else None
-
-
-def _plans(table: DesignTable) -> Iterable[Arm]:
+def all_plans(table: DesignTable) -> Iterable[Arm]:
     """Return all combinations of the levels that were estimated."""
     options = [(table.baseline, *(lv for s, lv in table.terms if s == site)) for site in table.sites]
     if math.prod(map(len, options)) <= MOST_PLANS:

@@ -1,28 +1,16 @@
 """How often a small study names the same layers as the full grid, by the size of the effects."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from experiments.analysis.verdicts import PAYS, UNDECIDED, Verdict
-from experiments.calibration.error_rates import (
-    AGAIN,
-    APART,
-    GRID,
-    LEAN,
-    MISLED,
-    ORDERED,
-    SCREENED,
-    SITES,
-    Study,
-    Tally,
-)
-from experiments.calibration.simulation import Surface, follow, judge_look, measure, ranked, sites_with
-
-SCREENING_ERROR = 0.7
-"""Assumed standard error of a screening's estimate of a site, noises of one run: to switch a bias off is not
-to train without it. In the demo, with 4 steps per trial, it was half a noise (docs/log.md)."""
+from experiments.calibration.designs import AGAIN, APART, GRID, LEAN, MISLED, ORDERED, SCREENED, SITES, Study
+from experiments.calibration.error_rates import SCREENING_ERROR, Tally, sites_with
+from experiments.calibration.judging import judge_look, judge_study
+from experiments.calibration.simulation import ranked, train
+from experiments.calibration.truth import Truth
 
 
 @dataclass(frozen=True)
@@ -42,9 +30,7 @@ class Agreement:
     tally: Tally
 
 
-def design_efficiency(
-    effects: tuple[float, float], confidence: float, studies: int, tick: Callable[[], None] = lambda: None
-) -> tuple[Agreement, ...]:
+def design_efficiency(effects: tuple[float, float], confidence: float, studies: int) -> tuple[Agreement, ...]:
     """Compare small studies, and a second full grid, with the full grid.
 
     Every layer has no effect with probability one half, else one whose size is drawn evenly from
@@ -54,58 +40,53 @@ def design_efficiency(
         effects: smallest and largest effect.
         confidence: of the rule of every study.
         studies: number of simulated studies.
-        tick: called after each.
     """
     tallies = {study: Tally() for study in (LEAN, APART, ORDERED, MISLED, SCREENED, AGAIN)}
     for draw in range(studies):
         rng = np.random.default_rng([draw, *(int(100 * e) for e in effects)])
-        surface = _random_surface(effects, rng)
-        measured = measure(surface, GRID.arms, (0, 1, 2), rng)
-        grid = judge_look(measured, GRID.arms, 1, GRID.rule(confidence))
-        order = ranked(surface, SCREENING_ERROR, rng)
-        fresh = measure(surface, GRID.arms, (0, 1, 2), rng)  # other trainings, other scenes
-        orders = {SCREENED: order, ORDERED: order, MISLED: ranked(surface, 2 * SCREENING_ERROR, rng)}
+        truth = _random_truth(effects, rng)
+        trained = train(truth, GRID.arms, (0, 1, 2), rng)
+        grid = judge_look(trained, GRID.arms, 1, GRID.rule(confidence)).verdicts
+        order = ranked(truth, SCREENING_ERROR, rng)
+        fresh = train(truth, GRID.arms, (0, 1, 2), rng)  # other trainings, other scenes
+        orders = {SCREENED: order, ORDERED: order, MISLED: ranked(truth, 2 * SCREENING_ERROR, rng)}
         for study, tally in tallies.items():
             rule = study.rule(confidence, orders.get(study, ()))
-            verdicts, trials = follow(fresh if study in (AGAIN, APART) else measured, study.arms, rule)
-            _compare(tally, verdicts, grid, surface)
-            tally.trials += trials
-        tick()
+            judged = judge_study(fresh if study in (AGAIN, APART) else trained, study.arms, rule)
+            _compare(tally, judged.verdicts if judged else (), grid, truth)
+            tally.trials += judged.trials if judged else study.most_trials
     spelled = f"{effects[0]:g}" if effects[0] == effects[1] else f"{effects[0]:g} to {effects[1]:g}"
     return tuple(Agreement(study, spelled, confidence, tally) for study, tally in tallies.items())
 
 
-def by_size(
-    sizes: Sequence[float], most_seeds: int, studies: int, tick: Callable[[], None] = lambda: None
-) -> Iterator[tuple[float, int, Tally]]:
-    """Yield, per effect size and number of seeds of the fraction, agreement with the full grid and UNDECIDED.
+def by_size(size: float, most_seeds: int, studies: int) -> tuple[tuple[float, int, Tally], ...]:
+    """Return, per number of seeds of the fraction, agreement with the full grid and UNDECIDED.
 
-    Each number of seeds is a study of its own with one look. Half of the layers have the effect.
+    Each number of seeds is a study of its own with one look. Half of the layers have an effect of the size.
     """
-    for size in sizes:
-        tallies = {seeds: Tally() for seeds in range(1, most_seeds + 1)}
-        for draw in range(studies):
-            rng = np.random.default_rng([draw, int(1000 * size)])
-            surface = _random_surface((size, size), rng)
-            measured = measure(surface, GRID.arms, tuple(range(max(3, most_seeds))), rng)
-            grid = judge_look(measured, GRID.arms, 1, GRID.rule())
-            for seeds, tally in tallies.items():
-                study = replace(LEAN, interim_analyses=(seeds,))
-                verdicts = judge_look(measured, LEAN.arms, 1, study.rule())
-                _compare(tally, verdicts, grid, surface)
-                tally.trials += study.most_trials
-            tick()
-        yield from ((size, seeds, tally) for seeds, tally in tallies.items())
+    tallies = {seeds: Tally() for seeds in range(1, most_seeds + 1)}
+    for draw in range(studies):
+        rng = np.random.default_rng([draw, int(1000 * size)])
+        truth = _random_truth((size, size), rng)
+        trained = train(truth, GRID.arms, tuple(range(max(3, most_seeds))), rng)
+        grid = judge_look(trained, GRID.arms, 1, GRID.rule()).verdicts
+        for seeds, tally in tallies.items():
+            study = replace(LEAN, interim_analyses=(seeds,))
+            verdicts = judge_look(trained, LEAN.arms, 1, study.rule()).verdicts
+            _compare(tally, verdicts, grid, truth)
+            tally.trials += study.most_trials
+    return tuple((size, seeds, tally) for seeds, tally in tallies.items())
 
 
-def _random_surface(effects: tuple[float, float], rng: np.random.Generator) -> Surface:
+def _random_truth(effects: tuple[float, float], rng: np.random.Generator) -> Truth:
     gains = rng.uniform(*effects, len(SITES)) * np.where(rng.random(len(SITES)) < 0.75, 1, -1)
     present = rng.random(len(SITES)) < 0.5
-    return Surface({site: float(g * on) for site, g, on in zip(SITES, gains, present, strict=True)})
+    net = {site: float(g * on) for site, g, on in zip(SITES, gains, present, strict=True)}
+    return Truth(net, scenes=150, times=None)
 
 
-def _compare(tally: Tally, verdicts: Sequence[Verdict], grid: Sequence[Verdict], surface: Surface) -> None:
-    good = {site for site, gain in surface.gain.items() if gain > 0}
+def _compare(tally: Tally, verdicts: Sequence[Verdict], grid: Sequence[Verdict], truth: Truth) -> None:
+    good = {site for site, gain in truth.net.items() if gain > 0}
     pays, theirs = sites_with(verdicts, PAYS), sites_with(grid, PAYS)
     events = {
         "agrees": pays == theirs,

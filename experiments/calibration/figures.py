@@ -6,26 +6,37 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.calibration.error_rates import LEAN, with_interval
+from experiments.calibration.designs import LEAN, SMALL
+from experiments.calibration.error_rates import with_interval
 from experiments.calibration.findings import Findings
 
 INK, ACCENT, SECOND = "#333333", "#0b6e99", "#b3541e"
 
 
 def draw_rates(findings: Findings, path: Path) -> None:
-    """Draw per planted truth how often PAYS is false and how often single intervals hold the truth."""
-    names = [f"{scenario.name}" for scenario, _ in findings.scenarios]
-    figure = Figure(figsize=(9, 0.36 * len(names) + 1.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for y, (_, tally) in enumerate(findings.scenarios):
-        _bar(left, y, tally.rate("false PAYS"), ACCENT)
-        _bar(right, y, with_interval(tally.covered, tally.intervals), ACCENT)
-    left.axvline(5, color=SECOND, linewidth=1)
-    right.axvspan(93, 97, color=SECOND, alpha=0.15, linewidth=0)
-    left.set(xlabel="studies with any false PAYS, %", xlim=(0, 6))
-    right.set(xlabel="95 % intervals that hold the truth, %", xlim=(91, 99))
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
+    """Draw per planted truth and design: any false claim, what is found, single intervals that hold."""
+    names = list(dict.fromkeys(scenario.name for scenario, _ in findings.scenarios))
+    figure = Figure(figsize=(11, 0.3 * len(names) + 1.4), layout="constrained")
+    claims, found, held = figure.subplots(1, 3, sharey=True)
+    for scenario, tally in findings.scenarios:
+        of_large = len(scenario.study.sites) > len(SMALL.sites)
+        y, colour = names.index(scenario.name) + (0.18 if of_large else -0.18), SECOND if of_large else ACCENT
+        _bar(claims, y, tally.rate("any false claim"), colour)
+        if scenario.has_effects:
+            _bar(found, y, tally.rate("found"), colour)
+        if tally.intervals:
+            _bar(held, y, with_interval(tally.covered, tally.intervals), colour)
+    claims.axvline(5, color=INK, linewidth=0.8)
+    claims.axvline(7, color=INK, linewidth=0.8, linestyle=":")
+    held.axvspan(93, 97, color=INK, alpha=0.1, linewidth=0)
+    claims.set(xlabel="studies with any false claim, %", xlim=(0, 12))
+    found.set(xlabel="studies that find all that is planted, %", xlim=(0, 100))
+    held.set(xlabel="single 95 % intervals that hold the truth, %", xlim=(88, 100))
+    claims.set_yticks(range(len(names)), names)
+    claims.invert_yaxis()
+    for sites, colour in ((3, ACCENT), (6, SECOND)):
+        claims.plot([], [], "o-", color=colour, markersize=5, label=f"{sites} layers")
+    claims.legend(frameon=False, loc="lower right")
     _finish(figure, path)
 
 

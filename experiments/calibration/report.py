@@ -9,23 +9,30 @@ from importlib import metadata
 from pathlib import Path
 from textwrap import fill
 
-from experiments.calibration.error_rates import AGAIN, APART, GRID, LEAN
+from experiments.calibration.designs import LEAN, SITES, SMALL
 from experiments.calibration.figures import draw_rates, draw_sizes
 from experiments.calibration.findings import Findings, criteria
+from experiments.calibration.prose import HEAD, PROSE
 from pipeline.metrics.versions import commit
 
 PACKAGES = ("numpy", "scipy", "statsmodels")
+SHOWN = (
+    *("planted", "any false claim", "false PAYS", "false COSTS", "false NO DIFFERENCE", "found"),
+    *("single intervals hold", "settled plan worse", "best guess worse", "overrated"),
+)
+"""Head of the README's tables of planted truths."""
 COLUMNS = 100
 """Longest line of prose in the README."""
 
 
 def write_findings(findings: Findings, folder: Path) -> Path:
-    """Write README.md, three CSV tables and two plots; return the README's path."""
+    """Write README.md, four CSV tables and two plots; return the README's path."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         "scenarios": _scenario_lines(findings),
         "design_efficiency": _efficiency_lines(findings),
         "sizes": _size_lines(findings),
+        "power": _power_lines(findings),
     }
     for name, lines in tables.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
@@ -37,23 +44,60 @@ def write_findings(findings: Findings, folder: Path) -> Path:
     return readme
 
 
-EVENTS = ("false PAYS", "false COSTS", "found", "all intervals hold", "false equivalence", "settled")
-_SCENARIO_HEAD = ("planted", "study", *EVENTS, "single intervals hold", "undecided verdicts", "trials")
+EVENTS = (
+    *("any false claim", "false PAYS", "false COSTS", "false NO DIFFERENCE", "found"),
+    *("settled plan worse", "best guess worse", "all intervals hold", "settled"),
+)
+_SCENARIO_HEAD = (
+    *("planted", "kind", "study", *EVENTS, "single intervals hold", "undecided verdicts"),
+    *("best guess overrated", "refused", "trials"),
+)
 _EFFICIENCY_HEAD = (
     *("study", "trials", "effects", "confidence", "agrees", "false PAYS", "missed PAYS"),
     *("grid false PAYS", "grid missed PAYS", "undecided verdicts"),
 )
 _SIZE_HEAD = ("effect", "trials", "agrees", "right", "false PAYS", "missed PAYS", "undecided verdicts")
+_POWER_HEAD = ("study", "net gain", "computed", "simulated", "low", "high")
 
 
 def _scenario_lines(findings: Findings) -> list[tuple[object, ...]]:
     lines: list[tuple[object, ...]] = [_SCENARIO_HEAD]
     for scenario, tally in findings.scenarios:
-        single = tally.covered / max(tally.intervals, 1)
-        rates = (tally.rate(event)[0] for event in EVENTS)
-        undecided = tally.undecided / max(tally.verdicts, 1)
-        mean_trials = tally.trials / tally.studies
-        lines.append((scenario.name, scenario.study.name, *rates, single, undecided, mean_trials))
+        rates: list[object] = [tally.rate(event)[0] for event in EVENTS]
+        if not scenario.has_effects:
+            rates[EVENTS.index("found")] = ""
+        judged = max(tally.studies - tally.refused, 1)
+        lines.append(
+            (
+                *(scenario.name, scenario.kind, scenario.study.name, *rates),
+                tally.covered / tally.intervals if tally.intervals else "",
+                tally.undecided / max(tally.verdicts, 1),
+                *(tally.overrated / judged, tally.refused / tally.studies, tally.trials / judged),
+            )
+        )
+    return lines
+
+
+def _shown_scenarios(findings: Findings, sites: int) -> list[tuple[object, ...]]:
+    """Return the lines of the README's table of studies of so many layers; per cent."""
+    lines: list[tuple[object, ...]] = [SHOWN]
+    for scenario, tally in findings.scenarios:
+        if len(scenario.study.sites) != sites:
+            continue
+        _, low, high = tally.rate("any false claim")
+        found = f"{100 * tally.rate('found')[0]:.1f}" if scenario.has_effects else ""
+        covered = f"{100 * tally.covered / tally.intervals:.1f}" if tally.intervals else ""
+        rates = [f"{100 * tally.rate(event)[0]:.1f}" for event in EVENTS]
+        claims = f"{rates[0]} ({100 * low:.1f}-{100 * high:.1f})"
+        judged = max(tally.studies - tally.refused, 1)
+        overrated = f"{tally.overrated / judged:+.2f}"
+        lines.append((scenario.name, claims, *rates[1:4], found, covered, *rates[5:7], overrated))
+    return lines
+
+
+def _power_lines(findings: Findings) -> list[tuple[object, ...]]:
+    lines: list[tuple[object, ...]] = [_POWER_HEAD]
+    lines += [(one.design, one.gain, one.computed, *one.simulated) for one in findings.foretold]
     return lines
 
 
@@ -80,14 +124,20 @@ def _markdown(findings: Findings) -> str:
     targets = [("target", "asked", "found (95 % interval)", "")]
     targets += [(c.what, c.asked, c.found, "met" if c.met else "**missed**") for c in criteria(findings)]
     parts = (
-        _HEAD.format(recorded=_recorded(findings), studies=findings.studies),
+        HEAD.format(recorded=_recorded(findings), studies=findings.studies),
         PROSE["assumptions"],
         "## Are the targets met?\n",
         _table(targets),
         "## What is found of a planted truth?\n",
         PROSE["planted truths"],
-        _table(_scenario_lines(findings)),
+        "### Three layers, all combinations\n",
+        _table(_shown_scenarios(findings, len(SMALL.sites))),
+        "### Six layers\n",
+        _table(_shown_scenarios(findings, len(SITES))),
         "![Rates](rates.svg)\n",
+        "## Does `study power` foretell this?\n",
+        PROSE["power"],
+        _table(_power_lines(findings)),
         "## What can a sixth of the grid do?\n",
         PROSE["design efficiency"],
         _table(_efficiency_lines(findings)),
@@ -106,63 +156,6 @@ def _recorded(findings: Findings) -> str:
     today = datetime.now(UTC).strftime("%Y-%m-%d")
     when = f"**Recorded in** commit {commit() or 'unknown'}, {today}"
     return fill(f"{when}; {machine}, {versions}; {findings.seconds:.0f} s.", COLUMNS)
-
-
-_HEAD = """# Calibration: how often is a verdict right?
-
-Simulated studies whose truth is known, fitted and judged by the code that judges real ones.
-
-{recorded}
-
-**Command.** `biaswise calibrate --studies {studies}`
-"""
-PROSE = {
-    "assumptions": """\
-A rate's spread is its 95 % interval (Clopper and Pearson); at a rate of 5 % in 1,000, 1.4 points.
-
-**Unit.** The standard deviation of one training run (of one arm, within a seed). Effects are net of
-price.
-
-**Assumptions.** The noise of a real study is in its report; here it is assumed:
-
-- A seed's own level varies by 2, shared by its arms.
-- There are 150 validation scenes; three tenths of a run's variance differ from scene to scene.
-- A site's gain varies between scenes so that its mean over all of them has a standard deviation of
-  0.16 (a gain of 2 that varies by its own size over 150 scenes).
-""",
-    "planted truths": """\
-- *found*: every planted gain PAYS and every planted loss COSTS.
-- *all intervals hold*: the printed intervals of all sites together, when the study ends.
-- *single intervals*: each site's own 95 % interval after all trials.
-- *trials*: on average.
-- *look*: an interim analysis.
-
-A collapsed run ends 20 lower than it should; a diverged one without a number. Early stopping ends
-the worst quarter of every seed's runs, by a value that correlates 0.8 with the last one.
-""",
-    "design efficiency": f"""\
-Six layers; each has no effect with probability one half, else one of the named size, three of four
-positive.
-
-- *agrees*: the PAYS layers are those of the full grid ({GRID.most_trials} trials).
-- A study's trainings are some of the grid's own, as if the grid had been completed afterwards. Only
-  *{APART.name}* and *{AGAIN.name}* have other trainings and
-  other scenes.
-
-Both sides may err: two procedures with up to 2.5 % false PAYS each (half of the 5 % that the rule
-allows in both directions) disagree in up to 5 % of the studies even if no gain is ever missed. How
-often another full grid agrees with the first is the best that trainings of one's own can reach.
-
-A *screening* trains once with the bias in all layers, with a seed that no trial has, evaluates that
-with layers switched off, and ranks them (`order_by` of a rule). Its estimates are assumed to err by
-0.7, or by twice that. Holm's procedure then weighs each layer twice as much as
-the next.
-""",
-    "smaller effects": """\
-One look at the end, half of the layers with the effect, confidence 0.95.
-""",
-}
-"""Part of the README -> what it says besides numbers, in lines of up to 100 columns."""
 
 
 def _table(lines: Sequence[Sequence[object]]) -> str:

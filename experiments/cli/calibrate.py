@@ -3,7 +3,7 @@
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import Command, OptionError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))
 """Sizes of the effects in the comparison with the full grid, in standard deviations of the noise: the
 smallest effect, and a range."""
-CONFIDENCES = (0.95, 0.97)
+CONFIDENCES = (0.95,)
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 MAX_SEEDS = 4
 
@@ -33,6 +33,8 @@ class Calibrate(Command):
             "--out", default="docs/studies/calibration", help="folder to write to (%(default)s)"
         )
 
+        parser.add_argument("--workers", type=int, default=1, help="processes (%(default)s)")
+
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a target is missed."""
         from rich.table import Table
@@ -41,10 +43,11 @@ class Calibrate(Command):
         from experiments.calibration.report import write_findings
         from experiments.terminal import Terminal
 
-        if arguments.studies < 1:
-            raise OptionError(f"--studies {arguments.studies}: expected 1 or more")
+        for option in ("studies", "workers"):
+            if getattr(arguments, option) < 1:
+                raise OptionError(f"--{option} {getattr(arguments, option)}: expected 1 or more")
         console = Terminal()
-        findings = _simulate(arguments.studies, console)
+        findings = _simulate(arguments.studies, arguments.workers, console)
         written = write_findings(findings, Path(arguments.out))
         table = Table("target", "asked", "found", "", box=None)
         for line in criteria(findings):
@@ -54,32 +57,39 @@ class Calibrate(Command):
         return 0 if all(line.met for line in criteria(findings)) else 1
 
 
-def _simulate(studies: int, console: "Terminal") -> "Findings":
-    """Judge all simulated studies, with a progress bar."""
+def _simulate(studies: int, workers: int, console: "Terminal") -> "Findings":
+    """Judge all simulated studies, with a progress bar; a task is one planted truth, or one comparison."""
+    from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+
     from rich.progress import Progress
 
     from experiments.calibration.design_efficiency import by_size, design_efficiency
-    from experiments.calibration.error_rates import calibrate_scenario, scenarios
+    from experiments.calibration.error_rates import calibrate_scenario
     from experiments.calibration.findings import Findings
+    from experiments.calibration.scenarios import scenarios
+    from experiments.calibration.simulated_power import compare_power
 
     begun, planted = time.monotonic(), scenarios()
-    total = studies * (len(planted) + len(EFFECTS) * len(CONFIDENCES) + len(SIZES))
-    with Progress(console=console) as progress:
-        task = progress.add_task("simulated studies", total=total)
-
-        def tick() -> None:
-            progress.advance(task)
-            done = int(progress.tasks[task].completed)
-            if not console.is_terminal and done % max(total // 20, 1) == 0:  # a log shows no bar
-                console.print(f"{done} of {total} simulated studies", highlight=False)
-
-        tallies = [(scenario, calibrate_scenario(scenario, studies, tick)) for scenario in planted]
-        agreements = [
-            agreement
+    with Progress(console=console) as progress, ProcessPoolExecutor(workers) as pool:
+        truths = [pool.submit(calibrate_scenario, scenario, studies) for scenario in planted]
+        compared = [
+            pool.submit(design_efficiency, effects, confidence, studies)
             for effects in EFFECTS
             for confidence in CONFIDENCES
-            for agreement in design_efficiency(effects, confidence, studies, tick)
         ]
-        sizes = list(by_size(SIZES, MAX_SEEDS, studies, tick))
-    seconds = time.monotonic() - begun
-    return Findings(studies, tuple(tallies), tuple(agreements), tuple(sizes), seconds)
+        sized = [pool.submit(by_size, size, MAX_SEEDS, studies) for size in SIZES]
+        foretold = pool.submit(compare_power, studies)
+        running: list[Future[Any]] = [*truths, *compared, *sized, foretold]
+        bar = progress.add_task("planted truths and comparisons", total=len(running))
+        for done, _ in enumerate(as_completed(running), 1):
+            progress.advance(bar)
+            if not console.is_terminal and done % 10 == 0:  # a log shows no bar
+                console.print(f"{done} of {len(running)} planted truths and comparisons", highlight=False)
+    return Findings(
+        studies,
+        tuple((scenario, task.result()) for scenario, task in zip(planted, truths, strict=True)),
+        tuple(agreement for task in compared for agreement in task.result()),
+        tuple(line for task in sized for line in task.result()),
+        foretold.result(),
+        time.monotonic() - begun,
+    )

@@ -27,6 +27,7 @@ from experiments.cli.study.power import ShowPower
 from experiments.cli.study.results import ReportStudy, SyncStudies
 from experiments.cli.study.run import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
 from experiments.cli.study.screen import ScreenStudy
+from experiments.cli.study.time import TimeStudy
 from experiments.cli.throughput import Throughput
 from experiments.cli.trial import Evaluate, Train
 from experiments.cli.ui import ServeUi
@@ -59,6 +60,7 @@ COMMANDS: tuple[Command | Group, ...] = (
             ResumeStudy(),
             ShowStatus(),
             ScreenStudy(),
+            TimeStudy(),
             ReportStudy(),
             SyncStudies(),
             SubmitStudy(),

@@ -14,11 +14,23 @@ CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
 CROSS_SITES = ("decoder.0.cross", "decoder.1.cross", "decoder.2.cross")
 """The cross-attention of each decoder layer of the mini model: the factors of its studies."""
 
-IMPL = "sdpa_math"
-"""The implementation of these studies: it runs on every machine, with every bias and every gradient."""
+IMPL = "gathered"
+"""The implementation of these studies on a CPU, with and without a bias."""
 
-REST = {"aqr.0.cross": f"local/{IMPL}", "decoder.*.self": f"none/{IMPL}"}
-"""Choices at the other sites, as published: AQR under the local mask, self-attention without bias."""
+GPU_IMPL = "sdpa_math"
+"""The implementation on a GPU. It runs on every machine, with every bias and every gradient."""
+
+
+def _rest(aqr: str, own: str) -> dict[str, str]:
+    return {"aqr.0.cross": f"local/{aqr}", "decoder.*.self": f"none/{own}"}
+
+
+REST = _rest(IMPL, "sdpa_flash")
+"""Choices at the other sites on a CPU, as published: AQR under the local mask, self-attention without bias.
+The mask of the denoising queries is a matrix, which ``gathered`` does not take."""
+
+GPU_REST = _rest(GPU_IMPL, GPU_IMPL)
+"""The same choices on a GPU."""
 
 
 def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
@@ -26,14 +38,14 @@ def mini_design(num_layers: int = len(CROSS_SITES)) -> Design:
     return full([Factor(site) for site in CROSS_SITES[:num_layers]])
 
 
-def factorial() -> tuple[Plan, ...]:
-    """Return the plans of the full factorial, no bias anywhere first."""
-    design = mini_design()
-    return tuple(plan_of(design, arm, REST, IMPL) for arm in design.arms)
+def factorial(gpu: bool = False) -> tuple[Plan, ...]:
+    """Return the plans of the full factorial on a CPU or a GPU, no bias anywhere first."""
+    design, rest, impl = mini_design(), *((GPU_REST, GPU_IMPL) if gpu else (REST, IMPL))
+    return tuple(plan_of(design, arm, rest, impl) for arm in design.arms)
 
 
 def cross_plan(biases: tuple[str, ...]) -> Plan:
-    """Return the mini model's plan with the given bias kinds on its cross-attentions."""
+    """Return the mini model's plan on a CPU with the given bias kinds on its cross-attentions."""
     return Plan.of(REST | {site: f"{bias}/{IMPL}" for site, bias in zip(CROSS_SITES, biases, strict=True)})
 
 
@@ -75,7 +87,7 @@ def demo() -> Recipe:
 def demo_gpu() -> Recipe:
     """Return the demo on a GPU, with as many concurrent trials as the probe finds best."""
     base = replace(_fine_tuning("demo_gpu"), device="cuda", torch_threads=1)
-    trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial())
+    trials = tuple(replace(base, plan=plan, seed=seed) for seed in (0, 1) for plan in factorial(gpu=True))
     return replace(
         demo(),
         name="demo_gpu",
@@ -113,7 +125,7 @@ def _pretraining(name: str, train: TrainSettings, init: str = "") -> Recipe:
     advantage. The config of the mini freezes its branches by multipliers of the learning rate; this
     training removes the multipliers.
     """
-    plain, *others = factorial()
+    plain, *others = factorial(gpu=True)
     datasets = tuple(
         SyntheticDataset(f"data/pretrain_{seed}", seed, scenes=(("mini_train", 8), ("mini_val", 1)))
         for seed in range(101, 113)
@@ -196,7 +208,7 @@ def smoke() -> Recipe:
         cost="two trials of 3 steps, under a minute",
         trials=tuple(replace(base, plan=plan) for plan in plans),
         sites=CROSS_SITES[:1],
-        rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,)),
+        rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,), stopwatch_s=3.0),
         datasets=(tiny,),
         concurrent_trials=2,
         underpowered=True,
@@ -215,7 +227,9 @@ def smoke_waves() -> Recipe:
         cost="up to 15 trials of 3 steps, a few minutes",
         trials=trials_of(design, base, seeds, plans),
         sites=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3)),
+        rule=DecisionRule(
+            sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3), stopwatch_s=3.0
+        ),
         datasets=smoke().datasets,
         concurrent_trials=2,
         design=design,

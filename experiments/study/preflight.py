@@ -97,12 +97,13 @@ def check_power(recipe: Recipe) -> None:
     Raises:
         StudyError: its power is below one half for both, at the noise that a trial of the demo has.
     """
-    from experiments.calibration.power import DEMO_NOISE, PRICE_ERROR, ErrorSources, Power
-    from experiments.calibration.study_size import size_of
+    from experiments.calibration.planning.power import Power, expected_sources
+    from experiments.calibration.planning.study_size import size_of
 
     if recipe.rule is None or recipe.underpowered:
         return
-    planned = Power(size_of(recipe), ErrorSources(DEMO_NOISE, price=PRICE_ERROR))
+    size = size_of(recipe)
+    planned = Power(size, expected_sources(size))
     if not planned.can_decide:
         raise StudyError(
             f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "

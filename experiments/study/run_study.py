@@ -20,6 +20,7 @@ from experiments.study.preflight import (
     digest_inputs,
     make_datasets,
 )
+from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
@@ -140,12 +141,15 @@ def _with_concurrency(
 def _run(
     recipe: Recipe, folder: StudyFolder, console: Terminal, running: ExecutionOptions, budget: Budget
 ) -> tuple[Outcome, str]:
-    """Run the trials, all at once or in waves; return how they ended, and why no more run."""
+    """Run trials, all at once or in waves, and the stopwatch; return how they ended, and why no more run."""
     if recipe.design is not None:
+        time_if_needed(recipe, folder, console)  # before the waves: each is judged by the prices
         ending = run_waves(recipe, folder, console, running, budget)
         return ending.outcome, ending.reason
     names = list(recipe.named_trials())[: budget.trials]
     outcome = run_trials(recipe, folder, console, replace(running, gpu_hours=budget.gpu_hours), names)
+    if outcome.done:
+        time_if_needed(recipe, folder, console)
     left_out = len(recipe.trials) - len(names)
     return outcome, f"The budget leaves out {left_out} of {len(recipe.trials)} trials." if left_out else ""
 

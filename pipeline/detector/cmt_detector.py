@@ -17,6 +17,7 @@ from operators import objections
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.memory_format import maps_channels_last
+from pipeline.detector.backbones.frozen import run_part
 from pipeline.detector.backbones.image import GridMask
 from pipeline.detector.backbones.lidar_branch import LidarBranch
 from pipeline.detector.head.losses import HeadOutput
@@ -237,7 +238,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
     def _image_maps(self, images: Tensor) -> tuple[Tensor]:
         images, graphs = maps_channels_last(images), self.pts_bbox_head.train_graphs
         if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return (self.img_neck(self.img_backbone(images))[0],)
+            return (run_part(self.img_neck, run_part(self.img_backbone, images))[0],)
         return (self.img_neck(graphs.run_frozen(self.img_backbone, images))[0],)
 
     def loss(

@@ -84,6 +84,12 @@ def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TR
     return model
 
 
+def held_by_training_graphs(model: Any) -> int:
+    """Return the memory in bytes that graphs of a training hold and the allocator does not count."""
+    graphs = (model.pts_bbox_head.train_graphs, model.lidar_graphs)
+    return sum(one.held_bytes for one in graphs if one is not None)
+
+
 def _part(model: nn.Module, name: str) -> nn.Module | None:
     """Return the submodule at a path; None if there is none."""
     part: nn.Module | None = model

@@ -23,6 +23,7 @@ from pipeline.detector.acceleration.memory_format import convolutions_channels_l
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.deployment import (
     for_inference,
+    held_by_training_graphs,
     train_through_graphs,
     use_graphs,
 )
@@ -134,12 +135,12 @@ def run_benchmark(bench: BenchmarkSettings, plans: Mapping[str, Plan | None], fo
         raise BenchmarkError(f"{path} is there already; name another folder with --out")
     device = torch.device(bench.device)
     amp = runs_autocast(load_config(bench.config, bench.overrides).optim_wrapper, bench.device)
-    fresh = _model(bench, amp)
+    fresh = fresh_model(bench, amp)
     for plan in plans.values():  # a plan that does not fit is refused before another one has run for minutes
         _planned(fresh, plan, bench, amp)
     deterministic(device, torch.get_num_threads())
     folder.mkdir(parents=True, exist_ok=True)
-    batches = _frames(bench, device)
+    batches = made_up_frames(bench, device)
     rows: list[Row] = []
     for i in range(bench.rounds):
         lap = replace(bench, seed=bench.seed + i)
@@ -161,16 +162,16 @@ def steps_of(bench: BenchmarkSettings, plan: Plan | None) -> Iterator[tuple[str,
     device = torch.device(bench.device)
     amp = runs_autocast(load_config(bench.config, bench.overrides).optim_wrapper, bench.device)
     deterministic(device, torch.get_num_threads())
-    batches = _frames(bench, device)
-    model = _planned(_model(bench, amp), plan, bench, amp).to(device)
-    train_step = _train_step(bench, model, amp)
-    batch = _joined([batches[i % len(batches)] for i in range(bench.batch)])
+    batches = made_up_frames(bench, device)
+    model = _planned(fresh_model(bench, amp), plan, bench, amp).to(device)
+    train_step = train_step_of(bench, model, amp)
+    batch = joined([batches[i % len(batches)] for i in range(bench.batch)])
     yield "training step", lambda: train_step.step(batch, 0.0), device.type == "cuda"
     detector = _detector(bench, model, amp)
     yield "detection", lambda: detector.run(batches[0]), device.type == "cuda"
 
 
-def _train_step(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
+def train_step_of(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
     """Make what trains a trial, of a model on its device."""
     if bench.device == "cuda":
         convolutions_channels_last(model)
@@ -179,7 +180,8 @@ def _train_step(bench: BenchmarkSettings, model: Any, amp: bool) -> TrainStep:
     return build_train_step(model.train(), wrapper, train)
 
 
-def _model(bench: BenchmarkSettings, amp: bool) -> Any:
+def fresh_model(bench: BenchmarkSettings, amp: bool) -> Any:
+    """Build the model of a benchmark, on the CPU, with fresh weights."""
     seed_everything(bench.seed)
     return build_model(bench.config, bench.overrides, None, bench.device, attention_dtype(amp))
 
@@ -192,7 +194,7 @@ def _planned(fresh: Any, plan: Plan | None, bench: BenchmarkSettings, amp: bool)
     return model
 
 
-def _frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
+def made_up_frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, Any]]:
     """Make single-frame batches whose images and points are on the device."""
     size = load_config(bench.config, bench.overrides).model.image_size
     made = []
@@ -203,7 +205,7 @@ def _frames(bench: BenchmarkSettings, device: torch.device) -> list[dict[str, An
     return made
 
 
-def _joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
+def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
     """Join single-frame batches into one."""
     inputs = {key: [b["inputs"][key][0] for b in batches] for key in batches[0]["inputs"]}
     return {"inputs": inputs, "data_samples": [b["data_samples"][0] for b in batches]}
@@ -233,12 +235,11 @@ def _train(
     if not bench.steps:
         return []
     device = torch.device(bench.device)
-    train_step = _train_step(bench, model, amp)
+    train_step = train_step_of(bench, model, amp)
     clock, losses = _steps(bench, train_step, batches, memory)
     ends = (("loss_first", losses[:LOSS_WINDOW]), ("loss_last", losses[-LOSS_WINDOW:]))
     timed = [m for m in clock.measures(bench.batch) if m.metric != "data_wait_ms"]
-    graphs = model.pts_bbox_head.train_graphs
-    measures = [*timed, memory.measure("train", 0 if graphs is None else graphs.held_bytes)]
+    measures = [*timed, memory.measure("train", held_by_training_graphs(model))]
     measures += [Measure(name, "", float(np.mean(values)), n=len(values)) for name, values in ends]
     train_through_graphs(model, False)
     if bench.parts:  # again without graphs: a replayed graph has no modules
@@ -254,7 +255,7 @@ def _steps(
     """Train; return the times and the losses."""
     clock, losses = StepClock(torch.device(bench.device)), []
     for step in range(bench.steps):
-        batch = _joined([batches[(step * bench.batch + i) % len(batches)] for i in range(bench.batch)])
+        batch = joined([batches[(step * bench.batch + i) % len(batches)] for i in range(bench.batch)])
         seed_everything(bench.seed, step)
         if step == WARMUP_STEPS:
             memory.settle()

@@ -34,7 +34,7 @@ class Part:
     Attributes:
         site: the attention site, or ``AQR``.
         plan: a plan under which a step runs it like this.
-        run: runs it forward and backward.
+        run: runs it forward and backward, under the plan that the model has.
     """
 
     site: str
@@ -68,7 +68,7 @@ def record_parts(timed: TimedModel, plans: Sequence[Plan]) -> list[Part]:
             recorded |= {(site, plan[site]): inputs[site] for site in new}
             around = around or inputs
     parts = [
-        Part(site, plan, partial(_attend, sites[site], recorded.get((site, choice), around[site]), choice))
+        Part(site, plan, partial(_attend, sites[site], recorded.get((site, choice), around[site])))
         for site in sites
         for choice, plan in _choices(plans, site).items()
     ]
@@ -104,13 +104,11 @@ def _record(timed: TimedModel, plan: Plan, modules: Mapping[str, nn.Module]) -> 
     return inputs
 
 
-def _attend(module: Any, inputs: Inputs, choice: Choice) -> None:
-    """Run an attention forward and backward under a choice; without one it gets no bias."""
+def _attend(module: Any, inputs: Inputs) -> None:
+    """Run an attention forward and backward under the choice that it has; without a bias it gets none."""
     args, kwargs = inputs
-    kept, module.choice = module.choice, choice
-    given = kwargs if choice.bias != "none" else {**kwargs, "bias": None}
+    given = kwargs if module.choice.bias != "none" else {**kwargs, "bias": None}
     _differentiate(module(*args, **given), (args, given), [module])
-    module.choice = kept
 
 
 def _generate(aqr: tuple[Any, Inputs], generator: tuple[Any, Inputs]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.plan import Plan
@@ -67,6 +68,12 @@ class TimedModel:
         self._deployed = use_graphs(deployed, settings.cuda_graphs, most)
         self._detector = Predictor(self._deployed, deployed.image_size, settings.amp)
         train_through_graphs(self.model.train(), settings.cuda_graphs, most)
+        self._statistics = {
+            f"{path}.{name}": buffer
+            for path, module in self.model.named_modules()
+            if isinstance(module, _BatchNorm) and module.training
+            for name, buffer in module.named_buffers(recurse=False)
+        }
 
     @property
     def device(self) -> torch.device:
@@ -98,9 +105,12 @@ class TimedModel:
         return self._detector.run(self._frame)
 
     def restore(self) -> None:
-        """Set the running statistics back to what they were before the first step."""
+        """Set the running statistics back to what they were before the first step.
+
+        Frozen parts are not touched: they may keep what they computed from their tensors' versions.
+        """
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
+            for name, buffer in self._statistics.items():
                 buffer.copy_(self._buffers[name])
 
     def check_unchanged(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
-from experiments.calibration.simulation import SimulatedMeasurement
+from experiments.calibration.simulation import Trained
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, append_rows
 
@@ -84,7 +84,7 @@ def plant(truth: Truth, draw: int = 0, base: Row | None = None) -> list[Row]:
     return rows
 
 
-def rows_of(measured: SimulatedMeasurement, sites: Sequence[str], step: int = 100) -> list[Row]:
+def rows_of(measured: Trained, sites: Sequence[str], step: int = 100) -> list[Row]:
     """Write what simulated trials scored as the rows that real trials would have written.
 
     Args:

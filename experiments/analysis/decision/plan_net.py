@@ -6,7 +6,7 @@ A plan's gain is the sum of its sites' effects and of its pairs' interactions; i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,9 +133,13 @@ def joint_plan_quantile(nets: PlanNets, table: DesignTable, rule: DecisionRule) 
         free = int(np.linalg.matrix_rank(scaled))
         return float(np.sqrt(free * fdtri(free, df, 1 - 2 * level)))
     rng = np.random.default_rng(0)  # the same rows give the same verdict
-    normal = rng.standard_normal((DRAWS, scaled.shape[1]))
-    largest = (normal @ scaled.T).max(axis=1) / np.sqrt(rng.chisquare(df, DRAWS) / df)
+    largest = (_normal(scaled.shape[1]) @ scaled.T).max(axis=1) / np.sqrt(rng.chisquare(df, DRAWS) / df)
     return float(max(np.quantile(largest, 1 - level), -stdtrit(df, level)))
+
+
+@lru_cache(maxsize=4)
+def _normal(columns: int) -> Array:
+    return np.random.default_rng(1).standard_normal((DRAWS, columns))
 
 
 def no_bias_wins(nets: PlanNets, table: DesignTable, rule: DecisionRule) -> bool:

@@ -96,17 +96,16 @@ def order_columns(order: RunOrder, usable: NDArray[np.bool_], model: Array) -> d
     return taken
 
 
-def with_order_blocks(table: DesignTable, rows: Sequence[Row]) -> tuple[DesignTable, tuple[str, ...]]:
+def with_order_blocks(table: DesignTable, order: RunOrder) -> tuple[DesignTable, tuple[str, ...]]:
     """Return the table with a drift and the places among its blocks, for a fit of times, and what was done.
 
-    Trials that diverged are in no fit. If the rows of another trial do not say when it started, as in
-    studies of earlier versions, nothing is added.
+    Trials that diverged are in no fit. If it is not known when another trial started, as in studies of
+    earlier versions, nothing is added.
 
     Args:
         table: the design.
-        rows: the rows of the study.
+        order: when and where its trials started.
     """
-    order = run_order(rows, table)
     usable = np.array([trial.name not in table.diverged for trial in table.trials], dtype=bool)
     if not usable.any() or not order.known[usable].all():
         return table, ()

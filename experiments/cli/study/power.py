@@ -2,7 +2,7 @@
 
 import math
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from experiments.calibration.power import ErrorSources, Power
+    from experiments.calibration.planning.power import ErrorSources, Power
+    from experiments.calibration.planning.study_size import StudySize
+    from experiments.recipes.decision_rule import DecisionRule
     from experiments.recipes.recipe import Recipe
 
+OPTIONS = ("--noise", "--scene-noise", "--price-noise")
 POWERS = (0.5, 0.8, 0.9)
 TITLE = """Net gain of one layer, points, that is found with 50, 80 and 90 %.
 none: how often NO DIFFERENCE is told of a layer without any net gain."""
@@ -38,32 +41,33 @@ class ShowPower(Command):
         parser.add_argument(
             "--scene-noise",
             type=float,
-            default=0.0,
             metavar="POINTS",
-            help="standard error of a gain because the validation scenes are a sample (%(default)s)",
+            help="standard error of a gain because the validation scenes are a sample (0)",
         )
         parser.add_argument(
             "--price-noise",
             type=float,
             metavar="POINTS",
-            help="standard error of a layer's price (as asked of the stopwatch)",
+            help="standard error of a layer's price (as the rule asks of the stopwatch)",
         )
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the study cannot decide anything at its margin."""
-        from experiments.calibration.power import Power
-        from experiments.calibration.study_size import other_designs, other_seeds, size_of
+        from experiments.calibration.planning.power import Power
+        from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
         from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
         chosen = recipe(arguments.recipe)
-        size, sources = size_of(chosen), _sources(arguments)
-        planned = Power(size, sources)
-        console = Terminal()
-        console.print(f"{chosen.question}\n{_assumed(sources, arguments)}", highlight=False, soft_wrap=True)
+        size = size_of(chosen)
         sizes = (size, *other_seeds(size), *other_designs(size))
+        studies = [Power(each, _sources(each, arguments)) for each in sizes]
+        planned = studies[0]
+        assumed = _assumed(planned.sources, size.rule, arguments)
+        console = Terminal()
+        console.print(f"{chosen.question}\n{assumed}", highlight=False, soft_wrap=True)
         cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
-        console.print(_table([Power(each, sources) for each in sizes], cost))
+        console.print(_table(studies, cost))
         console.print(f"{cost.source}\n{planned.in_words()}", highlight=False, soft_wrap=True)
         return 0 if planned.can_decide else 1
 
@@ -77,28 +81,28 @@ class _Cost:
     source: str
 
 
-def _sources(arguments: Namespace) -> "ErrorSources":
-    from experiments.calibration.power import DEMO_NOISE, PRICE_ERROR, ErrorSources
+def _sources(size: "StudySize", arguments: Namespace) -> "ErrorSources":
+    """Return the noise of a study: as told by the options, else what it has to expect."""
+    from experiments.calibration.planning.power import expected_sources
 
-    given = {"--noise": arguments.noise, "--price-noise": arguments.price_noise}
-    given["--scene-noise"] = arguments.scene_noise
-    for option, value in given.items():
+    given = {"trial": arguments.noise, "scenes": arguments.scene_noise, "price": arguments.price_noise}
+    for option, value in zip(OPTIONS, given.values(), strict=True):
         if value is not None and not (0 <= value < math.inf):
             raise OptionError(f"{option} {value:g}: expected points, 0 or more")
-    noise = DEMO_NOISE if arguments.noise is None else arguments.noise
-    if not noise:
+    if arguments.noise == 0:
         raise OptionError("--noise 0: trainings without noise need no study; expected points above 0")
-    price = PRICE_ERROR if arguments.price_noise is None else arguments.price_noise
-    return ErrorSources(noise, arguments.scene_noise, price)
+    told = {name: value for name, value in given.items() if value is not None}
+    return replace(expected_sources(size), **told)
 
 
-def _assumed(sources: "ErrorSources", arguments: Namespace) -> str:
-    """Return what the table assumes, a sentence."""
+def _assumed(sources: "ErrorSources", rule: "DecisionRule", arguments: Namespace) -> str:
+    """Return what the table assumes of the study as it is, a sentence."""
     measured = " (measured in docs/studies/demo)" if arguments.noise is None else ""
-    asked = " (what the stopwatch is asked for)" if arguments.price_noise is None else ""
+    by = "asked of the stopwatch" if rule.priced_by == "stopwatch" else "by the trials' step times"
+    expected = f" ({by})" if arguments.price_noise is None else ""
     return (
         f"Assumed, in points: {sources.trial:g} noise of one trial{measured}, {sources.scenes:g} standard "
-        f"error of a gain by the choice of scenes, {sources.price:.2g} of a price{asked}."
+        f"error of a gain by the choice of scenes, {sources.price:.2g} of a price{expected}."
     )
 
 

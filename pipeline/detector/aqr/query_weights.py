@@ -37,10 +37,7 @@ class AqrEncoder(nn.Module):
             DecoderLayer(**cfg, path=path, default_bias="local", cross_kinds=AQR_KINDS)
             for path, cfg in layer_configs(transformerlayers, num_layers, "aqr")
         )
-        # Recompute: otherwise a layer here would keep as many activations as one of the decoder.
-        for module in self.modules():
-            if isinstance(module, SiteAttention | FFN):
-                module.recompute = True
+        self._large = [m for m in self.modules() if isinstance(m, SiteAttention | FFN)]
         self.post_norm = nn.LayerNorm(embed_dims)
         for parameter in self.parameters():
             if parameter.ndim > 1:
@@ -49,6 +46,9 @@ class AqrEncoder(nn.Module):
     def forward(self, keys: Tensor, memory: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:
         """Attend from queries without content, and return (B, Q, C); shapes as in ``AqrWeightGenerator``."""
         query = torch.zeros_like(query_pos)
+        for module in self._large:
+            # A layer here would keep as many activations as one of the decoder. A CPU has the memory.
+            module.recompute = keys.is_cuda
         for layer in self.layers:
             masked = cast(DecoderLayer, layer).cross.choice.bias == "local"
             query = layer(query, keys, memory, query_pos, bias=mask if masked else None)

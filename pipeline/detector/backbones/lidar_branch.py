@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.acceleration.memory_format import maps_channels_last
 from pipeline.detector.acceleration.training_graph import TrainGraphs
+from pipeline.detector.backbones.frozen import run_part
 from pipeline.detector.backbones.half_encoder import encode
 from pipeline.detector.backbones.sparse_conv import build_sparse_encoder
 from pipeline.detector.backbones.voxelization import VoxelLayer
@@ -101,7 +102,7 @@ class LidarBranch(nn.Module):
         return self.lidar_graphs.run_frozen(self.pts_backbone, canvas)
 
     def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:
-        return (self.pts_neck(self.pts_backbone(maps_channels_last(canvas)))[0],)
+        return (run_part(self.pts_neck, run_part(self.pts_backbone, maps_channels_last(canvas)))[0],)
 
     def _encode_sparsely(self, features: Tensor, coords: Tensor, batch: int) -> Tensor:
         """Run the middle encoder, also for one voxel (a masked point cloud) and for none (a lost one)."""

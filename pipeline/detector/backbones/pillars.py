@@ -6,11 +6,17 @@ Pillars are computed in ``voxelization``. The modules after them are mmdet3d's.
 from typing import Any
 
 import torch
+from mmdet3d.models.middle_encoders import PointPillarsScatter
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from pipeline.detector.backbones.voxelization import Cells, Voxels, gather, join
+from pipeline.detector.backbones import pillar_encoder
+from pipeline.detector.backbones.frozen import is_frozen, run_part
+from pipeline.detector.backbones.voxelization import Cells, Voxels, gather, gather_by_counting, join
+
+MOST_COUNTED = torch.iinfo(torch.int16).max
+"""The largest grid whose cells, and one number for "outside", are 16-bit numbers. Those sort fastest."""
 
 
 class SizeError(ValueError):
@@ -29,16 +35,40 @@ def pillars_of(clouds: list[Tensor], point_range: Tensor, shape: tuple[int, int]
         shape: rows and columns of the grid.
         max_points: M, number of points that a pillar keeps.
     """
+    low, high = point_range[:3].to(clouds[0]), point_range[3:].to(clouds[0])
+    if clouds[0].device.type == "cpu" and shape[0] * shape[1] <= MOST_COUNTED:
+        cells = [_cells_of(cloud, low, high, shape) for cloud in clouds]
+        return gather_by_counting(clouds, cells, (1, *shape), max_points)
     points, sample = join(clouds)
-    low, high = point_range[:3].to(points), point_range[3:].to(points)
-    xyz = points[:, :3]
-    inside = ((xyz >= low) & (xyz < high)).all(dim=1) & points.isfinite().all(dim=1)
-    place = torch.zeros_like(xyz)
-    for axis, cells in ((1, shape[0]), (0, shape[1])):  # rows run along y
-        along = (xyz[:, axis] - low[axis]) * (cells / (high[axis] - low[axis]))
-        # Rounding can move a point just below the maximum onto it; it belongs to the last cell.
-        place[:, 2 - axis] = along.masked_fill(~inside, 0).floor().clamp(max=cells - 1)
+    cell = _cells_of(points, low, high, shape)
+    inside = cell < shape[0] * shape[1]
+    place = torch.stack([torch.zeros_like(cell), cell // shape[1], cell % shape[1]], dim=1)
     return gather(Cells(points, sample, place.long(), inside, (1, *shape), len(clouds)), max_points)
+
+
+def _cells_of(points: Tensor, low: Tensor, high: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return the number of every point's pillar, row by row, (P,) int32; rows x columns for a point outside.
+
+    Args:
+        points: (P, C).
+        low: (3,) x, y, z minima in m.
+        high: (3,) x, y, z maxima in m.
+        shape: rows and columns of the grid.
+    """
+    # The sum is finite only if all its terms are. A GPU does not wait to learn it.
+    all_finite = not points.is_cuda and bool(points.sum().isfinite())
+    inside = points.new_ones(len(points), dtype=torch.bool) if all_finite else points.isfinite().all(dim=1)
+    for axis in range(3):
+        along = points[:, axis]
+        inside &= (along >= low[axis]) & (along < high[axis])
+    number = torch.zeros_like(inside, dtype=torch.int32)
+    for axis, cells in ((1, shape[0]), (0, shape[1])):  # rows run along y
+        along = (points[:, axis] - low[axis]) * (cells / (high[axis] - low[axis]))
+        # Rounding can move a point just below the maximum onto it; it belongs to the last cell. Masked before
+        # the cast, because the cast of an infinite float is undefined.
+        place = along.floor().clamp(max=cells - 1).masked_fill(~inside, 0)
+        number = number * cells + place.to(torch.int32)
+    return number.masked_fill(~inside, shape[0] * shape[1])
 
 
 @MODELS.register_module()
@@ -95,12 +125,22 @@ class PillarBranch(BaseModule):
     def forward(self, clouds: list[Tensor]) -> Tensor:
         """Encode point clouds, each (N, C) float with N >= 0, as a BEV map (B, C', H, W)."""
         pillars = pillars_of(clouds, self.point_range, self.grid_shape, self.max_points)
+        if self._encodes_by_one_product(pillars.points):
+            with torch.no_grad():
+                features = pillar_encoder.encode(self.voxel_encoder, pillars)
+                canvas = pillar_encoder.scatter(features, pillars, len(clouds), self.grid_shape)
+            return run_part(self.neck, run_part(self.backbone, canvas))[0]
         if len(pillars.counts):
             features = self.voxel_encoder(pillars.points, pillars.counts, pillars.coords)
         else:
             features = self._no_features(pillars.points)
         canvas = self.middle_encoder(features, pillars.coords, len(clouds))
-        return self.neck(self.backbone(canvas))[0]
+        return run_part(self.neck, run_part(self.backbone, canvas))[0]
+
+    def _encodes_by_one_product(self, points: Tensor) -> bool:
+        encoder, scatters = self.voxel_encoder, type(self.middle_encoder) is PointPillarsScatter
+        on_cpu = points.device.type == "cpu"
+        return on_cpu and scatters and is_frozen(encoder) and pillar_encoder.is_one_product(encoder)
 
     def _no_features(self, points: Tensor) -> Tensor:
         """Return the features of zero pillars, (0, C), because batch norm refuses an empty batch.

@@ -86,15 +86,56 @@ def gather(cells: Cells, max_points: int, max_voxels: int | None = None) -> Voxe
         kept = kept.nonzero().squeeze(1)  # here, because the host waits for it
         first, counts = first[kept], counts[kept]
     counts = counts.clamp(max=max_points)
-    slot = torch.arange(max_points, device=first.device)
-    place = (first[:, None] + slot).clamp(max=max(len(order) - 1, 0))
-    filled = slot < counts[:, None]
-    points = torch.where(filled[..., None], cells.points[order[place]], 0)
+    points = _first_points(cells.points, order, first, counts, max_points)
     at = key[first].long()
     coords = torch.stack(
         [at // (levels * rows * cols), at // (rows * cols) % levels, at // cols % rows, at % cols], dim=1
     )
     return Voxels(points, counts, coords)
+
+
+def gather_by_counting(
+    clouds: list[Tensor], cells: list[Tensor], shape: tuple[int, int, int], max_points: int
+) -> Voxels:
+    """Collect the points of each cell of a small grid, on a CPU.
+
+    It counts the points of every cell of the grid, and sorts 16-bit numbers. ``gather`` sorts wider ones.
+
+    Args:
+        clouds: one (P, C) float tensor per sample.
+        cells: per sample (P,) int32: the number of every point's cell, by level, row and column; the number
+            of cells for a point outside. The number of cells fits into 16 bits with a sign.
+        shape: levels, rows and columns of the grid.
+        max_points: M; a voxel keeps its first M points.
+    """
+    levels, rows, cols = shape
+    total = levels * rows * cols
+    parts = []
+    for sample, (points, cell) in enumerate(zip(clouds, cells, strict=True)):
+        order = torch.sort(cell.to(torch.int16), stable=True).indices
+        every = torch.bincount(cell, minlength=total)[:total]
+        at = every.nonzero().squeeze(1)
+        counts, first = every[at].clamp(max=max_points), (every.cumsum(0) - every)[at]
+        coords = [torch.full_like(at, sample), at // (rows * cols), at // cols % rows, at % cols]
+        kept = _first_points(points, order, first, counts, max_points)
+        parts.append((kept, counts, torch.stack(coords, dim=1)))
+    return Voxels(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _first_points(points: Tensor, order: Tensor, first: Tensor, counts: Tensor, most: int) -> Tensor:
+    """Return the first points of every voxel, (N, M, C), padded with zeros.
+
+    Args:
+        points: (P, C).
+        order: points sorted by voxel, (P,) or more.
+        first: (N,) place in ``order`` of each voxel's first point.
+        counts: (N,) number of points that a voxel keeps.
+        most: M.
+    """
+    slot = torch.arange(most, device=first.device)
+    place = (first[:, None] + slot).clamp(max=max(len(order) - 1, 0))
+    filled = slot < counts[:, None]
+    return torch.where(filled[..., None], points[order[place]], 0)
 
 
 def _earliest(first_point: Tensor, sample: Tensor, sizes: tuple[int, int], most: int) -> Tensor:

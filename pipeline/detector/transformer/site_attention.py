@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from operators import attention, objections
 from operators.forms import Bias
+from operators.registry import entry
 from operators.spec import BIAS_KINDS, Request
+from operators.window_bias import LocalMask
 from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.acceleration.recompute import recomputed
 
@@ -220,9 +222,29 @@ class SiteAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Bias | None) -> Tensor:
         """Project, attend, and project back: (B, Q, C)."""
+        if isinstance(bias, LocalMask) and bias.kind in entry(self.choice.impl).shared_keys:
+            return self._attend_to_few(query, key, value, bias)
         q, k, v = (self._heads(x) for x in self.attn.qkv(query, key, value))
         out = attention(q, k, v, bias, impl=self.choice.impl, rank=self.choice.rank)
         return cast(Tensor, self.attn.out_proj(out.transpose(1, 2).flatten(2)))
+
+    def _attend_to_few(self, query: Tensor, key: Tensor, value: Tensor, mask: LocalMask) -> Tensor:
+        """Do as ``_attend``, and project queries and results instead of all keys and values.
+
+        With W_k and W_v of a head, q (W_k x + b_k) = (W_k^T q) x + q b_k, where the last term is the same
+        for all keys of a query and falls out of the softmax; and the sum of p (W_v x + b_v) over the keys is
+        W_v (sum of p x) + b_v, if there is a key.
+        """
+        heads, channels = self.num_heads, query.shape[-1]
+        of_q, of_k, of_v = self.attn.in_proj_weight.chunk(3)
+        bias_q, _, bias_v = self.attn.in_proj_bias.chunk(3)
+        size = channels // heads
+        q = self._heads(F.linear(query, of_q, bias_q)) @ of_k.view(heads, size, channels)
+        seen = attention(
+            q, key[:, None], value[:, None], mask, impl=self.choice.impl, scale=size**-0.5
+        )  # (B, H, Q, C)
+        out = (seen @ of_v.view(heads, size, channels).mT).transpose(1, 2).flatten(2)
+        return cast(Tensor, self.attn.out_proj(out + bias_v * mask.reaches[..., None]))
 
     def _heads(self, x: Tensor) -> Tensor:
         """Reshape (B, N, C) to (B, H, N, D)."""

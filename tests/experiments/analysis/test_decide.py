@@ -219,7 +219,7 @@ MISSING = {
 def test_missing_trials_cost_their_cells_and_are_said(name):
     is_missing, count = MISSING[name]
     rows = plant(Truth(dict.fromkeys(SITES[:2], 9.0)))
-    evidence = weigh([r for r in rows if not is_missing(r)], DecisionRule(sites=SITES[:2], seeds=(0, 1)))
+    evidence = weigh([r for r in rows if not is_missing(r)], free_rule(sites=SITES[:2], seeds=(0, 1)))
     assert len(evidence.table.trials) == 8 - count
     assert any(note.startswith(f"{count} of 8 trials are missing: window at") for note in evidence.notes)
     assert {verdict.verdict for verdict in evidence.verdicts} == {PAYS}
@@ -227,7 +227,7 @@ def test_missing_trials_cost_their_cells_and_are_said(name):
 
 def test_missing_trials_of_two_looks_are_counted_look_by_look():
     rows = plant(Truth(dict.fromkeys(SITES, 1.0)))
-    rule = DecisionRule(sites=SITES, seeds=(0, 1), interim_analyses=(1, 2))
+    rule = free_rule(sites=SITES, seeds=(0, 1), interim_analyses=(1, 2))
     begun = [r for r in rows if r.seed == 0 or r.trial in ("w000-s1", "w111-s1")]
     assert weigh(begun, rule).table.look == 1
     nearly = [r for r in rows if r.trial not in ("w000-s1", "w111-s0")]

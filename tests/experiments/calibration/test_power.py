@@ -1,15 +1,17 @@
 """What a study can find, by formula: against the noncentral t, the published table, and laws."""
 
+import re
 from dataclasses import replace
 
 import pytest
 from scipy.stats import nct, t
 
-from experiments.calibration.power import ErrorSources, Power
-from experiments.calibration.study_size import other_designs, other_seeds, size_of
+from experiments.calibration.planning.power import DEMO_NOISE, ErrorSources, Power, expected_sources
+from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyError
 from experiments.study.preflight import check_power
+from pipeline.storage.paths import ROOT
 
 DEMO = size_of(recipe("demo"))
 
@@ -69,3 +71,17 @@ def test_a_study_that_decides_nothing_is_refused_unless_told_to():
     single = replace(recipe("smoke"), underpowered=False)
     with pytest.raises(StudyError, match="leave no degree of freedom"):
         check_power(single)
+
+
+def test_the_assumed_noise_is_that_of_the_demo():
+    report = (ROOT / "docs/studies/demo/report.md").read_text(encoding="utf-8")
+    measured = re.search(r"One trial's noise is ([\d.]+) points", report)
+    assert measured, "docs/studies/demo/report.md does not say the noise of one trial"
+    assert f"{DEMO_NOISE:.2f}" == measured[1], "docs/studies/demo was made anew: change DEMO_NOISE"
+
+
+def test_a_rule_that_is_priced_by_trials_expects_a_vague_price():
+    by_trials = replace(DEMO, rule=replace(DEMO.rule, priced_by="trials"))
+    free = replace(DEMO, rule=replace(DEMO.rule, price_points_per_percent=0.0))
+    assert expected_sources(by_trials).price > 10 * expected_sources(DEMO).price > 0
+    assert expected_sources(free).price == 0

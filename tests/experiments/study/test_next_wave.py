@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from experiments.analysis.decide import weigh
-from experiments.calibration.error_rates import LEAN
-from experiments.calibration.simulation import Surface, follow, measure
+from experiments.calibration import truth as simulated
+from experiments.calibration.designs import LEAN
+from experiments.calibration.judging import judge_study
+from experiments.calibration.simulation import train
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from experiments.study.next_wave import CONTINUE, SETTLED, SPENT, Budget, next_wave
@@ -21,8 +23,14 @@ PLENTY = Budget(trials=1000)
 
 
 def study(gain, seeds, **changes):
-    surface = replace(Surface(dict(zip(SITES, gain, strict=True)), scenes=6), **changes)
-    return rows_of(measure(surface, DESIGN.arms, seeds, np.random.default_rng(1)), SITES)
+    return rows_of(
+        train(free_of_charge(gain, **changes), DESIGN.arms, seeds, np.random.default_rng(1)), SITES
+    )
+
+
+def free_of_charge(gain, **changes):
+    truth = simulated.Truth(dict(zip(SITES, map(float, gain), strict=True)), scenes=6, times=None)
+    return replace(truth, **changes)
 
 
 def test_the_first_wave_is_every_arm_with_the_seeds_of_the_first_look():
@@ -55,7 +63,7 @@ def test_a_wave_that_was_cut_short_is_completed():
 
 def test_a_look_is_taken_when_its_last_trial_has_ended():
     """A report judges fifteen of sixteen trials of the second seed; the study still runs the last one."""
-    rule = replace(RULE, equivalence_margin=4.0)
+    rule = replace(RULE, equivalence_margin=6.0)
     rows = study((0,) * 6, (0, 1))
     cut = [row for row in rows if not row.trial.startswith("w000000-s1")]
     assert not weigh([row for row in rows if row.seed == 0], rule).settled
@@ -87,7 +95,7 @@ def test_a_rule_without_seeds_is_refused():
 
 
 def test_a_seed_that_diverged_costs_a_look_and_not_the_study():
-    rows = study((0,) * 6, (0,), lost_seed=0)
+    rows = study((0,) * 6, (0,), faults=simulated.Faults(lost_seed=0))
     assert next_wave(rows, RULE, DESIGN, PLENTY).arms_by_seed == ((1, DESIGN.arms),)
     with pytest.raises(AnalysisError, match="no trial has a finite NDS"):
         next_wave(rows, replace(RULE, interim_analyses=(1,)), DESIGN, PLENTY)
@@ -107,15 +115,15 @@ def test_simulated_studies_go_the_way_of_rows():
     """The calibration judges arrays; the same trials as rows, wave by wave, give the same verdicts."""
     rule = LEAN.rule()
     for draw, gains in enumerate(((0,) * 6, (2, 0, -2, 0, 0, 0), (9, 9, 9, -9, -9, -9))):
-        surface = Surface(dict(zip(SITES, map(float, gains), strict=True)), scenes=6, stopping=draw == 1)
-        measured = measure(surface, DESIGN.arms, rule.seeds, np.random.default_rng(draw))
-        expected, trials = follow(measured, DESIGN.arms, rule)
-        every, rows = rows_of(measured, SITES), []
+        truth = free_of_charge(gains, faults=simulated.Faults(stopping=draw == 1))
+        trained = train(truth, DESIGN.arms, rule.seeds, np.random.default_rng(draw))
+        expected = judge_study(trained, DESIGN.arms, rule)
+        every, rows = rows_of(trained, SITES), []
         while (wave := next_wave(rows, rule, DESIGN, PLENTY)).arms_by_seed:
             seeds = {seed for seed, _ in wave.arms_by_seed}
             rows += [row for row in every if row.seed in seeds]
-        assert len({row.trial for row in rows}) == trials
-        for found, other in zip(weigh(rows, rule).verdicts, expected, strict=True):
+        assert len({row.trial for row in rows}) == expected.trials
+        for found, other in zip(weigh(rows, rule).verdicts, expected.verdicts, strict=True):
             assert (found.verdict, found.equivalent) == (other.verdict, other.equivalent)
             assert found.net_low == pytest.approx(other.net_low, abs=1e-9)
             assert found.low == pytest.approx(other.low, abs=1e-9)

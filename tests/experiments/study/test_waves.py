@@ -37,7 +37,9 @@ EVERY_SITE = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind
 
 @pytest.fixture
 def recipe():
-    return smoke_waves()
+    """The price is that of the planted trials: no stopwatch runs here."""
+    waves = smoke_waves()
+    return replace(waves, rule=replace(waves.rule, priced_by="trials"))
 
 
 @pytest.fixture

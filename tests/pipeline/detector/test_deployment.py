@@ -1,12 +1,13 @@
 """A model made ready for inference detects what it detected before."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.detector.build import build_model
-from pipeline.detector.deployment import for_inference
+from pipeline.detector.deployment import for_inference, held_by_training_graphs
 from pipeline.detector.openmmlab.data_samples import collate
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -48,3 +49,10 @@ def test_casting_the_weights_once_is_what_autocast_does_each_time(make_sample: A
     a, b = outputs(once, sample, amp=True), outputs(each, sample, amp=True)
     assert torch.equal(a.codes, b.codes)
     assert torch.equal(a.logits, b.logits)
+
+
+def test_the_memory_of_all_training_graphs_counts() -> None:
+    head, lidar = SimpleNamespace(held_bytes=3), SimpleNamespace(held_bytes=4)
+    for branch, held in ((None, 3), (lidar, 7)):
+        model = SimpleNamespace(pts_bbox_head=SimpleNamespace(train_graphs=head), lidar_graphs=branch)
+        assert held_by_training_graphs(model) == held

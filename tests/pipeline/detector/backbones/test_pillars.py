@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.detector.backbones import pillars
 from pipeline.detector.backbones.pillars import PillarBranch, SizeError, pillars_of
 from pipeline.detector.build import load_config
 
@@ -32,6 +33,14 @@ def branch_config() -> dict[str, Any]:
     return dict(cfg)
 
 
+@pytest.fixture(params=["counted", "sorted"])
+def grouping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group points by counting, as for a small grid on a CPU, and by sorting, as for any other."""
+    if request.param == "sorted":
+        monkeypatch.setattr(pillars, "MOST_COUNTED", 0)
+
+
+@pytest.mark.usefixtures("grouping")
 def test_pillars_are_those_of_a_loop_over_the_points() -> None:
     clouds = [
         torch.rand(n, 5) * torch.tensor([20, 10, 10, 1, 1]) - torch.tensor([10, 5, 6, 0, 0])
@@ -46,21 +55,42 @@ def test_pillars_are_those_of_a_loop_over_the_points() -> None:
         assert not points[count:].any()
 
 
+@pytest.mark.usefixtures("grouping")
 def test_minima_are_inside_and_maxima_outside() -> None:
     corners = torch.tensor([[-8.0, -4, -5, 0, 0], [8, 0, 0, 0, 0], [0, 4, 0, 0, 0], [0, 0, 3, 0, 0]])
     found = pillars_of([corners], RANGE, SHAPE, max_points=2)
     assert found.coords.tolist() == [[0, 0, 0, 0]]
 
 
+@pytest.mark.usefixtures("grouping")
 def test_a_point_just_below_the_maximum_stays_in_the_last_cell() -> None:
     edge = torch.nextafter(torch.tensor(8.0), torch.tensor(0.0))
     found = pillars_of([torch.tensor([[float(edge), 3.9999998, 0, 0, 0]])], RANGE, (3, 7), max_points=1)
     assert found.coords.tolist() == [[0, 0, 2, 6]]
 
 
+@pytest.mark.usefixtures("grouping")
 def test_points_that_are_not_finite_are_left_out() -> None:
     cloud = torch.tensor([[0.0, 0, 0, float("nan"), 0], [float("inf"), 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     assert pillars_of([cloud], RANGE, SHAPE, max_points=4).counts.tolist() == [1]
+
+
+def test_an_infinite_sum_of_finite_points_drops_none() -> None:
+    cloud = torch.tensor([[0.0, 0, 0, 3e38, 3e38], [1, 1, 1, 3e38, 3e38]])
+    assert pillars_of([cloud], RANGE, SHAPE, max_points=4).counts.tolist() == [2]
+
+
+def test_a_frozen_branch_gives_the_map_of_a_trained_one() -> None:
+    torch.manual_seed(0)
+    branch = PillarBranch(**branch_config()).double().eval()
+    for norm in (m for m in branch.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)):
+        norm.running_mean, norm.running_var = torch.randn_like(norm.bias), torch.rand_like(norm.bias) + 0.5
+    clouds = [torch.rand(n, 5).double() * 60 - 30 for n in (3000, 0, 300)]
+    expected = branch(clouds)
+    assert expected.requires_grad
+    found = branch.requires_grad_(False)(clouds)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected.detach())
 
 
 @pytest.mark.parametrize("training", [False, True])

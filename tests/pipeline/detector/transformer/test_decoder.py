@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from operators import DenseBias, GlobalBias, TokenGrid
+from operators import DenseBias, GlobalBias, LocalMask, TokenGrid
 from pipeline.config.plan import Choice, PlanError
+from pipeline.detector.aqr.query_weights import AQR_KINDS
 from pipeline.detector.transformer.decoder import FFN, CmtTransformer, Decoder
 from pipeline.detector.transformer.site_attention import SiteAttention
 
@@ -215,3 +216,21 @@ def test_the_last_layer_alone():
     decoder = Decoder(3, layer()).eval()
     args = inputs()
     assert torch.equal(decoder(*args, last_only=True)[0], decoder(*args)[-1])
+
+
+def test_projecting_queries_is_projecting_keys_under_the_local_mask():
+    grid = TokenGrid.of((4, 5, 0), (3, 3, 1))
+    cells = torch.randint(0, 3, (2, 7, 2, 2))
+    visible = torch.rand(2, 7, 2) > 0.4
+    visible[:, 0] = False  # a query without a key
+    mask = LocalMask(grid, grid.windows_around(cells, visible, (3, 3)))
+    site = SiteAttention(DIMS, HEADS, "aqr.0.cross", dropout=0.0, kinds=AQR_KINDS).double()
+    torch.nn.init.normal_(site.attn.in_proj_bias)
+    query, keys, values = (torch.randn(2, n, DIMS).double().requires_grad_() for n in (7, 29, 29))
+    found = []
+    for impl in ("sdpa_math", "gathered"):
+        site.choice = Choice("local", impl)
+        out = site(query, keys, values, bias=mask)
+        wanted = [query, keys, values, *site.parameters()]
+        found.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+    torch.testing.assert_close(*found)

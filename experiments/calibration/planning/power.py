@@ -19,7 +19,7 @@ from scipy.special import gammaincinv, ndtr, stdtrit
 
 from experiments.analysis.alpha_spending import nominal_level
 from experiments.analysis.model.mean_squares import MeanSquares
-from experiments.calibration.study_size import StudySize
+from experiments.calibration.planning.study_size import StudySize
 
 Array = NDArray[np.float64]
 
@@ -30,8 +30,11 @@ MOST_ERRORS = 1000.0
 """Gains of so many standard errors are found by every study that leaves a degree of freedom."""
 DEMO_NOISE = 0.15
 """Noise of one trial of the demo, points of NDS (docs/studies/demo/report.md)."""
-PRICE_ERROR = 0.05 / 2
-"""Standard error of a layer's price, points, at the interval that the stopwatch is asked for."""
+CROWDED_STEP_NOISE = 0.16
+"""Noise of the step time of one trial of the demo where two trials share two cores, in log: what a rule that
+is priced by trials has to expect."""
+NORMAL_95 = 1.96
+"""Half-width of a 95 % interval, standard errors."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,20 @@ class ErrorSources:
     trial: float
     scenes: float = 0.0
     price: float = 0.0
+
+
+def expected_sources(size: StudySize) -> ErrorSources:
+    """Return the noise that a study has to expect before anything is measured.
+
+    The price is as exact as the rule asks of the stopwatch, or as the step times of the trials make it.
+    """
+    rule = size.rule
+    if rule.priced_by == "stopwatch":
+        price = rule.price_half_width / NORMAL_95 if rule.price_points_per_percent else 0.0
+    else:
+        of_log = CROWDED_STEP_NOISE * math.sqrt(size.variance_factor)
+        price = 100 * rule.price_points_per_percent * of_log
+    return ErrorSources(DEMO_NOISE, price=price)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a study can find, before it runs."""

@@ -1,0 +1,54 @@
+"""``biaswise study time``: the stopwatch run of a study."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from experiments.cli.options import Command, OptionError, add_recipe, add_runs_dir
+
+
+class TimeStudy(Command):
+    """Measure what a bias costs: one process, one model, plans switched between steps."""
+
+    name = "time"
+    help = "measure what each layer's bias costs: step times of one process, plans switched between steps"
+    example = "study time demo --seconds 90"
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Declare the options."""
+        add_recipe(parser)
+        add_runs_dir(parser)
+        parser.add_argument(
+            "--seconds",
+            type=float,
+            metavar="S",
+            help="time budget, unless enough is known before (the rule's)",
+        )
+        parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="as in `biaswise study run`")
+        parser.add_argument(
+            "--again", action="store_true", help="start anew; the times so far are kept under another name"
+        )
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        from rich.console import Console
+
+        from experiments.packing.policy import with_packing
+        from experiments.recipes.registry import recipe
+        from experiments.storage.study_folder import StudyFolder
+        from experiments.study.preflight import check_data, digest_inputs, make_datasets
+        from experiments.study.price_run import show_prices, time_study
+
+        if arguments.seconds is not None and not arguments.seconds > 0:
+            raise OptionError(f"--seconds {arguments.seconds:g}: expected more than 0")
+        console, chosen = Console(), recipe(arguments.recipe)
+        folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
+        if arguments.gpus_per_trial is not None:
+            chosen = chosen.with_workers(arguments.gpus_per_trial)
+        chosen = with_packing(chosen, folder)
+        folder.claim(chosen, digest_inputs(chosen))
+        make_datasets(chosen.datasets, console)
+        with folder.lock():
+            check_data(chosen)
+            rows = time_study(chosen, folder, console, arguments.seconds, arguments.again)
+        show_prices(rows, chosen, console)
+        return 0
