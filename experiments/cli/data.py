@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from experiments.cli.options import (
     Command,
     OptionError,
     add_cfg_options,
+    add_missing_cameras,
     add_split,
     add_version,
     read_cfg_options,
@@ -89,7 +91,7 @@ class WriteShards(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("root", help="dataset in nuScenes layout")
+        parser.add_argument("root", help="dataset in nuScenes layout, or an info file (of one split)")
         add_version(parser)
         parser.add_argument("--split", action="append", required=True, help="devkit split; may be repeated")
         parser.add_argument("--out", required=True, help="folder or URI (s3://...) of the shards")
@@ -107,6 +109,7 @@ class WriteShards(Command):
             help="files written at once by tasks of Ray, here or on the cluster of RAY_ADDRESS; 1: without "
             "Ray (%(default)s)",
         )
+        add_missing_cameras(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
@@ -135,6 +138,7 @@ class WriteShards(Command):
                         advance,
                         arguments.points,
                         run,
+                        arguments.missing_cameras,
                     )
         return 0
 
@@ -143,12 +147,12 @@ class CheckData(Command):
     """Verify a dataset or shards."""
 
     name = "check"
-    help = "verify a dataset or shards, file by file"
+    help = "verify a dataset, an info file or shards, file by file"
     example = "data check data/mini"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("path", help="dataset in nuScenes layout, or a folder of shards")
+        parser.add_argument("path", help="dataset in nuScenes layout, info file, or folder of shards")
         add_version(parser)
 
     def run(self, arguments: Namespace) -> int:
@@ -176,17 +180,17 @@ class WriteInfos(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("root", help="dataset in nuScenes layout")
+        parser.add_argument("root", help="dataset in nuScenes layout, or an info file of format 1.0 or 1.1")
         add_split(parser, "mini_train")
         parser.add_argument("--out", required=True, help="the .pkl file")
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         from experiments.terminal import Terminal
-        from pipeline.data.formats.info_files import write_infos
-        from pipeline.data.formats.nuscenes_tables import read_frames
+        from pipeline.data.formats.infos.writer import write_infos
+        from pipeline.data.formats.records import read_records
 
-        frames = read_frames(Path(arguments.root), arguments.version, arguments.split)
+        frames = read_records(arguments.root, arguments.version, arguments.split)
         write_infos(frames, Path(arguments.out), arguments.version)
         Terminal().print(f"{arguments.out}: {len(frames)} frames")
         return 0
@@ -210,9 +214,11 @@ class CutObjects(Command):
         from experiments.terminal import Terminal
         from pipeline.data.augmentation.object_database_writer import write_database
         from pipeline.data.formats.open import open_source
+        from pipeline.data.source import Reading
 
         console = Terminal()
-        source = open_source(arguments.root, arguments.version, arguments.split)
+        reading = Reading(missing_cameras=arguments.missing_cameras)
+        source = open_source(arguments.root, arguments.version, arguments.split, reading)
         with task_bar(console, f"cutting {arguments.split}") as advance:
             count = write_database(source, Path(arguments.out), advance)
         console.print(
@@ -256,9 +262,10 @@ class ShowData(Command):
         if arguments.frames < 1:
             raise OptionError(f"--frames {arguments.frames}: expected 1 or more")
         pipeline = _read_pipeline(arguments)
-        source = open_source(
-            arguments.root, arguments.version, arguments.split, pipeline.reading if pipeline else READ_ALL
+        reading = replace(
+            pipeline.reading if pipeline else READ_ALL, missing_cameras=arguments.missing_cameras
         )
+        source = open_source(arguments.root, arguments.version, arguments.split, reading)
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
         console = Terminal()
@@ -277,6 +284,7 @@ def _add_source(parser: ArgumentParser) -> None:
     """Add where samples come from."""
     parser.add_argument("root", help="dataset in nuScenes layout, folder of shards, or info file")
     add_split(parser, "mini_train")
+    add_missing_cameras(parser)
 
 
 def _read_pipeline(arguments: Namespace) -> "TrainPipeline | None":

@@ -139,6 +139,16 @@ def add_version(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
 
 
+def add_missing_cameras(parser: argparse.ArgumentParser) -> None:
+    """Add ``--missing-cameras`` of a dataset."""
+    parser.add_argument(
+        "--missing-cameras",
+        choices=("refuse", "black"),
+        default="refuse",
+        help="a frame without one of its six images: refuse it, or show that camera black (%(default)s)",
+    )
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``: overrides of a config, as in mmengine's tools."""
     parser.add_argument(

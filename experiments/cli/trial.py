@@ -11,6 +11,7 @@ from experiments.cli.options import (
     OptionError,
     add_cfg_options,
     add_conditions,
+    add_missing_cameras,
     add_recipe,
     add_runs_dir,
     add_split,
@@ -88,6 +89,7 @@ class Evaluate(Command):
         parser.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
         parser.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
         add_split(parser, "mini_val")
+        add_missing_cameras(parser)
         add_conditions(parser, "all")
         parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
         add_runs_dir(parser)
@@ -107,7 +109,12 @@ class Evaluate(Command):
             config=arguments.config or MINI_CONFIG,
             plan=Plan.parse(arguments.plan) if arguments.plan else cross_plan(("none",) * 3),
             data=DataSettings(
-                (arguments.data,), arguments.data, arguments.version, val_split=arguments.split
+                (arguments.data,),
+                arguments.data,
+                arguments.version,
+                train_split=arguments.split,  # nothing is trained, and no other split need exist
+                val_split=arguments.split,
+                missing_cameras=arguments.missing_cameras,
             ),
             train=TrainSettings(steps=0),
             init_checkpoint=str(Path(arguments.checkpoint).resolve()),

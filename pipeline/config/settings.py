@@ -44,6 +44,8 @@ class DataSettings:
         max_broken_frames: distinct training frames, per worker, that may be skipped because they
             cannot be read; 0 stops at the first. Evaluation always stops: other frames would be another
             metric.
+        missing_cameras: ``refuse`` a frame without one of its six images, or show it ``black``, as the
+            condition of a failed camera does.
     """
 
     train: tuple[str, ...]
@@ -54,6 +56,7 @@ class DataSettings:
     num_loader_workers: int = 0
     shuffle_buffer: int = 0
     max_broken_frames: int = 0
+    missing_cameras: str = "refuse"
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,13 @@ class TrialSettings:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name these settings."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Twelve hex digits that name these settings.
+
+        ``data.missing_cameras`` counts unless it is ``refuse``, which was all there was: trials that ran
+        before it was a setting keep their names.
+        """
+        plain = self.to_dict()
+        if plain["data"]["missing_cameras"] == "refuse":
+            del plain["data"]["missing_cameras"]
+        text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

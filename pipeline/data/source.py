@@ -15,14 +15,16 @@ class Reading:
     Attributes:
         sweeps: largest number of earlier LiDAR scans, nearest first.
         remove_close: drop returns from the ego vehicle itself from the sweeps; CMT keeps them.
-        min_points: boxes with fewer LiDAR points are dropped. The official metric drops boxes without points,
-            and so does CMT's training (``use_valid_flag``).
+        valid_only: drop boxes in which no LiDAR or radar point is, as the official metric does, and CMT's
+            training (``use_valid_flag``).
+        missing_cameras: ``refuse`` a frame without one of its six images, or show it ``black``.
         buffer: number of frames that are shuffled together, see ``BatchOrder``; 0: all of them.
     """
 
     sweeps: int = MAX_SWEEPS
     remove_close: bool = False
-    min_points: int = 1
+    valid_only: bool = True
+    missing_cameras: str = "refuse"
     buffer: int = 0
 
 

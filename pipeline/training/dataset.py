@@ -59,9 +59,11 @@ class TrainingData:
                     "model.image_size equal"
                 )
             self.transform = pipeline
-        self.val_reading: Reading = pipeline.val_reading if pipeline else READ_ALL
-        buffer = settings.data.shuffle_buffer
-        reading = replace(pipeline.reading if pipeline else READ_ALL, buffer=buffer)
+        missing, buffer = settings.data.missing_cameras, settings.data.shuffle_buffer
+        self.val_reading: Reading = replace(
+            pipeline.val_reading if pipeline else READ_ALL, missing_cameras=missing
+        )
+        reading = replace(pipeline.reading if pipeline else READ_ALL, buffer=buffer, missing_cameras=missing)
         joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
         balanced = pipeline is not None and pipeline.balanced
         if balanced and buffer:

@@ -78,6 +78,10 @@ def _check_loading(data: DataSettings) -> None:
     for name in ("num_loader_workers", "shuffle_buffer", "max_broken_frames"):
         if getattr(data, name) < 0:
             raise TrialError(f"settings.data.{name} is {getattr(data, name)}; expected 0 or more")
+    if data.missing_cameras not in ("refuse", "black"):
+        raise TrialError(
+            f"settings.data.missing_cameras is {data.missing_cameras!r}; expected refuse or black"
+        )
 
 
 def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> None:

@@ -1,7 +1,6 @@
 """Every bad input of docs/bad_inputs.md is made, given to who meets it, and answered in one sentence.
 
-The table is the union of ``of_data.DATA``, ``of_runs.RUNS`` and ``of_attacks.ATTACKS``; the document is made
-of it:
+The table is the union of ``DATA``, ``SENSORS``, ``RUNS`` and ``ATTACKS``; the document is made of it:
 
     python -m tests.bad_inputs.test_bad_inputs > docs/bad_inputs.md
 """
@@ -18,10 +17,11 @@ from pipeline.errors import is_user_error
 from tests.bad_inputs.of_attacks import ATTACKS
 from tests.bad_inputs.of_data import DATA
 from tests.bad_inputs.of_runs import RUNS
+from tests.bad_inputs.of_sensors import SENSORS
 from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place
 
 ROOT = Path(__file__).parents[2]
-TABLE = [*DATA, *RUNS, *ATTACKS]
+TABLE = [*DATA, *SENSORS, *RUNS, *ATTACKS]
 HEAD = """# Bad inputs, and what is said about them
 
 Each line is a test (`tests/bad_inputs`). The test makes the bad input and gives it to the command or
@@ -38,7 +38,7 @@ without a traceback. `…` stands for what differs from place to place.
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with its shards and its info file."""
-    from pipeline.data.formats.info_files import write_infos
+    from pipeline.data.formats.infos.writer import write_infos
     from pipeline.data.formats.nuscenes_tables import read_frames
     from pipeline.data.formats.shard_writer import write_shards
     from pipeline.data.synthetic import generate

@@ -70,7 +70,7 @@ def main() -> None:
 
 def make(out: Path, sizes: list[int]) -> None:
     """Generate 160 training frames once, and info files and shards of them, repeated to each size."""
-    from pipeline.data.formats.info_files import write_infos
+    from pipeline.data.formats.infos.writer import write_infos
     from pipeline.data.formats.nuscenes_tables import read_frames
     from pipeline.data.formats.shard_writer import write_shards
     from pipeline.data.synthetic import generate

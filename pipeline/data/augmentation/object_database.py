@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.formats.decoding import read_bytes
-from pipeline.data.formats.info_files import unpickle
-from pipeline.data.safe_paths import inside
+from pipeline.data.safe_paths import inside, read_bytes
+from pipeline.data.safe_pickle import unpickle
 from pipeline.data.sample import DataError
 
 FORMAT = "1"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.data.formats.decoding import load_sample
+from pipeline.data.formats.decoding import load_sample, refuse_unnamed
 from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.sample import Sample
 from pipeline.data.source import READ_ALL, Reading
@@ -15,14 +15,22 @@ class FileSource:
     Args:
         records: frames, e.g. of ``read_frames``.
         reading: what is read of a frame.
+
+    Raises:
+        DataError: a frame names no image of a camera, and ``reading`` refuses that.
     """
 
     def __init__(self, records: Sequence[FrameRecord], reading: Reading = READ_ALL) -> None:
         self._records = [
-            replace(record.with_points(reading.min_points), sweeps=record.sweeps[: reading.sweeps])
+            replace(
+                record.with_valid_boxes() if reading.valid_only else record,
+                sweeps=record.sweeps[: reading.sweeps],
+            )
             for record in records
         ]
-        self._remove_close = reading.remove_close
+        self._reading = reading
+        for record in records:
+            refuse_unnamed(record, reading.missing_cameras)
         self.tokens = [record.token for record in records]
         self.scenes = [record.scene for record in records]
         self.labels = [frozenset(record.labels.tolist()) for record in self._records]
@@ -32,4 +40,4 @@ class FileSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
-        return load_sample(self._records[index], self._remove_close)
+        return load_sample(self._records[index], self._reading)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.settings import DataSettings
+from pipeline.data.safe_paths import read_bytes
 from pipeline.data.source import is_remote
 from pipeline.storage.paths import resolve_path
 
@@ -18,8 +19,7 @@ def fingerprint(data: DataSettings) -> str:
     full nuScenes has 400 GB of them.
 
     Raises:
-        DataError: shards without a readable manifest.
-        OSError: a file cannot be read.
+        DataError: a file that cannot be read, or shards without a readable manifest.
     """
     digest = hashlib.sha256()
     wanted = [*((root, data.train_split) for root in data.train), (data.val, data.val_split)]
@@ -32,12 +32,12 @@ def fingerprint(data: DataSettings) -> str:
 def _contents(root: str, version: str, split: str) -> Iterator[bytes]:
     place = Path(root) if is_remote(root) else resolve_path(root)
     if place.suffix == ".pkl":
-        yield place.read_bytes()
+        yield read_bytes(place)
     elif not is_remote(root) and (place / version).is_dir():
         yield split.encode()
         for table in sorted((place / version).glob("*.json")):
             yield table.name.encode()
-            yield table.read_bytes()
+            yield read_bytes(table)
     else:
         from pipeline.data.formats.shard_manifest import read_manifest  # pyarrow only for those who shard
 

@@ -1,5 +1,6 @@
 """Reads the key frames of a nuScenes split through the official devkit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.formats.frame_record import FrameRecord, Sweep
+from pipeline.data import sensors
+from pipeline.data.formats.frame_record import FrameRecord, Sweep, all_sound
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError
 
@@ -46,33 +48,33 @@ def read_frames(root: Path, version: str, split: str, max_sweeps: int = MAX_SWEE
     Raises:
         DataError: a table is missing or broken, or no scene of the split is in this dataset.
     """
+    return all_sound(read_each_frame(root, version, split, max_sweeps), str(Path(root) / version))
+
+
+def read_each_frame(
+    root: Path, version: str, split: str, max_sweeps: int = MAX_SWEEPS
+) -> Iterator[FrameRecord | DataError]:
+    """Yield every key frame of a split, or what is wrong with it; see ``read_frames``."""
     nusc = open_tables(Path(root), version)
     names = set(split_scenes(split))
     scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
-        present = ", ".join(scene["name"] for scene in nusc.scene) or "none"
+        present = ", ".join(str(scene["name"]) for scene in nusc.scene) or "none"
         raise DataError(
             f"{Path(root) / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
             "or the version that belongs to this dataset"
         )
-    frames = []
     for scene in scenes:
         for sample in _samples_of(nusc, scene):
+            where = f"{Path(root) / version}: key frame {sample['token']} of {scene['name']}"
             try:
-                frames.append(_frame(nusc, scene["name"], sample, max_sweeps))
+                yield _frame(nusc, scene["name"], sample, max_sweeps, where)
             except KeyError as missing:
-                raise DataError(
-                    f"{Path(root) / version}: key frame {sample['token']} of {scene['name']} refers to "
-                    f"{missing}, which no table has; {DAMAGED}"
-                ) from missing
-            except DataError:
-                raise
-            except (ValueError, TypeError, IndexError, np.linalg.LinAlgError) as problem:
-                raise DataError(
-                    f"{Path(root) / version}: key frame {sample['token']} of {scene['name']} has a pose, a "
-                    f"calibration or a box that cannot be read ({problem}); {DAMAGED}"
-                ) from problem
-    return frames
+                yield DataError(f"{where} refers to {missing}, which no table has; {DAMAGED}")
+            except DataError as problem:
+                yield problem
+            except (ValueError, TypeError, IndexError, AttributeError, np.linalg.LinAlgError) as problem:
+                yield DataError(f"{where} cannot be read ({problem}); {DAMAGED}")
 
 
 def open_tables(root: Path, version: str) -> Any:
@@ -126,130 +128,138 @@ def _check_categories(nusc: Any, folder: Path) -> None:
 
 def _samples_of(nusc: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the linked samples of a scene; DataError if the chain ends early or has a circle."""
-    samples: list[dict[str, Any]] = []
+    samples: dict[str, dict[str, Any]] = {}
     token = scene["first_sample_token"]
-    while token:
-        if len(samples) >= scene["nbr_samples"]:
-            break
+    wanted = scene["nbr_samples"]
+    if not isinstance(wanted, int):
+        raise sensors.wrong(f"{nusc.table_root}/scene.json", "nbr_samples", wanted, "a whole number")
+    while token and token not in samples and len(samples) < wanted:
         try:
-            samples.append(nusc.get("sample", token))
+            samples[token] = nusc.get("sample", token)
         except KeyError as missing:
             raise DataError(
                 f"{nusc.table_root}/sample.json: {scene['name']} refers to sample {token}, which is missing"
             ) from missing
-        token = samples[-1]["next"]
-    if token or len(samples) != scene["nbr_samples"]:
+        token = samples[token]["next"]
+    if token or len(samples) != wanted:
+        more = " in a circle" if token in samples else " and more" if token else ""
         raise DataError(
-            f"{nusc.table_root}/sample.json: {scene['name']} should have {scene['nbr_samples']} linked "
-            f"samples, found {len(samples)}{' and more' if token else ''}; {DAMAGED}"
+            f"{nusc.table_root}/sample.json: {scene['name']} should have {wanted} linked "
+            f"samples, found {len(samples)}{more}; {DAMAGED}"
         )
-    return samples
+    return list(samples.values())
 
 
-def _frame(nusc: Any, scene: str, sample: dict[str, Any], max_sweeps: int) -> FrameRecord:
+def _frame(nusc: Any, scene: str, sample: dict[str, Any], max_sweeps: int, where: str) -> FrameRecord:
     root = Path(nusc.dataroot)
     scan = nusc.get("sample_data", sample["data"]["LIDAR_TOP"])
-    lidar2ego = _matrix(nusc.get("calibrated_sensor", scan["calibrated_sensor_token"]))
-    ego2global = _matrix(nusc.get("ego_pose", scan["ego_pose_token"]))
+    lidar2ego = _lidar2ego(nusc, scan, where)
+    ego2global = _pose(nusc.get("ego_pose", scan["ego_pose_token"]), where, "ego_pose of LIDAR_TOP")
     lidar2global = ego2global @ lidar2ego
-    shots = [nusc.get("sample_data", sample["data"][camera]) for camera in CAMERAS]
-    boxes, labels, num_points = _annotations(nusc, sample, lidar2global)
+    cameras = [_camera(nusc, sample, camera, lidar2global, where) for camera in CAMERAS]
     return FrameRecord(
         token=sample["token"],
         scene=scene,
-        timestamp_us=int(scan["timestamp"]),
-        image_paths=tuple(inside(root, shot["filename"], f"{nusc.table_root}/sample_data") for shot in shots),
-        cam2img=np.stack([_intrinsic(nusc, shot) for shot in shots]),
-        lidar2cam=np.stack([np.linalg.inv(_sensor2global(nusc, shot)) @ lidar2global for shot in shots]),
+        timestamp_us=sensors.microseconds(scan["timestamp"], where, "sample_data.timestamp", 1),
+        image_paths=tuple(path for path, _, _ in cameras),
+        cam2img=np.stack([inner for _, inner, _ in cameras]),
+        lidar2cam=np.stack([outer for _, _, outer in cameras]),
         lidar_path=inside(root, scan["filename"], f"{nusc.table_root}/sample_data"),
-        sweeps=_sweeps(nusc, scan, lidar2global, max_sweeps),
+        sweeps=_sweeps(nusc, scan, lidar2global, max_sweeps, where),
         lidar2ego=lidar2ego,
         ego2global=ego2global,
-        boxes=boxes,
-        labels=labels,
-        num_points=num_points,
+        columns=sensors.columns(scan.get("num_pts_feats"), where, "sample_data.num_pts_feats"),
         root=root,
+        **_annotations(nusc, sample, lidar2global, where),
+    )
+
+
+def _camera(
+    nusc: Any, sample: dict[str, Any], camera: str, lidar2global: NDArray[np.float64], where: str
+) -> tuple[Path | None, NDArray[np.float64], NDArray[np.float64]]:
+    """Return path, intrinsic and extrinsic matrix of a camera; no path if the frame has no such camera."""
+    if sample["data"].get(camera) is None:
+        return None, np.eye(3), np.eye(4)
+    shot = nusc.get("sample_data", sample["data"][camera])
+    inner = nusc.get("calibrated_sensor", shot["calibrated_sensor_token"])["camera_intrinsic"]
+    return (
+        inside(Path(nusc.dataroot), shot["filename"], f"{nusc.table_root}/sample_data"),
+        sensors.intrinsic(inner, where, f"camera_intrinsic of {camera}"),
+        np.linalg.inv(_sensor2global(nusc, shot, where, camera)) @ lidar2global,
     )
 
 
 def _annotations(
-    nusc: Any, sample: dict[str, Any], lidar2global: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return boxes (M, 9), labels (M,) and point counts (M,) of one sample, for the ten classes."""
+    nusc: Any, sample: dict[str, Any], lidar2global: NDArray[np.float64], where: str
+) -> dict[str, NDArray[Any]]:
+    """Return boxes, labels, num_points and valid of one sample as ``FrameRecord`` has them."""
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     global2lidar = np.linalg.inv(lidar2global)
-    rows, labels, counts = [], [], []
+    rows, labels, lidar, radar = [], [], [], []
+    named: list[str] = []
     for token in sample["anns"]:
         annotation = nusc.get("sample_annotation", token)
         name = category_to_detection_name(annotation["category_name"])
         if name is None:
             continue
-        centre = global2lidar @ np.array([*annotation["translation"], 1.0])
-        turn = global2lidar[:3, :3] @ _rotation(annotation["rotation"])
+        named.append(f"box {len(named)} ({name})")
+        field = f"{named[-1]} sample_annotation"
+        pose = sensors.pose(annotation["rotation"], annotation["translation"], where, field)
+        centre = global2lidar @ pose[:, 3]
+        turn = global2lidar[:3, :3] @ pose[:3, :3]
         velocity = global2lidar[:2, :2] @ nusc.box_velocity(token)[:2]
-        width, length, height = annotation["size"]
+        width, length, height = sensors.numbers(annotation["size"], where, f"{field} size", (3,))
         yaw = np.arctan2(turn[1, 0], turn[0, 0])
         rows.append([*centre[:3], length, width, height, yaw, *velocity])
         labels.append(CLASSES.index(name))
-        counts.append(int(annotation["num_lidar_pts"]))
-    return (
-        np.array(rows, np.float32).reshape(-1, 9),
-        np.array(labels, np.int64),
-        np.array(counts, np.int64),
-    )
+        lidar.append(annotation["num_lidar_pts"])
+        radar.append(annotation.get("num_radar_pts", 0))
+    num_points = sensors.point_counts(lidar, where, "num_lidar_pts")
+    return {
+        "boxes": sensors.boxes(rows, where, named),
+        "labels": np.array(labels, np.int64),
+        "num_points": num_points,
+        "valid": num_points + sensors.point_counts(radar, where, "num_radar_pts") > 0,
+    }
 
 
 def _sweeps(
-    nusc: Any, scan: dict[str, Any], lidar2global: NDArray[np.float64], limit: int
+    nusc: Any, scan: dict[str, Any], lidar2global: NDArray[np.float64], limit: int, where: str
 ) -> tuple[Sweep, ...]:
     """Return the earlier scans, nearest first, with earlier key frames among them as in mmdet3d's converter.
 
     In a dataset with key frames only, the previous scan is half a second old and is not a sweep.
     """
-    global2lidar = np.linalg.inv(lidar2global)
     sweeps: list[Sweep] = []
     earlier = scan
     while earlier["prev"] and len(sweeps) < limit:
         earlier = nusc.get("sample_data", earlier["prev"])
         if earlier["is_key_frame"] and not sweeps:
             break
+        name = f"sweep {len(sweeps)}"
         sweeps.append(
             Sweep(
                 path=inside(Path(nusc.dataroot), earlier["filename"], f"{nusc.table_root}/sample_data"),
-                to_key=global2lidar @ _sensor2global(nusc, earlier),
-                lag_s=(scan["timestamp"] - earlier["timestamp"]) * 1e-6,  # microseconds to seconds
+                lidar2sensor=np.linalg.inv(_sensor2global(nusc, earlier, where, name)) @ lidar2global,
+                lag_s=sensors.lag(scan["timestamp"], earlier["timestamp"], where, f"timestamp of {name}"),
+                columns=sensors.columns(earlier.get("num_pts_feats"), where, f"num_pts_feats of {name}"),
             )
         )
     return tuple(sweeps)
 
 
-def _intrinsic(nusc: Any, shot: dict[str, Any]) -> NDArray[np.float64]:
-    sensor = nusc.get("calibrated_sensor", shot["calibrated_sensor_token"])
-    return _finite(np.array(sensor["camera_intrinsic"], np.float64).reshape(3, 3))
+def _lidar2ego(nusc: Any, scan: dict[str, Any], where: str) -> NDArray[np.float64]:
+    record = nusc.get("calibrated_sensor", scan["calibrated_sensor_token"])
+    return _pose(record, where, "calibrated_sensor of LIDAR_TOP")
 
 
-def _sensor2global(nusc: Any, data: dict[str, Any]) -> NDArray[np.float64]:
+def _sensor2global(nusc: Any, data: dict[str, Any], where: str, name: str) -> NDArray[np.float64]:
     sensor = nusc.get("calibrated_sensor", data["calibrated_sensor_token"])
-    return _matrix(nusc.get("ego_pose", data["ego_pose_token"])) @ _matrix(sensor)
+    ego = _pose(nusc.get("ego_pose", data["ego_pose_token"]), where, f"ego_pose of {name}")
+    return ego @ _pose(sensor, where, f"calibrated_sensor of {name}")
 
 
-def _matrix(pose: dict[str, Any]) -> NDArray[np.float64]:
+def _pose(record: dict[str, Any], where: str, field: str) -> NDArray[np.float64]:
     """Return the (4, 4) transform of a record with ``rotation`` (w, x, y, z) and ``translation``."""
-    made = np.eye(4)
-    made[:3, :3] = _rotation(pose["rotation"])
-    made[:3, 3] = pose["translation"]
-    return _finite(made)
-
-
-def _finite(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"not finite: {matrix.tolist()}")
-    return matrix
-
-
-def _rotation(quaternion: list[float]) -> NDArray[np.float64]:
-    from pyquaternion import Quaternion
-
-    turn: NDArray[np.float64] = Quaternion(quaternion).rotation_matrix
-    return turn
+    return sensors.pose(record["rotation"], record["translation"], where, field)

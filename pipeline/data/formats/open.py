@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.data.formats.file_source import FileSource
+from pipeline.data.formats.infos.reader import InfoSource
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import DataError
 from pipeline.data.source import READ_ALL, Reading, Source, is_remote
@@ -21,12 +22,14 @@ def open_source(root: str | Path, version: str, split: str, reading: Reading = R
         DataError: there is no such dataset, or it has no frame.
     """
     place = Path(root)
-    if not is_remote(root) and not place.exists():
-        raise DataError(f"{root}: no such dataset; `biaswise data synth` makes one")
+    try:
+        there = is_remote(root) or place.exists()
+    except OSError as problem:  # a name of 5,000 letters, a loop of links
+        raise DataError(f"{str(root)[:200]}: cannot be opened ({problem.strerror})") from problem
+    if not there:
+        raise DataError(f"{str(root)[:200]}: no such dataset; `biaswise data synth` makes one")
     source: Source
     if place.suffix == ".pkl":
-        from pipeline.data.formats.info_files import InfoSource  # it builds on this module
-
         source = InfoSource(place, reading=reading)
     elif (place / version).is_dir():
         source = FileSource(read_frames(place, version, split), reading)

@@ -8,7 +8,8 @@ without a manifest is unfinished. JPEGs are stored unchanged.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.sensors import show
 
-FORMAT = 2
-"""Version of this format. Version 1 had row groups of eight frames, no statistics and only float32 points."""
+FORMAT = 3
+"""Version of this format. Version 2 had no ``valid`` and no missing cameras, version 1 no statistics."""
 
 POINTS: Mapping[str, str] = {"float32": "<f4", "float16": "<f2"}
 """Dtypes of stored points, little endian: float32 is exact, float16 takes half the bytes."""
@@ -32,7 +34,7 @@ SCHEMA = pa.schema(
         ("timestamp_us", pa.int64()),
         ("num_boxes", pa.int64()),
         ("num_cloud_points", pa.int64()),
-        *((f"jpeg_{camera}", pa.binary()) for camera in CAMERAS),
+        *((f"jpeg_{camera}", pa.binary()) for camera in CAMERAS),  # null: the camera was missing
         ("points", pa.binary()),  # (N, 5) of the manifest's type, sweeps included
         ("cam2img", pa.list_(pa.float64(), 6 * 9)),
         ("lidar2cam", pa.list_(pa.float64(), 6 * 16)),
@@ -41,6 +43,7 @@ SCHEMA = pa.schema(
         ("boxes", pa.list_(pa.float32())),
         ("labels", pa.list_(pa.int64())),
         ("num_points", pa.list_(pa.int64())),
+        ("valid", pa.list_(pa.bool_())),
     ]
 )
 
@@ -49,6 +52,8 @@ STATISTICS = ("scene", "timestamp_us", "num_boxes", "num_cloud_points")
 
 _NAME = re.compile(r"[\w-]+-\d{5,}\.parquet")
 """Allowed file names, because a foreign manifest must not lead out of its folder."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SPLIT = re.compile(r"\w[\w-]*")
 
@@ -90,12 +95,14 @@ def read_manifest(folder: Path | str, split: str) -> dict[str, Any]:
     store, path = open_store(folder)
     where = f"{path}/{split}.json"
     try:
+        if store.get_file_info(where).type == fs.FileType.Unknown:  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         with store.open_input_stream(where) as stream:
             manifest: dict[str, Any] = json.loads(stream.read())
-        _check(manifest)
+        _check(manifest, split)
     except OSError as problem:
         raise DataError(f"{where}: no finished shards of split {split!r} here ({problem})") from problem
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as problem:
         raise DataError(
             f"{where}: not a manifest of format {FORMAT} ({problem}); write the shards anew"
         ) from problem
@@ -104,18 +111,40 @@ def read_manifest(folder: Path | str, split: str) -> dict[str, Any]:
     return manifest
 
 
-def _check(manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError or KeyError if a manifest has another format or contradicts itself."""
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {manifest['format']!r}")
+def _check(manifest: Mapping[str, Any], split: str) -> None:
+    """Raise ValueError, TypeError or KeyError if a manifest has another format or contradicts itself."""
+    for key, expected in (("format", FORMAT), ("split", split)):
+        if manifest[key] != expected:
+            raise ValueError(f"its {key} is {show(manifest[key])}")
     if manifest["points"] not in POINTS:
-        raise ValueError(f"its points are {manifest['points']!r}, expected {' or '.join(POINTS)}")
+        raise ValueError(f"its points are {show(manifest['points'])}, expected {' or '.join(POINTS)}")
+    for entry in manifest["files"]:
+        _check_entry(entry)
     rows = sum(entry["rows"] for entry in manifest["files"])
     if not rows == len(manifest["tokens"]) == len(manifest["scenes"]):
         raise ValueError(f"it has {rows} rows and {len(manifest['tokens'])} tokens")
-    for entry in manifest["files"]:
-        if sum(entry["groups"]) != entry["rows"] or min(entry["groups"]) < 1:
-            raise ValueError(f"{entry['name']} has {entry['rows']} rows in groups of {entry['groups']}")
+    if not all(isinstance(text, str) for text in (*manifest["tokens"], *manifest["scenes"])):
+        raise ValueError("its tokens and scenes are not all texts")
+    _refuse_twice("the file", [str(entry["name"]) for entry in manifest["files"]])
+    _refuse_twice("the frame", manifest["tokens"])
+
+
+def _check_entry(entry: Mapping[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError if the entry of a file contradicts itself."""
+    name = show(entry["name"])
+    numbers = [entry["rows"], entry["bytes"], *entry["groups"]]
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"{name} has rows, bytes or groups that are not above 0")
+    if sum(entry["groups"]) != entry["rows"]:
+        raise ValueError(f"{name} has {entry['rows']} rows in groups of {show(entry['groups'])}")
+    if not _SHA256.fullmatch(entry["sha256"]):
+        raise ValueError(f"{name} has the checksum {show(entry['sha256'])}")
+
+
+def _refuse_twice(what: str, values: Sequence[str]) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise ValueError(f"it lists {what} {show(twice[0])} twice")
 
 
 def check_file(store: fs.FileSystem, path: str, entry: Mapping[str, Any]) -> None:
@@ -123,7 +152,7 @@ def check_file(store: fs.FileSystem, path: str, entry: Mapping[str, Any]) -> Non
     name = entry["name"]
     if not _NAME.fullmatch(str(name)):
         raise DataError(
-            f"{path}: its manifest names the file {name!r}; expected a name such as "
+            f"{path}: its manifest names the file {show(name)}; expected a name such as "
             "mini_train-00000.parquet, in this folder; the manifest is not ours, do not use it"
         )
     info = store.get_file_info(f"{path}/{name}")

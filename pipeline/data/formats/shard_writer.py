@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.formats.records import read_records
 from pipeline.data.formats.shard_manifest import (
     FORMAT,
     POINTS,
@@ -55,12 +55,14 @@ class Part:
         name: name of the file.
         records: its frames.
         points: dtype of stored points, key of ``POINTS``.
+        missing_cameras: ``refuse``, or ``black`` to store a frame without one of its images.
     """
 
     out: str
     name: str
     records: tuple[FrameRecord, ...]
     points: str
+    missing_cameras: str = "refuse"
 
 
 Run = Callable[[Sequence[Part]], Iterable[Entry]]
@@ -80,17 +82,19 @@ def write_shards(
     progress: Progress | None = None,
     points: str = "float32",
     run: Run = one_by_one,
+    missing_cameras: str = "refuse",
 ) -> None:
-    """Write a split of a nuScenes dataset as shards. Files that an earlier call finished are kept.
+    """Write a split of a dataset as shards. Files that an earlier call finished are kept.
 
     Args:
-        root: dataset root in nuScenes layout.
+        root: dataset root in nuScenes layout, or an info file.
         version: name of the tables folder.
         split: split of the official devkit.
         out: folder or URI (``s3://...``) of the shards; may hold other splits.
         progress: called when frames are finished.
         points: ``float32`` is exact; ``float16`` takes half the bytes (docs/data.md has the cost).
         run: writes the parts.
+        missing_cameras: ``refuse`` a frame without one of its images, or ``black`` to store it without.
 
     Raises:
         DataError: a file of the dataset is missing or broken, ``out`` holds this split already, or ``out``
@@ -98,7 +102,7 @@ def write_shards(
     """
     if points not in POINTS:
         raise DataError(f"points {points!r}; expected {' or '.join(POINTS)}")
-    records = read_frames(Path(root), version, split)
+    records = read_records(root, version, split)
     store, folder = open_store(out)
     manifest_path = f"{folder}/{split}.json"
     if store.get_file_info(manifest_path).type != fs.FileType.NotFound:
@@ -107,7 +111,9 @@ def write_shards(
         )
     names = [f"{split}-{number:05d}.parquet" for number in range(-(-len(records) // ROWS_PER_FILE))]
     cut = [tuple(records[i * ROWS_PER_FILE : (i + 1) * ROWS_PER_FILE]) for i in range(len(names))]
-    parts = [Part(str(out), name, chosen, points) for name, chosen in zip(names, cut, strict=True)]
+    parts = [
+        Part(str(out), name, chosen, points, missing_cameras) for name, chosen in zip(names, cut, strict=True)
+    ]
     try:
         store.create_dir(folder, recursive=True)
         _clear(store, folder, split, names)
@@ -178,27 +184,32 @@ def _finished(store: fs.FileSystem, folder: str, part: Part, digest: str) -> Ent
 
 def _digest(part: Part) -> str:
     """Return a digest of all that decides a file's content; of input files, size and time of change."""
-    digest = hashlib.sha256(f"{FORMAT} {GROUP_BYTES} {part.points}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {GROUP_BYTES} {part.points} {part.missing_cameras}".encode())
     for record in part.records:
         digest.update(f"{record.token} {record.scene} {record.timestamp_us}".encode())
         for matrix in (record.cam2img, record.lidar2cam, record.lidar2ego, record.ego2global):
             digest.update(matrix.tobytes())
         for sweep in record.sweeps:
-            digest.update(sweep.to_key.tobytes())
-        digest.update(record.boxes.tobytes() + record.labels.tobytes() + record.num_points.tobytes())
+            digest.update(f"{sweep.lag_s} {sweep.columns}".encode() + sweep.lidar2sensor.tobytes())
+        for column in (record.boxes, record.labels, record.num_points, record.valid):
+            digest.update(column.tobytes())
+        digest.update(str(record.columns).encode())
         for path in (*record.image_paths, record.lidar_path, *(sweep.path for sweep in record.sweeps)):
             digest.update(_stamp(path).encode())
     return digest.hexdigest()
 
 
-def _stamp(path: Path) -> str:
+def _stamp(path: Path | None) -> str:
+    """Return what changes with a file. One that is not there is refused, if at all, when it is read."""
     try:
-        status = path.stat()
+        status = path.stat() if path is not None else None
+    except FileNotFoundError:
+        status = None
     except OSError as problem:
         raise DataError(
-            f"{path}: cannot be read ({problem.strerror}); the dataset is incomplete"
+            f"{str(path)[:200]}: cannot be read ({problem.strerror}); the dataset is incomplete"
         ) from problem
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
+    return f"{path} {status.st_size} {status.st_mtime_ns}" if status else f"{path} missing"
 
 
 class _Sink:
@@ -267,7 +278,7 @@ def _groups(part: Part) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     size = 0
     for record in part.records:
-        rows.append(to_row(record, part.points))
+        rows.append(to_row(record, part.points, part.missing_cameras))
         size += sum(len(value) for value in rows[-1].values() if isinstance(value, bytes))
         if size >= GROUP_BYTES:
             yield rows

@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 
 from pipeline.data.formats.decoding import assemble
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.formats.shard_manifest import POINTS, STATISTICS, open_store, read_manifest
-from pipeline.data.formats.shard_schema import to_record
-from pipeline.data.sample import CAMERAS, DataError, Sample
+from pipeline.data.formats.shard_manifest import (
+    FORMAT,
+    POINTS,
+    SCHEMA,
+    STATISTICS,
+    open_store,
+    read_manifest,
+)
+from pipeline.data.formats.shard_schema import to_cloud, to_jpegs, to_record
+from pipeline.data.sample import DataError, Sample
+from pipeline.data.sensors import show
 from pipeline.data.source import READ_ALL, Reading
 
 OPEN_FILES = 16
@@ -87,6 +95,7 @@ class ShardSource:
         self._reading = reading
         self._points = POINTS[manifest["points"]]
         self._names = [entry["name"] for entry in manifest["files"]]
+        self._expected = {entry["name"]: entry["groups"] for entry in manifest["files"]}
         groups = [(number, i) for number, e in enumerate(manifest["files"]) for i in range(len(e["groups"]))]
         sizes = [size for entry in manifest["files"] for size in entry["groups"]]
         self._groups, self._first = groups, np.cumsum([0, *sizes])
@@ -105,32 +114,49 @@ class ShardSource:
 
     def __getitem__(self, index: int) -> Sample:
         table, row, name = self._find(index)
-        cloud = np.frombuffer(table["points"][row].as_buffer(), self._points).astype(np.float32)
-        points = cloud.reshape(-1, 5)
+        record = self._record(index, table, row, name)
+        points = to_cloud(table, row, self._points, f"{name}: frame {record.token}")
         begins = np.diff(points[:, 4], prepend=np.nan) != 0  # first point of each sweep
         lags = np.unique(points[begins, 4])  # 0 is the key frame
         if len(lags) > self._reading.sweeps + 1:
             points = points[points[:, 4] <= lags[self._reading.sweeps]]
-        jpegs = [memoryview(table[f"jpeg_{camera}"][row].as_buffer()).cast("B") for camera in CAMERAS]
-        return assemble(to_record(table, row, name).with_points(self._reading.min_points), jpegs, points)
+        record = record.with_valid_boxes() if self._reading.valid_only else record
+        return assemble(record, to_jpegs(table, row), points, self._reading.missing_cameras)
 
     @cached_property
     def labels(self) -> Sequence[frozenset[int]]:
         """Labels that occur in each frame."""
         by_place: list[frozenset[int]] = []
         for name in self._names:
-            table = self._open(name).read(columns=["labels", "num_points"], use_threads=False)
-            for labels, counts in zip(
-                table["labels"].to_pylist(), table["num_points"].to_pylist(), strict=True
-            ):
-                pairs = zip(labels, counts, strict=True)
-                by_place.append(frozenset(label for label, n in pairs if n >= self._reading.min_points))
+            table = self._open(name).read(columns=["labels", "valid"], use_threads=False)
+            for labels, valid in zip(table["labels"].to_pylist(), table["valid"].to_pylist(), strict=True):
+                pairs = zip(labels, valid, strict=True)
+                by_place.append(frozenset(label for label, v in pairs if v or not self._reading.valid_only))
         return [by_place[place] for place in self._places]
 
     def records(self) -> Iterator[FrameRecord]:
         """Yield the records in order. Their paths name the place in the shards and cannot be opened."""
         for index in range(len(self)):
-            yield to_record(*self._find(index))
+            yield self.record(index)
+
+    def record(self, index: int) -> FrameRecord:
+        """Return the record of a frame."""
+        return self._record(index, *self._find(index))
+
+    def jpegs(self, index: int) -> list[memoryview | None]:
+        """Return the encoded images of a frame; None where the camera was missing."""
+        table, row, _ = self._find(index)
+        return to_jpegs(table, row)
+
+    def _record(self, index: int, table: Any, row: int, name: str) -> FrameRecord:
+        """Return the record of a row, which must be of the frame that the manifest lists."""
+        record = to_record(table, row, f"{self.folder}/{name}")
+        if (record.token, record.scene) != (self.tokens[index], self.scenes[index]):
+            raise DataError(
+                f"{self.folder}/{name}: row {row} is frame {record.token} of {record.scene}, the manifest "
+                f"lists {self.tokens[index]} of {self.scenes[index]}; it is of other files, write them anew"
+            )
+        return record
 
     def _find(self, index: int) -> tuple[Any, int, str]:
         """Return the table, the row in it and the file of a frame."""
@@ -173,9 +199,22 @@ class ShardSource:
     def _open(self, name: str) -> Any:
         def opened() -> Any:
             store, path = open_store(self.folder)
-            return pq.ParquetFile(store.open_input_file(f"{path}/{name}"))
+            file = pq.ParquetFile(store.open_input_file(f"{path}/{name}"))
+            self._refuse_other(name, file)
+            return file
 
         return self._files.get(name, opened)
+
+    def _refuse_other(self, name: str, file: Any) -> None:
+        """Raise DataError if a file has other columns, or other row groups than the manifest says."""
+        if not file.schema_arrow.remove_metadata().equals(SCHEMA):
+            raise DataError(f"{self.folder}/{name}: has other columns than format {FORMAT}; write it anew")
+        groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        if groups != self._expected[name]:
+            raise DataError(
+                f"{self.folder}/{name}: has {sum(groups)} rows in groups of {show(groups)}, its manifest "
+                f"says {show(self._expected[name])}; write it anew"
+            )
 
 
 def _rows(group: Any, condition: Any) -> NDArray[np.int64]:

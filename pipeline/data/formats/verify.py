@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.boxes import points_inside
-from pipeline.data.formats.decoding import load_points, load_sample, parse_points, read_bytes
+from pipeline.data.formats.decoding import load_sample, load_scan
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.formats.nuscenes_tables import read_frames, split_scenes
+from pipeline.data.formats.nuscenes_tables import split_scenes
+from pipeline.data.formats.records import read_each_record
 from pipeline.data.formats.shard_manifest import checksum, read_manifest
 from pipeline.data.formats.shards import ShardSource
+from pipeline.data.jpeg import refuse_gap
+from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import Reading
 
@@ -28,6 +31,9 @@ FEW_POINTS = 50
 AGREEMENT = 0.5
 """Least share of the table's points that must be in the boxes. It is half, because a box that is shifted by a
 rounded pose loses some points, while a wrong file or calibration loses nearly all."""
+
+EVERYTHING = Reading(valid_only=False, missing_cameras="black")
+"""What is checked of shards: all boxes; a camera may be missing, because the writer was told so."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished frames and the number of all frames."""
@@ -61,48 +67,80 @@ class _Findings:
 
 
 def check(path: Path, version: str = "v1.0-mini", progress: Progress | None = None) -> CheckReport:
-    """Check a dataset in nuScenes layout, or a folder of shards, whichever ``path`` is."""
+    """Check a dataset in nuScenes layout, an info file, or a folder of shards, whichever ``path`` is."""
     path = Path(path)
-    if (path / version).is_dir() or not any(path.glob("*.parquet*")):
-        return check_dataset(path, version, progress)
-    return check_shards(path, progress)
+    if path.suffix != ".pkl" and not (path / version).is_dir() and any(path.glob("*.parquet*")):
+        return check_shards(path, progress)
+    return check_files(path, version, progress)
 
 
-def check_dataset(root: Path, version: str, progress: Progress | None = None) -> CheckReport:
-    """Open every file of every key frame of a nuScenes dataset.
+def check_files(root: Path, version: str, progress: Progress | None = None) -> CheckReport:
+    """Open every file of every key frame of a nuScenes dataset or an info file.
 
-    The links between tables must be valid, and images and points must decode. Boxes must be finite with
-    positive sizes, be visible in a camera, and hold the number of points of the table.
+    The links between tables must be valid, and images and points must decode, to their last pixel. Boxes must
+    be finite with positive sizes, be visible in a camera, and hold the number of points of the table.
 
     Args:
-        root: dataset root.
+        root: dataset root, or the info file.
         version: name of the tables folder.
         progress: called after each frame.
     """
     findings = _Findings()
-    records: list[FrameRecord] = []
-    try:
-        names = {scene["name"] for scene in json.loads((Path(root) / version / "scene.json").read_text())}
-        for split in _splits(version):
-            if names & set(split_scenes(split)):
-                records += read_frames(Path(root), version, split)
-        stray = names - {record.scene for record in records}
-        findings.problems += [f"{Path(root) / version}: {name} belongs to no split" for name in sorted(stray)]
-    except FileNotFoundError:
-        findings.problems.append(
-            f"{Path(root) / version}: no nuScenes tables and no shards here; check the path"
-        )
-    except (DataError, ValueError, KeyError, TypeError) as problem:
-        findings.problems.append(f"{Path(root) / version}: {problem}")
+    records = _sound_records(findings, Path(root), version)
     findings.counts["scenes"] = len({record.scene for record in records})
     for done, record in enumerate(records, start=1):
         try:
-            _check_frame(findings, record, load_sample(record), _scan_of(record))
+            sample = load_sample(record)
+            for image in record.image_paths:
+                if image is not None:
+                    refuse_gap(read_bytes(image, record.root), str(image))
+            _check_frame(findings, record, sample, load_scan(record) if record.sweeps else sample.points)
         except DataError as problem:
             findings.problems.append(str(problem))
         if progress:
             progress(done, len(records))
     return findings.report()
+
+
+def _sound_records(findings: _Findings, root: Path, version: str) -> list[FrameRecord]:
+    """Return the frames of which tables or info file say what they must, and note what the others say."""
+    records: list[FrameRecord] = []
+    try:
+        for record in _read_each(findings, root, version):
+            if isinstance(record, DataError):
+                findings.problems.append(str(record))
+            else:
+                records.append(record)
+    except FileNotFoundError:
+        findings.problems.append(f"{root}/{version}: no nuScenes tables and no shards here; check the path")
+    except DataError as problem:
+        findings.problems.append(str(problem))
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        findings.problems.append(f"{root}/{version}: {problem}")
+    return records
+
+
+def _read_each(findings: _Findings, root: Path, version: str) -> Iterator[FrameRecord | DataError]:
+    """Yield the frames of an info file, or of all splits of a dataset that have scenes in it."""
+    if root.suffix == ".pkl":
+        yield from read_each_record(root, version, "")
+        return
+    table = json.loads(_read_table(root / version / "scene.json"))
+    names = {str(scene["name"]) for scene in table}
+    known: set[str] = set()
+    for split in _splits(version):
+        scenes = set(split_scenes(split))
+        known |= scenes
+        if names & scenes:
+            yield from read_each_record(root, version, split)
+    findings.problems += [f"{root / version}: {name} belongs to no split" for name in sorted(names - known)]
+
+
+def _read_table(path: Path) -> bytes:
+    """Return a table as bytes; FileNotFoundError if it is not there."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return read_bytes(path)
 
 
 def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
@@ -120,7 +158,7 @@ def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:
                         f"{folder}/{entry['name']}: checksum differs from the manifest's; write it anew"
                     )
             findings.counts["scenes"] += len(set(manifest["scenes"]))
-            _check_rows(findings, ShardSource(folder, path.stem, Reading(min_points=0)), progress)
+            _check_rows(findings, ShardSource(folder, path.stem, EVERYTHING), progress)
         except DataError as problem:
             findings.problems.append(str(problem))
     return findings.report()
@@ -134,19 +172,13 @@ def _splits(version: str) -> tuple[str, ...]:
     return ("train", "val")
 
 
-def _scan_of(record: FrameRecord) -> NDArray[np.float32]:
-    """Return the key frame's scan without sweeps, whose points the tables count."""
-    return (
-        parse_points(read_bytes(record.lidar_path, record.root), str(record.lidar_path))
-        if record.sweeps
-        else load_points(record)
-    )
-
-
 def _check_rows(findings: _Findings, source: ShardSource, progress: Progress | None) -> None:
-    for index, record in enumerate(source.records()):
+    for index in range(len(source)):
         try:
-            sample = source[index]
+            record, sample = source.record(index), source[index]
+            for path, jpeg in zip(record.image_paths, source.jpegs(index), strict=True):
+                if jpeg is not None:
+                    refuse_gap(bytes(jpeg), str(path))
             _check_frame(findings, record, sample, sample.points[sample.points[:, 4] == 0])
         except DataError as problem:
             findings.problems.append(str(problem))
@@ -160,13 +192,7 @@ def _check_frame(findings: _Findings, record: FrameRecord, sample: Sample, scan:
     findings.counts.update(frames=1, images=len(CAMERAS), points=len(sample.points), boxes=len(record.boxes))
     findings.counts.update(f"boxes/{CLASSES[label]}" for label in record.labels)
     boxes = record.boxes
-    sound = np.isfinite(boxes[:, :7]).all(axis=1) & (boxes[:, 3:6] > 0).all(axis=1)
-    for index in np.flatnonzero(~sound):
-        findings.problems.append(
-            f"{where}: box {index} ({CLASSES[record.labels[index]]}) has centre, size and yaw "
-            f"{boxes[index, :7].tolist()}; expected finite numbers and sizes above 0"
-        )
-    far = sound & (np.hypot(boxes[:, 0], boxes[:, 1]) > NEAR_M) & (record.num_points > 0)
+    far = (np.hypot(boxes[:, 0], boxes[:, 1]) > NEAR_M) & (record.num_points > 0)
     unseen = far & ~_in_picture(boxes, sample)
     for index in np.flatnonzero(unseen):
         x, y = boxes[index, :2]
@@ -174,8 +200,8 @@ def _check_frame(findings: _Findings, record: FrameRecord, sample: Sample, scan:
             f"{where}: box {index} ({CLASSES[record.labels[index]]} at {x:.1f}, {y:.1f} m) is in no camera's "
             "picture; the calibration or the box is wrong"
         )
-    claimed = int(record.num_points[sound].sum())
-    counted = int(points_in_boxes(scan, boxes[sound]).sum())
+    claimed = int(record.num_points.sum())
+    counted = int(points_in_boxes(scan, boxes).sum())
     if claimed >= FEW_POINTS and counted < AGREEMENT * claimed:
         findings.problems.append(
             f"{where}: its boxes hold {counted} of the {claimed} points the tables claim; "

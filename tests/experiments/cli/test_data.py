@@ -8,6 +8,7 @@ import pytest
 from experiments.cli import main
 from pipeline.data.augmentation.object_database import open_database
 
+CHECKPOINT = "experiments/checkpoints/cmt_aqr_pillar_mini.safetensors"
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini_runner.py"
 
 
@@ -49,3 +50,39 @@ def test_what_cannot_be_done_is_one_sentence(root, tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
     assert main(["data", "objects", str(root / "nothing"), "--out", str(tmp_path)]) == 2
     assert "no such dataset" in capsys.readouterr().err
+
+
+def test_every_command_takes_every_form_that_its_help_names(root, tmp_path):
+    """Tables, an info file, shards; an info file of an info file, shards of an info file."""
+    infos, shards = tmp_path / "infos.pkl", tmp_path / "shards"
+    assert main(["data", "infos", str(root), "--out", str(root / "infos.pkl")]) == 0
+    assert main(["data", "infos", str(root / "infos.pkl"), "--out", str(infos)]) == 0
+    assert infos.read_bytes() == (root / "infos.pkl").read_bytes()
+    for place, out in ((root, shards), (root / "infos.pkl", tmp_path / "more")):
+        assert main(["data", "shard", str(place), "--split", "mini_train", "--out", str(out)]) == 0
+    for form, place in {
+        "tables": root,
+        "infos": root / "infos.pkl",
+        "shards": shards,
+        "more": tmp_path / "more",
+    }.items():
+        assert main(["data", "check", str(place)]) == 0
+        assert main(["data", "objects", str(place), "--out", str(tmp_path / f"objects_{form}")]) == 0
+        assert main(["data", "show", str(place), "--out", str(tmp_path / f"drawn_{form}")]) == 0
+    databases = [
+        (tmp_path / f"objects_{form}/objects.bin").read_bytes() for form in ("tables", "infos", "shards")
+    ]
+    assert len(set(databases)) == 1
+    assert main(["data", "infos", str(shards), "--out", str(tmp_path / "no.pkl")]) == 2
+
+
+@pytest.mark.slow(seconds=60)
+@pytest.mark.filterwarnings("ignore")  # the devkit's own
+def test_evaluate_needs_no_other_split(tmp_path):
+    data = str(tmp_path / "data")
+    made = ["--frames", "1", "--scenes", "mini_val=1", "--processes", "1"]
+    assert main(["data", "synth", "--out", data, "--seed", "2", *made]) == 0
+    words = ["evaluate", CHECKPOINT, "--data", data, "--split", "mini_val", "--conditions", "clean"]
+    assert main([*words, "--runs-dir", str(tmp_path / "runs")]) == 0
+    (rows,) = (tmp_path / "runs").glob("evaluate/trials/*/rows.jsonl")
+    assert '"NDS"' in rows.read_text()

@@ -34,6 +34,7 @@ def test_settings_survive_json():
         {"plan": Plan.of({"*": "none/sdpa_math"})},
         {"plan_mixture": ()},
         {"data": replace(SETTINGS.data, train=("data/b", "data/a"))},
+        {"data": replace(SETTINGS.data, missing_cameras="black")},
         {"train": replace(SETTINGS.train, lr_scale=0.5)},
         {"train": replace(SETTINGS.train, cuda_graphs=False)},
         {"seed": 1},

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.data.augmentation.object_database import InfoDatabase
 from pipeline.data.formats.decoding import load_sample
-from pipeline.data.formats.info_files import read_infos, write_infos
+from pipeline.data.formats.infos.reader import read_infos
+from pipeline.data.formats.infos.writer import write_infos
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import DataError

@@ -18,7 +18,7 @@ from pipeline.data.augmentation.object_database_writer import write_database
 from pipeline.data.augmentation.pipeline_steps import LoadAnnotations3D
 from pipeline.data.augmentation.train_pipeline import STEPS
 from pipeline.data.formats.file_source import FileSource
-from pipeline.data.formats.info_files import write_infos
+from pipeline.data.formats.infos.writer import write_infos
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.synthetic import generate
 from pipeline.detector.build import build_model

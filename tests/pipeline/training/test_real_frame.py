@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.data.augmentation.transforms import filter_range, resize_crop
-from pipeline.data.formats.info_files import InfoSource
+from pipeline.data.formats.infos.reader import InfoSource
 from pipeline.detector.build import build_model, load_config
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm

@@ -2,9 +2,11 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.data.formats.decoding import decode_image, load_sample, parse_points
+from pipeline.data.formats.decoding import load_sample
 from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.jpeg import decode_image
 from pipeline.data.sample import DataError
+from pipeline.data.sensors import parse_points
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def test_a_frame_opens(record):
 
 def test_missing_image(record):
     record.image_paths[2].unlink()
-    with pytest.raises(DataError, match=r"CAM_FRONT_LEFT.*cannot be read"):
+    with pytest.raises(DataError, match=r"frame \w+: has no image of CAM_FRONT_LEFT .*set missing_cameras"):
         load_sample(record)
 
 

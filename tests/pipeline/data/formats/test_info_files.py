@@ -12,7 +12,8 @@ from pipeline.config.settings import CLASSES
 from pipeline.data.augmentation.transforms import box_corners, filter_range, project
 from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.formats.info_files import InfoSource, read_infos, write_infos
+from pipeline.data.formats.infos.reader import InfoSource, read_infos
+from pipeline.data.formats.infos.writer import write_infos
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.synthetic import generate
@@ -108,8 +109,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
         (b"", "refused"),
         (b"no pickle at all", "refused"),
         (pickle.dumps([1, 2]), "holds a list"),
-        (pickle.dumps({"infos": []}), "not an mmdet3d info file"),
-        (pickle.dumps({"metainfo": {"info_version": "1.0"}}), "info version '1.0'; expected 1.1"),
+        (pickle.dumps({"infos": []}), "holds no frame"),
+        (pickle.dumps({"infos": 3}), "not an mmdet3d info file"),
+        (pickle.dumps({"metainfo": {"info_version": "1.0"}}), "info version '1.0' with .*; expected 1.1"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -162,10 +164,9 @@ def _changed(root: Path, out: Path, change: Callable[[dict[str, Any]], Any]) -> 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda f: f["images"]["CAM_BACK"].pop("cam2img"), "CAM_BACK has nothing as cam2img, expected"),
-        (lambda f: f["images"]["CAM_FRONT"].update(lidar2cam=None), "CAM_FRONT has nothing as lidar2cam"),
-        (lambda f: f["lidar_points"].update(lidar2ego=[1, 2]), r"lidar_points has \(2,\) as lidar2ego"),
-        (lambda f: f["images"].pop("CAM_BACK"), "not an mmdet3d info file.*'CAM_BACK'"),
+        (lambda f: f["images"]["CAM_BACK"].pop("cam2img"), "CAM_BACK.cam2img is None; expected"),
+        (lambda f: f["images"]["CAM_FRONT"].update(lidar2cam=None), "CAM_FRONT.lidar2cam is None; expected"),
+        (lambda f: f["lidar_points"].update(lidar2ego=[1, 2]), r"lidar2ego is \[1, 2\]; expected"),
     ],
 )  # fmt: skip
 def test_missing_calibration_is_one_sentence(swept: Path, tmp_path: Path, change: Any, sentence: str) -> None:

@@ -112,10 +112,10 @@ def test_joined_sources_are_one_after_the_other() -> None:
 
 def test_boxes_without_points_are_left_out() -> None:
     record = FrameRecord(
-        token="t", scene="s", timestamp_us=0, image_paths=(), cam2img=np.zeros((0, 3, 3)),
+        token="t", scene="s", timestamp_us=0, image_paths=(Path("none"),) * 6, cam2img=np.zeros((0, 3, 3)),
         lidar2cam=np.zeros((0, 4, 4)), lidar_path=Path("none"), sweeps=(), lidar2ego=np.eye(4),
         ego2global=np.eye(4), boxes=np.arange(18, dtype=np.float32).reshape(2, 9),
-        labels=np.array([3, 4]), num_points=np.array([0, 1]),
+        labels=np.array([3, 4]), num_points=np.array([0, 0]), valid=np.array([False, True]),
     )  # fmt: skip
     (kept,) = FileSource([record])._records
     np.testing.assert_array_equal(kept.labels, [4])
