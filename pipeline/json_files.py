@@ -23,7 +23,14 @@ MAX_INTEGER = 2**63
 """Bound of integers, exclusive: what 64 bits hold."""
 
 T = TypeVar("T", dict[str, Any], list[Any])
-NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
+NAMES: dict[Any, str] = {
+    dict: "an object",
+    Mapping: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+}
 
 
 class JsonError(ValueError):
@@ -171,7 +178,7 @@ def _check_value(hint: Any, value: object, at: str) -> None:
         _check_choice(inner, value, at)
     elif origin is tuple and isinstance(value, list | tuple):
         _check_entries(inner, value, at)
-    elif origin is dict and isinstance(value, Mapping):
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
         for key, entry in value.items():
             _check_value(inner[1], entry, f"{at}.{key}")
     elif not _fits(origin or hint, value):

@@ -9,7 +9,6 @@ The training has a seed of its own. A seed's data order may suit the bias of one
 of the study's, the layer would rank high by the very chance that its verdict must not profit from.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -22,6 +21,7 @@ from experiments.recipes.factorial import level_of
 from experiments.recipes.recipe import Recipe, RecipeError
 from pipeline.config.plan import Plan, PlanError
 from pipeline.config.settings import TrialSettings
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.storage.trial_status import RowsDigest, is_unchanged, rows_digest
 
@@ -148,8 +148,14 @@ def was_edited(study_folder: Path) -> bool:
     path = study_folder / FOLDER / RANKING
     if not path.exists():
         return False
-    digest = json.loads(path.read_text(encoding="utf-8")).get("rows")
-    return digest is not None and not is_unchanged(path.with_name(ROWS), RowsDigest(**digest))
+    try:
+        digest = read_json(path, dict).get("rows")
+        if digest is None:
+            return False
+        check_fields(RowsDigest, digest)
+    except JsonError:
+        return True
+    return not is_unchanged(path.with_name(ROWS), RowsDigest(**digest))
 
 
 def ranking_record(

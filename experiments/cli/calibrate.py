@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from experiments.cli.options import Command, OptionError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.calibration.findings import Findings
+    from experiments.terminal import Terminal
 
 EFFECTS = ((2.0, 2.0), (2.0, 4.0))
 """Sizes of the effects in the comparison with the full grid, in standard deviations of the noise: the
@@ -38,16 +37,16 @@ class Calibrate(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a target is missed."""
-        from rich.console import Console
         from rich.table import Table
 
         from experiments.calibration.findings import criteria
         from experiments.calibration.report import write_findings
+        from experiments.terminal import Terminal
 
         for option in ("studies", "workers"):
             if getattr(arguments, option) < 1:
                 raise OptionError(f"--{option} {getattr(arguments, option)}: expected 1 or more")
-        console = Console()
+        console = Terminal()
         findings = _simulate(arguments.studies, arguments.workers, console)
         written = write_findings(findings, Path(arguments.out))
         table = Table("target", "asked", "found", "", box=None)
@@ -58,7 +57,7 @@ class Calibrate(Command):
         return 0 if all(line.met for line in criteria(findings)) else 1
 
 
-def _simulate(studies: int, workers: int, console: "Console") -> "Findings":
+def _simulate(studies: int, workers: int, console: "Terminal") -> "Findings":
     """Judge all simulated studies, with a progress bar; a task is one planted truth, or one comparison."""
     from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 

@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_recipe, add_storage
+from pipeline.printable import say
 
 
 class SubmitStudy(Command):
@@ -72,7 +73,7 @@ class CheckCluster(Command):
             faults = check_cluster(Path(name))
             number += len(faults)
             for sentence in faults or ["nothing wrong"]:
-                print(f"{name}: {sentence}")
+                say(f"{name}: {sentence}")
         return 1 if number else 0
 
 
@@ -92,7 +93,7 @@ class WatchCluster(Command):
         """Return when the node is drained, or at once if this is no spot machine."""
         from experiments.cluster.preemption_watch import watch
 
-        return watch(arguments.address, arguments.node_id, lambda text: print(text, flush=True))
+        return watch(arguments.address, arguments.node_id, say)
 
 
 def _write(text: str) -> None:

@@ -50,13 +50,12 @@ class SynthesizeData(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
-
         from experiments.study.progress import task_bar
+        from experiments.terminal import Terminal
         from pipeline.data.synthetic import generate
         from pipeline.data.synthetic.sensor_rig import RIGS
 
-        console = Console()
+        console = Terminal()
         with task_bar(console, f"generating {arguments.out}") as advance:
             generate(
                 Path(arguments.out),
@@ -114,16 +113,15 @@ class WriteShards(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
-
         from experiments.study.progress import task_bar
+        from experiments.terminal import Terminal
         from pipeline.data.formats.shard_writer import Run, one_by_one, write_shards
 
         if arguments.ray_tasks < 1:
             raise OptionError(
                 f"--ray-tasks {arguments.ray_tasks}: expected 1 or more files to be written at once"
             )
-        console = Console()
+        console = Terminal()
         with ExitStack() as stack:
             run: Run = one_by_one
             if arguments.ray_tasks > 1:
@@ -159,18 +157,17 @@ class CheckData(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if there are problems."""
-        from rich.console import Console
-
         from experiments.study.progress import task_bar
+        from experiments.terminal import Terminal
         from pipeline.data.formats.verify import check
 
-        console = Console()
+        console = Terminal()
         with task_bar(console, f"checking {arguments.path}") as advance:
             report = check(Path(arguments.path), arguments.version, advance)
         for name, count in report.counts.items():
             console.print(f"{name:32} {count:>9}", highlight=False)
         for problem in report.problems:
-            console.print(f"problem: {problem}", style="red", markup=False, soft_wrap=True)
+            console.print(f"problem: {problem}", style="red", soft_wrap=True)
         return 0 if report.ok else 1
 
 
@@ -189,14 +186,13 @@ class WriteInfos(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
-
+        from experiments.terminal import Terminal
         from pipeline.data.formats.infos.writer import write_infos
         from pipeline.data.formats.records import read_records
 
         frames = read_records(arguments.root, arguments.version, arguments.split)
         write_infos(frames, Path(arguments.out), arguments.version)
-        Console().print(f"{arguments.out}: {len(frames)} frames")
+        Terminal().print(f"{arguments.out}: {len(frames)} frames")
         return 0
 
 
@@ -214,14 +210,13 @@ class CutObjects(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
-
         from experiments.study.progress import task_bar
+        from experiments.terminal import Terminal
         from pipeline.data.augmentation.object_database_writer import write_database
         from pipeline.data.formats.open import open_source
         from pipeline.data.source import Reading
 
-        console = Console()
+        console = Terminal()
         reading = Reading(missing_cameras=arguments.missing_cameras)
         source = open_source(arguments.root, arguments.version, arguments.split, reading)
         with task_bar(console, f"cutting {arguments.split}") as advance:
@@ -258,8 +253,8 @@ class ShowData(Command):
         """Return 0."""
         import cv2
         import numpy as np
-        from rich.console import Console
 
+        from experiments.terminal import Terminal
         from pipeline.data.augmentation.drawing import draw_sample
         from pipeline.data.formats.open import open_source
         from pipeline.data.source import READ_ALL
@@ -273,7 +268,7 @@ class ShowData(Command):
         source = open_source(arguments.root, arguments.version, arguments.split, reading)
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
-        console = Console()
+        console = Terminal()
         for frame in np.linspace(0, len(source) - 1, min(arguments.frames, len(source))).astype(int):
             sample = source[frame]
             if pipeline:

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command
+from experiments.cli.options import Command, add_config
 
 
 class Lint(Command):
@@ -15,7 +15,7 @@ class Lint(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("config", help="mmengine config file")
+        add_config(parser)
         parser.add_argument(
             "--fix", action="store_true", help="remove dead flags from the file; all else stays"
         )
@@ -42,7 +42,7 @@ class Lint(Command):
         if arguments.json:
             print(as_json(report, fixed))
         else:
-            from rich.console import Console
+            from experiments.terminal import Terminal
 
-            print_report(report, fixed, Console())
+            print_report(report, fixed, Terminal())
         return 1 if report.wrong else 0

@@ -74,9 +74,18 @@ def _sentence(clause: str) -> str:
     return clause[0].upper() + clause[1:]
 
 
+CONFIGS_ARE_CODE = "a config in Python is run as code: use none that you do not trust"
+"""What the help of every command says that reads a config."""
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the path of a config."""
+    parser.add_argument("config", help=f"mmengine config file; {CONFIGS_ARE_CODE}")
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the name of a recipe."""
-    parser.add_argument("recipe", help="a name that `biaswise study list` shows")
+    parser.add_argument("recipe", help=f"a name that `biaswise study list` shows; {CONFIGS_ARE_CODE}")
 
 
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:

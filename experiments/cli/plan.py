@@ -1,10 +1,10 @@
 """``biaswise plan``: what every attention site of a config does, changed and printed as a config."""
 
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command
+from experiments.cli.options import Command, add_config
+from pipeline.printable import say
 
 
 class ShowPlan(Command):
@@ -16,7 +16,7 @@ class ShowPlan(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("config", help="mmengine config file")
+        add_config(parser)
         parser.add_argument(
             "--choice",
             action="append",
@@ -35,12 +35,12 @@ class ShowPlan(Command):
         config = Path(arguments.config).resolve()
         plan = plan_of(config, Plan.parse(";".join(arguments.choice)))
         if arguments.out is None:
-            sys.stdout.write(print_config(config, plan))
+            say(print_config(config, plan).rstrip("\n"))
             return 0
         out = Path(arguments.out).resolve()
         text = print_config(config, plan, out.parent)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
         for site, choice in plan.choices:
-            print(f"{site}={choice}")
+            say(f"{site}={choice}")
         return 0

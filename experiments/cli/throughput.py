@@ -7,12 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, TypeAlias
 
-from experiments.cli.options import Command, OptionError, add_cfg_options, read_cfg_options
+from experiments.cli.options import Command, OptionError, add_cfg_options, add_config, read_cfg_options
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
+    from experiments.terminal import Terminal
     from pipeline.config.plan import Plan
     from pipeline.metrics.rows import Row
     from pipeline.training.benchmark import BenchmarkSettings
@@ -55,7 +55,7 @@ class Throughput(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("config", help="mmengine config file")
+        add_config(parser)
         parser.add_argument(
             "--plans",
             nargs="+",
@@ -99,8 +99,8 @@ class Throughput(Command):
         """Return 0."""
         overrides = read_cfg_options(arguments)
         import torch
-        from rich.console import Console
 
+        from experiments.terminal import Terminal
         from pipeline.training.benchmark import BenchmarkSettings, named_plans, run_benchmark
 
         cuda = arguments.device == "cuda" or (arguments.device is None and torch.cuda.is_available())
@@ -122,7 +122,7 @@ class Throughput(Command):
             total = torch.cuda.get_device_properties(0).total_memory / 2**30
             torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_gib / total))
         plans = read_plans(arguments.plans, named_plans(cuda))
-        console = Console()
+        console = Terminal()
         if not console.is_terminal:
             console.width = WIDTH
         folder = Path(arguments.out or f"runs/throughput/{Path(bench.config).stem}_{int(time.time())}")
@@ -243,7 +243,7 @@ def module_table(rows: "Sequence[Row]") -> "Table":
 
 
 def _profile(
-    bench: "BenchmarkSettings", plans: "Mapping[str, Plan | None]", arguments: Namespace, console: "Console"
+    bench: "BenchmarkSettings", plans: "Mapping[str, Plan | None]", arguments: Namespace, console: "Terminal"
 ) -> None:
     """Print the kernels of one step, and where the host waits, of every plan."""
     from pipeline.metrics.profiling import kernel_table, waits

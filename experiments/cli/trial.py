@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import (
+    CONFIGS_ARE_CODE,
     Command,
     OptionError,
     add_cfg_options,
@@ -18,9 +19,8 @@ from experiments.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.recipes.recipe import Recipe
+    from experiments.terminal import Terminal
     from pipeline.config.settings import TrialSettings
 
 
@@ -47,15 +47,14 @@ class Train(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         overrides = read_cfg_options(arguments)
-        from rich.console import Console
-
         from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder, write_json
         from experiments.study.preflight import make_datasets
+        from experiments.terminal import Terminal
         from pipeline.detector.build import load_config
         from pipeline.redaction import refuse_secrets
 
-        console = Console()
+        console = Terminal()
         chosen = recipe(arguments.recipe)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
@@ -85,7 +84,7 @@ class Evaluate(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("checkpoint", help="weights (*.safetensors)")
-        parser.add_argument("--config", help="mmengine config file (that of the demo)")
+        parser.add_argument("--config", help=f"mmengine config file (that of the demo); {CONFIGS_ARE_CODE}")
         add_cfg_options(parser)
         parser.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
         parser.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
@@ -98,10 +97,9 @@ class Evaluate(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         overrides = read_cfg_options(arguments)
-        from rich.console import Console
-
         from experiments.recipes.mini import MINI_CONFIG, cross_plan
         from experiments.storage.study_folder import StudyFolder
+        from experiments.terminal import Terminal
         from pipeline.config.plan import Plan
         from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
         from pipeline.data.corruptions import CONDITIONS
@@ -127,7 +125,7 @@ class Evaluate(Command):
         name = f"{Path(arguments.checkpoint).stem}_{settings.digest}"
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / "evaluate").trial(name)
         _run_here(settings, folder)
-        _print_scores(folder, Console())
+        _print_scores(folder, Terminal())
         return 0
 
 
@@ -141,7 +139,7 @@ def _run_here(settings: "TrialSettings", folder: Path) -> None:
     run_trial(settings, LocalSession(folder, torch.device(settings.device), quiet=False))
 
 
-def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Console") -> None:
+def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Terminal") -> None:
     """Run a trial in workers of Ray Train, with a progress bar."""
     from experiments.study.progress import StudyProgress
     from pipeline.ray_train.launch import train_one
@@ -178,7 +176,7 @@ def _changed(
     return replace(settings, overrides=settings.overrides + overrides, **changes)
 
 
-def _print_scores(folder: Path, console: "Console") -> None:
+def _print_scores(folder: Path, console: "Terminal") -> None:
     """Print the last accuracy per sensor condition."""
     from rich.table import Table
 

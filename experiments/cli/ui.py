@@ -21,11 +21,10 @@ class ServeUi(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return the exit code of the server."""
-        from rich.console import Console
+        from experiments.terminal import Terminal
+        from pipeline.tracking.mlflow_server import refuse_port, start_ui
 
-        from pipeline.tracking.mlflow_server import start_ui
-
-        console, host = Console(), arguments.host
+        console, host = Terminal(), arguments.host
         if not 0 < arguments.port < 65536:
             raise OptionError(f"--port {arguments.port}: expected 1 to 65535")
         if host not in ("127.0.0.1", "localhost", "::1"):
@@ -35,5 +34,6 @@ class ServeUi(Command):
                 style="yellow",
                 soft_wrap=True,
             )
+        refuse_port(host, arguments.port)
         console.print(f"MLflow on http://{host}:{arguments.port}, Ctrl-C ends it", highlight=False)
         return start_ui(host, arguments.port)

@@ -6,15 +6,16 @@ import sys
 import textwrap
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from experiments.lint.check import LintReport
 from experiments.lint.finding import Finding
+from experiments.terminal import Terminal
+from pipeline.printable import printable
 
 
-def print_report(report: LintReport, fixed: list[Finding], console: Console) -> None:
+def print_report(report: LintReport, fixed: list[Finding], console: Terminal) -> None:
     """Print the table of sites, then the fixed findings, the remaining findings and the notes.
 
     Args:
@@ -39,18 +40,21 @@ def print_report(report: LintReport, fixed: list[Finding], console: Console) -> 
     console.print(f"\n{', '.join(counts)} in {shown(report.config)}", highlight=False, soft_wrap=True)
 
 
-def _print_finding(finding: Finding, word: str, style: str, console: Console) -> None:
+def _print_finding(finding: Finding, word: str, style: str, console: Terminal) -> None:
     where = f"{shown(finding.place.file)}:{finding.place.line}"
-    console.print(
-        f"\n[{style}]{word}[/] [bold]{escape(where)}[/] {finding.rule}{escape(_sites(finding.sites))}",
-        highlight=False,
-        soft_wrap=True,
+    head = Text.assemble(
+        "\n",
+        (word, style),
+        " ",
+        (printable(where), "bold"),
+        printable(f" {finding.rule}{_sites(finding.sites)}"),
     )
+    console.print(head, highlight=False, soft_wrap=True)
     # In a pipe, a sentence stays on one line, because that is easier to search.
     width = console.width if console.is_terminal else sys.maxsize
     for text in (f"{finding.sentence}.", "→ removed" if word == "fixed" else f"→ {finding.advice}"):
         lines = textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ")
-        console.print(escape(lines), highlight=False, soft_wrap=True)
+        console.print(lines, highlight=False, soft_wrap=True)
 
 
 def _sites(sites: tuple[str, ...]) -> str:

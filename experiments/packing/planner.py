@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.json_files import check_fields
+
 MARGIN = 0.1
 """Share of the memory that is left free, because allocators fragment and point clouds differ in size."""
 
@@ -108,10 +110,11 @@ class PackingPlan:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "PackingPlan":
-        """Rebuild a packing from ``to_dict``; a missing or unknown key is a TypeError."""
+        """Rebuild a packing from ``to_dict``; a missing or unknown key is a JsonError."""
+        check_fields(cls, plain)
         made = dict(plain)
-        made["machine"] = Machine(**made["machine"]) if made["machine"] else None
-        made["candidates"] = tuple(Candidate(**one) for one in made["candidates"])
+        made["machine"] = Machine(**made["machine"]) if made.get("machine") else None
+        made["candidates"] = tuple(Candidate(**one) for one in made.get("candidates", ()))
         return cls(**made)
 
 

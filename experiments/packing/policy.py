@@ -3,11 +3,11 @@
 import math
 import os
 
-from rich.console import Console
-
 from experiments.packing.planner import PackingPlan
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
+from experiments.terminal import Terminal
+from pipeline.json_files import JsonError
 
 FILE = "concurrency.json"
 """File of a study with the packing that a probe chose; a resumed study uses it again."""
@@ -20,7 +20,7 @@ def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
 
 
 def packing_of(
-    recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Console
+    recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Terminal
 ) -> PackingPlan:
     """Return how many trials run at once.
 
@@ -52,11 +52,11 @@ def _kept(folder: StudyFolder) -> PackingPlan | None:
         return None
     try:
         return PackingPlan.from_dict(read_json(path))
-    except (TypeError, KeyError) as error:
+    except JsonError as error:
         raise StudyError(f"{path}: not a packing ({error}); delete it to probe again") from error
 
 
-def _probed(recipe: Recipe, console: Console) -> PackingPlan:
+def _probed(recipe: Recipe, console: Terminal) -> PackingPlan:
     from experiments.packing.probe import describe, probe  # loads torch
 
     if os.environ.get("RAY_ADDRESS"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from operators.spec import BIAS_KINDS
 from pipeline.errors import written_by_old_version
+from pipeline.json_files import JsonError, check_fields
 
 ALPHA_SPENDING = ("obrien_fleming", "pocock")
 """How the interim analyses share the error probability; formulas: ``experiments.analysis.alpha_spending``."""
@@ -189,13 +190,17 @@ class DecisionRule:
         """Rebuild a rule from ``to_dict``.
 
         Raises:
-            AnalysisError: a field is unknown, or the rule is of version 0.1.0.
+            AnalysisError: a field is unknown or of another type, or the rule is of version 0.1.0.
         """
         if FIELDS_OF_OLD_VERSION & set(plain):
             raise AnalysisError(written_by_old_version("the rule"))
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(plain) - set(known)):
             raise AnalysisError(f"a rule has no {', '.join(unknown)}; it has {', '.join(known)}")
+        try:
+            check_fields(cls, plain, "the rule")
+        except JsonError as error:
+            raise AnalysisError(str(error)) from error
         return cls(**{key: _frozen(value) for key, value in plain.items()})
 
     @property

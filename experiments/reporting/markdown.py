@@ -1,6 +1,8 @@
 """The report as Markdown, and what the page shares with it: tables as they are printed, marks, commands."""
 
 import math
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from experiments.reporting.tables.base import Table, condition_table, settling, 
 from experiments.reporting.tables.design import shown_plans
 from experiments.reporting.tables.kernels import kernel_table
 from experiments.reporting.wording import advise, fixed_price, reading
+from pipeline.printable import printable
 
 MARKS = {PAYS: "▲", COSTS: "▼", NO_DIFFERENCE: "=", UNDECIDED: "?"}
 """The sign of a verdict, for readers who do not see its colour."""
@@ -60,10 +63,10 @@ def plan_lines(summary: Summary) -> list[str]:
 
 def to_markdown(summary: Summary) -> str:
     """Return the report as Markdown: the answer first; figures are on the HTML page only."""
-    parts = [f"# Study {summary.record.name}", f"**{summary.answer}**"]
-    parts += ["\n".join(f"- {note}" for note in summary.notes)] if summary.notes else []
-    parts += [summary.record.question] if summary.record.question else []
-    parts += [str(summary.record.rule)] if summary.record.rule else []
+    parts = [f"# Study {_line(summary.record.name)}", f"**{_line(summary.answer)}**"]
+    parts += ["\n".join(f"- {_line(note)}" for note in summary.notes)] if summary.notes else []
+    parts += [_line(summary.record.question)] if summary.record.question else []
+    parts += [_line(summary.record.rule)] if summary.record.rule else []
     if summary.evidence is not None:
         evidence = summary.evidence
         lines = [verdict_cells(verdict, evidence) for verdict in evidence.verdicts]
@@ -100,12 +103,19 @@ def shown_tables(summary: Summary) -> list[Table]:
 def commands(summary: Summary) -> str:
     """Return the commands that give these numbers again."""
     commits = sorted({row.commit.rstrip("+") for row in summary.rows} - {""})
-    checkout = [f"git checkout {commits[0]}"] if len(commits) == 1 else []
-    name = summary.record.name
+    known = len(commits) == 1 and re.fullmatch("[0-9a-f]{7,40}", commits[0])
+    checkout = [f"git checkout {commits[0]}"] if known else []
+    name = shlex.quote(" ".join(printable(summary.record.name).replace("`", "").split()))
     return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise study report {name}"])
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     rule = ["---"] * len(columns)
-    escaped = [[str(cell).replace("|", r"\|") for cell in line] for line in (columns, rule, *lines)]
+    escaped = [[_line(cell).replace("|", r"\|") for cell in line] for line in (columns, rule, *lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def _line(text: object) -> str:
+    """Return text of rows or ``study.json`` as one line that holds no HTML, link, picture or code block."""
+    one = printable(str(text)).replace("\n", " ").replace("```", "")
+    return one.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED
 from experiments.reporting.markdown import MARKS, if_priced, plan_lines, to_markdown
 from experiments.reporting.summary import Summary, summarize
 from experiments.reporting.tables.base import Table, signed, term_label
+from experiments.terminal import Terminal
 from pipeline.config.plan import Plan
 
 CONFIG = "recommended.py"
@@ -108,20 +108,20 @@ def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str])
         return replace(summary, notes=(*summary.notes, f"The plan is not printed as a config: {error}."))
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: Report, console: Terminal | None = None) -> None:
     """Print the verdicts, or why there are none, and where config and report are."""
-    console = console or Console()
+    console = console or Terminal()
     summary = report.summary
     if summary.evidence is not None:
         console.print(_terminal_table(summary.evidence))
-    console.print(summary.answer, style="bold", markup=False)
+    console.print(summary.answer, style="bold")
     for line in plan_lines(summary):
-        console.print(line, markup=False)
+        console.print(line)
     for note in summary.notes:
-        console.print(f"! {note}", markup=False)
+        console.print(f"! {note}")
     if report.config is not None:
-        console.print(f"The plan as a config: {report.config}", markup=False, soft_wrap=True)
-    console.print(f"Report: {report.html or report.markdown}", markup=False, soft_wrap=True)
+        console.print(f"The plan as a config: {report.config}", soft_wrap=True)
+    console.print(f"Report: {report.html or report.markdown}", soft_wrap=True)
 
 
 def _terminal_table(evidence: Evidence) -> RichTable:

@@ -1,11 +1,9 @@
 """The content of a report: a study, read from its rows and ``study.json`` alone, and its verdicts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from experiments.analysis import confirmation
 from experiments.analysis.confirmation import Confirmed
@@ -37,6 +35,7 @@ from experiments.reporting.tables.screening import compare_screening, screening_
 from experiments.reporting.wording import about_failures, answer, listing
 from experiments.storage.usage import Used, used_by_trials
 from pipeline.config.plan import PlanError
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.metrics.rows import Row, read_rows, read_study
 
 NO_RULE = "This study has no rule, so it has no verdicts."
@@ -196,18 +195,24 @@ def read_record(study_folder: Path) -> StudyRecord:
     """Read ``study.json``: ``name``, ``question``, ``rule`` (``DecisionRule.to_dict``) and ``digest``."""
     path = study_folder / "study.json"
     try:
-        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path, dict)
+        texts = {name: plain.get(name, "") for name in ("name", "question", "digest")}
+        check_fields(StudyRecord, texts | {"rule": None}, "study")
     except FileNotFoundError:
         raise ReportError(f"{study_folder} is not a study: it has no study.json") from None
-    except json.JSONDecodeError as error:
-        raise ReportError(f"{path} is not JSON ({error}); restore it or run the study again") from error
+    except JsonError as error:
+        raise ReportError(
+            f"{path} is not JSON of a study ({error.reason}); restore it or run the study again"
+        ) from error
     if "rule" not in plain:
         raise ReportError(f"{path} has no rule, so nothing says what its verdicts would mean")
+    if plain["rule"] is not None and not isinstance(plain["rule"], dict):
+        raise ReportError(f"{path} has a rule that cannot be read (it is no object)")
     try:
         rule = None if plain["rule"] is None else DecisionRule.from_dict(plain["rule"])
     except (AnalysisError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
-    return StudyRecord(plain.get("name", ""), plain.get("question", ""), rule, plain.get("digest", ""))
+    return StudyRecord(rule=rule, **texts)
 
 
 def environment_table(summary: Summary) -> Table:

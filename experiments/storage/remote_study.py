@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.storage.study_folder import STORAGE_FILE, StudyError, StudyFolder
+from experiments.terminal import Terminal
 from pipeline.storage.lease import Lease
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
@@ -43,7 +42,7 @@ def download_study(storage: str, folder: Path) -> None:
 
 
 @contextmanager
-def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterator[StudySync | None]:
+def stored_study(storage: str, folder: StudyFolder, console: Terminal) -> Iterator[StudySync | None]:
     """Take the lease of a study, download what is newer at its URI, and copy what is new at the end.
 
     Args:
@@ -60,7 +59,7 @@ def stored_study(storage: str, folder: StudyFolder, console: Console) -> Iterato
     """
 
     def tell(text: str) -> None:
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
     study_sync = study_sync_of(storage, folder.path)
     if study_sync is None:

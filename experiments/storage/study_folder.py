@@ -16,8 +16,10 @@ from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage import usage
+from pipeline import json_files
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import written_by_old_version
+from pipeline.json_files import JsonError, check_fields
 from pipeline.redaction import redact, refuse_secrets
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 from pipeline.storage.trial_status import (
@@ -238,7 +240,7 @@ def settings_of(trial: Path) -> TrialSettings:
     """Read the settings of a trial's folder."""
     try:
         return TrialSettings.from_dict(read_json(trial / "settings.json"))
-    except (TypeError, KeyError) as error:
+    except JsonError as error:
         raise StudyError(f"{trial / 'settings.json'}: not the settings of a trial ({error})") from error
 
 
@@ -249,14 +251,46 @@ def read_json(path: Path) -> dict[str, Any]:
         StudyError: it is missing, or no JSON.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_files.read_json(path, dict)
     except FileNotFoundError:
         raise StudyError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise StudyError(f"{path}: cannot be read as JSON ({error}); delete it to start over") from error
-    if not isinstance(found, dict):
-        raise StudyError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
+    except JsonError as error:
+        raise StudyError(
+            f"{path}: cannot be read as JSON ({error.reason}); delete it to start over"
+        ) from error
+
+
+@dataclass(frozen=True)
+class InterimAnalysis:
+    """One wave of a sequential study, or its end, as ``interim_analyses.json`` holds it."""
+
+    look: int
+    state: str
+    reason: str
+    alpha_spent: float
+    trials: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class InterimAnalyses:
+    """The content of ``interim_analyses.json``."""
+
+    waves: tuple[InterimAnalysis, ...]
+    ended: InterimAnalysis | None = None
+
+
+def read_interim_analyses(path: Path) -> dict[str, Any]:
+    """Read ``interim_analyses.json``: the fields of ``InterimAnalyses``, plain.
+
+    Raises:
+        StudyError: it is missing, or holds something else.
+    """
+    plain = read_json(path)
+    try:
+        check_fields(InterimAnalyses, plain)
+    except JsonError as error:
+        raise StudyError(f"{path}: not the waves of a study ({error}); delete it to start over") from error
+    return plain
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 
-from rich.console import Console
 from rich.table import Table
 
 from experiments.analysis.confirmation import FOLDER
@@ -24,6 +23,7 @@ from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, read_json, write_json
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import ended_rows
+from experiments.terminal import Terminal
 from pipeline.metrics.rows import Row
 
 NONE, RECOMMENDED, NEXT = "none", "recommended", "next best"
@@ -49,7 +49,7 @@ class Confirmed:
 
 
 def run_confirmation(
-    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions
+    recipe: Recipe, folder: StudyFolder, console: Terminal, running: ExecutionOptions
 ) -> Outcome | None:
     """Run the confirmation of a study, or go on with it, and print what it measured.
 
@@ -85,7 +85,7 @@ def run_confirmation(
 
 
 def _print_arms(
-    measured: Sequence[Confirmed], rule: DecisionRule, predicted: float, console: Console
+    measured: Sequence[Confirmed], rule: DecisionRule, predicted: float, console: Terminal
 ) -> None:
     """Print the arms; a gain is the mean over the fresh seeds of the difference to no bias."""
     title = f"Fresh seeds, points of {rule.metric} ({rule.condition}); predicted gain {predicted:+.2f}"

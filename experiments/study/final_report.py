@@ -4,8 +4,6 @@ import math
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.analysis.decide import Evidence
 from experiments.analysis.recommend import Candidate, Recommendation
 from experiments.analysis.verdicts import Verdict
@@ -13,11 +11,12 @@ from experiments.reporting.report import print_report, write_report
 from experiments.reporting.summary import Summary
 from experiments.reporting.tables.base import spell_levels
 from experiments.storage.study_folder import StudyError, settings_of, write_json
+from experiments.terminal import Terminal
 from pipeline.config.plan import Plan
 from pipeline.tracking.study_verdicts import VERDICTS, RecommendedPlan, SiteVerdict, StudyVerdicts
 
 
-def show_report(folder: Path, console: Console, figures: bool = True, config: bool = True) -> StudyVerdicts:
+def show_report(folder: Path, console: Terminal, figures: bool = True, config: bool = True) -> StudyVerdicts:
     """Judge a study, write its report and print the verdicts.
 
     Args:
@@ -39,7 +38,7 @@ def show_report(folder: Path, console: Console, figures: bool = True, config: bo
     return verdicts
 
 
-def _config_of(folder: Path, console: Console, plan: Plan) -> str:
+def _config_of(folder: Path, console: Terminal, plan: Plan) -> str:
     """Return a plan as a config that derives from the one of the trials, after saying that it is run."""
     trials = sorted(folder.glob("trials/*/settings.json"))
     if not trials:
@@ -48,7 +47,7 @@ def _config_of(folder: Path, console: Console, plan: Plan) -> str:
     from pipeline.detector.inspection.plan_config import print_config
 
     path = config_path(settings_of(trials[0].parent).config)
-    console.print(f"Running {path}, to print the plan as a config.", markup=False, soft_wrap=True)
+    console.print(f"Running {path}, to print the plan as a config.", soft_wrap=True)
     return print_config(path, plan, folder.resolve())
 
 

@@ -7,17 +7,17 @@ import os
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from experiments.recipes.recipe import Recipe, SyntheticDataset
 from experiments.storage.study_folder import StudyError, StudyFolder, digest_of
 from experiments.study.progress import task_bar
+from experiments.terminal import Terminal
 from pipeline.config.settings import TrialSettings
 from pipeline.storage.paths import resolve_path, split_name
 from pipeline.training.preflight import check
 
 
-def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Console) -> None:
+def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> None:
     """Generate the datasets of a recipe that are absent; the others stay as they are.
 
     Raises:
@@ -153,9 +153,9 @@ def check_data(recipe: Recipe) -> None:
         open_source(Path(resolve_path(root)), version, split)
 
 
-def check_tracking(console: Console) -> None:
+def check_tracking(console: Terminal) -> None:
     """Connect to MLflow once, so that no trial creates its tables; print a warning if it cannot be used."""
     from pipeline.tracking.mlflow_store import prepare_store  # costs seconds
 
     if warning := prepare_store():
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", soft_wrap=True)

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from rich.console import Console
 
 from experiments.storage.study_folder import StudyError
 from experiments.study.price_run import FOLDER, ROWS, Request, refusal_of, time_request
+from experiments.terminal import Terminal
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.ray_train.local_cluster import ray_session
 from pipeline.storage.temporary import temporary_folder
 
 
-def time_on_cluster(request: Request, console: Console) -> str:
+def time_on_cluster(request: Request, console: Terminal) -> str:
     """Time on the cluster that ``RAY_ADDRESS`` names; return why it ended.
 
     Args:

@@ -15,7 +15,6 @@ from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from experiments.analysis.price_model import Price, fit_price, widest_half_width
@@ -26,6 +25,7 @@ from experiments.recipes.recipe import Recipe
 from experiments.reporting.tables.stopwatch import stopwatch_notes, stopwatch_table, timed_prices
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 from experiments.study.progress import task_bar
+from experiments.terminal import Terminal
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import is_user_error
@@ -58,7 +58,7 @@ class Request:
 
 
 def time_study(
-    recipe: Recipe, folder: StudyFolder, console: Console, seconds: float | None = None, again: bool = False
+    recipe: Recipe, folder: StudyFolder, console: Terminal, seconds: float | None = None, again: bool = False
 ) -> list[Row]:
     """Run the stopwatch of a study, or go on with it; the caller holds the study's lock.
 
@@ -98,7 +98,7 @@ def time_study(
     return rows
 
 
-def time_if_needed(recipe: Recipe, folder: StudyFolder, console: Console) -> None:
+def time_if_needed(recipe: Recipe, folder: StudyFolder, console: Terminal) -> None:
     """Run the stopwatch of a study that is priced by it, unless it is done; say so if it cannot run.
 
     A study does not lose its report because its price is missing: the sentence says what to do.
@@ -115,10 +115,10 @@ def time_if_needed(recipe: Recipe, folder: StudyFolder, console: Console) -> Non
     except (ValueError, RuntimeError) as error:
         if not is_user_error(error):
             raise
-        console.print(f"no price: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"no price: {error}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def show_prices(rows: Sequence[Row], recipe: Recipe, console: Console) -> None:
+def show_prices(rows: Sequence[Row], recipe: Recipe, console: Terminal) -> None:
     """Print what the stopwatch measured.
 
     Raises:
@@ -134,7 +134,7 @@ def show_prices(rows: Sequence[Row], recipe: Recipe, console: Console) -> None:
     console.print(table.title, highlight=False, soft_wrap=True)
     console.print(shown)
     for note in stopwatch_notes(prices):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def is_timed(recipe: Recipe, folder: StudyFolder) -> bool:
@@ -202,7 +202,7 @@ def _set_aside(place: Path) -> None:
         (place / ROWS).rename(place / f"rows_before_{number}.jsonl")
 
 
-def _run(request: Request, console: Console) -> str:
+def _run(request: Request, console: Terminal) -> str:
     """Time in a process of its own, or on the cluster; show how far it is, and return why it ended.
 
     Raises:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.terminal import Terminal
 from pipeline.runtime.heartbeat import clear_heartbeat, read_heartbeat
 
 POLL_S = 0.5
@@ -66,7 +66,7 @@ class StudyProgress:
         done: trials that were done before.
     """
 
-    def __init__(self, console: Console, total: int, done: int) -> None:
+    def __init__(self, console: Terminal, total: int, done: int) -> None:
         self._console = console
         self._total, self._done, self._before = total, done, done
         self._running: dict[str, _Running] = {}
@@ -81,10 +81,10 @@ class StudyProgress:
         """Show the bar, if there is a terminal."""
         if self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[left]}", markup=False),
             )
             self._live = Progress(*columns, console=self._console, transient=True)
             self._bar = self._live.add_task("starting", total=1.0, left="")
@@ -105,7 +105,7 @@ class StudyProgress:
         """Print one line, above the bar if there is one."""
         elapsed = int(time.monotonic() - self._begun)
         self._console.print(
-            f"{elapsed // 60:02d}:{elapsed % 60:02d}  {text}", highlight=False, soft_wrap=True, markup=False
+            f"{elapsed // 60:02d}:{elapsed % 60:02d}  {text}", highlight=False, soft_wrap=True
         )
 
     def started(self, name: str, folder: Path, conditions: int) -> None:
@@ -162,7 +162,7 @@ def _spell(seconds: float) -> str:
 
 
 @contextmanager
-def task_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def task_bar(console: Terminal, what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with the time left on a terminal, and one line elsewhere.
 
     Args:
@@ -173,10 +173,10 @@ def task_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]
         A function to call with what is done and the total.
     """
     if not console.is_terminal:
-        console.print(what, markup=False, highlight=False)
+        console.print(what, highlight=False)
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

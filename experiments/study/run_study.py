@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.packing.policy import packing_of, with_packing
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import stored_study
@@ -25,6 +23,7 @@ from experiments.study.preflight import (
 from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
+from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.storage.sync import StudySync
 
@@ -67,7 +66,7 @@ class RunOptions:
         return Budget(trials, math.inf if self.max_gpu_hours is None else self.max_gpu_hours)
 
 
-def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
+def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome:
     """Run a study, or go on with it, and report on it.
 
     Args:
@@ -95,7 +94,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Console) -> Outcome:
 
 
 def _run_in_folder(
-    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console, study_sync: StudySync | None
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal, study_sync: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
@@ -124,7 +123,7 @@ def _run_in_folder(
 
 
 def _with_concurrency(
-    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Console
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal
 ) -> tuple[Recipe, ExecutionOptions]:
     """Choose how many trials run at once; on a CPU that may change their number of threads."""
     packing = packing_of(recipe, folder, options.concurrent, options.auto_concurrency, console)
@@ -140,7 +139,7 @@ def _with_concurrency(
 
 
 def _run(
-    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
+    recipe: Recipe, folder: StudyFolder, console: Terminal, running: ExecutionOptions, budget: Budget
 ) -> tuple[Outcome, str]:
     """Run trials, all at once or in waves, and the stopwatch; return how they ended, and why no more run."""
     if recipe.design is not None:
@@ -164,20 +163,20 @@ def _joined(one: Outcome, two: Outcome | None) -> Outcome:
     )
 
 
-def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Console) -> None:
+def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Terminal) -> None:
     if not outcome.ran:
         console.print("every trial is done already")
     for name, why in outcome.failed.items():
-        console.print(f"failed: {name}: {why}", style="red", markup=False, soft_wrap=True)
+        console.print(f"failed: {name}: {why}", style="red", soft_wrap=True)
         for path in sorted(folder.path.rglob(f"{name}/status.json")):  # a screening may have one, too
             console.print(f"  traceback in {path}", soft_wrap=True)
     if outcome.unfinished:
         console.print(f"{len(outcome.unfinished)} trials are unfinished; the same command goes on with them")
     if reason:
-        console.print(reason, highlight=False, markup=False, soft_wrap=True)
+        console.print(reason, highlight=False, soft_wrap=True)
 
 
-def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
+def _report(folder: StudyFolder, console: Terminal, tracking: bool) -> None:
     from experiments.study.final_report import show_report
 
     verdicts = show_report(folder.path, console)
@@ -186,6 +185,6 @@ def _report(folder: StudyFolder, console: Console, tracking: bool) -> None:
 
         report = sync(folder.path, verdicts=verdicts)
         if report.warning:
-            console.print(f"warning: {report.warning}", style="yellow", markup=False, soft_wrap=True)
+            console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
         else:
             console.print(f"MLflow: {report.trials} trials in {report.uri}", highlight=False, soft_wrap=True)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from rich.console import Console
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, settings_of
 from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress
 from experiments.study.trial_order import free_slot, in_running_order
+from experiments.terminal import Terminal
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
@@ -82,7 +82,7 @@ class Outcome:
 def run_trials(
     recipe: Recipe,
     folder: StudyFolder,
-    console: Console,
+    console: Terminal,
     running: ExecutionOptions,
     names: Sequence[str] | None = None,
     early_stopping: EarlyStopping | None = None,

@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from experiments.analysis.price import read_stopwatch
 from experiments.analysis.row_checks import step_values
 from experiments.analysis.screening import rule_in_force
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe
-from experiments.storage.study_folder import StudyFolder, read_json, write_json
+from experiments.storage.study_folder import StudyFolder, read_interim_analyses, write_json
 from experiments.study.next_wave import Budget, Wave, next_wave
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
+from experiments.terminal import Terminal
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.metrics.rows import Row, read_rows
 from pipeline.storage.trial_status import TrialState
@@ -41,7 +40,7 @@ class Ending:
 
 
 def run_waves(
-    recipe: Recipe, folder: StudyFolder, console: Console, running: ExecutionOptions, budget: Budget
+    recipe: Recipe, folder: StudyFolder, console: Terminal, running: ExecutionOptions, budget: Budget
 ) -> Ending:
     """Run waves until there is nothing more to run, or a wave cannot be completed.
 
@@ -137,14 +136,20 @@ def _joined(one: Outcome, two: Outcome) -> Outcome:
 def _write_waves(path: Path, wave: Wave, recipe: Recipe) -> None:
     """Write a wave, or how the study ended. A study that was killed in between leaves the same file."""
     names = recipe.by_arm()
-    waves = [kept for kept in read_json(path)["waves"] if kept["look"] < wave.look] if path.exists() else []
+    waves = (
+        [kept for kept in read_interim_analyses(path)["waves"] if kept["look"] < wave.look]
+        if path.exists()
+        else []
+    )
     content = {"state": wave.state, "reason": wave.reason, "alpha_spent": round(wave.spent, 4)}
     if wave.arms_by_seed:
         seeds = recipe.rule.seeds if recipe.rule else ()
         seeds = seeds[: seeds.index(wave.arms_by_seed[-1][0]) + 1]
-        earlier = {name for kept in waves for name in kept["trials"]}
+        earlier = {name for kept in waves for name in kept.get("trials", ())}
         trials = [name for (_, seed), name in names.items() if seed in seeds and name not in earlier]
         waves.append({"look": wave.look, **content, "trials": trials})
         write_json(path, {"waves": waves})
     elif path.exists():
-        write_json(path, {"waves": read_json(path)["waves"], "ended": {"look": wave.look, **content}})
+        write_json(
+            path, {"waves": read_interim_analyses(path)["waves"], "ended": {"look": wave.look, **content}}
+        )

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.config.plan import Plan
+from pipeline.json_files import check_fields
 
 CLASSES = (
     "car",
@@ -94,6 +95,14 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
+class _Plans:
+    """The plans of settings as JSON holds them."""
+
+    plan: str
+    plan_mixture: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrialSettings:
     """Everything that decides what a trial does.
 
@@ -136,14 +145,22 @@ class TrialSettings:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "TrialSettings":
-        """Rebuild settings from ``to_dict``; an unknown or a missing key is a TypeError."""
+        """Rebuild settings from ``to_dict``.
+
+        Raises:
+            JsonError: a key is unknown or missing, or a value has another type.
+            PlanError: a plan cannot be read.
+        """
+        plans = {"plan": plain.get("plan"), "plan_mixture": plain.get("plan_mixture", [])}
+        check_fields(_Plans, plans, "settings")
+        check_fields(cls, plain, "settings", but=tuple(plans))
         made = dict(plain)
-        made["plan"] = Plan.parse(plain["plan"])
-        made["plan_mixture"] = tuple(Plan.parse(text) for text in plain["plan_mixture"])
+        made["plan"] = Plan.parse(plans["plan"])
+        made["plan_mixture"] = tuple(Plan.parse(text) for text in plans["plan_mixture"])
         made["data"] = DataSettings(**{**plain["data"], "train": tuple(plain["data"]["train"])})
         made["train"] = TrainSettings(**plain["train"])
-        made["conditions"] = tuple(plain["conditions"])
-        made["overrides"] = tuple((key, value) for key, value in plain["overrides"])
+        made["conditions"] = tuple(plain.get("conditions", cls.conditions))
+        made["overrides"] = tuple((key, value) for key, value in plain.get("overrides", ()))
         return cls(**made)
 
     @property

@@ -1,6 +1,5 @@
 """Builds a model from a config file: overrides, unknown keys and the plan are checked before training."""
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +19,12 @@ from pipeline.detector.aqr import bias_generator, query_weights, weight_maps  # 
 from pipeline.detector.backbones import image, pillars, vovnet  # noqa: F401
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.head import box_coder, cmt_head, matching  # noqa: F401
+from pipeline.detector.openmmlab.config_files import ConfigError as ConfigError
+from pipeline.detector.openmmlab.config_files import read_config, refuse_unregistered
 from pipeline.detector.openmmlab.lr_schedule import read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrapper
+from pipeline.json_files import parse_json
+from pipeline.redaction import refuse_secrets
 from pipeline.storage.paths import ROOT
 
 OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
@@ -62,10 +65,6 @@ RUNNER_SECTIONS = frozenset(
 
 VARIABLE = "_"
 """Names with this prefix are variables of the config file itself."""
-
-
-class ConfigError(ValueError):
-    """A config cannot be read, or it has an unknown key."""
 
 
 def build_model(
@@ -121,20 +120,19 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
             replaced as a whole, not merged. All but the last part of the key must exist.
 
     Raises:
-        ConfigError: no such file, an unknown section, or an override whose key does not exist.
+        ConfigError: no such file, an unknown section, an override whose key does not exist, or a type that
+            is in no registry.
+        SecretError: a value is a secret, such as that of an environment variable.
         OptimError, ScheduleError: ``optim_wrapper``, ``param_scheduler`` or ``train_cfg`` cannot be read.
     """
     path = config_path(config)
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program: it may raise anything
-        raise ConfigError(
-            f"{path}: cannot be read as a config ({type(error).__name__}: {error}); correct it, or its _base_"
-        ) from error
+    cfg = read_config(path)
     for key, text in overrides:
         _override(cfg, key, text)
     if any(key == "optim_wrapper.type" for key, _ in overrides) and cfg.optim_wrapper.type != AMP_WRAPPER:
         cfg.optim_wrapper.pop("dtype", None)  # it belongs to the autocast that the override switches off
+    refuse_secrets(cfg.to_dict(), path.name)
+    refuse_unregistered(cfg, path.name)
     known = OURS | RUNNER_SECTIONS
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
     if unread:  # names that the config itself uses are its variables
@@ -177,8 +175,8 @@ def _override(cfg: Config, key: str, text: str) -> None:
     for i, part in enumerate(parents):
         node = _child(node, part, ".".join(parents[: i + 1]), key)
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        (value,) = parse_json(f"[{text}]", list)
+    except ValueError as error:
         raise ConfigError(f"override {key}: expected JSON, got {text!r} ({error})") from error
     if isinstance(node, dict | Config):
         node[last] = value

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import written_by_old_version
+from pipeline.json_files import JsonError, fault_of_value, read_bytes
 
 PEAKS = ("peak_allocated_gib", "peak_resident_gib")
 """Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
@@ -85,6 +86,21 @@ class Row:
 _COLUMNS = tuple(field.name for field in fields(Row))
 _FLOATS = ("value", "half_iqr60", "time")
 _NUMBERS = (*_FLOATS, "draw", "seed", "step", "n")
+LARGEST = 1e39
+"""Largest number that is read: float32, in which losses are computed, ends at 3.4e38."""
+LAST_TIME = 1e11
+"""Largest Unix time that is read, in the year 5138: a calendar of Python ends in 9999."""
+_RANGES = {
+    "time": (0, LAST_TIME),
+    "half_iqr60": (0, LARGEST),
+    "n": (0, 2**63 - 1),
+    "step": (0, 2**63 - 1),
+    "draw": (0, 2**63 - 1),
+    "seed": (-(2**63), 2**63 - 1),
+}
+"""Column -> least and largest number."""
+MAX_BYTES = 2**30
+"""Largest rows file that is read: 2 million rows; a trial writes some thousands."""
 _OLD_COLUMNS = {"spread", "recipe"}
 """Columns of rows that version 0.1.0 wrote, and this version does not."""
 
@@ -113,17 +129,24 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a rows file; warn about a last line that was cut short, refuse any other bad line."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
+    """Read a rows file; warn about a last line that was cut short, refuse any other bad line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RowsError: it cannot be read.
+    """
+    try:
+        *lines, rest = read_bytes(path, MAX_BYTES).split(b"\n")
+    except JsonError as error:
+        raise RowsError(str(error)) from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
         try:
             rows.append(_from_line(line))
         except _OldVersionError:
             raise RowsError(written_by_old_version(str(path))) from None
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
-            if number == len(lines) and not text.endswith("\n"):
+        except ValueError as error:
+            if number > len(lines):
                 warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)
                 break
             raise RowsError(f"{path}, line {number}: not a row ({error})") from error
@@ -139,25 +162,41 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _from_line(line: str) -> Row:
-    record = json.loads(line)
+def _from_line(line: bytes) -> Row:
+    try:
+        record = json.loads(line.decode())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if isinstance(record, dict) and set(record) >= _OLD_COLUMNS:
         raise _OldVersionError
     if not isinstance(record, dict) or set(record) != set(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
     values: dict[str, Any] = {k: math.nan if v is None and k in _FLOATS else v for k, v in record.items()}
     for column, value in values.items():
-        if not _fits(column, value):
-            expected = "text" if column not in _NUMBERS else "a number"
-            raise ValueError(f"{column} is {value!r}, expected {expected}")
+        if fault := _fault(column, value):
+            raise ValueError(fault)
     return Row(**values)
 
 
-def _fits(column: str, value: object) -> bool:
-    """Return whether a value read from a file has the type of its column."""
-    if value is None or isinstance(value, bool):
-        return value is None and column == "draw"
-    return isinstance(value, int | float) if column in _NUMBERS else isinstance(value, str)
+def _fault(column: str, value: object) -> str:
+    """Return what is wrong with a value read from a file; empty if it can be used."""
+    if column not in _NUMBERS:
+        fault = fault_of_value(value) if isinstance(value, str) else f"is {_spell(value)}, expected text"
+        return f"{column} {fault}" if fault else ""
+    if value is None and column == "draw":
+        return ""
+    whole = column not in _FLOATS
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return f"{column} is {_spell(value)}, expected a {'whole ' * whole}number"
+    low, high = _RANGES.get(column, (-LARGEST, LARGEST))
+    if not (low <= value <= high or value != value):
+        return f"{column} is {_spell(value)}, expected a number between {low:g} and {high:g}"
+    return ""
+
+
+def _spell(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def select(rows: Iterable[Row], **where: object) -> Iterator[Row]:

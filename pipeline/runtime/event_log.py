@@ -9,6 +9,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.json_files import JsonError, check_fields, parse_json
+
 FILE = "events.jsonl"
 
 STARTED, RESUMED, HUNG = "started", "resumed", "hung"
@@ -44,12 +46,14 @@ def append_event(folder: Path, what: str, step: int = 0, why: str = "") -> None:
 def read_events(folder: Path) -> list[Event]:
     """Return what happened to a trial, oldest first; a line that a crash cut short is left out."""
     path = folder / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     events = []
     for line in lines:
         try:
-            events.append(Event(**json.loads(line)))
-        except (ValueError, TypeError):  # cut short, perhaps with the next line behind it
+            plain = parse_json(line, dict)
+            check_fields(Event, plain)
+            events.append(Event(**plain))
+        except JsonError:  # cut short, perhaps with the next line behind it
             continue
     return events
 

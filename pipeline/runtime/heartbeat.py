@@ -3,12 +3,12 @@
 Reports through Ray are barriers and slow. This file is neither, and a reader needs nothing else.
 """
 
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.storage.files import atomic_write
 
 FILE = "progress.json"
@@ -58,8 +58,10 @@ class Heartbeat:
 def read_heartbeat(folder: Path) -> Progress | None:
     """Return how far a trial said it is; None if it has not said anything yet."""
     try:
-        return Progress(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        plain = read_json(folder / FILE, dict)
+        check_fields(Progress, plain)
+        return Progress(**plain)
+    except (FileNotFoundError, JsonError):  # for the eye only: a spoilt one says nothing
         return None
 
 

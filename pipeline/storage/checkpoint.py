@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.json_files import JsonError, read_json
+
 FORMAT = 1
 """Version of the layout. A reader refuses any other version."""
 
@@ -99,8 +101,8 @@ def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.
 
 def _read_header(path: Path, digest: str) -> int:
     try:
-        header = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        header = read_json(path / "state.json", dict)
+    except (OSError, JsonError) as error:
         raise CheckpointError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: state format {header.get('format')}, this code reads {FORMAT}")

@@ -5,7 +5,6 @@ copied to the URI after each checkpoint and each trial, rows before checkpoints 
 that a study can be resumed from whatever the URI holds. Whoever resumes it elsewhere downloads it first.
 """
 
-import json
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from pipeline.json_files import parse_json
 from pipeline.storage.files import LOCKS
 from pipeline.storage.remote import RemoteStore, StorageError, short
 from pipeline.storage.sync_state import (
@@ -163,7 +163,8 @@ class StudySync:
         if "study.json" not in listed or not here.exists():
             return
         ours, theirs = (
-            json.loads(text)["digest"] for text in (here.read_bytes(), self.store.read("study.json"))
+            parse_json(text, dict, "study.json").get("digest")
+            for text in (here.read_bytes(), self.store.read("study.json"))
         )
         if ours != theirs:
             raise StorageError(

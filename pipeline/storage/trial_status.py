@@ -5,13 +5,13 @@ that sends it to MLflow both change it. A trial that was killed is left ``RUNNIN
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import written_by_old_version
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 
 FILE = "status.json"
@@ -101,24 +101,26 @@ def read_status(trial: Path) -> TrialStatus:
     """
     path = trial / FILE
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        rows = plain["rows"]
+        plain = read_json(path, dict)
+        check_fields(TrialStatus, plain, but=("state",))
+        rows = plain.get("rows")
         return TrialStatus(
             TrialState(plain["state"]),
-            tuple(TrialSession(**session) for session in plain["sessions"]),
-            str(plain["error"]),
-            str(plain["details"]),
+            tuple(TrialSession(**session) for session in plain.get("sessions", ())),
+            plain.get("error", ""),
+            plain.get("details", ""),
             None if rows is None else RowsDigest(**rows),
-            str(plain["mlflow_run_id"]),
+            plain.get("mlflow_run_id", ""),
         )
     except FileNotFoundError:
         if any((trial / name).exists() for name in _OLD_FILES):
             raise StatusError(written_by_old_version(str(trial))) from None
         begun = (trial / "rows.jsonl").exists() or any(trial.glob("checkpoints/step_*"))
         return TrialStatus(TrialState.RUNNING if begun else TrialState.PENDING)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
+        reason = error.reason if isinstance(error, JsonError) else f"state: {error}"
         raise StatusError(
-            f"{path}: cannot be read as the status of a trial ({error}); delete it to run the trial again"
+            f"{path}: cannot be read as the status of a trial ({reason}); delete it to run the trial again"
         ) from error
 
 

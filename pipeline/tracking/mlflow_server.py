@@ -1,6 +1,7 @@
 """The default tracking URI, and MLflow's UI."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,24 @@ class TrackingError(RuntimeError):
 def default_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, MLflow's default."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(data_root() or Path.cwd()) / 'mlflow.db'}"
+
+
+def refuse_port(host: str, port: int) -> None:
+    """Refuse an address on which nobody can listen: the server would end without an error.
+
+    Raises:
+        TrackingError: the port is in use, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TrackingError(
+            f"{host}:{port}: nobody can listen there ({reason}); choose another --port or --host"
+        ) from error
 
 
 def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:

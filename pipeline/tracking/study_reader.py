@@ -1,11 +1,11 @@
 """The trials of a study folder as MLflow gets them, and the states of trials and study."""
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.json_files import JsonError, read_json
 from pipeline.metrics.rows import Row, read_rows
 from pipeline.storage.trial_status import TrialState, read_status
 
@@ -56,7 +56,7 @@ def stored_trials(study_folder: Path, names: Collection[str] | None = None) -> l
     trials = []
     for path in paths if names is None else [path for path in paths if path.parent.name in names]:
         settings = path.parent / "settings.json"
-        plain = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+        plain = read_json(settings, dict) if settings.exists() else {}
         trials.append(StoredTrial(path.parent, read_rows(path), plain))
     return [trial for trial in trials if trial.rows]
 
@@ -73,9 +73,11 @@ def study_state(study_folder: Path) -> str:
     """
     waves = study_folder / "interim_analyses.json"
     if waves.exists():
-        return "FINISHED" if "ended" in json.loads(waves.read_text(encoding="utf-8")) else "RUNNING"
+        return "FINISHED" if "ended" in read_json(waves, dict) else "RUNNING"
     path = study_folder / "study.json"
-    named = json.loads(path.read_text(encoding="utf-8")).get("trials", []) if path.exists() else []
+    named = read_json(path, dict).get("trials", []) if path.exists() else []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise JsonError("its trials are no list of names", str(path))
     names = named or [rows.parent.name for rows in study_folder.glob("trials/*/rows.jsonl")]
     states = {trial_state(study_folder / "trials" / name) for name in names}
     return "FINISHED" if states == {"FINISHED"} else "RUNNING"

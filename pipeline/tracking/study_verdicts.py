@@ -4,12 +4,13 @@ The report hands them over (``experiments.study.final_report``) and keeps them i
 a later ``biaswise study sync`` reads. Tracking computes no verdict.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipeline.json_files import JsonError, check_fields, read_json
 
 VERDICTS = "verdicts.json"
 """File of a study that holds its verdicts."""
@@ -126,14 +127,15 @@ class StudyVerdicts:
         """Read what ``to_dict`` returned.
 
         Raises:
-            KeyError, TypeError: fields are missing or unknown.
+            JsonError: fields are missing or unknown, or values have other types.
         """
-        best = plain["recommended"]
+        check_fields(cls, plain)
+        best = plain.get("recommended")
         return cls(
-            tuple(SiteVerdict(**verdict) for verdict in plain["sites"]),
+            tuple(SiteVerdict(**verdict) for verdict in plain.get("sites", ())),
             None if best is None else RecommendedPlan(**best),
-            plain["settled_plan"],
-            plain["fixed_price_percent"],
+            plain.get("settled_plan", ""),
+            plain.get("fixed_price_percent", {}),
         )
 
     def _term(self, verdict: SiteVerdict) -> str:
@@ -149,10 +151,11 @@ def read_verdicts(study_folder: Path) -> StudyVerdicts:
     """
     path = study_folder / VERDICTS
     try:
-        return StudyVerdicts.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return StudyVerdicts.from_dict(read_json(path, dict))
     except FileNotFoundError:
         return StudyVerdicts()
-    except (ValueError, KeyError, TypeError) as error:
+    except JsonError as error:
         raise VerdictsError(
-            f"{path}: not the verdicts of a study ({error!r}); write it anew with `biaswise study report`"
+            f"{path}: not the verdicts of a study ({error.reason}); "
+            "write it anew with `biaswise study report`"
         ) from error

@@ -615,14 +615,14 @@ STUDIES = [
         "file",
         "cut short",
         report(lambda f: (f / "study.json").write_text('{"name": ')),
-        "…/study.json is not JSON (Expecting value: …); restore it or run the study again",
+        "…/study.json is not JSON of a study (Expecting value: …); restore it or run the study again",
     ),
     Bad(
         "study.json",
         "file",
         "a list",
         report(lambda f: (f / "study.json").write_text("[]")),
-        "…/study.json has no rule, so nothing says what its verdicts would mean",
+        "…/study.json is not JSON of a study (expected an object, got a list); restore it or run the study again",
     ),
     Bad(
         "study.json",

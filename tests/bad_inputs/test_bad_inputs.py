@@ -1,6 +1,6 @@
 """Every bad input of docs/bad_inputs.md is made, given to who meets it, and answered in one sentence.
 
-The table is the union of ``DATA``, ``SENSORS`` and ``RUNS``; the document is made of it:
+The table is the union of ``DATA``, ``SENSORS``, ``RUNS`` and ``ATTACKS``; the document is made of it:
 
     python -m tests.bad_inputs.test_bad_inputs > docs/bad_inputs.md
 """
@@ -14,13 +14,14 @@ import pytest
 
 from experiments.cli import main
 from pipeline.errors import is_user_error
+from tests.bad_inputs.of_attacks import ATTACKS
 from tests.bad_inputs.of_data import DATA
 from tests.bad_inputs.of_runs import RUNS
 from tests.bad_inputs.of_sensors import SENSORS
 from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place
 
 ROOT = Path(__file__).parents[2]
-TABLE = [*DATA, *SENSORS, *RUNS]
+TABLE = [*DATA, *SENSORS, *RUNS, *ATTACKS]
 HEAD = """# Bad inputs, and what is said about them
 
 Each line is a test (`tests/bad_inputs`). The test makes the bad input and gives it to the command or
@@ -91,8 +92,8 @@ def test_the_document_is_the_table() -> None:
     assert (ROOT / "docs/bad_inputs.md").read_text() == document()
 
 
-def test_there_are_more_than_sixty_and_each_is_named_once() -> None:
-    assert len({name(case) for case in TABLE}) == len(TABLE) >= 60
+def test_there_are_more_than_a_hundred_and_each_is_named_once() -> None:
+    assert len({name(case) for case in TABLE}) == len(TABLE) >= 100
 
 
 def document() -> str:

@@ -53,11 +53,10 @@ class ShowPower(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the study cannot decide anything at its margin."""
-        from rich.console import Console
-
         from experiments.calibration.planning.power import Power
         from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
         from experiments.recipes.registry import recipe
+        from experiments.terminal import Terminal
 
         chosen = recipe(arguments.recipe)
         size = size_of(chosen)
@@ -65,7 +64,7 @@ class ShowPower(Command):
         studies = [Power(each, _sources(each, arguments)) for each in sizes]
         planned = studies[0]
         assumed = _assumed(planned.sources, size.rule, arguments)
-        console = Console()
+        console = Terminal()
         console.print(f"{chosen.question}\n{assumed}", highlight=False, soft_wrap=True)
         cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
         console.print(_table(studies, cost))

@@ -30,15 +30,14 @@ class ReportStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the config was asked for and could not be printed."""
-        from rich.console import Console
-
         from experiments.reporting.report import CONFIG
         from experiments.study.final_report import show_report
+        from experiments.terminal import Terminal
 
         runs = Path(arguments.runs_dir)
         _download(arguments.storage, runs / arguments.study)
         folder = _find_study(arguments.study, runs)
-        show_report(folder, Console(), figures=arguments.figures, config=arguments.plan_config)
+        show_report(folder, Terminal(), figures=arguments.figures, config=arguments.plan_config)
         return int(arguments.plan_config and not (folder / CONFIG).exists())
 
 
@@ -57,7 +56,7 @@ class SyncStudies(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if some rows could not be sent."""
-        from rich.console import Console
+        from experiments.terminal import Terminal
 
         runs = Path(arguments.runs_dir)
         if arguments.storage and not arguments.study:
@@ -69,7 +68,7 @@ class SyncStudies(Command):
             raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
         from pipeline.tracking.mlflow_sync import sync
 
-        console, unsent = Console(), 0
+        console, unsent = Terminal(), 0
         for name in names:
             report = sync(_find_study(name, runs))
             console.print(
@@ -77,15 +76,16 @@ class SyncStudies(Command):
             )
             if report.warning:
                 unsent += 1
-                console.print(f"warning: {report.warning}", style="yellow", markup=False, soft_wrap=True)
+                console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
         return 1 if unsent else 0
 
 
 def _download(storage: str, folder: Path) -> None:
-    """Download what is newer at a study's URI, if it has one."""
-    from experiments.storage.study_folder import STORAGE_FILE
+    """Download what is newer at a URI, if one is given.
 
-    if storage or (folder / STORAGE_FILE).exists():
+    The URI that the folder remembers is not used: the folder may come from somebody else.
+    """
+    if storage:
         from experiments.storage.remote_study import download_study  # imports pyarrow
 
         download_study(storage, folder)

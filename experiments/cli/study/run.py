@@ -17,9 +17,8 @@ from experiments.cli.options import (
 from pipeline.storage.paths import ROOT
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.recipes.recipe import Recipe
+    from experiments.terminal import Terminal
 
 
 class RunDemo(Command):
@@ -39,11 +38,10 @@ class RunDemo(Command):
             raise OptionError(
                 f"the demo writes data, runs, mlflow.db and report.html into the project; cd {ROOT} first"
             )
-        from rich.console import Console
-
         from experiments.recipes.registry import recipe
+        from experiments.terminal import Terminal
 
-        console = Console()
+        console = Terminal()
         demo = recipe("demo")
         code = _run(demo, arguments, console)
         page = Path(arguments.runs_dir) / demo.name / "report.html"
@@ -67,11 +65,10 @@ class RunStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
-        from rich.console import Console
-
         from experiments.recipes.registry import recipe
+        from experiments.terminal import Terminal
 
-        return _run(recipe(arguments.recipe), arguments, Console())
+        return _run(recipe(arguments.recipe), arguments, Terminal())
 
 
 class ResumeStudy(Command):
@@ -88,17 +85,16 @@ class ResumeStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
-        from rich.console import Console
-
         from experiments.recipes.registry import recipe
         from experiments.storage.remote_study import download_study
+        from experiments.terminal import Terminal
 
         chosen = recipe(arguments.recipe)
         folder = Path(arguments.runs_dir) / chosen.name
         download_study(arguments.storage, folder)
         if not (folder / "study.json").exists():
             raise OptionError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.name}`")
-        return _run(chosen, arguments, Console())
+        return _run(chosen, arguments, Terminal())
 
 
 class ShowStatus(Command):
@@ -116,16 +112,17 @@ class ShowStatus(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed."""
-        from rich.console import Console
         from rich.table import Table
 
         from experiments.recipes.registry import recipe
         from experiments.storage.remote_study import download_study
-        from experiments.storage.study_folder import StudyFolder, read_json
+        from experiments.storage.study_folder import StudyFolder, read_interim_analyses
+        from experiments.terminal import Terminal
 
         chosen = recipe(arguments.recipe)
         folder = StudyFolder(Path(arguments.runs_dir) / chosen.name)
-        download_study(arguments.storage, folder.path)
+        if arguments.storage:  # not the URI that the folder remembers: it may come from somebody else
+            download_study(arguments.storage, folder.path)
         table = Table("trial", "state", box=None)
         failed = 0
         for name in chosen.named_trials():
@@ -133,13 +130,13 @@ class ShowStatus(Command):
             reason = folder.failure(name)
             failed += bool(reason)
             table.add_row(name, f"{state.lower()}: {reason}" if reason else state.lower())
-        console = Console()
+        console = Terminal()
         console.print(table)
         waves = folder.path / "interim_analyses.json"
         if waves.exists():
-            kept = read_json(waves)
-            latest = kept.get("ended") or kept["waves"][-1]
-            console.print(latest["reason"], highlight=False, markup=False, soft_wrap=True)
+            kept = read_interim_analyses(waves)
+            latest = kept.get("ended") or next(iter(kept["waves"][-1:]), {"reason": "No wave has begun."})
+            console.print(latest["reason"], highlight=False, soft_wrap=True)
         return 1 if failed else 0
 
 
@@ -152,16 +149,16 @@ class ListStudies(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
         from rich.table import Table
 
         from experiments.recipes.registry import RECIPES, recipe
+        from experiments.terminal import Terminal
 
         table = Table("recipe", "question", "cost", box=None, padding=(0, 2, 0, 0))
         for name in RECIPES:
             listed = recipe(name)
             table.add_row(name, listed.question, listed.cost)
-        Console().print(table)
+        Terminal().print(table)
         return 0
 
 
@@ -195,7 +192,7 @@ def _add_run_options(parser: ArgumentParser) -> None:
     add_no_mlflow(parser)
 
 
-def _run(chosen: "Recipe", arguments: Namespace, console: "Console") -> int:
+def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:
     """Run a study; return the exit code."""
     from experiments.study.run_study import RunOptions, run_study
 

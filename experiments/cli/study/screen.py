@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from experiments.cli.options import Command, add_conditions, add_recipe, add_runs_dir
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from experiments.recipes.recipe import Recipe
     from experiments.storage.study_folder import StudyFolder
+    from experiments.terminal import Terminal
     from pipeline.config.settings import TrialSettings
 
 CAVEAT = "An intervention, not a retraining: it ranks the layers and draws no verdict."
@@ -32,13 +31,12 @@ class ScreenStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the training failed."""
-        from rich.console import Console
-
         from experiments.analysis.screening import FOLDER, ROWS, masks, rule_of, screened
         from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder
+        from experiments.terminal import Terminal
 
-        console = Console()
+        console = Terminal()
         chosen = recipe(arguments.recipe)
         settings = screened(chosen)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
@@ -59,7 +57,7 @@ class ScreenStudy(Command):
 
 
 def _trained(
-    chosen: "Recipe", settings: "TrialSettings", study: "StudyFolder", console: "Console"
+    chosen: "Recipe", settings: "TrialSettings", study: "StudyFolder", console: "Terminal"
 ) -> Path | None:
     """Train the trial of the screening, unless that is done; return its folder, or None if it failed."""
     from experiments.analysis.screening import FOLDER
@@ -87,12 +85,12 @@ def _trained(
             check_models(alone)
         outcome = run_trials(alone, folder, console, ExecutionOptions(tracking=False))
     for reason in outcome.failed.values():
-        console.print(f"failed: {name}: {reason}", style="red", markup=False, soft_wrap=True)
+        console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True)
     return folder.trial(name) if outcome.complete else None
 
 
 def _measure(
-    settings: "TrialSettings", trained: Path, chosen: "Recipe", path: Path, console: "Console"
+    settings: "TrialSettings", trained: Path, chosen: "Recipe", path: Path, console: "Terminal"
 ) -> None:
     """Evaluate the trained model under all masks; write the rows."""
     from experiments.analysis.screening import masks
@@ -114,7 +112,7 @@ def _measure(
         evaluate_under_plans(settings, trained / "weights.safetensors", masks(chosen), path, common, advance)
 
 
-def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "Console") -> None:
+def _show(chosen: "Recipe", path: Path, conditions: tuple[str, ...], console: "Terminal") -> None:
     """Print the ranking, and write it beside the rows."""
     from rich.table import Table
 

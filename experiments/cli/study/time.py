@@ -30,17 +30,16 @@ class TimeStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
-        from rich.console import Console
-
         from experiments.packing.policy import with_packing
         from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder
         from experiments.study.preflight import check_data, digest_inputs, make_datasets
         from experiments.study.price_run import show_prices, time_study
+        from experiments.terminal import Terminal
 
         if arguments.seconds is not None and not arguments.seconds > 0:
             raise OptionError(f"--seconds {arguments.seconds:g}: expected more than 0")
-        console, chosen = Console(), recipe(arguments.recipe)
+        console, chosen = Terminal(), recipe(arguments.recipe)
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         if arguments.gpus_per_trial is not None:
             chosen = chosen.with_workers(arguments.gpus_per_trial)

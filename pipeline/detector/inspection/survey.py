@@ -25,9 +25,11 @@ from pipeline.detector.inspection import shapes
 from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.shapes import Join
 from pipeline.detector.inspection.sites import HEAD, PARTS, Key, Site, attn_cfgs, plain, sites_of
+from pipeline.detector.openmmlab.config_files import read_config, refuse_unregistered
 from pipeline.detector.openmmlab.lr_schedule import ScheduleError, read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import OptimError, read_wrapper
 from pipeline.detector.transformer.site_attention import DEFAULT_IMPL
+from pipeline.redaction import refuse_secrets
 
 PACKAGES = ("spconv",)
 """Packages that a part may need, and that may be missing on a machine where configs are edited."""
@@ -90,11 +92,9 @@ def survey(config: Path) -> Survey:
 
 
 def _load(config: Path) -> Config:
-    try:
-        cfg = Config.fromfile(config)
-    except Exception as error:  # a config is a program, and may fail in any way
-        place = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
-        raise build.ConfigError(f"{config}: cannot be read as a config{place}: {error}") from error
+    cfg = read_config(config)
+    refuse_secrets(cfg.to_dict(), config.name)
+    refuse_unregistered(cfg, config.name)
     if not isinstance(cfg.get("model"), Mapping) or not isinstance(cfg.model.get("pts_bbox_head"), Mapping):
         raise build.ConfigError(f"{config}: expected a model with a pts_bbox_head, found none")
     return cfg

@@ -242,10 +242,10 @@ def test_text_links_files_and_lines_and_lists_sites(
     ("text", "message"),
     [
         (None, "there is no config file"),
-        ("model = dict(\n", r"cannot be read as a config \(line 1\)"),
+        ("model = dict(\n", r"cannot be read as a config \(SyntaxError: .*line 1\)"),
         ("_base_ = ['nowhere.py']\n", "cannot be read as a config"),
         ("model = dict(type='CmtDetector')\n", "expected a model with a pts_bbox_head, found none"),
-        ("raise RuntimeError('no')\n", "cannot be read as a config: no"),
+        ("raise RuntimeError('no')\n", r"cannot be read as a config \(RuntimeError: no\)"),
     ],
 )
 def test_what_is_no_config_is_wrong_usage(

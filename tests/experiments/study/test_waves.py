@@ -226,8 +226,10 @@ def test_a_study_keeps_the_packing_it_began_with(folder, console):
 
 
 def test_a_packing_that_cannot_be_read_is_refused(folder, console):
-    write_json(folder.path / PACKING, {"concurrent": 2})
-    with pytest.raises(StudyError, match=r"concurrency\.json: not a packing \('machine'\); delete it to"):
+    write_json(folder.path / PACKING, {"concurrent": 2, "machine": 3})
+    with pytest.raises(
+        StudyError, match=r"json: not a packing \(machine is 3, expected an object\); delete it to"
+    ):
         with_packing(demo(), folder)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.plan import Plan
 from pipeline.config.settings import CLASSES, DataSettings, TrainSettings, TrialSettings
+from pipeline.json_files import JsonError
 
 SETTINGS = TrialSettings(
     study="demo",
@@ -56,9 +57,9 @@ def test_the_digest_is_the_one_of_this_version():
 
 def test_unknown_and_missing_keys_are_refused():
     plain = SETTINGS.to_dict()
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(JsonError, match="colour"):
         TrialSettings.from_dict({**plain, "colour": "red"})
-    with pytest.raises(TypeError, match="steps"):
+    with pytest.raises(JsonError, match="steps"):
         TrialSettings.from_dict({**plain, "train": {}})
 
 

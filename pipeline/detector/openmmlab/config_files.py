@@ -1,0 +1,158 @@
+"""Read mmengine's config files: Python is run, YAML and JSON are data and run nothing.
+
+mmengine loads YAML with a loader that makes any Python object, imports what ``custom_imports`` names, and
+takes a ``type`` that is in no registry for the path of a class to import. Here YAML is read by the safe
+loader, a config that is data has only data as its bases, and a ``type`` is a name in a registry.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry.registry
+import yaml
+from mmengine.config import Config
+from mmengine.fileio.handlers import YamlHandler, register_handler
+
+from pipeline.json_files import JsonError, parse_json, read_bytes
+from pipeline.redaction import is_secret_name
+
+DATA = (".yaml", ".yml", ".json")
+"""Ends of the names of configs that are data."""
+MAX_BYTES = 2**20
+"""Largest config that is data; those that ship have 10 kB."""
+MAX_NODES = 100_000
+"""Most values in a config that is data."""
+MAX_BASES = 16
+"""Most bases of a config in one another."""
+SCOPES = ("mmengine", "mmcv", "mmdet", "mmdet3d")
+"""Libraries whose registries a type may name, as in ``mmdet.ResNet``."""
+
+
+class ConfigError(ValueError):
+    """A config cannot be read, or it has an unknown key; the message is one sentence."""
+
+
+@register_handler(["yaml", "yml"])
+class _SafeYaml(YamlHandler):
+    """Reads YAML as data."""
+
+    def load_from_fileobj(self, file: Any, **options: Any) -> Any:
+        """Load with the safe loader, whatever the caller asks for."""
+        return super().load_from_fileobj(file, **options | {"Loader": yaml.SafeLoader})
+
+
+_SUBSTITUTE = Config._substitute_env_variables
+
+
+def _substitute(filename: str, target: str) -> Any:
+    """Put environment variables into the text of a config, as mmengine does, which also logs their values.
+
+    Raises:
+        ConfigError: a variable's name says that it holds a secret.
+    """
+    text = Path(filename).read_text(encoding="utf-8")
+    if secret := [name for name in re.findall(r"\{\{\W*\$(\w+)", text) if is_secret_name(name)]:
+        raise ConfigError(
+            f"reads the environment variable {secret[0]}, which holds a secret; configs are "
+            "printed and copied"
+        )
+    return _SUBSTITUTE(filename, target)
+
+
+Config._substitute_env_variables = staticmethod(_substitute)
+mmengine.registry.registry.get_object_from_string = lambda name: None  # a type is in a registry, or unknown
+
+
+def read_config(path: Path) -> Config:
+    """Read a config with its bases. A Python file is run.
+
+    Raises:
+        ConfigError: it cannot be read, or a config that is data names code.
+    """
+    is_data = path.suffix in DATA
+    try:
+        if is_data:
+            _refuse_code(path, 0)
+        return Config.fromfile(path, import_custom_modules=not is_data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+    except (Exception, SystemExit) as error:  # a config is a program: it may raise anything, or leave
+        raise ConfigError(
+            f"{path}: cannot be read as a config ({type(error).__name__}: {error}); correct it, or its _base_"
+        ) from error
+
+
+def _refuse_code(path: Path, depth: int) -> None:
+    """Refuse a config that is data and would run something, or that has too many bases in one another."""
+    if path.suffix not in DATA:
+        raise ConfigError(
+            f"{path}: is the _base_ of a config that is data, and would be run; write the config in Python"
+        )
+    if depth > MAX_BASES:
+        raise ConfigError(f"{path}: its _base_ files name one another; expected {MAX_BASES} at most")
+    content = _load(path)
+    if "custom_imports" in content:
+        raise ConfigError(f"{path}: has custom_imports, which runs code; write the config in Python")
+    bases = content.get("_base_", [])
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []:
+        _refuse_code((path.parent / str(base)).resolve(), depth + 1)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data = read_bytes(path, MAX_BYTES)
+        content = parse_json(data, dict) if path.suffix == ".json" else yaml.safe_load(data)
+    except (JsonError, yaml.YAMLError, ValueError, RecursionError, FileNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{path}: cannot be read as a config ({reason}); correct it, or its _base_"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values at its top level")
+    if _is_large(content):
+        raise ConfigError(f"{path}: holds more than {MAX_NODES} values, references counted; write them out")
+    return content
+
+
+def _is_large(top: Any) -> bool:
+    """Return whether a config holds too many values; references of YAML count as often as they occur."""
+    waiting, number = [top], 0
+    while waiting and number <= MAX_NODES:
+        number += 1
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return number > MAX_NODES
+
+
+def refuse_unregistered(cfg: Config, name: str) -> None:
+    """Refuse a config in which a type is the path of something to import, such as ``subprocess.Popen``.
+
+    Args:
+        cfg: the config.
+        name: of its file, for the message.
+
+    Raises:
+        ConfigError: the first such type.
+    """
+    for at, kind in _types(cfg.to_dict(), ""):
+        scope, dot, rest = kind.partition(".")
+        if dot and (scope not in SCOPES or "." in rest):
+            raise ConfigError(
+                f"{name}: {at} is {kind!r}, which names no class of a registry; expected a name such as "
+                f"'ResNet' or 'mmdet.ResNet'"
+            )
+
+
+def _types(node: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, text) of every ``type``."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            place = f"{at}.{key}" if at else str(key)
+            if key == "type" and isinstance(value, str):
+                yield place, value
+            yield from _types(value, place)
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _types(value, f"{at}.{index}")
