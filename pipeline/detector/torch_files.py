@@ -209,8 +209,10 @@ def _refer(reader: Any) -> None:
     kind, dtype, key, _, count = reader.stack.pop()
     if kind != "storage" or not isinstance(dtype, torch.dtype | StandIn) or type(count) is not int:
         raise pickle.UnpicklingError("a reference to something else than a storage")
-    known = isinstance(dtype, torch.dtype)
-    reader.stack.append(_Storage(str(key), dtype, count) if known else StandIn(dtype.name))
+    if isinstance(dtype, StandIn):
+        reader.stack.append(StandIn(dtype.name))
+    else:
+        reader.stack.append(_Storage(str(key), dtype, count))
 
 
 _HANDLERS: Mapping[int, Handler] = {
