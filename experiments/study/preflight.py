@@ -13,7 +13,7 @@ from experiments.storage.study_folder import StudyError, StudyFolder, digest_of
 from experiments.study.progress import task_bar
 from experiments.terminal import Terminal
 from pipeline.config.settings import TrialSettings
-from pipeline.storage.paths import resolve_path
+from pipeline.storage.paths import resolve_path, split_name
 from pipeline.training.preflight import check
 
 
@@ -45,12 +45,13 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
     """
     inputs = {}
     for path in {p for settings in recipe.trials for p in (settings.config, settings.init_checkpoint) if p}:
-        if not resolve_path(path).is_file():
+        file, _ = split_name(resolve_path(path))
+        if not file.is_file():
             raise StudyError(
                 f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
                 f"it starts from there"
             )
-        inputs[path] = digest_of(resolve_path(path))
+        inputs[path] = digest_of(file)
     return dict(sorted(inputs.items()))
 
 

@@ -136,8 +136,8 @@ _ADMITTED: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _check_keys(keys: Sequence[Any]) -> None:
-    if not all(isinstance(key, _KEYS) for key in keys):
+def _check_keys(keys: Sequence[Any], more: tuple[type, ...] = ()) -> None:
+    if not all(isinstance(key, (*_KEYS, *more)) for key in keys):
         raise pickle.UnpicklingError("a container as a key or in a set")
 
 
@@ -176,7 +176,7 @@ def _checked(name: str) -> Handler:
             keys = reader.stack[-2:-1]
         else:
             keys = reader.stack if name in ("load_additems", "load_frozenset") else reader.stack[::2]
-        _check_keys(keys)
+        _check_keys(keys, reader.more_keys)
         original(reader)
 
     return handler
@@ -196,30 +196,47 @@ def _remembered(name: str) -> Handler:
 
 _UNUSED = (
     pickle.DUP, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.INST,
-    pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER,
+    pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.BUILD,
+    pickle.REDUCE,
 )  # fmt: skip
-"""Opcodes that no pickle of plain values and arrays has."""
+"""Opcodes that no pickle of plain values has."""
 
-_HANDLERS: Mapping[int, Handler] = {
+BOUNDED: Mapping[int, Handler] = {
     **{code: how for code, how in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNUSED},
-    pickle.BUILD[0]: _build,
-    pickle.REDUCE[0]: _reduce,
     pickle.BYTEARRAY8[0]: _bytearray8,
     pickle.SETITEM[0]: _checked("load_setitem"),
     pickle.SETITEMS[0]: _checked("load_setitems"),
     pickle.DICT[0]: _checked("load_dict"),
     pickle.ADDITEMS[0]: _checked("load_additems"),
     pickle.FROZENSET[0]: _checked("load_frozenset"),
+}
+"""The opcodes of plain values, in bounded memory."""
+
+_HANDLERS: Mapping[int, Handler] = {
+    **BOUNDED,
+    pickle.BUILD[0]: _build,
+    pickle.REDUCE[0]: _reduce,
     pickle.GET[0]: _remembered("load_get"),
     pickle.BINGET[0]: _remembered("load_binget"),
     pickle.LONG_BINGET[0]: _remembered("load_long_binget"),
 }
 
 
-class _Reader(pickle._Unpickler):
+class BoundedUnpickler(pickle._Unpickler):
+    """An unpickler whose memory is bounded by its file. Subclasses say what a name, a call and a state mean.
+
+    Attributes:
+        more_keys: types of keys beside texts and numbers.
+    """
+
+    dispatch = BOUNDED  # type: ignore[assignment]  # a class variable in Python, a table here
+    more_keys: tuple[type, ...] = ()
+
+
+class _Reader(BoundedUnpickler):
     """An unpickler that knows the names in ``_ADMITTED`` alone."""
 
-    dispatch = _HANDLERS  # type: ignore[assignment]  # a class variable in Python, a table here
+    dispatch = _HANDLERS
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an object of ``_ADMITTED``, or raise UnpicklingError."""

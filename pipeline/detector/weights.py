@@ -6,21 +6,17 @@ is ever executed.
 """
 
 import logging
-import pickle
-import re
-import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.detector.backbones.sparse_conv import KERNEL_DIMS, to_spconv2
+from pipeline.detector.checkpoints import WeightsError, read_tensors, some
 from pipeline.storage.files import atomic_path
 
 FRESH_PARTS: Mapping[str, tuple[str, ...]] = {
@@ -42,24 +38,7 @@ MOME_ONLY = ("pts_bbox_head.transformer.selected_cls.", "pts_bbox_head.transform
 WRAPPERS = ("module.",)
 """Prefixes that wrappers such as DDP add to every key."""
 
-DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    struct.error,
-)
-"""Errors of ``torch.load`` for files that are cut off, of another kind, or hold more than tensors."""
-
 _LOG = logging.getLogger(__name__)
-
-NAMED = 3  # number of keys that an error message lists; for a wrong architecture there are hundreds
-
-
-class WeightsError(ValueError):
-    """A checkpoint cannot be read, or does not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +48,7 @@ class LoadReport:
     Attributes:
         loaded: number of tensors read from the file.
         fresh: keys of the model that the file lacks; they keep their initial values.
-        dropped: keys of the file that the model does not have (``MOME_ONLY``).
+        dropped: keys of the file that the model does not have (``MOME_ONLY``, copies of mmcv 1's EMAHook).
         turned: keys of sparse convolutions that were in mmcv's layout.
     """
 
@@ -82,10 +61,10 @@ class LoadReport:
         """Return the report as one line."""
         notes = {
             "keep their initial values": self.fresh,
-            "are only in MoME and were dropped": self.dropped,
+            "are MoME's or EMAHook's own and were dropped": self.dropped,
             "were permuted from mmcv's layout": self.turned,
         }
-        parts = [f"{len(keys)} {what}: {_some(list(keys))}" for what, keys in notes.items() if keys]
+        parts = [f"{len(keys)} {what}: {some(list(keys))}" for what, keys in notes.items() if keys]
         return "; ".join([f"{self.loaded} tensors loaded", *parts])
 
 
@@ -116,13 +95,16 @@ def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> Loa
         What was loaded and what was not.
 
     Raises:
-        WeightsError: the file is missing, damaged or holds more than tensors, or keys are missing,
-            unexpected or of another shape.
+        WeightsError: the file is missing or damaged, keys are missing, unexpected or of another shape, or a
+            weight is not finite.
     """
     model = getattr(model, "module", model)
     own = model.state_dict()
     given = from_official(read_tensors(path))
-    dropped = tuple(key for key in given if key.startswith(MOME_ONLY) and key not in own)
+    _refuse_infinite(path, given)
+    dropped = tuple(
+        key for key in given if key not in own and (key.startswith(MOME_ONLY) or _is_average(key, own))
+    )
     tensors = {key: value for key, value in given.items() if key not in dropped}
     turned = tuple(key for key, value in tensors.items() if key in own and _is_turned(value, own[key]))
     tensors |= {key: to_spconv2(tensors[key]) for key in turned}
@@ -151,46 +133,19 @@ def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(key, ours): value for key, value in tensors.items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors: safetensors, or PyTorch's format without executing pickled code.
-
-    Args:
-        path: ``.safetensors``, or ``.pth`` with the tensors at the top level or under ``state_dict``.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds more than tensors and plain values.
-    """
-    if not path.is_file():
-        raise WeightsError(f"there is no checkpoint {path}")
-    if path.suffix != ".safetensors":
-        return _read_torch(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
+def _refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not finite: what they compute is NaN."""
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
         raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}); copy or make it again"
-        ) from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise WeightsError(
-                f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy or make it again"
-            ) from error
-        raise WeightsError(
-            f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
-            "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
-        ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
+            f"{path}: {len(bad)} tensors hold numbers that are not finite: {some(bad)}; its training "
+            "diverged, or the file is damaged"
         )
-    return {key: value.contiguous() for key, value in state.items()}
+
+
+def _is_average(key: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether a buffer is the copy that mmcv 1's EMAHook keeps of a weight; the weight itself is averaged."""
+    return key.startswith("ema_") and key[4:] in {name.replace(".", "_") for name in own}
 
 
 def _unwrapped(key: str) -> str:
@@ -235,14 +190,9 @@ def _refuse_misfits(
         if key in own and tensors[key].shape != own[key].shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
-    misfits = [f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys]
+    misfits = [f"{len(keys)} {kind}: {some(keys)}" for kind, keys in kinds.items() if keys]
     if misfits:
         raise WeightsError(
             f"{path} is of another architecture than the model ({'; '.join(misfits)}); "
             "use the config that it was trained with"
         )
-
-
-def _some(keys: list[str]) -> str:
-    rest = len(keys) - NAMED
-    return ", ".join(keys[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

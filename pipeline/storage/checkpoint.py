@@ -94,6 +94,11 @@ def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.
         ) from error
     weights = {key[6:]: value for key, value in tensors.items() if key.startswith("model/")}
     _check_shapes(path, weights, model.state_dict())
+    bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: {bad[0]!r} holds numbers that are not finite; it diverged before step {step}; delete it"
+        )
     model.load_state_dict(weights)
     _restore_optimizer(optimizer, _names(model), tensors)
     return step
@@ -106,9 +111,9 @@ def _read_header(path: Path, digest: str) -> int:
         raise CheckpointError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path}: state format {header.get('format')}, this code reads {FORMAT}")
-    if header["settings"] != digest:
+    if header.get("settings") != digest:
         raise CheckpointError(
-            f"{path}: was written under settings {header['settings']}, the trial now has {digest}; "
+            f"{path}: was written under settings {header.get('settings')}, the trial now has {digest}; "
             "use a new folder or the old settings"
         )
     return int(header["step"])

@@ -22,6 +22,9 @@ COMMIT = "BIASWISE_COMMIT"
 ROOT = Path(__file__).parents[2]
 """Project root, or the copy of it that Ray unpacked for a job."""
 
+STATE = "state_dict"
+"""Key of the weights in a checkpoint of mmcv and mmengine."""
+
 
 def data_root() -> Path | None:
     """Return the folder that holds ``data``, ``runs`` and ``mlflow.db``; None leaves them in the project."""
@@ -46,3 +49,9 @@ def resolve_path(path: str) -> Path:
     """
     place = data_root()
     return ROOT / path if place is None or (ROOT / path).is_file() else place / path
+
+
+def split_name(path: Path) -> tuple[Path, str]:
+    """Return the file and the key of ``epoch_20.pth#ema_state_dict``; without one, ``state_dict``."""
+    name, mark, key = path.name.rpartition("#")
+    return (path.with_name(name), key) if mark and not path.exists() else (path, STATE)

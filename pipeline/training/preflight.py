@@ -11,7 +11,7 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
 from pipeline.errors import TrialError
 from pipeline.redaction import refuse_secrets
-from pipeline.storage.paths import resolve_path
+from pipeline.storage.paths import resolve_path, split_name
 
 
 def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
@@ -38,7 +38,7 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
 
 def _check_files(settings: TrialSettings) -> None:
     for what, path in (("config", settings.config), ("init checkpoint", settings.init_checkpoint)):
-        if path and not resolve_path(path).is_file():
+        if path and not split_name(resolve_path(path))[0].is_file():
             raise TrialError(f"{what} {resolve_path(path)}: no such file")
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
     for root in roots:

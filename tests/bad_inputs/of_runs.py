@@ -564,7 +564,7 @@ CHECKPOINTS = [
         "state_dict",
         "an object that runs code",
         checkpoint(harmful_weights),
-        "…/harmful.pth holds a pickled eval besides tensors, which could run any code when loaded; where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors",
+        "…/harmful.pth holds no named tensors; expected a state dict, at the top or under 'state_dict'",
     ),
     Bad(
         "checkpoint",

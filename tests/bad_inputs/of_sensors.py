@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from tests.bad_inputs.of_data import file, first, infos, infos_of, manifest, shard, shards, table
 from tests.bad_inputs.place import SPLIT, Bad, Place, Words
@@ -215,6 +216,27 @@ def nested_key(depth: int = 60) -> bytes:
     return out.getvalue()
 
 
+def weights(change: Callable[[dict[str, Any]], Any], key: str = "") -> Callable[[Place], Callable[[], Any]]:
+    """Spoil a checkpoint as mmengine's Runner writes them, and load it into a layer."""
+
+    def make(place: Place) -> Callable[[], Any]:
+        from pipeline.detector.weights import load_weights
+
+        state = dict(torch.nn.Linear(2, 2).state_dict())
+        change(state)
+        torch.save({"meta": {}, "state_dict": state}, place.tmp / "x.pth")
+        return lambda: load_weights(torch.nn.Linear(2, 2), place.tmp / f"x.pth{key}")
+
+    return make
+
+
+def deep_table(place: Place) -> Words:
+    data = place.dataset()
+    (data / "v1.0-mini/sample.json").write_text("[" * 200_000 + "]" * 200_000)
+    return shard(data, place)
+
+
+WEIGHT = "weight"
 REFUSED = "…/infos.pkl: refused: "
 BOXES = "…/infos.pkl: frame …: box 0 (trailer) has "
 SENSORS = [
@@ -595,5 +617,54 @@ SENSORS = [
         "tuples in tuples, 2^60 in all",
         infos_of(nested_key()),
         REFUSED + f"a container as a key or in a set; {MAKE}",
+    ),
+    Bad(
+        "checkpoint",
+        "weights",
+        "NaN",
+        weights(lambda state: state[WEIGHT].fill_(float("nan"))),
+        f"…/x.pth: 1 tensors hold numbers that are not finite: {WEIGHT}; its training diverged, or the file is damaged",
+    ),
+    Bad(
+        "checkpoint",
+        "weights",
+        "a sparse tensor",
+        weights(lambda state: state.update({WEIGHT: torch.zeros(3).to_sparse()})),
+        f"…/x.pth holds a torch._utils._rebuild_sparse_tensor as '{WEIGHT}', expected a tensor; save its tensors alone",
+    ),
+    Bad(
+        "checkpoint",
+        "weights",
+        "2^40 elements of one number",
+        weights(lambda state: state.update({WEIGHT: torch.zeros(1).expand(2**40)})),
+        f"…/x.pth is not a whole checkpoint of PyTorch ({WEIGHT} has elements outside its 1 in the file); copy or make it again",
+    ),
+    Bad(
+        "checkpoint",
+        "#ema_state_dict",
+        "not there",
+        lambda place: weights(lambda state: None, "#ema_state_dict")(place),
+        "…/x.pth holds no named tensors; expected a state dict, at the top or under 'ema_state_dict' (it has state_dict)",
+    ),
+    Bad(
+        "tables",
+        "sample.json",
+        "nested 200,000 deep",
+        deep_table,
+        f"…/v1.0-mini: the devkit cannot open these tables (…recursion…); {DAMAGED}",
+    ),
+    Bad(
+        "manifest",
+        "file",
+        "nested 200,000 deep",
+        shards(f"{SPLIT}.json", lambda path: path.write_text("[" * 200_000 + "]" * 200_000)),
+        "…/mini_val.json: not a manifest of format 3 (nested too deep, expected 64 levels at most); write the shards anew",
+    ),
+    Bad(
+        "scene.json",
+        "name",
+        "a list",
+        table("scene", lambda r: first(r, name=["scene-0103"])),
+        f"…/v1.0-mini: cannot be read (TypeError: unhashable type: 'list'); {DAMAGED}",
     ),
 ]

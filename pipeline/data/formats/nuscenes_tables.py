@@ -30,6 +30,9 @@ TABLES = (
 )
 """The thirteen tables of a nuScenes version; each is a file ``<table>.json``."""
 
+BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError)
+"""Errors of records that have other keys or types than nuScenes'."""
+
 DAMAGED = "the tables are damaged, restore or generate them anew"
 """Advice in error messages about tables that contradict themselves."""
 
@@ -55,18 +58,28 @@ def read_each_frame(
     root: Path, version: str, split: str, max_sweeps: int = MAX_SWEEPS
 ) -> Iterator[FrameRecord | DataError]:
     """Yield every key frame of a split, or what is wrong with it; see ``read_frames``."""
-    nusc = open_tables(Path(root), version)
+    try:
+        yield from _read_each(Path(root), version, split, max_sweeps)
+    except DataError:
+        raise
+    except BROKEN as problem:
+        told = f"{type(problem).__name__}: {str(problem)[:200]}"
+        raise DataError(f"{Path(root) / version}: cannot be read ({told}); {DAMAGED}") from problem
+
+
+def _read_each(root: Path, version: str, split: str, max_sweeps: int) -> Iterator[FrameRecord | DataError]:
+    nusc = open_tables(root, version)
     names = set(split_scenes(split))
     scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
         present = ", ".join(str(scene["name"]) for scene in nusc.scene) or "none"
         raise DataError(
-            f"{Path(root) / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
+            f"{root / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
             "or the version that belongs to this dataset"
         )
     for scene in scenes:
         for sample in _samples_of(nusc, scene):
-            where = f"{Path(root) / version}: key frame {sample['token']} of {scene['name']}"
+            where = f"{root / version}: key frame {sample['token']} of {scene['name']}"
             try:
                 yield _frame(nusc, scene["name"], sample, max_sweeps, where)
             except KeyError as missing:
@@ -97,8 +110,9 @@ def open_tables(root: Path, version: str) -> Any:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except KeyError as missing:
         raise DataError(f"{folder}: a record refers to {missing}, which no table has; {DAMAGED}") from missing
-    except (ValueError, TypeError, IndexError, AssertionError, OSError) as problem:
-        raise DataError(f"{folder}: the devkit cannot open these tables ({problem}); {DAMAGED}") from problem
+    except (*BROKEN, AssertionError, OSError, RecursionError) as problem:
+        told = str(problem)[:200]
+        raise DataError(f"{folder}: the devkit cannot open these tables ({told}); {DAMAGED}") from problem
     _check_categories(nusc, folder)
     return nusc
 

@@ -6,7 +6,6 @@ without a manifest is unfinished. JPEGs are stored unchanged.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from pyarrow import fs
 
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.sensors import show
+from pipeline.json_files import MAX_BYTES, parse_json
 
 FORMAT = 3
 """Version of this format. Version 2 had no ``valid`` and no missing cameras, version 1 no statistics."""
@@ -98,7 +98,7 @@ def read_manifest(folder: Path | str, split: str) -> dict[str, Any]:
         if store.get_file_info(where).type == fs.FileType.Unknown:  # a pipe would be waited for
             raise ValueError("it is no regular file")
         with store.open_input_stream(where) as stream:
-            manifest: dict[str, Any] = json.loads(stream.read())
+            manifest: dict[str, Any] = parse_json(stream.read(MAX_BYTES), dict)
         _check(manifest, split)
     except OSError as problem:
         raise DataError(f"{where}: no finished shards of split {split!r} here ({problem})") from problem

@@ -31,6 +31,7 @@ from pipeline.data.formats.shard_manifest import (
 )
 from pipeline.data.formats.shard_schema import to_row
 from pipeline.data.sample import DataError
+from pipeline.json_files import parse_json
 
 GROUP_BYTES = 4 * 2**20
 """A row group ends when it has this size. It is enough for one request to an object store, and less than one
@@ -175,10 +176,10 @@ def _finished(store: fs.FileSystem, folder: str, part: Part, digest: str) -> Ent
     path = f"{folder}/{part.name}"
     try:
         with store.open_input_stream(f"{path}.entry") as stream:
-            entry: Entry = json.loads(stream.read())
+            entry: Entry = parse_json(stream.read(), dict)
         same = entry.pop("of") == digest and store.get_file_info(path).size == entry["bytes"]
         return entry if same and checksum(part.out, part.name) == entry["sha256"] else None
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -1,6 +1,5 @@
 """Checks that a dataset or a folder of shards is complete and consistent, file by file."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pipeline.data.jpeg import refuse_gap
 from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import Reading
+from pipeline.json_files import read_json
 
 NEAR_M = 6.0
 """Boxes nearer than this may be below or between all cameras. Farther ones must be visible in an image."""
@@ -125,7 +125,7 @@ def _read_each(findings: _Findings, root: Path, version: str) -> Iterator[FrameR
     if root.suffix == ".pkl":
         yield from read_each_record(root, version, "")
         return
-    table = json.loads(_read_table(root / version / "scene.json"))
+    table = read_json(root / version / "scene.json", list)
     names = {str(scene["name"]) for scene in table}
     known: set[str] = set()
     for split in _splits(version):
@@ -134,13 +134,6 @@ def _read_each(findings: _Findings, root: Path, version: str) -> Iterator[FrameR
         if names & scenes:
             yield from read_each_record(root, version, split)
     findings.problems += [f"{root / version}: {name} belongs to no split" for name in sorted(names - known)]
-
-
-def _read_table(path: Path) -> bytes:
-    """Return a table as bytes; FileNotFoundError if it is not there."""
-    if not path.exists():
-        raise FileNotFoundError(path)
-    return read_bytes(path)
 
 
 def check_shards(folder: Path, progress: Progress | None = None) -> CheckReport:

@@ -20,11 +20,13 @@ from pipeline.data.augmentation.train_pipeline import STEPS
 from pipeline.data.formats.file_source import FileSource
 from pipeline.data.formats.infos.writer import write_infos
 from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.sample import Sample
 from pipeline.data.synthetic import generate
 from pipeline.detector.build import build_model
 from pipeline.detector.openmmlab.data_samples import to_detections
 from pipeline.detector.openmmlab.optimizer import build_optimizer
 from pipeline.detector.runner import to_sample
+from pipeline.detector.weights import load_weights, save_weights
 from pipeline.evaluation.inference import Predictor
 from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.storage.paths import ROOT
@@ -101,6 +103,22 @@ def test_the_runner_computes_what_our_loop_computes(config, root):
     for place, expected in enumerate(detector.run(detector.prepare(samples))):
         np.testing.assert_array_equal(watch.found[place].labels, expected.labels)
         np.testing.assert_allclose(watch.found[place].boxes, expected.boxes, rtol=1e-5, atol=1e-5)
+    _same_from_its_checkpoint(Path(runner.work_dir) / "epoch_1.pth", runner.model, samples)
+
+
+def _same_from_its_checkpoint(path: Path, trained: torch.nn.Module, samples: list[Sample]) -> None:
+    """The Runner's own file, with message hub and history buffers, is as good as the weights saved by us."""
+    save_weights(trained, path.with_name("ours.safetensors"))
+    found = []
+    for file in (path, path.with_name("ours.safetensors")):
+        model = build_model(CONFIG)
+        assert load_weights(model, file).fresh == ()
+        detector = Predictor(model, model.image_size)
+        found.append(detector.run(detector.prepare(samples)))
+    for one, other in zip(*found, strict=True):
+        for field in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        assert len(one.boxes)
 
 
 @pytest.fixture

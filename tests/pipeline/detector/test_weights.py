@@ -1,5 +1,6 @@
 """Weights come back bit for bit, or not at all; so do those of the official detectors."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,95 @@ class Payload:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickled_payload_is_refused_and_does_not_run(tmp_path: Path, zipped: bool) -> None:
+def test_a_pickled_payload_does_not_run_and_is_named(tmp_path: Path, caplog: Any) -> None:
+    path, trace, other = tmp_path / "epoch_20.pth", tmp_path / "it_ran", Toy()
+    model = Toy()
+    torch.save({"state_dict": model.state_dict(), "meta": Payload(trace)}, path)
+    load_weights(other, path)
+    assert not trace.exists()
+    assert "epoch_20.pth: left unread beside its tensors: " in caplog.text
+    assert "io.open" in caplog.text
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_pickled_payload_in_the_old_format_is_refused(tmp_path: Path) -> None:
     path, trace = tmp_path / "epoch_20.pth", tmp_path / "it_ran"
     payload = {"state_dict": Toy().state_dict(), "meta": Payload(trace)}
-    torch.save(payload, path, _use_new_zipfile_serialization=zipped)
+    torch.save(payload, path, _use_new_zipfile_serialization=False)
     with pytest.raises(WeightsError, match=r"holds a pickled (_io|io).open besides tensors.*save its 'state"):
         load_weights(Toy(), path)
     assert not trace.exists()
+
+
+def test_what_is_no_tensor_among_the_weights_is_refused(tmp_path: Path) -> None:
+    path, trace = tmp_path / "epoch_20.pth", tmp_path / "it_ran"
+    torch.save({"state_dict": {**Toy().state_dict(), "norm.extra": Payload(trace)}}, path)
+    with pytest.raises(WeightsError, match=r"holds a (_io|io).open as 'norm.extra', expected a tensor"):
+        load_weights(Toy(), path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
+        lambda: torch.zeros(1).expand(2**40),
+    ],
+    ids=["sparse", "quantised", "2^40 elements of one"],
+)
+@pytest.mark.filterwarnings("ignore")  # quantisation is deprecated
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, make: Any) -> None:
+    path = tmp_path / "epoch_20.pth"
+    torch.save({"state_dict": {"norm.weight": make()}}, path)
+    with pytest.raises(WeightsError, match=r"norm\.weight"):
+        load_weights(Toy(), path)
+
+
+def test_strides_beyond_the_storage_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "epoch_20.pth"
+    torch.save({"w": torch.zeros(5, 7)}, path)
+    members = {info: zipfile.ZipFile(path).read(info) for info in zipfile.ZipFile(path).infolist()}
+    with zipfile.ZipFile(path, "w") as forged:
+        for info, data in members.items():
+            pickled = info.filename.endswith("data.pkl")
+            assert not pickled or b"K\x07K\x01" in data  # its strides
+            forged.writestr(info, data.replace(b"K\x07K\x01", b"K\x09K\x01") if pickled else data)
+    with pytest.raises(WeightsError, match=r"w has elements outside its 35 in the file"):
+        load_weights(Toy(), path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, suffix: str, value: float) -> None:
+    model, path = Toy(), tmp_path / f"w.{suffix}"
+    with torch.no_grad():
+        model.norm.bias[1] = value
+    (torch.save if suffix == "pth" else save_file)(model.state_dict(), path)
+    with pytest.raises(WeightsError, match=r"w\.\w+: 1 tensors hold numbers that are not finite: norm\.bias"):
+        load_weights(Toy(), path)
+
+
+def test_averaged_weights_of_mmengine_are_offered(tmp_path: Path, caplog: Any) -> None:
+    model, average, path = Toy(), Toy(), tmp_path / "epoch_2.pth"
+    averaged = {"steps": torch.tensor(4), **{f"module.{k}": v for k, v in average.state_dict().items()}}
+    torch.save({"state_dict": model.state_dict(), "ema_state_dict": averaged, "optimizer": {}}, path)
+    for name, expected in (("epoch_2.pth", model), ("epoch_2.pth#ema_state_dict", average)):
+        other = Toy()
+        load_weights(other, path.with_name(name))
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in expected.state_dict().items())
+    assert "also holds ema_state_dict; epoch_2.pth#ema_state_dict names it" in caplog.text
+    with pytest.raises(WeightsError, match=r"under 'ema' \(it has state_dict, ema_state_dict\)"):
+        load_weights(Toy(), path.with_name("epoch_2.pth#ema"))
+
+
+def test_copies_of_mmcvs_average_are_dropped(tmp_path: Path) -> None:
+    model, other = Toy(), Toy()
+    state = model.state_dict()
+    copies = {f"ema_{key.replace('.', '_')}": torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"state_dict": {**state, **copies}}, tmp_path / "epoch_2.pth")
+    assert set(load_weights(other, tmp_path / "epoch_2.pth").dropped) == set(copies)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in state.items())
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -103,3 +103,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (path / "state.json").write_text(json.dumps({"format": 0}))
     with pytest.raises(CheckpointError, match="state format 0, this code reads 1"):
         load_checkpoint(path, "d", *trained(0))
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    path = save_checkpoint(tmp_path, 1, "d", model, optimizer)
+    with pytest.raises(CheckpointError, match=r"'0\.weight' holds numbers that are not finite"):
+        load_checkpoint(path, "d", *trained(0))
