@@ -132,7 +132,7 @@ class DecisionRule:
 
     def _too_many(self) -> Iterator[str]:
         if max(len(self.seeds), len(self.sites), len(self.arms), len(self.treatments)) > MOST:
-            yield f"the rule names more than {MOST} seeds, sites, arms or treatments; expected at most as many"
+            yield f"the rule names more than {MOST} seeds, sites, arms or treatments; expected fewer"
 
     def _bad_numbers(self) -> Iterator[str]:
         if not 0.5 <= self.confidence < 1:

@@ -318,7 +318,7 @@ FILES = [
         "rule.seeds",
         "a million",
         rule(seeds=list(range(1_000_000))),
-        "…/study.json has a rule that cannot be read (the rule names more than 10000 seeds, sites, arms or treatments; expected at most as many)",
+        "…/study.json has a rule that cannot be read (the rule names more than 10000 seeds, sites, arms or treatments; expected fewer)",
     ),
 ]
 CODE = [
