@@ -9,10 +9,14 @@ from experiments.recipes.decision_rule import AnalysisError
 from experiments.reporting.integrity import refuse_edits
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, read_rows
+from pipeline.metrics.run_place import HOST, SLOT, START_TIME
 from pipeline.runtime.event_log import starts_of
 
 TIMES = ("ms", "samples/s", "GiB", "s", "label")
 """Units of what no two runs measure alike."""
+
+ONCE_PER_START = (START_TIME, SLOT, HOST)
+"""Metrics of which a trial has a row for every start: one that starts again at the same step has two."""
 
 Key = tuple[str, str, str, str, str, str, int | None, int]
 
@@ -131,7 +135,8 @@ def _is_certain(key: Key) -> bool:
 def _numbers(trial: Path) -> list[tuple[Key, tuple[float, int, int, str] | None]]:
     """Return what a trial measured: what it is, and the number if it is no time."""
     path = trial / "rows.jsonl"
-    return [(_key(row), _value(row)) for row in read_rows(path)] if path.exists() else []
+    rows = read_rows(path) if path.exists() else []
+    return [(_key(row), _value(row)) for row in rows if row.metric not in ONCE_PER_START]
 
 
 def _key(row: Row) -> Key:
