@@ -22,6 +22,9 @@ MAX_DEPTH = 64
 MAX_INTEGER = 2**63
 """Bound of integers, exclusive: what 64 bits hold."""
 
+MAX_REASON = 300
+"""Characters of a reason."""
+
 T = TypeVar("T", dict[str, Any], list[Any])
 NAMES: dict[Any, str] = {
     dict: "an object",
@@ -41,6 +44,7 @@ class JsonError(ValueError):
     """
 
     def __init__(self, reason: str, what: str = "") -> None:
+        reason = reason if len(reason) <= MAX_REASON else f"{reason[:MAX_REASON]}…"  # it may quote the file
         super().__init__(f"{what}: {reason}" if what else reason)
         self.reason = reason
 

@@ -45,8 +45,8 @@ UNUSABLE_PATH = {
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.ENXIO, errno.ENOTEMPTY),
 }
 """What the system says about a path that it cannot use; the path comes from the user."""
-MAX_SHOWN = 200
-"""Characters of a path that are shown."""
+MAX_PATH, MAX_SENTENCE = 200, 2000
+"""Characters of a path and of a sentence that are shown: they may quote a file."""
 
 COMMANDS: tuple[Command | Group, ...] = (
     RunDemo(),
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = _sentence(error)
         if not sentence:
             raise
-        say(f"biaswise: error: {sentence}", error=True)
+        say(f"biaswise: error: {_short(sentence, MAX_SENTENCE)}", error=True)
         return WRONG_USAGE
 
 
@@ -138,16 +138,16 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; make room, the same command goes on"
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
-        return f"{_short(error.filename)}: {os.strerror(error.errno)}; check the path"
+        return f"{_short(error.filename, MAX_PATH)}: {os.strerror(error.errno)}; check the path"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib
         return f"{error}; check the path"
     return ""
 
 
-def _short(name: object) -> str:
-    """Return a path for a message; of a very long one its two ends."""
+def _short(name: object, most: int) -> str:
+    """Return a path or a sentence for a message; of a very long one its two ends."""
     text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN // 2]}…{text[-MAX_SHOWN // 2 :]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 def _prepare_process(arguments: argparse.Namespace) -> None:

@@ -24,6 +24,9 @@ STEPS = ("training", "inference")
 SCREENING = "screening"
 """``order_by`` of a rule whose order comes from the study's own screening (``biaswise study screen``)."""
 
+MOST = 10_000
+"""Most seeds, sites, arms or treatments of a rule: the verdicts' matrices grow with each."""
+
 FIELDS_OF_OLD_VERSION = frozenset({"treatment", "more_treatments", "margin", "looks", "spending"})
 """Fields that a rule of version 0.1.0 has, and a rule of this version does not have."""
 
@@ -108,6 +111,7 @@ class DecisionRule:
 
     def _faults(self) -> Iterator[str]:
         """Yield what is wrong with the rule, one sentence each."""
+        yield from self._too_many()
         yield from self._bad_levels()
         yield from self._bad_numbers()
         yield from self._bad_interim_analyses()
@@ -125,6 +129,10 @@ class DecisionRule:
             yield f"the rule compares {twice[0]!r} with itself; name two bias kinds"
         if any(len(arm) != len(self.sites) for arm in self.arms):
             yield f"the rule has arms that do not fit its {len(self.sites)} sites; an arm is a level per site"
+
+    def _too_many(self) -> Iterator[str]:
+        if max(len(self.seeds), len(self.sites), len(self.arms), len(self.treatments)) > MOST:
+            yield f"the rule names more than {MOST} seeds, sites, arms or treatments; expected fewer"
 
     def _bad_numbers(self) -> Iterator[str]:
         if not 0.5 <= self.confidence < 1:

@@ -313,6 +313,13 @@ FILES = [
         status("interim_analyses.json", '{"waves": [], "ended": "x"}'),
         "…/interim_analyses.json: not the waves of a study (ended is 'x', expected an object); delete it to start over",
     ),
+    Bad(
+        "study.json",
+        "rule.seeds",
+        "a million",
+        rule(seeds=list(range(1_000_000))),
+        "…/study.json has a rule that cannot be read (the rule names more than 10000 seeds, sites, arms or treatments; expected fewer)",
+    ),
 ]
 CODE = [
     Bad(

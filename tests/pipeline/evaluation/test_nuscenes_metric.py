@@ -203,3 +203,25 @@ def test_scores_do_not_depend_on_what_was_scored_before(
     assert metric.score(poses, found) == NuScenesMetric(small_dataset, "v1.0-mini", "mini_val").score(
         poses, found
     )
+
+
+@pytest.mark.parametrize(("metres", "counts"), [(49.0, True), (51.0, False)])
+def test_a_car_counts_within_fifty_metres_alone(
+    metric: NuScenesMetric, frames: list[FrameRecord], metres: float, counts: bool
+) -> None:
+    """The devkit's range of cars is 50 m from the ego vehicle: wrong cars beyond it cost nothing."""
+    poses, found = truth(frames)
+    wrong = []
+    for frame, one in zip(frames, found, strict=True):
+        ring = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+        boxes = np.tile(np.array([0, 0, 0, 4, 2, 1.5, 0, 0, 0], np.float32), (8, 1))
+        ego = np.stack([metres * np.cos(ring), metres * np.sin(ring), 0 * ring, 1 + 0 * ring])
+        boxes[:, :3] = (np.linalg.inv(frame.lidar2ego) @ ego)[:3].T
+        wrong.append(
+            Detections(
+                np.concatenate([boxes, one.boxes]),
+                np.concatenate([np.full(8, 0.99, np.float32), one.scores]),
+                np.concatenate([np.zeros(8, np.int64), one.labels]),
+            )
+        )
+    assert (scores(metric, poses, wrong)["AP/car"] < 0.99) == counts

@@ -154,3 +154,18 @@ def test_two_ranks_charge_on_average_what_one_does(tmp_path, monkeypatch):
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(sum(halves) / 2, charge(slice(0, 4)))
     assert not torch.allclose(halves[0], halves[1])
+
+
+def test_each_number_of_a_box_costs_its_own_factor():
+    """A box that is wrong in one number alone: its loss is the L1 weight times that number's factor."""
+    from pipeline.detector.head.box_coder import encode_boxes
+
+    _, boxes, labels = random_case(counts=(1,))
+    logits = torch.full((1, 1, 1, 10), -20.0)
+    logits[0, 0, 0, labels[0]] = 20.0
+    exact = encode_boxes(boxes[0])[None, None]
+    for place, factor in enumerate(WEIGHTS):
+        codes = exact.clone()
+        codes[..., place] += 0.125
+        losses = criterion()(Predictions(codes, logits), boxes, labels)
+        assert losses["loss_bbox"].item() == pytest.approx(0.25 * factor * 0.125, rel=1e-4), place

@@ -1,0 +1,240 @@
+"""Any change to a file of a study gives what the file now says, or a refusal in one sentence.
+
+Hypothesis changes values, keys and bytes. The examples are the same in every run. What is accepted is
+compared with Python's own reading of the file. `make test-all` tries twenty times as many.
+"""
+
+import json
+import math
+import shutil
+import warnings
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments.cli import main
+from experiments.recipes.mini import smoke
+from experiments.reporting.summary import read_record
+from experiments.storage.study_folder import read_interim_analyses, settings_of
+from pipeline.config.plan import Plan
+from pipeline.errors import is_user_error
+from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.storage.trial_status import read_status
+from pipeline.tracking.study_verdicts import read_verdicts
+
+ROOT = Path(__file__).parents[2]
+LONGEST = timedelta(seconds=5)
+FEW, MANY = 150, 3000
+REPORTS = 20
+
+NUMBERS = st.one_of(
+    st.integers(-3, 3), st.integers(), st.floats(), st.sampled_from([1e20, 1e308, -1e308, 2**63, 10**400])
+)
+TEXTS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(["", "\ud800", "../..", "[/red]", "\x1b[2J", "a" * 10_000, "none", "window:0"]),
+)
+PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
+)
+BYTES = st.sampled_from(
+    [b"", b"\xff", b"\x00", b"{", b"]", b"\n", b'"', b"1e999", b"NaN", b"\\ud800", b"[" * 3000]
+)
+
+
+def tried(number):
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=LONGEST,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def few_and_many(number):
+    """Run a test with few examples, and with many where slow tests run."""
+    slow = pytest.param(20 * number, marks=pytest.mark.slow(seconds=60))
+    return pytest.mark.parametrize("number", [number, slow], ids=["few", "many"])
+
+
+def changed(draw, node):
+    """Return JSON with one to three values changed, added or removed at any depth."""
+    holder = {"top": json.loads(json.dumps(node))}
+    for _ in range(draw(st.integers(1, 3))):
+        parent, key = holder, "top"
+        while isinstance(parent[key], dict | list) and parent[key] and draw(st.integers(0, 3)):
+            parent = parent[key]
+            key = draw(st.sampled_from(sorted(parent) if isinstance(parent, dict) else range(len(parent))))
+        if parent is not holder and draw(st.integers(0, 4)) == 0:
+            del parent[key]
+        elif isinstance(parent[key], dict) and draw(st.booleans()):
+            parent[key][draw(TEXTS)] = draw(VALUES)
+        else:
+            parent[key] = draw(VALUES)
+    return holder["top"]
+
+
+def spoilt(draw, data):
+    """Return bytes with a piece replaced."""
+    start = draw(st.integers(0, len(data)))
+    end = draw(st.integers(start, min(len(data), start + 40)))
+    return data[:start] + draw(BYTES) + data[end:]
+
+
+def content(draw, node):
+    """Return a changed file of JSON, as bytes."""
+    data = json.dumps(changed(draw, node) if draw(st.booleans()) else node).encode()
+    return spoilt(draw, data) if draw(st.booleans()) else data
+
+
+def answer(read):
+    """Return what is read, or None if it is refused in a sentence; any other error is a failure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a last line that was cut short
+        try:
+            return read()
+        except (ValueError, RuntimeError) as error:
+            if not is_user_error(error):
+                raise
+            return None
+
+
+def same(one, two):
+    if isinstance(one, float) and isinstance(two, float) and math.isnan(one):
+        return math.isnan(two)
+    return one == two
+
+
+def run(number, check):
+    """Run a check, a function of hypothesis's ``draw``, this many times."""
+    tried(number)(given(st.data())(lambda data: check(data.draw)))()
+
+
+@few_and_many(FEW)
+def test_rows(number, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_rows(path, [Row("s", "t", "p", "NDS", "fraction", 0.25 * n, step=n, time=1e9) for n in range(3)])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def check(draw):
+        place = draw(st.integers(0, 2))
+        made = [json.dumps(changed(draw, one) if at == place else one) for at, one in enumerate(lines)]
+        data = "".join(f"{line}\n" for line in made).encode()
+        path.write_bytes(spoilt(draw, data) if draw(st.booleans()) else data)
+        rows = answer(partial(read_rows, path))
+        for row, line in zip(rows or (), path.read_bytes().split(b"\n"), strict=False):
+            for key, value in json.loads(line).items():
+                wanted = math.nan if value is None and key in ("value", "half_iqr60", "time") else value
+                assert same(getattr(row, key), wanted), key
+
+    run(number, check)
+
+
+@few_and_many(FEW)
+def test_study_json(number, tmp_path):
+    good = json.loads((ROOT / "tests/golden/report/study.json").read_text())
+
+    def check(draw):
+        (tmp_path / "study.json").write_bytes(content(draw, good))
+        record = answer(partial(read_record, tmp_path))
+        if record is not None:
+            plain = json.loads((tmp_path / "study.json").read_bytes())
+            for key in ("name", "question", "digest"):
+                assert getattr(record, key) == plain.get(key, "")
+            held = record.rule.to_dict() if record.rule else {}
+            assert {key: held[key] for key in plain["rule"] or {}} == (plain["rule"] or {})
+
+    run(number, check)
+
+
+@few_and_many(FEW)
+def test_settings_json(number, tmp_path):
+    good = smoke().trials[0].to_dict()
+
+    def check(draw):
+        (tmp_path / "settings.json").write_bytes(content(draw, good))
+        held = answer(partial(settings_of, tmp_path))
+        if held is not None:
+            plain, made = json.loads((tmp_path / "settings.json").read_bytes()), held.to_dict()
+            assert held.plan == Plan.parse(plain.pop("plan"))
+            assert held.plan_mixture == tuple(map(Plan.parse, plain.pop("plan_mixture", [])))
+            assert json.loads(json.dumps({key: made[key] for key in plain} | plain)) == plain
+
+    run(number, check)
+
+
+OTHERS = {
+    "status.json": (
+        read_status,
+        {
+            "state": "FAILED",
+            "sessions": [{"start": 1.0, "gpus": 0.0, "end": None}],
+            "error": "it broke",
+            "rows": {"num_bytes": 3, "sha256": "ab"},
+        },
+    ),
+    "interim_analyses.json": (
+        lambda folder: read_interim_analyses(folder / "interim_analyses.json"),
+        {"waves": [{"look": 1, "state": "x", "reason": "y", "alpha_spent": 0.1}], "ended": None},
+    ),
+    "verdicts.json": (
+        read_verdicts,
+        {
+            "sites": [
+                {"site": "a", "treatment": "b", "verdict": "PAYS", "gain": 1.0, "net_gain": None,
+                 "slowdown_percent": 1.0}
+            ],
+            "recommended": None,
+            "settled_plan": "",
+            "fixed_price_percent": {"training": 1.0},
+        },
+    ),
+}  # fmt: skip
+
+
+@few_and_many(FEW // 2)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_files(number, name, tmp_path):
+    read, good = OTHERS[name]
+
+    def check(draw):
+        (tmp_path / name).write_bytes(content(draw, good))
+        answer(partial(read, tmp_path))
+
+    run(number, check)
+
+
+@few_and_many(REPORTS)
+def test_a_report(number, tmp_path, capsys):
+    """The whole command: the verdicts of what the folder now holds, or one sentence."""
+    study = Path(shutil.copytree(ROOT / "tests/golden/report", tmp_path / "golden"))
+    rule = study / "study.json"
+    paths = [rule, *sorted(study.glob("trials/*/rows.jsonl"))[:2], *study.glob("stopwatch/rows.jsonl")]
+    kept = {path: path.read_bytes() for path in paths}
+
+    def check(draw):
+        path = draw(st.sampled_from(paths))
+        if path == rule:
+            path.write_bytes(content(draw, json.loads(kept[path])))
+        else:
+            lines = kept[path].splitlines(keepends=True)
+            place = draw(st.integers(0, len(lines) - 1))
+            lines[place] = json.dumps(changed(draw, json.loads(lines[place]))).encode() + b"\n"
+            path.write_bytes(b"".join(lines))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = main(["study", "report", str(study)])
+        path.write_bytes(kept[path])
+        out, err = capsys.readouterr()
+        assert code in (0, 2)
+        assert (code == 2) == (err.count("biaswise: error: ") == 1)
+        assert "\x1b" not in out + err
+        assert len(err) < 3000
+
+    run(number, check)
