@@ -154,8 +154,8 @@ def _samples_of(nusc: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
             samples[token] = nusc.get("sample", token)
         except KeyError as missing:
             raise DataError(
-                f"{nusc.table_root}/sample.json: {scene['name']} refers to sample {str(token)[:60]}, "
-                "which is missing"
+                f"{nusc.table_root}/sample.json: {scene['name']} refers to sample {str(token)[:60]}, which "
+                "is missing"
             ) from missing
         token = samples[token]["next"]
     if token or len(samples) != wanted:
