@@ -45,6 +45,8 @@ UNUSABLE_PATH = {
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EROFS, errno.ENXIO, errno.ENOTEMPTY),
 }
 """What the system says about a path that it cannot use; the path comes from the user."""
+RECEIVED: list[int] = []
+"""Signals that stopped the command; Tune raises a KeyboardInterrupt of its own in place of ours."""
 MAX_PATH, MAX_SENTENCE = 200, 2000
 """Characters of a path and of a sentence that are shown: they may quote a file."""
 
@@ -111,14 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = build_parser().parse_args(argv)
+    RECEIVED.clear()
     _prepare_process(arguments)
     try:
         return int(arguments.run(arguments))
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt as error:
-        return _interrupted(error.args[0] if error.args else signal.SIGINT, argv)
+    except KeyboardInterrupt:
+        return _interrupted(RECEIVED[-1] if RECEIVED else signal.SIGINT, argv)
     except SystemExit as left:
         if left.code != signal.SIGTERM:  # of Ray's own handler, while Ray starts
             raise
@@ -180,7 +183,8 @@ def _warn(
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Raise what Ctrl-C raises, so that Ray is stopped and scratch folders are removed."""
-    raise KeyboardInterrupt(number)
+    RECEIVED.append(number)
+    raise KeyboardInterrupt
 
 
 def _interrupted(number: int, argv: Sequence[str] | None) -> int:

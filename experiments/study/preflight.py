@@ -140,17 +140,18 @@ def check_models(recipe: Recipe) -> None:
 def check_data(recipe: Recipe) -> None:
     """Open every dataset of the recipe, and refuse one that lacks files of its frames."""
     from pipeline.data.formats.open import open_source
+    from pipeline.data.source import Reading
 
     wanted = {
-        (root, settings.data.nuscenes_version, split)
+        (root, settings.data.nuscenes_version, split, settings.data.missing_cameras)
         for settings in recipe.trials
         for root, split in (
             *((root, settings.data.train_split) for root in settings.data.train),
             (settings.data.val, settings.data.val_split),
         )
     }
-    for root, version, split in sorted(wanted):
-        open_source(Path(resolve_path(root)), version, split)
+    for root, version, split, missing in sorted(wanted):
+        open_source(Path(resolve_path(root)), version, split, Reading(missing_cameras=missing))
 
 
 def check_tracking(console: Terminal) -> None:

@@ -20,7 +20,7 @@ from pipeline.detector.backbones import image, pillars, vovnet  # noqa: F401
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.head import box_coder, cmt_head, matching  # noqa: F401
 from pipeline.detector.openmmlab.config_files import ConfigError as ConfigError
-from pipeline.detector.openmmlab.config_files import read_config, refuse_unregistered
+from pipeline.detector.openmmlab.config_files import read_config, refuse_image_size, refuse_unregistered
 from pipeline.detector.openmmlab.lr_schedule import read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrapper
 from pipeline.json_files import parse_json
@@ -133,6 +133,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
         cfg.optim_wrapper.pop("dtype", None)  # it belongs to the autocast that the override switches off
     refuse_secrets(cfg.to_dict(), path.name)
     refuse_unregistered(cfg, path.name)
+    refuse_image_size(cfg, path.name)
     known = OURS | RUNNER_SECTIONS
     unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
     if unread:  # names that the config itself uses are its variables

@@ -75,7 +75,7 @@ def evaluate_under_plans(
     lacking = [plan for plan in resolved if any((str(plan), c) not in known for c in settings.conditions)]
     data = settings.data
     config = read_train_pipeline(load_config(resolve_path(settings.config), settings.overrides).to_dict())
-    reading = config.val_reading if config else READ_ALL
+    reading = replace(config.val_reading if config else READ_ALL, missing_cameras=data.missing_cameras)
     source = open_source(resolve_path(data.val), data.nuscenes_version, data.val_split, reading)
     metric = NuScenesMetric(resolve_path(data.val), data.nuscenes_version, data.val_split)
     detector = Predictor(model, model.image_size, settings.train.amp)

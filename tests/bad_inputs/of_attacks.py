@@ -398,6 +398,20 @@ CODE = [
         train("--cfg-options", "model.img_backbone.type=os.system"),
         "cmt_aqr_pillar_mini.py: model.img_backbone.type is 'os.system', which names no class of a registry; expected a name such as 'ResNet' or 'mmdet.ResNet'",
     ),
+    Bad(
+        "config",
+        "model.image_size",
+        "text",
+        lambda p: ["lint", p.config('model = dict(image_size="abc")')],
+        "mine.py: model.image_size is 'abc'; expected height and width, such as (320, 800)",
+    ),
+    Bad(
+        "config",
+        "model.image_size",
+        "two words",
+        lambda p: ["plan", p.config('model = dict(image_size=["a", "b"])')],
+        "mine.py: model.image_size is \"['a', 'b']\"; expected height and width, such as (320, 800)",
+    ),
 ]
 PATHS = [
     Bad(

@@ -497,7 +497,7 @@ SENSORS = [
         "tokens",
         "of another file",
         manifest(lambda c: c.update(tokens=c["tokens"][::-1])),
-        "…/mini_val-00000.parquet: row 0 is frame … of scene-0103, the manifest lists … of scene-0103; it is of other files, write them anew",
+        "…/mini_val-00000.parquet: row 0 is frame … of scene-0103, the manifest lists … of scene-0103; it is of other files",
     ),
     Bad(
         "manifest",

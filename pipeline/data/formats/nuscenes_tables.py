@@ -72,22 +72,22 @@ def _read_each(root: Path, version: str, split: str, max_sweeps: int) -> Iterato
     names = set(split_scenes(split))
     scenes = [scene for scene in nusc.scene if scene["name"] in names]
     if not scenes:
-        present = ", ".join(str(scene["name"]) for scene in nusc.scene) or "none"
+        present = ", ".join(str(scene["name"])[:60] for scene in nusc.scene) or "none"
         raise DataError(
             f"{root / version}: no scene of split {split!r} (scenes here: {present}); choose the split "
             "or the version that belongs to this dataset"
         )
     for scene in scenes:
         for sample in _samples_of(nusc, scene):
-            where = f"{root / version}: key frame {sample['token']} of {scene['name']}"
+            where = f"{root / version}: key frame {str(sample['token'])[:60]} of {scene['name']}"
             try:
                 yield _frame(nusc, scene["name"], sample, max_sweeps, where)
             except KeyError as missing:
-                yield DataError(f"{where} refers to {missing}, which no table has; {DAMAGED}")
+                yield DataError(f"{where} refers to {str(missing)[:60]}, which no table has; {DAMAGED}")
             except DataError as problem:
                 yield problem
             except (ValueError, TypeError, IndexError, AttributeError, np.linalg.LinAlgError) as problem:
-                yield DataError(f"{where} cannot be read ({problem}); {DAMAGED}")
+                yield DataError(f"{where} cannot be read ({str(problem)[:200]}); {DAMAGED}")
 
 
 def open_tables(root: Path, version: str) -> Any:
@@ -109,7 +109,9 @@ def open_tables(root: Path, version: str) -> Any:
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except KeyError as missing:
-        raise DataError(f"{folder}: a record refers to {missing}, which no table has; {DAMAGED}") from missing
+        raise DataError(
+            f"{folder}: a record refers to {str(missing)[:60]}, which no table has; {DAMAGED}"
+        ) from missing
     except (*BROKEN, AssertionError, OSError, RecursionError) as problem:
         told = str(problem)[:200]
         raise DataError(f"{folder}: the devkit cannot open these tables ({told}); {DAMAGED}") from problem
@@ -135,8 +137,8 @@ def _check_categories(nusc: Any, folder: Path) -> None:
     for category in nusc.category:
         if category["name"] not in known:
             raise DataError(
-                f"{folder / 'category.json'}: unknown class {category['name']!r}; expected category names "
-                "of nuScenes, such as 'vehicle.car'"
+                f"{folder / 'category.json'}: unknown class {sensors.show(category['name'])}; expected "
+                "category names of nuScenes, such as 'vehicle.car'"
             )
 
 
@@ -152,7 +154,8 @@ def _samples_of(nusc: Any, scene: dict[str, Any]) -> list[dict[str, Any]]:
             samples[token] = nusc.get("sample", token)
         except KeyError as missing:
             raise DataError(
-                f"{nusc.table_root}/sample.json: {scene['name']} refers to sample {token}, which is missing"
+                f"{nusc.table_root}/sample.json: {scene['name']} refers to sample {str(token)[:60]}, which "
+                "is missing"
             ) from missing
         token = samples[token]["next"]
     if token or len(samples) != wanted:

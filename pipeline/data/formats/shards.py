@@ -154,7 +154,7 @@ class ShardSource:
         if (record.token, record.scene) != (self.tokens[index], self.scenes[index]):
             raise DataError(
                 f"{self.folder}/{name}: row {row} is frame {record.token} of {record.scene}, the manifest "
-                f"lists {self.tokens[index]} of {self.scenes[index]}; it is of other files, write them anew"
+                f"lists {self.tokens[index][:60]} of {self.scenes[index][:60]}; it is of other files"
             )
         return record
 

@@ -25,7 +25,7 @@ from pipeline.detector.inspection import shapes
 from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.shapes import Join
 from pipeline.detector.inspection.sites import HEAD, PARTS, Key, Site, attn_cfgs, plain, sites_of
-from pipeline.detector.openmmlab.config_files import read_config, refuse_unregistered
+from pipeline.detector.openmmlab.config_files import read_config, refuse_image_size, refuse_unregistered
 from pipeline.detector.openmmlab.lr_schedule import ScheduleError, read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import OptimError, read_wrapper
 from pipeline.detector.transformer.site_attention import DEFAULT_IMPL
@@ -95,6 +95,7 @@ def _load(config: Path) -> Config:
     cfg = read_config(config)
     refuse_secrets(cfg.to_dict(), config.name)
     refuse_unregistered(cfg, config.name)
+    refuse_image_size(cfg, config.name)
     if not isinstance(cfg.get("model"), Mapping) or not isinstance(cfg.model.get("pts_bbox_head"), Mapping):
         raise build.ConfigError(f"{config}: expected a model with a pts_bbox_head, found none")
     return cfg

@@ -145,6 +145,25 @@ def refuse_unregistered(cfg: Config, name: str) -> None:
             )
 
 
+def refuse_image_size(cfg: Config, name: str) -> None:
+    """Refuse a config whose ``model.image_size`` is no height and width in pixels.
+
+    Args:
+        cfg: the config.
+        name: of its file, for the message.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    model = cfg.get("model")
+    size = model.get("image_size") if isinstance(model, Mapping) else None
+    whole = isinstance(size, list | tuple) and all(type(edge) is int and edge > 0 for edge in size)
+    if size is not None and not (whole and len(size) == 2):
+        raise ConfigError(
+            f"{name}: model.image_size is {str(size)[:60]!r}; expected height and width, such as (320, 800)"
+        )
+
+
 def _types(node: Any, at: str) -> Iterator[tuple[str, str]]:
     """Yield (dotted key, text) of every ``type``."""
     if isinstance(node, Mapping):

@@ -178,11 +178,21 @@ def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
     assert capsys.readouterr().err == said
 
 
+def replaced():
+    """What Tune makes of an interrupt."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+
+
 @pytest.mark.parametrize(
-    "end", [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: sys.exit(signal.SIGTERM)]
+    "end",
+    [lambda: os.kill(os.getpid(), signal.SIGTERM), lambda: sys.exit(signal.SIGTERM), replaced],
+    ids=["ours", "Ray's", "Tune's"],
 )
 def test_sigterm_says_that_work_is_kept(end, monkeypatch, capsys):
-    """Raised by our handler, and by Ray's, which Ray sets while it starts."""
+    """Raised by our handler, by Ray's, which Ray sets while it starts, and replaced by Tune."""
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped(self, arguments):
