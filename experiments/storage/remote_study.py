@@ -23,10 +23,20 @@ def study_sync_of(storage: str, folder: Path) -> StudySync | None:
         return (
             StudySync(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
         )
-    study_sync = StudySync(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
-    study_sync.store.at("")  # refuses what is no URI, before anything is written
+    study_sync = copy_at(storage, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(study_sync.uri + "\n", encoding="utf-8")
+    return study_sync
+
+
+def copy_at(storage: str, folder: Path) -> StudySync:
+    """Return the copy of a study under a URI; nothing is written.
+
+    Raises:
+        StorageError: the text is no URI, or one that holds a password.
+    """
+    study_sync = StudySync(f"{storage.rstrip('/')}/{folder.name}", folder.resolve())
+    study_sync.store.at("")
     return study_sync
 
 

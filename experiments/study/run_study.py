@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments.packing.policy import packing_of, with_packing
 from experiments.recipes.recipe import Recipe
-from experiments.storage.remote_study import stored_study
+from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.confirmation_run import run_confirmation
 from experiments.study.next_wave import Budget
@@ -86,6 +86,8 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
+    if options.storage:
+        copy_at(options.storage, folder.path)  # a URI that cannot be used is refused before the lock is made
     console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:

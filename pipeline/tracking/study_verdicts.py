@@ -130,9 +130,11 @@ class StudyVerdicts:
             JsonError: fields are missing or unknown, or values have other types.
         """
         check_fields(cls, plain)
-        best = plain.get("recommended")
+        if missing := {"sites", "recommended"} - plain.keys():
+            raise JsonError(f"it lacks the key {min(missing)}")
+        best = plain["recommended"]
         return cls(
-            tuple(SiteVerdict(**verdict) for verdict in plain.get("sites", ())),
+            tuple(SiteVerdict(**verdict) for verdict in plain["sites"]),
             None if best is None else RecommendedPlan(**best),
             plain.get("settled_plan", ""),
             plain.get("fixed_price_percent", {}),

@@ -78,4 +78,4 @@ def test_a_site_that_never_varies_cannot_be_switched():
 def test_masks_of_a_plan_with_patterns_keep_the_rest():
     for plan in masks(demo()):
         assert isinstance(plan, Plan)
-        assert str(plan["decoder.*.self"]) == "none/sdpa_math"
+        assert str(plan["decoder.*.self"]) == "none/sdpa_flash"

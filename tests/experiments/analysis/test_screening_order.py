@@ -41,7 +41,7 @@ EVERY_SITE = ["aqr.0.cross"] + [f"decoder.{i}.{kind}" for i in range(3) for kind
 @pytest.fixture
 def study():
     plain = smoke_waves()
-    return replace(plain, rule=replace(plain.rule, order_by=SCREENING))
+    return replace(plain, rule=replace(plain.rule, order_by=SCREENING, priced_by="trials"))
 
 
 @pytest.fixture

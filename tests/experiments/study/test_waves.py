@@ -149,7 +149,9 @@ def test_half_a_trial_says_nothing(recipe, folder):
 
 def test_the_waves_are_written_down_alike_however_often_it_was_begun(recipe, folder, console):
     end(recipe, folder, VAGUE, (0,))
-    write_json(folder.path / FILE, {"waves": [{"look": 1, "trials": list(recipe.named_trials())[:4]}]})
+    begun = {"look": 1, "state": "run", "reason": "the first wave", "alpha_spent": 0.0}
+    begun["trials"] = list(recipe.named_trials())[:4]
+    write_json(folder.path / FILE, {"waves": [begun]})
     end(recipe, folder, VAGUE, (1, 2))
     run_waves(recipe, folder, console, ExecutionOptions(), Budget(100))
     once = waves(folder)
