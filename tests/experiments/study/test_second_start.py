@@ -25,10 +25,10 @@ def content(folder):
     return {path: path.read_bytes() if path.is_file() else b"" for path in files}
 
 
-def test_another_recipe(folder):
+def test_another_recipe(folder, tmp_path):
     before = content(folder)
     other = replace(smoke(), trials=tuple(replace(one, num_workers=2, seed=5) for one in smoke().trials))
-    options = RunOptions(folder.path.parent, storage="s3://elsewhere/studies", tracking=False)
+    options = RunOptions(folder.path.parent, storage=(tmp_path / "elsewhere").as_uri(), tracking=False)
     with folder.lock(), pytest.raises(StudyError, match="another process runs this study; wait for it"):
         run_study(other, options, Console(file=io.StringIO()))
     assert content(folder) == before
