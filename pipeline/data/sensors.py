@@ -35,6 +35,10 @@ class _Short(reprlib.Repr):
         self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 2, 4, 4, 3, 3
         self.maxstring = self.maxother = self.maxlong = 60
 
+    def repr_int(self, value: int, level: int) -> str:
+        bits = value.bit_length()  # Python spells no number of more than 4,300 digits
+        return super().repr_int(value, level) if bits < 200 else f"a number of {bits} bits"
+
     def repr_ndarray(self, value: NDArray[Any], level: int) -> str:
         return f"an array of shape {value.shape}"
 
