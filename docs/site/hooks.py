@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from files outside docs/, and the reference of all commands.
+"""What mkdocs does not do by itself: pages from files outside docs/, and the list of all commands.
 
 mkdocs calls the functions whose names begin with ``on_`` (https://www.mkdocs.org/user-guide/configuration/#hooks).
 """
@@ -20,8 +20,9 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 """File in the project's root -> page of the site."""
 
 FILES = {page: file for file, page in PAGES.items()}
-COMMANDS = "reference/commands.md"
-EXIT_CODES = "Exit codes: 0 done, 1 findings or failed trials, 2 wrong usage or input, 130 stopped by Ctrl-C."
+COMMANDS = "<!-- commands: `make docs` puts them here, from the parsers -->"
+"""Line that gives way to ``command_reference``."""
+
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 
@@ -29,11 +30,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that are made here."""
     for file, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / file).read_text(encoding="utf-8")))
-    files.append(File.generated(config, COMMANDS, content="\n".join(command_reference())))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let the links of a page lead where its targets are in the site."""
+    """Let the links of a page lead where its targets are in the site; fill in the commands."""
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, "\n".join(command_reference()))
     return moved_links(markdown, page.file.src_uri)
 
 
@@ -57,10 +59,7 @@ def moved_links(markdown: str, page: str) -> str:
 
 
 def command_reference() -> Iterator[str]:
-    """Yield the lines of the page of all commands, from the parsers that read them."""
-    yield from ("# Which commands and options are there?", "")
-    yield "Made from the parsers of the commands. `biaswise COMMAND --help` prints the same."
-    yield from ("", EXIT_CODES, "")
+    """Yield the lines of the list of all commands, from the parsers that read them."""
     for words, parser in commands("biaswise", build_parser()):
         yield from (f"## {words}", "", _cell(parser.description), "")
         if rows := [(_spelled(action), _help(parser, action)) for action in parser._actions[1:]]:
