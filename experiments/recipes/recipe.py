@@ -35,12 +35,14 @@ class SyntheticDataset:
         seed: the random seed of everything in it.
         frames_per_scene: key frames per scene.
         scenes: number of scenes of each devkit split.
+        rig: the sensors, ``mini`` or ``full`` (nuScenes' image size and sweeps).
     """
 
     root: str
     seed: int
     frames_per_scene: int = 20
     scenes: tuple[tuple[str, int], ...] = (("mini_train", 8), ("mini_val", 2))
+    rig: str = "mini"
 
 
 @dataclass(frozen=True)
