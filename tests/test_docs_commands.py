@@ -1,8 +1,8 @@
 """Documents: a command that is shown has its options, and a test runs it or the page's source says why not.
 
 A block of code names its language: ``bash`` holds commands alone, ``console`` commands after ``$`` and what
-they print, ``python`` code that runs on a CPU as it stands. ``<!-- not run: REASON -->`` above a block, which a
-reader does not see, excuses it. Commands within a sentence only need to exist.
+they print, ``python`` code that runs on a CPU as it stands. ``<!-- not run: REASON -->`` above a block, which
+a reader does not see, excuses it. Commands within a sentence only need to exist.
 """
 
 import argparse
