@@ -181,6 +181,22 @@ def test_commands_in_blocks_parse_and_are_run_or_marked(path: Path) -> None:
     assert list(faults(path.read_text(encoding="utf-8"))) == []
 
 
+PYTHON = [
+    pytest.param(block.text, id=f"{of(path)}-{number}")
+    for path in OF_TODAY
+    for number, block in enumerate(blocks(path.read_text(encoding="utf-8")))
+    if block.language == "python" and not block.reason
+]
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_python_in_documents_runs_on_a_cpu(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(text, "a block of a document", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.parametrize("file", RUN_BY)
 def test_the_tests_that_run_them_exist(file: str) -> None:
     text = (ROOT / "tests/experiments" / file).read_text(encoding="utf-8")
