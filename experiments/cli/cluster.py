@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_recipe, add_storage
+from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_storage, add_study
 from pipeline.printable import say
 
 
@@ -17,7 +17,7 @@ class SubmitStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         parser.add_argument(
             "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
         )
@@ -31,7 +31,7 @@ class SubmitStudy(Command):
         """Return 0 if the job succeeded or was not waited for, 130 if it was stopped, else 1."""
         from experiments.recipes.registry import recipe
 
-        name = recipe(arguments.recipe).name  # refuses an unknown name before Ray is imported
+        name = recipe(arguments.study).name  # refuses an unknown name before Ray is imported
         from experiments.cluster.job_submission import default_address, follow, runtime_env, send
 
         words = ["study", "run", name]

@@ -12,9 +12,9 @@ from experiments.cli.options import (
     add_cfg_options,
     add_conditions,
     add_missing_cameras,
-    add_recipe,
     add_runs_dir,
     add_split,
+    add_study,
     read_cfg_options,
 )
 
@@ -33,7 +33,7 @@ class Train(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         parser.add_argument("--trial", help="name of the trial, or how it begins (the first one)")
         parser.add_argument("--plan", help="another plan: 'pattern=bias/impl;...'")
         parser.add_argument("--seed", type=int, help="another seed")
@@ -55,7 +55,7 @@ class Train(Command):
         from pipeline.redaction import refuse_secrets
 
         console = Terminal()
-        chosen = recipe(arguments.recipe)
+        chosen = recipe(arguments.study)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
         load_config(settings.config, settings.overrides)  # refuses what is wrong before a file is written

@@ -9,6 +9,7 @@ trial runs, and every row carries it.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -16,6 +17,9 @@ from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Design, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
+
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""What a study may be called: its name is that of a folder, and a word of commands."""
 
 
 class RecipeError(ValueError):
@@ -108,6 +112,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise RecipeError(
+                f"a recipe has the name {self.name!r}; expected letters, digits, '_', '-' and '.'"
+            )
+        if others := sorted({settings.study for settings in self.trials} - {self.name}):
+            raise RecipeError(
+                f"recipe {self.name}: its trials name the study {others[0]!r}; name both alike, or begin "
+                f"with `.renamed({self.name!r})` of the recipe that you change"
+            )
         names = [self.trial_name(settings) for settings in self.trials]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -200,6 +213,10 @@ class Recipe:
         """Return the plan with these levels of the factors, all else as in the first trial."""
         choices = {site: self.choice(site, level) for site, level in zip(self.sites, levels, strict=True)}
         return with_choices(self.trials[0].plan, choices)
+
+    def renamed(self, name: str) -> "Recipe":
+        """Return the recipe under another name, as the first step of a study that derives from it."""
+        return replace(self, name=name, trials=tuple(replace(s, study=name) for s in self.trials))
 
     def with_threads(self, threads: int) -> "Recipe":
         """Return the recipe with another number of torch threads.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import Command, OptionError, add_recipe, add_runs_dir
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class ShowPower(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         add_runs_dir(parser)
         parser.add_argument(
             "--noise", type=float, metavar="POINTS", help="standard deviation of one trial (as the demo's)"
@@ -58,7 +58,7 @@ class ShowPower(Command):
         from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.recipe)
+        chosen = recipe(arguments.study)
         size = size_of(chosen)
         sizes = (size, *other_seeds(size), *other_designs(size))
         studies = [Power(each, _sources(each, arguments)) for each in sizes]

@@ -10,9 +10,9 @@ from experiments.cli.options import (
     OptionError,
     add_concurrent,
     add_no_mlflow,
-    add_recipe,
     add_runs_dir,
     add_storage,
+    add_study,
 )
 from pipeline.storage.paths import ROOT
 
@@ -60,7 +60,7 @@ class RunStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         _add_run_options(parser)
 
     def run(self, arguments: Namespace) -> int:
@@ -68,7 +68,7 @@ class RunStudy(Command):
         from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
-        return _run(recipe(arguments.recipe), arguments, Terminal())
+        return _run(recipe(arguments.study), arguments, Terminal())
 
 
 class ResumeStudy(Command):
@@ -80,7 +80,7 @@ class ResumeStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         _add_run_options(parser)
 
     def run(self, arguments: Namespace) -> int:
@@ -89,7 +89,7 @@ class ResumeStudy(Command):
         from experiments.storage.remote_study import download_study
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.recipe)
+        chosen = recipe(arguments.study)
         folder = Path(arguments.runs_dir) / chosen.name
         download_study(arguments.storage, folder)
         if not (folder / "study.json").exists():
@@ -106,7 +106,7 @@ class ShowStatus(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         add_runs_dir(parser)
         add_storage(parser)
 
@@ -119,7 +119,7 @@ class ShowStatus(Command):
         from experiments.storage.study_folder import StudyFolder, read_interim_analyses
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.recipe)
+        chosen = recipe(arguments.study)
         folder = StudyFolder(Path(arguments.runs_dir) / chosen.name)
         if arguments.storage:  # not the URI that the folder remembers: it may come from somebody else
             download_study(arguments.storage, folder.path)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import Command, add_conditions, add_recipe, add_runs_dir
+from experiments.cli.options import Command, add_conditions, add_runs_dir, add_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -25,7 +25,7 @@ class ScreenStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         add_runs_dir(parser)
         add_conditions(parser, "those of the recipe")
 
@@ -37,7 +37,7 @@ class ScreenStudy(Command):
         from experiments.terminal import Terminal
 
         console = Terminal()
-        chosen = recipe(arguments.recipe)
+        chosen = recipe(arguments.study)
         settings = screened(chosen)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         plans = masks(chosen)

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, OptionError, add_recipe, add_runs_dir
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_study
 
 
 class TimeStudy(Command):
@@ -15,7 +15,7 @@ class TimeStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         add_runs_dir(parser)
         parser.add_argument(
             "--seconds",
@@ -39,7 +39,7 @@ class TimeStudy(Command):
 
         if arguments.seconds is not None and not arguments.seconds > 0:
             raise OptionError(f"--seconds {arguments.seconds:g}: expected more than 0")
-        console, chosen = Terminal(), recipe(arguments.recipe)
+        console, chosen = Terminal(), recipe(arguments.study)
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         if arguments.gpus_per_trial is not None:
             chosen = chosen.with_workers(arguments.gpus_per_trial)
