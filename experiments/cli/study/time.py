@@ -7,10 +7,10 @@ from experiments.cli.options import Command, OptionError, add_runs_dir, add_stud
 
 
 class TimeStudy(Command):
-    """Measure what a bias costs: one process, one model, plans switched between steps."""
+    """Measure what a bias costs: plans switched between the steps of one model."""
 
     name = "time"
-    help = "measure what each layer's bias costs: step times of one process, plans switched between steps"
+    help = "measure what each layer's bias costs: step times of one model, plans switched between steps"
     example = "study time demo --seconds 90"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
