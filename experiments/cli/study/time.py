@@ -8,10 +8,10 @@ from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 
 
 class TimeStudy(Command):
-    """Measure what a bias costs: one process, one model, plans switched between steps."""
+    """Measure what a bias costs: plans switched between the steps of one model."""
 
     name = "time"
-    help = "measure what each layer's bias costs: step times of one process, plans switched between steps"
+    help = "measure what each layer's bias costs: step times of one model, plans switched between steps"
     example = "study time demo --seconds 90"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
