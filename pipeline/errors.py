@@ -24,3 +24,7 @@ def written_by_old_version(what: str) -> str:
 
 class TrialError(RuntimeError):
     """A trial that cannot start or go on; the message says what, why and what to do."""
+
+
+class TrialMemoryError(TrialError):
+    """Memory of the device or the host ran out; a smaller cohort or batch may fit."""

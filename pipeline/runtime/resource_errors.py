@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.config.settings import TrialSettings
-from pipeline.errors import TrialError
+from pipeline.errors import TrialError, TrialMemoryError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """No space left on the device; the user's quota is used up."""
@@ -61,7 +61,8 @@ def explain_resource_errors(settings: TrialSettings, folder: Path) -> Iterator[N
         folder: the trial's.
 
     Raises:
-        TrialError: memory or disk ran out; says what to lower, or to make room.
+        TrialMemoryError: memory ran out; says what to lower.
+        TrialError: the disk is full; says where to make room.
     """
     try:
         yield
@@ -73,7 +74,7 @@ def explain_resource_errors(settings: TrialSettings, folder: Path) -> Iterator[N
         if is_out_of_memory(error):
             words = str(error).strip().splitlines() or [type(error).__name__]
             graphs = settings.device == "cuda" and settings.train.cuda_graphs
-            raise TrialError(
+            raise TrialMemoryError(
                 f"out of memory on the {settings.device} ({words[0][:200]}); lower train.batch_size (now "
                 f"{settings.train.batch_size}) or the size of the images, or run fewer trials at once "
                 f"(--concurrent)"
