@@ -83,20 +83,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=f"mmengine config file; {CONFIGS_ARE_CODE}")
 
 
-def add_study(parser: argparse.ArgumentParser) -> None:
-    """Add a study: the name of a recipe, or a study file."""
-    text = "a name that `biaswise study list` shows, or your study file (my_study.py)"
-    parser.add_argument("study", help=f"{text}; a study file, and a config, is run as code")
-
-
-def name_of(study: str) -> str:
-    """Return the name of a study that is named by its study file; any other word as it is."""
-    from experiments.recipes.registry import recipe
-    from experiments.recipes.study_file import SUFFIX
-
-    return recipe(study).name if study.endswith(SUFFIX) else study
-
-
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--runs-dir``."""
     parser.add_argument(

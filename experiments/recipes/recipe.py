@@ -95,6 +95,8 @@ class Recipe:
         confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
             and the two best plans with a bias.
         underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
+        overridden: words with which the command line changed trials and rule.
+        file: the study file that it comes from; empty if it ships with the project.
     """
 
     name: str
@@ -109,6 +111,8 @@ class Recipe:
     early_stopping: EarlyStoppingRule | None = None
     confirmation_seeds: tuple[int, ...] = ()
     underpowered: bool = False
+    overridden: tuple[str, ...] = ()
+    file: str = ""
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
@@ -164,6 +168,11 @@ class Recipe:
                 f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "
                 f"for trials of {shortest}"
             )
+
+    @property
+    def word(self) -> str:
+        """What commands call the study: its file, or its name."""
+        return self.file or self.name
 
     @property
     def digest(self) -> str:

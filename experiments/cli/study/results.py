@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage, name_of
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
+from experiments.cli.study.chosen import name_of
 
 
 class ReportStudy(Command):
