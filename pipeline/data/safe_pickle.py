@@ -37,7 +37,7 @@ _SHARED = 8
 
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError, struct.error,
+    OverflowError, RecursionError, NotImplementedError, struct.error,
 )  # fmt: skip
 """Errors of the unpickler for a file that is cut short or no pickle."""
 

@@ -327,7 +327,7 @@ CODE = [
         "a .yaml file",
         "an object that runs code",
         data_config("mine.yaml", 'model: !!python/object/apply:os.system ["true"]'),
-        "…/mine.yaml: cannot be read as a config (could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system' …); correct it, or its _base_",
+        "…/mine.yaml: cannot be read as a config (not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system' …); correct it, or its _base_",
     ),
     Bad(
         "config",
@@ -358,7 +358,7 @@ CODE = [
             "mine.yaml",
             "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
         ),
-        "…/mine.yaml: holds more than 100000 values, references counted; write them out",
+        "…/mine.yaml: cannot be read as a config (holds more than 100000 values, references counted); correct it, or its _base_",
     ),
     Bad(
         "config",
