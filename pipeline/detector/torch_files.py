@@ -113,7 +113,11 @@ class _OldRecords:
 
     def __init__(self, path: Path) -> None:
         stream = io.BytesIO(path.read_bytes())
-        if _Reader(stream).load() != MAGIC or _Reader(stream).load() != PROTOCOL:
+        try:
+            begins = [_Reader(stream).load(), _Reader(stream).load()]
+        except DAMAGE as error:
+            raise TorchFileError("it is no file of torch.save") from error
+        if begins != [MAGIC, PROTOCOL]:
             raise TorchFileError("it is no file of torch.save")
         if not _Reader(stream).load()["little_endian"]:
             raise TorchFileError("its numbers are big-endian")
