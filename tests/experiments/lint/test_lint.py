@@ -312,3 +312,16 @@ def test_a_head_without_its_branch_is_found(tmp_path: Path) -> None:
     assert [(f.rule, f.place.line, f.sentence) for f in report.wrong] == [
         ("cannot-build", 2, "CmtImageHead does not read pts_branch: the model cannot be built")
     ]
+
+
+def test_the_page_about_lint_shows_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs/lint.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:1]
+    (said,) = re.findall(r"```console\n\$ biaswise lint my_cmt_aqr.py\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "my_cmt_aqr.py").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    assert main(["lint", "my_cmt_aqr.py"]) == 1
+    assert capsys.readouterr().out.split() == said.split()
