@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.jpeg import Encoded, decode_image
+from pipeline.data.images import Encoded, decode_image
 from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.sensors import parse_points
