@@ -74,7 +74,14 @@ def verdicts_of(summary: Summary) -> StudyVerdicts:
 def _of_site(v: Verdict) -> SiteVerdict:
     rate = _known(v.break_even.rate) if v.break_even else None
     return SiteVerdict(
-        v.site, v.treatment, v.label, v.effect, _known(v.net), _known(v.slowdown_percent), rate
+        *(v.site, v.treatment, v.label, v.effect, _known(v.net), _known(v.slowdown_percent), rate),
+        price=_known(v.price),
+        gain_low=_known(v.low),
+        gain_high=_known(v.high),
+        net_gain_low=_known(v.net_low),
+        net_gain_high=_known(v.net_high),
+        price_low=_known(v.price_low),
+        price_high=_known(v.price_high),
     )
 
 
