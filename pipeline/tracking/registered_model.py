@@ -16,6 +16,8 @@ from pipeline.storage.trial_status import read_status
 from pipeline.tracking.mlflow_server import default_uri
 from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
 
+RECOMMENDED, BASELINE = "recommended", "baseline"
+"""The aliases."""
 PLACE = "model"
 """Folder of a run's artifacts that holds the files of a version."""
 
@@ -25,7 +27,7 @@ class Version:
     """One version of a registered model.
 
     Attributes:
-        alias: what people load it by: ``recommended`` or ``baseline``.
+        alias: what people load it by: ``RECOMMENDED`` or ``BASELINE``.
         trial: folder of the trial that trained it; MLflow has its rows.
         files: weights and config.
         description: what it is.

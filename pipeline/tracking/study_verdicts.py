@@ -124,8 +124,8 @@ class StudyVerdicts:
         Returns:
             ``gain/<site>``, ``net_gain/<site>`` and ``price/<site>``, each with the ends of its interval,
             ``<site>_low`` and ``<site>_high``; ``slowdown_percent/<site>`` and ``break_even/<site>``, all
-            with the treatment as in ``tags``; the numbers of the recommended plan as ``recommended/<field>``; and
-            ``fixed_price_percent/<step>``.
+            with the treatment as in ``tags``; the numbers of the recommended plan as
+            ``recommended/<field>``; and ``fixed_price_percent/<step>``.
         """
         numbers: dict[str, float | None] = {}
         for verdict in self.sites:
