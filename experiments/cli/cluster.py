@@ -4,7 +4,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_recipe, add_storage
+from experiments.cli.options import (
+    Command,
+    add_no_mlflow,
+    add_packing,
+    add_recipe,
+    add_storage,
+    packing_words,
+)
 from pipeline.printable import say
 
 
@@ -22,7 +29,7 @@ class SubmitStudy(Command):
             "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
         )
         parser.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
-        add_concurrent(parser)
+        add_packing(parser)
         add_storage(parser)
         add_no_mlflow(parser)
         parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
@@ -34,9 +41,7 @@ class SubmitStudy(Command):
         name = recipe(arguments.recipe).name  # refuses an unknown name before Ray is imported
         from experiments.cluster.job_submission import default_address, follow, runtime_env, send
 
-        words = ["study", "run", name]
-        if arguments.concurrent is not None:
-            words += ["--concurrent", str(arguments.concurrent)]
+        words = ["study", "run", name, *packing_words(arguments)]
         if arguments.storage:
             words += ["--storage", arguments.storage]
         if arguments.no_mlflow:

@@ -90,6 +90,13 @@ def leave_out_idle_actors(trainer: "TorchTrainer", local: bool) -> None:
     setattr(trainer, "_create_default_callbacks", make_needed_callbacks)  # noqa: B010 (mypy: a method)
 
 
+def original_error(error: BaseException) -> BaseException:
+    """Return the error that a worker raised, out of what Ray Train wraps it in for its way to the driver."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    return error._base_exc if isinstance(error, UserExceptionWithTraceback) else error
+
+
 def checkpoint_list_file() -> str:
     """Return the name of the file, in a trial's folder, in which Ray Train keeps its list of checkpoints."""
     from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
