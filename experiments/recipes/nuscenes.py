@@ -95,13 +95,7 @@ def r50_screened() -> Recipe:
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design
-    base = replace(plain.trials[0], study="r50_screened")
-    return replace(
-        plain,
-        name="r50_screened",
-        trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
-        rule=replace(plain.rule, order_by=SCREENING),
-    )
+    return replace(plain.renamed("r50_screened"), rule=replace(plain.rule, order_by=SCREENING))
 
 
 def vov_waves() -> Recipe:

@@ -110,7 +110,7 @@ def check_power(recipe: Recipe) -> None:
     if not planned.can_decide:
         raise StudyError(
             f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "
-            f"{recipe.name}` shows how many), or run it all the same with --underpowered"
+            f"{recipe.word}` shows how many), or run it all the same with --underpowered"
         )
 
 

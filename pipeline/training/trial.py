@@ -160,7 +160,7 @@ class Trial:
         self.progress.after_step(step)
         stopped = self.early_stopper.after_step(step)
         if stopped or step == self.steps:  # before the checkpoint: resumed from it, no step is timed
-            self.logger.finish(step)
+            self.logger.finish(step, self.train_step.batches_per_step)
         if not stopped:
             self.checkpointer.after_step(step)
         return not stopped
@@ -238,11 +238,11 @@ class Trial:
         self.train_step.optimizer.zero_grad(set_to_none=True)
 
     def batches(self, first: int, last: int) -> Iterator[list[Sample]]:
-        """Yield this rank's batches of the steps from ``first`` up to, not including, ``last``."""
+        """Yield this rank's samples of the steps from ``first`` up to, not including, ``last``."""
         settings, session = self.settings, self.session
         order = BatchOrder(
             len(self.source),
-            settings.train.batch_size,
+            settings.train.batch_size * self.train_step.batches_per_step,
             session.rank,
             session.world_size,
             settings.seed,
