@@ -20,7 +20,6 @@ from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.ray_train.hang_detection import HangWatch
 from pipeline.ray_train.local_cluster import LOCAL_RAY, ray_session
 from pipeline.ray_train.ray_internals import (
-    checkpoint_list_file,
     leave_out_idle_actors,
     original_error,
     worker_group_callback,
@@ -108,9 +107,7 @@ def _upload(run: CohortRun, folder: Path) -> None:
 
 def _fit(run: CohortRun) -> Finished:
     """Run Ray Train until the trials have ended or cannot go on."""
-    place = run.folders[0]  # Ray Train keeps its own notes in the folder of one trial
-    # With its own list of checkpoints Ray refuses to resume after we have deleted the oldest of them.
-    (place / checkpoint_list_file()).unlink(missing_ok=True)
+    place = run.folders[0]  # there Ray Train tries whether all workers see the storage
     began = time.time()
     trainer = TorchTrainer(
         train_loop,

@@ -1,8 +1,8 @@
 """Runs the trials of a cohort inside a Ray Train worker; a single trial is a cohort of one.
 
-Ray Train owns the process group and the list of checkpoints. Rank 0 writes a checkpoint to its place in the
-trial's folder, and every rank reports it; the report is a barrier. Rank 0 also marks the end of each trial,
-at once, so that no restart runs it again.
+Ray Train owns the process group and starts dead workers again. Checkpoints are files of a trial's folder,
+written by rank 0; all ranks go on from the newest. Ray's own list holds those of one run in one folder, and
+here a run has many trials. Rank 0 also marks the end of each trial at once, so that no restart runs it again.
 
 Drivers and controllers import this file, too, only for its names. So it imports torch and the model's
 libraries in functions, and those processes start seconds earlier.
@@ -19,7 +19,6 @@ from ray.train.backend import BackendConfig
 from pipeline.errors import TrialMemoryError, is_user_error
 from pipeline.metrics.run_place import label_number
 from pipeline.ray_train.cohort_run import CohortRun
-from pipeline.ray_train.ray_internals import silence_report_log
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S
@@ -63,21 +62,15 @@ class RaySession:
         self._unit = "" if run.study_sync is None else folder.relative_to(run.study_sync.folder).as_posix()
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint on disk.
-
-        Ray's own list may lack it: a crash between writing and reporting leaves a complete checkpoint.
-        """
+        """Return the newest complete checkpoint on disk."""
         from pipeline.storage.checkpoint import newest_checkpoint
 
         return newest_checkpoint(self.folder / "checkpoints")
 
     def report_checkpoint(self, checkpoint: Path | None) -> None:
-        """Name the checkpoint that is on disk already to Ray Train."""
+        """Copy a checkpoint that is complete on disk to where the study is kept."""
         if checkpoint is not None:
             self.keep()
-        made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-        ray.train.report({}, checkpoint=made, checkpoint_upload_mode=mode)
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the cluster removes a machine of the trial; None if it drains none.
@@ -141,7 +134,6 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
     """
     from pipeline.training.cohort import Arm, run_cohort
 
-    silence_report_log()
     run: CohortRun = config["run"]
     sessions = {folder: RaySession(folder, run) for folder in run.trials}
     world_size = next(iter(sessions.values())).world_size
