@@ -51,7 +51,7 @@ class ExecutionOptions:
         arms_per_worker: most trials that a group runs together, as a cohort; None: so many that all groups
             have work.
         gpu_share: part of a GPU that each worker gets.
-        tracking: send rows to MLflow after each trial.
+        tracking: send rows to MLflow while trials run.
         gpu_hours: no trial starts once the study has used as many.
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         study_sync: second copy of the study, at a URI; None if there is none.
@@ -221,12 +221,14 @@ class _Watcher(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show trials that start."""
+        """Show trials that start, and send their rows from now on."""
         names = [name for name in trial.config["trials"] if not self._folder.state(name).has_ended]
         if names:
             conditions = len(settings_of(self._folder.trial(names[0])).conditions)
             self._progress.started({name: self._folder.trial(name) for name in names}, conditions)
             self._running += [name for name in names if name not in self._running]
+            for name in names:
+                self._background_sync.trial_started(name)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Show trials that have ended while others of their cohort go on."""

@@ -18,6 +18,7 @@ from ray.train.backend import BackendConfig
 
 from pipeline.errors import TrialMemoryError, is_user_error
 from pipeline.metrics.run_place import label_number
+from pipeline.metrics.system_monitor import SystemMonitor, Worker
 from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
@@ -132,42 +133,54 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         None if every trial has ended; if they were refused together, ``error``, ``details`` and
         ``out_of_memory``: whether fewer trials may fit.
     """
-    from pipeline.training.cohort import Arm, run_cohort
-
     run: CohortRun = config["run"]
     sessions = {folder: RaySession(folder, run) for folder in run.trials}
-    world_size = next(iter(sessions.values())).world_size
+    first = next(iter(sessions.values()))
     try:
-        _cap_memory(next(iter(sessions.values())).device, run.gpu_share)
+        _cap_memory(first.device, run.gpu_share)
         for session in sessions.values():
             session.begin()
         todo = run.unfinished()  # of a group that was started again, some may have ended
-        if world_size > 1:
+        if first.world_size > 1:
             import torch
 
             torch.distributed.barrier()  # no rank ends a trial before all have looked
         if todo:
-            arms = [Arm(run.trials[folder], sessions[folder]) for folder in todo]
-            run_cohort(arms, run.early_stopping, lambda end: _mark(end, run, sessions))
+            _run_together(run, {folder: sessions[folder] for folder in todo})
         for folder, session in sessions.items():
             _keep_end(folder, session, run)
     except (ValueError, RuntimeError) as error:
-        if world_size > 1 or not is_user_error(error):
+        if first.world_size > 1 or not is_user_error(error):
             raise
         no_memory = isinstance(error, TrialMemoryError)
         return {"error": str(error), "details": traceback.format_exc(), "out_of_memory": no_memory}
     return None
 
 
-def _mark(end: "ArmEnd", run: CohortRun, sessions: dict[Path, RaySession]) -> None:
-    """Mark a trial that has ended, on rank 0, while the others go on; copy it to where the study is kept."""
+def _run_together(run: CohortRun, sessions: dict[Path, RaySession]) -> None:
+    """Run the trials that have not ended, and mark each as soon as it has."""
+    from pipeline.training.cohort import Arm, run_cohort
+
+    first = next(iter(sessions.values()))
+    with SystemMonitor(list(sessions), first.device, this_worker(first)) as monitor:
+
+        def ended(end: "ArmEnd") -> None:
+            folder = next(folder for folder in sessions if folder.name == end.trial)
+            monitor.leave(folder)
+            _mark(end, run, sessions[folder])
+
+        arms = [Arm(run.trials[folder], session) for folder, session in sessions.items()]
+        run_cohort(arms, run.early_stopping, ended)
+
+
+def _mark(end: "ArmEnd", run: CohortRun, session: RaySession) -> None:
+    """Mark a trial that has ended, on rank 0, while the others go on, and copy it to where the study is."""
     from pipeline.runtime.resource_errors import explain_resource_errors
 
-    folder = next(folder for folder in sessions if folder.name == end.trial)
-    if sessions[folder].rank == 0:
-        with explain_resource_errors(run.trials[folder], folder):
-            end_session(folder, end.error, end.details, run.folders)
-        sessions[folder].keep()
+    if session.rank == 0:
+        with explain_resource_errors(run.trials[session.folder], session.folder):
+            end_session(session.folder, end.error, end.details, run.folders)
+        session.keep()
 
 
 def _keep_end(folder: Path, session: RaySession, run: CohortRun) -> None:
@@ -176,6 +189,12 @@ def _keep_end(folder: Path, session: RaySession, run: CohortRun) -> None:
         session.keep(RETRY_LIMIT_S)
     except StorageError as error:
         end_session(folder, read_status(folder).error or str(error), traceback.format_exc(), run.folders)
+
+
+def this_worker(session: RaySession) -> Worker:
+    """Return which worker this is, for what it tells of its machine."""
+    context = ray.train.get_context()
+    return Worker(session.rank, context.get_node_rank(), context.get_local_rank() == 0, session.slot)
 
 
 def gpu_number() -> int:
