@@ -101,7 +101,7 @@ def _run_in_folder(
     """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
-    folder.claim(recipe, digest_inputs(recipe))
+    recipe = folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -131,7 +131,7 @@ def _with_concurrency(
     packing = packing_of(recipe, folder, options.concurrent, options.auto_concurrency, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
-        folder.claim(recipe, digest_inputs(recipe))
+        recipe = folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
         packing.concurrent,
         packing.gpu_share,
