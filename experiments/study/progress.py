@@ -127,6 +127,13 @@ class StudyProgress:
         rest = f", about {_spell(left)} left" if left else ""
         self.say(f"{name} {outcome} ({self._done} of {self._total}{rest})")
 
+    def numbers(self) -> dict[str, float]:
+        """Return how many trials are left of those asked for, and the hours that they take, if known."""
+        with self._lock:
+            left = self._total - self._done
+        seconds = self._seconds_left()
+        return {"trials_left": left} | ({} if seconds is None else {"hours_left": seconds / 3600})
+
     def _fraction(self) -> float:
         """Return the share of this run's trials that is over, 0 to 1."""
         with self._lock:

@@ -43,7 +43,7 @@ class ExecutionOptions:
     Attributes:
         concurrent: trials at once.
         gpu_share: part of a GPU that each worker gets.
-        tracking: send rows to MLflow after each trial.
+        tracking: send rows to MLflow while trials run.
         gpu_hours: no trial starts once the study has used as many.
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         study_sync: second copy of the study, at a URI; None if there is none.
@@ -227,11 +227,12 @@ class _Watcher(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show a trial that starts."""
+        """Show a trial that starts, and send its rows from now on."""
         name = trial.config["trial"]
         self._progress.started(
             name, self._folder.trial(name), len(settings_of(self._folder.trial(name)).conditions)
         )
+        self._background_sync.trial_started(name)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show how a trial ended, and send its rows."""

@@ -17,6 +17,7 @@ from ray.train.backend import BackendConfig
 
 from pipeline.errors import is_user_error
 from pipeline.metrics.run_place import label_number
+from pipeline.metrics.system_monitor import SystemMonitor, Worker
 from pipeline.ray_train.ray_internals import silence_report_log
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
@@ -144,17 +145,24 @@ def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
     try:
         _cap_memory(session.device, config["gpu_share"])
         session.begin()
-        run_trial(
-            TrialSettings.from_dict(config["settings"]),
-            session,
-            EarlyStopping.from_dict(config["early_stopping"]),
-        )
+        with SystemMonitor([session.folder], session.device, this_worker(session)):
+            run_trial(
+                TrialSettings.from_dict(config["settings"]),
+                session,
+                EarlyStopping.from_dict(config["early_stopping"]),
+            )
         session.keep(RETRY_LIMIT_S)
     except (ValueError, RuntimeError) as error:
         if session.world_size > 1 or not is_user_error(error):
             raise
         return {"error": str(error), "details": traceback.format_exc()}
     return None
+
+
+def this_worker(session: RaySession) -> Worker:
+    """Return which worker this is, for what it tells of its machine."""
+    context = ray.train.get_context()
+    return Worker(session.rank, context.get_node_rank(), context.get_local_rank() == 0, session.slot)
 
 
 def gpu_number() -> int:
