@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from experiments.recipes.decision_rule import DecisionRule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm, Design, level_of
+from experiments.recipes.levels import complete, levels_by_site
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
 
@@ -100,6 +101,7 @@ class Recipe:
         underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
         overridden: words with which the command line changed trials and rule.
         file: the study file that it comes from; empty if it ships with the project.
+        begun_as: digest with which the study began, if its rule was corrected since; its rows carry it.
     """
 
     name: str
@@ -117,9 +119,25 @@ class Recipe:
     underpowered: bool = False
     overridden: tuple[str, ...] = ()
     file: str = ""
+    begun_as: str = ""
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
+        self._refuse_bad_names()
+        if self.rule is not None:
+            levels = levels_by_site(self.sites, [settings.plan for settings in self.trials], self.design)
+            object.__setattr__(self, "rule", self._completed(self.rule, levels))
+        if self.design is not None:
+            self._refuse_bad_design(self.design)
+        if self.early_stopping is not None:
+            self._refuse_bad_early_stopping(self.early_stopping)
+        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
+        if used:
+            raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
+        if self.confirmation_seeds and self.rule is None:
+            raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _refuse_bad_names(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise RecipeError(
                 f"a recipe has the name {self.name!r}; expected letters, digits, '_', '-' and '.'"
@@ -133,15 +151,12 @@ class Recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
-        if self.design is not None:
-            self._refuse_bad_design(self.design)
-        if self.early_stopping is not None:
-            self._refuse_bad_early_stopping(self.early_stopping)
-        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
-        if used:
-            raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
-        if self.confirmation_seeds and self.rule is None:
-            raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _completed(self, rule: DecisionRule, levels: Mapping[str, Sequence[str]]) -> DecisionRule:
+        try:
+            return complete(rule, levels)
+        except AnalysisError as error:
+            raise RecipeError(f"recipe {self.name}: {error}") from error
 
     def _refuse_bad_design(self, design: Design) -> None:
         rule = self.rule
@@ -180,11 +195,15 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name all trials, their data and the rule."""
+        """Twelve hex digits that name all trials, their data and the rule with which the study began."""
+        return self.begun_as or self.digest_under(self.rule)
+
+    def digest_under(self, rule: DecisionRule | None) -> str:
+        """Return the digest that the recipe has with another rule."""
         plain = {
             "trials": [settings.digest for settings in self.trials],
             "datasets": [asdict(dataset) for dataset in self.datasets],
-            "rule": self.rule.to_dict() if self.rule else None,
+            "rule": rule.to_dict() if rule else None,
         }
         if self.early_stopping is not None:
             plain["early_stopping"] = asdict(self.early_stopping)
@@ -236,7 +255,8 @@ class Recipe:
 
         On a CPU the number changes the bits of a result, so the digest changes too.
         """
-        return replace(self, trials=tuple(replace(s, torch_threads=threads) for s in self.trials))
+        trials = tuple(replace(s, torch_threads=threads) for s in self.trials)
+        return replace(self, trials=trials, begun_as="")
 
     def with_workers(self, workers: int) -> "Recipe":
         """Return the recipe with this many workers per trial, and the same number of frames per step.

@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage import usage
+from experiments.storage.corrected_rule import RULE_CHANGES, STUDY, as_begun, note_rule
 from pipeline import json_files
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import written_by_old_version
@@ -33,7 +34,8 @@ FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
 
 OVERRIDDEN = "overridden"
 """Key of ``study.json``: the words of the command line that changed the recipe."""
-SPELLINGS = frozenset({OVERRIDDEN, "file"})
+RULE = frozenset({"rule"})
+SPELLINGS = frozenset({OVERRIDDEN, "file", RULE_CHANGES})
 """Keys that may differ between two starts of a study: what they lead to is compared."""
 
 
@@ -54,11 +56,11 @@ class StudyFolder:
     @property
     def has_begun(self) -> bool:
         """Whether a recipe has claimed the folder."""
-        return (self.path / "study.json").exists()
+        return (self.path / STUDY).exists()
 
     def trial_names(self) -> tuple[str, ...]:
         """Return the names of the trials of the recipe that has claimed the folder; none if there is none."""
-        return tuple(read_json(self.path / "study.json").get("trials", ())) if self.has_begun else ()
+        return tuple(read_json(self.path / STUDY).get("trials", ())) if self.has_begun else ()
 
     def trial(self, name: str) -> Path:
         """Return the folder of a trial."""
@@ -93,12 +95,15 @@ class StudyFolder:
         """Return what all trials of the study have used so far, failed and unfinished ones included."""
         return usage.gpu_hours(self.path)
 
-    def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
-        """Write the recipe down, or see that the folder holds this very recipe.
+    def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> Recipe:
+        """Write the recipe down, or see that the folder holds this very recipe, its rule apart.
 
         Args:
             recipe: the study.
             inputs: digest of every file whose content decides results.
+
+        Returns:
+            The recipe, with the digest with which the study began.
 
         Raises:
             StudyError: the folder cannot be written, holds another study, or one of version 0.1.0.
@@ -106,6 +111,7 @@ class StudyFolder:
         """
         for settings in recipe.trials:
             refuse_secrets(settings.to_dict())
+        recipe = (as_begun(self.path, recipe) if self._started() else None) or recipe
         wanted = {
             "name": recipe.name,
             "question": recipe.question,
@@ -123,19 +129,22 @@ class StudyFolder:
             self._refuse_old_version()
             if not self._started():
                 self._forget()
-            self._agree("study.json", wanted)
+            self._agree(STUDY, wanted, RULE if recipe.begun_as else frozenset())
             for name, settings in recipe.named_trials().items():
                 self.trial(name).mkdir(parents=True, exist_ok=True)
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
+            if recipe.begun_as and recipe.rule:
+                note_rule(self.path, recipe.rule)
         except OSError as error:
             raise self._unwritable(error) from error
+        return recipe
 
     def _unwritable(self, error: OSError) -> StudyError:
         reason = os.strerror(error.errno or 0)
         return StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs-dir")
 
     def _refuse_old_version(self) -> None:
-        path = self.path / "study.json"
+        path = self.path / STUDY
         if path.exists() and FIELDS_OF_OLD_VERSION & set(read_json(path)):
             raise StudyError(written_by_old_version(str(path)))
 
@@ -144,20 +153,21 @@ class StudyFolder:
 
     def _forget(self) -> None:
         """Remove a recipe of which no trial ever started: there is nothing to mix it up with."""
-        for file in (*self.path.glob("trials/*/settings.json"), self.path / "study.json"):
+        for file in (*self.path.glob("trials/*/settings.json"), self.path / STUDY):
             file.unlink(missing_ok=True)
         for trial in self.path.glob("trials/*"):
             if not any(trial.iterdir()):
                 trial.rmdir()
 
-    def _agree(self, file: str, wanted: Mapping[str, Any]) -> None:
+    def _agree(self, file: str, wanted: Mapping[str, Any], but: frozenset[str] = frozenset()) -> None:
         path = self.path / file
         if not path.exists():
             write_json(path, wanted)
             return
         found = read_json(path)
         plain = json.loads(json.dumps(wanted))
-        odd = sorted(set(_differences(found, plain)) - SPELLINGS)
+        spelled = SPELLINGS | but
+        odd = sorted(key for key in _differences(found, plain) if key.partition(":")[0] not in spelled)
         if odd:
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
@@ -167,7 +177,7 @@ class StudyFolder:
 
     def _begun_as(self) -> str:
         """Return the words with which the study was begun, if it was begun with any."""
-        begun = self.path / "study.json"
+        begun = self.path / STUDY
         words = read_json(begun).get(OVERRIDDEN) if begun.exists() else None
         return f"; the study was begun with {shlex.join(map(str, words))}" if words else ""
 

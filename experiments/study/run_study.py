@@ -107,7 +107,7 @@ def _run_in_folder(
     """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
-    folder.claim(recipe, digest_inputs(recipe))
+    recipe = folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -139,7 +139,7 @@ def _with_concurrency(
     packing = packing_of(recipe, folder, asked, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
-        folder.claim(recipe, digest_inputs(recipe))
+        recipe = folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
         packing.concurrent,
         packing.arms_per_worker,
