@@ -16,7 +16,7 @@ from pipeline.detector.backbones.voxelization import VoxelLayer
 
 
 class BranchError(ValueError):
-    """The config gives no LiDAR branch, an incomplete one, or two."""
+    """The config gives an incomplete LiDAR branch, or two; or branches that are not those of the head."""
 
 
 class LidarBranch(nn.Module):
@@ -25,11 +25,13 @@ class LidarBranch(nn.Module):
     They are attributes of the detector itself, under the names of CMT's config and checkpoints.
 
     Attributes:
+        has_lidar: whether there is a branch.
         pts_branch: one module from points to a BEV map; None for CMT's own branch.
         graphs: CUDA graphs through which detection runs; None: kernel by kernel.
         lidar_graphs: CUDA graphs of a frozen ``pts_backbone`` in training; None: kernel by kernel.
     """
 
+    has_lidar: bool = True
     pts_branch: nn.Module | None
     graphs: Graphs | None
     lidar_graphs: TrainGraphs | None = None
@@ -48,16 +50,16 @@ class LidarBranch(nn.Module):
             half_sparse_encoder: see ``CmtDetector``.
 
         Raises:
-            BranchError: both branches, none, or some of the five modules.
+            BranchError: both branches, or some of the five modules.
         """
         self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
         given = {name: cfg for name, cfg in parts.items() if cfg is not None}
         incomplete = bool(given) and len(given) < len(parts)
-        if bool(given) == (pts_branch is not None) or incomplete:
+        self.has_lidar = bool(given) or pts_branch is not None
+        if (given and pts_branch is not None) or incomplete:
             got = [*(["pts_branch"] if pts_branch is not None else []), *given]
             raise BranchError(
-                f"model: expected either pts_branch or all of {', '.join(parts)}; "
-                f"got {', '.join(got) or 'neither'}"
+                f"model: expected either pts_branch or all of {', '.join(parts)}; got {', '.join(got)}"
             )
         if not given:
             return
@@ -75,8 +77,10 @@ class LidarBranch(nn.Module):
             points: per sample (N, C) float: x, y, z in m, then other columns; N may be 0.
 
         Returns:
-            The BEV map (B, C', h, w).
+            The BEV map (B, C', h, w). Without a branch it is empty.
         """
+        if not self.has_lidar:
+            return points[0].new_zeros(len(points), 0, 0, 0)
         if self.pts_branch is not None:
             return self.pts_branch(points)
         voxels = self.pts_voxel_layer(points)
@@ -87,7 +91,11 @@ class LidarBranch(nn.Module):
     @property
     def lidar_trunk_is_frozen(self) -> bool:
         """Whether a training step computes ``lidar_trunk`` from the points alone."""
-        if self.pts_branch is not None or not (self.training and torch.is_grad_enabled()):
+        if (
+            not self.has_lidar
+            or self.pts_branch is not None
+            or not (self.training and torch.is_grad_enabled())
+        ):
             return False
         parts = (self.pts_middle_encoder, self.pts_backbone)
         return not any(p.requires_grad for part in parts for p in part.parameters())
