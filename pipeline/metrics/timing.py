@@ -42,6 +42,7 @@ class StepClock:
         self._fed = 0.0
         self._waits: list[float] = []
         self._steps: list[float] = []
+        self._told = 0
 
     def begin(self) -> None:
         """Mark the start of an iteration, before the loader is asked for a batch."""
@@ -64,6 +65,18 @@ class StepClock:
             return float("nan")
         recent = [w + s for w, s in zip(self._waits[-50:], self._steps[-50:], strict=True)]  # speed drifts
         return steps * float(np.median(recent))
+
+    def recent_rate(self, samples_per_step: int) -> list[Measure]:
+        """Return ``samples_per_s`` of the steps since the last call, with the wait for data; or nothing.
+
+        It is for the eye while a trial runs. Verdicts take ``measures``, which leave out the first steps.
+
+        Args:
+            samples_per_step: samples of all workers together.
+        """
+        took, count = sum(self._waits[self._told :]) + sum(self._steps[self._told :]), len(self._steps)
+        steps, self._told = count - self._told, count
+        return [Measure("samples_per_s", "samples/s", steps * samples_per_step / took)] if took > 0 else []
 
     def measures(self, samples_per_step: int) -> list[Measure]:
         """Return the medians ``step_ms``, ``data_wait_ms`` and ``train_samples_per_s``.

@@ -42,7 +42,7 @@ from pipeline.training.dataset import TrainingData
 from pipeline.training.preflight import check
 from pipeline.training.resolve_config import resolve_training
 from pipeline.training.setup import build_trial
-from pipeline.training.step import Launched, lr_factor, plan_of_step
+from pipeline.training.step import Launched, learning_rate, lr_factor, plan_of_step
 
 _LOG = logging.getLogger(__name__)
 
@@ -156,7 +156,8 @@ class Trial:
     def _after_step(self, step: int, measures: list[Measure] | None) -> bool:
         """Log, report, evaluate and save where it is time; return False if the trial is stopped."""
         if measures is not None:
-            self.logger.after_step(step, measures)
+            measures = [*measures, learning_rate(self.train_step.optimizer)]
+            self.logger.after_step(step, measures, self.train_step.batches_per_step)
         self.progress.after_step(step)
         stopped = self.early_stopper.after_step(step)
         if stopped or step == self.steps:  # before the checkpoint: resumed from it, no step is timed

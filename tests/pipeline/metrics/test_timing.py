@@ -51,6 +51,18 @@ def test_steps_are_timed_without_warm_up_and_without_what_lies_between(ticks: Ti
     assert clock.seconds_left(10) == pytest.approx(1.0)
 
 
+def test_the_rate_while_a_trial_runs_is_that_of_the_steps_since_it_was_asked_for(ticks: Ticks) -> None:
+    clock = StepClock(CPU)
+    assert clock.recent_rate(8) == []
+    run(clock, ticks, [(0.5, 1.5)] * 3)
+    (rate,) = clock.recent_rate(8)
+    assert (rate.metric, rate.unit, rate.value) == ("samples_per_s", "samples/s", pytest.approx(4))
+    ticks.now += 100  # an evaluation
+    run(clock, ticks, [(0.0, 1.0)])
+    assert clock.recent_rate(8)[0].value == pytest.approx(8)
+    assert clock.recent_rate(8) == []
+
+
 def test_spread_is_half_of_the_middle_three_fifths(ticks: Ticks) -> None:
     clock = StepClock(CPU)
     run(clock, ticks, [(0, 1)] * WARMUP_STEPS + [(0, 0.1 * i) for i in range(1, 12)])
