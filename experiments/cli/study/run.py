@@ -141,21 +141,28 @@ class ListStudies(Command):
     """List the recipes, their questions and their costs."""
 
     name = "list"
-    help = "list the recipes, their questions and their costs"
+    help = "list the recipes, their questions, and the hours, GPU hours and GB that they take"
     example = "study list"
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         from rich.table import Table
 
+        from experiments.recipes.cost import COMPUTED, cost_of, span
         from experiments.recipes.registry import RECIPES, recipe
         from experiments.terminal import Terminal
 
-        table = Table("recipe", "question", "cost", box=None, padding=(0, 2, 0, 0))
+        heads = ("recipe", "question", "trials", "hours", "GPU hours", "GB", "needs")
+        table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+        console = Terminal()
         for name in RECIPES:
             listed = recipe(name)
-            table.add_row(name, listed.question, listed.cost)
-        Terminal().print(table)
+            cost = cost_of(listed)
+            spans = (cost.trials, cost.hours, cost.gpu_hours, cost.gb) if cost else ()
+            cells = [span(ends) for ends in spans] or [str(len(listed.trials)), "", "", ""]
+            table.add_row(name, listed.question, *cells, listed.cost)
+        console.print(table)
+        console.print(COMPUTED, highlight=False, soft_wrap=True)
         return 0
 
 
