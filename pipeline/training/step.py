@@ -16,9 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.plan import Plan
 from pipeline.detector.openmmlab.data_samples import preprocess
 from pipeline.detector.precision import autocast
-from pipeline.errors import TrialError
+from pipeline.errors import DivergedError
 from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
+
+Prepared = dict[str, Any]
+"""Arguments of the model: ``inputs`` with the features of the trunk, and ``data_samples``."""
 
 LAST_LR = 1e-3
 """What the cosine leaves of the learning rate at the end."""
@@ -58,7 +61,7 @@ class Launched:
             ``grad_norm`` (before clipping).
 
         Raises:
-            TrialError: loss or gradient is not finite.
+            DivergedError: loss or gradient is not finite.
         """
         if self._measures is None:
             self._measures = finite(self._transfer.read())
@@ -99,37 +102,46 @@ class TrainStep:
         if distributed:
             self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
 
-    def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss and its parts for a collated batch."""
-        device = next(self.model.parameters()).device.type
+    def prepare(self, batch: Mapping[str, Any]) -> Prepared:
+        """Preprocess a batch and run the trunk on it: what a step has in common with other arms.
+
+        Args:
+            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made.
+        """
         prepared = preprocess(self.model.data_preprocessor, batch, True)
-        with autocast(device, self._amp):
+        with autocast(next(self.model.parameters()).device.type, self._amp):
+            trunk = self.model.run_trunk(prepared["inputs"])
+        return {"inputs": {"trunk": trunk}, "data_samples": prepared["data_samples"]}
+
+    def losses(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its parts for what ``prepare`` made, of this model or of another arm's."""
+        with autocast(next(self.model.parameters()).device.type, self._amp):
             parts = self._wrapped(**prepared, mode="loss")
         total = torch.stack(list(parts.values())).sum()
         return total, {"loss": total, **parts}
 
     def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
-        """Train on one batch, and wait for its numbers: ``launch`` and ``Launched.read``."""
-        return self.launch(batch, factor).read()
+        """Train on one batch, and wait for its numbers: ``prepare``, ``launch`` and ``Launched.read``."""
+        return self.launch(self.prepare(batch), factor).read()
 
-    def launch(self, batch: Mapping[str, Any], factor: float | None) -> Launched:
+    def launch(self, prepared: Prepared, factor: float | None) -> Launched:
         """Train on one batch; with a fused optimiser, on a GPU, the host does not wait for the end.
 
         A step whose loss or gradient is not finite changes no weight, whenever its numbers are read.
 
         Args:
-            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made.
+            prepared: what ``prepare`` made, of this model or of another arm's.
             factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
         Raises:
-            TrialError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
+            DivergedError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
                 average over the ranks, so all of them raise, and none waits for another.
         """
         if factor is not None:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
-        total, logs = self.losses(batch)
+        total, logs = self.losses(prepared)
         torch.autograd.backward(total)
         losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
         bias_numbers = self.model.bias_numbers()
@@ -145,12 +157,12 @@ class TrainStep:
 
 
 def finite(measures: list[Measure]) -> list[Measure]:
-    """Return the measures of a step; TrialError if loss or gradient are not finite."""
+    """Return the measures of a step; DivergedError if loss or gradient are not finite."""
     if math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value):
         return measures
     names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
     bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]
-    raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+    raise DivergedError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
 
 
 def loss_of(measures: Sequence[Measure]) -> float:

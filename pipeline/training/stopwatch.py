@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
+from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.errors import TrialError
 from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
@@ -92,7 +93,7 @@ def time_trial(
     """
     session = LocalSession(folder, settings.device)
     session.recipe = digest
-    common = common_row(settings, session, "")
+    common = common_row(settings, session, "", fingerprint(settings.data))
     refuse_other_rows(folder, common)  # before the model is built, which takes seconds
     return time_plans(timed_model_of(settings, folder, len(plans)), plans, folder, common, until)
 
