@@ -4,7 +4,7 @@ PYTHON ?= python3
 ENV := .venv/.ready
 RUN := .venv/bin/
 
-.PHONY: demo test test-all lint bench ui clean
+.PHONY: demo test test-all lint docs bench ui clean
 
 demo: $(ENV)
 	$(RUN)biaswise demo
@@ -16,8 +16,12 @@ test: $(ENV)
 test-all: test
 	$(RUN)pytest -n 2 --maxschedchunk 1 -q -m slow tests
 
-lint: $(ENV)
+lint: $(ENV) docs
 	$(RUN)ruff check . && $(RUN)ruff format --check . && $(RUN)mypy && $(RUN)lint-imports
+
+# The pages, in site/; a dead link or a name that does not exist fails. `.venv/bin/mkdocs serve` shows them with a search.
+docs: $(ENV)
+	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict
 
 bench: $(ENV)
 	$(RUN)biaswise operators bench
@@ -26,7 +30,7 @@ ui: $(ENV)
 	$(RUN)biaswise ui
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 # torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time, and compiles
 # it, torch too: a study starts many Python processes, and each would do it anew where PYTHONDONTWRITEBYTECODE is set.

@@ -59,8 +59,8 @@ def table(device: str) -> str:
         cells = []
         for kind in BIAS_KINDS:
             text, objections = cell(impl, kind, device)
-            references = [f"[{numbers.setdefault(reason, len(numbers) + 1)}]" for reason in objections]
-            cells.append(" ".join([_abbreviated(text), *references]))
+            references = ", ".join(str(numbers.setdefault(why, len(numbers) + 1)) for why in objections)
+            cells.append(_abbreviated(text) + (f" [{references}]" if references else ""))
         lines.append(f"| `{impl}` | {' | '.join(cells)} |")
     notes = [f"{number}. {reason}" for reason, number in numbers.items()]
     return "\n".join([*lines, "", *notes])

@@ -83,11 +83,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=f"mmengine config file; {CONFIGS_ARE_CODE}")
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add the name of a recipe."""
-    parser.add_argument("recipe", help=f"a name that `biaswise study list` shows; {CONFIGS_ARE_CODE}")
-
-
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--runs-dir``."""
     parser.add_argument(

@@ -12,11 +12,11 @@ from experiments.cli.options import (
     add_cfg_options,
     add_conditions,
     add_missing_cameras,
-    add_recipe,
     add_runs_dir,
     add_split,
     read_cfg_options,
 )
+from experiments.cli.study.chosen import add_study, chosen_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -33,7 +33,7 @@ class Train(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        add_recipe(parser)
+        add_study(parser)
         parser.add_argument("--trial", help="name of the trial, or how it begins (the first one)")
         parser.add_argument("--plan", help="another plan: 'pattern=bias/impl;...'")
         parser.add_argument("--seed", type=int, help="another seed")
@@ -47,7 +47,6 @@ class Train(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         overrides = read_cfg_options(arguments)
-        from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder, write_json
         from experiments.study.preflight import make_datasets
         from experiments.terminal import Terminal
@@ -55,7 +54,7 @@ class Train(Command):
         from pipeline.redaction import refuse_secrets
 
         console = Terminal()
-        chosen = recipe(arguments.recipe)
+        chosen = chosen_study(arguments)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
         load_config(settings.config, settings.overrides)  # refuses what is wrong before a file is written

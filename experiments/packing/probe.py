@@ -25,6 +25,7 @@ from experiments.packing.probe_worker import TrialSpeed, serve
 from experiments.storage.study_folder import StudyError
 from pipeline.config.settings import TrialSettings
 from pipeline.metrics.timing import device_name
+from pipeline.runtime.cores import available_cores
 from pipeline.storage.temporary import temporary_folder
 
 SECONDS = {"cuda": 4.0, "cpu": 8.0}
@@ -71,12 +72,13 @@ def describe(device: str) -> Machine:
     """Return the hardware of this machine; ``gpus`` is 0 for the device ``cpu``."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if device != "cuda":
-        return Machine("cpu", 0, cores, 0.0, host)
+        return Machine("cpu", 0, available_cores(), 0.0, host)
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return Machine(device_name(torch.device("cuda")), torch.cuda.device_count(), cores, memory, host)
+    return Machine(
+        device_name(torch.device("cuda")), torch.cuda.device_count(), available_cores(), memory, host
+    )
 
 
 def _largest(machine: Machine, most: int, single: TrialSpeed) -> int:

@@ -7,7 +7,7 @@ arm with a bias starts at a disadvantage. A trial therefore takes a whole epoch.
 from dataclasses import replace
 
 from experiments.recipes.decision_rule import SCREENING, DecisionRule
-from experiments.recipes.factorial import Design, Factor, fraction, full
+from experiments.recipes.factorial import Arm, Design, Factor, fraction, full
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -59,8 +59,8 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
     )
 
 
-def _plan(design: Design, arm: tuple[str, ...]) -> Plan:
-    """Return the plan of an arm, each bias with its implementation."""
+def plan_of_arm(design: Design, arm: Arm) -> Plan:
+    """Return the plan of an arm of a full-size model, each bias with its implementation."""
     return Plan.of(REST | {s: f"{level}/{IMPLS[level]}" for s, level in zip(design.sites, arm, strict=True)})
 
 
@@ -72,7 +72,7 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
         name=name,
         question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
         cost=cost,
-        trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
+        trials=trials_of(design, base, seeds, {arm: plan_of_arm(design, arm) for arm in design.arms}),
         sites=design.sites,
         rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3, 4)),
         design=design,
@@ -95,13 +95,7 @@ def r50_screened() -> Recipe:
     """
     plain = r50_waves()
     assert plain.rule is not None  # it has a design
-    base = replace(plain.trials[0], study="r50_screened")
-    return replace(
-        plain,
-        name="r50_screened",
-        trials=tuple(replace(base, plan=settings.plan, seed=settings.seed) for settings in plain.trials),
-        rule=replace(plain.rule, order_by=SCREENING),
-    )
+    return replace(plain.renamed("r50_screened"), rule=replace(plain.rule, order_by=SCREENING))
 
 
 def vov_waves() -> Recipe:
@@ -118,7 +112,7 @@ def r50() -> Recipe:
         r50_waves(),
         name="r50",
         cost="192 fine-tunings of an epoch; needs nuScenes and 8 GPUs. `r50_waves` asks the same for less",
-        trials=trials_of(design, base, seeds, {arm: _plan(design, arm) for arm in design.arms}),
+        trials=trials_of(design, base, seeds, {arm: plan_of_arm(design, arm) for arm in design.arms}),
         rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,
         early_stopping=None,

@@ -9,6 +9,7 @@ trial runs, and every row carries it.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -16,6 +17,9 @@ from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Arm, Design, level_of
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
+
+NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+"""What a study may be called: its name is that of a folder, and a word of commands."""
 
 
 class RecipeError(ValueError):
@@ -31,12 +35,14 @@ class SyntheticDataset:
         seed: the random seed of everything in it.
         frames_per_scene: key frames per scene.
         scenes: number of scenes of each devkit split.
+        rig: the sensors, ``mini`` or ``full`` (nuScenes' image size and sweeps).
     """
 
     root: str
     seed: int
     frames_per_scene: int = 20
     scenes: tuple[tuple[str, int], ...] = (("mini_train", 8), ("mini_val", 2))
+    rig: str = "mini"
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ class Recipe:
         confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
             and the two best plans with a bias.
         underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
+        overridden: words with which the command line changed trials and rule.
+        file: the study file that it comes from; empty if it ships with the project.
     """
 
     name: str
@@ -103,9 +111,20 @@ class Recipe:
     early_stopping: EarlyStoppingRule | None = None
     confirmation_seeds: tuple[int, ...] = ()
     underpowered: bool = False
+    overridden: tuple[str, ...] = ()
+    file: str = ""
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise RecipeError(
+                f"a recipe has the name {self.name!r}; expected letters, digits, '_', '-' and '.'"
+            )
+        if others := sorted({settings.study for settings in self.trials} - {self.name}):
+            raise RecipeError(
+                f"recipe {self.name}: its trials name the study {others[0]!r}; name both alike, or begin "
+                f"with `.renamed({self.name!r})` of the recipe that you change"
+            )
         names = [self.trial_name(settings) for settings in self.trials]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -149,6 +168,11 @@ class Recipe:
                 f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "
                 f"for trials of {shortest}"
             )
+
+    @property
+    def word(self) -> str:
+        """What commands call the study: its file, or its name."""
+        return self.file or self.name
 
     @property
     def digest(self) -> str:
@@ -198,6 +222,10 @@ class Recipe:
         """Return the plan with these levels of the factors, all else as in the first trial."""
         choices = {site: self.choice(site, level) for site, level in zip(self.sites, levels, strict=True)}
         return with_choices(self.trials[0].plan, choices)
+
+    def renamed(self, name: str) -> "Recipe":
+        """Return the recipe under another name, as the first step of a study that derives from it."""
+        return replace(self, name=name, trials=tuple(replace(s, study=name) for s in self.trials))
 
     def with_threads(self, threads: int) -> "Recipe":
         """Return the recipe with another number of torch threads.

@@ -1,5 +1,6 @@
 """The content of a report: a study, read from its rows and ``study.json`` alone, and its verdicts."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -56,12 +57,16 @@ class StudyRecord:
         question: the question it answers, in a sentence; may be empty.
         rule: how it is answered; None if the study compares nothing.
         digest: digest of recipe and rule, which every row carries.
+        file: the study file that it comes from; empty if the recipe ships with the project.
+        overridden: words of the command line that changed the recipe.
     """
 
     name: str
     question: str
     rule: DecisionRule | None
     digest: str
+    file: str = ""
+    overridden: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def summarize(study_folder: Path) -> Summary:
         "confirmation on fresh seeds": used_by_trials(study_folder / confirmation.FOLDER, ()),
         "training of the screening": used_by_trials(study_folder / FOLDER, ()),
     }
-    notes = (*failures(study_folder), *about_code(rows))
+    notes = (*_about_overrides(record), *failures(study_folder), *about_code(rows))
     try:
         refuse_edits(study_folder)
         if record.rule is None:
@@ -196,8 +201,9 @@ def read_record(study_folder: Path) -> StudyRecord:
     path = study_folder / "study.json"
     try:
         plain = read_json(path, dict)
-        texts = {name: plain.get(name, "") for name in ("name", "question", "digest")}
-        check_fields(StudyRecord, texts | {"rule": None}, "study")
+        texts = {name: plain.get(name, "") for name in ("name", "question", "digest", "file")}
+        words = plain.get("overridden", [])
+        check_fields(StudyRecord, texts | {"rule": None, "overridden": words}, "study")
     except FileNotFoundError:
         raise ReportError(f"{study_folder} is not a study: it has no study.json") from None
     except JsonError as error:
@@ -212,7 +218,7 @@ def read_record(study_folder: Path) -> StudyRecord:
         rule = None if plain["rule"] is None else DecisionRule.from_dict(plain["rule"])
     except (AnalysisError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
-    return StudyRecord(rule=rule, **texts)
+    return StudyRecord(rule=rule, overridden=tuple(words), **texts)
 
 
 def environment_table(summary: Summary) -> Table:
@@ -236,6 +242,11 @@ def environment_table(summary: Summary) -> Table:
     for versions in sorted({row.versions for row in rows if row.versions}):
         facts |= dict(pair.split("=", 1) for pair in versions.split(";") if "=" in pair)
     return Table("environment", "Environment", ("what", "value"), tuple(facts.items()))
+
+
+def _about_overrides(record: StudyRecord) -> tuple[str, ...]:
+    words = shlex.join(record.overridden)
+    return (f"Overridden on the command line: {words}.",) if words else ()
 
 
 def _blame(study_folder: Path) -> str:

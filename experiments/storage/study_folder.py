@@ -7,6 +7,7 @@ Started again, a study skips what is complete.
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -37,6 +38,12 @@ FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
 """Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
 
 
+OVERRIDDEN = "overridden"
+"""Key of ``study.json``: the words of the command line that changed the recipe."""
+SPELLINGS = frozenset({OVERRIDDEN, "file"})
+"""Keys that may differ between two starts of a study: what they lead to is compared."""
+
+
 class StudyError(ValueError):
     """A study that cannot start; the message is one sentence."""
 
@@ -55,6 +62,10 @@ class StudyFolder:
     def has_begun(self) -> bool:
         """Whether a recipe has claimed the folder."""
         return (self.path / "study.json").exists()
+
+    def trial_names(self) -> tuple[str, ...]:
+        """Return the names of the trials of the recipe that has claimed the folder; none if there is none."""
+        return tuple(read_json(self.path / "study.json").get("trials", ())) if self.has_begun else ()
 
     def trial(self, name: str) -> Path:
         """Return the folder of a trial."""
@@ -151,6 +162,8 @@ class StudyFolder:
             "datasets": [asdict(dataset) for dataset in recipe.datasets],
             "trials": list(recipe.named_trials()),
             "inputs": dict(inputs),
+            "file": recipe.file,
+            OVERRIDDEN: list(recipe.overridden),
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -191,12 +204,19 @@ class StudyFolder:
             return
         found = read_json(path)
         plain = json.loads(json.dumps(wanted))
-        odd = sorted(_differences(found, plain))
+        odd = sorted(set(_differences(found, plain)) - SPELLINGS)
         if odd:
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
                 f"move {self.path} away or choose another --runs-dir, their results do not mix"
+                f"{self._begun_as()}"
             )
+
+    def _begun_as(self) -> str:
+        """Return the words with which the study was begun, if it was begun with any."""
+        begun = self.path / "study.json"
+        words = read_json(begun).get(OVERRIDDEN) if begun.exists() else None
+        return f"; the study was begun with {shlex.join(map(str, words))}" if words else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> 
         DataError: a folder holds something else.
     """
     from pipeline.data.synthetic import generate
+    from pipeline.data.synthetic.sensor_rig import RIGS
 
     for dataset in datasets:
         with task_bar(console, f"dataset {dataset.root}") as advance:
@@ -34,6 +35,7 @@ def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> 
                 scenes_per_split=dict(dataset.scenes),
                 workers=os.cpu_count() or 1,
                 progress=advance,
+                rig=RIGS[dataset.rig],
             )
 
 
@@ -108,7 +110,7 @@ def check_power(recipe: Recipe) -> None:
     if not planned.can_decide:
         raise StudyError(
             f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "
-            f"{recipe.name}` shows how many), or run it all the same with --underpowered"
+            f"{recipe.word}` shows how many), or run it all the same with --underpowered"
         )
 
 

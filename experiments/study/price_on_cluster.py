@@ -10,11 +10,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from experiments.storage.study_folder import StudyError
-from experiments.study.price_run import FOLDER, ROWS, Request, refusal_of, time_request
+from experiments.study.price_run import FOLDER, ROWS, Request, until
 from experiments.terminal import Terminal
+from pipeline.errors import is_user_error
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.ray_train.local_cluster import ray_session
 from pipeline.storage.temporary import temporary_folder
+from pipeline.training.stopwatch import rounds_of_trial
+from pipeline.training.stopwatch_rounds import Start, keep_rounds
 
 
 def time_on_cluster(request: Request, console: Terminal) -> str:
@@ -27,10 +30,10 @@ def time_on_cluster(request: Request, console: Terminal) -> str:
     Raises:
         StudyError: the stopwatch refused, or its machine went away.
     """
-    path = request.folder / ROWS
+    path = request.trial.folder / ROWS
     before = read_rows(path) if path.exists() else []
-    gpus = int(request.settings.device == "cuda")
-    what = f"stopwatch, {len(request.plans)} plans, on the cluster"
+    gpus = int(request.trial.settings.device == "cuda")
+    what = f"stopwatch, {len(request.trial.plans)} plans, on the cluster"
     with ray_session(cpus=1, gpus=gpus), console.status(what):
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(time_in_task)
         try:
@@ -54,8 +57,13 @@ def time_in_task(request: Request, before: list[Row]) -> tuple[list[Row], str, s
         place = scratch / FOLDER
         if before:
             append_rows(place / ROWS, before)
+        trial = replace(request.trial, folder=place)
         try:
-            reason = time_request(replace(request, folder=place), lambda rounds, seconds: None)
+            reason = keep_rounds(
+                lambda rows: rounds_of_trial(trial, Start.after(rows)), place / ROWS, until(request)
+            )
         except (ValueError, RuntimeError) as error:
-            return [], "", refusal_of(error)
+            if not is_user_error(error):
+                raise
+            return [], "", str(error)
         return read_rows(place / ROWS)[len(before) :], reason, ""

@@ -1,18 +1,16 @@
-"""The stopwatch run of a study: what a bias costs, timed in a process of its own while no trial runs.
+"""The stopwatch run of a study: what a bias costs, timed in processes of their own while no trial runs.
 
 ``study run`` does it after the trials (before the first wave, if there are waves), and ``study time`` when it
 is asked for. The rows are in the folder ``stopwatch`` of the study; ``status.json`` beside them says why the
 run ended.
 """
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from rich.table import Table as RichTable
@@ -27,9 +25,10 @@ from experiments.storage.study_folder import StudyError, StudyFolder, read_json,
 from experiments.study.progress import task_bar
 from experiments.terminal import Terminal
 from pipeline.config.plan import Plan
-from pipeline.config.settings import TrialSettings
 from pipeline.errors import is_user_error
 from pipeline.metrics.rows import Row, read_rows
+from pipeline.training.stopwatch_processes import rounds_of_processes
+from pipeline.training.stopwatch_rounds import Start, TimedTrial, Until, keep_rounds
 
 FOLDER, ROWS, STATUS = "stopwatch", "rows.jsonl", "status.json"
 STOPWATCH = "stopwatch"
@@ -38,21 +37,15 @@ STOPWATCH = "stopwatch"
 
 @dataclass(frozen=True)
 class Request:
-    """What the timing process is asked for.
+    """What the stopwatch is asked for.
 
     Attributes:
-        settings: of the trial whose model is timed.
-        plans: the baseline first.
-        folder: of the rows.
-        digest: of the recipe.
+        trial: what is timed, and where the rows go.
         rule: says how narrow the intervals must be.
         seconds: time budget.
     """
 
-    settings: TrialSettings
-    plans: tuple[Plan, ...]
-    folder: Path
-    digest: str
+    trial: TimedTrial
     rule: DecisionRule
     seconds: float
 
@@ -82,9 +75,8 @@ def time_study(
     if again or _is_disturbed(place / ROWS, recipe.sites, rule):
         _set_aside(place)
     budget = rule.stopwatch_s if seconds is None else seconds
-    request = Request(
-        recipe.trials[0], plans_of(recipe), place, recipe.digest, replace(rule, sites=recipe.sites), budget
-    )
+    trial = TimedTrial(recipe.trials[0], plans_of(recipe), place, recipe.digest)
+    request = Request(trial, replace(rule, sites=recipe.sites), budget)
     begun = time.monotonic()
     reason = _run(request, console)
     rows = read_rows(place / ROWS)
@@ -203,69 +195,26 @@ def _set_aside(place: Path) -> None:
 
 
 def _run(request: Request, console: Terminal) -> str:
-    """Time in a process of its own, or on the cluster; show how far it is, and return why it ended.
+    """Time in processes of their own, or on the cluster; show how far it is, and return why it ended.
 
     Raises:
-        StudyError: it refused, or it died.
+        TrialError: a process refused, or it died.
+        StudyError: the cluster did.
     """
     if os.environ.get("RAY_ADDRESS"):
         from experiments.study.price_on_cluster import time_on_cluster  # imports Ray
 
         return time_on_cluster(request, console)
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(request, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        with task_bar(console, f"stopwatch, {len(request.plans)} plans") as advance:
-            while True:
-                kind, *answer = ours.recv()
-                if kind == "rounds":
-                    advance(min(int(answer[1]), int(request.seconds)), int(request.seconds))
-                elif kind == "ended":
-                    return str(answer[0])
-                else:
-                    raise StudyError(str(answer[0]))
-    except EOFError:
-        raise StudyError(
-            "the process of the stopwatch died; its rounds are kept, and `biaswise study time` goes on"
-        ) from None
-    finally:
-        process.terminate()
-        process.join()
+    with task_bar(console, f"stopwatch, {len(request.trial.plans)} plans") as advance:
+        return keep_rounds(
+            lambda rows: rounds_of_processes(request.trial, Start.after(rows)),
+            request.trial.folder / ROWS,
+            until(
+                request, lambda _, used: advance(min(int(used), int(request.seconds)), int(request.seconds))
+            ),
+        )
 
 
-def serve(request: Request, pipe: Connection) -> None:
-    """Time in this process; send ``rounds``, then ``ended`` and why, or ``refused`` and a sentence.
-
-    Args:
-        request: what to time.
-        pipe: to the process that waits.
-    """
-    try:
-        reason = time_request(request, lambda rounds, seconds: pipe.send(("rounds", rounds, seconds)))
-    except (ValueError, RuntimeError) as error:
-        pipe.send(("refused", refusal_of(error)))
-    else:
-        pipe.send(("ended", reason))
-
-
-def time_request(request: Request, progress: Callable[[int, float], None]) -> str:
-    """Time in this process; return why it ended.
-
-    Args:
-        request: what to time.
-        progress: told the number of rounds, and the seconds used.
-    """
-    from pipeline.training.stopwatch import Until, time_trial  # imports torch: seconds
-
-    until = Until(request.seconds, partial(narrow_enough, rule=request.rule), progress)
-    return time_trial(request.settings, request.plans, request.folder, request.digest, until)
-
-
-def refusal_of(error: Exception) -> str:
-    """Return the sentence of an error that is meant for the user; another one is raised again."""
-    if not is_user_error(error):
-        raise error
-    return str(error)
+def until(request: Request, progress: Callable[[int, float], None] = lambda rounds, seconds: None) -> Until:
+    """Return when a run of the stopwatch ends; ``progress`` is told the rounds and the seconds used."""
+    return Until(request.seconds, partial(narrow_enough, rule=request.rule), progress)

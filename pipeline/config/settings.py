@@ -66,7 +66,8 @@ class TrainSettings:
     Attributes:
         steps: optimiser steps. 0 evaluates the initial weights; None takes as many as the config's
             ``train_cfg`` says.
-        batch_size: samples per worker and step.
+        batch_size: samples per worker and batch. A step has one batch, or as many as
+            ``optim_wrapper.accumulative_counts`` says.
         warmup_steps: linear warm-up of the learning rate, then cosine to 1e-3 of it. None: the config's
             ``param_scheduler``; a warm-up of 10 if it has none.
         lr_scale: factor on every learning rate of the config.

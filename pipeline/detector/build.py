@@ -25,7 +25,7 @@ from pipeline.detector.openmmlab.lr_schedule import read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrapper
 from pipeline.json_files import parse_json
 from pipeline.redaction import refuse_secrets
-from pipeline.storage.paths import ROOT
+from pipeline.storage.paths import resolve_path
 
 OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
 """Sections of a config that we read. Sections that mmengine's Runner reads are allowed too."""
@@ -77,7 +77,7 @@ def build_model(
     """Build the detector of a config, with initial weights from torch's global generator.
 
     Args:
-        config: mmengine config file; a relative path starts at the project root.
+        config: mmengine config file; a relative path is that of ``resolve_path``.
         overrides: see ``load_config``.
         plan: choice of every attention site; None: that of the config.
         device: ``cpu`` or ``cuda``, where the model will run, because some implementations run on one only.
@@ -117,7 +117,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
     """Read a config file and replace values in it.
 
     Args:
-        config: mmengine config file; a relative path starts at the project root.
+        config: mmengine config file; a relative path is that of ``resolve_path``.
         overrides: (dotted key, JSON text of the value); list entries by number. The value at the key is
             replaced as a whole, not merged. All but the last part of the key must exist.
 
@@ -156,12 +156,12 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
 
 
 def config_path(config: str | Path) -> Path:
-    """Return the path of a config file; a relative path starts at the project root.
+    """Return the path of a config file; a relative path is that of ``resolve_path``.
 
     Raises:
         ConfigError: there is no such file.
     """
-    path = Path(config) if Path(config).is_absolute() else ROOT / config
+    path = resolve_path(config)
     if not path.is_file():
         raise ConfigError(f"there is no config file {path}")
     return path

@@ -6,7 +6,6 @@ It is built from a config through mmdet3d's ``MODELS``. Our training loop and mm
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample

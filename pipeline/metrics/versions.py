@@ -25,13 +25,15 @@ def versions() -> str:
 def commit() -> str:
     """Return the short commit of the code, ``+`` appended if the tree is dirty.
 
-    Outside git it is what ``BIASWISE_COMMIT`` says (`biaswise study submit` sets it), or empty.
+    Of code that is no checkout it is ``BIASWISE_COMMIT`` (`biaswise study submit` sets it), or empty.
     """
     root = ROOT
+    if not (root / ".git").exists():  # an installed package, perhaps within somebody else's repository
+        return os.environ.get(COMMIT, "")
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
+    except (OSError, subprocess.CalledProcessError):  # no git
         return os.environ.get(COMMIT, "")
     return head + ("+" if dirty else "")
 

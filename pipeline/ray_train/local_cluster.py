@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.storage.paths import DEFAULT_HOME, home
 from pipeline.storage.temporary import temporary_folder
 
 DRIVER = "tune_driver"
@@ -96,7 +97,7 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
 
     if os.environ.get("RAY_ADDRESS"):
         with _own_sigterm():
-            ray.init(log_to_driver=False, logging_level="WARNING")
+            ray.init(log_to_driver=False, logging_level="WARNING", runtime_env=_told_home())
         try:
             yield {DRIVER: 1} if DRIVER in ray.cluster_resources() else {HEAD_RESOURCE: 1e-3}
         finally:
@@ -105,7 +106,7 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
     # A folder of its own keeps away from the stale /tmp/ray of a Ray that was killed.
     with (
         temporary_folder("ray") as scratch,
-        _environment({"RAY_TMPDIR": str(scratch)} | _bytecode(scratch)),
+        _environment({"RAY_TMPDIR": str(scratch), DEFAULT_HOME: str(home())} | _bytecode(scratch)),
     ):
         try:
             with _own_sigterm():
@@ -122,6 +123,14 @@ def ray_session(cpus: int, gpus: int = 0, drivers: int = 1) -> Iterator[dict[str
             yield {DRIVER: 1}
         finally:
             ray.shutdown()
+
+
+def _told_home() -> dict[str, dict[str, str]]:
+    """Return a runtime environment that tells the workers which folder is meant.
+
+    A job's own variables reach its workers without it.
+    """
+    return {} if DEFAULT_HOME in os.environ else {"env_vars": {DEFAULT_HOME: str(home())}}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Where data, runs and mlflow.db are: in the project, or in the folder that an environment variable names.
+"""Where data, runs and mlflow.db are: in the current folder, or where an environment variable says.
 
-A Ray job runs from a copy of the project that Ray removes some time after the job. So
+A Ray job runs from a copy of its files that Ray removes some time after the job. So
 ``experiments/runtime_env.yaml``, which every job gets, names a folder outside that copy.
 """
 
@@ -14,41 +14,46 @@ DEFAULT_HOME = "BIASWISE_DEFAULT_HOME"
 """Environment variable: the folder if ``BIASWISE_HOME`` is not set.
 
 ``runtime_env.yaml`` sets this one, because a job's variables replace those of the cluster's machines, and the
-machines' ``BIASWISE_HOME`` must win."""
+machines' ``BIASWISE_HOME`` must win. A study tells its workers with it which folder is meant."""
 
 COMMIT = "BIASWISE_COMMIT"
 """Environment variable: the commit of code that was shipped without its history."""
 
 ROOT = Path(__file__).parents[2]
-"""Project root, or the copy of it that Ray unpacked for a job."""
+"""Folder of the three packages: a checkout, ``site-packages``, or the copy that Ray unpacked for a job."""
 
 STATE = "state_dict"
 """Key of the weights in a checkpoint of mmcv and mmengine."""
 
 
-def data_root() -> Path | None:
-    """Return the folder that holds ``data``, ``runs`` and ``mlflow.db``; None leaves them in the project."""
+def home() -> Path:
+    """Return the folder that holds ``data``, ``runs`` and ``mlflow.db``."""
     place = os.environ.get(HOME) or os.environ.get(DEFAULT_HOME)
-    return Path(place).expanduser().absolute() if place else None
+    return Path(place).expanduser().absolute() if place else Path.cwd()
 
 
 def default_runs_dir() -> str:
     """Return the folder of the studies if the user names none."""
-    place = data_root()
-    return "runs" if place is None else str(place / "runs")
+    return "runs" if home() == Path.cwd() else str(home() / "runs")
 
 
-def resolve_path(path: str) -> Path:
+def resolve_path(path: str | Path) -> Path:
     """Return a path of the settings as an absolute one, wherever a worker runs.
 
-    Files that come with the code (configs, the shipped checkpoint) are read from the project. Data and runs
-    are below ``data_root()``.
+    A relative path is one of three things, in this order: a file that comes with the code (configs, the
+    shipped checkpoint); what is below ``home()``; a file of the current folder, as the one that was uploaded
+    with a job.
 
     Args:
-        path: absolute, or relative to the project.
+        path: absolute, or relative.
+
+    Returns:
+        The first that exists, else the path below ``home()``.
     """
-    place = data_root()
-    return ROOT / path if place is None or (ROOT / path).is_file() else place / path
+    if (ROOT / path).is_file():
+        return ROOT / path
+    there = home() / path
+    return Path.cwd() / path if not there.exists() and (Path.cwd() / path).is_file() else there
 
 
 def split_name(path: Path) -> tuple[Path, str]:

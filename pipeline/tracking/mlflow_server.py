@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.redaction import redact
-from pipeline.storage.paths import data_root
+from pipeline.storage.paths import home
 
 
 class TrackingError(RuntimeError):
@@ -16,7 +16,7 @@ class TrackingError(RuntimeError):
 
 def default_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, MLflow's default."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(data_root() or Path.cwd()) / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def refuse_port(host: str, port: int) -> None:

@@ -9,10 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from pipeline.redaction import redact
 from pipeline.storage.files import file_lock
+from pipeline.tracking.bounded_client import BoundedClient
 from pipeline.tracking.mlflow_server import default_uri, refuse_unwritable, sqlite_path
 
 EXPERIMENT = "biaswise"
@@ -21,12 +24,18 @@ EXPERIMENT = "biaswise"
 CONNECTION_ATTEMPTS = 10
 """Connections to a database whose tables another process is creating; that takes 3 s."""
 
+ANSWER_S = 10.0
+"""A request that a server has not answered by then is given up, unless the user has set another timeout."""
+
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a dead server costs 5 s a request; MLflow's default of 7, 248 s
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a request of 1000 points takes 0.1 s
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{ANSWER_S:.0f}",  # seconds; a request of 1000 points takes 0.1 s
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run would break the progress bar
 }
 """Environment variables of MLflow that hold while a store is open; what the user has set stays."""
+
+DATABASE_S = 120.0
+"""The same for a call that goes to a database itself: the first one creates 50 tables."""
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a store that cannot be used raises; ``ImportError`` if the driver of its database is missing."""
@@ -61,7 +70,7 @@ def short_reason(error: BaseException) -> str:
 
 @contextmanager
 def open_store(uri: str) -> Iterator[MlflowClient]:
-    """Connect with short retries and without MLflow's log lines.
+    """Connect with short retries and without MLflow's log lines; each call of the client has an end.
 
     One process at a time has a SQLite database open: concurrent first connections fail, because each
     creates the tables.
@@ -79,10 +88,22 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
             stack.enter_context(file_lock(database.with_name(database.name + ".lock")))
         os.environ.update(changed)
         stack.callback(lambda: [os.environ.pop(key, None) for key in changed])
-        yield _connect(uri)
+        client = _connect(uri)
+        stack.callback(client.close)
+        yield client
 
 
-def _connect(uri: str) -> MlflowClient:
+def _connect(uri: str) -> BoundedClient:
+    """Connect to a server, or to a database that can be reached."""
+    if uri.partition(":")[0].partition("+")[0] not in DATABASE_ENGINES:
+        timeout = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]  # ours, unless the user has set another one
+        return BoundedClient(lambda: MlflowClient(uri), float(timeout))
+    if sqlite_path(uri) is None:  # MLflow itself tries for 100 s to reach a database server
+        BoundedClient(lambda: create_engine(uri, poolclass=NullPool).connect().close(), ANSWER_S).close()
+    return BoundedClient(lambda: _connect_to_database(uri), DATABASE_S)
+
+
+def _connect_to_database(uri: str) -> MlflowClient:
     """Connect; try again while another process creates the tables of a database server."""
     for _ in range(CONNECTION_ATTEMPTS):
         try:

@@ -1,7 +1,9 @@
 """The training frames of a trial, from its settings and its config's ``train_pipeline``."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +79,29 @@ class TrainingData:
 def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
     place = root if is_remote(root) else resolve_path(root)
     return open_source(place, settings.data.nuscenes_version, settings.data.train_split, reading)
+
+
+def database_paths(config: str, overrides: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return where a config's ``train_pipeline`` looks for its database of cut-out objects.
+
+    Args:
+        config: as in ``TrialSettings``.
+        overrides: likewise.
+
+    Returns:
+        Dotted key of the config (its ``info_path``, its ``data_root``) -> path; empty without GT sampling.
+    """
+    loader = load_config(config, overrides).to_dict().get("train_dataloader", {})
+    return dict(_database_paths(loader, "train_dataloader"))
+
+
+def _database_paths(node: Any, at: str) -> Iterator[tuple[str, str]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in items:
+        key = f"{at}.{name}"
+        if name == "db_sampler" and isinstance(child, Mapping):
+            yield from ((f"{key}.{k}", child[k]) for k in ("info_path", "data_root") if child.get(k))
+        yield from _database_paths(child, key)
 
 
 def prepare_training(

@@ -13,7 +13,7 @@ import torch
 from pipeline.config.settings import TrialSettings
 from pipeline.detector.build import load_config
 from pipeline.detector.openmmlab.lr_schedule import LrSchedule, TrainingLength, read_length, read_schedule
-from pipeline.detector.openmmlab.optimizer import is_amp
+from pipeline.detector.openmmlab.optimizer import accumulative_counts, is_amp
 from pipeline.errors import TrialError
 from pipeline.storage.paths import resolve_path
 
@@ -30,8 +30,9 @@ class ResolvedTraining:
         steps: optimiser steps of the training.
         entries: of the config's ``param_scheduler``; none if the settings' warm-up and cosine hold.
         length: of the config's training; None if it does not say.
-        epoch: steps of an epoch, by the data.
+        epoch: batches of an epoch, by the data.
         differs: what the settings say otherwise than the config, a sentence each.
+        batches_per_step: batches that make a step of the optimiser.
     """
 
     settings: TrialSettings
@@ -40,15 +41,17 @@ class ResolvedTraining:
     length: TrainingLength | None
     epoch: int
     differs: tuple[str, ...]
+    batches_per_step: int = 1
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> LrSchedule | None:
         """Make the schedule of the config; None: linear warm-up, then cosine, as the settings say."""
         if not self.entries:
             return None
-        length = self.length or TrainingLength(steps=self.steps)
-        whole = length.in_steps(self.epoch)
+        each = self.batches_per_step
+        length = self.length or TrainingLength(steps=self.steps * each)
+        whole = _in_steps(length, self.epoch, each)
         epoch = self.epoch * self.steps / whole if self.steps else float(self.epoch)
-        return LrSchedule(self.entries, optimizer, length, epoch, self.settings.train.lr_scale)
+        return LrSchedule(self.entries, optimizer, length, epoch, self.settings.train.lr_scale, each)
 
 
 def resolve_training(settings: TrialSettings, frames: int, workers: int) -> ResolvedTraining:
@@ -67,6 +70,7 @@ def resolve_training(settings: TrialSettings, frames: int, workers: int) -> Reso
     train, length = settings.train, read_length(config)
     entries = read_schedule(config) if train.warmup_steps is None else []
     epoch = -(-frames // (train.batch_size * workers))
+    each = accumulative_counts(config["optim_wrapper"])
     if train.steps is not None:
         steps = train.steps
     elif length is None:
@@ -74,12 +78,17 @@ def resolve_training(settings: TrialSettings, frames: int, workers: int) -> Reso
             f"{settings.config}: has no train_cfg, and settings.train.steps is None; give one of the two"
         )
     else:
-        steps = length.in_steps(epoch)
+        steps = _in_steps(length, epoch, each)
     differs = tuple(_differences(settings, config, length, epoch))
     settings = replace(settings, train=replace(train, steps=steps, warmup_steps=train.warmup_steps or 0))
     if train.warmup_steps is None and not entries:
         settings = replace(settings, train=replace(settings.train, warmup_steps=WARMUP))
-    return ResolvedTraining(settings, steps, tuple(entries), length, epoch, differs)
+    return ResolvedTraining(settings, steps, tuple(entries), length, epoch, differs, each)
+
+
+def _in_steps(length: TrainingLength, epoch: int, batches_per_step: int) -> int:
+    """Return the steps of the optimiser in a training; ``epoch`` is the number of batches in an epoch."""
+    return -(-length.in_steps(epoch) // batches_per_step)
 
 
 def _differences(
@@ -89,7 +98,8 @@ def _differences(
     train, found = settings.train, []
     if train.warmup_steps is not None and config.get("param_scheduler"):
         found.append(f"settings.train.warmup_steps={train.warmup_steps} and a cosine replace param_scheduler")
-    whole = None if length is None else length.in_steps(epoch)
+    each = accumulative_counts(config["optim_wrapper"])
+    whole = None if length is None else _in_steps(length, epoch, each)
     if whole is not None and train.steps not in (None, whole):
         kept = train.warmup_steps is None and config.get("param_scheduler")
         found.append(

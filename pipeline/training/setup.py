@@ -10,7 +10,7 @@ from pipeline.config.settings import TrainSettings, TrialSettings
 from pipeline.detector.build import build_model
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
-from pipeline.detector.openmmlab.optimizer import build_optimizer, clip_norm
+from pipeline.detector.openmmlab.optimizer import accumulative_counts, build_optimizer, clip_norm
 from pipeline.detector.precision import attention_dtype
 from pipeline.detector.weights import load_weights
 from pipeline.runtime.determinism import seed_everything
@@ -29,7 +29,7 @@ def build_train_step(
 
     Args:
         model: the bare detector, on its device.
-        optim_wrapper: the config's: optimiser, multipliers, clipping.
+        optim_wrapper: the config's: optimiser, multipliers, clipping, accumulation.
         train: ``amp``, ``cuda_graphs`` and ``lr_scale`` hold.
         distributed: as in ``TrainStep``.
         find_unused_parameters: as in ``TrainStep``.
@@ -38,7 +38,8 @@ def build_train_step(
     optimizer = build_optimizer(model, optim_wrapper, train.lr_scale)
     limit = clip_norm(optim_wrapper)
     clip = float("inf") if limit is None else limit
-    return TrainStep(model, optimizer, clip, train.amp, distributed, find_unused_parameters)
+    each = accumulative_counts(optim_wrapper)
+    return TrainStep(model, optimizer, clip, train.amp, distributed, find_unused_parameters, each)
 
 
 def build_detector(settings: TrialSettings, device: torch.device) -> CmtDetector:

@@ -5,7 +5,9 @@ makes a resumed run equal to an unbroken one, bit for bit, without storing gener
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,8 @@ class TrainStep:
         distributed: wrap the model in DDP; the process group is initialised.
         find_unused_parameters: a plan of the trial leaves parameters without gradient (one without any
             bias, say). DDP then looks for them in every step.
+        batches_per_step: a step runs so many batches one after the other, and its gradient is their mean
+            (``accumulative_counts`` of the config).
     """
 
     def __init__(
@@ -89,9 +93,11 @@ class TrainStep:
         amp: bool = False,
         distributed: bool = False,
         find_unused_parameters: bool = True,
+        batches_per_step: int = 1,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.batches_per_step = batches_per_step
         self._clip_norm = clip_norm
         self._amp = amp
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -102,30 +108,37 @@ class TrainStep:
         if distributed:
             self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
 
-    def prepare(self, batch: Mapping[str, Any]) -> Prepared:
-        """Preprocess a batch and run the trunk on it: what a step has in common with other arms.
+    def prepare(self, batch: Mapping[str, Any]) -> list[Prepared]:
+        """Preprocess the batches of a step and run the trunk on them: what arms of a cohort have in common.
 
         Args:
-            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made.
+            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made of the step's samples: those
+                of ``batches_per_step`` batches.
+
+        Returns:
+            One for each batch; their features are in memory until the step has ended.
         """
+        return [self._prepare(part) for part in split(batch, self.batches_per_step)]
+
+    def _prepare(self, batch: Mapping[str, Any]) -> Prepared:
         prepared = preprocess(self.model.data_preprocessor, batch, True)
         with autocast(next(self.model.parameters()).device.type, self._amp):
             trunk = self.model.run_trunk(prepared["inputs"])
         return {"inputs": {"trunk": trunk}, "data_samples": prepared["data_samples"]}
 
     def losses(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss and its parts for what ``prepare`` made, of this model or of another arm's."""
+        """Return the total loss and its parts for one batch that this model or another arm's has prepared."""
         with autocast(next(self.model.parameters()).device.type, self._amp):
             parts = self._wrapped(**prepared, mode="loss")
         total = torch.stack(list(parts.values())).sum()
         return total, {"loss": total, **parts}
 
     def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
-        """Train on one batch, and wait for its numbers: ``prepare``, ``launch`` and ``Launched.read``."""
+        """Make a step, and wait for its numbers: ``prepare``, ``launch`` and ``Launched.read``."""
         return self.launch(self.prepare(batch), factor).read()
 
-    def launch(self, prepared: Prepared, factor: float | None) -> Launched:
-        """Train on one batch; with a fused optimiser, on a GPU, the host does not wait for the end.
+    def launch(self, prepared: Sequence[Prepared], factor: float | None) -> Launched:
+        """Make a step; with a fused optimiser, on a GPU, the host does not wait for the end.
 
         A step whose loss or gradient is not finite changes no weight, whenever its numbers are read.
 
@@ -141,19 +154,60 @@ class TrainStep:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
-        total, logs = self.losses(prepared)
-        torch.autograd.backward(total)
-        losses = [DeviceMeasure(name, "", value) for name, value in logs.items()]
-        bias_numbers = self.model.bias_numbers()
+        losses, bias_numbers = self._backward(prepared)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         launched = Launched(Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)]))
         if self._skips:
-            broken = (total.detach() + norm).isfinite().logical_not().float()
+            broken = (losses[0].value + norm).isfinite().logical_not().float()
             self.optimizer.found_inf = broken  # type: ignore[attr-defined]
         else:
             launched.read()
         self.optimizer.step()
         return launched
+
+    def _backward(self, parts: Sequence[Prepared]) -> tuple[list[DeviceMeasure], list[DeviceMeasure]]:
+        """Set the gradients of a step; return its losses, the total first, and its ``bias_numbers``."""
+        losses: list[Tensor] = []
+        numbers: list[list[DeviceMeasure]] = []
+        for place, part in enumerate(parts):
+            ends = place + 1 == len(parts)  # DDP sums the gradients of the ranks once, at the end
+            waits = isinstance(self._wrapped, DistributedDataParallel) and not ends
+            with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                total, logs = self.losses(part)
+                torch.autograd.backward(total / len(parts) if len(parts) > 1 else total)
+            losses.append(torch.stack([value.detach() for value in logs.values()]))
+            numbers.append(self.model.bias_numbers())
+        means = losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
+        return [DeviceMeasure(name, "", mean) for name, mean in zip(logs, means, strict=True)], _summed(
+            numbers
+        )
+
+
+def split(batch: Mapping[str, Any], count: int) -> Iterator[Mapping[str, Any]]:
+    """Split what ``collate`` made into ``count`` batches of equal size; the last may be smaller."""
+    samples, inputs = batch["data_samples"], batch["inputs"]
+    size = max(1, -(-len(samples) // count))
+    if count == 1 or size == len(samples):
+        yield batch
+        return
+    for first in range(0, len(samples), size):
+        part = slice(first, first + size)
+        yield {
+            "inputs": {key: values[part] for key, values in inputs.items()},
+            "data_samples": samples[part],
+        }
+
+
+def _summed(numbers: Sequence[list[DeviceMeasure]]) -> list[DeviceMeasure]:
+    """Return the bias numbers of a step from those after each of its batches.
+
+    The gradient of the scale is summed over the batches by autograd. That of a site is of one batch only.
+    """
+    last = list(numbers[-1])
+    for place, measure in enumerate(last):
+        if measure.site and measure.metric == "bias_scale_grad":
+            last[place] = replace(measure, value=torch.stack([part[place].value for part in numbers]).sum())
+    return last
 
 
 def finite(measures: list[Measure]) -> list[Measure]:

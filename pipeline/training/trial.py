@@ -1,7 +1,7 @@
 """One trial from settings to rows: build, train or resume, evaluate, time, profile.
 
-It uses neither Ray nor MLflow: a ``Session`` stands for where it runs, and numbers go to ``rows.jsonl`` in the
-trial's folder. The training loop is that of a cohort of one (``pipeline.training.cohort``).
+It uses neither Ray nor MLflow: a ``Session`` stands for where it runs, and numbers go to ``rows.jsonl`` in
+the trial's folder. The training loop is that of a cohort of one (``pipeline.training.cohort``).
 """
 
 from pipeline.config.early_stopping import EarlyStopping

@@ -2,7 +2,11 @@
 
 import json
 import pickle
+import socket
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +150,21 @@ def uri(value: str, *words: str) -> Callable[[Place], Words]:
         return [*words] if words else ["study", "sync", str(folder)]
 
     return make
+
+
+def trickling_server(place: Place) -> Words:
+    """A server that answers correctly, a byte a second; the user waits a second for it, not ten."""
+    server = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_answer_slowly, args=(server,), daemon=True).start()
+    place.environment("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    return uri(f"http://127.0.0.1:{server.getsockname()[1]}")(place)
+
+
+def _answer_slowly(server: socket.socket) -> None:
+    with server, server.accept()[0] as line, suppress(OSError):
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}       ":
+            line.send(bytes([byte]))
+            time.sleep(0.5)
 
 
 def built(text: str) -> Callable[[Place], Words]:
@@ -722,6 +741,20 @@ URIS = [
         "in a folder that is a file",
         uri("sqlite:////etc/hostname/mlflow.db"),
         "warning: MLflow at sqlite:////etc/hostname/mlflow.db did not take everything ([Errno 17] File exists: '/etc/hostname'); the rows are safe in …, send them later with `biaswise study sync`",
+    ),
+    Bad(
+        "MLFLOW_TRACKING_URI",
+        "database server",
+        "nobody there",
+        uri("postgresql://me@127.0.0.1:1/x"),
+        "warning: MLflow at postgresql://me@127.0.0.1:1/x did not take everything (… Connection refused); the rows are safe in …, send them later with `biaswise study sync`",
+    ),
+    Bad(
+        "MLFLOW_TRACKING_URI",
+        "server",
+        "sends a byte a second",
+        trickling_server,
+        "warning: MLflow at http://… did not take everything (no answer within 1 s); the rows are safe in …, send them later with `biaswise study sync`",
     ),
     Bad(
         "MLFLOW_TRACKING_URI",

@@ -1,6 +1,7 @@
 """The table implementation x bias kind holds the implementations' objections; the docs hold the table."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_table_has_every_implementation_and_reason(device):
     assert all(f"| `{impl}` |" in rows for impl in IMPLEMENTATIONS)
     assert all(line.count("|") == len(BIAS_KINDS) + 2 for line in rows.splitlines())
     for number in range(1, reasons.count("\n") + 2):
-        assert f"[{number}]" in rows
+        assert re.search(rf"\[([\d, ]+, )?{number}(, [\d, ]+)?\]", rows)
 
 
 def test_one_device_may_be_asked_for():

@@ -32,7 +32,8 @@ from pipeline.training.benchmark import (
     made_up_frames,
     train_step_of,
 )
-from pipeline.training.stopwatch import Until, time_plans
+from pipeline.training.stopwatch import rounds_of
+from pipeline.training.stopwatch_rounds import Start, Until, keep_rounds
 from pipeline.training.timed_model import TimedModel, TimedModelSettings
 
 MODELS = {"r50": (r50_waves, 4), "vov": (vov_waves, 2), "mini": (demo, 2)}
@@ -83,9 +84,12 @@ def measure(recipe: Recipe, batch: int, seconds: float, folder: Path, console: C
         return max(float(line[i] or 0) for line in sites for i in (2, 4)) <= WANTED
 
     begun = time.monotonic()
-    reason = time_plans(timed, plans, folder / "stopwatch", common, Until(seconds, enough))
+    path = folder / "stopwatch" / "rows.jsonl"
+    reason = keep_rounds(
+        lambda rows: rounds_of(timed, plans, common, Start.after(rows)), path, Until(seconds, enough)
+    )
     console.print(f"{reason} after {time.monotonic() - begun:.0f} s, torch {torch.__version__}")
-    show_prices(read_rows(folder / "stopwatch" / "rows.jsonl"), recipe, console)
+    show_prices(read_rows(path), recipe, console)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
+from experiments.cli.study.chosen import name_of
 
 
 class ReportStudy(Command):
@@ -15,7 +16,7 @@ class ReportStudy(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("study", help="name of a study, or its folder")
+        parser.add_argument("study", help="name of a study, its folder, or its study file (run as code)")
         parser.add_argument(
             "--figures", action="store_true", help="also draw the figures and write report.html with them"
         )
@@ -35,8 +36,9 @@ class ReportStudy(Command):
         from experiments.terminal import Terminal
 
         runs = Path(arguments.runs_dir)
-        _download(arguments.storage, runs / arguments.study)
-        folder = _find_study(arguments.study, runs)
+        name = name_of(arguments.study)
+        _download(arguments.storage, runs / name)
+        folder = _find_study(name, runs)
         show_report(folder, Terminal(), figures=arguments.figures, config=arguments.plan_config)
         return int(arguments.plan_config and not (folder / CONFIG).exists())
 
@@ -50,7 +52,7 @@ class SyncStudies(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        parser.add_argument("study", nargs="*", help="names or folders of studies (all)")
+        parser.add_argument("study", nargs="*", help="names, folders or study files of studies (all)")
         add_runs_dir(parser)
         add_storage(parser)
 
@@ -61,9 +63,10 @@ class SyncStudies(Command):
         runs = Path(arguments.runs_dir)
         if arguments.storage and not arguments.study:
             raise OptionError("sync --storage: name the studies; a bucket is not searched for them")
-        for name in arguments.study:
+        given = [name_of(study) for study in arguments.study]
+        for name in given:
             _download(arguments.storage, runs / name)
-        names = arguments.study or sorted(path.parent.name for path in runs.glob("*/study.json"))
+        names = given or sorted(path.parent.name for path in runs.glob("*/study.json"))
         if not names:
             raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
         from pipeline.tracking.mlflow_sync import sync

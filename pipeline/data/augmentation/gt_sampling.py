@@ -20,7 +20,7 @@ from pipeline.data.augmentation.pipeline_steps import check_order
 from pipeline.data.augmentation.transforms import image_rectangles
 from pipeline.data.boxes import overlap_bev, points_inside
 from pipeline.data.sample import DataError, Sample
-from pipeline.storage.paths import ROOT
+from pipeline.storage.paths import resolve_path
 
 SAMPLER_KEYS = {
     "type", "data_root", "info_path", "rate", "prepare", "classes", "sample_groups", "points_loader",
@@ -67,7 +67,8 @@ class UnifiedObjectSample:
     def database(self) -> ObjectDatabase:
         """The database, opened on the first use."""
         root = self.db_sampler.get("data_root")
-        return open_database(ROOT / self.db_sampler["info_path"], None if root is None else ROOT / root)
+        path = resolve_path(self.db_sampler["info_path"])
+        return open_database(path, None if root is None else resolve_path(root))
 
     @cached_property
     def pools(self) -> Mapping[int, NDArray[np.int64]]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 

@@ -37,14 +37,14 @@ class TrainingLength:
 
     Attributes:
         epochs: number of passes over the frames.
-        steps: number of optimiser steps.
+        steps: number of batches of all ranks, which are mmengine's iterations.
     """
 
     epochs: int | None = None
     steps: int | None = None
 
     def in_steps(self, epoch: int) -> int:
-        """Return the number of steps; ``epoch`` is the number of steps in an epoch."""
+        """Return the number of batches; ``epoch`` is the number of batches in an epoch."""
         return self.steps if self.steps is not None else (self.epochs or 0) * epoch
 
 
@@ -95,8 +95,10 @@ class LrSchedule:
         entries: what ``read_schedule`` returned.
         optimizer: the learning rates of its groups are the base rates. The constructor sets those of step 0.
         length: length of the training: the ``end`` of entries that have none.
-        epoch: number of steps in an epoch; fractional if the epochs are stretched over a number of steps.
+        epoch: number of batches in an epoch; fractional if the epochs are stretched over a number of steps.
         lr_scale: factor on all learning rates, which the base rates already contain.
+        batches_per_step: batches that make a step of the optimiser. As under mmengine's Runner, a schedule
+            counts batches, and a step has the values of its last batch.
 
     Raises:
         ScheduleError: mmengine refuses an entry.
@@ -109,21 +111,23 @@ class LrSchedule:
         length: TrainingLength,
         epoch: float,
         lr_scale: float = 1.0,
+        batches_per_step: int = 1,
     ) -> None:
         self._optimizer, self._lr_scale, self._epoch = optimizer, lr_scale, epoch
+        self._batches_per_step = batches_per_step
         self._shadow = _Shadow(optimizer, lr_scale)
         made = [_build(place, entry, self._shadow, length, epoch) for place, entry in enumerate(entries)]
         self._schedulers = [scheduler for scheduler in made if scheduler is not None]
         self._shadow.step()
-        self._step = 0
+        self._batch = 0
         self.apply(0)
 
     def apply(self, step: int) -> None:
         """Set the values of a step (from 0) in the optimiser; a step must not be below an earlier one."""
-        while self._step < step:
-            self._step += 1
-            new_epoch = math.floor(self._step / self._epoch + 1e-9) > math.floor(
-                (self._step - 1) / self._epoch + 1e-9
+        while self._batch < (step + 1) * self._batches_per_step - 1:
+            self._batch += 1
+            new_epoch = math.floor(self._batch / self._epoch + 1e-9) > math.floor(
+                (self._batch - 1) / self._epoch + 1e-9
             )
             for scheduler in self._schedulers:
                 if new_epoch or not scheduler.by_epoch:

@@ -27,7 +27,7 @@ class Multipliers:
 AMP_WRAPPER, AMP_DTYPE = "AmpOptimWrapper", "bfloat16"
 """mmengine's wrapper for autocast, and the dtype of our training. Its range needs no loss scale."""
 
-WRAPPER_KEYS = {"type", "constructor", "optimizer", "paramwise_cfg", "clip_grad"}
+WRAPPER_KEYS = {"type", "constructor", "optimizer", "paramwise_cfg", "clip_grad", "accumulative_counts"}
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
 """Optimisers with one kernel for a step of many tensors. The results are the same up to rounding."""
 
@@ -151,12 +151,23 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
         )
     if "lr" not in wrapper.get("optimizer", {}):
         raise OptimError("optim_wrapper.optimizer: expected a learning rate 'lr', got none")
+    count = wrapper.get("accumulative_counts", 1)
+    if type(count) is not int or count < 1:
+        raise OptimError(
+            f"optim_wrapper.accumulative_counts: expected how many batches make a step, 1 or more, "
+            f"got {count!r}"
+        )
     return wrapper
 
 
 def is_amp(optim_wrapper: Mapping[str, Any]) -> bool:
     """Whether a config trains under bfloat16 autocast (``type='AmpOptimWrapper'``)."""
     return bool(read_wrapper(optim_wrapper).get("type") == AMP_WRAPPER)
+
+
+def accumulative_counts(optim_wrapper: Mapping[str, Any]) -> int:
+    """Return how many batches make one step of the optimiser: the gradient is their mean."""
+    return int(read_wrapper(optim_wrapper).get("accumulative_counts", 1))
 
 
 def clip_norm(optim_wrapper: Mapping[str, Any]) -> float | None:

@@ -67,13 +67,15 @@ class MetricsLogger:
         means = all_reduce_mean([measure.value for measure in measures], self._session)
         self.add(step, [replace(m, value=mean) for m, mean in zip(measures, means, strict=True)])
 
-    def finish(self, step: int) -> None:
+    def finish(self, step: int, batches_per_step: int = 1) -> None:
         """Add the times of the steps, and how many frames all ranks have skipped, if any may be.
 
         Args:
             step: steps done; no further one follows.
+            batches_per_step: batches that a rank runs in a step.
         """
-        self.add(step, self._times.measures(self._settings.train.batch_size * self._session.world_size))
+        samples = self._settings.train.batch_size * batches_per_step * self._session.world_size
+        self.add(step, self._times.measures(samples))
         if self._settings.data.max_broken_frames:
             (mean,) = all_reduce_mean([float(len(self._broken))], self._session)
             self.add(step, [Measure("broken_frames", "frames", mean * self._session.world_size)])

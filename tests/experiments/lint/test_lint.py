@@ -289,3 +289,16 @@ def test_fixing_keeps_permissions_and_line_ends(tmp_path: Path) -> None:
     assert main(["lint", str(config), "--fix"]) == 0
     assert config.read_bytes() == text.replace(", use_flashbias=True", "").encode()
     assert config.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_page_about_lint_shows_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs/lint.md").read_text(encoding="utf-8")
+    (config,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:1]
+    (said,) = re.findall(r"```console\n\$ biaswise lint my_cmt_aqr.py\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(CONFIGS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "my_cmt_aqr.py").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    assert main(["lint", "my_cmt_aqr.py"]) == 1
+    assert capsys.readouterr().out.split() == said.split()

@@ -32,7 +32,7 @@ from experiments.study.price_run import (
     time_study,
 )
 from pipeline.metrics.rows import Row, append_rows, read_rows, select
-from pipeline.training.stopwatch import TIME_OVER
+from pipeline.training.stopwatch_rounds import TIME_OVER, TimedTrial
 from tests.experiments.planted_rows import plant_times
 from tests.smallest import SMALLEST
 
@@ -149,7 +149,7 @@ class Timed:
 
     def __call__(self, request: Request, console: Console) -> str:
         self.asked.append(request)
-        append_rows(request.folder / ROWS, self.rows)
+        append_rows(request.trial.folder / ROWS, self.rows)
         return "the time is over"
 
 
@@ -173,8 +173,8 @@ def test_a_study_is_timed_once(folder: StudyFolder, monkeypatch: pytest.MonkeyPa
     assert is_timed(recipe, folder)
     assert shown(recipe, folder) == ""
     (request,) = timed.asked
-    assert request.digest == recipe.digest
-    assert request.plans == plans_of(recipe)
+    assert request.trial.digest == recipe.digest
+    assert request.trial.plans == plans_of(recipe)
     assert recipe.rule is not None
     assert request.seconds == recipe.rule.stopwatch_s
     assert read_json(folder.path / FOLDER / STATUS)["rounds"] == 12
@@ -246,8 +246,8 @@ def test_the_command_times_the_smallest_study_in_a_process_of_its_own(
     place = tmp_path / "smoke" / FOLDER
     rows = read_rows(place / ROWS)
     assert {row.recipe_digest for row in rows} == {small.digest}
-    assert {row.step for row in rows} == {0, 1, 2}
-    assert len(list(select(rows, metric="stopwatch/training"))) == 9
+    assert len({row.step for row in rows}) >= 3
+    assert len(list(select(rows, metric="stopwatch/training"))) == 3 * len({row.step for row in rows})
     assert read_json(place / STATUS)["reason"] == TIME_OVER
     (place / ROWS).unlink()
     append_rows(place / ROWS, [replace(row, commit="other") for row in rows])
@@ -265,7 +265,8 @@ def test_on_a_cluster_a_task_goes_on_with_the_rows_of_the_driver(small: Recipe, 
 
     assert small.rule is not None
     settings = small.trials[0]
-    request = Request(settings, plans_of(small), tmp_path / FOLDER, small.digest, small.rule, 0.1)
+    trial = TimedTrial(settings, plans_of(small), tmp_path / FOLDER, small.digest)
+    request = Request(trial, small.rule, 0.1)
     assert time_on_cluster(request, Console(quiet=True)) == TIME_OVER
     first = read_rows(tmp_path / FOLDER / ROWS)
     assert {row.step for row in first} == {0, 1, 2}
@@ -274,4 +275,4 @@ def test_on_a_cluster_a_task_goes_on_with_the_rows_of_the_driver(small: Recipe, 
     assert read_rows(tmp_path / FOLDER / ROWS)[: len(first)] == first
     assert {row.step for row in read_rows(tmp_path / FOLDER / ROWS)} == {0, 1, 2, 3}
     with pytest.raises(StudyError, match=r"measured with recipe_digest .*start anew with --again"):
-        time_on_cluster(replace(request, digest="another"), Console(quiet=True))
+        time_on_cluster(replace(request, trial=replace(trial, digest="another")), Console(quiet=True))

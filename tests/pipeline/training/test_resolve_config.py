@@ -80,3 +80,22 @@ def test_autocast_is_the_configs_where_there_is_a_gpu() -> None:
 def test_an_override_takes_the_autocast_away() -> None:
     asked = trial(FULL, device="cuda", steps=1)
     assert not with_autocast(replace(asked, overrides=(("optim_wrapper.type", '"OptimWrapper"'),))).train.amp
+
+
+def test_accumulated_batches_make_fewer_steps_and_keep_the_schedule() -> None:
+    twice = replace(
+        trial(RUNNER, steps=None, batch_size=4), overrides=(("optim_wrapper.accumulative_counts", "2"),)
+    )
+    resolved = resolve_training(twice, FRAMES, workers=1)
+    assert resolved.steps == 33  # of two batches each
+    train_step = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = resolved.schedule(train_step)
+    assert schedule is not None
+    schedule.apply(16)  # its last batch is the 34th of 66
+    assert train_step.param_groups[0]["lr"] == pytest.approx(0.5)
+    stretched = replace(twice, train=replace(twice.train, steps=66))
+    other = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
+    slow = resolve_training(stretched, FRAMES, workers=1).schedule(other)
+    assert slow is not None
+    slow.apply(33)
+    assert other.param_groups[0]["lr"] == pytest.approx(0.5, abs=0.02)

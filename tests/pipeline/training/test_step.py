@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from pipeline.config.plan import Plan
 from pipeline.errors import TrialError
 from pipeline.runtime.determinism import seed_everything
-from pipeline.training.step import LAST_LR, TrainStep, lr_factor, plan_of_step
+from pipeline.training.step import LAST_LR, TrainStep, lr_factor, plan_of_step, split
 
 
 def test_the_learning_rate_warms_up_then_follows_a_cosine() -> None:
@@ -61,7 +62,8 @@ class Tiny(nn.Module):
         self.data_preprocessor = Preprocessor()
 
     def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
-        return {"loss_a": (self.weight * inputs["points"][0]).sum(), "loss_b": self.weight.sum()}
+        points = torch.stack(inputs["points"]).mean(dim=0)
+        return {"loss_a": (self.weight**2 * points).sum(), "loss_b": self.weight.sum()}
 
     def bias_numbers(self) -> list[Any]:
         return []
@@ -79,16 +81,25 @@ def tiny(fused: bool) -> TrainStep:
     return TrainStep(model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused), clip_norm=1.0)
 
 
-def batch_of(value: float) -> dict[str, Any]:
-    return {"inputs": {"points": [torch.full((2,), value)]}, "data_samples": []}
+def batch_of(*values: float) -> dict[str, Any]:
+    return {
+        "inputs": {"points": [torch.tensor([v, 2 * v]) for v in values]},
+        "data_samples": [Named()] * len(values),
+    }
+
+
+class Named:
+    """A data sample, as far as a step looks at it."""
+
+    def set_metainfo(self, _meta: dict[str, Any]) -> None: ...
 
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_step_that_is_not_finite_changes_no_weight(fused: bool) -> None:
     step = tiny(fused)
     numbers = {m.metric: m.value for m in step.step(batch_of(3.0), 1.0)}
-    assert numbers["loss"] == numbers["loss_a"] + numbers["loss_b"] == 8.0
-    assert numbers["grad_norm"] == pytest.approx(4 * 2**0.5)
+    assert numbers["loss"] == numbers["loss_a"] + numbers["loss_b"] == 11.0
+    assert numbers["grad_norm"] == pytest.approx((7**2 + 13**2) ** 0.5)
     kept = step.model.weight.detach().clone()
     assert not torch.equal(kept, torch.ones(2))
     with pytest.raises(TrialError, match="not finite: loss, loss_a, grad_norm; lower lr_scale"):
@@ -104,3 +115,30 @@ def test_numbers_may_be_read_after_the_next_step() -> None:
         launched[1].read()
     assert launched[2].read() == prompt.step(batch_of(2.0), 1.0)
     torch.testing.assert_close(late.model.weight, prompt.model.weight)
+
+
+def test_accumulation_is_that_of_mmengine() -> None:
+    ours, theirs = Tiny(), Tiny()
+    step = TrainStep(ours, torch.optim.AdamW(ours.parameters(), lr=0.1), 1.0, batches_per_step=3)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=0.1)
+    wrapper = OptimWrapper(optimizer, accumulative_counts=3, clip_grad={"max_norm": 1.0})
+    wrapper.initialize_count_status(theirs, 0, 12)
+    frames = list(np.random.default_rng(0).uniform(1, 3, (4, 3, 2)))  # steps, batches, samples of a batch
+    for factor, batches in enumerate(frames, 1):
+        means = []
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * factor
+        for batch in batches:
+            with wrapper.optim_context(theirs):
+                loss = sum(theirs(batch_of(*batch)["inputs"], [], "loss").values())
+            wrapper.update_params(loss)
+            means.append(float(loss.detach()))
+        numbers = {m.metric: m.value for m in step.step(batch_of(*batches.flatten()), factor)}
+        assert numbers["loss"] == pytest.approx(np.mean(means))
+        assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_a_step_of_fewer_samples_than_batches_and_one_of_an_odd_number() -> None:
+    sizes = [len(part["data_samples"]) for part in split(batch_of(1.0, 2.0, 3.0, 4.0, 5.0), 2)]
+    assert sizes == [3, 2]
+    assert [len(part["data_samples"]) for part in split(batch_of(1.0), 4)] == [1]

@@ -3,7 +3,9 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,25 @@ from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError
 from pipeline.metrics.recorder import Measure
-from pipeline.metrics.rows import Row, read_rows
+from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.metrics.versions import commit
+from pipeline.runtime.cores import available_cores
 from pipeline.training import stopwatch
-from pipeline.training.part_timing import record_parts
 from pipeline.training.step import loss_of
-from pipeline.training.stopwatch import (
+from pipeline.training.stopwatch import draw_order, rounds_of, rounds_of_trial
+from pipeline.training.stopwatch_processes import MOST, rounds_of_processes
+from pipeline.training.stopwatch_rounds import (
     ENOUGH,
     INFERENCE,
-    PART,
+    PROCESS,
     TIME_OVER,
     TRAINING,
     WALL,
+    Rounds,
+    Start,
+    TimedTrial,
     Until,
-    draw_order,
-    time_trial,
+    keep_rounds,
 )
 from pipeline.training.timed_model import TimedModel, num_boxes, timed_model_of
 from tests.pipeline.conftest import settings_on
@@ -43,7 +49,12 @@ def plan(*biases: str) -> Plan:
 
 
 PLANS = (plan("none", "none", "none"), plan("window", "none", "none"), plan("window", "gaussian", "none"))
-SITES = ("decoder.0.cross", "decoder.1.cross")
+
+
+def time_here(settings: TrialSettings, folder: Path, until: Until, digest: str = DIGEST) -> str:
+    """Time in this process; return why it ended."""
+    trial = TimedTrial(settings, PLANS, folder, digest)
+    return keep_rounds(lambda rows: rounds_of_trial(trial, Start.after(rows)), folder / "rows.jsonl", until)
 
 
 class Watch:
@@ -76,7 +87,7 @@ def run(small_settings: TrialSettings, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("study") / "stopwatch"
     with pytest.MonkeyPatch.context() as patch:
         watch = Watch(patch)
-        assert time_trial(small_settings, PLANS, folder, DIGEST, Until(0.0)) == TIME_OVER
+        assert time_here(small_settings, folder, Until(0.0)) == TIME_OVER
     return read_rows(folder / "rows.jsonl"), watch
 
 
@@ -115,24 +126,12 @@ def test_every_visit_has_two_clocks_and_says_what_it_was(
     for metric in (TRAINING, INFERENCE):
         first, second = visits(rows, metric), visits(rows, metric + WALL)
         assert [(r.plan, r.draw) for r in first[0]] == [(r.plan, r.draw) for r in second[0]]
-    assert all(row.value > 0 and math.isfinite(row.value) for row in rows)
+    assert all(row.value > 0 and math.isfinite(row.value) for row in rows if row.metric != PROCESS)
+    assert [(row.step, row.value) for row in rows if row.metric == PROCESS] == [(0, 0), (1, 0), (2, 0)]
     said = {(r.study, r.trial, r.unit, r.device, r.commit, r.recipe_digest, r.seed) for r in rows}
-    assert said == {("timed", "stopwatch", "ms", "cpu", commit(), DIGEST, small_settings.seed)}
+    common = ("cpu", commit(), DIGEST, small_settings.seed)
+    assert said == {("timed", "stopwatch", unit, *common) for unit in ("ms", "")}
     assert all("data=" in row.versions for row in rows)
-
-
-def test_each_site_is_timed_alone_under_each_of_its_choices(run: tuple[list[Row], Watch]) -> None:
-    rows, _ = run
-    for parts in visits(rows, PART).values():
-        found = {(r.site, str(Plan.parse(r.plan)[r.site]) if r.site in SITES else "") for r in parts}
-        assert found == {
-            (SITES[0], "none/sdpa_math"),
-            (SITES[0], "window/sdpa_math"),
-            (SITES[1], "none/sdpa_math"),
-            (SITES[1], "gaussian/sdpa_math"),
-            ("aqr", ""),
-        }
-        assert len(parts) == 5
 
 
 def test_the_orders_of_rounds_differ_and_come_from_the_digest_alone() -> None:
@@ -149,7 +148,7 @@ def test_the_orders_of_rounds_differ_and_come_from_the_digest_alone() -> None:
 
 def test_the_two_visits_of_the_baseline_train_the_same_step(run: tuple[list[Row], Watch]) -> None:
     rows, watch = run
-    losses = watch.losses[-12:]  # of the three rounds; before them were recordings and warm-up
+    losses = watch.losses[-12:]  # of the three rounds; before them was warm-up
     per_round = {}
     for index, visited in visits(rows, TRAINING).items():
         by_plan = defaultdict(list)
@@ -168,10 +167,6 @@ def test_weights_and_statistics_keep_their_bits(run: tuple[list[Row], Watch]) ->
     after = timed.model.state_dict()
     assert all(torch.equal(after[name], before) for name, before in watch.before.items())
     timed.check_unchanged()
-    with torch.no_grad():
-        next(p for p in timed.model.parameters() if p.requires_grad).add_(1e-3)
-    with pytest.raises(TrialError, match=r"the stopwatch changed .*at a learning rate of 0"):
-        timed.check_unchanged()
 
 
 def test_a_second_call_goes_on_and_a_round_that_was_cut_short_is_measured_again(
@@ -181,10 +176,10 @@ def test_a_second_call_goes_on_and_a_round_that_was_cut_short_is_measured_again(
     folder = tmp_path / "stopwatch"
     folder.mkdir()
     source = [row for row in rows if row.step < 2]
-    stopwatch.append_rows(folder / "rows.jsonl", [*source, *[r for r in rows if r.step == 2][:5]])
+    append_rows(folder / "rows.jsonl", [*source, *[r for r in rows if r.step == 2][:5]])
     asked: list[int] = []
     until = Until(0.0, progress=lambda rounds, seconds: asked.append(rounds))
-    assert time_trial(small_settings, PLANS, folder, DIGEST, until) == TIME_OVER
+    assert time_here(small_settings, folder, until) == TIME_OVER
     again = read_rows(folder / "rows.jsonl")
     assert again[: len(source)] == source
     assert Counter(r.step for r in again) == Counter(r.step for r in rows)
@@ -201,56 +196,68 @@ def test_rows_that_were_measured_otherwise_are_refused(
 ) -> None:
     rows, _ = run
     folder = tmp_path / "stopwatch"
-    stopwatch.append_rows(folder / "rows.jsonl", [replace(row, **{field: value}) for row in rows])
-    with pytest.raises(TrialError, match=f"with {field} {value}, and now it is .*start anew with --again"):
-        time_trial(small_settings, PLANS, folder, DIGEST, Until(0.0))
+    append_rows(folder / "rows.jsonl", [replace(row, **{field: value}) for row in rows])
+    with pytest.raises(
+        TrialError, match=f"measured with {field} {value}, and now it is .*start anew with --again"
+    ):
+        time_here(small_settings, folder, Until(0.0))
 
 
-def test_it_ends_as_soon_as_a_look_finds_enough(
-    monkeypatch: pytest.MonkeyPatch, run: tuple[list[Row], Watch], tmp_path: Path
-) -> None:
-    rows, watch = run
-    one = [replace(row, step=0) for row in rows if row.step == 0]
-    monkeypatch.setattr(
-        stopwatch._Rounds, "run", lambda self, index: [replace(row, step=index) for row in one]
-    )
-    monkeypatch.setattr(stopwatch, "record_parts", lambda timed, plans: [])
+def test_it_ends_as_soon_as_a_look_finds_enough(run: tuple[list[Row], Watch], tmp_path: Path) -> None:
+    rows, _ = run
+    one = [row for row in rows if row.step == 0]
     looks: list[int] = []
 
     def enough(found: Sequence[Row]) -> bool:
         looks.append(len({row.step for row in found}))
         return looks[-1] >= 16
 
-    monkeypatch.setattr(TimedModel, "check_unchanged", lambda self: None)
-    folder, common = tmp_path / "stopwatch", replace(rows[0], plan="")
-    assert stopwatch.time_plans(watch.models[0], PLANS, folder, common, Until(600.0, enough)) == ENOUGH
+    closed: list[int] = []
+
+    def planted(before: list[Row]) -> Rounds:
+        try:
+            for index in count(len(before)):
+                yield [replace(row, step=index) for row in one]
+        finally:
+            closed.append(index)
+
+    assert keep_rounds(planted, tmp_path / "rows.jsonl", Until(600.0, enough)) == ENOUGH
     assert looks == [8, 12, 16]
+    assert closed == [15]
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 16 * len(one)
 
 
-def test_a_part_differentiates_what_a_step_differentiates(
-    small_settings: TrialSettings, tmp_path: Path
-) -> None:
-    timed = timed_model_of(small_settings, tmp_path / "stopwatch", len(PLANS))
-    resolved = [p.resolve(timed.model.sites) for p in PLANS]
-    parts = record_parts(timed, resolved)
-    reached: list[int] = []
-    whole = torch.autograd.grad
+def test_a_round_in_which_a_weight_changed_is_not_kept(run: tuple[list[Row], Watch]) -> None:
+    rows, watch = run
+    (timed,) = watch.models
+    rounds = rounds_of(timed, PLANS, replace(rows[0], plan=""), Start())
+    next(rounds)
+    weight = next(p for p in timed.model.parameters() if p.requires_grad)
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1e-3)
+    with pytest.raises(TrialError, match=r"the stopwatch changed .*at a learning rate of 0"):
+        next(rounds)
+    with torch.no_grad():
+        weight.copy_(before)
 
-    def watched(outputs: Any, inputs: Any, *given: Any, **named: Any) -> Any:
-        grads = whole(outputs, inputs, *given, **named)
-        reached.append(sum(g is not None and bool(g.abs().sum() > 0) for g in grads))
-        return grads
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", watched)
-        for part in parts:
-            timed.use(part.plan, 0)
-            part.run()
-    sites = [(part.site, part.plan[part.site].bias) for part in parts if part.site != "aqr"]
-    at = dict(zip(sites, reached, strict=False))
-    for site, bias in zip(SITES, ("window", "gaussian"), strict=True):
-        assert at[site, bias] == at[site, "none"] + 1  # the weight of the bias
-    assert reached[-1] > 10  # AQR's own parameters
+def test_as_many_processes_as_cores_share_the_rounds(small_settings: TrialSettings, tmp_path: Path) -> None:
+    trial = TimedTrial(small_settings, PLANS, tmp_path / "stopwatch", DIGEST)
+    number, seen = min(available_cores(), MOST), {}
+    with closing(rounds_of_processes(trial, Start(first=4))) as rounds:
+        while len(set(seen.values())) < number:
+            rows = next(rounds)
+            assert len({row.step for row in rows}) == 1
+            seen |= {row.step: row.value for row in rows if row.metric == PROCESS}
+    assert min(seen) == 4
+    assert all(process == (step - 4) % number for step, process in seen.items())
+
+
+def test_what_a_process_refuses_is_said_here(small_settings: TrialSettings, tmp_path: Path) -> None:
+    trial = TimedTrial(replace(small_settings, config="no.py"), PLANS, tmp_path / "stopwatch", DIGEST)
+    with pytest.raises(TrialError, match=r"no\.py"), closing(rounds_of_processes(trial, Start())) as rounds:
+        next(rounds)
 
 
 def test_the_batch_is_one_of_the_trainings_with_a_median_number_of_boxes(

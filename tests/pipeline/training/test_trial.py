@@ -26,11 +26,12 @@ from pipeline.detector.weights import WeightsError
 from pipeline.errors import TrialError
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.submission import load_detections
-from pipeline.metrics.rows import read_rows, select
+from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import CheckpointError
 from pipeline.training.dataset import prepare_training
 from pipeline.training.trial import run_trial
+from tests.pipeline.conftest import OVERRIDES
 
 Trial = Callable[..., TrialSettings]
 TRAINED = ("loss", "loss_cls", "grad_norm", "bias_scale", "bias_scale_grad")
@@ -120,6 +121,24 @@ def test_the_bias_scale_learns(done: Path) -> None:
         )
         assert (whole.unit, of_site.unit) == ("1/logits", "1/logits")
         assert of_site.value == pytest.approx(whole.value, rel=1e-6)
+
+
+def test_two_batches_of_one_make_a_step_of_the_same_frames(done: Path, trial: Trial, tmp_path: Path) -> None:
+    twice = (*OVERRIDES, ("optim_wrapper.accumulative_counts", "2"))
+    run_trial(trial(batch_size=1, steps=2, overrides=twice), LocalSession(tmp_path / "twice"))
+    rows = read_rows(tmp_path / "twice" / "rows.jsonl")
+    whole, of_site = numbers_at(rows, ""), numbers_at(rows, "decoder.0.cross")
+    assert [step for step, _ in whole] == [1, 2]
+    assert of_site == [(step, pytest.approx(value, rel=1e-5)) for step, value in whole]
+    # Each batch has noise and normaliser of its own, so that the mean loss is only near that of one batch.
+    losses = [next(iter(numbers(folder, "loss").values())) for folder in (done, tmp_path / "twice")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    rate, step_ms = (next(select(rows, metric=m)).value for m in ("train_samples_per_s", "step_ms"))
+    assert rate == pytest.approx(2 / step_ms * 1000, rel=0.5)
+
+
+def numbers_at(rows: list[Row], site: str) -> list[tuple[int, float]]:
+    return [(row.step, row.value) for row in select(rows, metric="bias_scale_grad", site=site)]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(

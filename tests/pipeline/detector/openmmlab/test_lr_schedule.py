@@ -60,12 +60,13 @@ def of_the_runner(entries: list[dict], steps: int) -> list[list[tuple[float, flo
 
 @pytest.mark.filterwarnings("ignore:Detected call")  # mmengine's, of an optimiser that it wraps
 @pytest.mark.parametrize("entries", [CYCLE, OTHERS], ids=["cmt", "others"])
-def test_every_step_has_the_rates_of_the_runner(entries) -> None:
-    expected = of_the_runner(entries, EPOCH * EPOCHS)
+@pytest.mark.parametrize("each", [1, 2])
+def test_every_step_has_the_rates_of_the_runner(entries, each) -> None:
+    expected = of_the_runner(entries, EPOCH * EPOCHS)[each - 1 :: each]  # where it updates the weights
     made = optimiser()
-    schedule = LrSchedule(entries, made, TrainingLength(epochs=EPOCHS), EPOCH)
+    schedule = LrSchedule(entries, made, TrainingLength(epochs=EPOCHS), EPOCH, batches_per_step=each)
     found = []
-    for step in range(EPOCH * EPOCHS):
+    for step in range(EPOCH * EPOCHS // each):
         schedule.apply(step)
         found.append(rates(made))
     assert found == expected

@@ -1,22 +1,18 @@
-"""Trains trials that differ in nothing but their plan together, in lock-step: a cohort. One trial is one too.
+"""The training loop of a cohort: what its arms share is done once, then each arm runs its own part.
 
-Batches are loaded, uploaded and preprocessed once, and the trunk of the model runs once. Then each arm runs
-its own part (``pipeline.training.arm``). Rows and checkpoints of an arm are those that it would have alone.
+Batches are loaded, uploaded and preprocessed once, and the trunk of the model runs once.
 """
 
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import torch
 
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.plan import PlanError
-from pipeline.config.same_but_plan import refuse_more_than_plan
-from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.data.loading.batches import training_batches
 from pipeline.data.loading.broken_frames import BrokenFrames
@@ -27,19 +23,15 @@ from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.precision import with_autocast
-from pipeline.errors import DivergedError, TrialError, TrialMemoryError, is_user_error
+from pipeline.errors import DivergedError, TrialMemoryError, is_user_error
 from pipeline.evaluation.evaluator import ValidationSplit
 from pipeline.evaluation.inference import predict_each
 from pipeline.metrics.timing import Moment
-from pipeline.runtime.determinism import deterministic, seed_everything
-from pipeline.runtime.resource_errors import explain_resource_errors
+from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.checkpoint import CheckpointError
-from pipeline.storage.files import exclusive_writer
 from pipeline.storage.paths import resolve_path
-from pipeline.training.arm import Arm as Arm
-from pipeline.training.arm import ArmTrainer, SharedParts, StepInputs
+from pipeline.training.cohort.arm import Arm, ArmTrainer, SharedParts, StepInputs
 from pipeline.training.dataset import TrainingData
-from pipeline.training.preflight import check
 from pipeline.training.resolve_config import resolve_training
 from pipeline.training.setup import build_detector, put_plans
 
@@ -52,91 +44,10 @@ Left = Callable[[Arm, Exception | None], None]
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ArmEnd:
-    """How a trial of a cohort ended.
-
-    Attributes:
-        trial: its name.
-        error: one sentence; empty if the trial is done or was stopped early.
-        details: the traceback of the error.
-    """
-
-    trial: str
-    error: str = ""
-    details: str = ""
-
-
-def run_cohort(
-    arms: Sequence[Arm],
-    early_stopping: EarlyStopping | None = None,
-    ended: Callable[[ArmEnd], None] = lambda _: None,
-) -> list[ArmEnd]:
-    """Run trials to their ends, or continue from their newest checkpoints.
-
-    Args:
-        arms: the trials; every rank gives the same ones in the same order.
-        early_stopping: where they are measured before their ends, and may be stopped; None: nowhere.
-        ended: called on every rank as soon as a trial is done, is stopped early or fails; the others go on.
-
-    Returns:
-        How every trial ended, in the order of ``arms``.
-
-    Raises:
-        TrialMemoryError: memory of the device or the host ran out; fewer arms may fit.
-        TrialError, DataError: something that concerns all arms: unequal settings, missing data, a full disk.
-    """
-    ends: dict[int, ArmEnd] = {}
-
-    def left(arm: Arm, error: Exception | None) -> None:
-        name = arm.session.folder.name
-        end = ArmEnd(name)
-        if error is not None:
-            end = ArmEnd(name, str(error), "".join(traceback.format_exception(error)))
-        ends[id(arm.session)] = end
-        ended(end)
-
-    train_cohort(arms, early_stopping, left)
-    return [ends[id(arm.session)] for arm in arms]
-
-
 def raise_error(_: Arm, error: Exception | None) -> None:
     """Raise the error of an arm, if it has one: what a trial that runs alone does."""
     if error is not None:
         raise error
-
-
-def train_cohort(
-    arms: Sequence[Arm], early_stopping: EarlyStopping | None = None, left: Left = raise_error
-) -> None:
-    """Check and lock trials, and run them to their ends; see ``run_cohort``.
-
-    Args:
-        arms: the trials.
-        early_stopping: see ``run_cohort``.
-        left: told of every arm that leaves; what it raises ends the cohort.
-    """
-    refuse_more_than_plan([arm.settings for arm in arms])
-    _refuse_other_places(arms)
-    for arm in arms:
-        check(arm.settings, arm.session.folder, arm.session.device)
-    first = arms[0]
-    deterministic(first.session.device, first.settings.torch_threads)
-    with explain_resource_errors(first.settings, first.session.folder), ExitStack() as locks:
-        held: dict[int, ExitStack] = {}
-
-        def unlock(arm: Arm, error: Exception | None) -> None:
-            held.pop(id(arm.session)).close()
-            left(arm, error)
-
-        for arm in arms:
-            held[id(arm.session)] = locks.enter_context(ExitStack())
-            with own_errors(arm, unlock):
-                if arm.session.rank == 0:
-                    held[id(arm.session)].enter_context(exclusive_writer(arm.session.folder))
-        present = [arm for arm in arms if id(arm.session) in held]
-        if present:
-            Cohort(present, early_stopping, unlock).run()
 
 
 @contextmanager
@@ -297,9 +208,7 @@ class Cohort:
         metric, condition = self._rule.metric, self._rule.condition
         found = predict_each([t.detector for t in active], self.split.views(condition), self.session)
         return [
-            trainer.early_stopper.stops(
-                step, trainer.evaluator.quick(step, metric, condition, detections)
-            )
+            trainer.early_stopper.stops(step, trainer.evaluator.quick(step, metric, condition, detections))
             for trainer, detections in zip(active, found, strict=True)
         ]
 
@@ -331,7 +240,7 @@ class Cohort:
         with closing(self.batches(0, 1)) as batches:
             prepared = lead.train_step.prepare(collate(next(batches)))
         for trainer in self.trainers:
-            trainer.profile(prepared)
+            trainer.profile(prepared[0])
 
     def _leave(self, arm: Arm, error: Exception | None) -> None:
         self.trainers = [trainer for trainer in self.trainers if trainer.arm is not arm]
@@ -341,13 +250,13 @@ class Cohort:
         if self.session.rank == 0:
             trainer.arm.session.progress(stage, done, total, seconds_left)
 
-    def batches(self, first: int, last: int) -> Iterator[list[Sample]]:
-        """Yield this rank's batches of the steps from ``first`` up to, not including, ``last``."""
+    def batches(self, first: int, last: int) -> Generator[list[Sample], None, None]:
+        """Yield this rank's samples of the steps from ``first`` up to, not including, ``last``."""
         settings, session, data = self.settings, self.session, self.training_data
         train, loading, source = settings.train, settings.data, data.source
         order = BatchOrder(
             len(source),
-            train.batch_size,
+            train.batch_size * self.trainers[0].train_step.batches_per_step,
             session.rank,
             session.world_size,
             settings.seed,
@@ -371,10 +280,3 @@ class _BrokenForAll(BrokenFrames):
         for trainer in self._cohort.trainers:
             if trainer.done == step:
                 trainer.broken.note(token, problem, step)
-
-
-def _refuse_other_places(arms: Sequence[Arm]) -> None:
-    """Refuse arms whose sessions are not of one group of workers."""
-    places = {(arm.session.rank, arm.session.world_size, arm.session.device) for arm in arms}
-    if len(places) > 1:
-        raise TrialError(f"the sessions of a cohort have one rank, world size and device, got {places}")

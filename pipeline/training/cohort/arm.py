@@ -1,4 +1,4 @@
-"""What a trial of a cohort has to itself: what trains in its model, its optimiser, its random state, its rows.
+"""What a trial of a cohort has to itself: what trains in its model, its optimiser, its random state, rows.
 
 What happens after a step (progress, rows, early stopping, checkpoints) is decided by
 ``pipeline.training.components``.
@@ -69,7 +69,7 @@ class StepInputs:
     Attributes:
         index: of the step, from 0.
         tokens: of its frames, on this rank.
-        prepared: features of the trunk, and ground truth.
+        prepared: features of the trunk and ground truth, for each batch of the step.
         random_state: of torch on the CPU after the trunk, in which images may have been masked.
         wait_s: seconds until the loader gave the batch.
         begun: before collation.
@@ -78,7 +78,7 @@ class StepInputs:
 
     index: int
     tokens: tuple[str, ...]
-    prepared: Prepared
+    prepared: list[Prepared]
     random_state: Tensor
     wait_s: float
     begun: Moment
@@ -244,7 +244,7 @@ class ArmTrainer:
             stopped: the trial is stopped early.
         """
         if stopped or self.done == self.steps:  # before the checkpoint: resumed from it, no step is timed
-            self.logger.finish(self.done)
+            self.logger.finish(self.done, self.train_step.batches_per_step)
         if not stopped:
             self._checkpointer.after_step(self.done)
 
