@@ -122,15 +122,19 @@ class Cohort:
         return models
 
     def run(self) -> None:
-        """Train, evaluate, save; an arm that is stopped early or fails leaves."""
+        """Train, evaluate, save; an arm that is done, is stopped early or fails leaves."""
+        self.train()
+        if self.trainers:
+            self._evaluate()
+
+    def train(self) -> None:
+        """Train all arms to their last step, each from its newest checkpoint, if there is one."""
         for trainer in [*self.trainers]:
             with own_errors(trainer.arm, self._leave):
                 self._restore(trainer)
                 trainer.started()
         while behind := [trainer.done for trainer in self.trainers if trainer.done < self.steps]:
             self._train_from(min(behind))
-        if self.trainers:
-            self._evaluate()
 
     def _restore(self, trainer: ArmTrainer) -> None:
         """Continue an arm from its newest checkpoint, which must hold the trunk that all arms share."""
@@ -160,7 +164,7 @@ class Cohort:
                 begun = time.perf_counter()
                 samples = next(batches)
                 self.step(index, samples, time.perf_counter() - begun)
-                self._after_step(index + 1)
+                self._after_step(index + 1, active)
 
     def _at(self, step: int) -> list[ArmTrainer]:
         """Return the trainers that have done so many steps."""
@@ -187,18 +191,26 @@ class Cohort:
             with own_errors(trainer.arm, self._leave):
                 trainer.launch(inputs)
 
-    def _after_step(self, step: int) -> None:
-        """Log, report, measure and save where it is time; arms that are stopped leave."""
+    def _after_step(self, step: int, trained: Sequence[ArmTrainer]) -> None:
+        """Log, report, measure and save where it is time; arms that are stopped leave.
+
+        Args:
+            step: steps done.
+            trained: the trainers of the step; some may have left.
+        """
         measured = self._rule.has(step)
-        for trainer in self._at(step):
+        for trainer in self._present(trained):
             with own_errors(trainer.arm, self._leave):
                 trainer.report(measured)
-        active = self._at(step)
+        active = self._present(trained)
         stopped = self._measure(step, active) if measured and active else [False] * len(active)
         for trainer, stops in zip(active, stopped, strict=True):
             trainer.conclude(stops)
             if stops:
                 self._leave(trainer.arm, None)
+
+    def _present(self, trainers: Sequence[ArmTrainer]) -> list[ArmTrainer]:
+        return [trainer for trainer in trainers if trainer in self.trainers]
 
     def _measure(self, step: int, active: Sequence[ArmTrainer]) -> list[bool]:
         """Measure arms in mid-training, each under its own plan; return which are stopped."""
