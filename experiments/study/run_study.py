@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.packing.policy import packing_of, with_packing
+from experiments.packing.policy import PackingRequest, packing_of, with_packing
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
@@ -34,8 +34,9 @@ class RunOptions:
 
     Attributes:
         runs_dir: folder of the studies.
-        concurrent: trials at once; None: as the recipe says.
-        auto_concurrency: measure on this machine how many trials should run at once.
+        concurrent: groups of workers at once; None: as the recipe says.
+        arms_per_worker: most trials that a group trains together; None: as the recipe says.
+        auto_concurrency: measure on this machine how trials should share it.
         max_trials: most trials that may run; None: all.
         max_gpu_hours: most GPU hours that they may take; None: no limit.
         confirmation: train the recommendation with fresh seeds, if the recipe has some.
@@ -47,6 +48,7 @@ class RunOptions:
 
     runs_dir: Path
     concurrent: int | None = None
+    arms_per_worker: int | None = None
     auto_concurrency: bool = False
     max_trials: int | None = None
     max_gpu_hours: float | None = None
@@ -77,8 +79,12 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     Returns:
         How its trials ended, those of the confirmation included.
     """
-    if options.concurrent is not None and options.concurrent < 1:
-        raise StudyError(f"--concurrent {options.concurrent}: expected 1 or more")
+    for option, number in (
+        ("--concurrent", options.concurrent),
+        ("--arms-per-worker", options.arms_per_worker),
+    ):
+        if number is not None and number < 1:
+            raise StudyError(f"{option} {number}: expected 1 or more")
     if options.hang_timeout_s < 0:
         raise StudyError(
             f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
@@ -101,7 +107,7 @@ def _run_in_folder(
     """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
-    folder.claim(recipe, digest_inputs(recipe))
+    recipe = folder.claim(recipe, digest_inputs(recipe))
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -127,13 +133,16 @@ def _run_in_folder(
 def _with_concurrency(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal
 ) -> tuple[Recipe, ExecutionOptions]:
-    """Choose how many trials run at once; on a CPU that may change their number of threads."""
-    packing = packing_of(recipe, folder, options.concurrent, options.auto_concurrency, console)
+    """Choose how trials share the machine; on a CPU that may change their number of threads."""
+    arms = recipe.arms_per_worker if options.arms_per_worker is None else options.arms_per_worker
+    asked = PackingRequest(options.concurrent, arms, options.auto_concurrency)
+    packing = packing_of(recipe, folder, asked, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
-        folder.claim(recipe, digest_inputs(recipe))
+        recipe = folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
         packing.concurrent,
+        packing.arms_per_worker,
         packing.gpu_share,
         options.tracking,
         hang_timeout_s=options.hang_timeout_s,

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from operators import objections
+from operators.grid import CAMERA, LIDAR
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.acceleration.cuda_graph import Graphs
-from pipeline.detector.backbones.image import GridMask
+from pipeline.detector.backbones.lidar_branch import BranchError
 from pipeline.detector.head.losses import HeadOutput
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
@@ -25,16 +26,19 @@ from pipeline.metrics.device_measure import DeviceMeasure
 
 @MODELS.register_module()
 class CmtDetector(Trunk, Base3DDetector):
-    """CMT with AQR: an image branch, a LiDAR branch, and the head that fuses them.
+    """CMT with AQR: an image branch, a LiDAR branch, and the head that fuses them; or one of the branches.
+
+    ``CmtImageHead`` needs the image branch alone, ``CmtLidarHead`` the LiDAR branch alone.
 
     The LiDAR branch is either CMT's own or one module. CMT's own has five parts in the config,
     ``pts_voxel_layer`` to ``pts_neck``, and needs spconv. The one module is ``pts_branch``
     (``PillarBranch``).
 
     Args:
-        image_size: height and width in pixels to which the loader resizes the images.
+        pts_bbox_head: ``CmtAqrHead``, also called ``CmtHead``; ``CmtImageHead``; or ``CmtLidarHead``.
+        image_size: height and width in pixels to which the loader resizes the images; None without an image
+            branch, and then no image is read.
         img_backbone, img_neck: mmdet modules; only the neck's first level is used, as in CMT.
-        pts_bbox_head: ``CmtAqrHead``, also called ``CmtHead``.
         pts_branch: one module from points to a BEV map.
         pts_voxel_layer: arguments of ``VoxelLayer``; the shape of the grid is that of the middle encoder.
         pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: mmdet3d modules.
@@ -46,7 +50,8 @@ class CmtDetector(Trunk, Base3DDetector):
         init_cfg: see mmengine.
 
     Raises:
-        pipeline.detector.backbones.lidar_branch.BranchError: both LiDAR branches, none, or an incomplete one.
+        pipeline.detector.backbones.lidar_branch.BranchError: both LiDAR branches or an incomplete one; or the
+            branches are not those of the head.
         pipeline.detector.backbones.sparse_conv.SparseConvError: CMT's own branch, and spconv is missing.
     """
 
@@ -54,10 +59,10 @@ class CmtDetector(Trunk, Base3DDetector):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        img_backbone: dict[str, Any],
-        img_neck: dict[str, Any],
         pts_bbox_head: dict[str, Any],
+        image_size: tuple[int, int] | None = None,
+        img_backbone: dict[str, Any] | None = None,
+        img_neck: dict[str, Any] | None = None,
         pts_branch: dict[str, Any] | None = None,
         pts_voxel_layer: dict[str, Any] | None = None,
         pts_voxel_encoder: dict[str, Any] | None = None,
@@ -71,10 +76,7 @@ class CmtDetector(Trunk, Base3DDetector):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.grid_mask = GridMask() if use_grid_mask else None
-        self.img_backbone = MODELS.build(img_backbone)
-        self.img_neck = MODELS.build(img_neck)
+        self.build_image_branch(image_size, img_backbone, img_neck, use_grid_mask)
         parts = {
             "pts_voxel_layer": pts_voxel_layer,
             "pts_voxel_encoder": pts_voxel_encoder,
@@ -84,7 +86,19 @@ class CmtDetector(Trunk, Base3DDetector):
         }
         self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
+        self._check_branches(pts_bbox_head)
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``
+
+    def _check_branches(self, head: dict[str, Any]) -> None:
+        """Raise BranchError unless the branches are those that the head reads."""
+        there = (*((LIDAR,) * self.has_lidar), *((CAMERA,) * self.has_images))
+        if there != self.pts_bbox_head.SENSORS:
+            names = {LIDAR: "a LiDAR branch", CAMERA: "an image branch"}
+            wanted, got = (
+                " and ".join(names[sensor] for sensor in sensors) or "none"
+                for sensors in (self.pts_bbox_head.SENSORS, there)
+            )
+            raise BranchError(f"model: {head.get('type')} needs {wanted}, and the model has {got}")
 
     @property
     def sites(self) -> list[str]:

@@ -12,10 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.detector.acceleration.cuda_graph import replayed
-from pipeline.detector.acceleration.memory_format import maps_channels_last
-from pipeline.detector.backbones.frozen import is_frozen, run_part
-from pipeline.detector.backbones.image import GridMask
+from pipeline.detector.backbones.frozen import is_frozen
+from pipeline.detector.backbones.image_branch import ImageBranch
 from pipeline.detector.backbones.lidar_branch import LidarBranch
 
 
@@ -36,7 +34,7 @@ class TrunkFeatures:
     begun: "torch.cuda.Event | None" = None
 
 
-class Trunk(LidarBranch):
+class Trunk(ImageBranch, LidarBranch):
     """Mixin of a detector that cuts both branches into the trunk and the rest.
 
     Attributes:
@@ -45,16 +43,7 @@ class Trunk(LidarBranch):
     """
 
     trunk_stages: tuple[int, int] = (0, 0)
-    img_backbone: nn.Module
-    img_neck: nn.Module
-    grid_mask: GridMask | None
-    pts_bbox_head: Any
     _lidar_stream: Any = None  # made on the first use, when the GPU is known
-
-    @property
-    def image_stages(self) -> tuple[tuple[nn.Module, ...], ...]:
-        """The modules of each stage of the image branch, in the order of computation."""
-        return ((self.img_backbone,), (self.img_neck,))
 
     @property
     def trunk_modules(self) -> list[nn.Module]:
@@ -122,35 +111,6 @@ class Trunk(LidarBranch):
     def active_trunk(self) -> tuple[int, int]:
         """``trunk_stages``, but none where branches are detected with through graphs, each as a whole."""
         return (0, 0) if self.graphs is not None else self.trunk_stages
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Run the image branch on normalised images (B, V, 3, H, W); returns (B * V, C, h', w')."""
-        return self.images_after(self.images_before(images, 0), 0)
-
-    def images_before(self, images: Tensor, stages: int) -> Any:
-        """Mask images (B, V, 3, H, W) if the detector does, and run the first stages of their branch."""
-        images = images.flatten(0, 1)
-        if self.grid_mask is not None:
-            images = self.grid_mask(images)
-        if stages == 0:
-            return images
-        levels = self._image_levels(images)
-        return levels if stages == 1 else run_part(self.img_neck, levels)[0]
-
-    def images_after(self, x: Any, stages: int) -> Tensor:
-        """Run the stages that ``images_before`` has not run, on its result; returns (B * V, C, h', w')."""
-        if stages == 0:
-            return replayed(self, "images", self._image_maps, (x,))[0]
-        return run_part(self.img_neck, x)[0] if stages == 1 else x
-
-    def _image_maps(self, images: Tensor) -> tuple[Tensor]:
-        return (run_part(self.img_neck, self._image_levels(images))[0],)
-
-    def _image_levels(self, images: Tensor) -> Any:
-        images, graphs = maps_channels_last(images), self.pts_bbox_head.train_graphs
-        if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return run_part(self.img_backbone, images)
-        return graphs.run_frozen(self.img_backbone, images)
 
     def _beside_one_another(
         self,

@@ -12,9 +12,10 @@ from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
 from pipeline.detector.openmmlab.optimizer import accumulative_counts, build_optimizer, clip_norm
 from pipeline.detector.precision import attention_dtype
-from pipeline.detector.weights import load_weights
 from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.paths import resolve_path
+from pipeline.training.initial_weights import load_initial_weights
+from pipeline.training.preflight import check_config
 from pipeline.training.step import TrainStep
 
 
@@ -53,12 +54,13 @@ def build_detector(settings: TrialSettings, device: torch.device) -> CmtDetector
 
     Raises:
         ConfigError, PlanError, WeightsError: config, the plan or the initial weights do not fit.
+        TrialError: the config asks for something that would change the training and is not done here.
     """
+    check_config(settings)
     seed_everything(settings.seed)
     config, dtype = resolve_path(settings.config), attention_dtype(settings.train.amp)
     model = build_model(config, settings.overrides, settings.plan, device.type, dtype).to(device)
-    if settings.init_checkpoint:  # CMT's own checkpoints have no AQR
-        load_weights(model, resolve_path(settings.init_checkpoint), fresh=("aqr",))
+    load_initial_weights(model, settings)
     return model
 
 

@@ -15,7 +15,7 @@ from pipeline.detector.backbones.voxelization import VoxelLayer
 
 
 class BranchError(ValueError):
-    """The config gives no LiDAR branch, an incomplete one, or two."""
+    """The config gives an incomplete LiDAR branch, or two; or branches that are not those of the head."""
 
 
 class LidarBranch(nn.Module):
@@ -24,11 +24,13 @@ class LidarBranch(nn.Module):
     They are attributes of the detector itself, under the names of CMT's config and checkpoints.
 
     Attributes:
+        has_lidar: whether there is a branch.
         pts_branch: one module from points to a BEV map; None for CMT's own branch.
         graphs: CUDA graphs through which detection runs; None: kernel by kernel.
         lidar_graphs: CUDA graphs of a frozen ``pts_backbone`` in training; None: kernel by kernel.
     """
 
+    has_lidar: bool = True
     pts_branch: nn.Module | None
     graphs: Graphs | None
     lidar_graphs: TrainGraphs | None = None
@@ -47,16 +49,16 @@ class LidarBranch(nn.Module):
             half_sparse_encoder: see ``CmtDetector``.
 
         Raises:
-            BranchError: both branches, none, or some of the five modules.
+            BranchError: both branches, or some of the five modules.
         """
         self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
         given = {name: cfg for name, cfg in parts.items() if cfg is not None}
         incomplete = bool(given) and len(given) < len(parts)
-        if bool(given) == (pts_branch is not None) or incomplete:
+        self.has_lidar = bool(given) or pts_branch is not None
+        if (given and pts_branch is not None) or incomplete:
             got = [*(["pts_branch"] if pts_branch is not None else []), *given]
             raise BranchError(
-                f"model: expected either pts_branch or all of {', '.join(parts)}; "
-                f"got {', '.join(got) or 'neither'}"
+                f"model: expected either pts_branch or all of {', '.join(parts)}; got {', '.join(got)}"
             )
         if not given:
             return
@@ -74,13 +76,15 @@ class LidarBranch(nn.Module):
             points: per sample (N, C) float: x, y, z in m, then other columns; N may be 0.
 
         Returns:
-            The BEV map (B, C', h, w).
+            The BEV map (B, C', h, w). Without a branch it is empty.
         """
         return self.points_after(points, 0)
 
     @property
     def point_stages(self) -> tuple[tuple[nn.Module, ...], ...]:
         """The modules of each stage of the branch, in the order of computation."""
+        if not self.has_lidar:
+            return ()
         if self.pts_branch is not None:
             return ((self.pts_branch,),)
         voxels = (self.pts_voxel_layer, self.pts_voxel_encoder, self.pts_middle_encoder)
@@ -107,6 +111,8 @@ class LidarBranch(nn.Module):
             x: what ``points_before`` returned.
             stages: how many stages it has run.
         """
+        if not self.has_lidar:
+            return x[0].new_zeros(len(x), 0, 0, 0)
         if stages == len(self.point_stages):
             return x
         if stages == 2:
