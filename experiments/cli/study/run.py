@@ -189,6 +189,11 @@ def _add_run_options(parser: ArgumentParser) -> None:
         "--underpowered", action="store_true", help="start a study that can decide nothing at its margin"
     )
     add_no_mlflow(parser)
+    parser.add_argument(
+        "--no-register",
+        action="store_true",
+        help="make no registered model in MLflow of the recommended plan's weights and those without a bias",
+    )
 
 
 def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:
@@ -207,5 +212,6 @@ def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:
         hang_timeout_s=arguments.hang_timeout,
         storage=arguments.storage,
         underpowered=arguments.underpowered,
+        register=not arguments.no_register,
     )
     return 0 if run_study(chosen, options, console).complete else 1
