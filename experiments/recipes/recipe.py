@@ -89,7 +89,10 @@ class Recipe:
         sites: sites whose bias the trials vary, the factors; empty if nothing is compared.
         rule: turns rows into verdicts; None if nothing is compared.
         datasets: generated datasets that the trials read.
-        concurrent_trials: trials that run at once on one machine; None: as many as a probe finds best.
+        concurrent_trials: groups of workers at once on one machine, each with a trial or a cohort of them;
+            None: as many as a probe finds best.
+        arms_per_worker: most trials that a group of workers trains together, as a cohort; None: as many as
+            keep all groups busy, or as a probe finds best. In no digest, as it changes no row but times.
         design: the arms that run with every seed, wave after wave until all verdicts are settled; None: all
             trials run in one wave.
         early_stopping: which trials of later waves are stopped; None: no trial is stopped.
@@ -109,6 +112,7 @@ class Recipe:
     rule: DecisionRule | None = None
     datasets: tuple[SyntheticDataset, ...] = ()
     concurrent_trials: int | None = 1
+    arms_per_worker: int | None = None
     design: Design | None = None
     early_stopping: EarlyStoppingRule | None = None
     confirmation_seeds: tuple[int, ...] = ()

@@ -8,10 +8,9 @@ import hashlib
 import json
 import os
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,10 @@ from pipeline import json_files
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import written_by_old_version
 from pipeline.json_files import JsonError, check_fields
-from pipeline.redaction import redact, refuse_secrets
+from pipeline.redaction import refuse_secrets
+from pipeline.storage import trial_sessions
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
-from pipeline.storage.trial_status import (
-    TrialSession,
-    TrialState,
-    TrialStatus,
-    read_status,
-    rows_digest,
-    update_status,
-)
+from pipeline.storage.trial_status import TrialState, read_status
 
 STORAGE_FILE = ".storage"
 """File of a study that remembers its URI, so that a run without the option uses the copy as well."""
@@ -92,51 +85,11 @@ class StudyFolder:
     def reopen(self, name: str) -> None:
         """Let a trial that failed count as not ended: it is to run again."""
         if self.state(name) == TrialState.FAILED:
-            update_status(self.trial(name), _running)
+            trial_sessions.reopen(self.trial(name))
 
-    def begin(self, name: str, gpus: float) -> TrialStatus:
-        """Note that a trial starts, or is resumed; return its status.
-
-        A session that was killed ends with its last sign of life.
-
-        Args:
-            name: the trial.
-            gpus: GPUs, or parts of one, that it has.
-        """
-        trial = self.trial(name)
-        sign = usage.last_sign_of_life(trial)
-
-        def begun(status: TrialStatus) -> TrialStatus:
-            earlier = tuple(_closed(session, sign) for session in status.sessions)
-            return replace(_running(status), sessions=(*earlier, TrialSession(time.time(), gpus)))
-
-        return update_status(trial, begun)
-
-    def finish(self, name: str, error: str = "", details: str = "", begun: TrialStatus | None = None) -> None:
-        """Mark a trial as ended, well or not.
-
-        Args:
-            name: the trial.
-            error: why it failed, one sentence; empty if it is complete.
-            details: traceback.
-            begun: what ``begin`` returned, if the folder may have been replaced by its copy since.
-        """
-        digest = rows_digest(self.trial(name) / "rows.jsonl")
-        now = time.time()
-
-        def ended(status: TrialStatus) -> TrialStatus:
-            sessions = status.sessions if begun is None else begun.sessions
-            return replace(
-                status,
-                state=TrialState.FAILED if error else TrialState.COMPLETE,
-                sessions=tuple(_closed(session, now) for session in sessions),
-                error=redact(error),
-                details=redact(details),
-                rows=digest,
-            )
-
-        self.trial(name).mkdir(parents=True, exist_ok=True)
-        update_status(self.trial(name), ended)
+    def finish(self, name: str, error: str = "", details: str = "") -> None:
+        """Mark a trial as ended: complete, or failed for an ``error``; see ``end_session``."""
+        trial_sessions.end_session(self.trial(name), error, details)
 
     def gpu_hours(self) -> float:
         """Return what all trials of the study have used so far, failed and unfinished ones included."""
@@ -245,15 +198,6 @@ class StudyFolder:
             except OSError as error:
                 raise self._unwritable(error) from error
             yield
-
-
-def _running(status: TrialStatus) -> TrialStatus:
-    return replace(status, state=TrialState.RUNNING, error="", details="", rows=None)
-
-
-def _closed(session: TrialSession, end: float) -> TrialSession:
-    """Return a session that has an end, not before its start."""
-    return session if session.end is not None else replace(session, end=max(end, session.start))
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
