@@ -148,19 +148,15 @@ class ListStudies(Command):
         """Return 0."""
         from rich.table import Table
 
-        from experiments.recipes.cost import COMPUTED, cost_of, span
+        from experiments.recipes.cost import COMPUTED, takes
         from experiments.recipes.registry import RECIPES, recipe
         from experiments.terminal import Terminal
 
-        heads = ("recipe", "question", "trials", "hours", "GPU hours", "GB", "needs")
-        table = Table(*heads, box=None, padding=(0, 2, 0, 0))
+        table = Table("recipe", "question, and what it takes", box=None, padding=(0, 2, 0, 0))
         console = Terminal()
         for name in RECIPES:
             listed = recipe(name)
-            cost = cost_of(listed)
-            spans = (cost.trials, cost.hours, cost.gpu_hours, cost.gb) if cost else ()
-            cells = [span(ends) for ends in spans] or [str(len(listed.trials)), "", "", ""]
-            table.add_row(name, listed.question, *cells, listed.cost)
+            table.add_row(name, f"{listed.question}\n{takes(listed)}")
         console.print(table)
         console.print(COMPUTED, highlight=False, soft_wrap=True)
         return 0
