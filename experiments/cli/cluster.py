@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_storage
+from experiments.cli.options import Command, add_no_mlflow, add_packing, add_storage, packing_words
 from experiments.cli.study.chosen import add_overrides, add_study, chosen_study, override_words
 from pipeline.printable import say
 
@@ -24,7 +24,7 @@ class SubmitStudy(Command):
             "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
         )
         parser.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
-        add_concurrent(parser)
+        add_packing(parser)
         add_storage(parser)
         add_no_mlflow(parser)
         parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
@@ -35,8 +35,7 @@ class SubmitStudy(Command):
         from experiments.cluster.job_submission import default_address, follow, send, upload
 
         words = ["study", "run", Path(chosen.word).name, *override_words(arguments)]
-        if arguments.concurrent is not None:
-            words += ["--concurrent", str(arguments.concurrent)]
+        words += packing_words(arguments)
         if arguments.storage:
             words += ["--storage", arguments.storage]
         if arguments.no_mlflow:

@@ -144,7 +144,7 @@ def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Terminal")
     from pipeline.ray_train.launch import train_one
 
     with StudyProgress(console, total=1, done=0) as progress:
-        progress.started(folder.name, folder, len(settings.conditions))
+        progress.started({folder.name: folder}, len(settings.conditions))
         train_one(settings, folder)
         progress.ended(folder.name)
 

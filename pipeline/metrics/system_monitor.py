@@ -100,16 +100,22 @@ class SystemMonitor:
         self._over.set()
         self._thread.join()
 
+    def leave(self, folder: Path) -> None:
+        """Write no more samples to a trial, which has ended while others go on."""
+        self._files = [file for file in self._files if file.parent != folder]
+
     def _sample(self) -> None:
         psutil.cpu_percent()  # the first call only begins the interval
         began = psutil.net_io_counters()
         while not self._over.wait(self._every_s):
+            if not (files := self._files):
+                return
             metrics = self._gpu.numbers() if self._gpu else {}
             with suppress(OSError, psutil.Error):  # where the system hides what it does
-                metrics |= _of_machine(self._files[0].parent, began) if self._worker.first_of_node else {}
-            sample = SystemSample(time.time(), self._worker.node, len(self._files), metrics)
+                metrics |= _of_machine(files[0].parent, began) if self._worker.first_of_node else {}
+            sample = SystemSample(time.time(), self._worker.node, len(files), metrics)
             line = json.dumps(asdict(sample)) + "\n"
-            for file in self._files if metrics else ():
+            for file in files if metrics else ():
                 with suppress(OSError), file.open("a", encoding="utf-8") as out:  # the rows tell a full disk
                     out.write(line)
 

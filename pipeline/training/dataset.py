@@ -14,6 +14,7 @@ from pipeline.data.formats.open import open_source
 from pipeline.data.loading.class_balance import BalancedSource
 from pipeline.data.sample import EpochTransform, Sample, Transform
 from pipeline.data.source import READ_ALL, JoinedSource, Reading, Source, is_remote
+from pipeline.detector.backbones.image_branch import NO_IMAGE
 from pipeline.detector.build import load_config
 from pipeline.errors import TrialError
 from pipeline.storage.paths import resolve_path
@@ -33,7 +34,7 @@ class TrainingData:
 
     Args:
         settings: the trial.
-        size: (height, width) of the model's images, pixels.
+        size: (height, width) of the model's images, pixels; ``NO_IMAGE`` for a model without cameras.
         limits: x, y, z minima and maxima of what the model detects, in m.
 
     Raises:
@@ -54,18 +55,21 @@ class TrainingData:
                     f"settings.train.camera_dropout_prob and lidar_dropout_prob are {mask[0]} and {mask[1]}, "
                     "but the config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
                 )
-            if pipeline.size != size:
+            if (pipeline.size or NO_IMAGE) != size and size != NO_IMAGE:
                 raise TrialError(
                     f"{settings.config}: train_pipeline makes images of {pipeline.size or 'native size'}, "
                     f"the model takes {size} (height, width); make ResizeCropFlipImage's final_dim and "
                     "model.image_size equal"
                 )
             self.transform = pipeline
-        missing, buffer = settings.data.missing_cameras, settings.data.shuffle_buffer
-        self.val_reading: Reading = replace(
-            pipeline.val_reading if pipeline else READ_ALL, missing_cameras=missing
-        )
-        reading = replace(pipeline.reading if pipeline else READ_ALL, buffer=buffer, missing_cameras=missing)
+        buffer = settings.data.shuffle_buffer
+
+        def fitting(reading: Reading) -> Reading:
+            images = size != NO_IMAGE
+            return replace(reading, missing_cameras=settings.data.missing_cameras, images=images)
+
+        self.val_reading: Reading = fitting(pipeline.val_reading if pipeline else READ_ALL)
+        reading = replace(fitting(pipeline.reading if pipeline else READ_ALL), buffer=buffer)
         joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
         balanced = pipeline is not None and pipeline.balanced
         if balanced and buffer:

@@ -42,7 +42,7 @@ class TimeStudy(Command):
         console, chosen = Terminal(), chosen_study(arguments)
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         chosen = with_packing(chosen, folder)
-        folder.claim(chosen, digest_inputs(chosen))
+        chosen = folder.claim(chosen, digest_inputs(chosen))
         make_datasets(chosen.datasets, console)
         with folder.lock():
             check_data(chosen)

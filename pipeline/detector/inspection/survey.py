@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from pipeline.config.sections import SECTIONS
 from pipeline.detector import build
 from pipeline.detector.inspection import shapes
 from pipeline.detector.inspection.meta_device import meta_device
@@ -91,6 +93,13 @@ def survey(config: Path) -> Survey:
     return facts
 
 
+def registered_name(name: str) -> str:
+    """Return the name by which mmdet3d's registry finds a part of a model: ``mmdet.`` before mmdet's."""
+    if "." in name or MODELS.get(name) is not None or MMDET_MODELS.get(name) is None:
+        return name
+    return f"mmdet.{name}"
+
+
 def _load(config: Path) -> Config:
     cfg = read_config(config)
     refuse_secrets(cfg.to_dict(), config.name)
@@ -154,9 +163,8 @@ def _neutralise(head: dict[str, Any]) -> None:
 
 def _survey_sections(cfg: Config, facts: Survey) -> None:
     """Note unknown keys and errors outside the model."""
-    known = build.OURS | build.RUNNER_SECTIONS
     facts.unread += [
-        ("anybody", (key,)) for key in cfg if key not in known and not key.startswith(build.VARIABLE)
+        ("anybody", (key,)) for key in cfg if key not in SECTIONS and not key.startswith(build.VARIABLE)
     ]
     wrapper = plain(cfg.get("optim_wrapper") or {})
     try:

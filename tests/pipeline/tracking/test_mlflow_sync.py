@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import write_report
 from experiments.study.final_report import write_verdicts
 from pipeline.metrics.rows import Row, append_rows, read_rows
@@ -28,7 +27,7 @@ from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
 from pipeline.tracking.study_sender import CURSOR
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
-from tests.experiments.planted_rows import Truth, decorate, plant, plant_times
+from tests.experiments.planted_rows import Truth, decorate, plant, plant_times, window_rule
 from tests.statuses import write_status
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
@@ -382,7 +381,7 @@ def judged(study):
     (row, *_) = read_rows(next(study.glob("trials/*/rows.jsonl")))
     prices = {"fixed": 0.001} | dict.fromkeys(SITES, 0.001)
     append_rows(study / "stopwatch/rows.jsonl", plant_times(prices, base=replace(row, condition="")))
-    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
+    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": window_rule().to_dict()}))
     report = write_report(study, lambda plan: f"# {plan}\n")
     write_verdicts(report.summary, study)
     return report
