@@ -127,5 +127,6 @@ def answer(read: Callable[[], Any], longest: int = 100_000) -> Any:
         except (ValueError, RuntimeError) as error:
             if not is_user_error(error):
                 raise
-            assert len(str(error)) <= longest
-            return None
+            told = str(error)
+    assert len(told) <= longest
+    return None
