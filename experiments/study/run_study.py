@@ -3,8 +3,10 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.packing.policy import PackingRequest, packing_of, with_packing
+from experiments.recipes.cost import takes
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
@@ -26,6 +28,10 @@ from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.storage.sync import StudySync
+from pipeline.tracking.study_reader import StudyEnd, write_end
+
+if TYPE_CHECKING:
+    from experiments.reporting.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class RunOptions:
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         storage: URI of a second copy of the study; empty: the URI of its earlier copy, if it has one.
         underpowered: start a study that can decide nothing at its margin.
+        register: make a registered model of the recommended plan, if rows go to MLflow.
     """
 
     runs_dir: Path
@@ -57,6 +64,7 @@ class RunOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     storage: str = ""
     underpowered: bool = False
+    register: bool = True
 
     def budget(self, recipe: Recipe) -> Budget:
         """Return what the study may cost.
@@ -94,11 +102,17 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     if options.storage:
         copy_at(options.storage, folder.path)  # a URI that cannot be used is refused before the lock is made
-    console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{recipe.question}\n{takes(recipe)}; folder {folder.path}", highlight=False, soft_wrap=True
+    )
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
-        return _run_in_folder(recipe, folder, options, console, study_sync)
+        try:
+            return _run_in_folder(recipe, folder, options, console, study_sync)
+        except KeyboardInterrupt:
+            _interrupted(folder, options.tracking)
+            raise
 
 
 def _run_in_folder(
@@ -108,6 +122,7 @@ def _run_in_folder(
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     recipe = folder.claim(recipe, digest_inputs(recipe))
+    write_end(folder.path, None)
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -124,8 +139,7 @@ def _run_in_folder(
     if outcome.complete and options.confirmation and recipe.confirmation_seeds:
         left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
         outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
-    if any(folder.is_complete(name) for name in recipe.named_trials()):
-        _report(folder, console, options.tracking)
+    _close(recipe, folder, outcome, reason, options, console)
     _print_end(outcome, reason, folder, console)
     return outcome
 
@@ -187,15 +201,39 @@ def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Term
         console.print(reason, highlight=False, soft_wrap=True)
 
 
-def _report(folder: StudyFolder, console: Terminal, tracking: bool) -> None:
-    from experiments.study.final_report import show_report
+def _close(
+    recipe: Recipe,
+    folder: StudyFolder,
+    outcome: Outcome,
+    reason: str,
+    options: RunOptions,
+    console: Terminal,
+) -> None:
+    """Report on a study, and leave it in MLflow as it ended; ``reason`` says why no more trials run."""
+    from experiments.study.final_report import register_models, show_report, track
 
-    verdicts = show_report(folder.path, console)
+    done = any(folder.is_complete(name) for name in recipe.named_trials())
+    report = show_report(folder.path, console) if done else None
+    write_end(folder.path, _end(outcome, reason, report.summary if report else None))
+    if options.tracking:
+        sent = track(folder.path, console)
+        if sent and report and options.register:
+            register_models(recipe, folder, report.summary, console)
+
+
+def _end(outcome: Outcome, reason: str, summary: "Summary | None") -> StudyEnd:
+    """Return how a run of a study ended, for MLflow."""
+    if summary is not None and summary.evidence is not None and summary.evidence.verdicts:
+        return StudyEnd("FINISHED")
+    lacking = f"{len(outcome.failed)} trials failed, {len(outcome.unfinished)} are unfinished"
+    parts = ["" if outcome.complete else f"{lacking}.", reason, summary.answer if summary else ""]
+    return StudyEnd("FINISHED" if outcome.complete else "FAILED", " ".join(part for part in parts if part))
+
+
+def _interrupted(folder: StudyFolder, tracking: bool) -> None:
+    """Leave a study that was interrupted in MLflow as that; a server that does not answer costs 10 s."""
+    write_end(folder.path, StudyEnd("KILLED", "The run was interrupted; the same command goes on."))
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 
-        report = sync(folder.path, verdicts=verdicts)
-        if report.warning:
-            console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
-        else:
-            console.print(f"MLflow: {report.trials} trials in {report.uri}", highlight=False, soft_wrap=True)
+        sync(folder.path)

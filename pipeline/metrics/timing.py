@@ -55,6 +55,7 @@ class StepTimes:
         self._waits: list[float] = []
         self._trunks: list[float] = []
         self._owns: list[float] = []
+        self._told = 0
 
     def add(self, wait_s: float, trunk_s: float, own_s: float) -> None:
         """Add a step.
@@ -67,6 +68,20 @@ class StepTimes:
         self._waits.append(wait_s)
         self._trunks.append(trunk_s)
         self._owns.append(own_s)
+
+    def recent_rate(self, samples_per_step: int) -> list[Measure]:
+        """Return ``samples_per_s`` of the steps since the last call, with the wait for data; or nothing.
+
+        It is for the eye while a trial runs, and what the trial would have alone. Verdicts take ``measures``,
+        which leave out the first steps.
+
+        Args:
+            samples_per_step: samples of all workers together.
+        """
+        first, self._told = self._told, len(self._waits)
+        took = sum(sum(times[first:]) for times in (self._waits, self._trunks, self._owns))
+        samples = (self._told - first) * samples_per_step
+        return [Measure("samples_per_s", "samples/s", samples / took)] if took > 0 else []
 
     def measures(self, samples_per_step: int) -> list[Measure]:
         """Return medians, what a step costs an arm that trains alone, and its two parts.

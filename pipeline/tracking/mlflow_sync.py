@@ -17,6 +17,7 @@ from pipeline.redaction import redact
 from pipeline.storage.files import LOCKS, file_lock
 from pipeline.tracking.mlflow_server import default_uri
 from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
+from pipeline.tracking.saved_view import view_link
 from pipeline.tracking.study_reader import stored_trials
 from pipeline.tracking.study_sender import StudySender
 from pipeline.tracking.study_verdicts import StudyVerdicts, read_verdicts
@@ -33,6 +34,8 @@ class SyncReport:
         unsent: rows of these trials that MLflow still lacks.
         parent: run id of the study; empty if the store could not be reached.
         warning: one sentence on why rows stayed behind; empty if none did.
+        link: address of the study's table of trials; without a server, what comes after that of
+            `biaswise ui`. Empty if the store could not be reached.
     """
 
     uri: str
@@ -41,6 +44,7 @@ class SyncReport:
     unsent: int
     parent: str = ""
     warning: str = ""
+    link: str = ""
 
 
 def sync(
@@ -74,7 +78,7 @@ def sync(
     if not stored:
         warning = f"{study_folder} has no rows yet; nothing was sent" if trials is None else ""
         return SyncReport(redact(uri), 0, 0, 0, warning=warning)
-    parent, warning = "", ""
+    parent, warning, link = "", "", ""
     try:
         with _exclusive_sender(study_folder), open_store(uri) as client:
             sender = StudySender(client, study_folder)
@@ -88,13 +92,14 @@ def sync(
                 sender.send_trials(stored)
                 sender.send_study(stored, read_verdicts(study_folder) if verdicts is None else verdicts)
             sender.send_progress(progress or {})
+            link = view_link(redact(uri), sender.runs.experiment, stored[0].first.study)
     except STORE_ERRORS as error:
         warning = (
             f"MLflow at {redact(uri)} did not take everything ({short_reason(error)}); the rows are safe in "
             f"{study_folder}, send them later with `biaswise study sync`"
         )
     sent, unsent = sum(t.newly_sent for t in stored), sum(t.count_unsent() for t in stored)
-    return SyncReport(redact(uri), len(stored), sent, unsent, parent, warning)
+    return SyncReport(redact(uri), len(stored), sent, unsent, parent, warning, link)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The names of rows and trials in MLflow."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.config.plan import Plan
@@ -61,6 +62,28 @@ def trial_params(row: Row, settings: dict[str, Any]) -> dict[str, str]:
         elif key not in ("plan", "seed", "study"):
             params[key] = _spell(value)
     return params
+
+
+def trial_datasets(row: Row, settings: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
+    """Return what a trial read, as MLflow names datasets.
+
+    Args:
+        row: any row of the trial; its versions hold the fingerprint.
+        settings: ``TrialSettings.to_dict`` of it; may be empty.
+
+    Returns:
+        For training and for evaluation: ``training`` or ``validation``; the dataset's name, which ends in its
+        split; fingerprint of both together, root, split and nuScenes version. None without settings.
+    """
+    data = settings.get("data", {})
+    known = dict(part.partition("=")[::2] for part in row.versions.split(";"))
+    common = {"fingerprint": known.get("data", ""), "version": str(data.get("nuscenes_version", ""))}
+    uses = [("training", root, data.get("train_split", "")) for root in data.get("train", [])]
+    uses += [("validation", data["val"], data.get("val_split", ""))] if "val" in data else []
+    return [
+        (context, f"{PurePosixPath(root).name}/{split}", {**common, "root": root, "split": split})
+        for context, root, split in uses
+    ]
 
 
 def _spell(value: object) -> str:

@@ -4,18 +4,19 @@ Trials are sent while they run, every half a minute. So only what is new in a fi
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.json_files import JsonError, read_json
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.metrics.rows import Row, read_rows_from
+from pipeline.storage.files import atomic_write
 from pipeline.storage.trial_status import TrialState, read_status
 
 MLFLOW_STATES = {TrialState.COMPLETE: "FINISHED", TrialState.FAILED: "FAILED"}
 """Our states -> MLflow's; a run is ``RUNNING`` in the others."""
 
-ROWS = "rows.jsonl"
+ROWS, END = "rows.jsonl", "study_end.json"
 TAIL = 2**16
 """Bytes at the end of a rows file that hold its last line."""
 
@@ -113,11 +114,49 @@ def trial_state(folder: Path) -> str:
     return MLFLOW_STATES.get(read_status(folder).state, "RUNNING")
 
 
-def study_state(study_folder: Path) -> str:
-    """Return ``FINISHED`` when all trials that ``study.json`` names are finished, else ``RUNNING``.
+@dataclass(frozen=True)
+class StudyEnd:
+    """How the last run of a study ended; the file is there from its end to the start of the next run.
 
+    Attributes:
+        state: in MLflow's words: ``FINISHED``, ``FAILED``, or ``KILLED`` if it was interrupted.
+        no_verdict: why there is no verdict, a sentence; empty if there is one.
+    """
+
+    state: str
+    no_verdict: str = ""
+
+
+def read_end(study_folder: Path) -> StudyEnd | None:
+    """Return how the last run of a study ended; None while it runs, and if it was killed.
+
+    Raises:
+        JsonError: the file holds something else.
+    """
+    try:
+        plain = read_json(study_folder / END, dict)
+    except FileNotFoundError:
+        return None
+    check_fields(StudyEnd, plain, str(study_folder / END))
+    return StudyEnd(**plain)
+
+
+def write_end(study_folder: Path, end: StudyEnd | None) -> None:
+    """Write how a run of a study ended; None when the next one begins."""
+    if end is None:
+        (study_folder / END).unlink(missing_ok=True)
+    else:
+        atomic_write(study_folder / END, asdict(end))
+
+
+def study_state(study_folder: Path) -> str:
+    """Return ``FINISHED``, ``FAILED`` or ``KILLED`` as the study's last run ended.
+
+    If it left no word: ``FINISHED`` when all trials that ``study.json`` names are finished, else ``RUNNING``.
     A sequential study is finished when ``interim_analyses.json`` has an end: most of its trials need not run.
     """
+    if (end := read_end(study_folder)) is not None:
+        return end.state
     waves = study_folder / "interim_analyses.json"
     if waves.exists():
         return "FINISHED" if "ended" in read_json(waves, dict) else "RUNNING"

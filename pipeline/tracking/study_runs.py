@@ -36,12 +36,13 @@ class StudyRuns:
         self._client = client
         self._folder = folder.resolve()
         self._cursor = cursor
-        self._experiment = experiment_id(client)
         self._runs: dict[str, str] = {}  # trial -> id of its run
         self.parent = ""
         """Id of the study's run; empty before it was found."""
         self.parent_began = 0.0
         """Unix time at which that run began, seconds."""
+        self.experiment = experiment_id(client)
+        """Id of the experiment that holds all studies."""
 
     def of_trial(self, trial: StoredTrial) -> str:
         """Return the id of a trial's run; create the run if none was found."""
@@ -95,7 +96,7 @@ class StudyRuns:
 
     def _search(self, wanted: str) -> dict[str, dict[str, str]]:
         """Return the tags of active runs that fit a filter, run id -> tags."""
-        runs = self._client.search_runs([self._experiment], wanted, max_results=MAX_RUNS)
+        runs = self._client.search_runs([self.experiment], wanted, max_results=MAX_RUNS)
         return {run.info.run_id: run.data.tags for run in runs}
 
     def _note_runs(
@@ -170,7 +171,7 @@ class StudyRuns:
         circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "versions")}
         circumstances["mlflow.source.git.commit"] = first.commit
         run = self._client.create_run(
-            self._experiment, milliseconds(first.time), {**tags, **circumstances}, name
+            self.experiment, milliseconds(first.time), {**tags, **circumstances}, name
         )
         return str(run.info.run_id)
 

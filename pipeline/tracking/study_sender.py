@@ -1,15 +1,19 @@
 """Sends what a study holds to the MLflow runs of its trials and to its own: only what they lack."""
 
 import hashlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
+from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
 from pipeline.metrics.system_monitor import FILES, read_samples
+from pipeline.redaction import redact
 from pipeline.tracking.naming import (
     is_kernel,
     kernels_by_site,
@@ -17,9 +21,11 @@ from pipeline.tracking.naming import (
     metric_name,
     search_hint,
     system_metric,
+    trial_datasets,
     trial_params,
 )
-from pipeline.tracking.study_reader import StoredTrial, end_of_line, study_state
+from pipeline.tracking.saved_view import TRIAL_PRICE, save_view, view_link
+from pipeline.tracking.study_reader import StoredTrial, end_of_line, read_end, study_state
 from pipeline.tracking.study_runs import StudyRuns, milliseconds
 from pipeline.tracking.study_verdicts import StudyVerdicts
 from pipeline.tracking.sync_cursor import Cursor
@@ -33,6 +39,8 @@ STUDY_ARTIFACTS = (
 )
 TRIAL_ARTIFACTS = ("settings.json", "rows.jsonl", "scene.png")
 """Artifacts of a trial that has ended; of one that runs, its rows grow and are sent as points only."""
+NO_VERDICT = "biaswise.no_verdict"
+"""Tag of a study's run: why its last run ended without a verdict."""
 HEADLINES = ("clean/NDS", "clean/mAP")
 MAX_DESCRIPTION = 5000  # characters of the parent's description: MLflow refuses tags over 8000 bytes
 
@@ -65,14 +73,22 @@ class StudySender:
             self._set_state(run_id, state, trial.end)
             end = max(end, trial.end)
         self._set_state(self.runs.parent, study_state(self._folder), end)
+        ended = read_end(self._folder)
+        if ended is not None and ended.no_verdict:
+            self._client.set_tag(self.runs.parent, NO_VERDICT, redact(ended.no_verdict)[:5000])
+        elif NO_VERDICT in self._client.get_run(self.runs.parent).data.tags:
+            self._client.delete_tag(self.runs.parent, NO_VERDICT)
 
     def send_study(self, trials: list[StoredTrial], verdicts: StudyVerdicts) -> None:
         """Send what lies around the trials: verdicts as tags and metrics, the report as the description."""
         latest = milliseconds(max(trial.end for trial in trials))
+        self._send_prices(trials, verdicts, latest)
+        save_view(self._client, self.runs.experiment, trials)
         points = [Metric(metric_name(name), value, latest, 0) for name, value in verdicts.metrics().items()]
         tags = verdicts.tags()
         if (report := self._folder / "report.md").exists():
-            hint = search_hint(trials[0].first)
+            link = view_link("", self.runs.experiment, trials[0].first.study)
+            hint = f"[The trials as a table]({link})\n\n{search_hint(trials[0].first)}"
             text = report.read_text(encoding="utf-8")
             tags["mlflow.note.content"] = hint + text[: MAX_DESCRIPTION - len(hint)]
         self._client.log_batch(
@@ -82,6 +98,14 @@ class StudySender:
             if key.startswith("verdict.") and key not in tags:  # of rows that have since changed
                 self._client.delete_tag(self.runs.parent, key)
         self._send_artifacts(self.runs.parent, self._folder, STUDY_ARTIFACTS)
+
+    def _send_prices(self, trials: Iterable[StoredTrial], verdicts: StudyVerdicts, time_ms: int) -> None:
+        """Send what each trial's plan costs by the study's stopwatch, so that a table of trials shows it."""
+        for trial in trials:
+            percent = verdicts.slowdown_percent(Plan.parse(trial.first.plan))
+            if percent is not None:
+                price = Metric(TRIAL_PRICE, percent, time_ms, 0)
+                self._client.log_batch(self.runs.of_trial(trial), [price])
 
     def send_progress(self, progress: Mapping[str, float]) -> None:
         """Send how far the study is; the step is the seconds since its run began."""
@@ -100,6 +124,21 @@ class StudySender:
         ]
         for start in range(0, len(params), MAX_PARAMS):
             self._client.log_batch(run_id, params=params[start : start + MAX_PARAMS])
+        datasets = [
+            DatasetInput(
+                Dataset(
+                    name[:500],
+                    facts["fingerprint"] or "unknown",
+                    "local" if "://" not in facts["root"] else facts["root"].partition(":")[0],
+                    json.dumps({"uri": redact(facts["root"])}),
+                    profile=json.dumps({key: redact(value) for key, value in facts.items()}),
+                ),
+                [InputTag(MLFLOW_DATASET_CONTEXT, context)],
+            )
+            for context, name, facts in trial_datasets(trial.first, trial.settings)
+        ]
+        if datasets:
+            self._client.log_inputs(run_id, datasets)
 
     def _send_rows(self, run_id: str, trial: StoredTrial) -> None:
         unsent = trial.unsent_rows()

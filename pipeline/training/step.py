@@ -219,6 +219,11 @@ def finite(measures: list[Measure]) -> list[Measure]:
     raise DivergedError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
 
 
+def learning_rate(optimizer: torch.optim.Optimizer) -> Measure:
+    """Return the largest learning rate of an optimiser, as the latest step had it."""
+    return Measure("learning_rate", "", float(max(group["lr"] for group in optimizer.param_groups)))
+
+
 def loss_of(measures: Sequence[Measure]) -> float:
     """Return the total loss among the measures of a step."""
     return next(measure.value for measure in measures if measure.metric == "loss")

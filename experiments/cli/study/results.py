@@ -83,6 +83,8 @@ class SyncStudies(Command):
             console.print(
                 f"{name}: {report.sent} rows of {report.trials} trials sent to {report.uri}", soft_wrap=True
             )
+            if report.link:
+                console.print(f"  as a table: {report.link}", highlight=False, soft_wrap=True)
             if report.warning:
                 unsent += 1
                 console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)

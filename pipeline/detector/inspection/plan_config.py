@@ -6,7 +6,8 @@ A printed config derives from the config that it was made of. It contains only w
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.detector import build
 from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.sites import PARTS, plain
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
+from pipeline.storage.temporary import temporary_folder
 
 WIDTH = 110
 """Largest number of characters in a printed line, as in the project's own files."""
@@ -84,6 +86,24 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
     return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
 
 
+def print_whole_config(config: str | Path, plan: Plan, overrides: Sequence[tuple[str, str]] = ()) -> str:
+    """Return a plan as the text of a config that inherits from nothing.
+
+    Args:
+        config: the config whose model the plan is for; a relative path starts at the project root.
+        plan: resolved or not.
+        overrides: as in ``build.load_config``.
+
+    Raises:
+        pipeline.detector.build.ConfigError: the config cannot be read.
+        PlanError: the plan does not fit its sites.
+    """
+    with temporary_folder("config") as folder:
+        path = folder / "config.py"
+        path.write_text(print_config(config, plan, folder), encoding="utf-8")
+        return str(build.load_config(path, overrides).pretty_text)
+
+
 def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the change of a config that gives its layers the plan's choices.
 
@@ -138,7 +158,7 @@ def literal(value: Any, indent: int = 0, used: int = 0) -> str:
     """Return a value as it is written in configs: with ``dict(...)``, in one line if it fits.
 
     Args:
-        value: dicts with names as keys (``**name`` unpacks a variable), lists, tuples and plain values.
+        value: dicts (the key ``**name`` unpacks a variable), lists, tuples and plain values.
         indent: indentation, in columns, of a value that spans several lines.
         used: number of columns before the value in its line.
     """
@@ -150,6 +170,8 @@ def literal(value: Any, indent: int = 0, used: int = 0) -> str:
         return repr(value)
     items = _items(value)
     opening, closing = {dict: ("dict(", ")"), list: ("[", "]"), tuple: ("(", ")")}[type(value)]
+    if isinstance(value, dict) and not _names(value):
+        opening, closing = "{", "}"
     flat = opening + ", ".join(head + literal(item, used=-(10**6)) for head, item in items)
     flat += ("," if isinstance(value, tuple) and len(value) == 1 else "") + closing
     if used + len(flat) < WIDTH or not value:
@@ -163,4 +185,11 @@ def _items(value: dict[str, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[st
     """Return (text before the item: ``key=``, ``**name`` or nothing; the item) for every item of a value."""
     if not isinstance(value, dict):
         return [("", item) for item in value]
+    if not _names(value):
+        return [(f"{json.dumps(key)}: ", item) for key, item in value.items()]
     return [(key, Code("")) if key.startswith("**") else (f"{key}=", item) for key, item in value.items()]
+
+
+def _names(value: dict[str, Any]) -> bool:
+    """Whether every key can stand before ``=``."""
+    return all(key.startswith("**") or (key.isidentifier() and not iskeyword(key)) for key in value)

@@ -32,7 +32,7 @@ from pipeline.training.components.metrics_logger import MetricsLogger, open_reco
 from pipeline.training.components.progress import ProgressReporter
 from pipeline.training.resolve_config import ResolvedTraining
 from pipeline.training.setup import build_train_step, may_leave_parameters_out
-from pipeline.training.step import Launched, Prepared, lr_factor, plan_of_step
+from pipeline.training.step import Launched, Prepared, learning_rate, lr_factor, plan_of_step
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,8 @@ class ArmTrainer:
             measured: the trial is measured after this step, so its numbers must be there.
         """
         if self.logger.due(self.done):
-            self.logger.after_step(self.done, self.read())
+            measures = [*self.read(), learning_rate(self.train_step.optimizer)]
+            self.logger.after_step(self.done, measures, self.train_step.batches_per_step)
         elif measured:
             self.read()
         self.progress.after_step(self.done)

@@ -55,17 +55,20 @@ class MetricsLogger:
         """Whether ``after_step`` adds rows: every ``log_every`` steps and at the end."""
         return step % self._settings.train.log_every == 0 or step == self._steps
 
-    def after_step(self, step: int, measures: Sequence[Measure]) -> None:
-        """Add the measures of a step that is due, averaged over the ranks.
+    def after_step(self, step: int, measures: Sequence[Measure], batches_per_step: int = 1) -> None:
+        """Add the measures of a step that is due, averaged over the ranks, and the samples per second.
 
         Args:
             step: steps done.
             measures: of this rank.
+            batches_per_step: batches that a rank runs in a step.
         """
         if not self.due(step):
             return
         means = all_reduce_mean([measure.value for measure in measures], self._session)
-        self.add(step, [replace(m, value=mean) for m, mean in zip(measures, means, strict=True)])
+        averaged = [replace(m, value=mean) for m, mean in zip(measures, means, strict=True)]
+        samples = self._settings.train.batch_size * batches_per_step * self._session.world_size
+        self.add(step, [*averaged, *self._times.recent_rate(samples)])
 
     def finish(self, step: int, batches_per_step: int = 1) -> None:
         """Add the times of the steps, and how many frames all ranks have skipped, if any may be.

@@ -60,6 +60,18 @@ def test_a_step_of_a_cohort_costs_an_arm_the_trunk_and_its_own_part(ticks: Ticks
     assert found == pytest.approx(expected | {"step_trunk_ms": 250, "step_own_ms": 150})
 
 
+def test_the_rate_while_a_trial_runs_is_that_of_the_steps_since_it_was_asked_for() -> None:
+    times = StepTimes()
+    assert times.recent_rate(8) == []
+    for _ in range(3):
+        times.add(0.5, 1.0, 0.5)
+    (rate,) = times.recent_rate(8)
+    assert (rate.metric, rate.unit, rate.value) == ("samples_per_s", "samples/s", pytest.approx(4))
+    times.add(0.0, 0.5, 0.5)
+    assert times.recent_rate(8)[0].value == pytest.approx(8)
+    assert times.recent_rate(8) == []
+
+
 def test_spread_is_half_of_the_middle_three_fifths(ticks: Ticks) -> None:
     clock = StepClock(CPU)
     run(clock, ticks, [(0, 1)] * WARMUP_STEPS + [(0, 0.1 * i) for i in range(1, 12)])
