@@ -521,7 +521,7 @@ PATHS = [
         "--out",
         "a folder",
         lambda p: ["plan", CONFIG, "--out", str(p.tmp)],
-        "…: Is a directory; check the path",
+        "…: is a folder, expected a file",
     ),
     Bad("study run", "--runs-dir", "links in a loop", loop, "…a…; check the path"),
     Bad(
