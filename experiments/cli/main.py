@@ -23,6 +23,7 @@ from experiments.cli.lint import Lint
 from experiments.cli.operators import BenchOperators, ListOperators
 from experiments.cli.options import Command, Group
 from experiments.cli.plan import ShowPlan
+from experiments.cli.study.new import NewStudy
 from experiments.cli.study.power import ShowPower
 from experiments.cli.study.results import ReportStudy, SyncStudies
 from experiments.cli.study.run import ListStudies, ResumeStudy, RunDemo, RunStudy, ShowStatus
@@ -57,6 +58,7 @@ COMMANDS: tuple[Command | Group, ...] = (
         "run the trials of a recipe under Ray Tune, judge them, show the results",
         (
             ListStudies(),
+            NewStudy(),
             ShowPower(),
             RunStudy(),
             ResumeStudy(),
