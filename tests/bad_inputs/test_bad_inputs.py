@@ -104,12 +104,8 @@ def document() -> str:
     for case in TABLE:
         cells = (case.file, f"`{case.key}`", case.value, case.sentence)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
-    return (
-        HEAD
-        + "".join(lines)
-        + found("Data, checkpoints and tensors", reported.DATA)
-        + found("Attacks", reported.ATTACKS)
-    )
+    data = found("Data, checkpoints and tensors", reported.DATA)
+    return HEAD + "".join(lines) + data + found("Attacks", reported.ATTACKS)
 
 
 def found(title: str, cases: Sequence[reported.Reported]) -> str:
@@ -117,10 +113,8 @@ def found(title: str, cases: Sequence[reported.Reported]) -> str:
     lines = [
         f"| {case.case} | {case.before} | {case.now} | {case.test.rpartition('::')[2]} |\n" for case in cases
     ]
-    head = (
-        f"\n## {title}: what did version da22db2 do?\n\n| case | before | now | test |\n|---|---|---|---|\n"
-    )
-    return head + "".join(lines)
+    head = "| case | before | now | test |\n|---|---|---|---|\n"
+    return f"\n## {title}: what did version da22db2 do?\n\n{head}" + "".join(lines)
 
 
 @pytest.mark.parametrize("case", [*reported.DATA, *reported.ATTACKS], ids=lambda case: case.case)
