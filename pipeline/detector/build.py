@@ -50,7 +50,8 @@ def build_model(
         dtype: of the attention inputs, ``bfloat16`` under autocast.
 
     Returns:
-        The model in evaluation mode, with the parameters frozen that ``optim_wrapper`` freezes.
+        The model in evaluation mode, with the parameters frozen that ``optim_wrapper`` freezes, and with its
+        trunk found.
 
     Raises:
         ConfigError: no such file, or an unknown key.
@@ -73,6 +74,7 @@ def build_model(
     model.eval()
     model.apply_plan(plan or model.plan, device, dtype)
     freeze(model, cfg.optim_wrapper)
+    model.find_trunk()
     return model
 
 

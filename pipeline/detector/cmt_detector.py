@@ -6,7 +6,6 @@ It is built from a config through mmdet3d's ``MODELS``. Our training loop and mm
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -17,16 +16,16 @@ from operators import objections
 from operators.grid import CAMERA, LIDAR
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.acceleration.cuda_graph import Graphs
-from pipeline.detector.backbones.image_branch import ImageBranch
-from pipeline.detector.backbones.lidar_branch import BranchError, LidarBranch
+from pipeline.detector.backbones.lidar_branch import BranchError
 from pipeline.detector.head.losses import HeadOutput
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
+from pipeline.detector.trunk import Trunk
 from pipeline.metrics.device_measure import DeviceMeasure
 
 
 @MODELS.register_module()
-class CmtDetector(ImageBranch, LidarBranch, Base3DDetector):
+class CmtDetector(Trunk, Base3DDetector):
     """CMT with AQR: an image branch, a LiDAR branch, and the head that fuses them; or one of the branches.
 
     ``CmtImageHead`` needs the image branch alone, ``CmtLidarHead`` the LiDAR branch alone.
@@ -88,7 +87,6 @@ class CmtDetector(ImageBranch, LidarBranch, Base3DDetector):
         self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
         self._check_branches(pts_bbox_head)
-        self._lidar_stream: Any = None  # made on the first use, when the GPU is known
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``
 
     def _check_branches(self, head: dict[str, Any]) -> None:
@@ -203,42 +201,13 @@ class CmtDetector(ImageBranch, LidarBranch, Base3DDetector):
 
         Args:
             batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5); perhaps ``ready``
-                (``data_samples.preprocess``).
+                (``data_samples.preprocess``). Or only ``trunk``: what ``run_trunk`` made of these.
 
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w'), sample by sample.
         """
-        images, points = batch_inputs["imgs"], batch_inputs["points"]
-        if images.is_cuda:
-            return self._extract_in_parallel(images, points, batch_inputs.get("ready"))
-        maps = self.image_features(images)
-        return self.point_features(points), maps
-
-    def _extract_in_parallel(self, images: Tensor, points: list[Tensor], ready: Any) -> tuple[Tensor, Tensor]:
-        """Run the branches on two streams of the GPU.
-
-        The LiDAR branch waits for counts from the device: of voxels, and of outputs of every sparse
-        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch. In
-        training, a frozen LiDAR trunk depends on the points alone, so it runs beside the end of the step
-        before.
-        """
-        main = torch.cuda.current_stream(images.device)
-        ahead = ready is not None and self._lidar_stream is not None and self.lidar_trunk_is_frozen
-        if self._lidar_stream is None:
-            self._lidar_stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        if ahead:
-            self._lidar_stream.wait_event(ready)
-        else:
-            self._lidar_stream.wait_stream(main)
-        image_maps = self.image_features(images)  # first, because its launches do not wait for the device
-        with torch.cuda.stream(self._lidar_stream):
-            maps = self.lidar_trunk(points) if ahead else (self.point_features(points),)
-        main.wait_stream(self._lidar_stream)
-        for x in maps:
-            x.record_stream(main)  # keeps its memory until the main stream has read it
-        for x in points:
-            x.record_stream(self._lidar_stream)
-        return (self.pts_neck(maps)[0] if ahead else maps[0]), image_maps
+        trunk = batch_inputs.get("trunk")
+        return self.run_after_trunk(self.run_trunk(batch_inputs) if trunk is None else trunk)
 
     def loss(
         self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any

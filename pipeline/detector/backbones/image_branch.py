@@ -58,15 +58,46 @@ class ImageBranch(nn.Module):
         Returns:
             (B * V, C, h', w'). Without a branch it is empty.
         """
+        return self.images_after(self.images_before(images, 0), 0)
+
+    @property
+    def image_stages(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of each stage of the branch, in the order of computation."""
+        return ((self.img_backbone,), (self.img_neck,)) if self.has_images else ()
+
+    def images_before(self, images: Tensor, stages: int) -> Any:
+        """Mask images if the detector does, and run the first stages; ``images_after`` runs the others.
+
+        Args:
+            images: (B, V, 3, H, W), normalised.
+            stages: how many; with 0 the masked images (B * V, 3, H, W) are returned.
+        """
         images = images.flatten(0, 1)
-        if not self.has_images:
-            return images.new_zeros(len(images), 0, 0, 0)
-        if self.grid_mask is not None:
+        if self.grid_mask is not None and self.has_images:
             images = self.grid_mask(images)
-        return replayed(self, "images", self._image_maps, (images,))[0]
+        if stages == 0:
+            return images
+        levels = self._image_levels(images)
+        return levels if stages == 1 else run_part(self.img_neck, levels)[0]
+
+    def images_after(self, x: Any, stages: int) -> Tensor:
+        """Run the stages that ``images_before`` has not run; returns (B * V, C, h', w').
+
+        Args:
+            x: what ``images_before`` returned.
+            stages: how many stages it has run.
+        """
+        if not self.has_images:
+            return x.new_zeros(len(x), 0, 0, 0)
+        if stages == 0:
+            return replayed(self, "images", self._image_maps, (x,))[0]
+        return run_part(self.img_neck, x)[0] if stages == 1 else x
 
     def _image_maps(self, images: Tensor) -> tuple[Tensor]:
+        return (run_part(self.img_neck, self._image_levels(images))[0],)
+
+    def _image_levels(self, images: Tensor) -> Any:
         images, graphs = maps_channels_last(images), self.pts_bbox_head.train_graphs
         if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return (run_part(self.img_neck, run_part(self.img_backbone, images))[0],)
-        return (self.img_neck(graphs.run_frozen(self.img_backbone, images))[0],)
+            return run_part(self.img_backbone, images)
+        return graphs.run_frozen(self.img_backbone, images)

@@ -14,10 +14,9 @@ from pipeline.config.sections import HOOKS, NO_EFFECT, SECTIONS, refusals, witho
 from pipeline.config.settings import TrialSettings
 from pipeline.detector.build import build_model
 from pipeline.errors import TrialError
-from pipeline.runtime.session import LocalSession
 from pipeline.storage.paths import ROOT
 from pipeline.training.initial_weights import initial_weights
-from pipeline.training.setup import build_trial
+from pipeline.training.setup import build_detector
 from tests.pipeline.conftest import CONFIG, OVERRIDES
 
 REFUSED = {
@@ -44,7 +43,7 @@ def test_what_would_change_a_training_stops_it_and_lint_finds_it(
     config.write_text(f"_base_ = ['{ROOT / CONFIG}']\n{section} = {value!r}\n")
     settings = replace(trial(), config=str(config))
     with pytest.raises(TrialError, match=sentence):
-        build_trial(settings, LocalSession(tmp_path))
+        build_detector(settings, torch.device("cpu"))
     found = [finding for finding in lint(config, "cpu").wrong if finding.rule == "not-followed"]
     assert [finding.place.line for finding in found] == [2]
 
@@ -86,7 +85,7 @@ def test_load_from_is_where_a_trial_starts_unless_its_settings_say_otherwise(
     named = ("load_from", json.dumps(str(tmp_path / "images.safetensors")))
     settings = trial(overrides=(*OVERRIDES, named))
     assert initial_weights(settings) == str(tmp_path / "images.safetensors")
-    state = build_trial(settings, LocalSession(tmp_path)).model.state_dict()
+    state = build_detector(settings, torch.device("cpu")).state_dict()
     assert all(torch.equal(state[name], value) for name, value in backbone.items())
     assert initial_weights(replace(settings, init_checkpoint="other.pth")) == "other.pth"
     assert load_file(tmp_path / "images.safetensors").keys() < state.keys()
