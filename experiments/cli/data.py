@@ -153,7 +153,7 @@ class CheckData(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("path", help="dataset in nuScenes layout, info file, or folder of shards")
-        add_version(parser)
+        parser.add_argument("--version", help="name of the tables folder (that which is there)")
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if there are problems."""
@@ -162,13 +162,27 @@ class CheckData(Command):
         from pipeline.data.formats.verify import check
 
         console = Terminal()
-        with task_bar(console, f"checking {arguments.path}") as advance:
-            report = check(Path(arguments.path), arguments.version, advance)
+        version = arguments.version or _version_of(Path(arguments.path))
+        with task_bar(console, f"checking {arguments.path} ({version})") as advance:
+            report = check(Path(arguments.path), version, advance)
         for name, count in report.counts.items():
             console.print(f"{name:32} {count:>9}", highlight=False)
         for problem in report.problems:
             console.print(f"problem: {problem}", style="red", soft_wrap=True)
         return 0 if report.ok else 1
+
+
+def _version_of(path: Path) -> str:
+    """Return the version of a dataset's tables; of shards, that of generated data."""
+    from pipeline.data.formats.nuscenes_tables import find_version
+    from pipeline.data.sample import DataError
+
+    if path.suffix == ".pkl":
+        path = path.parent  # `check` looks for the files of its frames there
+    try:
+        return find_version(path)
+    except DataError:
+        return "v1.0-mini"
 
 
 class WriteInfos(Command):
