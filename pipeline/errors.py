@@ -26,5 +26,9 @@ class TrialError(RuntimeError):
     """A trial that cannot start or go on; the message says what, why and what to do."""
 
 
+class DivergedError(TrialError):
+    """A loss or a gradient is not finite, on all ranks."""
+
+
 class TrialMemoryError(TrialError):
     """Memory of the device or the host ran out; a smaller cohort or batch may fit."""

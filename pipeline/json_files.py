@@ -64,8 +64,13 @@ def read_json(path: Path, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
     return parse_json(read_bytes(path, max_bytes), expected, str(path))
 
 
-def read_bytes(path: Path, max_bytes: int) -> bytes:
+def read_bytes(path: Path, max_bytes: int, start: int = 0) -> bytes:
     """Read a regular file of limited size; a pipe or a device, which may never end, is refused.
+
+    Args:
+        path: the file.
+        max_bytes: largest file that is read.
+        start: byte from which on it is read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,7 +82,9 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
             raise JsonError("is no regular file", str(path))
         if found.st_size > max_bytes:
             raise JsonError(f"has {found.st_size} bytes, expected {max_bytes} at most", str(path))
-        return path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read()
     except FileNotFoundError:
         raise
     except OSError as error:

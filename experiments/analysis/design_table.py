@@ -157,6 +157,8 @@ def ended_trials(rows: Sequence[Row], rule: DecisionRule) -> tuple[tuple[str, ..
     """
     if not rows:
         raise AnalysisError("there are no rows; run the study before asking for its verdicts")
+    if not rule.treatments or not rule.baseline:
+        raise AnalysisError("the rule names no treatment or no baseline; a recipe takes them from its design")
     refuse_mixtures(rows)
     refuse_unknown_metric(rows, rule)
     plans = one_plan_each(rows)

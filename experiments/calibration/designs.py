@@ -34,6 +34,8 @@ class Study:
     def rule(self, confidence: float = 0.95, order: Sequence[str] = ()) -> DecisionRule:
         """Return its rule, in noises of one run."""
         return DecisionRule(
+            treatments=("window",),
+            baseline="none",
             sites=self.sites,
             seeds=tuple(range(self.interim_analyses[-1])),
             interim_analyses=self.interim_analyses,

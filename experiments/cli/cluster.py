@@ -4,7 +4,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, add_concurrent, add_no_mlflow, add_storage, add_study
+from experiments.cli.options import Command, add_no_mlflow, add_packing, add_storage, packing_words
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study, override_words
 from pipeline.printable import say
 
 
@@ -18,31 +19,30 @@ class SubmitStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
+        add_overrides(parser)
         parser.add_argument(
             "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
         )
         parser.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
-        add_concurrent(parser)
+        add_packing(parser)
         add_storage(parser)
         add_no_mlflow(parser)
         parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
 
     def run(self, arguments: Namespace) -> int:
         """Return 0 if the job succeeded or was not waited for, 130 if it was stopped, else 1."""
-        from experiments.recipes.registry import recipe
+        chosen = chosen_study(arguments)  # refuses what is wrong before Ray is imported
+        from experiments.cluster.job_submission import default_address, follow, send, upload
 
-        name = recipe(arguments.study).name  # refuses an unknown name before Ray is imported
-        from experiments.cluster.job_submission import default_address, follow, runtime_env, send
-
-        words = ["study", "run", name]
-        if arguments.concurrent is not None:
-            words += ["--concurrent", str(arguments.concurrent)]
+        words = ["study", "run", Path(chosen.word).name, *override_words(arguments)]
+        words += packing_words(arguments)
         if arguments.storage:
             words += ["--storage", arguments.storage]
         if arguments.no_mlflow:
             words += ["--no-mlflow"]
         address = arguments.address or default_address()
-        job = send(words, address, runtime_env(arguments.home))
+        with upload(arguments.study, arguments.home) as environment:
+            job = send(words, address, environment)
         _write(f"job {job.name} at {address}: `ray job logs -f {job.name}`, `ray job stop {job.name}`\n")
         if arguments.no_wait:
             return 0

@@ -83,20 +83,6 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help=f"mmengine config file; {CONFIGS_ARE_CODE}")
 
 
-def add_study(parser: argparse.ArgumentParser) -> None:
-    """Add a study: the name of a recipe, or a study file."""
-    text = "a name that `biaswise study list` shows, or your study file (my_study.py)"
-    parser.add_argument("study", help=f"{text}; a study file, and a config, is run as code")
-
-
-def name_of(study: str) -> str:
-    """Return the name of a study that is named by its study file; any other word as it is."""
-    from experiments.recipes.registry import recipe
-    from experiments.recipes.study_file import SUFFIX
-
-    return recipe(study).name if study.endswith(SUFFIX) else study
-
-
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--runs-dir``."""
     parser.add_argument(
@@ -112,9 +98,27 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", default="", metavar="URI", help=text)
 
 
-def add_concurrent(parser: argparse.ArgumentParser) -> None:
-    """Add ``--concurrent``."""
-    parser.add_argument("--concurrent", type=int, metavar="N", help="trials at once (as the recipe says)")
+def add_packing(parser: argparse.ArgumentParser) -> None:
+    """Add ``--concurrent`` and ``--arms-per-worker``."""
+    parser.add_argument(
+        "--concurrent",
+        type=int,
+        metavar="N",
+        help="groups of workers at once, each with one trial or a cohort (as the recipe says)",
+    )
+    parser.add_argument(
+        "--arms-per-worker",
+        type=int,
+        metavar="N",
+        help="most trials of a seed in a cohort: a group of workers trains them together, over one loader "
+        "and one frozen trunk; 1: every trial alone (as many as keep all groups busy, or by the probe)",
+    )
+
+
+def packing_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the options of ``add_packing`` as they were typed, for another command line."""
+    asked = {"--concurrent": arguments.concurrent, "--arms-per-worker": arguments.arms_per_worker}
+    return [word for option, number in asked.items() if number is not None for word in (option, str(number))]
 
 
 def add_no_mlflow(parser: argparse.ArgumentParser) -> None:

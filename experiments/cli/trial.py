@@ -14,9 +14,9 @@ from experiments.cli.options import (
     add_missing_cameras,
     add_runs_dir,
     add_split,
-    add_study,
     read_cfg_options,
 )
+from experiments.cli.study.chosen import add_study, chosen_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -47,7 +47,6 @@ class Train(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         overrides = read_cfg_options(arguments)
-        from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder, write_json
         from experiments.study.preflight import make_datasets
         from experiments.terminal import Terminal
@@ -55,7 +54,7 @@ class Train(Command):
         from pipeline.redaction import refuse_secrets
 
         console = Terminal()
-        chosen = recipe(arguments.study)
+        chosen = chosen_study(arguments)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         refuse_secrets(settings.to_dict())
         load_config(settings.config, settings.overrides)  # refuses what is wrong before a file is written
@@ -145,7 +144,7 @@ def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Terminal")
     from pipeline.ray_train.launch import train_one
 
     with StudyProgress(console, total=1, done=0) as progress:
-        progress.started(folder.name, folder, len(settings.conditions))
+        progress.started({folder.name: folder}, len(settings.conditions))
         train_one(settings, folder)
         progress.ended(folder.name)
 

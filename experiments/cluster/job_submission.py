@@ -6,9 +6,12 @@
 import asyncio
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from shlex import join
 from typing import Any
 
@@ -16,8 +19,12 @@ import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from experiments.recipes.registry import is_study_file, recipe
+from pipeline.config.provenance import files_of
+from pipeline.errors import PACKAGES
 from pipeline.metrics.versions import commit
-from pipeline.storage.paths import COMMIT, HOME, ROOT
+from pipeline.storage.paths import COMMIT, HOME, ROOT, resolve_path
+from pipeline.storage.temporary import temporary_folder
 
 RUNTIME_ENV = ROOT / "experiments/runtime_env.yaml"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -76,6 +83,54 @@ def runtime_env(place: str = "") -> dict[str, Any]:
     if place:
         made["env_vars"][HOME] = place
     return made
+
+
+@contextmanager
+def upload(study: str, place: str = "") -> Iterator[dict[str, Any]]:
+    """Yield the runtime environment of a job that runs a study.
+
+    A study file goes with the job, together with the Python files beside it, the configs that it names
+    relative to the current folder, and the code. So does the code of an installed package, which has no
+    folder of its own.
+
+    Args:
+        study: name of a recipe, or a study file.
+        place: as in ``runtime_env``.
+
+    Raises:
+        SubmitError: a config lies outside the current folder, so that the job would not find it.
+    """
+    made = runtime_env(place)
+    if not is_study_file(study) and (ROOT / "pyproject.toml").exists():
+        yield made
+        return
+    with temporary_folder("upload") as folder:
+        for package in PACKAGES:
+            leave = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / package, folder / package, ignore=leave)
+        if is_study_file(study):
+            for file in {Path(study), *Path(study).parent.glob("*.py")}:
+                shutil.copy(file, folder / file.name)
+            for file in _configs(study):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / file)
+        yield {**made, "working_dir": str(folder)}
+
+
+def _configs(study: str) -> set[Path]:
+    """Return the configs of a study file that come neither with the code nor from an absolute path."""
+    here = Path.cwd()
+    named = {settings.config for settings in recipe(study).trials}
+    own = [
+        resolve_path(name) for name in named if not Path(name).is_absolute() and not (ROOT / name).is_file()
+    ]
+    files = {file for config in own for file in files_of(config.resolve())}
+    if outside := sorted(str(file) for file in files if not file.is_relative_to(here)):
+        raise SubmitError(
+            f"{study}: its config reads {outside[0]}, which is not below {here}, so a job does not have it; "
+            f"name the config by an absolute path that the cluster has, too"
+        )
+    return {file.relative_to(here) for file in files}
 
 
 def send(words: Sequence[str], address: str, env: dict[str, Any]) -> Job:

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.lint.finding import Finding
+from operators.grid import CAMERA
 from pipeline.config.provenance import Key
 from pipeline.data.augmentation.train_pipeline import LOADERS, REPLACEMENTS, STEPS, read_steps
 from pipeline.data.sample import DataError
-from pipeline.detector.inspection.sites import HEAD
+from pipeline.detector.inspection.sites import HEAD, sensors_of
 from pipeline.detector.inspection.survey import Survey
 
 LOADING = (*LOADERS, "LoadAnnotations3D")
@@ -53,7 +54,7 @@ def check_pipelines(survey: Survey) -> Iterator[Finding]:
                 yield finding
         yield from _order(entries, place)
         if loader == "train_dataloader":
-            yield from _complete(entries, place)
+            yield from _complete(entries, place, CAMERA in sensors_of(survey.model["pts_bbox_head"]))
         else:
             yield from _evaluation(entries, place)
         for i, entry in enumerate(entries):
@@ -105,15 +106,15 @@ def _order(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
                 break
 
 
-def _complete(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
-    """Find steps that training needs and the pipeline does not have."""
+def _complete(entries: Sequence[Any], place: Key, cameras: bool) -> Iterator[Finding]:
+    """Find steps that training needs and the pipeline does not have; ``cameras``: the model reads images."""
     kinds = [entry.get("type") for entry in entries if isinstance(entry, Mapping)]
     needs = {
         "LoadAnnotations3D": "training needs boxes",
         "ResizeCropFlipImage": "images would keep their native size",
     }
     for kind, why in needs.items():
-        if kind not in kinds:
+        if kind not in kinds and (cameras or kind != "ResizeCropFlipImage"):
             yield Finding("incomplete", place, f"the pipeline has no {kind}: {why}", f"add {kind}")
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from experiments.lint.attention_rules import read_choice
 from experiments.lint.finding import Finding
+from operators.grid import CAMERA, LIDAR
 from pipeline.config.plan import WINDOWED
 from pipeline.config.provenance import Key
-from pipeline.detector.inspection.sites import HEAD
+from pipeline.config.sections import refusals
+from pipeline.detector.inspection.sites import HEAD, sensors_of
 from pipeline.detector.inspection.survey import Survey
 
 PUBLISHED_GRID = (1080, 1024)
@@ -23,11 +25,31 @@ def check_model(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
         used: names of the variables that the config reads.
     """
     yield from _unread(survey, used)
+    for refusal in refusals(survey.sections):
+        yield Finding("not-followed", refusal.key, refusal.sentence, refusal.advice)
     yield from _shapes(survey)
     yield from _windows(survey)
     yield from _grid(survey.model)
+    yield from _branches(survey.model)
     for key, sentence in survey.failed:
         yield Finding("cannot-build", key, f"{key[-1]} cannot be built: {sentence}", "correct what it names")
+
+
+def _branches(model: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find a branch that the head reads and the model has not, and one that it has for nothing."""
+    wanted = sensors_of(model["pts_bbox_head"])
+    kind = model["pts_bbox_head"].get("type")
+    branches = {LIDAR: ("pts_branch", "pts_backbone"), CAMERA: ("img_backbone",)}
+    for sensor, parts in branches.items():
+        there = [part for part in parts if model.get(part)]
+        if bool(there) != (sensor in wanted):
+            part, verb = (parts[0], "needs") if sensor in wanted else (there[0], "does not read")
+            yield Finding(
+                "cannot-build",
+                (*HEAD, "type"),
+                f"{kind} {verb} {part}: the model cannot be built",
+                "take CmtHead for both sensors, CmtImageHead for cameras or CmtLidarHead for the LiDAR alone",
+            )
 
 
 def _unread(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:

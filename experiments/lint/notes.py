@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from experiments.lint.attention_rules import handed_as, memory_gib, read_choice
 from experiments.lint.finding import Finding
+from pipeline.config.sections import without_effect
 from pipeline.detector.inspection.sites import HEAD
 from pipeline.detector.inspection.survey import Survey
 
@@ -17,6 +18,21 @@ def notes(survey: Survey) -> Iterator[Finding]:
     yield from _memory(survey)
     yield from _idle(survey)
     yield from _dropout(survey)
+    yield from _without_effect(survey)
+
+
+def _without_effect(survey: Survey) -> Iterator[Finding]:
+    """Note the sections that something else decides here; mmengine's Runner follows them."""
+    idle = without_effect(survey.sections)
+    if idle:
+        listed = "; ".join(f"{name}: {why}" for name, why in idle.items())
+        yield Finding(
+            "no-effect",
+            (next(iter(idle)) if next(iter(idle)) in survey.sections else "custom_hooks",),
+            f"{len(idle)} sections or hooks have no effect in our training loop ({listed})",
+            "leave them for mmengine's Runner, which follows them, or remove them",
+            note=True,
+        )
 
 
 def _left_out(survey: Survey) -> Iterator[Finding]:

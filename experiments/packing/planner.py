@@ -89,12 +89,13 @@ class PackingPlan:
     """The chosen way in which trials share a machine.
 
     Attributes:
-        concurrent: concurrent trials on the whole machine.
+        concurrent: groups of workers at once on the whole machine.
         threads: torch threads of each trial on a CPU; 0 keeps those of the settings.
         gpu_share: share of a GPU that each worker gets, 0 to 1.
         reason: the reason for the choice, one or two sentences.
         machine: the machine of the probe; None without a probe.
         candidates: all packings that were measured.
+        arms_per_worker: most trials that a group trains together; None: as many as keep all groups busy.
     """
 
     concurrent: int
@@ -103,6 +104,7 @@ class PackingPlan:
     reason: str = ""
     machine: Machine | None = None
     candidates: tuple[Candidate, ...] = ()
+    arms_per_worker: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; ``from_dict`` reads them back."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import dataclass, replace
 
 from experiments.packing.planner import PackingPlan
 from experiments.recipes.recipe import Recipe
@@ -19,31 +20,46 @@ def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
     return recipe.with_threads(kept.threads) if kept and kept.threads else recipe
 
 
-def packing_of(
-    recipe: Recipe, folder: StudyFolder, concurrent: int | None, probing: bool, console: Terminal
-) -> PackingPlan:
-    """Return how many trials run at once.
+@dataclass(frozen=True)
+class PackingRequest:
+    """What the user, or the recipe, asks for.
+
+    Attributes:
+        concurrent: groups of workers at once that the user asks for; None if the user names no number.
+        arms_per_worker: most trials of a cohort that user or recipe ask for; None if neither names a number.
+        probing: whether the user asks for a probe.
+    """
+
+    concurrent: int | None = None
+    arms_per_worker: int | None = None
+    probing: bool = False
+
+
+def packing_of(recipe: Recipe, folder: StudyFolder, asked: PackingRequest, console: Terminal) -> PackingPlan:
+    """Return how many groups of workers run at once, and how many trials each runs together.
 
     Args:
         recipe: the study; its data must exist.
         folder: its folder; the packing that a probe chooses is written there.
-        concurrent: number that the user asks for; None if the user names none.
-        probing: whether the user asks for a probe.
+        asked: what is not left to the recipe or to the probe.
         console: the choice and its reason are printed there.
 
     Raises:
         StudyError: the probe cannot measure, or the number does not fit the GPUs.
     """
+    concurrent = asked.concurrent
+    if concurrent is None and not asked.probing:
+        concurrent = recipe.concurrent_trials
     if concurrent is not None:
-        return _shared(recipe, concurrent)
-    if recipe.concurrent_trials is not None and not probing:
-        return _shared(recipe, recipe.concurrent_trials)
+        return replace(_shared(recipe, concurrent), arms_per_worker=asked.arms_per_worker)
     packing = _kept(folder)
     if packing is None:
         packing = _probed(recipe, console)
         write_json(folder.path / FILE, packing.to_dict())
     console.print(packing.reason, highlight=False, soft_wrap=True)
-    return packing
+    if asked.arms_per_worker is None:
+        return packing
+    return replace(packing, arms_per_worker=asked.arms_per_worker)
 
 
 def _kept(folder: StudyFolder) -> PackingPlan | None:

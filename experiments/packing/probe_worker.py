@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 
-from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
-from pipeline.evaluation.inference import BATCH
+from pipeline.evaluation.inference import BATCH, compare
 from pipeline.metrics.memory import device_memory_gib, peak_resident_gib
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
+from pipeline.training.cohort import Arm, Cohort
 from pipeline.training.preflight import check
-from pipeline.training.trial import Trial
 
 WARMUP = 3
 """Steps before the first timed step. The allocator and autotuners settle within two."""
@@ -67,9 +66,10 @@ class TrialSpeedProbe:
         session = LocalSession(folder, settings.device)
         check(settings, folder, session.device)
         deterministic(session.device, settings.torch_threads)
-        self._trial = Trial(settings, session, EarlyStopping())
-        self._batches = enumerate(self._trial.batches(0, ENDLESS))
-        self._views = self._trial.evaluator.views
+        self._device = session.device
+        self._cohort = Cohort([Arm(settings, session)])
+        self._batches = enumerate(self._cohort.batches(0, ENDLESS))
+        self._views = self._cohort.split.views()
         self._chunks = self._endless_chunks()
         for _ in range(WARMUP):
             self._step()
@@ -82,13 +82,13 @@ class TrialSpeedProbe:
             threads: torch threads on a CPU.
             seconds: how long to measure. A step that has begun when the time is over is finished.
         """
-        if self._trial.session.device.type == "cpu":
+        if self._device.type == "cpu":
             torch.set_num_threads(threads)
         step_s = self._time(self._step, TRAINING_SHARE * seconds)
         chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * seconds)
         chunks = -(-len(self._views.source) // BATCH)
-        reserved, used = device_memory_gib(self._trial.session.device)
-        return TrialSpeed(step_s, chunk_s, self._trial.steps, chunks, reserved, used, peak_resident_gib())
+        reserved, used = device_memory_gib(self._device)
+        return TrialSpeed(step_s, chunk_s, self._cohort.steps, chunks, reserved, used, peak_resident_gib())
 
     def _time(self, call: Any, seconds: float) -> float:
         """Call ``call`` for the given time and return the mean seconds per call."""
@@ -99,11 +99,13 @@ class TrialSpeedProbe:
         return (time.perf_counter() - begun) / calls
 
     def _step(self) -> None:
-        self._trial.read(self._trial.launch(*next(self._batches)))  # reading the losses waits for the device
+        self._cohort.step(*next(self._batches))
+        for trainer in self._cohort.trainers:
+            trainer.read()  # waits for the device
 
     def _detect(self) -> None:
-        detector = self._trial.detector
-        detector.compare(detector.resize(self._views.of(next(self._chunks))))
+        detectors = [trainer.detector for trainer in self._cohort.trainers]
+        compare(detectors, detectors[0].resize(self._views.of(next(self._chunks))))
 
     def _endless_chunks(self) -> Iterator[list[Sample]]:
         while True:

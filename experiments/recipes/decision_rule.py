@@ -54,8 +54,9 @@ class DecisionRule:
         treatments: levels that are compared with the baseline, one or more. A level is a bias kind
             (``window``, or ``window:15`` for windows of that size), or a bias kind with an approximate
             implementation (``window/lowrank@16``).
-            Screening and confirmation use the first one.
-        baseline: level that the treatments are compared with.
+            Screening and confirmation use the first one. Empty: those of the recipe's design or trials,
+            which fills them in.
+        baseline: level that the treatments are compared with; empty: likewise, the first of the design's.
         sites: the factors; empty reads them from the plans (every site whose bias varies).
         seeds: the blocks; empty reads them from the rows. A study that names its sites and
             seeds notices when all trials of one of them are missing.
@@ -85,8 +86,8 @@ class DecisionRule:
 
     metric: str = "NDS"
     condition: str = "clean"
-    treatments: tuple[str, ...] = ("window",)
-    baseline: str = "none"
+    treatments: tuple[str, ...] = ()
+    baseline: str = ""
     sites: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     price_metric: str = "step_ms"
@@ -119,9 +120,7 @@ class DecisionRule:
         yield from self._bad_price()
 
     def _bad_levels(self) -> Iterator[str]:
-        levels = (self.baseline, *self.treatments)
-        if not self.treatments:
-            yield "the rule has no treatment; expected one or more levels to compare with the baseline"
+        levels = (*filter(None, (self.baseline,)), *self.treatments)
         for level in levels:
             if level.partition("/")[0].partition(":")[0] not in BIAS_KINDS:
                 yield f"the rule names the bias {level!r}; expected one of {', '.join(BIAS_KINDS)}"

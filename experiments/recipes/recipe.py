@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from experiments.recipes.decision_rule import DecisionRule
+from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Arm, Design, level_of
+from experiments.recipes.levels import complete, levels_by_site
 from pipeline.config.plan import Choice, Plan
 from pipeline.config.settings import TrialSettings
 
@@ -88,13 +89,19 @@ class Recipe:
         sites: sites whose bias the trials vary, the factors; empty if nothing is compared.
         rule: turns rows into verdicts; None if nothing is compared.
         datasets: generated datasets that the trials read.
-        concurrent_trials: trials that run at once on one machine; None: as many as a probe finds best.
+        concurrent_trials: groups of workers at once on one machine, each with a trial or a cohort of them;
+            None: as many as a probe finds best.
+        arms_per_worker: most trials that a group of workers trains together, as a cohort; None: as many as
+            keep all groups busy, or as a probe finds best. In no digest, as it changes no row but times.
         design: the arms that run with every seed, wave after wave until all verdicts are settled; None: all
             trials run in one wave.
         early_stopping: which trials of later waves are stopped; None: no trial is stopped.
         confirmation_seeds: seeds that no trial has. At the end three plans are trained with each: no bias,
             and the two best plans with a bias.
         underpowered: whether it runs although it can decide nothing at its margin, as a smoke test does.
+        overridden: words with which the command line changed trials and rule.
+        file: the study file that it comes from; empty if it ships with the project.
+        begun_as: digest with which the study began, if its rule was corrected since; its rows carry it.
     """
 
     name: str
@@ -105,13 +112,32 @@ class Recipe:
     rule: DecisionRule | None = None
     datasets: tuple[SyntheticDataset, ...] = ()
     concurrent_trials: int | None = 1
+    arms_per_worker: int | None = None
     design: Design | None = None
     early_stopping: EarlyStoppingRule | None = None
     confirmation_seeds: tuple[int, ...] = ()
     underpowered: bool = False
+    overridden: tuple[str, ...] = ()
+    file: str = ""
+    begun_as: str = ""
 
     def __post_init__(self) -> None:
         """Refuse contradictions, among them two trials with the same settings: they would share a folder."""
+        self._refuse_bad_names()
+        if self.rule is not None:
+            levels = levels_by_site(self.sites, [settings.plan for settings in self.trials], self.design)
+            object.__setattr__(self, "rule", self._completed(self.rule, levels))
+        if self.design is not None:
+            self._refuse_bad_design(self.design)
+        if self.early_stopping is not None:
+            self._refuse_bad_early_stopping(self.early_stopping)
+        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
+        if used:
+            raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
+        if self.confirmation_seeds and self.rule is None:
+            raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _refuse_bad_names(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise RecipeError(
                 f"a recipe has the name {self.name!r}; expected letters, digits, '_', '-' and '.'"
@@ -125,15 +151,12 @@ class Recipe:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RecipeError(f"recipe {self.name}: trial {twice[0]} is in it twice")
-        if self.design is not None:
-            self._refuse_bad_design(self.design)
-        if self.early_stopping is not None:
-            self._refuse_bad_early_stopping(self.early_stopping)
-        used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
-        if used:
-            raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
-        if self.confirmation_seeds and self.rule is None:
-            raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _completed(self, rule: DecisionRule, levels: Mapping[str, Sequence[str]]) -> DecisionRule:
+        try:
+            return complete(rule, levels)
+        except AnalysisError as error:
+            raise RecipeError(f"recipe {self.name}: {error}") from error
 
     def _refuse_bad_design(self, design: Design) -> None:
         rule = self.rule
@@ -166,12 +189,21 @@ class Recipe:
             )
 
     @property
+    def word(self) -> str:
+        """What commands call the study: its file, or its name."""
+        return self.file or self.name
+
+    @property
     def digest(self) -> str:
-        """Twelve hex digits that name all trials, their data and the rule."""
+        """Twelve hex digits that name all trials, their data and the rule with which the study began."""
+        return self.begun_as or self.digest_under(self.rule)
+
+    def digest_under(self, rule: DecisionRule | None) -> str:
+        """Return the digest that the recipe has with another rule."""
         plain = {
             "trials": [settings.digest for settings in self.trials],
             "datasets": [asdict(dataset) for dataset in self.datasets],
-            "rule": self.rule.to_dict() if self.rule else None,
+            "rule": rule.to_dict() if rule else None,
         }
         if self.early_stopping is not None:
             plain["early_stopping"] = asdict(self.early_stopping)
@@ -223,7 +255,8 @@ class Recipe:
 
         On a CPU the number changes the bits of a result, so the digest changes too.
         """
-        return replace(self, trials=tuple(replace(s, torch_threads=threads) for s in self.trials))
+        trials = tuple(replace(s, torch_threads=threads) for s in self.trials)
+        return replace(self, trials=trials, begun_as="")
 
     def with_workers(self, workers: int) -> "Recipe":
         """Return the recipe with this many workers per trial, and the same number of frames per step.

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def load_study_file(path: Path, taken: Collection[str]) -> Recipe:
             f"{path}: its recipe has the name {made.name!r}, which is that of a shipped recipe; choose "
             f"another, such as `{RECIPE} = {RECIPE}.renamed({path.stem!r})`"
         )
-    return made
+    return replace(made, file=str(path))
 
 
 def _compiled(path: Path) -> Any:

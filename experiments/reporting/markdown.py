@@ -105,8 +105,15 @@ def commands(summary: Summary) -> str:
     commits = sorted({row.commit.rstrip("+") for row in summary.rows} - {""})
     known = len(commits) == 1 and re.fullmatch("[0-9a-f]{7,40}", commits[0])
     checkout = [f"git checkout {commits[0]}"] if known else []
-    name = shlex.quote(" ".join(printable(summary.record.name).replace("`", "").split()))
-    return "\n".join([*checkout, f"biaswise study run {name}", f"biaswise study report {name}"])
+    record = summary.record
+    name, *overridden = (_word(word) for word in (record.file or record.name, *record.overridden))
+    run = " ".join(["biaswise study run", name, *overridden])
+    return "\n".join([*checkout, run, f"biaswise study report {name}"])
+
+
+def _word(text: str) -> str:
+    """Return a word of ``study.json`` as one word of a shell, on one line and without a backtick."""
+    return shlex.quote(" ".join(printable(text).replace("`", "").split()))
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

@@ -1,5 +1,6 @@
 """The content of a report: a study, read from its rows and ``study.json`` alone, and its verdicts."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -48,6 +49,21 @@ class ReportError(ValueError):
 
 
 @dataclass(frozen=True)
+class RuleChange:
+    """A change of a study's rule.
+
+    Attributes:
+        rule: what it was before.
+        trials: trials that had ended by then.
+        rows: rows that there were.
+    """
+
+    rule: dict[str, object]
+    trials: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """The content of ``study.json``.
 
@@ -56,12 +72,18 @@ class StudyRecord:
         question: the question it answers, in a sentence; may be empty.
         rule: how it is answered; None if the study compares nothing.
         digest: digest of recipe and rule, which every row carries.
+        file: the study file that it comes from; empty if the recipe ships with the project.
+        overridden: words of the command line that changed the recipe.
+        rule_changes: earlier rules.
     """
 
     name: str
     question: str
     rule: DecisionRule | None
     digest: str
+    file: str = ""
+    overridden: tuple[str, ...] = ()
+    rule_changes: tuple[RuleChange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ def summarize(study_folder: Path) -> Summary:
         "confirmation on fresh seeds": used_by_trials(study_folder / confirmation.FOLDER, ()),
         "training of the screening": used_by_trials(study_folder / FOLDER, ()),
     }
-    notes = (*failures(study_folder), *about_code(rows))
+    notes = (*_about_record(record), *failures(study_folder), *about_code(rows))
     try:
         refuse_edits(study_folder)
         if record.rule is None:
@@ -196,8 +218,9 @@ def read_record(study_folder: Path) -> StudyRecord:
     path = study_folder / "study.json"
     try:
         plain = read_json(path, dict)
-        texts = {name: plain.get(name, "") for name in ("name", "question", "digest")}
-        check_fields(StudyRecord, texts | {"rule": None}, "study")
+        texts = {name: plain.get(name, "") for name in ("name", "question", "digest", "file")}
+        lists = {name: plain.get(name, []) for name in ("overridden", "rule_changes")}
+        check_fields(StudyRecord, texts | lists | {"rule": None}, "study")
     except FileNotFoundError:
         raise ReportError(f"{study_folder} is not a study: it has no study.json") from None
     except JsonError as error:
@@ -212,7 +235,8 @@ def read_record(study_folder: Path) -> StudyRecord:
         rule = None if plain["rule"] is None else DecisionRule.from_dict(plain["rule"])
     except (AnalysisError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
-    return StudyRecord(rule=rule, **texts)
+    changes = tuple(RuleChange(**change) for change in lists["rule_changes"])
+    return StudyRecord(rule=rule, overridden=tuple(lists["overridden"]), rule_changes=changes, **texts)
 
 
 def environment_table(summary: Summary) -> Table:
@@ -236,6 +260,21 @@ def environment_table(summary: Summary) -> Table:
     for versions in sorted({row.versions for row in rows if row.versions}):
         facts |= dict(pair.split("=", 1) for pair in versions.split(";") if "=" in pair)
     return Table("environment", "Environment", ("what", "value"), tuple(facts.items()))
+
+
+def _about_record(record: StudyRecord) -> tuple[str, ...]:
+    """Return notes about what the command line overrode, and about each change of the rule."""
+    words = shlex.join(record.overridden)
+    notes = [f"Overridden on the command line: {words}."] if words else []
+    latest = record.rule.to_dict() if record.rule else {}
+    rules = [*(change.rule for change in record.rule_changes[1:]), latest]
+    for change, now in zip(record.rule_changes, rules, strict=False):
+        fields = [f"{k}: {change.rule.get(k)} -> {now[k]}" for k in now if now[k] != change.rule.get(k)]
+        notes.append(
+            f"The rule was changed after {change.rows} rows of {change.trials} trials ({'; '.join(fields)}); "
+            f"the confidence is that of a rule that is fixed before the first row."
+        )
+    return tuple(notes)
 
 
 def _blame(study_folder: Path) -> str:

@@ -7,34 +7,36 @@ Started again, a study skips what is complete.
 import hashlib
 import json
 import os
-import time
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage import usage
+from experiments.storage.corrected_rule import RULE_CHANGES, STUDY, as_begun, note_rule
 from pipeline import json_files
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import written_by_old_version
 from pipeline.json_files import JsonError, check_fields
-from pipeline.redaction import redact, refuse_secrets
+from pipeline.redaction import refuse_secrets
+from pipeline.storage import trial_sessions
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
-from pipeline.storage.trial_status import (
-    TrialSession,
-    TrialState,
-    TrialStatus,
-    read_status,
-    rows_digest,
-    update_status,
-)
+from pipeline.storage.trial_status import TrialState, read_status
 
 STORAGE_FILE = ".storage"
 """File of a study that remembers its URI, so that a run without the option uses the copy as well."""
 FIELDS_OF_OLD_VERSION = frozenset({"factors", "worlds"})
 """Fields that ``study.json`` has in version 0.1.0, and does not have in this version."""
+
+
+OVERRIDDEN = "overridden"
+"""Key of ``study.json``: the words of the command line that changed the recipe."""
+RULE = frozenset({"rule"})
+SPELLINGS = frozenset({OVERRIDDEN, "file", RULE_CHANGES})
+"""Keys that may differ between two starts of a study: what they lead to is compared."""
 
 
 class StudyError(ValueError):
@@ -54,7 +56,11 @@ class StudyFolder:
     @property
     def has_begun(self) -> bool:
         """Whether a recipe has claimed the folder."""
-        return (self.path / "study.json").exists()
+        return (self.path / STUDY).exists()
+
+    def trial_names(self) -> tuple[str, ...]:
+        """Return the names of the trials of the recipe that has claimed the folder; none if there is none."""
+        return tuple(read_json(self.path / STUDY).get("trials", ())) if self.has_begun else ()
 
     def trial(self, name: str) -> Path:
         """Return the folder of a trial."""
@@ -79,62 +85,25 @@ class StudyFolder:
     def reopen(self, name: str) -> None:
         """Let a trial that failed count as not ended: it is to run again."""
         if self.state(name) == TrialState.FAILED:
-            update_status(self.trial(name), _running)
+            trial_sessions.reopen(self.trial(name))
 
-    def begin(self, name: str, gpus: float) -> TrialStatus:
-        """Note that a trial starts, or is resumed; return its status.
-
-        A session that was killed ends with its last sign of life.
-
-        Args:
-            name: the trial.
-            gpus: GPUs, or parts of one, that it has.
-        """
-        trial = self.trial(name)
-        sign = usage.last_sign_of_life(trial)
-
-        def begun(status: TrialStatus) -> TrialStatus:
-            earlier = tuple(_closed(session, sign) for session in status.sessions)
-            return replace(_running(status), sessions=(*earlier, TrialSession(time.time(), gpus)))
-
-        return update_status(trial, begun)
-
-    def finish(self, name: str, error: str = "", details: str = "", begun: TrialStatus | None = None) -> None:
-        """Mark a trial as ended, well or not.
-
-        Args:
-            name: the trial.
-            error: why it failed, one sentence; empty if it is complete.
-            details: traceback.
-            begun: what ``begin`` returned, if the folder may have been replaced by its copy since.
-        """
-        digest = rows_digest(self.trial(name) / "rows.jsonl")
-        now = time.time()
-
-        def ended(status: TrialStatus) -> TrialStatus:
-            sessions = status.sessions if begun is None else begun.sessions
-            return replace(
-                status,
-                state=TrialState.FAILED if error else TrialState.COMPLETE,
-                sessions=tuple(_closed(session, now) for session in sessions),
-                error=redact(error),
-                details=redact(details),
-                rows=digest,
-            )
-
-        self.trial(name).mkdir(parents=True, exist_ok=True)
-        update_status(self.trial(name), ended)
+    def finish(self, name: str, error: str = "", details: str = "") -> None:
+        """Mark a trial as ended: complete, or failed for an ``error``; see ``end_session``."""
+        trial_sessions.end_session(self.trial(name), error, details)
 
     def gpu_hours(self) -> float:
         """Return what all trials of the study have used so far, failed and unfinished ones included."""
         return usage.gpu_hours(self.path)
 
-    def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> None:
-        """Write the recipe down, or see that the folder holds this very recipe.
+    def claim(self, recipe: Recipe, inputs: Mapping[str, str]) -> Recipe:
+        """Write the recipe down, or see that the folder holds this very recipe, its rule apart.
 
         Args:
             recipe: the study.
             inputs: digest of every file whose content decides results.
+
+        Returns:
+            The recipe, with the digest with which the study began.
 
         Raises:
             StudyError: the folder cannot be written, holds another study, or one of version 0.1.0.
@@ -142,6 +111,7 @@ class StudyFolder:
         """
         for settings in recipe.trials:
             refuse_secrets(settings.to_dict())
+        recipe = (as_begun(self.path, recipe) if self._started() else None) or recipe
         wanted = {
             "name": recipe.name,
             "question": recipe.question,
@@ -151,25 +121,30 @@ class StudyFolder:
             "datasets": [asdict(dataset) for dataset in recipe.datasets],
             "trials": list(recipe.named_trials()),
             "inputs": dict(inputs),
+            "file": recipe.file,
+            OVERRIDDEN: list(recipe.overridden),
         }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_old_version()
             if not self._started():
                 self._forget()
-            self._agree("study.json", wanted)
+            self._agree(STUDY, wanted, RULE if recipe.begun_as else frozenset())
             for name, settings in recipe.named_trials().items():
                 self.trial(name).mkdir(parents=True, exist_ok=True)
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
+            if recipe.begun_as and recipe.rule:
+                note_rule(self.path, recipe.rule)
         except OSError as error:
             raise self._unwritable(error) from error
+        return recipe
 
     def _unwritable(self, error: OSError) -> StudyError:
         reason = os.strerror(error.errno or 0)
         return StudyError(f"{self.path}: cannot write here ({reason}); choose another --runs-dir")
 
     def _refuse_old_version(self) -> None:
-        path = self.path / "study.json"
+        path = self.path / STUDY
         if path.exists() and FIELDS_OF_OLD_VERSION & set(read_json(path)):
             raise StudyError(written_by_old_version(str(path)))
 
@@ -178,25 +153,33 @@ class StudyFolder:
 
     def _forget(self) -> None:
         """Remove a recipe of which no trial ever started: there is nothing to mix it up with."""
-        for file in (*self.path.glob("trials/*/settings.json"), self.path / "study.json"):
+        for file in (*self.path.glob("trials/*/settings.json"), self.path / STUDY):
             file.unlink(missing_ok=True)
         for trial in self.path.glob("trials/*"):
             if not any(trial.iterdir()):
                 trial.rmdir()
 
-    def _agree(self, file: str, wanted: Mapping[str, Any]) -> None:
+    def _agree(self, file: str, wanted: Mapping[str, Any], but: frozenset[str] = frozenset()) -> None:
         path = self.path / file
         if not path.exists():
             write_json(path, wanted)
             return
         found = read_json(path)
         plain = json.loads(json.dumps(wanted))
-        odd = sorted(_differences(found, plain))
+        spelled = SPELLINGS | but
+        odd = sorted(key for key in _differences(found, plain) if key.partition(":")[0] not in spelled)
         if odd:
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
                 f"move {self.path} away or choose another --runs-dir, their results do not mix"
+                f"{self._begun_as()}"
             )
+
+    def _begun_as(self) -> str:
+        """Return the words with which the study was begun, if it was begun with any."""
+        begun = self.path / STUDY
+        words = read_json(begun).get(OVERRIDDEN) if begun.exists() else None
+        return f"; the study was begun with {shlex.join(map(str, words))}" if words else ""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -215,15 +198,6 @@ class StudyFolder:
             except OSError as error:
                 raise self._unwritable(error) from error
             yield
-
-
-def _running(status: TrialStatus) -> TrialStatus:
-    return replace(status, state=TrialState.RUNNING, error="", details="", rows=None)
-
-
-def _closed(session: TrialSession, end: float) -> TrialSession:
-    """Return a session that has an end, not before its start."""
-    return session if session.end is not None else replace(session, end=max(end, session.start))
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipeline.metrics.rows import Row
+from pipeline.storage.trial_sessions import last_sign_of_life
 from pipeline.storage.trial_status import StatusError, read_status
 
 LONGEST_PAUSE_S = 1800.0
@@ -40,12 +41,6 @@ def used_by(trial: Path) -> Used:
     now = last_sign_of_life(trial)
     hours = [session.hours(now) for session in sessions]
     return Used(sum(hours), sum(h * s.gpus for h, s in zip(hours, sessions, strict=True)))
-
-
-def last_sign_of_life(trial: Path) -> float:
-    """Return when a trial last wrote rows or a checkpoint, Unix time; 0 if it never did."""
-    signs = [trial / "rows.jsonl", *trial.glob("checkpoints/step_*")]
-    return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
 
 
 def gpu_hours(study: Path) -> float:

@@ -45,16 +45,25 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
     Raises:
         StudyError: one is missing.
     """
+    from pipeline.training.initial_weights import initial_weights
+
     inputs = {}
-    for path in {p for settings in recipe.trials for p in (settings.config, settings.init_checkpoint) if p}:
-        file, _ = split_name(resolve_path(path))
-        if not file.is_file():
-            raise StudyError(
-                f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
-                f"it starts from there"
-            )
-        inputs[path] = digest_of(file)
+    for settings in {(s.config, s.overrides, s.init_checkpoint): s for s in recipe.trials}.values():
+        inputs[settings.config] = _digest(recipe, settings.config)
+        weights = initial_weights(settings)
+        if weights:
+            inputs[weights] = _digest(recipe, weights)
     return dict(sorted(inputs.items()))
+
+
+def _digest(recipe: Recipe, path: str) -> str:
+    file, _ = split_name(resolve_path(path))
+    if not file.is_file():
+        raise StudyError(
+            f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
+            f"it starts from there"
+        )
+    return digest_of(file)
 
 
 def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
@@ -110,15 +119,20 @@ def check_power(recipe: Recipe) -> None:
     if not planned.can_decide:
         raise StudyError(
             f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "
-            f"{recipe.name}` shows how many), or run it all the same with --underpowered"
+            f"{recipe.word}` shows how many), or run it all the same with --underpowered"
         )
 
 
 def check_models(recipe: Recipe) -> None:
-    """Build each model once, load its initial weights, and put every plan of every trial on it."""
+    """Build each model once, load its initial weights, and put every plan of every trial on it.
+
+    Raises:
+        TrialError: a config asks for something that would change the training and is not done here.
+    """
     from pipeline.detector.build import build_model  # costs seconds: skipped when nothing is to run
     from pipeline.detector.precision import attention_dtype
-    from pipeline.detector.weights import load_weights
+    from pipeline.training.initial_weights import load_initial_weights
+    from pipeline.training.preflight import check_config
 
     kinds: dict[tuple[object, ...], list[TrialSettings]] = {}
     for settings in recipe.trials:
@@ -132,9 +146,9 @@ def check_models(recipe: Recipe) -> None:
         kinds.setdefault(key, []).append(settings)
     for alike in kinds.values():
         first, dtype = alike[0], attention_dtype(alike[0].train.amp)
+        check_config(first)
         model = build_model(resolve_path(first.config), first.overrides, first.plan, first.device, dtype)
-        if first.init_checkpoint:
-            load_weights(model, resolve_path(first.init_checkpoint), fresh=("aqr",))  # as a trial does
+        load_initial_weights(model, first)
         for plan in {plan for settings in alike for plan in (settings.plan, *settings.plan_mixture)}:
             model.apply_plan(plan, first.device, dtype)
 

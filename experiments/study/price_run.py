@@ -72,7 +72,7 @@ def time_study(
     if rule is None or not recipe.sites:
         raise StudyError(f"recipe {recipe.name} compares nothing, so there is no price to measure")
     place = folder.path / FOLDER
-    if again or _is_disturbed(place / ROWS, recipe.sites, rule):
+    if again or _is_disturbed(place / ROWS, recipe.sites, rule) or _has_other_plans(recipe, place):
         _set_aside(place)
     budget = rule.stopwatch_s if seconds is None else seconds
     trial = TimedTrial(recipe.trials[0], plans_of(recipe), place, recipe.digest)
@@ -85,6 +85,7 @@ def time_study(
         "rounds": len({row.step for row in rows}),
         "seconds": round(time.monotonic() - begun, 1),
         "recipe_digest": recipe.digest,
+        "plans": [str(plan) for plan in trial.plans],
     }
     write_json(place / STATUS, status)
     return rows
@@ -130,9 +131,16 @@ def show_prices(rows: Sequence[Row], recipe: Recipe, console: Terminal) -> None:
 
 
 def is_timed(recipe: Recipe, folder: StudyFolder) -> bool:
-    """Return whether the stopwatch of this very recipe has run to its end."""
+    """Return whether the stopwatch of this very recipe has run to its end, for the levels of its rule."""
     path = folder.path / FOLDER / STATUS
-    return path.exists() and read_json(path).get("recipe_digest") == recipe.digest
+    same = path.exists() and read_json(path).get("recipe_digest") == recipe.digest
+    return same and not _has_other_plans(recipe, path.parent)
+
+
+def _has_other_plans(recipe: Recipe, place: Path) -> bool:
+    """Return whether a run that has ended lacks plans, because the rule compared other levels then."""
+    timed = read_json(place / STATUS).get("plans") if (place / STATUS).exists() else None
+    return timed is not None and not {str(plan) for plan in plans_of(recipe)} <= set(timed)
 
 
 def plans_of(recipe: Recipe) -> tuple[Plan, ...]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,11 @@ TRAINING_SHARE = 0.5
 
 @dataclass
 class _Running:
-    """A trial that runs."""
+    """A trial that runs; ``cohort`` is the name of the first trial of those that run together."""
 
     folder: Path
     conditions: int
+    cohort: str
     started: float = field(default_factory=time.monotonic)
     stage: str = "start-up"
     done: int = 0
@@ -108,13 +109,20 @@ class StudyProgress:
             f"{elapsed // 60:02d}:{elapsed % 60:02d}  {text}", highlight=False, soft_wrap=True
         )
 
-    def started(self, name: str, folder: Path, conditions: int) -> None:
-        """Note that a trial starts."""
-        clear_heartbeat(folder)
-        with self._lock:
-            self._running[name] = _Running(folder, max(conditions, 1))
+    def started(self, folders: Mapping[str, Path], conditions: int) -> None:
+        """Note that trials start together.
+
+        Args:
+            folders: trial -> its folder.
+            conditions: sensor conditions under which each is evaluated.
+        """
+        first = next(iter(folders))
+        for name, folder in folders.items():
+            clear_heartbeat(folder)
+            with self._lock:
+                self._running[name] = _Running(folder, max(conditions, 1), first)
         if self._live is None:
-            self.say(f"{name} started")
+            self.say(f"{spell_trials(list(folders))} started")
 
     def ended(self, name: str, error: str = "") -> None:
         """Note that a trial ended; ``error`` says why if it failed."""
@@ -126,6 +134,13 @@ class StudyProgress:
         left = self._seconds_left()
         rest = f", about {_spell(left)} left" if left else ""
         self.say(f"{name} {outcome} ({self._done} of {self._total}{rest})")
+
+    def numbers(self) -> dict[str, float]:
+        """Return how many trials are left of those asked for, and the hours that they take, if known."""
+        with self._lock:
+            left = self._total - self._done
+        seconds = self._seconds_left()
+        return {"trials_left": left} | ({} if seconds is None else {"hours_left": seconds / 3600})
 
     def _fraction(self) -> float:
         """Return the share of this run's trials that is over, 0 to 1."""
@@ -144,7 +159,7 @@ class StudyProgress:
     def _watch(self) -> None:
         while not self._over.wait(POLL_S):
             with self._lock:
-                words = ", ".join(f"{name.partition('_')[0]} {t}" for name, t in self._running.items())
+                words = ", ".join(_spell_running(self._running))
             left = self._seconds_left()
             assert self._live is not None  # this thread runs on a terminal only
             assert self._bar is not None
@@ -154,6 +169,22 @@ class StudyProgress:
                 completed=self._fraction(),
                 left=f"about {_spell(left)} left" if left else "",
             )
+
+
+def spell_trials(names: Sequence[str]) -> str:
+    """Return trials that run together in words; of several, their names without the digests."""
+    if len(names) == 1:
+        return names[0]
+    return f"a cohort of {len(names)} ({', '.join(name.rpartition('_')[0] or name for name in names)})"
+
+
+def _spell_running(running: Mapping[str, _Running]) -> Iterator[str]:
+    """Yield what each cohort does: its trial, or how many they are, and how far the last of them is."""
+    for first in dict.fromkeys(trial.cohort for trial in running.values()):
+        together = {name: trial for name, trial in running.items() if trial.cohort == first}
+        last = min(together.values(), key=lambda trial: trial.fraction)
+        who = f"{len(together)} trials" if len(together) > 1 else next(iter(together)).partition("_")[0]
+        yield f"{who} {last}"
 
 
 def _spell(seconds: float) -> str:

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.packing.policy import packing_of, with_packing
+from experiments.packing.policy import PackingRequest, packing_of, with_packing
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
@@ -26,6 +27,10 @@ from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.storage.sync import StudySync
+from pipeline.tracking.study_reader import StudyEnd, write_end
+
+if TYPE_CHECKING:
+    from experiments.reporting.summary import Summary
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class RunOptions:
 
     Attributes:
         runs_dir: folder of the studies.
-        concurrent: trials at once; None: as the recipe says.
-        auto_concurrency: measure on this machine how many trials should run at once.
+        concurrent: groups of workers at once; None: as the recipe says.
+        arms_per_worker: most trials that a group trains together; None: as the recipe says.
+        auto_concurrency: measure on this machine how trials should share it.
         max_trials: most trials that may run; None: all.
         max_gpu_hours: most GPU hours that they may take; None: no limit.
         confirmation: train the recommendation with fresh seeds, if the recipe has some.
@@ -43,10 +49,12 @@ class RunOptions:
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         storage: URI of a second copy of the study; empty: the URI of its earlier copy, if it has one.
         underpowered: start a study that can decide nothing at its margin.
+        register: make a registered model of the recommended plan, if rows go to MLflow.
     """
 
     runs_dir: Path
     concurrent: int | None = None
+    arms_per_worker: int | None = None
     auto_concurrency: bool = False
     max_trials: int | None = None
     max_gpu_hours: float | None = None
@@ -55,6 +63,7 @@ class RunOptions:
     hang_timeout_s: float = HANG_TIMEOUT_S
     storage: str = ""
     underpowered: bool = False
+    register: bool = True
 
     def budget(self, recipe: Recipe) -> Budget:
         """Return what the study may cost.
@@ -77,8 +86,12 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     Returns:
         How its trials ended, those of the confirmation included.
     """
-    if options.concurrent is not None and options.concurrent < 1:
-        raise StudyError(f"--concurrent {options.concurrent}: expected 1 or more")
+    for option, number in (
+        ("--concurrent", options.concurrent),
+        ("--arms-per-worker", options.arms_per_worker),
+    ):
+        if number is not None and number < 1:
+            raise StudyError(f"{option} {number}: expected 1 or more")
     if options.hang_timeout_s < 0:
         raise StudyError(
             f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
@@ -92,7 +105,11 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
-        return _run_in_folder(recipe, folder, options, console, study_sync)
+        try:
+            return _run_in_folder(recipe, folder, options, console, study_sync)
+        except KeyboardInterrupt:
+            _interrupted(folder, options.tracking)
+            raise
 
 
 def _run_in_folder(
@@ -101,7 +118,8 @@ def _run_in_folder(
     """Run a study whose folder is up to date and locked by this process."""
     budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
-    folder.claim(recipe, digest_inputs(recipe))
+    recipe = folder.claim(recipe, digest_inputs(recipe))
+    write_end(folder.path, None)
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -118,8 +136,7 @@ def _run_in_folder(
     if outcome.complete and options.confirmation and recipe.confirmation_seeds:
         left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
         outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
-    if any(folder.is_complete(name) for name in recipe.named_trials()):
-        _report(folder, console, options.tracking)
+    _close(recipe, folder, outcome, reason, options, console)
     _print_end(outcome, reason, folder, console)
     return outcome
 
@@ -127,13 +144,16 @@ def _run_in_folder(
 def _with_concurrency(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal
 ) -> tuple[Recipe, ExecutionOptions]:
-    """Choose how many trials run at once; on a CPU that may change their number of threads."""
-    packing = packing_of(recipe, folder, options.concurrent, options.auto_concurrency, console)
+    """Choose how trials share the machine; on a CPU that may change their number of threads."""
+    arms = recipe.arms_per_worker if options.arms_per_worker is None else options.arms_per_worker
+    asked = PackingRequest(options.concurrent, arms, options.auto_concurrency)
+    packing = packing_of(recipe, folder, asked, console)
     if packing.threads:
         recipe = recipe.with_threads(packing.threads)
-        folder.claim(recipe, digest_inputs(recipe))
+        recipe = folder.claim(recipe, digest_inputs(recipe))
     return recipe, ExecutionOptions(
         packing.concurrent,
+        packing.arms_per_worker,
         packing.gpu_share,
         options.tracking,
         hang_timeout_s=options.hang_timeout_s,
@@ -178,15 +198,39 @@ def _print_end(outcome: Outcome, reason: str, folder: StudyFolder, console: Term
         console.print(reason, highlight=False, soft_wrap=True)
 
 
-def _report(folder: StudyFolder, console: Terminal, tracking: bool) -> None:
-    from experiments.study.final_report import show_report
+def _close(
+    recipe: Recipe,
+    folder: StudyFolder,
+    outcome: Outcome,
+    reason: str,
+    options: RunOptions,
+    console: Terminal,
+) -> None:
+    """Report on a study, and leave it in MLflow as it ended; ``reason`` says why no more trials run."""
+    from experiments.study.final_report import register_models, show_report, track
 
-    verdicts = show_report(folder.path, console)
+    done = any(folder.is_complete(name) for name in recipe.named_trials())
+    report = show_report(folder.path, console) if done else None
+    write_end(folder.path, _end(outcome, reason, report.summary if report else None))
+    if options.tracking:
+        sent = track(folder.path, console)
+        if sent and report and options.register:
+            register_models(recipe, folder, report.summary, console)
+
+
+def _end(outcome: Outcome, reason: str, summary: "Summary | None") -> StudyEnd:
+    """Return how a run of a study ended, for MLflow."""
+    if summary is not None and summary.evidence is not None and summary.evidence.verdicts:
+        return StudyEnd("FINISHED")
+    lacking = f"{len(outcome.failed)} trials failed, {len(outcome.unfinished)} are unfinished"
+    parts = ["" if outcome.complete else f"{lacking}.", reason, summary.answer if summary else ""]
+    return StudyEnd("FINISHED" if outcome.complete else "FAILED", " ".join(part for part in parts if part))
+
+
+def _interrupted(folder: StudyFolder, tracking: bool) -> None:
+    """Leave a study that was interrupted in MLflow as that; a server that does not answer costs 10 s."""
+    write_end(folder.path, StudyEnd("KILLED", "The run was interrupted; the same command goes on."))
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 
-        report = sync(folder.path, verdicts=verdicts)
-        if report.warning:
-            console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
-        else:
-            console.print(f"MLflow: {report.trials} trials in {report.uri}", highlight=False, soft_wrap=True)
+        sync(folder.path)

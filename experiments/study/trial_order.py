@@ -1,18 +1,32 @@
-"""In which order the trials of a study run, and which of the concurrent places runs each.
+"""In which order the trials of a study run, which run together, and which of the concurrent places has them.
 
 In standard order a drift of the machine is aliased with the layers: over the trials of a full factorial it
 is a weighted sum of their columns. Likewise two places that are served in turn are the last layer. So the
 order within a seed is random. Seeds stay in sequence: they are the blocks, and waves end with them.
+
+Trials of a seed may run together as a cohort, in one group of workers. That is a way to run trials and no
+part of what they are: it is in no digest, and a study that goes on may group what is left in another way.
 """
 
 import hashlib
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
 
 from experiments.recipes.recipe import Recipe
+from pipeline.config.plan import Plan
+from pipeline.config.settings import TrialSettings
 from pipeline.storage.files import LOCKS, file_lock
+
+MOST = 16
+"""Trials of a cohort at most, unless more are asked for: by then loader and trunk are a small part."""
+
+SHARED = 1.0
+"""What a cohort does once (start, loading, trunk), in units of what it does for each trial. A guess: it only
+decides whether the trials of a seed are spread over places that would be idle."""
 
 
 def in_running_order(recipe: Recipe, names: Sequence[str]) -> list[str]:
@@ -32,6 +46,52 @@ def in_running_order(recipe: Recipe, names: Sequence[str]) -> list[str]:
         return blocks[seeds[name]], hashlib.sha256(f"{recipe.digest}/{name}".encode()).hexdigest()
 
     return sorted(names, key=drawn)
+
+
+def cohorts_of(
+    recipe: Recipe, names: Sequence[str], arms_per_worker: int | None, places: int
+) -> list[tuple[str, ...]]:
+    """Return trials in cohorts: those that differ in nothing but their plan, so trials of one seed.
+
+    Args:
+        recipe: the study.
+        names: trials, in running order.
+        arms_per_worker: most trials of a cohort; None: so many that the places are done equally early.
+        places: cohorts that run at once.
+
+    Returns:
+        The cohorts in the order in which they start, their trials in running order.
+    """
+    trials = recipe.named_trials()
+    alike: dict[TrialSettings, list[str]] = {}
+    for name in names:
+        alike.setdefault(replace(trials[name], plan=Plan(()), plan_mixture=()), []).append(name)
+    most = arms_per_worker or _largest_that_fills([len(group) for group in alike.values()], places)
+    return [tuple(group[a:b]) for group in alike.values() for a, b in pairwise(_cuts(len(group), most))]
+
+
+def _largest_that_fills(sizes: Sequence[int], places: int) -> int:
+    """Return the size of cohorts with which all places are done earliest; of equals, the largest.
+
+    Args:
+        sizes: numbers of trials that may be one cohort.
+        places: cohorts that run at once.
+    """
+
+    def ends(most: int) -> float:
+        busy_until = [0.0] * places
+        for size in sizes:
+            for a, b in pairwise(_cuts(size, most)):
+                heapq.heapreplace(busy_until, busy_until[0] + SHARED + b - a)
+        return max(busy_until)
+
+    return min(range(min(max(sizes), MOST), 0, -1), key=ends)
+
+
+def _cuts(size: int, most: int) -> list[int]:
+    """Return where to cut a sequence into as few parts as may be, whose sizes differ by one at most."""
+    number = -(-size // most)
+    return [size * part // number for part in range(number + 1)]
 
 
 @contextmanager

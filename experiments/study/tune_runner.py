@@ -1,14 +1,14 @@
-"""Run the trials of a recipe under Ray Tune; trials that are done are skipped.
+"""Run the trials of a recipe under Ray Tune, in cohorts; trials that are done are skipped.
 
-Tune starts a driver function per trial, and the driver runs Ray Train: Ray supports no other nesting.
+Tune starts a driver function per cohort, and the driver runs Ray Train: Ray supports no other nesting.
 Drivers take a resource of the head node and no CPU. The files of a trial say how far it is, not Tune: a
 study that was killed at any moment is started again and goes on.
 """
 
 import logging
 import math
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ from ray import tune
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, settings_of
 from experiments.study.background_sync import BackgroundSync
-from experiments.study.progress import StudyProgress
-from experiments.study.trial_order import free_slot, in_running_order
+from experiments.study.progress import StudyProgress, spell_trials
+from experiments.study.trial_order import cohorts_of, free_slot, in_running_order
 from experiments.terminal import Terminal
 from pipeline.config.early_stopping import EarlyStopping
+from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
-from pipeline.ray_train.launch import Finished, check_capacity, run_under_ray
+from pipeline.ray_train.launch import check_capacity, run_under_ray
 from pipeline.ray_train.local_cluster import ray_session
 from pipeline.runtime.event_log import describe_restarts
 from pipeline.runtime.resource_errors import is_full_disk, no_room
-from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import StudySync
 from pipeline.storage.temporary import temporary_folder
 from pipeline.storage.trial_status import TrialState
@@ -35,21 +35,30 @@ from pipeline.storage.trial_status import TrialState
 DRIVER_FAILURES = 1
 """Restarts of a driver that dies: it holds no state, and a second death has a cause that stays."""
 
+SAID = "said"
+"""Key of what a driver reports to be shown, a sentence."""
+
+LOOK_S = 1.0
+"""Time between two looks for trials that have ended while others of their cohort go on."""
+
 
 @dataclass(frozen=True)
 class ExecutionOptions:
     """How trials are run; none of it changes what they measure, apart from times.
 
     Attributes:
-        concurrent: trials at once.
+        concurrent: groups of workers at once.
+        arms_per_worker: most trials that a group runs together, as a cohort; None: so many that all groups
+            have work.
         gpu_share: part of a GPU that each worker gets.
-        tracking: send rows to MLflow after each trial.
+        tracking: send rows to MLflow while trials run.
         gpu_hours: no trial starts once the study has used as many.
         hang_timeout_s: seconds without progress after which a trial counts as hung; 0: never.
         study_sync: second copy of the study, at a URI; None if there is none.
     """
 
     concurrent: int = 1
+    arms_per_worker: int | None = None
     gpu_share: float = 1.0
     tracking: bool = True
     gpu_hours: float = math.inf
@@ -120,54 +129,36 @@ def run_trials(
     )
 
 
-def run_trial_driver(config: dict[str, Any]) -> None:
-    """Run one trial and mark its end; runs in a Tune trial.
+def run_cohort_driver(config: dict[str, Any]) -> None:
+    """Run the trials of a cohort that have not ended; runs in a Tune trial.
 
-    If the trial fails, the driver does not: the study goes on and reports the failure.
+    If trials fail, the driver does not: the study goes on and reports the failures.
 
     Args:
-        config: ``trial``, ``folder`` of the study, ``recipe``, its digest, ``early_stopping``, ``gpu_share``,
-            ``gpu_hours``, the budget, ``hang_timeout_s``, and ``study_sync``, or None.
+        config: ``trials``, names; ``folder`` of the study; ``running``, ``ExecutionOptions``; and ``recipe``
+            (its digest) and ``early_stopping`` as in ``CohortRun``.
     """
-    folder, name = StudyFolder(Path(config["folder"])), config["trial"]
+    folder, running = StudyFolder(Path(config["folder"])), config["running"]
+    names = [name for name in config["trials"] if not folder.state(name).has_ended]
     left = ""
-    if not folder.is_complete(name) and folder.gpu_hours() < config["gpu_hours"]:
+    if names and folder.gpu_hours() < running.gpu_hours:
         try:
             with free_slot(folder.path) as slot:
-                _run_one(config, folder, name, slot)
+                run = CohortRun(
+                    {folder.trial(name): settings_of(folder.trial(name)) for name in names},
+                    config["recipe"],
+                    config["early_stopping"],
+                    running.gpu_share,
+                    running.hang_timeout_s,
+                    running.study_sync,
+                    slot,
+                )
+                run_under_ray(run, lambda sentence: tune.report({SAID: sentence}))
         except OSError as error:  # there is no room for the mark either; the folder tells how far it is
             if not is_full_disk(error):
                 raise
-            left = no_room(folder.trial(name))
-    tune.report({"done": folder.is_complete(name), "left": left})
-
-
-def _run_one(config: dict[str, Any], folder: StudyFolder, name: str, slot: int) -> None:
-    settings, share = settings_of(folder.trial(name)), config["gpu_share"]
-    begun = folder.begin(name, settings.num_workers * share if settings.device == "cuda" else 0.0)
-    early_stopping = EarlyStopping.from_dict(config["early_stopping"])
-    study_sync: StudySync | None = config["study_sync"]
-    finished = run_under_ray(
-        settings,
-        folder.trial(name),
-        config["recipe"],
-        early_stopping,
-        share,
-        config["hang_timeout_s"],
-        study_sync,
-        slot,
-    )
-    if study_sync is None:
-        folder.finish(name, finished.error, finished.details)
-        return
-    unit = folder.trial(name).relative_to(study_sync.folder).as_posix()
-    try:
-        study_sync.download(unit, heavy=False)  # the worker may have been elsewhere
-    except StorageError as error:
-        finished = Finished(finished.error or str(error), finished.details)
-    folder.finish(name, finished.error, finished.details, begun)
-    with suppress(StorageError):  # then it is copied with the next trial, or at the end of the study
-        study_sync.upload(unit)
+            left = no_room(folder.trial(names[0]))
+    tune.report({"left": left})
 
 
 def _tune(
@@ -180,7 +171,8 @@ def _tune(
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
     settings = [recipe.named_trials()[name] for name in todo]
-    concurrent = min(running.concurrent, len(todo))
+    cohorts = cohorts_of(recipe, todo, running.arms_per_worker, running.concurrent)
+    concurrent = min(running.concurrent, len(cohorts))
     cpus = concurrent * max(s.num_workers * s.torch_threads for s in settings)
     workers = max(s.num_workers if s.device == "cuda" else 0 for s in settings)
     gpus = math.ceil(concurrent * workers * running.gpu_share - 1e-2)  # a share of 1/3 is 0.3333 to Ray
@@ -189,22 +181,19 @@ def _tune(
     with temporary_folder("tune") as scratch, ray_session(cpus, gpus, drivers=concurrent) as resources:
         check_capacity(dict(zip(todo, settings, strict=True)), running.gpu_share)
         tune.Tuner(
-            tune.with_resources(run_trial_driver, resources),
+            tune.with_resources(run_cohort_driver, resources),
             param_space={
-                "trial": tune.grid_search(list(todo)),
+                "trials": tune.grid_search(cohorts),
                 "folder": str(folder.path.resolve()),
                 "recipe": recipe.digest,
-                "early_stopping": early_stopping.to_dict(),
-                "gpu_share": running.gpu_share,
-                "gpu_hours": running.gpu_hours,
-                "hang_timeout_s": running.hang_timeout_s,
-                "study_sync": running.study_sync,
+                "early_stopping": early_stopping,
+                "running": running,
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,
-                reuse_actors=True,  # a new driver process costs 5 s of CPU per trial
-                trial_name_creator=lambda trial: str(trial.config["trial"]),
-                trial_dirname_creator=lambda trial: str(trial.config["trial"]),
+                reuse_actors=True,  # a new driver process costs 5 s of CPU per cohort
+                trial_name_creator=lambda trial: str(trial.config["trials"][0]),
+                trial_dirname_creator=lambda trial: str(trial.config["trials"][0]),
             ),
             run_config=tune.RunConfig(
                 name=folder.path.name,
@@ -217,42 +206,79 @@ def _tune(
 
 
 class _Watcher(tune.Callback):
-    """Passes the events of Tune to the progress display and to tracking."""
+    """Passes the events of Tune, and the ends of trials, to the progress display and to tracking.
+
+    A trial of Tune is a cohort. Its trials end before it does, so their statuses are read now and then.
+    """
 
     def __init__(self, folder: StudyFolder, progress: StudyProgress, background_sync: BackgroundSync) -> None:
         self._folder, self._progress, self._background_sync = folder, progress, background_sync
+        self._running: list[str] = []
+        self._looked_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show a trial that starts."""
-        name = trial.config["trial"]
-        self._progress.started(
-            name, self._folder.trial(name), len(settings_of(self._folder.trial(name)).conditions)
-        )
+        """Show trials that start, and send their rows from now on."""
+        names = [name for name in trial.config["trials"] if not self._folder.state(name).has_ended]
+        if names:
+            conditions = len(settings_of(self._folder.trial(names[0])).conditions)
+            self._progress.started({name: self._folder.trial(name) for name in names}, conditions)
+            self._running += [name for name in names if name not in self._running]
+            for name in names:
+                self._background_sync.trial_started(name)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Show trials that have ended while others of their cohort go on."""
+        if time.monotonic() - self._looked_at > LOOK_S:
+            self._tell_ends(self._running)
+            self._looked_at = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Show what a driver has to say."""
+        if sentence := result.get(SAID):
+            self._progress.say(sentence)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show how a trial ended, and send its rows."""
-        name = trial.config["trial"]
-        failed = self._folder.state(name) == TrialState.FAILED
+        """Show how the trials of a cohort ended, and which have not."""
+        self._tell_ends(trial.config["trials"])
         left = str((trial.last_result or {}).get("left", ""))
-        if again := describe_restarts(self._folder.trial(name)):
-            self._progress.say(f"{name} was {again}")
-        self._progress.ended(name, self._folder.failure(name) if failed else left)
-        self._background_sync.trial_ended(name)
+        for name in [name for name in trial.config["trials"] if name in self._running]:
+            self._end(name, left)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a driver died and is started again."""
-        self._progress.say(f"the process that drove {trial.config['trial']} died; it is started again")
+        who = spell_trials(trial.config["trials"])
+        self._progress.say(f"the process that drove {who} died; it is started again")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Mark a trial whose driver died more often than is forgiven."""
-        name = trial.config["trial"]
-        reason = "the process that drove the trial died"
-        try:
-            self._folder.finish(name, reason, str(trial.get_pickled_error()))
-        except OSError as error:  # a trial without a mark is unfinished, and the same command goes on with it
-            reason = f"{reason}, and that could not be written down ({error})"
+        """Mark the trials whose driver died more often than is forgiven."""
+        self._tell_ends(trial.config["trials"])
+        for name in trial.config["trials"]:
+            if self._folder.state(name).has_ended:
+                continue
+            reason = "the process that drove the trial died"
+            try:
+                self._folder.finish(name, reason, str(trial.get_pickled_error()))
+            except OSError as error:  # a trial without a mark is unfinished, and the same command goes on
+                reason = f"{reason}, and that could not be written down ({error})"
+            self._end(name, reason)
+
+    def _tell_ends(self, names: Sequence[str]) -> None:
+        """Show those of the running trials that have ended, and send their rows."""
+        for name in [name for name in names if name in self._running]:
+            if self._folder.state(name).has_ended:
+                self._end(name, self._folder.failure(name))
+
+    def _end(self, name: str, reason: str) -> None:
+        """Show that a trial has ended, or why not; send its rows."""
+        if name in self._running:  # not if its driver died before it started
+            self._running.remove(name)
+        if again := describe_restarts(self._folder.trial(name)):
+            self._progress.say(f"{name} was {again}")
         self._progress.ended(name, reason)
+        self._background_sync.trial_ended(name)

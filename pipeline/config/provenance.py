@@ -115,6 +115,18 @@ def read_source(file: Path) -> ConfigSource:
     return ConfigSource(file, _merged(reader.top, reader.base), frozenset(names))
 
 
+def files_of(file: Path) -> set[Path]:
+    """Return a config in Python and its bases; read as text, nothing is run.
+
+    Raises:
+        SyntaxError, OSError: see ``read_source``.
+    """
+    if file.suffix != ".py":
+        return {file}
+    bases = _base_names(ast.parse(file.read_bytes(), filename=str(file)))
+    return {file}.union(*(files_of((file.parent / name).resolve()) for name in bases))
+
+
 def _is_stored(node: ast.Name) -> bool:
     return not isinstance(node.ctx, ast.Load)
 

@@ -131,6 +131,9 @@ CONDITIONS: Mapping[str, Callable[[Sample, np.random.Generator], Sample]] = Mapp
 """Sensor conditions: no failure; a third of the LiDAR's turn lost; no LiDAR; one camera black; all cameras
 black; only four beams; only 120 degrees ahead; no echo of objects in half of the frames; dirt on lenses."""
 
+OF_CAMERAS = ("one_camera", "no_cameras", "occlusion")
+"""Conditions that change images only."""
+
 
 def corrupt(sample: Sample, condition: str, seed: int) -> Sample:
     """Return the sample with a sensor condition. Boxes and calibration stay.
@@ -139,7 +142,7 @@ def corrupt(sample: Sample, condition: str, seed: int) -> Sample:
     there are no points. The image of a black camera is all zeros.
 
     Args:
-        sample: of native or model size.
+        sample: of native or model size; without images a condition of the cameras changes nothing.
         condition: key of ``CONDITIONS``.
         seed: at least 0.
 
@@ -148,5 +151,7 @@ def corrupt(sample: Sample, condition: str, seed: int) -> Sample:
     """
     if condition not in CONDITIONS:
         raise DataError(f"unknown sensor condition {condition!r}; choose among {', '.join(CONDITIONS)}")
+    if condition in OF_CAMERAS and not sample.images.size:
+        return sample
     name = int.from_bytes(hashlib.sha256(sample.token.encode()).digest()[:8], "big")
     return CONDITIONS[condition](sample, np.random.default_rng([seed, name]))

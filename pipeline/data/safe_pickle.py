@@ -1,38 +1,43 @@
 """Reads a pickle of plain values and numpy arrays without running what it holds, in bounded memory.
 
-The interpreter is ``pickle._Unpickler``, the one in Python: unlike that in C it has no table that a pickle
-can make as large as it likes. Of what a pickle may ask for, only the names in ``_ADMITTED`` are known, and
-none of them is the function of that name: an array is made here from its parts (a plain dtype, a shape, and
-bytes of exactly that length), never by numpy's ``__setstate__``, which trusts what it is given.
+Of what a pickle may ask for, only the names in ``_ADMITTED`` are known, and none of them is the function of
+that name: an array is made here from its parts (a plain dtype, a shape, and bytes of exactly that length),
+never by numpy's ``__setstate__``, which trusts what it is given.
 """
 
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data.bounded_pickle import (
+    BOUNDED,
+    CONTAINERS,
+    BoundedUnpickler,
+    Handler,
+    check_keys,
+    written_out,
+)
 from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import DataError
 
 MAKE = "make it with mmdet3d's tools/create_data.py or `biaswise data infos`"
 """Advice in error messages about files that cannot be used."""
 
-Handler = Callable[[Any], None]
-"""What an opcode does to the unpickler."""
-
 _DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "S", "U"])
 """Dtypes of arrays: kind and bytes of an element; of texts the length follows."""
 
-_KEYS = (str, bytes, int, float, bool, type(None), np.generic)
-"""Types of keys and of members of sets. Nested tuples are not among them: their hash takes 2ⁿ steps."""
+_SHARED = 8
+"""Most values for each byte of a file: one that is written out takes a byte, one that is shared two."""
 
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError,
+    OverflowError, MemoryError, RecursionError, NotImplementedError, struct.error,
 )  # fmt: skip
 """Errors of the unpickler for a file that is cut short or no pickle."""
 
@@ -98,7 +103,7 @@ def _encode(text: str, encoding: str) -> bytes:
 def _members(values: Sequence[Any] = ()) -> set[Any]:
     if not isinstance(values, list):
         raise pickle.UnpicklingError("a set of something else than a list")
-    _check_keys(values)
+    check_keys(values)
     return set(values)
 
 
@@ -136,11 +141,6 @@ _ADMITTED: Mapping[tuple[str, str], Any] = {
 }
 
 
-def _check_keys(keys: Sequence[Any], more: tuple[type, ...] = ()) -> None:
-    if not all(isinstance(key, (*_KEYS, *more)) for key in keys):
-        raise pickle.UnpicklingError("a container as a key or in a set")
-
-
 def _build(reader: Any) -> None:
     """Give a dtype or an array its content."""
     state = reader.stack.pop()
@@ -161,56 +161,21 @@ def _reduce(reader: Any) -> None:
     reader.stack[-1] = function(*arguments)
 
 
-def _bytearray8(reader: Any) -> None:
-    """Read bytes before they are stored, not into a place of the stated length."""
-    length = int.from_bytes(reader.read(8), "little")
-    reader.append(bytearray(reader.read(length)))
-
-
-def _checked(name: str) -> Handler:
-    """Return the handler of an opcode, which first looks at the keys that it is given."""
-    original = getattr(pickle._Unpickler, name)
-
-    def handler(reader: Any) -> None:
-        if name == "load_setitem":
-            keys = reader.stack[-2:-1]
-        else:
-            keys = reader.stack if name in ("load_additems", "load_frozenset") else reader.stack[::2]
-        _check_keys(keys, reader.more_keys)
-        original(reader)
-
-    return handler
-
-
 def _remembered(name: str) -> Handler:
     """Return the handler of an opcode that fetches a value from the memo: an array once it is whole."""
     original = getattr(pickle._Unpickler, name)
 
     def handler(reader: Any) -> None:
         original(reader)
-        if isinstance(reader.stack[-1], _Array):
-            reader.stack[-1] = reader.stack[-1].made
+        value = reader.stack[-1]
+        if isinstance(value, _Array):
+            reader.stack[-1] = value.made
+        elif isinstance(value, CONTAINERS):
+            plain = type(value) is tuple and not any(isinstance(part, CONTAINERS) for part in value)
+            reader.shares = reader.shares or not plain
 
     return handler
 
-
-_UNUSED = (
-    pickle.DUP, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID, pickle.BINPERSID, pickle.INST,
-    pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.BUILD,
-    pickle.REDUCE,
-)  # fmt: skip
-"""Opcodes that no pickle of plain values has."""
-
-BOUNDED: Mapping[int, Handler] = {
-    **{code: how for code, how in pickle._Unpickler.dispatch.items() if bytes([code]) not in _UNUSED},
-    pickle.BYTEARRAY8[0]: _bytearray8,
-    pickle.SETITEM[0]: _checked("load_setitem"),
-    pickle.SETITEMS[0]: _checked("load_setitems"),
-    pickle.DICT[0]: _checked("load_dict"),
-    pickle.ADDITEMS[0]: _checked("load_additems"),
-    pickle.FROZENSET[0]: _checked("load_frozenset"),
-}
-"""The opcodes of plain values, in bounded memory."""
 
 _HANDLERS: Mapping[int, Handler] = {
     **BOUNDED,
@@ -222,21 +187,15 @@ _HANDLERS: Mapping[int, Handler] = {
 }
 
 
-class BoundedUnpickler(pickle._Unpickler):
-    """An unpickler whose memory is bounded by its file. Subclasses say what a name, a call and a state mean.
+class _Reader(BoundedUnpickler):
+    """An unpickler that knows the names in ``_ADMITTED`` alone.
 
     Attributes:
-        more_keys: types of keys beside texts and numbers.
+        shares: whether a container occurs more than once, but for tuples of plain values, such as shapes.
     """
 
-    dispatch = BOUNDED  # type: ignore[assignment]  # a class variable in Python, a table here
-    more_keys: tuple[type, ...] = ()
-
-
-class _Reader(BoundedUnpickler):
-    """An unpickler that knows the names in ``_ADMITTED`` alone."""
-
     dispatch = _HANDLERS
+    shares = False
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an object of ``_ADMITTED``, or raise UnpicklingError."""
@@ -252,7 +211,10 @@ def unpickle(path: Path) -> Mapping[str, Any]:
     """Read a pickled dict of plain values and arrays. DataError if it is damaged or names anything else."""
     data = read_bytes(path)
     try:
-        content = _Reader(io.BytesIO(data)).load()
+        reader = _Reader(io.BytesIO(data))
+        content = reader.load()
+        if reader.shares and isinstance(content, dict):
+            written_out(content, _SHARED * len(data))
     except _BROKEN as error:
         told = str(error)[:300] if isinstance(error, pickle.UnpicklingError) else "not a whole pickle"
         raise DataError(f"{path}: refused: {told}; {MAKE}") from error

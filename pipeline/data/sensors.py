@@ -35,6 +35,10 @@ class _Short(reprlib.Repr):
         self.maxlevel, self.maxlist, self.maxtuple, self.maxdict, self.maxset = 2, 4, 4, 3, 3
         self.maxstring = self.maxother = self.maxlong = 60
 
+    def repr_int(self, value: int, level: int) -> str:
+        bits = value.bit_length()  # Python spells no number of more than 4,300 digits
+        return super().repr_int(value, level) if bits < 200 else f"a number of {bits} bits"
+
     def repr_ndarray(self, value: NDArray[Any], level: int) -> str:
         return f"an array of shape {value.shape}"
 
@@ -171,6 +175,35 @@ def parse_points(data: bytes, where: str, stated: int | None = None) -> NDArray[
         )
     points = np.zeros((len(cloud), 5), np.float32)
     points[:, :4] = cloud[:, :4]
+    return points
+
+
+def parse_object(data: bytes, where: str, count: int, stated: int | None = None) -> NDArray[np.float32]:
+    """Parse the points of an object to (N, 5) float32: x, y, z in m, intensity, time lag in s.
+
+    Args:
+        data: the points; the fifth number of each is its time lag, those after it are dropped.
+        where: the file.
+        count: number of points, as the database states it.
+        stated: numbers per point, if the database states them; otherwise they follow from the length.
+
+    Raises:
+        DataError: the length is not that of ``count`` points, or a number is not finite or no time lag.
+    """
+    width = stated or (len(data) // (4 * count) if count else COLUMNS)
+    if len(data) != 4 * count * width or width < LEAST_COLUMNS:
+        raise DataError(
+            f"{where}: {len(data)} bytes are not {count} points of {stated or f'{LEAST_COLUMNS} or more'} "
+            "float32 numbers; write the database anew"
+        )
+    cloud = np.frombuffer(data, "<f4").reshape(-1, width)[:, :COLUMNS]
+    points = np.zeros((count, COLUMNS), np.float32)
+    points[:, : cloud.shape[1]] = cloud
+    if not np.isfinite(points).all() or not ((points[:, 4] >= 0) & (points[:, 4] <= MAX_LAG_S)).all():
+        raise DataError(
+            f"{where}: holds numbers that are not finite, or time lags outside 0 to {MAX_LAG_S:g} s; write "
+            "the database anew"
+        )
     return points
 
 

@@ -19,6 +19,7 @@ class Reading:
             training (``use_valid_flag``).
         missing_cameras: ``refuse`` a frame without one of its six images, or show it ``black``.
         buffer: number of frames that are shuffled together, see ``BatchOrder``; 0: all of them.
+        images: False: no image is read, and ``Sample.images`` has a height and width of 0.
     """
 
     sweeps: int = MAX_SWEEPS
@@ -26,6 +27,7 @@ class Reading:
     valid_only: bool = True
     missing_cameras: str = "refuse"
     buffer: int = 0
+    images: bool = True
 
 
 READ_ALL = Reading()

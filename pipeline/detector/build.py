@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan
 from pipeline.config.provenance import read_source
+from pipeline.config.sections import SECTIONS
 
 # Imported because they register their classes in mmdet3d's registries.
 from pipeline.detector.aqr import bias_generator, query_weights, weight_maps  # noqa: F401
@@ -26,42 +27,6 @@ from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrap
 from pipeline.json_files import parse_json
 from pipeline.redaction import refuse_secrets
 from pipeline.storage.paths import resolve_path
-
-OURS = {"model", "optim_wrapper", "default_scope", "custom_imports"}
-"""Sections of a config that we read. Sections that mmengine's Runner reads are allowed too."""
-
-RUNNER_SECTIONS = frozenset(
-    {
-        "auto_scale_lr",
-        "cfg",
-        "custom_hooks",
-        "data_preprocessor",
-        "default_hooks",
-        "default_scope",
-        "env_cfg",
-        "experiment_name",
-        "launcher",
-        "load_from",
-        "log_level",
-        "log_processor",
-        "model",
-        "optim_wrapper",
-        "param_scheduler",
-        "randomness",
-        "resume",
-        "test_cfg",
-        "test_dataloader",
-        "test_evaluator",
-        "train_cfg",
-        "train_dataloader",
-        "val_cfg",
-        "val_dataloader",
-        "val_evaluator",
-        "visualizer",
-        "work_dir",
-    }
-)
-"""Sections that mmengine's Runner reads: its parameters, listed because its import takes half a second."""
 
 VARIABLE = "_"
 """Names with this prefix are variables of the config file itself."""
@@ -85,7 +50,8 @@ def build_model(
         dtype: of the attention inputs, ``bfloat16`` under autocast.
 
     Returns:
-        The model in evaluation mode, with the parameters frozen that ``optim_wrapper`` freezes.
+        The model in evaluation mode, with the parameters frozen that ``optim_wrapper`` freezes, and with its
+        trunk found.
 
     Raises:
         ConfigError: no such file, or an unknown key.
@@ -108,6 +74,7 @@ def build_model(
     model.eval()
     model.apply_plan(plan or model.plan, device, dtype)
     freeze(model, cfg.optim_wrapper)
+    model.find_trunk()
     return model
 
 
@@ -134,8 +101,7 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
     refuse_secrets(cfg.to_dict(), path.name)
     refuse_unregistered(cfg, path.name)
     refuse_image_size(cfg, path.name)
-    known = OURS | RUNNER_SECTIONS
-    unread = [key for key in cfg if key not in known and not key.startswith(VARIABLE)]
+    unread = [key for key in cfg if key not in SECTIONS and not key.startswith(VARIABLE)]
     if unread:  # names that the config itself uses are its variables
         used = read_source(path).used
         unread = [key for key in unread if key not in used]

@@ -6,7 +6,6 @@ It is built from a config through mmdet3d's ``MODELS``. Our training loop and mm
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -14,30 +13,32 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from operators import objections
+from operators.grid import CAMERA, LIDAR
 from pipeline.config.plan import Choice, Plan, PlanError
-from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
-from pipeline.detector.acceleration.memory_format import maps_channels_last
-from pipeline.detector.backbones.frozen import run_part
-from pipeline.detector.backbones.image import GridMask
-from pipeline.detector.backbones.lidar_branch import LidarBranch
+from pipeline.detector.acceleration.cuda_graph import Graphs
+from pipeline.detector.backbones.lidar_branch import BranchError
 from pipeline.detector.head.losses import HeadOutput
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
+from pipeline.detector.trunk import Trunk
 from pipeline.metrics.device_measure import DeviceMeasure
 
 
 @MODELS.register_module()
-class CmtDetector(LidarBranch, Base3DDetector):
-    """CMT with AQR: an image branch, a LiDAR branch, and the head that fuses them.
+class CmtDetector(Trunk, Base3DDetector):
+    """CMT with AQR: an image branch, a LiDAR branch, and the head that fuses them; or one of the branches.
+
+    ``CmtImageHead`` needs the image branch alone, ``CmtLidarHead`` the LiDAR branch alone.
 
     The LiDAR branch is either CMT's own or one module. CMT's own has five parts in the config,
     ``pts_voxel_layer`` to ``pts_neck``, and needs spconv. The one module is ``pts_branch``
     (``PillarBranch``).
 
     Args:
-        image_size: height and width in pixels to which the loader resizes the images.
+        pts_bbox_head: ``CmtAqrHead``, also called ``CmtHead``; ``CmtImageHead``; or ``CmtLidarHead``.
+        image_size: height and width in pixels to which the loader resizes the images; None without an image
+            branch, and then no image is read.
         img_backbone, img_neck: mmdet modules; only the neck's first level is used, as in CMT.
-        pts_bbox_head: ``CmtAqrHead``, also called ``CmtHead``.
         pts_branch: one module from points to a BEV map.
         pts_voxel_layer: arguments of ``VoxelLayer``; the shape of the grid is that of the middle encoder.
         pts_voxel_encoder, pts_middle_encoder, pts_backbone, pts_neck: mmdet3d modules.
@@ -49,7 +50,8 @@ class CmtDetector(LidarBranch, Base3DDetector):
         init_cfg: see mmengine.
 
     Raises:
-        pipeline.detector.backbones.lidar_branch.BranchError: both LiDAR branches, none, or an incomplete one.
+        pipeline.detector.backbones.lidar_branch.BranchError: both LiDAR branches or an incomplete one; or the
+            branches are not those of the head.
         pipeline.detector.backbones.sparse_conv.SparseConvError: CMT's own branch, and spconv is missing.
     """
 
@@ -57,10 +59,10 @@ class CmtDetector(LidarBranch, Base3DDetector):
 
     def __init__(
         self,
-        image_size: tuple[int, int],
-        img_backbone: dict[str, Any],
-        img_neck: dict[str, Any],
         pts_bbox_head: dict[str, Any],
+        image_size: tuple[int, int] | None = None,
+        img_backbone: dict[str, Any] | None = None,
+        img_neck: dict[str, Any] | None = None,
         pts_branch: dict[str, Any] | None = None,
         pts_voxel_layer: dict[str, Any] | None = None,
         pts_voxel_encoder: dict[str, Any] | None = None,
@@ -74,10 +76,7 @@ class CmtDetector(LidarBranch, Base3DDetector):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.grid_mask = GridMask() if use_grid_mask else None
-        self.img_backbone = MODELS.build(img_backbone)
-        self.img_neck = MODELS.build(img_neck)
+        self.build_image_branch(image_size, img_backbone, img_neck, use_grid_mask)
         parts = {
             "pts_voxel_layer": pts_voxel_layer,
             "pts_voxel_encoder": pts_voxel_encoder,
@@ -87,8 +86,19 @@ class CmtDetector(LidarBranch, Base3DDetector):
         }
         self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
         self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
-        self._lidar_stream: Any = None  # made on the first use, when the GPU is known
+        self._check_branches(pts_bbox_head)
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``
+
+    def _check_branches(self, head: dict[str, Any]) -> None:
+        """Raise BranchError unless the branches are those that the head reads."""
+        there = (*((LIDAR,) * self.has_lidar), *((CAMERA,) * self.has_images))
+        if there != self.pts_bbox_head.SENSORS:
+            names = {LIDAR: "a LiDAR branch", CAMERA: "an image branch"}
+            wanted, got = (
+                " and ".join(names[sensor] for sensor in sensors) or "none"
+                for sensors in (self.pts_bbox_head.SENSORS, there)
+            )
+            raise BranchError(f"model: {head.get('type')} needs {wanted}, and the model has {got}")
 
     @property
     def sites(self) -> list[str]:
@@ -191,55 +201,13 @@ class CmtDetector(LidarBranch, Base3DDetector):
 
         Args:
             batch_inputs: ``imgs`` (B, V, 3, H, W) normalised; ``points``, a list of (N, 5); perhaps ``ready``
-                (``data_samples.preprocess``).
+                (``data_samples.preprocess``). Or only ``trunk``: what ``run_trunk`` made of these.
 
         Returns:
             BEV features (B, C', h, w), and image features (B * V, C, h', w'), sample by sample.
         """
-        images, points = batch_inputs["imgs"], batch_inputs["points"]
-        if images.is_cuda:
-            return self._extract_in_parallel(images, points, batch_inputs.get("ready"))
-        maps = self.image_features(images)
-        return self.point_features(points), maps
-
-    def _extract_in_parallel(self, images: Tensor, points: list[Tensor], ready: Any) -> tuple[Tensor, Tensor]:
-        """Run the branches on two streams of the GPU.
-
-        The LiDAR branch waits for counts from the device: of voxels, and of outputs of every sparse
-        down-sampling. Its kernels are small, so the GPU would idle between them without the image branch. In
-        training, a frozen LiDAR trunk depends on the points alone, so it runs beside the end of the step
-        before.
-        """
-        main = torch.cuda.current_stream(images.device)
-        ahead = ready is not None and self._lidar_stream is not None and self.lidar_trunk_is_frozen
-        if self._lidar_stream is None:
-            self._lidar_stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        if ahead:
-            self._lidar_stream.wait_event(ready)
-        else:
-            self._lidar_stream.wait_stream(main)
-        image_maps = self.image_features(images)  # first, because its launches do not wait for the device
-        with torch.cuda.stream(self._lidar_stream):
-            maps = self.lidar_trunk(points) if ahead else (self.point_features(points),)
-        main.wait_stream(self._lidar_stream)
-        for x in maps:
-            x.record_stream(main)  # keeps its memory until the main stream has read it
-        for x in points:
-            x.record_stream(self._lidar_stream)
-        return (self.pts_neck(maps)[0] if ahead else maps[0]), image_maps
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """Run the image branch on normalised images (B, V, 3, H, W); returns (B * V, C, h', w')."""
-        images = images.flatten(0, 1)
-        if self.grid_mask is not None:
-            images = self.grid_mask(images)
-        return replayed(self, "images", self._image_maps, (images,))[0]
-
-    def _image_maps(self, images: Tensor) -> tuple[Tensor]:
-        images, graphs = maps_channels_last(images), self.pts_bbox_head.train_graphs
-        if graphs is None or not (self.training and torch.is_grad_enabled()):
-            return (run_part(self.img_neck, run_part(self.img_backbone, images))[0],)
-        return (self.img_neck(graphs.run_frozen(self.img_backbone, images))[0],)
+        trunk = batch_inputs.get("trunk")
+        return self.run_after_trunk(self.run_trunk(batch_inputs) if trunk is None else trunk)
 
     def loss(
         self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.safe_pickle import BOUNDED, BoundedUnpickler, Handler
+from pipeline.data.bounded_pickle import BOUNDED, BoundedUnpickler, Handler
 
 STORAGES: Mapping[str, torch.dtype] = {
     "DoubleStorage": torch.float64,

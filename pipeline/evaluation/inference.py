@@ -1,10 +1,10 @@
 """Run a detector over a split under every sensor condition, each frame read once.
 
 Conditions that give a branch the same input share its features: a dead LiDAR leaves the images as they are.
-Plans share the features of both branches, because a plan changes only what follows them.
+The arms of a cohort share the features of the trunk, and the plans of one model those of both branches.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -111,14 +111,17 @@ class Predictor:
         model: the bare detector.
         size: (height, width) of its images, pixels.
         amp: bfloat16 autocast.
+        plan: under which it detects in ``compare``; None: the plan that the model has.
     """
 
-    def __init__(self, model: Any, size: tuple[int, int], amp: bool = False) -> None:
-        self._model = model
+    def __init__(
+        self, model: Any, size: tuple[int, int], amp: bool = False, plan: Plan | None = None
+    ) -> None:
+        self.model = model
+        self.amp = amp
         self._size = size
-        self._amp = amp
-        self._device = next(model.parameters()).device.type
-        self._empty: dict[tuple[str, int], Tensor] = {}  # (branch, frames) -> features of empty inputs
+        self._plan = plan
+        self.device = next(model.parameters()).device.type
 
     def prepare(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Resize and collate frames of native size; what ``run`` takes."""
@@ -138,66 +141,133 @@ class Predictor:
 
     def run(self, batch: Mapping[str, Any]) -> list[Detections]:
         """Detect in a prepared batch."""
-        self._evaluating()
-        with torch.inference_mode(), autocast(self._device, self._amp):
-            prepared = self._model.data_preprocessor(batch, False)
-            return to_detections(self._model(**prepared, mode="predict"))
+        self.evaluating()
+        with torch.inference_mode(), autocast(self.device, self.amp):
+            prepared = self.model.data_preprocessor(batch, False)
+            return to_detections(self.model(**prepared, mode="predict"))
 
-    def _evaluating(self) -> None:
-        if self._model.training:  # walking through all modules at every frame costs milliseconds
-            self._model.eval()
+    def evaluating(self) -> None:
+        """Put the model into evaluation mode."""
+        if self.model.training:  # walking through all modules at every frame costs milliseconds
+            self.model.eval()
 
-    def compare(
-        self, views: Mapping[str, Sequence[View]], plans: Sequence[Plan | None] = (None,)
-    ) -> list[dict[str, list[Detections]]]:
-        """Detect in several views of the same frames under several plans; each branch runs once per input.
+    def use_plan(self) -> None:
+        """Put the predictor's plan on the model, if it has one."""
+        if self._plan is not None:
+            self.model.apply_plan(self._plan, dtype=attention_dtype(self.amp))
+
+    def decode(self, points: Tensor, images: Tensor, samples: list[Any]) -> list[Detections]:
+        """Return the detections of mmdet3d's data samples from BEV and image features."""
+        boxes = self.model.pts_bbox_head.predict(points, images, samples)
+        return to_detections(self.model.add_pred_to_datasample(list(samples), boxes))
+
+
+class SharedFeatures:
+    """Features of branches, each computed once per input.
+
+    The weights must stay as they are while it lives: features of empty inputs are kept as long.
+    """
+
+    def __init__(self) -> None:
+        self._of_frames: dict[tuple[Hashable, tuple[BranchInput, ...]], Any] = {}
+        self._of_nothing: dict[tuple[Hashable, int], Any] = {}
+
+    def forget_frames(self) -> None:
+        """Forget all features but those of empty inputs."""
+        self._of_frames.clear()
+
+    def once(self, owner: Hashable, read: Sequence[BranchInput], run: Callable[[], Any]) -> Any:
+        """Run a branch, or a part of one, unless these frames were read before.
 
         Args:
-            views: name -> the frames, already of the model's image size.
-            plans: each is applied to the model in turn, and the last one stays; None is the plan it has.
-
-        Returns:
-            Per plan: view -> detections of its frames, the same as one ``run`` per view and plan gives.
+            owner: identifies what runs.
+            read: what it reads of each frame.
+            run: runs it.
         """
-        self._evaluating()
-        found: list[dict[str, list[Detections]]] = []
-        features: _Features = {}
-        with torch.inference_mode(), autocast(self._device, self._amp):
-            read = {name: self._read(shown, features) for name, shown in views.items()}
-            for plan in plans:
-                if plan is not None:
-                    self._model.apply_plan(plan, dtype=attention_dtype(self._amp))
-                found.append({name: self._decode(*inputs) for name, inputs in read.items()})
-        return found
-
-    def _read(self, views: Sequence[View], features: "_Features") -> tuple[Tensor, Tensor, list[Any]]:
-        """Return BEV features, image features and data samples."""
-        prepared = self._model.data_preprocessor(collate([view.sample for view in views]), False)
-        inputs, model = prepared["inputs"], self._model
-        points = self._once(
-            "points", [v.points for v in views], lambda: model.point_features(inputs["points"]), features
-        )
-        images = self._once(
-            "images", [v.images for v in views], lambda: model.image_features(inputs["imgs"]), features
-        )
-        return points, images, prepared["data_samples"]
-
-    def _once(
-        self, branch: str, read: Sequence[BranchInput], run: Callable[[], Tensor], features: "_Features"
-    ) -> Tensor:
-        """Run a branch, unless these frames were read before; features of empty inputs are kept for good."""
         if all(one.content == EMPTY for one in read):
-            if (branch, len(read)) not in self._empty:
-                self._empty[branch, len(read)] = run()
-            return self._empty[branch, len(read)]
-        key = (branch, tuple(read))
-        if key not in features:
-            features[key] = run()
-        return features[key]
+            if (owner, len(read)) not in self._of_nothing:
+                self._of_nothing[owner, len(read)] = run()
+            return self._of_nothing[owner, len(read)]
+        key = (owner, tuple(read))
+        if key not in self._of_frames:
+            self._of_frames[key] = run()
+        return self._of_frames[key]
 
-    def _decode(self, points: Tensor, images: Tensor, samples: list[Any]) -> list[Detections]:
-        boxes = self._model.pts_bbox_head.predict(points, images, samples)
-        return to_detections(self._model.add_pred_to_datasample(list(samples), boxes))
+
+def compare(
+    detectors: Sequence[Predictor],
+    views: Mapping[str, Sequence[View]],
+    features: SharedFeatures | None = None,
+) -> list[dict[str, list[Detections]]]:
+    """Detect in several views of the same frames with several detectors; what they share runs once per input.
+
+    Args:
+        detectors: models with one trunk, or one model under several plans, of which the last stays on it.
+        views: name -> the frames, already of the models' image size.
+        features: shared between calls; None: nothing is.
+
+    Returns:
+        Per detector: view -> detections of its frames, the same as one ``run`` per view gives.
+    """
+    lead, shared = detectors[0], features or SharedFeatures()
+    shared.forget_frames()
+    found: list[dict[str, list[Detections]]] = []
+    with torch.inference_mode(), autocast(lead.device, lead.amp):
+        lead.evaluating()
+        read = {name: _Read.of(lead.model, shown, shared) for name, shown in views.items()}
+        for detector in detectors:
+            detector.evaluating()
+            detector.use_plan()
+            model = detector.model
+            found.append(
+                {
+                    name: detector.decode(*one.after_trunk(model, shared), one.samples)
+                    for name, one in read.items()
+                }
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Frames of one view after the trunk: its features, what they were read from, mmdet3d's samples."""
+
+    views: Sequence[View]
+    stages: tuple[int, int]
+    images: Any
+    points: Any
+    samples: list[Any]
+
+    @classmethod
+    def of(cls, model: Any, views: Sequence[View], features: SharedFeatures) -> "_Read":
+        prepared = model.data_preprocessor(collate([view.sample for view in views]), False)
+        inputs, (images, points) = prepared["inputs"], model.active_trunk
+        return cls(
+            views,
+            (images, points),
+            features.once(
+                "images", [v.images for v in views], lambda: model.images_before(inputs["imgs"], images)
+            ),
+            features.once(
+                "points", [v.points for v in views], lambda: model.points_before(inputs["points"], points)
+            ),
+            prepared["data_samples"],
+        )
+
+    def after_trunk(self, model: Any, features: SharedFeatures) -> tuple[Tensor, Tensor]:
+        """Return BEV features and image features of a model."""
+        images, points = self.stages
+        bev = features.once(
+            (id(model), "points"),
+            [v.points for v in self.views],
+            lambda: model.points_after(self.points, points),
+        )
+        maps = features.once(
+            (id(model), "images"),
+            [v.images for v in self.views],
+            lambda: model.images_after(self.images, images),
+        )
+        return bev, maps
 
 
 def predict(
@@ -214,50 +284,44 @@ def predict(
     Returns:
         On rank 0 the detections of all frames; on other ranks those of their own.
     """
-    (found,) = predict_each(detector, views, (None,), session, progress)
+    (found,) = predict_each((detector,), views, session, progress)
     return found
 
 
 def predict_each(
-    detector: Predictor,
+    detectors: Sequence[Predictor],
     views: EvaluationViews,
-    plans: Sequence[Plan | None],
     session: Session,
     progress: Progress = lambda _: None,
 ) -> list[DetectionsByCondition]:
-    """Detect in every frame under every plan and condition; the ranks share the frames.
+    """Detect in every frame under every condition with several detectors; the ranks share the frames.
 
-    Frames are read and branches run once for all plans. All detections stay in memory: about 50 bytes a box,
-    frame, condition and plan.
+    Frames are read once, and what the detectors share runs once. All detections stay in memory: about 50
+    bytes a box, frame, condition and detector.
 
     Args:
-        detector: samples -> detections.
+        detectors: see ``compare``.
         views: frames and conditions.
-        plans: each is applied in turn; None is the plan that the model has.
         session: its ranks share the work; all of them call this.
         progress: called after every few frames.
 
     Returns:
-        Per plan what ``predict`` returns.
+        Per detector what ``predict`` returns.
     """
     every: list[DetectionsByCondition] = [
-        {condition: ([], []) for condition in views.conditions} for _ in plans
+        {condition: ([], []) for condition in views.conditions} for _ in detectors
     ]
-    done = 0
+    features, done = SharedFeatures(), 0
     for samples in views.chunks(session.rank, session.world_size):
         poses = [FramePose.of(sample) for sample in samples]
-        shown = detector.resize(views.of(samples))
-        for found, detections in zip(every, detector.compare(shown, plans), strict=True):
+        shown = detectors[0].resize(views.of(samples))
+        for found, detections in zip(every, compare(detectors, shown, features), strict=True):
             for condition, new in detections.items():
                 found[condition][0].extend(poses)
                 found[condition][1].extend(new)
         done += len(samples)
         progress(done)
     return [_gather(found, session) for found in every]
-
-
-_Features = dict[tuple[str, tuple[BranchInput, ...]], Tensor]
-"""(branch, what it reads of each frame) -> its features."""
 
 
 def _with_images(view: View, resized: Sample) -> View:

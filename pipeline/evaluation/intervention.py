@@ -78,7 +78,6 @@ def evaluate_under_plans(
     reading = replace(config.val_reading if config else READ_ALL, missing_cameras=data.missing_cameras)
     source = open_source(resolve_path(data.val), data.nuscenes_version, data.val_split, reading)
     metric = NuScenesMetric(resolve_path(data.val), data.nuscenes_version, data.val_split)
-    detector = Predictor(model, model.image_size, settings.train.amp)
     views = EvaluationViews(source, settings.conditions, FAILURE_SEED)
     common = replace(
         common,
@@ -91,9 +90,8 @@ def evaluate_under_plans(
     for index, group in enumerate(groups):
         before, total = index * len(source), len(groups) * len(source)
         every = predict_each(
-            detector,
+            [Predictor(model, model.image_size, settings.train.amp, plan) for plan in group],
             views,
-            group,
             LocalSession(path.parent, device),
             partial(_report, progress, before, total),
         )

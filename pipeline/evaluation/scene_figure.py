@@ -67,10 +67,10 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
         amp: bfloat16 autocast.
 
     Returns:
-        None if no site has a bias: then there are no weights.
+        None if no site has a bias: then there are no weights. Neither is there a figure of one sensor.
     """
     head, frame = model.pts_bbox_head, resize_crop(sample, model.image_size)
-    if head.aqr is None:
+    if head.aqr is None or len(head.SENSORS) < 2:
         return None
     kept: list[tuple[Any, torch.Tensor]] = []
     hook = head.aqr.register_forward_hook(lambda _, given, weights: kept.append((given[3], weights)))

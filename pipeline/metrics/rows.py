@@ -153,6 +153,38 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def read_rows_from(path: Path, start: int, most: int | None = None) -> list[tuple[Row, int]]:
+    """Read the complete lines of a rows file that begin at a byte, or after it; the file may be growing.
+
+    Args:
+        path: the rows file.
+        start: byte at which a line begins.
+        most: number of rows that are read; None: all.
+
+    Returns:
+        Each row, and the byte after its line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RowsError: it cannot be read.
+    """
+    try:
+        lines = read_bytes(path, MAX_BYTES, start).split(b"\n")[:-1]
+    except JsonError as error:
+        raise RowsError(str(error)) from error
+    rows, end = [], start
+    for line in lines[:most]:
+        try:
+            row = _from_line(line)
+        except _OldVersionError:
+            raise RowsError(written_by_old_version(str(path))) from None
+        except ValueError as error:
+            raise RowsError(f"{path}, the line at byte {end}: not a row ({error})") from error
+        end += len(line) + 1
+        rows.append((row, end))
+    return rows
+
+
 def read_study(folder: Path) -> list[Row]:
     """Read the rows of all trials of a study folder, in the order of the trials' names."""
     return [row for path in sorted(folder.glob("trials/*/rows.jsonl")) for row in read_rows(path)]

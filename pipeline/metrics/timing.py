@@ -1,9 +1,8 @@
 """Measure how fast a trial trains and detects.
 
 Times are wall-clock times. On CUDA they are taken between synchronisations, except of the steps of a trial,
-which are launched one after another (``waits`` of ``StepClock``). The first ones are left out, because
-allocators, autotuners and caches warm up in them. Nothing here may run inside a call of
-``report_checkpoint``.
+which are launched one after another (``Moment``). The first ones are left out, because allocators, autotuners
+and caches warm up in them. Nothing here may run inside a call of ``report_checkpoint``.
 """
 
 import gc
@@ -27,17 +26,91 @@ CALLS = 30
 """Inference calls timed. With this many, the 95th percentile is not the maximum."""
 
 
+class Moment:
+    """A moment: on a CPU now; on a GPU when the current stream has done what was launched before.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._time = time.perf_counter()
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(device))
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Return the seconds from another moment to this one; on a GPU the host waits until it is there."""
+        if self._event is None or earlier._event is None:
+            return self._time - earlier._time
+        self._event.synchronize()
+        return earlier._event.elapsed_time(self._event) / 1e3
+
+
+class StepTimes:
+    """The times of the training steps of one trial, which may train in a cohort."""
+
+    def __init__(self) -> None:
+        self._waits: list[float] = []
+        self._trunks: list[float] = []
+        self._owns: list[float] = []
+        self._told = 0
+
+    def add(self, wait_s: float, trunk_s: float, own_s: float) -> None:
+        """Add a step.
+
+        Args:
+            wait_s: seconds until the loader gave the batch.
+            trunk_s: seconds for what arms of a cohort share: collation, upload, preprocessing, trunk.
+            own_s: seconds for what each arm does by itself.
+        """
+        self._waits.append(wait_s)
+        self._trunks.append(trunk_s)
+        self._owns.append(own_s)
+
+    def recent_rate(self, samples_per_step: int) -> list[Measure]:
+        """Return ``samples_per_s`` of the steps since the last call, with the wait for data; or nothing.
+
+        It is for the eye while a trial runs, and what the trial would have alone. Verdicts take ``measures``,
+        which leave out the first steps.
+
+        Args:
+            samples_per_step: samples of all workers together.
+        """
+        first, self._told = self._told, len(self._waits)
+        took = sum(sum(times[first:]) for times in (self._waits, self._trunks, self._owns))
+        samples = (self._told - first) * samples_per_step
+        return [Measure("samples_per_s", "samples/s", samples / took)] if took > 0 else []
+
+    def measures(self, samples_per_step: int) -> list[Measure]:
+        """Return medians, what a step costs an arm that trains alone, and its two parts.
+
+        ``step_ms``, ``data_wait_ms`` and ``train_samples_per_s`` are as in ``StepClock.measures``; a step is
+        trunk and own part. ``step_trunk_ms`` and ``step_own_ms`` are the parts: n arms of a cohort take
+        trunk + n x own.
+
+        Args:
+            samples_per_step: samples of all workers together.
+
+        Returns:
+            Five measures, or none without a step.
+        """
+        trunks, owns = np.array(_settled(self._trunks)), np.array(_settled(self._owns))
+        found = _step_measures(trunks + owns, np.array(_settled(self._waits)), samples_per_step)
+        parts = {"step_trunk_ms": trunks, "step_own_ms": owns} if found else {}
+        return [*found, *(_median(name, "ms", part * 1e3) for name, part in parts.items())]
+
+
 class StepClock:
-    """Times the steps of a training run, with and without the wait for data.
+    """Times steps that end before the next one begins, with and without the wait for data.
 
     Args:
         device: where the steps run.
-        waits: whether the end of a step waits for the device. Without, the next step is launched before this
-            one has ended; a time is then from one return of the host to the next.
     """
 
-    def __init__(self, device: torch.device, waits: bool = True) -> None:
-        self._device = device if waits else torch.device("cpu")
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._begun = 0.0
         self._fed = 0.0
         self._waits: list[float] = []
@@ -52,18 +125,11 @@ class StepClock:
         self._fed = time.perf_counter()
 
     def end(self) -> None:
-        """Mark the end of the optimiser step."""
+        """Mark the end of the optimiser step; the host waits for the device."""
         _synchronize(self._device)
         now = time.perf_counter()
         self._waits.append(self._fed - self._begun)
         self._steps.append(now - self._fed)
-
-    def seconds_left(self, steps: int) -> float:
-        """Estimate the seconds that ``steps`` more steps take; NaN before the first step has ended."""
-        if not self._steps:
-            return float("nan")
-        recent = [w + s for w, s in zip(self._waits[-50:], self._steps[-50:], strict=True)]  # speed drifts
-        return steps * float(np.median(recent))
 
     def measures(self, samples_per_step: int) -> list[Measure]:
         """Return the medians ``step_ms``, ``data_wait_ms`` and ``train_samples_per_s``.
@@ -76,16 +142,27 @@ class StepClock:
         Returns:
             Three measures, or none before the first step has ended.
         """
-        skip = WARMUP_STEPS if len(self._steps) > 2 * WARMUP_STEPS else len(self._steps) // 2
-        steps, waits = np.array(self._steps[skip:]), np.array(self._waits[skip:])
-        if not len(steps):
-            return []
-        rates = samples_per_step / (steps + waits)
-        return [
-            _median("step_ms", "ms", steps * 1e3),
-            _median("data_wait_ms", "ms", waits * 1e3),
-            _median("train_samples_per_s", "samples/s", rates),
-        ]
+        steps, waits = np.array(_settled(self._steps)), np.array(_settled(self._waits))
+        return _step_measures(steps, waits, samples_per_step)
+
+
+def _settled(times: list[float]) -> list[float]:
+    """Leave out the first steps of a training."""
+    return times[WARMUP_STEPS if len(times) > 2 * WARMUP_STEPS else len(times) // 2 :]
+
+
+def _step_measures(
+    steps: NDArray[np.float64], waits: NDArray[np.float64], samples_per_step: int
+) -> list[Measure]:
+    """Return the medians of steps and waits, in s, and of the throughput; nothing without a step."""
+    if not len(steps):
+        return []
+    rates = samples_per_step / (steps + waits)
+    return [
+        _median("step_ms", "ms", steps * 1e3),
+        _median("data_wait_ms", "ms", waits * 1e3),
+        _median("train_samples_per_s", "samples/s", rates),
+    ]
 
 
 def latency(call: Callable[[int], object], device: torch.device, calls: int) -> list[Measure]:

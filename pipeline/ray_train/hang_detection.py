@@ -1,17 +1,18 @@
-"""Kills the workers of a trial that has stopped making steps, so that Ray Train starts it again.
+"""Kills workers whose trials have all stopped making steps, so that Ray Train starts them again.
 
 A worker that waits for ever in a collective, in a read or in a deadlock still answers Ray's health checks.
-Only the trial's own steps show that it hangs. The watch runs in the process of Ray Train's controller and
-reads the trial's heartbeat.
+Only the trials' own steps show that they hang. The watch runs in the process of Ray Train's controller and
+reads the trials' heartbeats. The trials of a cohort take turns, so it hangs when none of them goes on.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.runtime.event_log import HUNG, append_event
 from pipeline.runtime.heartbeat import FILE, Progress, read_heartbeat
+from pipeline.storage.trial_status import read_status
 
 HANG_TIMEOUT_S = 600.0
 """A shorter silence is never a hang, however fast the trial is: a checkpoint on a slow disk takes minutes."""
@@ -29,10 +30,10 @@ By default that makes an hour, for compiling, filling caches, waiting for data a
 
 
 class HangDetector:
-    """Decides from a trial's heartbeat whether the trial hangs.
+    """Decides from the heartbeats of trials that run together whether they hang.
 
     Args:
-        folder: the trial's.
+        folders: the trials'.
         timeout_s: silence that is never a hang; 0: no silence is a hang.
         clock: monotonic seconds.
         other_disk: the workers may have another disk, so that their heartbeat never arrives here. Then
@@ -41,26 +42,26 @@ class HangDetector:
 
     def __init__(
         self,
-        folder: Path,
+        folders: Sequence[Path],
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         other_disk: bool = False,
     ) -> None:
-        self._folder, self._timeout_s, self._clock, self._other_disk = folder, timeout_s, clock, other_disk
+        self._folders, self._timeout_s, self._clock, self._other_disk = folders, timeout_s, clock, other_disk
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew: the heartbeat that is there now was written by earlier workers."""
-        self._modified = self._modification_time()
+        """Begin anew: the heartbeats that are there now were written by earlier workers."""
+        self._modified, _ = self._newest()
         self._heartbeat: Progress | None = None
         self._heard_at = self._clock()
         self._longest_s = 0.0
 
     def check(self) -> str:
-        """Return why the trial hangs, one sentence; empty if it does not."""
-        now, modified = self._clock(), self._modification_time()
+        """Return why the trials hang, one sentence; empty if they do not."""
+        now, (modified, folder) = self._clock(), self._newest()
         if modified != self._modified:
-            self._take(now, read_heartbeat(self._folder))
+            self._take(now, read_heartbeat(folder))
             self._modified = modified
             return ""
         silence_s, last = now - self._heard_at, self._heartbeat
@@ -88,27 +89,32 @@ class HangDetector:
             self._longest_s = max(self._longest_s, now - self._heard_at)
         self._heartbeat, self._heard_at = heartbeat, now
 
-    def _modification_time(self) -> int:
-        try:
-            return (self._folder / FILE).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+    def _newest(self) -> tuple[int, Path]:
+        """Return when the newest heartbeat was written, ns of Unix time, and by which trial; 0 for none."""
+        return max((_modification_time(folder), folder) for folder in self._folders)
+
+
+def _modification_time(folder: Path) -> int:
+    try:
+        return (folder / FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 class HangWatch:
-    """A ``ray_internals.WorkerGroupWatch`` that kills the workers of a trial that hangs.
+    """A ``ray_internals.WorkerGroupWatch`` that kills workers that hang.
 
-    Ray Train then finds dead workers, counts a failure, and starts the trial again from its checkpoint.
+    Ray Train then finds dead workers, counts a failure, and starts the trials again from their checkpoints.
 
     Args:
-        folder: the trial's.
+        folders: of the trials that the workers run.
         timeout_s: of ``HangDetector``.
         other_disk: of ``HangDetector``.
     """
 
-    def __init__(self, folder: Path, timeout_s: float, other_disk: bool = False) -> None:
-        self._folder = folder
-        self._detector = HangDetector(folder, timeout_s, other_disk=other_disk)
+    def __init__(self, folders: Sequence[Path], timeout_s: float, other_disk: bool = False) -> None:
+        self._folders = folders
+        self._detector = HangDetector(folders, timeout_s, other_disk=other_disk)
         self._kill_workers: Callable[[], None] | None = None
 
     def started(self, kill_workers: Callable[[], None]) -> None:
@@ -117,10 +123,12 @@ class HangWatch:
         self._detector.restart()
 
     def polled(self) -> None:
-        """Kill the workers if the trial hangs."""
+        """Kill the workers if they hang; the trials that have not ended say why in their logs."""
         reason = self._detector.check()
         if reason and self._kill_workers is not None:
-            append_event(self._folder, HUNG, why=reason)
+            for folder in self._folders:
+                if not read_status(folder).state.has_ended:
+                    append_event(folder, HUNG, why=reason)
             self._kill_workers()
             self._kill_workers = None
 

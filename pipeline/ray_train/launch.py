@@ -1,106 +1,132 @@
-"""Runs one trial under Ray Train, on this machine or on a cluster."""
+"""Runs a cohort of trials under Ray Train, on this machine or on a cluster; one trial is a cohort, too."""
 
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
-from pipeline.errors import TrialError
+from pipeline.errors import TrialError, TrialMemoryError
 from pipeline.ray_train.capacity import Request, refuse_impossible
-from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S, HangWatch
+from pipeline.ray_train.cohort_run import CohortRun
+from pipeline.ray_train.hang_detection import HangWatch
 from pipeline.ray_train.local_cluster import LOCAL_RAY, ray_session
 from pipeline.ray_train.ray_internals import (
-    checkpoint_list_file,
     leave_out_idle_actors,
+    original_error,
     worker_group_callback,
 )
 from pipeline.ray_train.worker import SingleProcessBackend, train_loop
 from pipeline.runtime.event_log import HUNG, read_events
-from pipeline.storage.sync import StudySync
+from pipeline.storage.remote import StorageError
+from pipeline.storage.trial_sessions import begin_session, end_session
+from pipeline.storage.trial_status import read_status
 
 WORKER_FAILURES = 2
-"""Restarts of a trial whose workers die or hang; a third failure has a cause that stays."""
+"""Restarts of workers that die or hang; a third failure has a cause that stays."""
+
+NO_END = "its workers ended without a word about it; start the same command again"
+"""Why a trial failed that Ray Train calls finished and that has no mark of its end."""
+
+
+def _to_nobody(_: str) -> None:
+    """Say a sentence to nobody."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a trial under Ray Train.
+    """The end of a group of workers.
 
     Attributes:
-        error: empty if the trial is done, otherwise one sentence.
+        error: why the trials that have not ended have not, one sentence; empty if all have.
         details: traceback of the error.
+        out_of_memory: whether memory ran out, so that fewer trials may fit.
     """
 
     error: str = ""
     details: str = ""
+    out_of_memory: bool = False
 
 
-def run_under_ray(
-    settings: TrialSettings,
-    folder: Path,
-    recipe: str = "",
-    early_stopping: EarlyStopping | None = None,
-    gpu_share: float = 1.0,
-    hang_timeout_s: float = HANG_TIMEOUT_S,
-    study_sync: StudySync | None = None,
-    slot: int = 0,
-) -> Finished:
-    """Run one trial to its end under Ray Train; Ray has been started.
+def run_under_ray(run: CohortRun, say: Callable[[str], None] = _to_nobody) -> None:
+    """Run trials to their ends under Ray Train, and mark in their statuses how they ended; Ray has started.
 
-    A folder with checkpoints is resumed. Workers that die are replaced and resume likewise.
+    Folders with checkpoints are resumed. Workers that die are replaced and resume likewise. Trials that do
+    not fit into memory together run in two halves, one after the other, from their newest checkpoints.
 
     Args:
-        settings: the trial.
-        folder: its folder ``.../trials/<trial name>``, on storage that all workers see.
-        recipe: digest of the study's recipe.
-        early_stopping: the steps at which the trial is measured before its end and may be stopped.
-        gpu_share: part of a GPU that a worker gets; below 1 it also gets only this part of the memory.
-        hang_timeout_s: silence in training after which a trial counts as hung; 0: never.
-        study_sync: of the study, if it is also kept at a URI.
-        slot: which of the concurrent places of the study runs the trial, from 0.
-
-    Returns:
-        Whether the trial is done, and if not, why.
+        run: the trials, and how they run.
+        say: called with a sentence if the trials are halved.
     """
-    folder = folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    # With its own list of checkpoints Ray refuses to resume after we have deleted the oldest of them.
-    (folder / checkpoint_list_file()).unlink(missing_ok=True)
+    for folder in run.folders:
+        begin_session(folder, run.gpus / len(run.trials))
+        _upload(run, folder)  # the workers may be elsewhere
+    finished = _fit(run)
+    left = _ended_elsewhere(run, finished)
+    if finished.out_of_memory and len(run.trials) > 1 and left:
+        half = (len(left) + 1) // 2
+        say(
+            f"{len(left)} trials did not fit into memory together ({finished.error}); they go on as "
+            f"{' and '.join(str(len(part)) for part in (left[:half], left[half:]) if part)}"
+        )
+        for part in filter(None, (left[:half], left[half:])):
+            run_under_ray(run.only(part), say)
+        return
+    for folder in left:
+        end_session(folder, finished.error or NO_END, finished.details, run.folders)
+    for folder in run.folders:
+        _upload(run, folder)
+
+
+def _ended_elsewhere(run: CohortRun, finished: Finished) -> tuple[Path, ...]:
+    """Fetch what the workers have written if they were elsewhere; return the trials that have not ended."""
+    sync = run.study_sync
+    for folder in run.folders if sync else ():
+        assert sync is not None
+        try:
+            sync.download(folder.relative_to(sync.folder).as_posix(), heavy=False)
+        except StorageError as error:
+            end_session(folder, finished.error or str(error), finished.details, run.folders)
+    return run.unfinished()
+
+
+def _upload(run: CohortRun, folder: Path) -> None:
+    """Copy a trial to where the study is kept; if that fails, it is copied at the end of the study."""
+    if run.study_sync is not None:
+        with suppress(StorageError):
+            run.study_sync.upload(folder.relative_to(run.study_sync.folder).as_posix())
+
+
+def _fit(run: CohortRun) -> Finished:
+    """Run Ray Train until the trials have ended or cannot go on."""
+    place = run.folders[0]  # there Ray Train tries whether all workers see the storage
     began = time.time()
-    cuda = settings.device == "cuda"
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={
-            "settings": settings.to_dict(),
-            "folder": str(folder),
-            "recipe": recipe,
-            "early_stopping": (early_stopping or EarlyStopping()).to_dict(),
-            "gpu_share": gpu_share,
-            "study_sync": study_sync,
-            "slot": slot,
-        },
-        torch_config=SingleProcessBackend()
-        if settings.num_workers == 1
-        else TorchConfig(backend="nccl" if cuda else "gloo"),
+        train_loop_config={"run": run},
+        torch_config=_torch_config(run.settings),
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=cuda,
-            resources_per_worker=_worker_resources(settings, gpu_share),
+            num_workers=run.settings.num_workers,
+            use_gpu=run.settings.device == "cuda",
+            resources_per_worker=_worker_resources(run.settings, run.gpu_share),
         ),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=place.name,
+            storage_path=str(place.parent),
             failure_config=FailureConfig(max_failures=WORKER_FAILURES),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(settings.torch_threads)}},
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(run.settings.torch_threads)}},
             callbacks=[
-                worker_group_callback(HangWatch(folder, hang_timeout_s, other_disk=study_sync is not None))
+                worker_group_callback(
+                    HangWatch(run.folders, run.hang_timeout_s, other_disk=run.study_sync is not None)
+                )
             ],
         ),
     )
@@ -109,8 +135,23 @@ def run_under_ray(
         refused = trainer.fit().return_value
     except TrainingFailedError as error:
         sentence, details = explain(error)
-        return Finished(_hangs(folder, began) or sentence, details)
+        return Finished(_hangs(run.unfinished(), began) or sentence, details, is_out_of_memory(error))
     return Finished(**refused) if refused else Finished()
+
+
+def _torch_config(settings: TrialSettings) -> BackendConfig:
+    if settings.num_workers == 1:
+        return SingleProcessBackend()
+    return TorchConfig(backend="nccl" if settings.device == "cuda" else "gloo")
+
+
+def is_out_of_memory(error: TrainingFailedError) -> bool:
+    """Return whether a worker failed because memory ran out, or Ray ended it for that."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return any(
+        isinstance(original_error(cause), TrialMemoryError | ray.exceptions.OutOfMemoryError)
+        for cause in failures
+    )
 
 
 def explain(error: TrainingFailedError) -> tuple[str, str]:
@@ -128,9 +169,10 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _hangs(folder: Path, since: float) -> str:
-    """Return how often the trial has hung since a time (seconds of the epoch); empty if it has not."""
-    reasons = [event.why for event in read_events(folder) if event.what == HUNG and event.time >= since]
+def _hangs(unfinished: Sequence[Path], since: float) -> str:
+    """Return how often trials have hung since a time (seconds of the epoch); empty if they have not."""
+    events = read_events(unfinished[0]) if unfinished else []  # those of the others say the same
+    reasons = [event.why for event in events if event.what == HUNG and event.time >= since]
     return f"it hung {len(reasons)} times; at last there was {reasons[-1]}" if reasons else ""
 
 
@@ -169,6 +211,6 @@ def train_one(settings: TrialSettings, folder: Path) -> None:
     gpus = settings.num_workers if settings.device == "cuda" else 0
     with ray_session(cpus=settings.num_workers * settings.torch_threads, gpus=gpus):
         check_capacity({folder.name: settings})
-        finished = run_under_ray(settings, folder)
-    if finished.error:
-        raise TrialError(finished.error)
+        run_under_ray(CohortRun({folder.resolve(): settings}))
+    if failure := read_status(folder).error:
+        raise TrialError(failure)

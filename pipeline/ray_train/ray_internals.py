@@ -8,7 +8,6 @@ Functions import what they need. ``biaswise cluster check`` uses this file witho
 controller uses it without torch; importing either takes seconds.
 """
 
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -90,21 +89,11 @@ def leave_out_idle_actors(trainer: "TorchTrainer", local: bool) -> None:
     setattr(trainer, "_create_default_callbacks", make_needed_callbacks)  # noqa: B010 (mypy: a method)
 
 
-def checkpoint_list_file() -> str:
-    """Return the name of the file, in a trial's folder, in which Ray Train keeps its list of checkpoints."""
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+def original_error(error: BaseException) -> BaseException:
+    """Return the error that a worker raised, out of what Ray Train wraps it in for its way to the driver."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    return str(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-
-
-def silence_report_log() -> None:
-    """Silence the two INFO lines that Ray Train logs for each report of each worker; call it in a worker.
-
-    The logger's name is the path of Ray's file, and ``ray.train.LoggingConfig`` does not reach it.
-    """
-    from ray.train.v2._internal.execution import context
-
-    logging.getLogger(context.__file__).setLevel(logging.WARNING)
+    return error._base_exc if isinstance(error, UserExceptionWithTraceback) else error
 
 
 def free_resources() -> dict[str, dict[str, float]]:

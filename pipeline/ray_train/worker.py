@@ -1,7 +1,8 @@
-"""Runs one trial inside a Ray Train worker.
+"""Runs the trials of a cohort inside a Ray Train worker; a single trial is a cohort of one.
 
-Ray Train owns the process group and the list of checkpoints. Rank 0 writes a checkpoint to its place in the
-trial's folder, and every rank reports it; the report is a barrier.
+Ray Train owns the process group and starts dead workers again. Checkpoints are files of a trial's folder,
+written by rank 0; all ranks go on from the newest. Ray's own list holds those of one run in one folder, and
+here a run has many trials. Rank 0 also marks the end of each trial at once, so that no restart runs it again.
 
 Drivers and controllers import this file, too, only for its names. So it imports torch and the model's
 libraries in functions, and those processes start seconds earlier.
@@ -15,15 +16,20 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 from ray.train.backend import BackendConfig
 
-from pipeline.errors import is_user_error
+from pipeline.errors import TrialMemoryError, is_user_error
 from pipeline.metrics.run_place import label_number
-from pipeline.ray_train.ray_internals import silence_report_log
+from pipeline.metrics.system_monitor import SystemMonitor, Worker
+from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.runtime.heartbeat import Heartbeat
 from pipeline.storage.remote import StorageError
-from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
+from pipeline.storage.sync import RETRY_LIMIT_S
+from pipeline.storage.trial_sessions import end_session
+from pipeline.storage.trial_status import read_status
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.training.cohort import ArmEnd
 
 
 class SingleProcessBackend(BackendConfig):
@@ -33,17 +39,16 @@ class SingleProcessBackend(BackendConfig):
 
 
 class RaySession:
-    """``pipeline.runtime.session.Session`` of a Ray Train worker.
+    """``pipeline.runtime.session.Session`` of one trial in a Ray Train worker.
+
+    Its slot is that of the run; on a GPU it is the number of the GPU instead.
 
     Args:
-        folder: the trial's folder, on storage that every worker sees.
-        recipe: digest of the study's recipe.
-        study_sync: of the study, if it is also kept at a URI.
-        slot: which of the concurrent places of the study runs the trial; a worker on a GPU takes the number
-            of its GPU instead.
+        folder: the trial's.
+        run: the trials that run together.
     """
 
-    def __init__(self, folder: Path, recipe: str, study_sync: StudySync | None = None, slot: int = 0) -> None:
+    def __init__(self, folder: Path, run: CohortRun) -> None:
         from ray.train.torch import get_device
 
         context = ray.train.get_context()
@@ -51,28 +56,22 @@ class RaySession:
         self.world_size: int = context.get_world_size()
         self.device: torch.device = get_device()
         self.folder = folder
-        self.recipe = recipe
-        self.slot = gpu_number() if self.device.type == "cuda" else slot
+        self.recipe = run.recipe
+        self.slot = gpu_number() if self.device.type == "cuda" else run.slot
         self._heartbeat = Heartbeat(folder)
-        self._study_sync = study_sync
-        self._unit = "" if study_sync is None else folder.relative_to(study_sync.folder).as_posix()
+        self._study_sync = run.study_sync
+        self._unit = "" if run.study_sync is None else folder.relative_to(run.study_sync.folder).as_posix()
 
     def latest_checkpoint(self) -> Path | None:
-        """Return the newest complete checkpoint on disk.
-
-        Ray's own list may lack it: a crash between writing and reporting leaves a complete checkpoint.
-        """
+        """Return the newest complete checkpoint on disk."""
         from pipeline.storage.checkpoint import newest_checkpoint
 
         return newest_checkpoint(self.folder / "checkpoints")
 
     def report_checkpoint(self, checkpoint: Path | None) -> None:
-        """Name the checkpoint that is on disk already to Ray Train."""
+        """Copy a checkpoint that is complete on disk to where the study is kept."""
         if checkpoint is not None:
             self.keep()
-        made = None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint))
-        mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-        ray.train.report({}, checkpoint=made, checkpoint_upload_mode=mode)
 
     def seconds_left(self) -> float | None:
         """Return the seconds until the cluster removes a machine of the trial; None if it drains none.
@@ -121,40 +120,81 @@ class RaySession:
         self._heartbeat.write(stage, done, total, seconds_left)
 
 
-def train_loop(config: dict[str, Any]) -> dict[str, str] | None:
-    """Run one trial in this worker.
+def train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
+    """Run the trials of a cohort in this worker, and mark their ends.
 
-    A trial that is refused for a user's error returns the error if it has one worker: if it raised, Ray would
+    What is refused for a user's error returns the error if there is one worker: if it raised, Ray would
     restart the worker. With several workers it raises, so that Ray ends the ranks that wait for each other.
 
     Args:
-        config: ``settings`` (``TrialSettings.to_dict``), ``folder``, ``recipe``, ``early_stopping``
-            (``EarlyStopping.to_dict``), ``gpu_share`` (the part of a GPU's memory that is this worker's),
-            ``study_sync`` (of the study, or None) and ``slot`` (as in ``RaySession``).
+        config: ``run``, a ``CohortRun``.
 
     Returns:
-        None if the trial is done; ``error`` and ``details`` if it was refused.
+        None if every trial has ended; if they were refused together, ``error``, ``details`` and
+        ``out_of_memory``: whether fewer trials may fit.
     """
-    from pipeline.config.early_stopping import EarlyStopping
-    from pipeline.config.settings import TrialSettings
-    from pipeline.training.trial import run_trial
-
-    silence_report_log()
-    session = RaySession(Path(config["folder"]), config["recipe"], config.get("study_sync"), config["slot"])
+    run: CohortRun = config["run"]
+    sessions = {folder: RaySession(folder, run) for folder in run.trials}
+    first = next(iter(sessions.values()))
     try:
-        _cap_memory(session.device, config["gpu_share"])
-        session.begin()
-        run_trial(
-            TrialSettings.from_dict(config["settings"]),
-            session,
-            EarlyStopping.from_dict(config["early_stopping"]),
-        )
-        session.keep(RETRY_LIMIT_S)
+        _cap_memory(first.device, run.gpu_share)
+        for session in sessions.values():
+            session.begin()
+        todo = run.unfinished()  # of a group that was started again, some may have ended
+        if first.world_size > 1:
+            import torch
+
+            torch.distributed.barrier()  # no rank ends a trial before all have looked
+        if todo:
+            _run_together(run, {folder: sessions[folder] for folder in todo})
+        for folder, session in sessions.items():
+            _keep_end(folder, session, run)
     except (ValueError, RuntimeError) as error:
-        if session.world_size > 1 or not is_user_error(error):
+        if first.world_size > 1 or not is_user_error(error):
             raise
-        return {"error": str(error), "details": traceback.format_exc()}
+        no_memory = isinstance(error, TrialMemoryError)
+        return {"error": str(error), "details": traceback.format_exc(), "out_of_memory": no_memory}
     return None
+
+
+def _run_together(run: CohortRun, sessions: dict[Path, RaySession]) -> None:
+    """Run the trials that have not ended, and mark each as soon as it has."""
+    from pipeline.training.cohort import Arm, run_cohort
+
+    first = next(iter(sessions.values()))
+    with SystemMonitor(list(sessions), first.device, this_worker(first)) as monitor:
+
+        def ended(end: "ArmEnd") -> None:
+            folder = next(folder for folder in sessions if folder.name == end.trial)
+            monitor.leave(folder)
+            _mark(end, run, sessions[folder])
+
+        arms = [Arm(run.trials[folder], session) for folder, session in sessions.items()]
+        run_cohort(arms, run.early_stopping, ended)
+
+
+def _mark(end: "ArmEnd", run: CohortRun, session: RaySession) -> None:
+    """Mark a trial that has ended, on rank 0, while the others go on, and copy it to where the study is."""
+    from pipeline.runtime.resource_errors import explain_resource_errors
+
+    if session.rank == 0:
+        with explain_resource_errors(run.trials[session.folder], session.folder):
+            end_session(session.folder, end.error, end.details, run.folders)
+        session.keep()
+
+
+def _keep_end(folder: Path, session: RaySession, run: CohortRun) -> None:
+    """Copy what is not copied yet of a trial that has ended; a trial whose copy fails has failed."""
+    try:
+        session.keep(RETRY_LIMIT_S)
+    except StorageError as error:
+        end_session(folder, read_status(folder).error or str(error), traceback.format_exc(), run.folders)
+
+
+def this_worker(session: RaySession) -> Worker:
+    """Return which worker this is, for what it tells of its machine."""
+    context = ray.train.get_context()
+    return Worker(session.rank, context.get_node_rank(), context.get_local_rank() == 0, session.slot)
 
 
 def gpu_number() -> int:

@@ -16,7 +16,7 @@ from pipeline.storage.trial_status import FILE as STATUS
 SYNC_STATE = ".sync_state.json"
 """File of a unit: path -> size and time of what was copied. Without it everything is copied again."""
 
-LOCAL_ONLY = {"progress.json", "checkpoint_manager_snapshot.json", "mlflow_sync.json"}
+LOCAL_ONLY = {"progress.json", "mlflow_sync.json"}
 """Files that have a meaning on their machine only. Files and folders that begin with a dot stay, too."""
 
 

@@ -37,6 +37,11 @@ CLIENT_SETTINGS = {
 DATABASE_S = 120.0
 """The same for a call that goes to a database itself: the first one creates 50 tables."""
 
+
+class DeletedExperimentError(MlflowException):
+    """The experiment was deleted; the message says how to restore it."""
+
+
 STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What a store that cannot be used raises; ``ImportError`` if the driver of its database is missing."""
 
@@ -63,9 +68,9 @@ def prepare_store(uri: str | None = None) -> str:
 
 
 def short_reason(error: BaseException) -> str:
-    """Return the first line of an error's message without passwords, at most 200 characters."""
+    """Return the first line of an error's message without passwords, at most 400 characters."""
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return redact(first_line)[:200]
+    return redact(first_line)[:400]
 
 
 @contextmanager
@@ -114,8 +119,18 @@ def _connect_to_database(uri: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient) -> str:
-    """Return the id of the experiment ``biaswise``; create it if it is absent."""
+    """Return the id of the experiment ``biaswise``; create it if it is absent.
+
+    Raises:
+        DeletedExperimentError: somebody has deleted it; MLflow would refuse every run in it.
+    """
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        where = "" if "MLFLOW_TRACKING_URI" in os.environ else f"MLFLOW_TRACKING_URI={client.tracking_uri} "
+        raise DeletedExperimentError(
+            f"its experiment {EXPERIMENT} was deleted; `{where}mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}` restores it"
+        )
     if experiment is not None:
         return str(experiment.experiment_id)
     database = sqlite_path(client.tracking_uri)

@@ -1,6 +1,7 @@
 """The names of rows and trials in MLflow."""
 
 import re
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.config.plan import Plan
@@ -18,6 +19,16 @@ def metric_name(text: str) -> str:
     return re.sub(r"[^/\w.\- ]", "_", text)
 
 
+def system_metric(name: str, node: int) -> str:
+    """Return the name under which MLflow's tab for system metrics shows what a machine of a trial did.
+
+    Args:
+        name: as MLflow's own monitor has it, without ``system/``.
+        node: index of the machine among those of the trial.
+    """
+    return f"system/node_{node}/{name}" if node else f"system/{name}"
+
+
 def search_hint(row: Row) -> str:
     """Return how to search for a study's trials, in Markdown; MLflow wants quotes around a name with dots."""
     site = Plan.parse(row.plan).choices[-1][0]
@@ -25,11 +36,11 @@ def search_hint(row: Row) -> str:
     return f"Search for trials like this: `{wanted}`\n\n"
 
 
-def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
+def trial_params(row: Row, settings: dict[str, Any]) -> dict[str, str]:
     """Return what people filter and compare trials by.
 
     Args:
-        rows: rows of one trial.
+        row: any row of the trial.
         settings: ``TrialSettings.to_dict`` of it; may be empty.
 
     Returns:
@@ -37,8 +48,8 @@ def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
         and ``<site>.rank``; the seed; the settings, nested ones dotted. The whole plan is a tag: it would
         fill every axis of a comparison.
     """
-    plan = Plan.parse(rows[0].plan)
-    params = {"seed": str(rows[0].seed)}
+    plan = Plan.parse(row.plan)
+    params = {"seed": str(row.seed)}
     for site, choice in plan.choices:
         params[site] = choice.bias
         params[f"{site}.impl"] = choice.impl
@@ -51,6 +62,28 @@ def trial_params(rows: list[Row], settings: dict[str, Any]) -> dict[str, str]:
         elif key not in ("plan", "seed", "study"):
             params[key] = _spell(value)
     return params
+
+
+def trial_datasets(row: Row, settings: dict[str, Any]) -> list[tuple[str, str, dict[str, str]]]:
+    """Return what a trial read, as MLflow names datasets.
+
+    Args:
+        row: any row of the trial; its versions hold the fingerprint.
+        settings: ``TrialSettings.to_dict`` of it; may be empty.
+
+    Returns:
+        For training and for evaluation: ``training`` or ``validation``; the dataset's name, which ends in its
+        split; fingerprint of both together, root, split and nuScenes version. None without settings.
+    """
+    data = settings.get("data", {})
+    known = dict(part.partition("=")[::2] for part in row.versions.split(";"))
+    common = {"fingerprint": known.get("data", ""), "version": str(data.get("nuscenes_version", ""))}
+    uses = [("training", root, data.get("train_split", "")) for root in data.get("train", [])]
+    uses += [("validation", data["val"], data.get("val_split", ""))] if "val" in data else []
+    return [
+        (context, f"{PurePosixPath(root).name}/{split}", {**common, "root": root, "split": split})
+        for context, root, split in uses
+    ]
 
 
 def _spell(value: object) -> str:

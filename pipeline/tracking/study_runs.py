@@ -36,10 +36,13 @@ class StudyRuns:
         self._client = client
         self._folder = folder.resolve()
         self._cursor = cursor
-        self._experiment = experiment_id(client)
         self._runs: dict[str, str] = {}  # trial -> id of its run
         self.parent = ""
         """Id of the study's run; empty before it was found."""
+        self.parent_began = 0.0
+        """Unix time at which that run began, seconds."""
+        self.experiment = experiment_id(client)
+        """Id of the experiment that holds all studies."""
 
     def of_trial(self, trial: StoredTrial) -> str:
         """Return the id of a trial's run; create the run if none was found."""
@@ -50,7 +53,7 @@ class StudyRuns:
     def find_study(self) -> str:
         """Return the id of the study's run if the cursor names one that is active here; else empty."""
         run = self._active_run(self._cursor.study_run)
-        self.parent = run.info.run_id if run else ""
+        self.parent, self.parent_began = (run.info.run_id, run.info.start_time / 1000) if run else ("", 0.0)
         return self.parent
 
     def find_or_create_study(self, trials: list[StoredTrial]) -> str:
@@ -62,7 +65,7 @@ class StudyRuns:
         Returns:
             The id of the study's run.
         """
-        tags = self._search(f"tags.`biaswise.study` = '{trials[0].rows[0].study}'")
+        tags = self._search(f"tags.`biaswise.study` = '{trials[0].first.study}'")
         self._note_runs(trials, tags, tags)
         families = {tag.get("mlflow.parentRunId") for tag in tags.values()}
         origin = (str(self._folder), _created_at(trials))
@@ -75,6 +78,7 @@ class StudyRuns:
             and run_id not in families
         ]
         self.parent = self._keep_one(parents, known) or self._create_parent(trials)
+        self.parent_began = min(trial.first.time for trial in trials)
         self._cursor.study_run = self.parent
         self._cursor.save()
         return self.parent
@@ -86,13 +90,13 @@ class StudyRuns:
             if run is not None and run.data.tags.get("mlflow.parentRunId") == self.parent:
                 self._note_run(trial, run.info.run_id)
                 continue
-            name, study = trial.folder.name, trial.rows[0].study
+            name, study = trial.folder.name, trial.first.study
             tags = self._search(f"tags.`biaswise.study` = '{study}' and tags.`biaswise.trial` = '{name}'")
             self._note_runs([trial], tags, [self.parent])
 
     def _search(self, wanted: str) -> dict[str, dict[str, str]]:
         """Return the tags of active runs that fit a filter, run id -> tags."""
-        runs = self._client.search_runs([self._experiment], wanted, max_results=MAX_RUNS)
+        runs = self._client.search_runs([self.experiment], wanted, max_results=MAX_RUNS)
         return {run.info.run_id: run.data.tags for run in runs}
 
     def _note_runs(
@@ -112,7 +116,7 @@ class StudyRuns:
 
     def _note_run(self, trial: StoredTrial, run_id: str) -> None:
         self._runs[trial.folder.name] = run_id
-        trial.sent = min(self._cursor.rows.get(run_id, 0), len(trial.rows))
+        trial.begin_at(self._cursor.bytes.get(run_id, 0))
         if read_status(trial.folder).mlflow_run_id != run_id:
             set_mlflow_run_id(trial.folder, run_id)
 
@@ -130,13 +134,13 @@ class StudyRuns:
         """Keep the known run, or the one with most rows, and delete those that lost answers have made."""
         if not runs:
             return ""
-        kept = known if known in runs else max(runs, key=lambda run_id: self._cursor.rows.get(run_id, 0))
+        kept = known if known in runs else max(runs, key=lambda run_id: self._cursor.bytes.get(run_id, 0))
         for run_id in set(runs) - {kept}:
             self._client.delete_run(run_id)
         return kept
 
     def _create_parent(self, trials: list[StoredTrial]) -> str:
-        first = min(trials, key=lambda trial: trial.rows[0].time).rows[0]
+        first = min((trial.first for trial in trials), key=lambda row: row.time)
         tags = {
             "biaswise.created_at": _created_at(trials),
             "biaswise.kind": "study",
@@ -149,7 +153,7 @@ class StudyRuns:
         return self._create(name, tags, first)
 
     def _create_child(self, trial: StoredTrial) -> str:
-        first = trial.rows[0]
+        first = trial.first
         name, created_at = trial.identity
         tags = {
             "mlflow.parentRunId": self.parent,
@@ -167,14 +171,14 @@ class StudyRuns:
         circumstances = {f"biaswise.{key}": getattr(first, key) for key in ("device", "versions")}
         circumstances["mlflow.source.git.commit"] = first.commit
         run = self._client.create_run(
-            self._experiment, milliseconds(first.time), {**tags, **circumstances}, name
+            self.experiment, milliseconds(first.time), {**tags, **circumstances}, name
         )
         return str(run.info.run_id)
 
 
 def _created_at(trials: list[StoredTrial]) -> str:
     """Return the time of a study's first row: another study of its name and folder has another."""
-    return f"{min(trial.rows[0].time for trial in trials):.6f}"
+    return f"{min(trial.first.time for trial in trials):.6f}"
 
 
 def milliseconds(seconds: float) -> int:

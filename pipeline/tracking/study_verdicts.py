@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.plan import Plan
 from pipeline.json_files import JsonError, check_fields, read_json
 
 VERDICTS = "verdicts.json"
@@ -32,6 +33,8 @@ class SiteVerdict:
         net_gain: gain minus the site's own price, points; None without a price.
         slowdown_percent: growth of the step time by the site alone; None without a price.
         break_even: points that one per cent of slow-down may cost; None if there is no such number.
+        price: what the slow-down must earn, points; None without a price.
+        gain_low, gain_high, net_gain_low, net_gain_high, price_low, price_high: ends of the intervals.
     """
 
     site: str
@@ -41,6 +44,22 @@ class SiteVerdict:
     net_gain: float | None
     slowdown_percent: float | None
     break_even: float | None = None
+    price: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    net_gain_low: float | None = None
+    net_gain_high: float | None = None
+    price_low: float | None = None
+    price_high: float | None = None
+
+    def metrics(self, term: str) -> dict[str, float | None]:
+        """Return ``gain/<term>``, its ends ``gain/<term>_low`` and ``_high`` beside it, and so on."""
+        found = {name: getattr(self, name) for name in ("slowdown_percent", "break_even")}
+        named = {f"{name}/{term}": value for name, value in found.items()}
+        for name in ("gain", "net_gain", "price"):
+            named[f"{name}/{term}"] = getattr(self, name)
+            named |= {f"{name}/{term}_{end}": getattr(self, f"{name}_{end}") for end in ("low", "high")}
+        return named
 
 
 @dataclass(frozen=True)
@@ -103,20 +122,41 @@ class StudyVerdicts:
         """Return the numbers that people chart studies by; those that are missing or NaN are left out.
 
         Returns:
-            ``gain/<site>``, ``net_gain/<site>``, ``slowdown_percent/<site>`` and ``break_even/<site>``, with
-            the treatment as in ``tags``; the numbers of the recommended plan as ``recommended/<field>``; and
-            ``fixed_price_percent/<step>``.
+            ``gain/<site>``, ``net_gain/<site>`` and ``price/<site>``, each with the ends of its interval,
+            ``<site>_low`` and ``<site>_high``; ``slowdown_percent/<site>`` and ``break_even/<site>``, all
+            with the treatment as in ``tags``; the numbers of the recommended plan as
+            ``recommended/<field>``; and ``fixed_price_percent/<step>``.
         """
         numbers: dict[str, float | None] = {}
         for verdict in self.sites:
-            for name in ("gain", "net_gain", "slowdown_percent", "break_even"):
-                numbers[f"{name}/{self._term(verdict)}"] = getattr(verdict, name)
+            numbers |= verdict.metrics(self._term(verdict))
         for step, percent in self.fixed_price_percent.items():
             numbers[f"fixed_price_percent/{step}"] = percent
         if self.recommended is not None:
             fields = asdict(self.recommended)
             numbers |= {f"recommended/{name}": value for name, value in fields.items() if name != "plan"}
         return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
+
+    def slowdown_percent(self, plan: Plan) -> float | None:
+        """Return how much slower a training step of a plan is than without any bias.
+
+        The price that all layers share counts once, each layer's own on top.
+
+        Returns:
+            Per cent; None if no price was measured.
+        """
+        if not self.fixed_price_percent:
+            return None
+        chosen = {site: str(choice) for site, choice in plan.choices}  # window:15/rects
+        own = [
+            verdict.slowdown_percent
+            for verdict in self.sites
+            if verdict.treatment in (chosen.get(verdict.site), chosen.get(verdict.site, "").partition("/")[0])
+        ]
+        if not own:
+            return 0.0
+        shared = self.fixed_price_percent.get("training", 0.0)
+        return 100 * (math.prod(1 + (part or 0.0) / 100 for part in (shared, *own)) - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

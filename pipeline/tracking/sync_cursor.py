@@ -18,13 +18,13 @@ class Cursor:
     Attributes:
         path: the cursor file.
         study_run: id of the study's run; empty if it was sent to none.
-        rows: run id -> number of rows sent.
+        bytes: run id, or ``run id/file name`` -> bytes of its lines that were sent; lines are sent in order.
         artifacts: ``run id/file name`` -> digest of the content sent.
     """
 
     path: Path
     study_run: str = ""
-    rows: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -32,11 +32,11 @@ class Cursor:
         """Read the cursor file; a lost or spoilt one counts as empty, since sending again does no harm."""
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, str(plain["study_run"]), dict(plain["rows"]), dict(plain["artifacts"]))
+            return cls(path, str(plain["study_run"]), dict(plain["bytes"]), dict(plain["artifacts"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
 
     def save(self) -> None:
         """Write the cursor file in one step."""
-        content = {"study_run": self.study_run, "rows": self.rows, "artifacts": self.artifacts}
+        content = {"study_run": self.study_run, "bytes": self.bytes, "artifacts": self.artifacts}
         atomic_write(self.path, content)

@@ -1,7 +1,9 @@
 """The training frames of a trial, from its settings and its config's ``train_pipeline``."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from pipeline.data.formats.open import open_source
 from pipeline.data.loading.class_balance import BalancedSource
 from pipeline.data.sample import EpochTransform, Sample, Transform
 from pipeline.data.source import READ_ALL, JoinedSource, Reading, Source, is_remote
+from pipeline.detector.backbones.image_branch import NO_IMAGE
 from pipeline.detector.build import load_config
 from pipeline.errors import TrialError
 from pipeline.storage.paths import resolve_path
@@ -31,7 +34,7 @@ class TrainingData:
 
     Args:
         settings: the trial.
-        size: (height, width) of the model's images, pixels.
+        size: (height, width) of the model's images, pixels; ``NO_IMAGE`` for a model without cameras.
         limits: x, y, z minima and maxima of what the model detects, in m.
 
     Raises:
@@ -52,18 +55,21 @@ class TrainingData:
                     f"settings.train.camera_dropout_prob and lidar_dropout_prob are {mask[0]} and {mask[1]}, "
                     "but the config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
                 )
-            if pipeline.size != size:
+            if (pipeline.size or NO_IMAGE) != size and size != NO_IMAGE:
                 raise TrialError(
                     f"{settings.config}: train_pipeline makes images of {pipeline.size or 'native size'}, "
                     f"the model takes {size} (height, width); make ResizeCropFlipImage's final_dim and "
                     "model.image_size equal"
                 )
             self.transform = pipeline
-        missing, buffer = settings.data.missing_cameras, settings.data.shuffle_buffer
-        self.val_reading: Reading = replace(
-            pipeline.val_reading if pipeline else READ_ALL, missing_cameras=missing
-        )
-        reading = replace(pipeline.reading if pipeline else READ_ALL, buffer=buffer, missing_cameras=missing)
+        buffer = settings.data.shuffle_buffer
+
+        def fitting(reading: Reading) -> Reading:
+            images = size != NO_IMAGE
+            return replace(reading, missing_cameras=settings.data.missing_cameras, images=images)
+
+        self.val_reading: Reading = fitting(pipeline.val_reading if pipeline else READ_ALL)
+        reading = replace(fitting(pipeline.reading if pipeline else READ_ALL), buffer=buffer)
         joined = JoinedSource([_open(root, settings, reading) for root in settings.data.train])
         balanced = pipeline is not None and pipeline.balanced
         if balanced and buffer:
@@ -77,6 +83,29 @@ class TrainingData:
 def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
     place = root if is_remote(root) else resolve_path(root)
     return open_source(place, settings.data.nuscenes_version, settings.data.train_split, reading)
+
+
+def database_paths(config: str, overrides: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return where a config's ``train_pipeline`` looks for its database of cut-out objects.
+
+    Args:
+        config: as in ``TrialSettings``.
+        overrides: likewise.
+
+    Returns:
+        Dotted key of the config (its ``info_path``, its ``data_root``) -> path; empty without GT sampling.
+    """
+    loader = load_config(config, overrides).to_dict().get("train_dataloader", {})
+    return dict(_database_paths(loader, "train_dataloader"))
+
+
+def _database_paths(node: Any, at: str) -> Iterator[tuple[str, str]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, child in items:
+        key = f"{at}.{name}"
+        if name == "db_sampler" and isinstance(child, Mapping):
+            yield from ((f"{key}.{k}", child[k]) for k in ("info_path", "data_root") if child.get(k))
+        yield from _database_paths(child, key)
 
 
 def prepare_training(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.config.sections import refusals
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
 from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
@@ -34,6 +35,20 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
     _check_loading(settings.data)
     _check_device(settings, device, here)
     _check_folder(folder)
+
+
+def check_config(settings: TrialSettings) -> None:
+    """Refuse a config with a section that would change the training and that we do not follow.
+
+    Raises:
+        TrialError: the first such section (``pipeline.config.sections``), in one sentence.
+    """
+    from pipeline.detector.build import load_config  # costs seconds: ``check`` runs where nothing is built
+
+    config = load_config(resolve_path(settings.config), settings.overrides).to_dict()
+    for refusal in refusals(config):
+        at = ".".join(map(str, refusal.key))
+        raise TrialError(f"{settings.config}: {at}: {refusal.sentence}; {refusal.advice}")
 
 
 def _check_files(settings: TrialSettings) -> None:

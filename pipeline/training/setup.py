@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrainSettings, TrialSettings
-from pipeline.detector.build import build_model, load_config
+from pipeline.detector.build import build_model
+from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
 from pipeline.detector.openmmlab.optimizer import accumulative_counts, build_optimizer, clip_norm
 from pipeline.detector.precision import attention_dtype
-from pipeline.detector.weights import load_weights
 from pipeline.runtime.determinism import seed_everything
-from pipeline.runtime.session import Session
 from pipeline.storage.paths import resolve_path
+from pipeline.training.initial_weights import load_initial_weights
+from pipeline.training.preflight import check_config
 from pipeline.training.step import TrainStep
 
 
@@ -40,35 +43,45 @@ def build_train_step(
     return TrainStep(model, optimizer, clip, train.amp, distributed, find_unused_parameters, each)
 
 
-def build_trial(settings: TrialSettings, session: Session) -> TrainStep:
-    """Build a trial's model, load its initial weights, and make it ready to train.
+def build_detector(settings: TrialSettings, device: torch.device) -> CmtDetector:
+    """Build a trial's model on its device, with its initial weights.
 
-    Every plan of the trial is put on the model once, so that one that does not fit is refused before
-    anything trains; the last is ``settings.plan``.
+    Trials that differ in their plans alone start from equal weights: the plan decides about no tensor.
 
     Args:
         settings: the trial; ``with_autocast`` has been applied.
-        session: names the device and the number of workers.
+        device: where it trains.
 
     Raises:
-        ConfigError, PlanError, WeightsError: config, a plan or the initial weights do not fit.
+        ConfigError, PlanError, WeightsError: config, the plan or the initial weights do not fit.
+        TrialError: the config asks for something that would change the training and is not done here.
     """
+    check_config(settings)
     seed_everything(settings.seed)
     config, dtype = resolve_path(settings.config), attention_dtype(settings.train.amp)
-    model = build_model(config, settings.overrides, settings.plan, session.device.type, dtype)
-    model = model.to(session.device)
-    if settings.init_checkpoint:  # CMT's own checkpoints have no AQR
-        load_weights(model, resolve_path(settings.init_checkpoint), fresh=("aqr",))
+    model = build_model(config, settings.overrides, settings.plan, device.type, dtype).to(device)
+    load_initial_weights(model, settings)
+    return model
+
+
+def put_plans(model: CmtDetector, settings: TrialSettings) -> None:
+    """Put every plan of a trial on its model once, so that one that does not fit is refused at once.
+
+    Args:
+        model: has ``settings.plan`` afterwards.
+        settings: the trial; ``with_autocast`` has been applied.
+
+    Raises:
+        PlanError: a plan does not fit.
+    """
+    for plan in (*settings.plan_mixture, settings.plan):
+        model.apply_plan(plan, dtype=attention_dtype(settings.train.amp))
+
+
+def may_leave_parameters_out(model: CmtDetector, settings: TrialSettings) -> bool:
+    """Return whether a step of a trial may give no gradient to the bias generator and the query weights."""
     plans = (*settings.plan_mixture, settings.plan)
-    for plan in plans:
-        model.apply_plan(plan, dtype=dtype)
-    return build_train_step(
-        model,
-        load_config(config, settings.overrides).optim_wrapper,
-        settings.train,
-        distributed=session.world_size > 1,
-        find_unused_parameters=not all(_uses_bias_generator(plan.resolve(model.sites)) for plan in plans),
-    )
+    return not all(_uses_bias_generator(plan.resolve(model.sites)) for plan in plans)
 
 
 def _uses_bias_generator(plan: Plan) -> bool:

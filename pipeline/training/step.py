@@ -18,9 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.plan import Plan
 from pipeline.detector.openmmlab.data_samples import preprocess
 from pipeline.detector.precision import autocast
-from pipeline.errors import TrialError
+from pipeline.errors import DivergedError
 from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
+
+Prepared = dict[str, Any]
+"""Arguments of the model: ``inputs`` with the features of the trunk, and ``data_samples``."""
 
 LAST_LR = 1e-3
 """What the cosine leaves of the learning rate at the end."""
@@ -60,7 +63,7 @@ class Launched:
             ``grad_norm`` (before clipping).
 
         Raises:
-            TrialError: loss or gradient is not finite.
+            DivergedError: loss or gradient is not finite.
         """
         if self._measures is None:
             self._measures = finite(self._transfer.read())
@@ -105,38 +108,53 @@ class TrainStep:
         if distributed:
             self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
 
-    def losses(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total loss and its parts for a collated batch."""
-        device = next(self.model.parameters()).device.type
+    def prepare(self, batch: Mapping[str, Any]) -> list[Prepared]:
+        """Preprocess the batches of a step and run the trunk on them: what arms of a cohort have in common.
+
+        Args:
+            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made of the step's samples: those
+                of ``batches_per_step`` batches.
+
+        Returns:
+            One for each batch; their features are in memory until the step has ended.
+        """
+        return [self._prepare(part) for part in split(batch, self.batches_per_step)]
+
+    def _prepare(self, batch: Mapping[str, Any]) -> Prepared:
         prepared = preprocess(self.model.data_preprocessor, batch, True)
-        with autocast(device, self._amp):
+        with autocast(next(self.model.parameters()).device.type, self._amp):
+            trunk = self.model.run_trunk(prepared["inputs"])
+        return {"inputs": {"trunk": trunk}, "data_samples": prepared["data_samples"]}
+
+    def losses(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the total loss and its parts for one batch that this model or another arm's has prepared."""
+        with autocast(next(self.model.parameters()).device.type, self._amp):
             parts = self._wrapped(**prepared, mode="loss")
         total = torch.stack(list(parts.values())).sum()
         return total, {"loss": total, **parts}
 
     def step(self, batch: Mapping[str, Any], factor: float | None) -> list[Measure]:
-        """Make a step, and wait for its numbers: ``launch`` and ``Launched.read``."""
-        return self.launch(batch, factor).read()
+        """Make a step, and wait for its numbers: ``prepare``, ``launch`` and ``Launched.read``."""
+        return self.launch(self.prepare(batch), factor).read()
 
-    def launch(self, batch: Mapping[str, Any], factor: float | None) -> Launched:
+    def launch(self, prepared: Sequence[Prepared], factor: float | None) -> Launched:
         """Make a step; with a fused optimiser, on a GPU, the host does not wait for the end.
 
         A step whose loss or gradient is not finite changes no weight, whenever its numbers are read.
 
         Args:
-            batch: what ``pipeline.detector.openmmlab.data_samples.collate`` made of the step's samples: those
-                of ``batches_per_step`` batches.
+            prepared: what ``prepare`` made, of this model or of another arm's.
             factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
         Raises:
-            TrialError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
+            DivergedError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
                 average over the ranks, so all of them raise, and none waits for another.
         """
         if factor is not None:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
-        losses, bias_numbers = self._backward(batch)
+        losses, bias_numbers = self._backward(prepared)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         launched = Launched(Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)]))
         if self._skips:
@@ -147,9 +165,8 @@ class TrainStep:
         self.optimizer.step()
         return launched
 
-    def _backward(self, batch: Mapping[str, Any]) -> tuple[list[DeviceMeasure], list[DeviceMeasure]]:
+    def _backward(self, parts: Sequence[Prepared]) -> tuple[list[DeviceMeasure], list[DeviceMeasure]]:
         """Set the gradients of a step; return its losses, the total first, and its ``bias_numbers``."""
-        parts = list(split(batch, self.batches_per_step))
         losses: list[Tensor] = []
         numbers: list[list[DeviceMeasure]] = []
         for place, part in enumerate(parts):
@@ -194,12 +211,17 @@ def _summed(numbers: Sequence[list[DeviceMeasure]]) -> list[DeviceMeasure]:
 
 
 def finite(measures: list[Measure]) -> list[Measure]:
-    """Return the measures of a step; TrialError if loss or gradient are not finite."""
+    """Return the measures of a step; DivergedError if loss or gradient are not finite."""
     if math.isfinite(loss_of(measures)) and math.isfinite(measures[-1].value):
         return measures
     names = (f"{m.metric} of {m.site}" if m.site else m.metric for m in measures)
     bad = [name for name, m in zip(names, measures, strict=True) if not math.isfinite(m.value)]
-    raise TrialError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+    raise DivergedError(f"not finite: {', '.join(bad)}; lower lr_scale or lengthen the warm-up")
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> Measure:
+    """Return the largest learning rate of an optimiser, as the latest step had it."""
+    return Measure("learning_rate", "", float(max(group["lr"] for group in optimizer.param_groups)))
 
 
 def loss_of(measures: Sequence[Measure]) -> float:

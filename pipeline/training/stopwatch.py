@@ -16,6 +16,7 @@ from itertools import count
 import numpy as np
 
 from pipeline.config.plan import Plan
+from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.metrics.rows import Row
 from pipeline.metrics.timing import Timed, timed_call
 from pipeline.runtime.session import LocalSession
@@ -52,7 +53,7 @@ def rounds_of_trial(trial: TimedTrial, start: Start) -> Rounds:
     """
     session = LocalSession(trial.folder, trial.settings.device)
     session.recipe = trial.digest
-    common = common_row(trial.settings, session, "")
+    common = common_row(trial.settings, session, "", fingerprint(trial.settings.data))
     if start.like is not None:
         refuse_other_rows(start.like, common)  # before the model is built, which takes seconds
     timed = timed_model_of(trial.settings, trial.folder, len(trial.plans))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.detector.deployment import for_inference, train_through_graphs, use_graphs
@@ -26,9 +25,9 @@ from pipeline.evaluation.inference import Predictor
 from pipeline.metrics.recorder import Measure
 from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.runtime.session import LocalSession
+from pipeline.training.cohort import Arm, Cohort
 from pipeline.training.preflight import check
 from pipeline.training.step import TrainStep
-from pipeline.training.trial import Trial
 
 BATCHES = 5
 """Batches of a training of which the one with the median number of boxes is taken."""
@@ -163,13 +162,14 @@ def timed_model_of(settings: TrialSettings, folder: Path, num_plans: int) -> Tim
     session = LocalSession(folder, settings.device)
     check(settings, folder, session.device)
     deterministic(session.device, threads=1)
-    trial = Trial(settings, session, EarlyStopping())
-    batches = sorted((collate(samples) for samples in trial.batches(0, BATCHES)), key=num_boxes)
-    source = trial.evaluator.views.source
-    frame = trial.detector.prepare([source[len(source) // 2]])
-    train = trial.settings.train
+    cohort = Cohort([Arm(settings, session)])
+    (trainer,) = cohort.trainers
+    batches = sorted((collate(samples) for samples in cohort.batches(0, BATCHES)), key=num_boxes)
+    source = cohort.split.source
+    frame = trainer.detector.prepare([source[len(source) // 2]])
+    train = cohort.settings.train
     timed = TimedModelSettings(num_plans, train.amp, train.cuda_graphs, settings.seed)
-    return TimedModel(trial.train_step, batches[len(batches) // 2], frame, timed)
+    return TimedModel(trainer.train_step, batches[len(batches) // 2], frame, timed)
 
 
 def num_boxes(batch: Mapping[str, Any]) -> int:

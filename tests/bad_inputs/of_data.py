@@ -412,7 +412,7 @@ INFOS = [
         "dbinfos file",
         "path",
         "../secret.bin",
-        database({"box3d_lidar": [0] * 7, "path": "../secret.bin", "num_points_in_gt": 1}),
+        database({"box3d_lidar": [1] * 7, "path": "../secret.bin", "num_points_in_gt": 1}),
         "a dbinfos file: names the file '../secret.bin'; expected a path inside … without '..' and without a leading '/'; the dataset is damaged or not to be trusted",
     ),
     Bad(

@@ -206,6 +206,12 @@ def laughs(depth: int = 60) -> Any:
     return made
 
 
+def ring_of_lists() -> list[Any]:
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
 def nested_key(depth: int = 60) -> bytes:
     """A dict whose key is a tuple of tuples, of which the hash would take 2^60 steps."""
     out = io.BytesIO()
@@ -609,7 +615,35 @@ SENSORS = [
         "info_version",
         "lists that share their content, 2^60 in all",
         infos(lambda c: c["metainfo"].update(info_version=laughs())),
-        f"…/infos.pkl: info version [[…; expected 1.1 with data_list, or infos of 1.0; {MAKE}",
+        REFUSED + f"values shared so often that they exceed the file by far; {MAKE}",
+    ),
+    Bad(
+        "info file",
+        "ego2global",
+        "lists that share their content, 2^60 in all",
+        frame(lambda f: f.update(ego2global=laughs())),
+        REFUSED + f"values shared so often that they exceed the file by far; {MAKE}",
+    ),
+    Bad(
+        "info file",
+        "scene_name",
+        "a list that is in itself",
+        frame(lambda f: f.update(scene_name=ring_of_lists())),
+        REFUSED + f"a container that is in itself; {MAKE}",
+    ),
+    Bad(
+        "info file",
+        "scene_name",
+        "a list",
+        frame(lambda f: f.update(scene_name=["x"])),
+        "…/infos.pkl: frame …: scene_name is ['x']; expected text; make the file anew",
+    ),
+    Bad(
+        "info file",
+        "timestamp",
+        "a number of 5,000 digits",
+        frame(lambda f: f.update(timestamp=10**5000)),
+        "…/infos.pkl: frame …: timestamp is a number of 16610 bits; expected a finite number; make the file anew",
     ),
     Bad(
         "info file",

@@ -1,6 +1,6 @@
 """Every bad input of docs/bad_inputs.md is made, given to who meets it, and answered in one sentence.
 
-The table is the union of ``DATA``, ``SENSORS``, ``RUNS`` and ``ATTACKS``; the document is made of it:
+The table is the union of those of the files ``of_*.py``; the document is made of it:
 
     python -m tests.bad_inputs.test_bad_inputs > docs/bad_inputs.md
 """
@@ -16,12 +16,13 @@ from experiments.cli import main
 from pipeline.errors import is_user_error
 from tests.bad_inputs.of_attacks import ATTACKS
 from tests.bad_inputs.of_data import DATA
+from tests.bad_inputs.of_objects import OBJECTS
 from tests.bad_inputs.of_runs import RUNS
 from tests.bad_inputs.of_sensors import SENSORS
 from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place
 
 ROOT = Path(__file__).parents[2]
-TABLE = [*DATA, *SENSORS, *RUNS, *ATTACKS]
+TABLE = [*DATA, *SENSORS, *OBJECTS, *RUNS, *ATTACKS]
 HEAD = """# Bad inputs, and what is said about them
 
 Each line is a test (`tests/bad_inputs`). The test makes the bad input and gives it to the command or

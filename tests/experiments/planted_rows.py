@@ -14,11 +14,18 @@ import numpy as np
 
 from experiments.analysis.screening import FOLDER, INTERVENTION, ROWS
 from experiments.calibration.simulation import Trained
+from experiments.recipes.decision_rule import DecisionRule
 from pipeline.config.plan import Choice, Plan
 from pipeline.metrics.rows import Row, append_rows
 
 UNTREATED = {"aqr.0.cross": Choice("local", "sdpa_math")}
 """The site that has its mask in every arm."""
+
+
+def window_rule(**fields: object) -> DecisionRule:
+    """Return a rule that compares the window with no bias, as the planted trials have it."""
+    return DecisionRule(**{"treatments": ("window",), "baseline": "none"} | fields)
+
 
 KERNELS = {
     "none": ("aten::bmm", "aten::_softmax"),

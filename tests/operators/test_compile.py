@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from operators import GlobalBias, TokenGrid, WindowBias, attention
+from operators import GaussianBias, GlobalBias, LocalMask, TokenGrid, WindowBias, attention
 from operators.spec import IMPLEMENTATIONS
 from operators.testing.cases import Sizes, gradients_served, make_case
 
@@ -18,6 +18,12 @@ def case_with(queries, kind):
 
 
 def bias_of(kind, grid, windows, weight):
+    if kind == "none":
+        return None
+    if kind == "gaussian":
+        return GaussianBias(grid, windows, weight, windows[..., ::2].float() + 0.4, 1.5, 2.0)
+    if kind == "local":
+        return LocalMask(grid, windows)
     return GlobalBias(grid, weight) if kind == "global" else WindowBias(grid, windows, weight)
 
 
@@ -26,12 +32,15 @@ SERVED = [
     for impl in IMPLEMENTATIONS
     for kind in ("global" if impl == "lowrank" else "window",)
     if gradients_served(impl, case_with(5, kind)) is not None
-    and impl != "gathered"  # the number of keys in the windows decides its shapes
 ]
+GATHERED = [("gathered", kind) for kind in ("none", "gaussian", "local") if DEVICE == "cpu"]
 
 
 @pytest.mark.parametrize(
-    ("impl", "kind", "dynamic"), [(*pair, None) for pair in SERVED] + [("rects", "window", True)]
+    ("impl", "kind", "dynamic"),
+    [(*pair, how) for pair in SERVED for how in (None, True)]
+    + [(*pair, how) for pair in GATHERED for how in (None, True)]
+    + [("gathered", "window", False)],
 )
 def test_one_function_serves_all_numbers_of_queries(impl, kind, dynamic):
     torch.compiler.reset()
@@ -67,6 +76,22 @@ def test_one_graph_serves_all_numbers_of_queries():
         case = case_with(queries, "window")
         compiled(*(case.leaves[n] for n in "qkv"), case.windows, case.leaves["weight"])
     assert counter.frame_count == 1
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="gathered runs on a CPU")
+def test_a_shared_head_of_keys_compiles():
+    torch.compiler.reset()
+
+    def call(q, k, v, windows, grid):
+        return attention(q, k, v, LocalMask(grid, windows), impl="gathered")
+
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+    for queries in NUMBERS[:3]:
+        case = case_with(queries, "local")
+        q, *keys = (case.leaves[n][:, : 1 if n in "kv" else None].clone().requires_grad_() for n in "qkv")
+        outputs = [f(q, *keys, case.windows, case.sizes.grid) for f in (compiled, call)]
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*(torch.autograd.grad(out, [q, *keys], case.upstream) for out in outputs))
 
 
 def test_a_truncated_bias_compiles():

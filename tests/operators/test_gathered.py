@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from operators import Unsupported, attention
-from operators.impl.gathered import rows, scores
+from operators.impl.gathered import ops, rows, scores
 from operators.impl.gathered.pairs import Pairs
 from operators.testing.cases import Sizes, check_case, make_case
 
@@ -38,6 +38,26 @@ def test_blocks_and_chunks_unite(kind, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_double_precision(kind):
     check_case(make_case(kind, SIZES, torch.float64), "gathered", "all")
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own, about its internals
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ops_for_the_compiler_keep_their_word(kind):
+    """Sizes, strides, gradients and symbolic shapes are what the ops tell the compiler."""
+    case = make_case(kind, replace(SIZES, queries=5, bev=(3, 4)), torch.float64)
+    leaves = {n: leaf.clone().requires_grad_(leaf.is_floating_point()) for n, leaf in case.leaves.items()}
+    q, k, v = (leaves[n] for n in "qkv")
+    bias = None if kind == "none" else case.bias(leaves.get("weight"))
+    form = None if bias is None else bias.rects_form()
+    flat = [0] if form is None else ops._flat(form.grid)
+    if kind == "local":
+        keys = [x[:, 0].detach().flatten(0, 1).requires_grad_() for x in (k, v)]
+        asked = q.detach().transpose(1, 2).flatten(0, 1).requires_grad_()
+        torch.library.opcheck(ops.gathered_rows, (asked, *keys, form.rects, flat))
+        return
+    field = (None, 1.0, 1.0) if form is None or form.gaussian is None else form.gaussian
+    rects, weight = (None, None) if form is None else (form.rects, form.weight)
+    torch.library.opcheck(ops.gathered_scores, (q, k, v, rects, weight, field[0], flat, *field[1:], True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

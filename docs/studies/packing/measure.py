@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.analysis.row_checks import final_values
-from experiments.packing.policy import packing_of
+from experiments.packing.policy import PackingRequest, packing_of
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
@@ -49,17 +49,17 @@ def main() -> None:
     make_datasets(chosen.datasets, console)
     check_data(chosen)
     check_models(chosen)
-    packing = packing_of(chosen, packed, None, True, console)
+    packing = packing_of(chosen, packed, PackingRequest(probing=True), console)
     if packing.threads:  # on a CPU
         chosen = chosen.with_threads(packing.threads)
-    running = ExecutionOptions(packing.concurrent, packing.gpu_share, tracking=False)
+    running = ExecutionOptions(packing.concurrent, packing.arms_per_worker, packing.gpu_share, tracking=False)
     try:
         _run(chosen, packed, running, asked.packed, console)
         _sum_up(asked.out, chosen)
         _run(
             chosen,
             StudyFolder((asked.out / "alone").resolve()),
-            ExecutionOptions(tracking=False),
+            ExecutionOptions(arms_per_worker=1, tracking=False),
             asked.alone,
             console,
         )

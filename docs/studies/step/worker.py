@@ -76,6 +76,7 @@ class Version:
         A version that can, launches the next step before it reads the numbers of the last one.
         """
         launch = getattr(self.trained, "launch", None)
+        prepare = getattr(self.trained, "prepare", lambda batch: batch)
         torch.cuda.synchronize()
         begun, late = time.perf_counter(), None
         for index in range(count):
@@ -85,7 +86,7 @@ class Version:
                 self.trained.step(batch, 0.0)
                 torch.cuda.synchronize()  # as the trial's clock did
                 continue
-            launched = launch(batch, 0.0)
+            launched = launch(prepare(batch), 0.0)
             if late is not None:
                 late.read()
             late = launched

@@ -20,7 +20,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
@@ -28,7 +27,7 @@ from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.runtime.collectives import broadcast
 from pipeline.runtime.determinism import seed_everything
 from pipeline.runtime.session import LocalSession
-from pipeline.training.trial import Trial
+from pipeline.training.cohort import Arm, Cohort
 
 _HEAD = "model.pts_bbox_head"
 _LR = "optim_wrapper.paramwise_cfg.custom_keys"
@@ -139,17 +138,19 @@ def step(
         session: where it runs.
         moved: every coordinate of the reference points is the next number that float32 has.
     """
-    running = Trial(settings, session, EarlyStopping())
+    cohort = Cohort([Arm(settings, session)])
+    (running,) = cohort.trainers
     if moved:
         points = running.model.pts_bbox_head.reference_points.weight.data
         points.copy_(torch.nextafter(points, torch.ones_like(points)))
-    running.source = OneBox(running.source)
-    samples = next(running.batches(0, 1))
+    cohort.training_data.source = OneBox(cohort.training_data.source)
+    samples = next(cohort.batches(0, 1))
     running.model.train()
     for _ in range(2):
         running.train_step.optimizer.zero_grad(set_to_none=True)
         seed_everything(settings.seed, 0, session.rank)
-        loss, _ = running.train_step.losses(collate(samples))
+        (prepared,) = running.train_step.prepare(collate(samples))
+        loss, _ = running.train_step.losses(prepared)
         torch.autograd.backward(loss)
     found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
     about = {

@@ -210,7 +210,9 @@ def run_trials(asked: argparse.Namespace, report: Report) -> None:
     from pipeline.ray_train.local_cluster import prepare_ray, ray_session
 
     prepare_ray()
+    from pipeline.ray_train.cohort_run import CohortRun
     from pipeline.ray_train.launch import run_under_ray
+    from pipeline.storage.trial_status import read_status
 
     with report.part("ray"), ray_session(cpus=8, gpus=0 if asked.cpu else 2):
         report.found["machine"]["environment_of_workers"] = _remote_environment()
@@ -218,10 +220,10 @@ def run_trials(asked: argparse.Namespace, report: Report) -> None:
             for workers in (1, 2):
                 with report.part(f"{name} on {workers}"):
                     folder = trial_folder(asked, name, workers)
-                    finished = run_under_ray(settings_of(asked, name, workers), folder)
-                    if finished.error:
-                        print(finished.details)
-                        raise RuntimeError(finished.error)
+                    run_under_ray(CohortRun({folder.resolve(): settings_of(asked, name, workers)}))
+                    if (status := read_status(folder)).error:
+                        print(status.details)
+                        raise RuntimeError(status.error)
                     append_rows(asked.out / "rows.jsonl", read_rows(folder / "rows.jsonl"))
 
 

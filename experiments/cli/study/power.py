@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import Command, OptionError, add_runs_dir, add_study
+from experiments.cli.options import Command, OptionError, add_runs_dir
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ class ShowPower(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
+        add_overrides(parser)
         add_runs_dir(parser)
         parser.add_argument(
             "--noise", type=float, metavar="POINTS", help="standard deviation of one trial (as the demo's)"
@@ -55,10 +57,9 @@ class ShowPower(Command):
         """Return 1 if the study cannot decide anything at its margin."""
         from experiments.calibration.planning.power import Power
         from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
-        from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.study)
+        chosen = chosen_study(arguments)
         size = size_of(chosen)
         sizes = (size, *other_seeds(size), *other_designs(size))
         studies = [Power(each, _sources(each, arguments)) for each in sizes]

@@ -2,8 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage, name_of
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
+from experiments.cli.study.chosen import name_of
+
+if TYPE_CHECKING:
+    from experiments.terminal import Terminal
 
 
 class ReportStudy(Command):
@@ -37,8 +42,10 @@ class ReportStudy(Command):
         runs = Path(arguments.runs_dir)
         name = name_of(arguments.study)
         _download(arguments.storage, runs / name)
-        folder = _find_study(name, runs)
-        show_report(folder, Terminal(), figures=arguments.figures, config=arguments.plan_config)
+        folder, console = _find_study(name, runs), Terminal()
+        if name != arguments.study:
+            _judge_by(arguments.study, folder, console)
+        show_report(folder, console, figures=arguments.figures, config=arguments.plan_config)
         return int(arguments.plan_config and not (folder / CONFIG).exists())
 
 
@@ -76,10 +83,25 @@ class SyncStudies(Command):
             console.print(
                 f"{name}: {report.sent} rows of {report.trials} trials sent to {report.uri}", soft_wrap=True
             )
+            if report.link:
+                console.print(f"  as a table: {report.link}", highlight=False, soft_wrap=True)
             if report.warning:
                 unsent += 1
                 console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
         return 1 if unsent else 0
+
+
+def _judge_by(study: str, folder: Path, console: "Terminal") -> None:
+    """Let the rule of a study file judge, if it is all that has changed in the file."""
+    from experiments.recipes.registry import recipe
+    from experiments.storage.corrected_rule import as_begun, note_rule
+
+    begun = as_begun(folder, recipe(study))
+    if begun is not None and begun.rule is not None:
+        note_rule(folder, begun.rule)
+    else:
+        text = f"{study} is no longer the study that ran; the report is by {folder / 'study.json'}"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _download(storage: str, folder: Path) -> None:

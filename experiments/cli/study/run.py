@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from experiments.cli.options import (
     Command,
     OptionError,
-    add_concurrent,
     add_no_mlflow,
+    add_packing,
     add_runs_dir,
     add_storage,
-    add_study,
 )
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 from pipeline.storage.paths import ROOT
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ class RunDemo(Command):
             raise OptionError(
                 f"the demo writes data, runs, mlflow.db and report.html into the project; cd {ROOT} first"
             )
-        from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
         console = Terminal()
-        demo = recipe("demo")
+        arguments.study = "demo"
+        demo = chosen_study(arguments)
         code = _run(demo, arguments, console)
         page = Path(arguments.runs_dir) / demo.name / "report.html"
         if page.exists():
@@ -65,10 +65,9 @@ class RunStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
-        from experiments.recipes.registry import recipe
         from experiments.terminal import Terminal
 
-        return _run(recipe(arguments.study), arguments, Terminal())
+        return _run(chosen_study(arguments), arguments, Terminal())
 
 
 class ResumeStudy(Command):
@@ -85,15 +84,14 @@ class ResumeStudy(Command):
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
-        from experiments.recipes.registry import recipe
         from experiments.storage.remote_study import download_study
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.study)
+        chosen = chosen_study(arguments)
         folder = Path(arguments.runs_dir) / chosen.name
         download_study(arguments.storage, folder)
         if not (folder / "study.json").exists():
-            raise OptionError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.name}`")
+            raise OptionError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.word}`")
         return _run(chosen, arguments, Terminal())
 
 
@@ -114,18 +112,17 @@ class ShowStatus(Command):
         """Return 1 if a trial failed."""
         from rich.table import Table
 
-        from experiments.recipes.registry import recipe
         from experiments.storage.remote_study import download_study
         from experiments.storage.study_folder import StudyFolder, read_interim_analyses
         from experiments.terminal import Terminal
 
-        chosen = recipe(arguments.study)
+        chosen = chosen_study(arguments)
         folder = StudyFolder(Path(arguments.runs_dir) / chosen.name)
         if arguments.storage:  # not the URI that the folder remembers: it may come from somebody else
             download_study(arguments.storage, folder.path)
         table = Table("trial", "state", box=None)
         failed = 0
-        for name in chosen.named_trials():
+        for name in folder.trial_names() or chosen.named_trials():
             state = folder.state(name)
             reason = folder.failure(name)
             failed += bool(reason)
@@ -164,13 +161,15 @@ class ListStudies(Command):
 
 def _add_run_options(parser: ArgumentParser) -> None:
     """Add the options of a command that runs trials."""
+    add_overrides(parser)
     add_runs_dir(parser)
     add_storage(parser)
-    add_concurrent(parser)
+    add_packing(parser)
     parser.add_argument(
-        "--auto-concurrency", action="store_true", help="measure how many trials at once are best"
+        "--auto-concurrency",
+        action="store_true",
+        help="measure which packing of trials is the fastest",
     )
-    parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
     parser.add_argument("--max-trials", type=int, metavar="N", help="most trials that may run (all)")
     parser.add_argument(
         "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
@@ -190,17 +189,21 @@ def _add_run_options(parser: ArgumentParser) -> None:
         "--underpowered", action="store_true", help="start a study that can decide nothing at its margin"
     )
     add_no_mlflow(parser)
+    parser.add_argument(
+        "--no-register",
+        action="store_true",
+        help="make no registered model in MLflow of the recommended plan's weights and those without a bias",
+    )
 
 
 def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:
     """Run a study; return the exit code."""
     from experiments.study.run_study import RunOptions, run_study
 
-    if arguments.gpus_per_trial is not None:
-        chosen = chosen.with_workers(arguments.gpus_per_trial)
     options = RunOptions(
         runs_dir=Path(arguments.runs_dir),
         concurrent=arguments.concurrent,
+        arms_per_worker=arguments.arms_per_worker,
         auto_concurrency=arguments.auto_concurrency,
         max_trials=arguments.max_trials,
         max_gpu_hours=arguments.gpu_hours,
@@ -209,5 +212,6 @@ def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:
         hang_timeout_s=arguments.hang_timeout,
         storage=arguments.storage,
         underpowered=arguments.underpowered,
+        register=not arguments.no_register,
     )
     return 0 if run_study(chosen, options, console).complete else 1

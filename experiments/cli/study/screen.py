@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import Command, add_conditions, add_runs_dir, add_study
+from experiments.cli.options import Command, add_conditions, add_runs_dir
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -26,18 +27,18 @@ class ScreenStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
+        add_overrides(parser)
         add_runs_dir(parser)
         add_conditions(parser, "those of the recipe")
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the training failed."""
         from experiments.analysis.screening import FOLDER, ROWS, masks, rule_of, screened
-        from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder
         from experiments.terminal import Terminal
 
         console = Terminal()
-        chosen = recipe(arguments.study)
+        chosen = chosen_study(arguments)
         settings = screened(chosen)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
         plans = masks(chosen)

@@ -3,7 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, OptionError, add_runs_dir, add_study
+from experiments.cli.options import Command, OptionError, add_runs_dir
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 
 
 class TimeStudy(Command):
@@ -16,6 +17,7 @@ class TimeStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
+        add_overrides(parser)
         add_runs_dir(parser)
         parser.add_argument(
             "--seconds",
@@ -23,7 +25,6 @@ class TimeStudy(Command):
             metavar="S",
             help="time budget, unless enough is known before (the rule's)",
         )
-        parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="as in `biaswise study run`")
         parser.add_argument(
             "--again", action="store_true", help="start anew; the times so far are kept under another name"
         )
@@ -31,7 +32,6 @@ class TimeStudy(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         from experiments.packing.policy import with_packing
-        from experiments.recipes.registry import recipe
         from experiments.storage.study_folder import StudyFolder
         from experiments.study.preflight import check_data, digest_inputs, make_datasets
         from experiments.study.price_run import show_prices, time_study
@@ -39,12 +39,10 @@ class TimeStudy(Command):
 
         if arguments.seconds is not None and not arguments.seconds > 0:
             raise OptionError(f"--seconds {arguments.seconds:g}: expected more than 0")
-        console, chosen = Terminal(), recipe(arguments.study)
+        console, chosen = Terminal(), chosen_study(arguments)
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
-        if arguments.gpus_per_trial is not None:
-            chosen = chosen.with_workers(arguments.gpus_per_trial)
         chosen = with_packing(chosen, folder)
-        folder.claim(chosen, digest_inputs(chosen))
+        chosen = folder.claim(chosen, digest_inputs(chosen))
         make_datasets(chosen.datasets, console)
         with folder.lock():
             check_data(chosen)

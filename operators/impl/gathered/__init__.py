@@ -3,16 +3,19 @@
 No tensor of a bias or mask for all pairs is made. Under the local mask (``rows``) every query attends to the
 keys in its windows, which are gathered. With a window or gaussian bias, or none (``scores``), the scores are
 computed block by block, and the bias is added at the keys inside the windows. Both are exact, with all
-gradients. ``pairs`` lists the keys inside the windows.
+gradients. ``pairs`` lists the keys inside the windows. ``ops`` hides all this from ``torch.compile``.
 
 For a backward pass ``scores`` keeps the probabilities, as ``sdpa_math`` does; otherwise it keeps one block.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from operators.forms import RectsForm
-from operators.impl.gathered import rows, scores
+from operators.impl.gathered import ops, rows, scores
+from operators.impl.gathered.biases import biases_of
 from operators.impl.gathered.pairs import Pairs
 from operators.spec import Request
 
@@ -44,22 +47,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, rects_form: RectsF
     Returns:
         (B, H, Q, D).
     """
+    if torch.compiler.is_compiling():
+        return _traced(q * scale, k, v, rects_form)
     if rects_form is None:
         return scores.attend(q * scale, k, v, None, None)
     pairs = Pairs.of(rects_form)
     if rects_form.weight is None:  # a mask
-        return rows.attend(q * scale, k, v, pairs)
-    biases = _biases(rects_form, rects_form.weight, pairs).to(q.dtype)
-    return scores.attend(q * scale, k, v, pairs, biases)
+        return rows.attend(q * scale, k, v, partial(rows.attend_jointly, pairs=pairs))
+    biases = biases_of(rects_form, pairs).to(q.dtype)
+    return scores.attend(q * scale, k, v, scores.Added.at(pairs), biases)
 
 
-def _biases(form: RectsForm, weight: Tensor, pairs: Pairs) -> Tensor:
-    """Return what is added to the score of every pair, (N, H or 1) in logits; gradients reach the weight."""
-    weight = weight.movedim(1, -1).flatten(0, 2).index_select(0, pairs.rect)
-    if form.gaussian is None:
-        return weight
-    field = form.gaussian
-    centers = field.centers.to(weight.dtype).flatten(0, 2)[pairs.rect]
-    squared = ((pairs.cell.to(weight.dtype) - centers) ** 2).sum(dim=-1, keepdim=True)
-    fall = torch.exp(squared * (-0.5 / field.sigma**2))
-    return (weight * fall).clamp(-field.limit, field.limit)
+def _traced(q: Tensor, k: Tensor, v: Tensor, rects_form: RectsForm | None) -> Tensor:
+    """Attend through custom ops; arguments as for ``forward``, q scaled."""
+    if rects_form is None or rects_form.weight is not None:
+        return ops.attend_scores(q, k, v, rects_form)
+    return rows.attend(q, k, v, partial(ops.attend_rows, form=rects_form))

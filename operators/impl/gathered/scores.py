@@ -1,6 +1,6 @@
 """Attention to all keys, with a bias at some pairs, block by block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +35,12 @@ class Added(NamedTuple):
     queries: int
     keys: int
 
+    @classmethod
+    def at(cls, pairs: Pairs) -> "Added":
+        """Add a bias at some pairs."""
+        place = (pairs.query - pairs.sample * pairs.queries) * pairs.keys + pairs.key
+        return cls(place, pairs.bounds, pairs.queries, pairs.keys)
+
     def within(self, block: Block) -> tuple[Tensor, slice]:
         """Return the places of a block's pairs among its scores, and which of all pairs these are."""
         first = block.sample * self.queries
@@ -42,25 +48,21 @@ class Added(NamedTuple):
         return self.place[which] - block.queries.start * self.keys, which
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pairs: Pairs | None, biases: Tensor | None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, added: Added | None, biases: Tensor | None) -> Tensor:
     """Return softmax(q @ k.mT + biases) @ v, (B, H, Q, D).
 
     Args:
         q: (B, H, Q, D), scaled.
         k: (B, H, K, D).
         v: (B, H, K, D).
-        pairs: where a bias is added; None: nowhere.
+        added: where a bias is added; None: nowhere.
         biases: (N, H or 1) in logits, of the dtype of ``q``; None without pairs.
     """
-    added = None
-    if pairs is not None:
-        place = (pairs.query - pairs.sample * pairs.queries) * pairs.keys + pairs.key
-        added = Added(place, pairs.bounds, pairs.queries, pairs.keys)
     given = [t for t in (q, k, v, biases) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         out: Tensor = _Attention.apply(q, k, v, biases, added)  # type: ignore[no-untyped-call]
         return out
-    return _forward(q, k, v, biases, added, None)
+    return forward(q, k, v, biases, added, None)
 
 
 class _Attention(torch.autograd.Function):
@@ -72,7 +74,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         """Attend."""
         kept = q.new_empty(*q.shape[:3], k.shape[2])
-        out = _forward(q, k, v, biases, added, kept)
+        out = forward(q, k, v, biases, added, kept)
         ctx.save_for_backward(q, k, v, kept, out)
         ctx.added, ctx.bias_shape = added, None if biases is None else biases.shape
         return out
@@ -81,26 +83,39 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients to q, k, v and the biases."""
         q, k, v, kept, out = ctx.saved_tensors
-        (grad,), added = grads, ctx.added
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        dbias = None if added is None else q.new_zeros(ctx.bias_shape)
-        share = (grad * out).sum(dim=-1, keepdim=True)
-        buffer = _buffer(q, k)
-        for block in _blocks(q, k):
-            b, h, queries = block
-            probability, down = kept[b, h, queries], grad[b, h, queries]
-            slope = torch.mm(down, v[b, h].mT, out=buffer[: len(down)])
-            slope.sub_(share[b, h, queries]).mul_(probability)
-            torch.mm(slope, k[b, h], out=dq[b, h, queries])
-            dk[b, h].addmm_(slope.mT, q[b, h, queries])
-            dv[b, h].addmm_(probability.mT, down)
-            if dbias is not None:
-                place, which = added.within(block)
-                dbias[which, min(h, dbias.shape[1] - 1)] += slope.view(-1)[place]
-        return dq, dk, dv, dbias, None
+        return *backward(grads[0], q, k, v, kept, out, ctx.added, ctx.bias_shape), None
 
 
-def _forward(
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kept: Tensor,
+    out: Tensor,
+    added: Added | None,
+    bias_shape: Sequence[int] | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the gradients to q, k, v and the biases, given what ``forward`` took and returned."""
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dbias = None if bias_shape is None else q.new_zeros(bias_shape)
+    share = (grad * out).sum(dim=-1, keepdim=True)
+    buffer = _buffer(q, k)
+    for block in _blocks(q, k):
+        b, h, queries = block
+        probability, down = kept[b, h, queries], grad[b, h, queries]
+        slope = torch.mm(down, v[b, h].mT, out=buffer[: len(down)])
+        slope.sub_(share[b, h, queries]).mul_(probability)
+        torch.mm(slope, k[b, h], out=dq[b, h, queries])
+        dk[b, h].addmm_(slope.mT, q[b, h, queries])
+        dv[b, h].addmm_(probability.mT, down)
+        if dbias is not None and added is not None:
+            place, which = added.within(block)
+            dbias[which, min(h, dbias.shape[1] - 1)] += slope.view(-1)[place]
+    return dq, dk, dv, dbias
+
+
+def forward(
     q: Tensor, k: Tensor, v: Tensor, biases: Tensor | None, added: Added | None, kept: Tensor | None
 ) -> Tensor:
     """Attend; write the probabilities to ``kept`` (B, H, Q, K) if that is given."""

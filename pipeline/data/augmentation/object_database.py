@@ -4,7 +4,7 @@ Our format is a folder. ``objects.bin`` holds points and pictures one after the 
 which is written last, is the index. Neither is a pickle. The ``*_dbinfos_train.pkl`` of CMT's and mmdet3d's
 tools can be read too. It follows junjie18/CMT, tools/data_converter/create_gt_database.py, except for two
 errors there: here all corners of a box must be in front of the camera for a picture, and the largest picture
-    is kept.
+is kept.
 """
 
 import os
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
+from pipeline.data import sensors
+from pipeline.data.images import decode_crop
 from pipeline.data.safe_paths import inside, read_bytes
 from pipeline.data.safe_pickle import unpickle
 from pipeline.data.sample import DataError
@@ -104,30 +105,44 @@ class FolderDatabase:
             or (table.schema.metadata or {}).get(b"format") != FORMAT.encode()
         ):
             raise DataError(f"{index}: not an object database of format {FORMAT}; write it anew")
+        if any(table[name].null_count for name in columns_of_format.names):
+            raise DataError(f"{index}: has empty fields; write it anew")
         columns = {
             name: table[name].to_numpy() for name in columns_of_format.names if name not in ("token", "box")
         }
-        self.boxes: NDArray[np.float32] = (
-            table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 9).astype(np.float32)
-        )
+        rows = table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 9)
+        called = [f"object {number}" for number in range(len(rows))]
+        self.boxes: NDArray[np.float32] = sensors.boxes(rows, str(index), called)
         self.labels: NDArray[np.int64] = columns["label"].astype(np.int64)
+        if not ((self.labels >= 0) & (self.labels < len(CLASSES))).all():
+            raise sensors.wrong(str(index), "label", self.labels.tolist(), f"0 to {len(CLASSES) - 1}")
         self.num_points: NDArray[np.int64] = columns["num_points"].astype(np.int64)
         self._points_at, self._crop_at = columns["points_at"], columns["crop_at"]
         self._crop_bytes = columns["crop_bytes"]
-        expected = int((self._crop_at + self._crop_bytes).max(initial=0))
-        if size < expected:
-            raise DataError(f"{self._bin}: {size} bytes, expected {expected}; it is cut short, write it anew")
+        self._refuse_outside(size)
+
+    def _refuse_outside(self, size: int) -> None:
+        """Raise DataError if a place in ``objects.bin`` is not within its bytes."""
+        for start, count in ((self._points_at, self.num_points * 20), (self._crop_at, self._crop_bytes)):
+            outside = (start < 0) | (count < 0) | (start > size - count)
+            if outside.any():
+                raise DataError(
+                    f"{self._bin}: has {size} bytes, and object {int(outside.argmax())} lies outside them; "
+                    "it is cut short, write it anew"
+                )
 
     def points(self, index: int) -> NDArray[np.float32]:
         """See ``ObjectDatabase``."""
-        data = self._read(int(self._points_at[index]), int(self.num_points[index]) * 20)  # five float32
-        return np.frombuffer(data, "<f4").reshape(-1, 5).astype(np.float32)
+        count = int(self.num_points[index])
+        data = self._read(int(self._points_at[index]), count * 20)  # five float32
+        return sensors.parse_object(data, f"{self._bin}: object {index}", count, sensors.COLUMNS)
 
     def crop(self, index: int) -> NDArray[np.uint8] | None:
         """See ``ObjectDatabase``."""
         if not self._crop_bytes[index]:
             return None
-        return _decode(self._read(int(self._crop_at[index]), int(self._crop_bytes[index])), str(self._bin))
+        data = self._read(int(self._crop_at[index]), int(self._crop_bytes[index]))
+        return decode_crop(data, f"{self._bin}: object {index}")
 
     def _read(self, start: int, count: int) -> bytes:
         with self._bin.open("rb") as file:
@@ -147,30 +162,37 @@ class InfoDatabase:
             infos = [
                 (CLASSES.index(name), info) for name in content if name in CLASSES for info in content[name]
             ]
-            boxes = np.array([_centred(info["box3d_lidar"]) for _, info in infos], np.float32).reshape(-1, 9)
+            rows = [_centred(info["box3d_lidar"]) for _, info in infos]
             self._paths = [(str(info["path"]), str(info.get("image_path", ""))) for _, info in infos]
-            self.num_points: NDArray[np.int64] = np.array(
-                [info["num_points_in_gt"] for _, info in infos], np.int64
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            counts = [info["num_points_in_gt"] for _, info in infos]
+            self._columns = [
+                sensors.columns(info.get("num_pts_feats"), str(path), "num_pts_feats") for _, info in infos
+            ]
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path}: not a dbinfos file of mmdet3d or CMT ({type(error).__name__}: {error}); "
                 "`biaswise data objects` makes a database of our own"
             ) from error
-        self.boxes: NDArray[np.float32] = boxes
+        called = [f"object {number} ({CLASSES[label]})" for number, (label, _) in enumerate(infos)]
+        self.boxes: NDArray[np.float32] = sensors.boxes(rows, str(path), called)
+        self.num_points: NDArray[np.int64] = sensors.point_counts(counts, str(path), "num_points_in_gt")
         self.labels: NDArray[np.int64] = np.array([label for label, _ in infos], np.int64)
 
     def points(self, index: int) -> NDArray[np.float32]:
         """See ``ObjectDatabase``. In the file z is relative to the bottom of the box."""
-        data = self._file(self._paths[index][0])
-        points = np.frombuffer(data, "<f4").reshape(-1, 5).astype(np.float32)
+        name = self._paths[index][0]
+        points = sensors.parse_object(
+            self._file(name), str(self._root / name), int(self.num_points[index]), self._columns[index]
+        )
         points[:, 2] -= self.boxes[index, 5] / 2
         return points
 
     def crop(self, index: int) -> NDArray[np.uint8] | None:
         """See ``ObjectDatabase``."""
         name = self._paths[index][1]
-        return _decode(self._file(name), name) if name else None
+        return decode_crop(self._file(name), str(self._root / name)) if name else None
 
     def _file(self, name: str) -> bytes:
         return read_bytes(inside(self._root, name, "a dbinfos file"), self._root)
@@ -180,10 +202,3 @@ def _centred(box: Sequence[float]) -> list[float]:
     """Return a box with z at its centre, from one with z at its bottom, with or without velocity."""
     x, y, z, length, width, height, yaw, *velocity = map(float, box)
     return [x, y, z + height / 2, length, width, height, yaw, *(velocity or (0.0, 0.0))]
-
-
-def _decode(data: bytes, where: str) -> NDArray[np.uint8]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{where}: a picture of an object cannot be decoded; write the database anew")
-    return np.asarray(image, np.uint8)

@@ -48,12 +48,14 @@ def resize_crop(
     cropped at the top (sky), surplus width at the sides.
 
     Args:
-        sample: images of any size.
+        sample: images of any size; without images it does not change.
         size: (height, width) of the model's images, pixels.
         zoom: at least 1.
         place: share of the surplus width that is cropped at the left.
         mirror: swap left and right of every image.
     """
+    if not sample.images.size:
+        return sample
     height, width = sample.images.shape[1:3]
     factor = max(size[0] / height, size[1] / width) * zoom
     # The factor may round to a size one pixel smaller than the model's.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.formats.frame_record import FrameRecord
-from pipeline.data.jpeg import Encoded, decode_image
+from pipeline.data.images import Encoded, decode_image
 from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.sensors import parse_points
@@ -20,7 +20,7 @@ NAMELESS = "the dataset names none"
 
 def load_sample(record: FrameRecord, reading: Reading = READ_ALL) -> Sample:
     """Read the files of a frame; DataError names a file or a camera that cannot be used."""
-    jpegs = load_images(record, reading.missing_cameras)
+    jpegs = load_images(record, reading.missing_cameras) if reading.images else None
     return assemble(record, jpegs, load_points(record, reading.remove_close))
 
 
@@ -59,16 +59,36 @@ def _refuse_missing(record: FrameRecord, camera: str, missing_cameras: str, wher
 
 
 def assemble(
-    record: FrameRecord, jpegs: Sequence[Encoded | None], points: NDArray[np.float32], missing: str = "black"
+    record: FrameRecord,
+    jpegs: Sequence[Encoded | None] | None,
+    points: NDArray[np.float32],
+    missing: str = "black",
 ) -> Sample:
     """Make the Sample of a frame from its parts.
 
     Args:
         record: the frame.
-        jpegs: encoded images in the order of ``CAMERAS``; None for a missing camera.
+        jpegs: encoded images in the order of ``CAMERAS``, None for a missing camera; or None for no image.
         points: (N, 5).
         missing: ``black`` makes the image of a missing camera black; ``refuse`` is a DataError.
     """
+    return Sample(
+        token=record.token,
+        scene=record.scene,
+        images=_decoded(record, jpegs, missing),
+        points=points,
+        lidar2img=lidar2img(record.cam2img, record.lidar2cam),
+        boxes=record.boxes,
+        labels=record.labels,
+        lidar2ego=record.lidar2ego,
+        ego2global=record.ego2global,
+    )
+
+
+def _decoded(record: FrameRecord, jpegs: Sequence[Encoded | None] | None, missing: str) -> NDArray[np.uint8]:
+    """Return the images (V, h, w, 3) of ``assemble``."""
+    if jpegs is None:
+        return np.zeros((len(CAMERAS), 0, 0, 3), np.uint8)
     for camera, data in zip(CAMERAS, jpegs, strict=True):
         if data is None:
             _refuse_missing(record, camera, missing, "it was missing when the shards were written")
@@ -83,17 +103,7 @@ def assemble(
         )
         raise DataError(f"frame {record.token}: its images must have one size, got {shapes or 'no image'}")
     black = np.zeros(sizes.pop(), np.uint8)
-    return Sample(
-        token=record.token,
-        scene=record.scene,
-        images=np.stack([black if image is None else image for image in images]),
-        points=points,
-        lidar2img=lidar2img(record.cam2img, record.lidar2cam),
-        boxes=record.boxes,
-        labels=record.labels,
-        lidar2ego=record.lidar2ego,
-        ego2global=record.ego2global,
-    )
+    return np.stack([black if image is None else image for image in images])
 
 
 def lidar2img(cam2img: NDArray[np.float64], lidar2cam: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ class FileSource:
             for record in records
         ]
         self._reading = reading
-        for record in records:
+        for record in records if reading.images else ():
             refuse_unnamed(record, reading.missing_cameras)
         self.tokens = [record.token for record in records]
         self.scenes = [record.scene for record in records]

@@ -30,6 +30,9 @@ TABLES = (
 )
 """The thirteen tables of a nuScenes version; each is a file ``<table>.json``."""
 
+FULL = "v1.0-trainval"
+"""Version of the whole of nuScenes that has boxes."""
+
 BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError)
 """Errors of records that have other keys or types than nuScenes'."""
 
@@ -117,6 +120,24 @@ def open_tables(root: Path, version: str) -> Any:
         raise DataError(f"{folder}: the devkit cannot open these tables ({told}); {DAMAGED}") from problem
     _check_categories(nusc, folder)
     return nusc
+
+
+def find_version(root: Path, prefer: str = "") -> str:
+    """Return the version of the tables that a dataset holds.
+
+    Args:
+        root: dataset root.
+        prefer: version to take if the dataset has it; else the full one, else the only or first one.
+
+    Raises:
+        DataError: it holds no tables.
+    """
+    there = sorted(path.parent.name for path in Path(root).glob("v*/sample.json"))
+    if not there:
+        raise DataError(
+            f"{root}: no tables; expected a folder such as {FULL} in it, with {TABLES[0]}.json and the others"
+        )
+    return next((version for version in (prefer, FULL) if version in there), there[0])
 
 
 def split_scenes(split: str) -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.config.settings import CLASSES
 from pipeline.data.formats.decoding import assemble, load_images, load_points
 from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.shard_manifest import POINTS
-from pipeline.data.jpeg import refuse_gap
+from pipeline.data.images import refuse_gap
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.sensors import boxes, intrinsic, microseconds, numbers, point_counts, transform, wrong
 

@@ -121,7 +121,8 @@ class ShardSource:
         if len(lags) > self._reading.sweeps + 1:
             points = points[points[:, 4] <= lags[self._reading.sweeps]]
         record = record.with_valid_boxes() if self._reading.valid_only else record
-        return assemble(record, to_jpegs(table, row), points, self._reading.missing_cameras)
+        jpegs = to_jpegs(table, row) if self._reading.images else None
+        return assemble(record, jpegs, points, self._reading.missing_cameras)
 
     @cached_property
     def labels(self) -> Sequence[frozenset[int]]:

@@ -16,7 +16,7 @@ from pipeline.data.formats.nuscenes_tables import split_scenes
 from pipeline.data.formats.records import read_each_record
 from pipeline.data.formats.shard_manifest import checksum, read_manifest
 from pipeline.data.formats.shards import ShardSource
-from pipeline.data.jpeg import refuse_gap
+from pipeline.data.images import refuse_gap
 from pipeline.data.safe_paths import read_bytes
 from pipeline.data.sample import CAMERAS, DataError, Sample
 from pipeline.data.source import Reading

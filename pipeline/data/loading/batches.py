@@ -4,7 +4,7 @@ The frames of a step are a function of (seed, step) (``pipeline.data.loading.sam
 from a generator that is seeded by (seed, epoch, frame).
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -102,7 +102,7 @@ def training_batches(
     workers: int,
     broken: BrokenFrames | None = None,
     budget: PrefetchBudget | None = None,
-) -> Iterator[list[Sample]]:
+) -> Generator[list[Sample], None, None]:
     """Yield the batches of the steps from ``first_step`` up to, not including, ``last_step``.
 
     The bytes that loader processes have ready are limited (``pipeline.data.loading.prefetch``).

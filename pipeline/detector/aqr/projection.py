@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from operators.grid import TokenGrid
+from operators.grid import CAMERA, LIDAR, TokenGrid
 from pipeline.detector.acceleration.async_transfer import constant
 from pipeline.detector.transformer.position_encoding import project
 
@@ -15,7 +15,7 @@ class ProjectedQueries:
     """The cells to which the queries of a batch project; made once per forward pass.
 
     Attributes:
-        grid: the key axis: the BEV map, then V camera maps; S = 1 + V segments.
+        grid: the key axis: the BEV map, then V camera maps, S = 1 + V segments; or only one of the two.
         cells: (B, Q, S, 2) int64: row and column; 0, 0 where not visible.
         visible: (B, Q, S) bool. BEV: the point lies in the range. Camera: it is the first camera that sees
             the point. A query that no camera sees is visible in none, and one outside the range has no BEV
@@ -38,22 +38,29 @@ class ProjectedQueries:
             lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), u and v in pixels.
             point_range: (6,) x, y, z minima and maxima in m.
             pad_hw: height and width in pixels of the padded images.
-            grid: the BEV map, and V camera maps of one size.
+            grid: the BEV map, and V camera maps of one size; or only one of the two.
         """
         points = points.detach()
-        low, high = point_range[:3].to(points), point_range[3:].to(points)
-        bev, camera = grid.segments[0], grid.segments[1]
-        pixels, seen = project(points * (high - low) + low, lidar2img, pad_hw)
-        first = seen & (seen.cumsum(dim=1) == 1)
-        # Row from y, column from x.
-        bev_cells = (points[..., :2].flip(-1) * constant((bev.rows, bev.cols), points.device)).floor()
-        per_pixel = constant((camera.rows / pad_hw[0], camera.cols / pad_hw[1]), pixels.device)
-        camera_cells = (pixels[..., :2].flip(-1) * per_pixel).floor()
-        in_range = ((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)
-        visible = torch.cat([in_range[:, None], first], dim=1).movedim(1, 2)
-        cells = torch.cat([bev_cells[:, None], camera_cells], dim=1).movedim(1, 2)
+        cells, visible = [], []
+        first, last = grid.segments[0], grid.segments[-1]
+        if first.modality == LIDAR:
+            # Row from y, column from x.
+            cells.append(
+                (points[..., :2].flip(-1) * constant((first.rows, first.cols), points.device)).floor()[
+                    :, None
+                ]
+            )
+            visible.append(((points[..., :2] >= 0) & (points[..., :2] < 1)).all(dim=-1)[:, None])
+        if last.modality == CAMERA:
+            low, high = point_range[:3].to(points), point_range[3:].to(points)
+            pixels, seen = project(points * (high - low) + low, lidar2img, pad_hw)
+            per_pixel = constant((last.rows / pad_hw[0], last.cols / pad_hw[1]), pixels.device)
+            cells.append((pixels[..., :2].flip(-1) * per_pixel).floor())
+            visible.append(seen & (seen.cumsum(dim=1) == 1))
+        shown = torch.cat(visible, dim=1).movedim(1, 2)
         # Masked before the cast, because the cast of an infinite or huge float is undefined.
-        return cls(grid, cells.masked_fill(~visible[..., None], 0).long(), visible)
+        found = torch.cat(cells, dim=1).movedim(1, 2).masked_fill(~shown[..., None], 0)
+        return cls(grid, found.long(), shown)
 
     def last(self, queries: int) -> "ProjectedQueries":
         """Return the projection of the last queries only."""

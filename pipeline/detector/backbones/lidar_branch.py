@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from pipeline.detector.backbones.voxelization import VoxelLayer
 
 
 class BranchError(ValueError):
-    """The config gives no LiDAR branch, an incomplete one, or two."""
+    """The config gives an incomplete LiDAR branch, or two; or branches that are not those of the head."""
 
 
 class LidarBranch(nn.Module):
@@ -25,11 +24,13 @@ class LidarBranch(nn.Module):
     They are attributes of the detector itself, under the names of CMT's config and checkpoints.
 
     Attributes:
+        has_lidar: whether there is a branch.
         pts_branch: one module from points to a BEV map; None for CMT's own branch.
         graphs: CUDA graphs through which detection runs; None: kernel by kernel.
         lidar_graphs: CUDA graphs of a frozen ``pts_backbone`` in training; None: kernel by kernel.
     """
 
+    has_lidar: bool = True
     pts_branch: nn.Module | None
     graphs: Graphs | None
     lidar_graphs: TrainGraphs | None = None
@@ -48,16 +49,16 @@ class LidarBranch(nn.Module):
             half_sparse_encoder: see ``CmtDetector``.
 
         Raises:
-            BranchError: both branches, none, or some of the five modules.
+            BranchError: both branches, or some of the five modules.
         """
         self.pts_branch = MODELS.build(pts_branch) if pts_branch is not None else None
         given = {name: cfg for name, cfg in parts.items() if cfg is not None}
         incomplete = bool(given) and len(given) < len(parts)
-        if bool(given) == (pts_branch is not None) or incomplete:
+        self.has_lidar = bool(given) or pts_branch is not None
+        if (given and pts_branch is not None) or incomplete:
             got = [*(["pts_branch"] if pts_branch is not None else []), *given]
             raise BranchError(
-                f"model: expected either pts_branch or all of {', '.join(parts)}; "
-                f"got {', '.join(got) or 'neither'}"
+                f"model: expected either pts_branch or all of {', '.join(parts)}; got {', '.join(got)}"
             )
         if not given:
             return
@@ -75,30 +76,63 @@ class LidarBranch(nn.Module):
             points: per sample (N, C) float: x, y, z in m, then other columns; N may be 0.
 
         Returns:
-            The BEV map (B, C', h, w).
+            The BEV map (B, C', h, w). Without a branch it is empty.
         """
+        return self.points_after(points, 0)
+
+    @property
+    def point_stages(self) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules of each stage of the branch, in the order of computation."""
+        if not self.has_lidar:
+            return ()
+        if self.pts_branch is not None:
+            return ((self.pts_branch,),)
+        voxels = (self.pts_voxel_layer, self.pts_voxel_encoder, self.pts_middle_encoder)
+        return (voxels, (self.pts_backbone,), (self.pts_neck,))
+
+    def points_before(self, points: list[Tensor], stages: int) -> Any:
+        """Run the first stages on point clouds; ``points_after`` runs the others.
+
+        Args:
+            points: see ``point_features``.
+            stages: how many; with 0 the clouds are returned.
+        """
+        if stages == 0:
+            return points
+        x: Any = self._canvas(points)
+        if stages > 1:
+            x = self._levels(x)
+        return run_part(self.pts_neck, x)[0] if stages > 2 else x
+
+    def points_after(self, x: Any, stages: int) -> Tensor:
+        """Run the stages that ``points_before`` has not run; returns the BEV map (B, C', h, w).
+
+        Args:
+            x: what ``points_before`` returned.
+            stages: how many stages it has run.
+        """
+        if not self.has_lidar:
+            return x[0].new_zeros(len(x), 0, 0, 0)
+        if stages == len(self.point_stages):
+            return x
+        if stages == 2:
+            return run_part(self.pts_neck, x)[0]
+        canvas = x if stages else self._canvas(x)
+        return canvas if self.pts_branch is not None else replayed(self, "bev", self._bev_maps, (canvas,))[0]
+
+    def _canvas(self, points: list[Tensor]) -> Tensor:
+        """Run the first stage: points to a map, which is the BEV map if the branch is one module."""
         if self.pts_branch is not None:
             return self.pts_branch(points)
         voxels = self.pts_voxel_layer(points)
         features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
-        canvas = self._encode_sparsely(features, voxels.coords, len(points))
-        return replayed(self, "bev", self._bev_maps, (canvas,))[0]
+        return self._encode_sparsely(features, voxels.coords, len(points))
 
-    @property
-    def lidar_trunk_is_frozen(self) -> bool:
-        """Whether a training step computes ``lidar_trunk`` from the points alone."""
-        if self.pts_branch is not None or not (self.training and torch.is_grad_enabled()):
-            return False
-        parts = (self.pts_middle_encoder, self.pts_backbone)
-        return not any(p.requires_grad for part in parts for p in part.parameters())
-
-    def lidar_trunk(self, points: list[Tensor]) -> tuple[Tensor, ...]:
-        """Run CMT's own branch up to ``pts_backbone``; arguments as for ``point_features``."""
-        voxels = self.pts_voxel_layer(points)
-        features = self.pts_voxel_encoder(voxels.points, voxels.counts, voxels.coords)
-        canvas = maps_channels_last(self._encode_sparsely(features, voxels.coords, len(points)))
-        if self.lidar_graphs is None:
-            return tuple(self.pts_backbone(canvas))
+    def _levels(self, canvas: Tensor) -> tuple[Tensor, ...]:
+        """Run a frozen ``pts_backbone``, in training through its graphs."""
+        canvas = maps_channels_last(canvas)
+        if self.lidar_graphs is None or not self.training:
+            return tuple(run_part(self.pts_backbone, canvas))
         return self.lidar_graphs.run_frozen(self.pts_backbone, canvas)
 
     def _bev_maps(self, canvas: Tensor) -> tuple[Tensor]:

@@ -14,6 +14,7 @@ from mmdet3d.registry import MODELS, TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from operators.grid import CAMERA, LIDAR
 from pipeline.detector.acceleration.async_transfer import download
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask
@@ -182,8 +183,8 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         """Run the head.
 
         Args:
-            bev_feats: (B, in_channels, H, W); rows are along y.
-            img_feats: (B * V, C, h, w), sample by sample.
+            bev_feats: (B, in_channels, H, W); rows are along y. Empty, if ``SENSORS`` has no LiDAR.
+            img_feats: (B * V, C, h, w), sample by sample. Empty, if ``SENSORS`` has no camera.
             lidar2img: (B, V, 4, 4) float64, LiDAR frame in m -> (u*d, v*d, d, 1), in pixels; or the
                 ``Cameras`` made from it.
             pad_hw: height and width in pixels of the padded images.
@@ -263,3 +264,17 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
             # The third channel is log length, and yet CMT adds it to the reference z (see ``box_coder``).
             anchored = (raw[..., :3] + inverse_sigmoid(points)).sigmoid() * (high - low) + low
             return Predictions(torch.cat([anchored, raw[..., 3:]], dim=-1), logits)
+
+
+@MODELS.register_module()
+class CmtImageHead(CmtAqrHead):
+    """The head of CMT's camera-only model: the keys are camera cells; ``in_channels`` has no effect."""
+
+    SENSORS = (CAMERA,)
+
+
+@MODELS.register_module()
+class CmtLidarHead(CmtAqrHead):
+    """The head of CMT's LiDAR-only model: the keys are BEV cells."""
+
+    SENSORS = (LIDAR,)

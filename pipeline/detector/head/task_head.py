@@ -1,7 +1,7 @@
 """Task heads: box codes and class logits from the states of the decoder, with weights per layer.
 
-Parameter names and shapes are those of CMT's grouped 1-D convolutions with kernel 1. A batched matrix product
-computes the same.
+Parameter names and shapes are those of CMT's grouped 1-D convolutions over the queries. A batched matrix
+product computes the same. With a kernel of 3 (CMT's LiDAR-only head) a query is read with its two neighbours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,23 +53,42 @@ def tf32_products(wanted: bool = True) -> Iterator[None]:
 
 
 class GroupedLinear(nn.Module):
-    """One linear layer per decoder layer, with the parameters of the convolution in the checkpoints."""
+    """One linear layer per decoder layer, with the parameters of the convolution in the checkpoints.
 
-    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool):
+    Args:
+        groups: number of decoder layers.
+        inputs, outputs: channels.
+        bias: whether it adds a bias.
+        kernel: number of neighbouring queries that it reads, odd.
+    """
+
+    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool, kernel: int = 1):
         super().__init__()
         self.groups = groups
-        self.weight = nn.Parameter(torch.empty(groups * outputs, inputs, 1))
+        self.weight = nn.Parameter(torch.empty(groups * outputs, inputs, kernel))
         self.bias = nn.Parameter(torch.zeros(groups * outputs)) if bias else None
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")  # as CMT initialises Conv1d
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (n, N, inputs) to (n, N, outputs) with the weights of the last n decoder layers."""
+        """Map (n, B, Q, inputs) to (n, B, Q, outputs) with the weights of the last n decoder layers."""
+        kernel = self.weight.shape[-1]
+        rows = (x if kernel == 1 else _with_neighbours(x, kernel)).flatten(1, 2)
+        return self._product(rows).view(*x.shape[:3], -1)
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Map (n, N, inputs * kernel) to (n, N, outputs)."""
         weight = self.weight.view(self.groups, -1, x.shape[-1])[-len(x) :]
         bias = None if self.bias is None else self.bias.view(self.groups, 1, -1)[-len(x) :]
         if torch.backends.cuda.matmul.allow_tf32:
             product: Tensor = Tf32Product.apply(x, weight)  # type: ignore[no-untyped-call]
             return product if bias is None else product + bias
         return torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias, x, weight.mT)
+
+
+def _with_neighbours(x: Tensor, kernel: int) -> Tensor:
+    """Return (n, B, Q, C * kernel): the channels of each query and its neighbours, ordered as a weight's."""
+    side = kernel // 2
+    return F.pad(x, (0, 0, side, side)).unfold(2, kernel, 1).flatten(-2)
 
 
 class GroupedNorm(nn.Module):
@@ -82,8 +101,8 @@ class GroupedNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (n, N, channels) with the weights of the last n decoder layers."""
-        weight, bias = (p.view(self.groups, 1, -1)[-len(x) :] for p in (self.weight, self.bias))
+        """Normalise (n, B, Q, channels) with the weights of the last n decoder layers."""
+        weight, bias = (p.view(self.groups, 1, 1, -1)[-len(x) :] for p in (self.weight, self.bias))
         return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * weight + bias
 
 
@@ -109,7 +128,7 @@ class SeparateTaskHead(nn.Module):
             common_heads: name -> (channels, number of linear layers), with the names and channels of
                 ``box_coder.HEADS``.
             head_conv: number of hidden channels.
-            final_kernel: must be 1; CMT's LiDAR-only model has 3, across queries.
+            final_kernel: of the convolutions across queries, odd; 3 in CMT's LiDAR-only model, else 1.
             init_bias: initial bias of the logits; with -2.19 every class starts at probability 0.1.
 
         Raises:
@@ -119,16 +138,16 @@ class SeparateTaskHead(nn.Module):
         channels = {name: outputs for name, (outputs, _) in common_heads.items()}
         if channels != HEADS:
             raise ValueError(f"common_heads: a box code needs the channels {HEADS}, got {channels}")
-        if final_kernel != 1:
-            raise ValueError(f"separate_head.final_kernel: expected 1 (fusion models), got {final_kernel}")
+        if final_kernel < 1 or final_kernel % 2 == 0:
+            raise ValueError(f"separate_head.final_kernel: expected an odd number, got {final_kernel}")
         for name, (outputs, depth) in {**common_heads, "cls_logits": (num_classes, 2)}.items():
             parts: list[nn.Module] = []
             inputs = in_channels
             for _ in range(depth - 1):
-                parts += [GroupedLinear(num_layers, inputs, head_conv, bias=False)]
+                parts += [GroupedLinear(num_layers, inputs, head_conv, bias=False, kernel=final_kernel)]
                 parts += [GroupedNorm(num_layers, head_conv), nn.ReLU()]
                 inputs = head_conv
-            last = GroupedLinear(num_layers, inputs, outputs, bias=True)
+            last = GroupedLinear(num_layers, inputs, outputs, bias=True, kernel=final_kernel)
             if name == "cls_logits" and last.bias is not None:
                 nn.init.constant_(last.bias, init_bias)
             self.add_module(name, nn.Sequential(*parts, last))
@@ -142,9 +161,5 @@ class SeparateTaskHead(nn.Module):
         Returns:
             Raw codes (n, B, Q, 10), before the reference point is added, and logits (n, B, Q, classes).
         """
-        n, batch, queries, _ = states.shape
-        flat = states.flatten(1, 2)
-        outputs = [
-            self.get_submodule(name)(flat).view(n, batch, queries, -1) for name in (*HEADS, "cls_logits")
-        ]
+        outputs = [self.get_submodule(name)(states) for name in (*HEADS, "cls_logits")]
         return torch.cat(outputs[:-1], dim=-1), outputs[-1]

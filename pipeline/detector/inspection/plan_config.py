@@ -6,7 +6,7 @@ A printed config derives from the config that it was made of. It contains only w
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.detector import build
 from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.sites import PARTS, plain, sites_of
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
+from pipeline.storage.temporary import temporary_folder
 
 WIDTH = 110
 """Largest number of characters in a printed line, as in the project's own files."""
@@ -82,6 +83,24 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
                 change = {key: change}
             changes.update(change)
     return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
+
+
+def print_whole_config(config: str | Path, plan: Plan, overrides: Sequence[tuple[str, str]] = ()) -> str:
+    """Return a plan as the text of a config that inherits from nothing.
+
+    Args:
+        config: the config whose model the plan is for; a relative path starts at the project root.
+        plan: resolved or not.
+        overrides: as in ``build.load_config``.
+
+    Raises:
+        pipeline.detector.build.ConfigError: the config cannot be read.
+        PlanError: the plan does not fit its sites.
+    """
+    with temporary_folder("config") as folder:
+        path = folder / "config.py"
+        path.write_text(print_config(config, plan, folder), encoding="utf-8")
+        return str(build.load_config(path, overrides).pretty_text)
 
 
 def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:

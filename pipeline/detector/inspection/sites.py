@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mmdet3d.registry import MODELS
+
+from operators.grid import CAMERA, LIDAR
 from pipeline.detector.aqr.bias_generator import AttentionBiasGenerator
 from pipeline.detector.aqr.query_weights import AQR_KINDS
 from pipeline.detector.transformer.site_attention import SiteSizes
@@ -48,15 +51,17 @@ def sites_of(
 
     Args:
         model: ``cfg.model`` as plain dicts.
-        bev: rows and columns of the BEV map; if None, the number of keys is 0.
-        camera: rows and columns of a camera map; if None, the number of keys is 0.
+        bev: rows and columns of the BEV map; if None and the head reads it, the number of keys is 0.
+        camera: rows and columns of a camera map; likewise.
 
     Returns:
         The sites in the order of computation.
     """
     head = model["pts_bbox_head"]
     slots = int((head.get("denoising") or {}).get("scalar", 10) > 0) * int(head.get("num_query", 0))
-    keys = 0 if bev is None or camera is None else math.prod(bev) + VIEWS * math.prod(camera)
+    shown = {LIDAR: bev and math.prod(bev), CAMERA: camera and VIEWS * math.prod(camera)}
+    read = [shown[sensor] for sensor in sensors_of(head)]
+    keys = sum(number or 0 for number in read) if all(read) else 0
     sites = []
     for part in PARTS:
         for name, key, cfg in attn_cfgs(head, part):
@@ -69,6 +74,12 @@ def sites_of(
             default, kinds = ("local", AQR_KINDS) if part == "aqr" else _decoder_kinds(head, own)
             sites.append(Site(name, HEAD + key, cfg, default, kinds, sizes))
     return sites
+
+
+def sensors_of(head: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the modalities that a head reads: both, unless its class says otherwise."""
+    cls = MODELS.get(str(head.get("type")))
+    return getattr(cls, "SENSORS", (LIDAR, CAMERA))
 
 
 def _decoder_kinds(head: Mapping[str, Any], own: bool) -> tuple[str, tuple[str, ...]]:

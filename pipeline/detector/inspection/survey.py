@@ -20,6 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from pipeline.config.sections import SECTIONS
 from pipeline.detector import build
 from pipeline.detector.inspection import shapes
 from pipeline.detector.inspection.meta_device import meta_device
@@ -154,9 +155,8 @@ def _neutralise(head: dict[str, Any]) -> None:
 
 def _survey_sections(cfg: Config, facts: Survey) -> None:
     """Note unknown keys and errors outside the model."""
-    known = build.OURS | build.RUNNER_SECTIONS
     facts.unread += [
-        ("anybody", (key,)) for key in cfg if key not in known and not key.startswith(build.VARIABLE)
+        ("anybody", (key,)) for key in cfg if key not in SECTIONS and not key.startswith(build.VARIABLE)
     ]
     wrapper = plain(cfg.get("optim_wrapper") or {})
     try:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from operators import TokenGrid
+from operators.grid import CAMERA, LIDAR, TokenGrid
 from pipeline.detector.transformer.position_encoding import (
     Cameras,
     Memory,
@@ -31,24 +31,21 @@ class Embedding(nn.Module):
 
     Attributes:
         point_range: (6,) x, y, z minima and maxima in m; a subclass registers it.
+        SENSORS: modalities of the memory. The features of another one are an empty tensor.
     """
 
     point_range: Tensor
+    SENSORS: tuple[int, ...] = (LIDAR, CAMERA)
 
     def __init__(self, in_channels: int, dims: int, num_query: int, depth_num: int) -> None:
         super().__init__()
         self.num_query, self.depth_num = num_query, depth_num
-        self.shared_conv = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(in_channels, dims, 3, padding=1, bias=False),
-                bn=nn.BatchNorm2d(dims),
-                activate=nn.ReLU(),
-            )
-        )
+        self.shared_conv = _shared_conv(in_channels, dims) if LIDAR in self.SENSORS else None
         self.reference_points = nn.Embedding(self.num_query, 3)
         nn.init.uniform_(self.reference_points.weight)
         self.bev_embedding = PositionMlp(2 * dims, dims, dims)
-        self.rv_embedding = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims)
+        rays = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims) if CAMERA in self.SENSORS else None
+        self.rv_embedding = rays
 
     def make_memory(
         self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]
@@ -66,34 +63,70 @@ class Embedding(nn.Module):
         """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        batch, views = cameras.lidar2img.shape[:2]
-        if len(img_feats) != batch * views:
-            raise ValueError(
-                f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
-                f"got {len(img_feats)}"
-            )
-        bev = self.shared_conv(bev_feats)
-        bev_hw, img_hw = bev.shape[-2:], img_feats.shape[-2:]
-        images = img_feats.flatten(2).mT.reshape(batch, views * img_hw.numel(), -1)
-        tokens = torch.cat([bev.flatten(2).mT, images.to(bev.dtype)], dim=1)
-        grid = TokenGrid.bev_and_cameras(tuple(bev_hw), (views, *img_hw))
-        with torch.autocast(bev.device.type, enabled=False):
-            rays = Rays(cameras.inverse, self.point_range, self.depth_num)
-            of_bev = embed_bev_cells(self.bev_embedding, bev_hw[0], bev_hw[1]).expand(batch, -1, -1)
-            of_img = rays.embed_cells(self.rv_embedding, img_hw[0], img_hw[1], pad_hw)
-        return Memory(tokens, torch.cat([of_bev, of_img], dim=1), grid, rays, cameras.lidar2img, pad_hw)
+        tokens, position, maps = [], [], []
+        rays = None
+        if self.shared_conv is not None:
+            bev = self.shared_conv(bev_feats)
+            tokens.append(bev.flatten(2).mT)
+            maps.append((*bev.shape[-2:], LIDAR))
+            with torch.autocast(bev.device.type, enabled=False):
+                of_bev = embed_bev_cells(self.bev_embedding, *bev.shape[-2:])
+                position.append(of_bev.expand(len(bev), -1, -1))
+        if self.rv_embedding is not None:
+            tokens.append(_image_tokens(img_feats, cameras, like=tokens[0] if tokens else img_feats))
+            rows, cols = img_feats.shape[-2:]
+            maps += [(rows, cols, CAMERA)] * cameras.lidar2img.shape[1]
+            with torch.autocast(img_feats.device.type, enabled=False):
+                rays = Rays(cameras.inverse, self.point_range, self.depth_num)
+                position.append(rays.embed_cells(self.rv_embedding, rows, cols, pad_hw))
+        return Memory(
+            torch.cat(tokens, dim=1),
+            torch.cat(position, dim=1),
+            TokenGrid.of(*maps),
+            rays,
+            cameras.lidar2img,
+            pad_hw,
+        )
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
-        """Return the position embedding (B, Q, C) of queries at normalised reference points (B, Q, 3)."""
-        of_bev, of_img = self.query_embeddings(points, memory)
-        return of_bev + of_img
+        """Return the position embedding (B, Q, C) of queries at normalised reference points (B, Q, 3).
 
-    def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        As in CMT it has a BEV part without a LiDAR too, and a camera part only with cameras.
+        """
+        of_bev, of_img = self.query_embeddings(points, memory)
+        return of_bev if of_img is None else of_bev + of_img
+
+    def query_embeddings(self, points: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
         """Return the BEV part and the camera part of the query embedding, (B, Q, C) each."""
         with torch.autocast(points.device.type, enabled=False):
             points = inverse_sigmoid(points).sigmoid()
             low, high = self.point_range[:3], self.point_range[3:]
             dims = self.bev_embedding.first.in_features // 2
             of_bev = self.bev_embedding(sine_embedding_2d(points[..., :2], dims))
+            if self.rv_embedding is None or memory.rays is None:
+                return of_bev, None
             pixels, visible = project(points * (high - low) + low, memory.lidar2img, memory.pad_hw)
             return of_bev, memory.rays.embed_points(self.rv_embedding, pixels, visible)
+
+
+def _shared_conv(in_channels: int, dims: int) -> nn.Sequential:
+    """Return the convolution that brings the BEV features to the model's width."""
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(in_channels, dims, 3, padding=1, bias=False),
+            bn=nn.BatchNorm2d(dims),
+            activate=nn.ReLU(),
+        )
+    )
+
+
+def _image_tokens(img_feats: Tensor, cameras: Cameras, like: Tensor) -> Tensor:
+    """Return camera features (B, V * h * w, C) by view, row and column, in the dtype of ``like``."""
+    batch, views = cameras.lidar2img.shape[:2]
+    if len(img_feats) != batch * views:
+        raise ValueError(
+            f"img_feats: expected {batch} samples of {views} views = {batch * views} maps, "
+            f"got {len(img_feats)}"
+        )
+    cells = views * img_feats.shape[-2:].numel()
+    return img_feats.flatten(2).mT.reshape(batch, cells, -1).to(like.dtype)

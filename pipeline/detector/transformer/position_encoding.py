@@ -205,13 +205,15 @@ class Rays:
 
 @dataclass(frozen=True)
 class Memory:
-    """The keys and values of the decoder: K BEV cells row by row, then camera cells by view, row and column.
+    """The keys and values of the decoder: BEV cells row by row, then camera cells by view, row and column.
+
+    A model of one sensor has only the cells of that one.
 
     Attributes:
         tokens: (B, K, C).
         position: (B, K, C) float32.
         grid: the segments of the key axis.
-        rays: viewing rays of the cameras.
+        rays: viewing rays of the cameras; None without cameras.
         lidar2img: (B, V, 4, 4), LiDAR frame in m -> (u*d, v*d, d, 1), in pixels.
         pad_hw: height and width in pixels of the padded images.
     """
@@ -219,7 +221,7 @@ class Memory:
     tokens: Tensor
     position: Tensor
     grid: TokenGrid
-    rays: Rays
+    rays: Rays | None
     lidar2img: Tensor
     pad_hw: tuple[int, int]
 

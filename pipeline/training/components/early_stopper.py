@@ -1,6 +1,4 @@
-"""Measures a trial at the steps of its early stopping, and stops it there if it is clearly worse."""
-
-from collections.abc import Callable
+"""Stops a trial at a step of its early stopping if it is clearly worse."""
 
 from pipeline.config.early_stopping import STOPPED, EarlyStopping
 from pipeline.metrics.recorder import Measure
@@ -16,30 +14,20 @@ class EarlyStopper:
         rule: at which steps to measure, and below which value to stop.
         session: its ranks learn rank 0's value.
         logger: gets a row if the trial is stopped.
-        evaluate: (steps done, metric, condition) -> value of the metric, of which rank 0's counts.
     """
 
-    def __init__(
-        self,
-        rule: EarlyStopping,
-        session: Session,
-        logger: MetricsLogger,
-        evaluate: Callable[[int, str, str], float],
-    ) -> None:
+    def __init__(self, rule: EarlyStopping, session: Session, logger: MetricsLogger) -> None:
         self._rule = rule
         self._session = session
         self._logger = logger
-        self._evaluate = evaluate
 
-    def after_step(self, step: int) -> bool:
-        """Return whether the trial is stopped after this step.
+    def stops(self, step: int, value: float) -> bool:
+        """Return whether the trial is stopped after this step, at which the rule measures it.
 
         Args:
             step: steps done.
+            value: of the rule's metric, a fraction, on rank 0.
         """
-        if not self._rule.has(step):
-            return False
-        value = self._evaluate(step, self._rule.metric, self._rule.condition)
         stopped = self._rule.stops(step, broadcast(value, self._session))
         if stopped:
             self._logger.add(step, [Measure(STOPPED, "steps", step)])

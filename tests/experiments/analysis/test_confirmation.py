@@ -12,11 +12,10 @@ from scipy.stats import nct, t
 from experiments.analysis.confirmation import FOLDER, Prior
 from experiments.analysis.confirmation import confirm as compare
 from experiments.analysis.decide import weigh
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.markdown import to_markdown
 from experiments.reporting.summary import summarize
 from pipeline.metrics.rows import append_rows, read_study, select
-from tests.experiments.planted_rows import Truth, plant
+from tests.experiments.planted_rows import Truth, plant, window_rule
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
 NONE, BEST = ("none", "none"), ("window", "window")
@@ -105,7 +104,7 @@ STUDIES = 400
 def study():
     """A study of trials with a noise of one point; 17 degrees of freedom estimated it."""
     truth = Truth(dict.fromkeys(SITES, 0.0), seeds=(0, 1, 2), noise=1.0)
-    rule = DecisionRule(sites=SITES, seeds=truth.seeds, price_points_per_percent=0)
+    rule = window_rule(sites=SITES, seeds=truth.seeds, price_points_per_percent=0)
     return replace(weigh(plant(truth), rule), residual_df=17)
 
 

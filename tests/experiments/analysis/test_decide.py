@@ -12,16 +12,16 @@ from experiments.analysis.decide import decide, weigh
 from experiments.analysis.verdicts import COSTS, PAYS, UNDECIDED
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from pipeline.metrics.rows import Row, select
-from tests.experiments.planted_rows import Truth, plant
+from tests.experiments.planted_rows import Truth, plant, window_rule
 
 SITES = tuple(f"decoder.{layer}.cross" for layer in range(3))
 ONE_SITE = {"decoder.0.cross": 0.0}
-BY_TRIALS = DecisionRule(priced_by="trials")
+BY_TRIALS = window_rule(priced_by="trials")
 FP64 = 1e-9  # points; values are below 100, so fp64 rounding of a 16-row fit stays far under it
 
 
 def free_rule(**changes):
-    return replace(DecisionRule(price_points_per_percent=0.0), **changes)
+    return replace(window_rule(price_points_per_percent=0.0), **changes)
 
 
 def by_hand(differences):
@@ -239,7 +239,7 @@ def test_missing_trials_of_two_looks_are_counted_look_by_look():
 
 def test_unknown_metric_lists_what_was_measured():
     with pytest.raises(AnalysisError, match=r"no row measures F1 .* measured were NDS \(clean\)"):
-        decide(plant(Truth(ONE_SITE)), DecisionRule(metric="F1"))
+        decide(plant(Truth(ONE_SITE)), window_rule(metric="F1"))
 
 
 def test_one_seed_of_one_site_leaves_no_noise_to_judge_by():
@@ -249,7 +249,7 @@ def test_one_seed_of_one_site_leaves_no_noise_to_judge_by():
 
 def test_a_site_that_varies_unasked_is_refused():
     with pytest.raises(AnalysisError, match=r"decoder.1.cross varies .* does not ask"):
-        decide(plant(Truth(dict.fromkeys(SITES[:2], 0.0))), DecisionRule(sites=SITES[:1]))
+        decide(plant(Truth(dict.fromkeys(SITES[:2], 0.0))), window_rule(sites=SITES[:1]))
 
 
 def test_nothing_varies():
@@ -291,11 +291,11 @@ def test_intervals_cover_the_planted_truth_together():
 )
 def test_rules_that_decide_nothing_are_refused(changes, sentence):
     with pytest.raises(AnalysisError, match=sentence):
-        DecisionRule(**changes)
+        window_rule(**changes)
 
 
 def test_a_rule_survives_json_and_its_digest_names_it():
-    rule = DecisionRule(sites=SITES, seeds=(0, 1))
+    rule = window_rule(sites=SITES, seeds=(0, 1))
     assert DecisionRule.from_dict(rule.to_dict()) == rule
     assert DecisionRule.from_dict(rule.to_dict()).digest == rule.digest
     assert replace(rule, confidence=0.9).digest != rule.digest

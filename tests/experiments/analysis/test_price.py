@@ -8,13 +8,13 @@ import pytest
 
 from experiments.analysis.decide import weigh
 from experiments.analysis.verdicts import UNDECIDED
-from experiments.recipes.decision_rule import AnalysisError, DecisionRule
+from experiments.recipes.decision_rule import AnalysisError
 from pipeline.metrics.rows import select
-from tests.experiments.planted_rows import Truth, plant, plant_times
+from tests.experiments.planted_rows import Truth, plant, plant_times, window_rule
 
 SITES = tuple(f"decoder.{layer}.cross" for layer in range(3))
 TRUE = {"fixed": 0.30, SITES[0]: 0.00, SITES[1]: 0.02, SITES[2]: 0.05}
-RULE = DecisionRule(sites=SITES)
+RULE = window_rule(sites=SITES)
 BY_TRIALS = replace(RULE, priced_by="trials")
 
 
@@ -67,7 +67,7 @@ def test_the_times_of_trials_have_a_fixed_price_too():
     assert evidence.price.percent[0] == pytest.approx(30, abs=0.5)
     assert [v.slowdown_percent for v in evidence.verdicts] == pytest.approx([0, 0, 0], abs=0.5)
     alone = plant(Truth({SITES[0]: 1.0}, {SITES[0]: 30.0}, time_noise_percent=0.1))
-    only = weigh(alone, DecisionRule(priced_by="trials"))
+    only = weigh(alone, window_rule(priced_by="trials"))
     assert not only.price.fixed_apart
     assert only.verdicts[0].slowdown_percent == pytest.approx(30, abs=0.5)
 

@@ -8,14 +8,13 @@ import pytest
 
 from experiments.analysis.decide import weigh
 from experiments.analysis.recommend import MOST_PLANS, pareto_front, predict, recommend
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row
-from tests.experiments.planted_rows import Truth, decorate, factorial_plan, plant, plant_times
+from tests.experiments.planted_rows import Truth, decorate, factorial_plan, plant, plant_times, window_rule
 
 SITES = tuple(f"decoder.{i}.cross" for i in range(3))
-RULE = DecisionRule(sites=SITES, priced_by="trials")
+RULE = window_rule(sites=SITES, priced_by="trials")
 QUIET = {"noise": 1e-6, "seed_noise": 0.5, "time_noise_percent": 1e-6}
 """Not zero: a verdict divides by its error."""
 
@@ -100,7 +99,7 @@ def test_a_plan_that_never_ran_is_predicted():
         for row in decorate(plant(truth))
         if tuple(Plan.parse(row.plan)[site].bias for site in sites) in wanted
     ]
-    advice, _ = advise(rows, DecisionRule(sites=sites, arms=arms, priced_by="trials"))
+    advice, _ = advise(rows, window_rule(sites=sites, arms=arms, priced_by="trials"))
     assert advice.best.levels == ("window",) * 3 + ("none",)
     assert advice.best.levels not in wanted
     assert advice.measured is None
@@ -190,7 +189,7 @@ def test_a_stopwatch_settles_the_demo():
     timed = plant_times({"fixed": 0.298} | dict.fromkeys(SITES, 0.005), 16, 0.03, base=next(demo()))
     timed = [replace(row, condition="") for row in timed]
     rows = list(demo())
-    evidence = weigh(rows, DecisionRule(sites=SITES), timed)
+    evidence = weigh(rows, window_rule(sites=SITES), timed)
     advice = recommend(rows, evidence)
     assert advice.no_bias_wins
     assert sum(v.settled for v in evidence.verdicts) >= 2

@@ -15,10 +15,11 @@ from experiments.analysis.price import free_of_charge
 from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED, judge
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.recipes.factorial import Factor, fraction, full
+from tests.experiments.planted_rows import window_rule
 
 DF = 20
 SITES = tuple("abcd")
-RULE = DecisionRule(sites=SITES, price_points_per_percent=0.0, equivalence_margin=1.0)
+RULE = window_rule(sites=SITES, price_points_per_percent=0.0, equivalence_margin=1.0)
 
 
 def table_of(sites=SITES, interim_analyses=(1,), look=1):

@@ -99,14 +99,17 @@ def drive(folder: str, forgiven: int) -> None:
     import ray
 
     from pipeline.ray_train import launch
+    from pipeline.ray_train.cohort_run import CohortRun
+    from pipeline.storage.trial_status import read_status
 
     launch.WORKER_FAILURES = forgiven
     settings = TrialSettings.from_dict(json.loads((Path(folder) / "settings.json").read_text()))
     with launch.ray_session(cpus=0):
         neighbours = [_occupy(node) for node in ray.nodes() if node["Resources"].get("CPU", 0) > 1]
         threading.Thread(target=_make_room, args=(Path(folder), neighbours), daemon=True).start()
-        finished = launch.run_under_ray(settings, Path(folder))
-    assert not finished.error, finished.error + finished.details
+        launch.run_under_ray(CohortRun({Path(folder).resolve(): settings}))
+    status = read_status(Path(folder))
+    assert not status.error, status.error + status.details
 
 
 def _occupy(node: dict) -> object:

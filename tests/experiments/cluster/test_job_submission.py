@@ -19,8 +19,9 @@ import pytest
 import ray
 from ray.job_submission import JobStatus
 
+from experiments.cli import main
 from experiments.cluster import job_submission
-from experiments.cluster.job_submission import Job, SubmitError, follow, runtime_env, send
+from experiments.cluster.job_submission import Job, SubmitError, follow, runtime_env, send, upload
 from experiments.recipes.mini import smoke
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import read_rows
@@ -127,6 +128,41 @@ def test_the_upload_holds_the_code_and_is_small(job_server, caplog):
         r"\.git$|\.[^/]+/|(data|runs|docs|tests|mlruns|mlartifacts)/|mlflow\.db|.*\.egg-info/"
     )
     assert not [name for name in names if unwanted.match(name)]
+
+
+STUDY = """
+from dataclasses import replace
+
+import beside
+from experiments.recipes.registry import recipe as shipped
+
+mine = shipped("smoke").renamed(beside.NAME)
+recipe = replace(mine, trials=tuple(replace(s, config="configs/mine.py") for s in mine.trials))
+"""
+
+
+def test_a_study_file_goes_with_the_job_and_so_does_what_it_reads(job_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/mine.py").write_text("_base_ = ['./base.py']\n")
+    (tmp_path / "configs/base.py").write_text(f"_base_ = ['{ROOT / smoke().trials[0].config}']\n")
+    (tmp_path / "my_study.py").write_text(STUDY)
+    (tmp_path / "beside.py").write_text("NAME = 'mine'\n")
+    (tmp_path / "large.bin").write_bytes(b"0")
+    far = r"its config reads .*cmt_aqr_pillar_mini\.py, which is not below"
+    with pytest.raises(SubmitError, match=far), upload("my_study.py"):
+        pass
+    (tmp_path / "configs/base.py").write_text("")
+    words = ["study", "submit", "my_study.py", "--set", "train.steps=4", "--address", job_server.address]
+    assert main([*words, "--no-wait", "--home", "/shared"]) == 0
+    with zipfile.ZipFile(io.BytesIO(job_server.uploads[0])) as file:
+        names = {name for name in file.namelist() if not name.endswith("/")}
+    assert {"my_study.py", "beside.py", "configs/mine.py", "configs/base.py"} <= names
+    assert {smoke().trials[0].config, "pipeline/storage/paths.py", "experiments/runtime_env.yaml"} <= names
+    assert not [name for name in names if "__pycache__" in name or "large" in name or "tests" in name]
+    (job,) = job_server.jobs
+    assert job["entrypoint"] == "exec biaswise study run my_study.py --set train.steps=4"
+    assert job["runtime_env"]["env_vars"]["BIASWISE_HOME"] == "/shared"
 
 
 def test_a_job_stops_in_a_way_that_lets_a_study_end(job_server, small):

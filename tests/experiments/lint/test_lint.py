@@ -12,6 +12,7 @@ from experiments.lint.check import LintReport, lint
 from pipeline.config.provenance import SourcePlace
 from pipeline.detector.build import build_model
 from pipeline.detector.inspection.plan_config import plan_of
+from pipeline.detector.inspection.survey import survey
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -289,6 +290,28 @@ def test_fixing_keeps_permissions_and_line_ends(tmp_path: Path) -> None:
     assert main(["lint", str(config), "--fix"]) == 0
     assert config.read_bytes() == text.replace(", use_flashbias=True", "").encode()
     assert config.stat().st_mode & 0o777 == 0o640
+
+
+CAMERAS = "model = dict(pts_branch=None, pts_bbox_head=dict(type='CmtImageHead'))\n"
+BEV = (
+    "model = dict(image_size=None, img_backbone=None, img_neck=None,\n"
+    "             pts_bbox_head=dict(type='CmtLidarHead', separate_head=dict(final_kernel=3)))\n"
+)
+NO_KEYS = "optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(_delete_=True)))\n"
+
+
+@pytest.mark.parametrize(("text", "keys"), [(CAMERAS, 6 * 12 * 30), (BEV, 32 * 32)], ids=["cameras", "lidar"])
+def test_models_of_one_sensor_have_no_finding(tmp_path: Path, text: str, keys: int) -> None:
+    config = write(tmp_path / "one.py", text + NO_KEYS)
+    assert found(lint(config)) == []
+    assert {site.sizes.keys for site in survey(config).sites if site.name.endswith("cross")} == {keys}
+
+
+def test_a_head_without_its_branch_is_found(tmp_path: Path) -> None:
+    report = lint(write(tmp_path / "one.py", "model = dict(pts_bbox_head=dict(type='CmtImageHead'))\n"))
+    assert [(f.rule, f.place.line, f.sentence) for f in report.wrong] == [
+        ("cannot-build", 2, "CmtImageHead does not read pts_branch: the model cannot be built")
+    ]
 
 
 def test_the_page_about_lint_shows_what_it_says(

@@ -179,3 +179,50 @@ def test_more_workers_keep_the_batch():
 def test_unknown_recipe_is_refused_with_the_known_ones():
     with pytest.raises(RecipeError, match="no recipe 'nope'; there are demo, "):
         recipe("nope")
+
+
+def of_levels(*levels, **rule):
+    """A study of one site with these levels, and a rule that names no more than it is told."""
+    base, site = smoke().trials[0], CROSS_SITES[0]
+    design = full([Factor(site, levels)])
+    rest = {s: str(base.plan[s]) for s, _ in base.plan.choices if s != site}
+    trials = trials_of(design, base, (0, 1), {arm: plan_of(design, arm, rest) for arm in design.arms})
+    made = DecisionRule(sites=(site,), seeds=(0, 1), arms=design.arms, **rule)
+    return replace(smoke(), trials=trials, sites=(site,), rule=made, design=design)
+
+
+def test_treatments_and_baseline_are_those_of_the_design_unless_the_rule_names_them():
+    assert of_levels("none", "gaussian").rule.treatments == ("gaussian",)
+    assert of_levels("window", "gaussian", "none").rule.baseline == "none"
+    assert of_levels("window", "gaussian").rule.baseline == "window"
+    named = of_levels("none", "window", "gaussian", treatments=("gaussian", "window"), baseline="none").rule
+    assert named.treatments == ("gaussian", "window")
+    assert (demo().rule.treatments, demo().rule.baseline) == (("window",), "none"), (
+        "without a design: of the trials"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        (
+            {"treatments": ("window",)},
+            r"compares 'window', which no trial has; .*decoder\.0\.cross: none,gaussian",
+        ),
+        (
+            {"baseline": "global"},
+            r"the baseline 'global', which decoder\.0\.cross never has; the trials have",
+        ),
+        ({"baseline": "gaussian", "treatments": ("gaussian",)}, "with itself"),
+    ],
+)
+def test_a_rule_about_levels_that_no_trial_has_is_refused_before_anything_runs(rule, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        of_levels("none", "gaussian", **rule)
+
+
+def test_levels_that_the_rule_does_not_compare_are_refused():
+    with pytest.raises(
+        RecipeError, match=r"the rule does not compare 'gaussian' with 'none'; the trials have"
+    ):
+        of_levels("none", "window", "gaussian", treatments=("window",))

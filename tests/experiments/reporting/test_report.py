@@ -21,7 +21,6 @@ from experiments.analysis.decide import decide
 from experiments.analysis.decision.settling import PRICE
 from experiments.analysis.price import read_stopwatch
 from experiments.analysis.verdicts import PAYS, UNDECIDED
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, fraction
 from experiments.reporting.figures.style import to_png
 from experiments.reporting.markdown import to_markdown
@@ -34,7 +33,7 @@ from experiments.study.final_report import verdicts_of, write_verdicts
 from pipeline.config.plan import Plan, PlanError
 from pipeline.metrics.rows import Row, append_rows, read_rows, read_study
 from pipeline.storage.trial_status import TrialState, rows_digest
-from tests.experiments.planted_rows import Truth, decorate, plant
+from tests.experiments.planted_rows import Truth, decorate, plant, window_rule
 from tests.statuses import write_status
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report"
@@ -143,7 +142,7 @@ def test_terminal_fits_80_columns(golden):
     console = Console(width=80, record=True, file=io.StringIO())
     print_report(write_report(golden), console)
     text = console.export_text()
-    for verdict in decide(read_study(golden), DecisionRule(), read_stopwatch(golden)):
+    for verdict in decide(read_study(golden), window_rule(), read_stopwatch(golden)):
         assert f"{verdict.site}" in text
         assert f"{verdict.verdict}" in text
     assert "…" not in text
@@ -338,7 +337,7 @@ def test_figures_are_files_too_and_repeat(golden, tmp_path):
 def test_a_fraction_says_what_it_cannot_tell_apart(tmp_path):
     sites = tuple(f"decoder.{i}.cross" for i in range(4))
     arms = fraction([Factor(site) for site in sites], 1).arms
-    rule = DecisionRule(sites=sites, arms=arms, priced_by="trials")
+    rule = window_rule(sites=sites, arms=arms, priced_by="trials")
     everything = plant(Truth(dict.fromkeys(sites, 1.0)))
     rows = [r for r in everything if tuple(Plan.parse(r.plan)[site].bias for site in sites) in arms]
     append_rows(tmp_path / "trials/all/rows.jsonl", rows)
@@ -396,7 +395,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
     plan = "decoder.0.cross=none/sdpa_math"
     rows = [Row("s", "t", plan, metric, "ms", 3.0) for metric in ("step_ms", "train_samples_per_s")]
     append_rows(tmp_path / "trials/t/rows.jsonl", rows)
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": window_rule(priced_by="trials").to_dict()}))
     assert "No verdicts" in write_report(tmp_path).summary.answer
 
 
@@ -411,7 +410,7 @@ def test_a_report_of_two_rows_of_one_trial(tmp_path):
 def test_the_answer_in_one_sentence(tmp_path, gains, sentence):
     truth = Truth({"decoder.0.cross": gains[0], "decoder.1.cross": gains[1]})
     append_rows(tmp_path / "trials/all/rows.jsonl", decorate(plant(truth, draw=2)))
-    (tmp_path / "study.json").write_text(json.dumps({"rule": DecisionRule(priced_by="trials").to_dict()}))
+    (tmp_path / "study.json").write_text(json.dumps({"rule": window_rule(priced_by="trials").to_dict()}))
     assert sentence in summarize(tmp_path).answer
 
 
@@ -421,7 +420,7 @@ def test_wording():
         "decoder.2.cross": "2",
     }
     assert short_names(["aqr.0.cross"]) == {"aqr.0.cross": "aqr.0.cross"}
-    assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], DecisionRule()) == "0"
+    assert arm_label("a.0=window/flex;a.1=none/flex", ["a.0", "a.1"], window_rule()) == "0"
     (undecided,) = [v for v in summarize(GOLDEN).evidence.verdicts if v.verdict == UNDECIDED]
     evidence, needed = summarize(GOLDEN).evidence, undecided.to_settle
 

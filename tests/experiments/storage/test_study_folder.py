@@ -62,11 +62,10 @@ def test_claiming_again_changes_nothing(folder):
     assert (folder.path / "study.json").stat().st_mtime_ns == before
 
 
-def test_another_rule_is_refused_once_a_trial_has_run(folder):
+def test_other_settings_are_refused_once_a_trial_has_run(folder):
     begin(folder)
-    other = replace(smoke(), rule=replace(smoke().rule, confidence=0.8))
-    with pytest.raises(StudyError, match=r"since then changed: digest, rule: confidence; move .* away"):
-        folder.claim(other, INPUTS)
+    with pytest.raises(StudyError, match=r"since then changed: digest, trials; move .* away"):
+        folder.claim(smoke().with_threads(5), INPUTS)
 
 
 def test_a_changed_config_is_refused_once_a_trial_has_run(folder):

@@ -1,8 +1,10 @@
 """Which trials are sent while a study runs, with a stand-in for MLflow."""
 
 import io
+import itertools
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,7 @@ from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress
 from pipeline.storage.remote import StorageError
 from pipeline.tracking.mlflow_sync import SyncReport
+from tests.statuses import write_status
 
 
 class Store:
@@ -19,8 +22,9 @@ class Store:
     def __init__(self, failures=0):
         self.calls, self.failures = [], failures
 
-    def __call__(self, study_folder, trials):
+    def __call__(self, study_folder, trials, progress):
         self.calls.append(sorted(trials))
+        self.progress = progress
         warning = "MLflow did not answer" if len(self.calls) <= self.failures else ""
         return SyncReport("", len(trials), 0, 0, warning=warning)
 
@@ -65,6 +69,36 @@ def test_nothing_is_sent_that_the_copy_lacks(monkeypatch, tmp_path, console):
 
 def test_without_tracking_nothing_is_sent(monkeypatch, tmp_path, console):
     assert send(monkeypatch, tmp_path, console, Store(), ["a"], enabled=False) == []
+
+
+def test_trials_that_run_are_sent_again_and_again_with_how_far_the_study_is(monkeypatch, tmp_path, console):
+    store = Store()
+    monkeypatch.setattr("pipeline.tracking.mlflow_sync.sync", store)
+    write_status(tmp_path / "trials/a")
+    with (
+        StudyProgress(console, total=3, done=1) as progress,
+        BackgroundSync(tmp_path, progress, None, True, every_s=0.05) as background_sync,
+    ):
+        background_sync.trial_started("b")
+        background_sync.trial_started("c")
+        wait_for(lambda: len(store.calls) > 1)
+        background_sync.trial_ended("b")
+        progress.ended("b")
+        wait_for(lambda: store.calls[-1] == ["c"])
+        background_sync.trial_ended("c")
+        progress.ended("c")
+    calls = [call for call, _ in itertools.groupby(store.calls)]
+    assert calls[:2] == [["b", "c"], ["b"]]
+    assert calls[-1] == ["c"]
+    assert (store.progress["trials_done"], store.progress["gpu_hours"]) == (1, 0)
+    assert store.progress["trials_left"] in (0, 1)
+
+
+def wait_for(condition, patience_s=60):
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_running_a_wave_imports_neither_report_nor_mlflow():

@@ -11,10 +11,10 @@ from experiments.calibration import truth as simulated
 from experiments.calibration.designs import LEAN
 from experiments.calibration.judging import judge_study
 from experiments.calibration.simulation import train
-from experiments.recipes.decision_rule import AnalysisError, DecisionRule
+from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.factorial import Factor, fraction
 from experiments.study.next_wave import CONTINUE, SETTLED, SPENT, Budget, next_wave
-from tests.experiments.planted_rows import Truth, plant, rows_of
+from tests.experiments.planted_rows import Truth, plant, rows_of, window_rule
 
 SITES = LEAN.sites
 DESIGN = fraction([Factor(site) for site in SITES], 2)
@@ -91,7 +91,7 @@ def test_budgets():
 
 def test_a_rule_without_seeds_is_refused():
     with pytest.raises(AnalysisError, match="names no seeds"):
-        next_wave([], DecisionRule(), DESIGN, PLENTY)
+        next_wave([], window_rule(), DESIGN, PLENTY)
 
 
 def test_a_seed_that_diverged_costs_a_look_and_not_the_study():
@@ -131,5 +131,5 @@ def test_simulated_studies_go_the_way_of_rows():
 
 def test_looking_at_the_same_rows_twice_says_the_same():
     rows = plant(Truth(dict.fromkeys(SITES[:2], 0.0), seeds=(0, 1, 2)))
-    rule = DecisionRule(sites=SITES[:2], seeds=(0, 1, 2), interim_analyses=(2, 3))
+    rule = window_rule(sites=SITES[:2], seeds=(0, 1, 2), interim_analyses=(2, 3))
     assert weigh(rows, rule) == weigh(list(reversed(rows)), rule)

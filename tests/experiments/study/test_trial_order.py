@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
-from experiments.recipes.mini import demo, smoke_waves
+from experiments.recipes.mini import CROSS_SITES, IMPL, REST, demo, smoke_waves
 from experiments.storage.study_folder import StudyFolder
 from experiments.study import tune_runner
-from experiments.study.trial_order import free_slot, in_running_order
-from experiments.study.tune_runner import ExecutionOptions, run_trial_driver, run_trials
+from experiments.study.trial_order import cohorts_of, free_slot, in_running_order
+from experiments.study.tune_runner import ExecutionOptions, run_cohort_driver, run_trials
 from pipeline.config.early_stopping import EarlyStopping
-from pipeline.ray_train.launch import Finished
+from pipeline.config.plan import Plan
 
 
 def treated(recipe, names):
@@ -101,16 +101,65 @@ def test_a_study_starts_its_trials_in_that_order(study, monkeypatch):
     assert started == in_running_order(recipe, names[1:])
 
 
-def test_a_driver_tells_the_trial_its_place(study, monkeypatch):
+def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypatch):
     recipe, folder = study
+    names = list(recipe.named_trials())[:3]
+    folder.finish(names[1], "it broke")
     given = []
-    monkeypatch.setattr(tune_runner, "run_under_ray", lambda *asked: given.append(asked[-1]) or Finished())
+    monkeypatch.setattr(tune_runner, "run_under_ray", lambda run, say: given.append(run))
     monkeypatch.setattr(tune_runner.tune, "report", lambda ended: None)
-    config = {
-        **{"trial": next(iter(recipe.named_trials())), "folder": str(folder.path), "recipe": recipe.digest},
-        **{"early_stopping": EarlyStopping().to_dict(), "gpu_share": 1.0, "gpu_hours": 1.0},
-        **{"hang_timeout_s": 0.0, "study_sync": None},
-    }
+    config = {"trials": names, "folder": str(folder.path), "recipe": recipe.digest}
+    config |= {"early_stopping": EarlyStopping(), "running": ExecutionOptions()}
     with free_slot(folder.path):
-        run_trial_driver(config)
-    assert given == [1]
+        run_cohort_driver(config)
+    (run,) = given
+    assert run.slot == 1
+    assert run.trials == {folder.trial(n): recipe.named_trials()[n] for n in (names[0], names[2])}
+    run_cohort_driver(config | {"running": ExecutionOptions(gpu_hours=0.0)})
+    assert len(given) == 1, "the study had no GPU hours left"
+
+
+def sizes(recipe, arms_per_worker, places, names=None):
+    names = in_running_order(recipe, names or list(recipe.named_trials()))
+    cohorts = cohorts_of(recipe, names, arms_per_worker, places)
+    assert [name for cohort in cohorts for name in cohort] == names
+    return [len(cohort) for cohort in cohorts]
+
+
+def test_trials_of_a_seed_are_cohorts_of_equal_size():
+    assert sizes(demo(), 1, 2) == [1] * 16
+    assert sizes(demo(), 3, 2) == [2, 3, 3] * 2
+    assert sizes(demo(), 8, 2) == [8, 8]
+    assert sizes(demo(), 99, 2) == [8, 8]
+
+
+def test_by_default_cohorts_keep_all_places_busy():
+    assert sizes(demo(), None, 2) == [8, 8]  # two seeds on two cores: one each
+    assert sizes(demo(), None, 1) == [8, 8]
+    assert sizes(demo(), None, 4) == [4, 4, 4, 4]
+    one_seed = list(demo().named_trials())[:8]
+    assert sizes(demo(), None, 2, one_seed) == [4, 4]
+    assert sizes(demo(), None, 2, one_seed[:1]) == [1]
+
+
+def test_no_cohort_is_larger_than_most_unless_it_is_asked_for():
+    base = demo().trials[0]
+    plans = [Plan.of(REST | dict.fromkeys(CROSS_SITES, f"window:{1 + width}/{IMPL}")) for width in range(24)]
+    recipe = replace(demo(), trials=tuple(replace(base, plan=plan) for plan in plans), sites=CROSS_SITES)
+    assert sizes(recipe, None, 1) == [12, 12]
+    assert sizes(recipe, 24, 1) == [24]
+
+
+def test_trials_that_differ_in_more_than_their_plan_are_in_different_cohorts():
+    recipe = demo()
+    longer = replace(recipe.trials[0].train, steps=41)
+    mixed = replace(
+        recipe, trials=(*recipe.trials[:4], *(replace(t, train=longer) for t in recipe.trials[4:8]))
+    )
+    for cohort in cohorts_of(mixed, in_running_order(mixed, list(mixed.named_trials())), None, 1):
+        steps = {mixed.named_trials()[name].train.steps for name in cohort}
+        assert (len(cohort), len(steps)) == (4, 1)
+
+
+def test_the_size_of_cohorts_is_in_no_digest():
+    assert replace(demo(), arms_per_worker=3).digest == demo().digest

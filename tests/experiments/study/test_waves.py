@@ -13,7 +13,7 @@ from experiments.analysis.decide import weigh
 from experiments.analysis.recommend import recommend
 from experiments.packing.planner import PackingPlan
 from experiments.packing.policy import FILE as PACKING
-from experiments.packing.policy import packing_of, with_packing
+from experiments.packing.policy import PackingRequest, packing_of, with_packing
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
 from experiments.storage.study_folder import StudyError, StudyFolder, write_json
@@ -24,6 +24,7 @@ from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import FILE, early_stopping_of, ended_rows, run_waves
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows
+from pipeline.storage.trial_sessions import begin_session
 from pipeline.storage.trial_status import TrialSession, TrialState
 from tests.experiments.planted_rows import Truth, plant
 from tests.statuses import write_status
@@ -169,7 +170,7 @@ def test_gpu_hours_count_what_a_killed_session_used(recipe, folder):
     os.utime(rows, (now - 3600, now - 3600))  # its last sign of life, an hour after it began
     assert folder.state(name) == TrialState.RUNNING
     assert folder.gpu_hours() == pytest.approx(0.5, abs=0.01)
-    folder.begin(name, gpus=1.0)
+    begin_session(folder.trial(name), gpus=1.0)
     folder.finish(name)
     used = used_by(folder.trial(name))
     assert used.hours == pytest.approx(1, abs=5 / 3600)
@@ -221,10 +222,12 @@ def test_a_study_keeps_the_packing_it_began_with(folder, console):
     kept = PackingPlan(3, threads=5, reason="as measured")
     write_json(folder.path / PACKING, kept.to_dict())
     assert {s.torch_threads for s in with_packing(demo(), folder).trials} == {5}
-    assert packing_of(demo(), folder, None, True, console) == kept
+    assert packing_of(demo(), folder, PackingRequest(probing=True), console) == kept
     assert "as measured" in console.file.getvalue()
-    assert packing_of(demo(), folder, None, False, console) == PackingPlan(2)
-    assert packing_of(demo(), folder, 4, True, console) == PackingPlan(4)
+    assert packing_of(demo(), folder, PackingRequest(), console) == PackingPlan(2)
+    assert packing_of(demo(), folder, PackingRequest(4, 2, True), console) == PackingPlan(
+        4, arms_per_worker=2
+    )
 
 
 def test_a_packing_that_cannot_be_read_is_refused(folder, console):
@@ -241,4 +244,4 @@ def test_the_probe_is_refused_on_a_cluster(folder, console, monkeypatch):
         StudyError,
         match="the probe measures this machine, not a cluster; name the number of trials by --concurrent",
     ):
-        packing_of(demo(), folder, None, True, console)
+        packing_of(demo(), folder, PackingRequest(probing=True), console)

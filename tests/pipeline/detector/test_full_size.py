@@ -99,7 +99,7 @@ def test_a_branch_in_part_or_twice_is_refused() -> None:
     pillars = load_config(f"{FOLDER}/cmt_aqr_pillar_mini.py").model.pts_branch
     with pytest.raises(BranchError, match=r"expected either pts_branch or all of.*; got pts_branch, pts_vox"):
         built(CONFIGS[0], pts_branch=pillars)
-    with pytest.raises(BranchError, match="got neither"):
+    with pytest.raises(BranchError, match="CmtAqrHead needs a LiDAR branch and an image branch"):
         built(f"{FOLDER}/cmt_aqr_pillar_mini.py", pts_branch=None)
 
 

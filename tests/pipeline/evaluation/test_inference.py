@@ -11,7 +11,7 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
 from pipeline.evaluation.evaluator import FAILURE_SEED
-from pipeline.evaluation.inference import EvaluationViews, Predictor, predict, predict_each
+from pipeline.evaluation.inference import EvaluationViews, Predictor, compare, predict, predict_each
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
 
@@ -34,9 +34,13 @@ def views(trial):
 
 
 def plans(detector) -> list[Plan]:
-    plan = detector._model.plan
+    plan = detector.model.plan
     swaps = ("none", "window", "global")
     return [Plan((*plan.choices[:-1], (plan.choices[-1][0], Choice(bias)))) for bias in swaps]
+
+
+def under(detector, plans) -> list[Predictor]:
+    return [Predictor(detector.model, detector.model.image_size, plan=plan) for plan in plans]
 
 
 def same(a, b) -> bool:
@@ -50,9 +54,9 @@ def same(a, b) -> bool:
 def test_shared_features_give_what_a_pass_per_condition_and_plan_gives(detector, views):
     samples = next(views.chunks(0, 1))
     shown = detector.resize(views.of(samples))
-    found = detector.compare(shown, plans(detector))
+    found = compare(under(detector, plans(detector)), shown)
     for plan, by_condition in zip(plans(detector), found, strict=True):
-        detector._model.apply_plan(plan)
+        detector.model.apply_plan(plan)
         for condition, detections in by_condition.items():
             # corrupted at native size, nothing shared: the plain way
             alone = detector.run(detector.prepare([view.sample for view in views.of(samples)[condition]]))
@@ -70,11 +74,11 @@ def test_each_branch_runs_once_per_input(detector, views):
 
         return hook
 
-    detector._model.pts_branch.register_forward_hook(count("points"))
-    detector._model.img_backbone.register_forward_hook(count("images"))
+    detector.model.pts_branch.register_forward_hook(count("points"))
+    detector.model.img_backbone.register_forward_hook(count("images"))
     source = views.source
     joined = replace(views, source=[source[i] for i in (0, 1, 0, 1, 0, 1, 0, 1)])
-    predict_each(detector, joined, plans(detector), LocalSession(None))
+    predict_each(under(detector, plans(detector)), joined, LocalSession(None))
     # two chunks, each with the points as they are and those of four failures, the images as they are, one
     # camera lost and dirt on all; seen once for all: no points, black
     assert runs == {"points": 2 * 5 + 1, "images": 2 * 3 + 1}

@@ -1,12 +1,10 @@
 """Timing: warm-up left out, medians right, waits apart from steps."""
 
-import math
-
 import pytest
 import torch
 
 from pipeline.metrics import timing
-from pipeline.metrics.timing import WARMUP_CALLS, WARMUP_STEPS, StepClock, latency
+from pipeline.metrics.timing import WARMUP_CALLS, WARMUP_STEPS, Moment, StepClock, StepTimes, latency
 
 CPU = torch.device("cpu")
 
@@ -39,7 +37,6 @@ def run(clock: StepClock, ticks: Ticks, waits_and_steps: list[tuple[float, float
 
 def test_steps_are_timed_without_warm_up_and_without_what_lies_between(ticks: Ticks) -> None:
     clock = StepClock(CPU)
-    assert math.isnan(clock.seconds_left(3))
     run(clock, ticks, [(0.5, 9.0)] * WARMUP_STEPS)
     for _ in range(20):
         run(clock, ticks, [(0.01, 0.09)])
@@ -48,7 +45,31 @@ def test_steps_are_timed_without_warm_up_and_without_what_lies_between(ticks: Ti
     assert (step.metric, step.value, step.n) == ("step_ms", pytest.approx(90), 20)
     assert (wait.metric, wait.value) == ("data_wait_ms", pytest.approx(10))
     assert (rate.metric, rate.value) == ("train_samples_per_s", pytest.approx(80))
-    assert clock.seconds_left(10) == pytest.approx(1.0)
+
+
+def test_a_step_of_a_cohort_costs_an_arm_the_trunk_and_its_own_part(ticks: Ticks) -> None:
+    times = StepTimes()
+    assert times.measures(1) == []
+    for wait, trunk, own in [(9.0, 9.0, 9.0)] * WARMUP_STEPS + [(0.1, 0.25, 0.15)] * 20:
+        begun = Moment(CPU)
+        ticks.now += trunk
+        ended = Moment(CPU)
+        times.add(wait, ended.seconds_since(begun), own)
+    found = {measure.metric: measure.value for measure in times.measures(samples_per_step=8)}
+    expected = {"step_ms": 400, "data_wait_ms": 100, "train_samples_per_s": 16}
+    assert found == pytest.approx(expected | {"step_trunk_ms": 250, "step_own_ms": 150})
+
+
+def test_the_rate_while_a_trial_runs_is_that_of_the_steps_since_it_was_asked_for() -> None:
+    times = StepTimes()
+    assert times.recent_rate(8) == []
+    for _ in range(3):
+        times.add(0.5, 1.0, 0.5)
+    (rate,) = times.recent_rate(8)
+    assert (rate.metric, rate.unit, rate.value) == ("samples_per_s", "samples/s", pytest.approx(4))
+    times.add(0.0, 0.5, 0.5)
+    assert times.recent_rate(8)[0].value == pytest.approx(8)
+    assert times.recent_rate(8) == []
 
 
 def test_spread_is_half_of_the_middle_three_fifths(ticks: Ticks) -> None:

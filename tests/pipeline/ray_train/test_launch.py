@@ -10,8 +10,12 @@ from ray.train import WorkerGroupError
 
 from pipeline.config.plan import PlanError
 from pipeline.data.sample import DataError
-from pipeline.errors import is_user_error
-from pipeline.ray_train.launch import _worker_resources, explain
+from pipeline.errors import TrialMemoryError, is_user_error
+from pipeline.ray_train import launch
+from pipeline.ray_train.cohort_run import CohortRun
+from pipeline.ray_train.launch import Finished, _worker_resources, explain, is_out_of_memory, run_under_ray
+from pipeline.storage.trial_sessions import end_session
+from pipeline.storage.trial_status import TrialState, read_status
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,3 +51,59 @@ def test_controllers_need_not_import_torch():
     code = "import sys, pipeline.ray_train.worker; print({'torch', 'mmengine'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def cohort(settings, tmp_path):
+    return CohortRun({tmp_path / name: settings for name in "abcde"})
+
+
+def outcomes(cohort):
+    return {folder.name: read_status(folder).error or read_status(folder).state for folder in cohort.folders}
+
+
+def test_a_cohort_that_does_not_fit_is_halved_until_it_does(cohort, monkeypatch):
+    tried, said = [], []
+
+    def fit(run):
+        tried.append("".join(folder.name for folder in run.folders))
+        if tried == ["abcde"]:
+            end_session(run.folders[0])  # it had ended before the others ran out of memory
+        elif len(run.trials) == 1 or "b" not in tried[-1]:
+            for folder in run.folders:
+                end_session(folder)
+            return Finished()
+        return Finished("out of memory on the cpu", "", out_of_memory=True)
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    run_under_ray(cohort, said.append)
+    assert tried == ["abcde", "bc", "b", "c", "de"]
+    assert set(outcomes(cohort).values()) == {TrialState.COMPLETE}
+    assert said[0].startswith("4 trials did not fit into memory together (out of memory on the cpu)")
+    assert [sentence.rpartition(" as ")[2] for sentence in said] == ["2 and 2", "1 and 1"]
+
+
+def test_a_trial_that_does_not_fit_alone_has_failed(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        launch, "_fit", lambda run: Finished("out of memory", "Traceback", out_of_memory=True)
+    )
+    alone = CohortRun({tmp_path / "a": settings})
+    run_under_ray(alone)
+    assert outcomes(alone) == {"a": "out of memory"}
+
+
+def test_what_concerns_all_fails_those_that_have_not_ended(cohort, monkeypatch):
+    def fit(run):
+        end_session(run.folders[1], "not finite: loss")
+        end_session(run.folders[3])
+        return Finished("no such file x", "Traceback")
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    run_under_ray(cohort)
+    failed = dict.fromkeys("ace", "no such file x")
+    assert outcomes(cohort) == failed | {"b": "not finite: loss", "d": TrialState.COMPLETE}
+
+
+def test_memory_that_ran_out_is_told_from_other_errors_of_several_workers():
+    assert is_out_of_memory(WorkerGroupError("x", {1: DataError("y"), 0: TrialMemoryError("z")}))
+    assert not is_out_of_memory(WorkerGroupError("x", {0: DataError("y")}))

@@ -1,8 +1,8 @@
 """Private names of Ray: each test fails if a new version of Ray moves a name or changes its meaning."""
 
 import inspect
-import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -17,9 +17,9 @@ from ray import cloudpickle
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from pipeline.errors import TrialMemoryError
 from pipeline.ray_train import ray_internals
 from pipeline.ray_train.local_cluster import LOCAL, ray_session
-from pipeline.storage.sync_state import LOCAL_ONLY
 
 ROOT = Path(__file__).parents[3]
 PRIVATE = re.compile(
@@ -31,12 +31,6 @@ def test_no_other_file_uses_a_private_name():
     files = [path for folder in ("pipeline", "experiments") for path in (ROOT / folder).rglob("*.py")]
     using = {path.name for path in files if PRIVATE.search(path.read_text())}
     assert using == {"ray_internals.py"}
-
-
-def test_the_list_of_checkpoints_is_not_copied():
-    assert (
-        ray_internals.checkpoint_list_file() in LOCAL_ONLY
-    )  # storage imports no Ray, so it spells the name itself
 
 
 def test_importing_the_file_imports_neither_ray_train_nor_torch():
@@ -115,25 +109,14 @@ def test_idle_actors_are_left_out(local):
     assert "self._create_default_callbacks()" in inspect.getsource(TorchTrainer.fit)
 
 
-def test_the_list_of_checkpoints_is_the_file_that_ray_train_reads():
-    from ray.train.v2._internal.execution.storage import StorageContext
+def test_the_error_of_a_worker_is_unwrapped():
+    from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
-    folder = ROOT / "runs/any"
-    storage = StorageContext(storage_path=str(folder.parent), experiment_dir_name=folder.name)
-    assert Path(storage.checkpoint_manager_snapshot_path) == folder / ray_internals.checkpoint_list_file()
-
-
-def test_the_report_log_is_silenced(caplog):
-    from ray.train.v2._internal.execution import context
-
-    logger = logging.getLogger(context.__file__)
-    before = logger.level
-    try:
-        ray_internals.silence_report_log()
-        assert context.logger is logger or context.logger.name == logger.name
-        assert not context.logger.isEnabledFor(logging.INFO)
-    finally:
-        logger.setLevel(before)
+    error = TrialMemoryError("no room")
+    wrapped = construct_user_exception_with_traceback(error)
+    assert type(wrapped) is not type(error)
+    assert ray_internals.original_error(pickle.loads(pickle.dumps(wrapped))).args == ("no room",)
+    assert ray_internals.original_error(error) is error
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.report import write_report
 from experiments.study.final_report import write_verdicts
 from pipeline.metrics.rows import Row, append_rows, read_rows
@@ -24,10 +23,11 @@ from pipeline.storage.trial_status import TrialState, set_mlflow_run_id
 from pipeline.tracking import study_reader
 from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
 from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
-from pipeline.tracking.mlflow_sync import CURSOR, sync
+from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
+from pipeline.tracking.study_sender import CURSOR
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
-from tests.experiments.planted_rows import Truth, decorate, plant, plant_times
+from tests.experiments.planted_rows import Truth, decorate, plant, plant_times, window_rule
 from tests.statuses import write_status
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
@@ -152,6 +152,89 @@ def test_new_rows_are_sent_and_only_those(uri, study):
     assert {children["w00-s1"].info.status, parent.info.status} == {"FINISHED"}
 
 
+def test_the_curves_of_a_trial_grow_while_it_runs_and_only_new_lines_are_read(uri, study, monkeypatch):
+    folder = study / "trials/w00-s1"
+    file, whole = folder / "rows.jsonl", (folder / "rows.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    write_status(folder, TrialState.RUNNING)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # the fourth is being written
+    assert sync(study, uri, ["w00-s1"]).sent > 3  # the store does not know the study yet, and gets all of it
+    for known, more in ((3, 6), (6, len(lines))):
+        file.write_bytes(b"".join(lines[:more]))
+        read = count_calls(monkeypatch, study_reader, "read_rows_from")
+        report = sync(study, uri, ["w00-s1"])
+        assert (report.sent, report.unsent) == (more - known, 0)
+        assert sum(len(line) for line in lines[:known]) in [start for _, start, *_ in read]
+        client, (parent,), children = runs_of(uri, study)
+        assert {parent.info.status, children["w00-s1"].info.status} == {"RUNNING"}
+        made = {a.path for a in client.list_artifacts(children["w00-s1"].info.run_id)}
+        assert made == {"settings.json"}
+    write_status(folder)
+    sync(study, uri, ["w00-s1"])
+    assert_complete(uri, study)
+    client, (parent,), children = runs_of(uri, study)
+    assert "rows.jsonl" in {a.path for a in client.list_artifacts(children["w00-s1"].info.run_id)}
+
+
+def test_a_cursor_inside_a_line_sends_everything_again(uri, study):
+    sync(study, uri)
+    cursor = json.loads((study / CURSOR).read_text())
+    cursor["bytes"] = {run: number - 5 for run, number in cursor["bytes"].items()}
+    (study / CURSOR).write_text(json.dumps(cursor))
+    assert sync(study, uri).sent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
+    assert_complete(uri, study)
+
+
+def samples(times, node=0, trials=1):
+    """Lines of a worker's file on its machine."""
+    made = [
+        {"time": t, "node": node, "trials": trials, "metrics": {"cpu_utilization_percentage": t % 100}}
+        for t in times
+    ]
+    return "".join(json.dumps(sample) + "\n" for sample in made)
+
+
+def test_what_the_machine_did_is_in_the_system_tab_of_its_trial_once(uri, study):
+    folder = study / "trials/w00-s1"
+    (folder / "system_0.jsonl").write_text(samples([1010, 1020]) + '{"time": 10')
+    (folder / "system_8.jsonl").write_text(samples([1011], node=1))
+    sync(study, uri)
+    (folder / "system_0.jsonl").write_text(samples([1010, 1020]) + "no sample\n" + samples([1030]))
+    for _ in range(2):
+        sync(study, uri, ["w00-s1"])
+    client, _, children = runs_of(uri, study)
+    run = children["w00-s1"]
+    seen = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert [(p.step, p.timestamp, p.value) for p in seen] == [
+        (10, 1010_000, 10),
+        (20, 1020_000, 20),
+        (30, 1030_000, 30),
+    ]
+    (other,) = client.get_metric_history(run.info.run_id, "system/node_1/cpu_utilization_percentage")
+    assert (other.step, other.value) == (11, 11)
+    assert run.data.tags["biaswise.system_metrics"] == "of the machine that trains"
+    assert not [key for key in children["w10-s1"].data.metrics if key.startswith("system/")]
+
+
+def test_samples_of_trials_that_train_together_say_so(uri, study):
+    (study / "trials/w00-s1/system_0.jsonl").write_text(samples([1010], trials=4))
+    sync(study, uri)
+    _, _, children = runs_of(uri, study)
+    assert "shared by 4 trials" in children["w00-s1"].data.tags["biaswise.system_metrics"]
+
+
+def test_the_studys_run_shows_how_far_it_is(uri, study):
+    sync(study, uri, progress={"trials_done": 1.0})
+    sync(study, uri, ["w00-s1"], progress={"trials_done": 2.0, "hours_left": 0.5})
+    client, (parent,), _ = runs_of(uri, study)
+    done = client.get_metric_history(parent.info.run_id, "progress/trials_done")
+    assert [point.value for point in done] == [1, 2]
+    assert all(
+        point.step == pytest.approx(time.time() - 1000, abs=60) for point in done
+    )  # its first row: 1000
+    assert parent.data.metrics["progress/hours_left"] == 0.5
+
+
 def test_failed_trials_and_missing_ones_are_states(uri, study):
     write_status(study / "trials/w01-s1", TrialState.FAILED)
     sync(study, uri)
@@ -212,9 +295,9 @@ def test_a_trial_that_has_ended_is_sent_by_reading_its_rows_alone(uri, study, mo
     sync(study, uri, [trials[0].name])
     for folder in trials[1:]:
         shutil.move(waiting / folder.name, folder)
-        read = count_calls(monkeypatch, study_reader, "read_rows")
+        read = count_calls(monkeypatch, study_reader, "read_rows_from")
         report = sync(study, uri, [folder.name])
-        assert read == [(folder.resolve() / "rows.jsonl",)]
+        assert {path for path, *_ in read} == {folder.resolve() / "rows.jsonl"}
         assert (report.trials, report.unsent, report.warning) == (1, 0, "")
         assert report.sent == len(read_rows(folder / "rows.jsonl"))
     assert_complete(uri, study)
@@ -298,7 +381,7 @@ def judged(study):
     (row, *_) = read_rows(next(study.glob("trials/*/rows.jsonl")))
     prices = {"fixed": 0.001} | dict.fromkeys(SITES, 0.001)
     append_rows(study / "stopwatch/rows.jsonl", plant_times(prices, base=replace(row, condition="")))
-    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": DecisionRule().to_dict()}))
+    (study / "study.json").write_text(json.dumps({"name": study.name, "rule": window_rule().to_dict()}))
     report = write_report(study, lambda plan: f"# {plan}\n")
     write_verdicts(report.summary, study)
     return report
@@ -440,6 +523,6 @@ def test_keys_group_by_condition_and_params_name_rank_and_window():
     row = Row("s", "t", "a.0.cross=window:15/lowrank@8", "AP/car", "fraction", 0.5, condition="no_lidar")
     assert metric_key(row) == "no_lidar/AP/car"
     assert metric_key(replace(row, condition="", metric="loss(x)")) == "loss_x_"
-    params = trial_params([row], {"data": {"train": ["a", "b"]}})
+    params = trial_params(row, {"data": {"train": ["a", "b"]}})
     assert (params["a.0.cross"], params["a.0.cross.window"]) == ("window", "15")
     assert (params["a.0.cross.rank"], params["data.train"]) == ("8", "a, b")

@@ -24,9 +24,10 @@ from typing import ClassVar
 import pytest
 
 from pipeline.metrics.rows import Row, append_rows, read_study
-from pipeline.tracking.mlflow_sync import CURSOR, sync
+from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key
 from pipeline.tracking.study_reader import stored_trials
+from pipeline.tracking.study_sender import CURSOR
 from tests.statuses import write_status
 
 pytestmark = [
@@ -340,6 +341,7 @@ SENDER = """
 import sys, threading, time
 from pathlib import Path
 from pipeline.tracking.mlflow_sync import sync
+from pipeline.tracking.study_sender import CURSOR
 
 print("ready", flush=True)
 sys.stdin.readline()

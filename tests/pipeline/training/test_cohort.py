@@ -1,16 +1,240 @@
-"""Trials that train together have the rows that they have alone."""
+"""Trials that train together have the rows that they have alone, whatever happens to the others."""
 
-from collections.abc import Callable
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from pipeline.config.settings import TrialSettings
-from pipeline.errors import TrialError
+from pipeline.config.early_stopping import STOPPED, EarlyStopping
+from pipeline.config.plan import Plan
+from pipeline.config.settings import DataSettings, TrialSettings
+from pipeline.data.formats.nuscenes_tables import read_frames
+from pipeline.data.sample import DataError
+from pipeline.errors import TrialError, TrialMemoryError
+from pipeline.evaluation import evaluator
+from pipeline.evaluation.submission import load_detections
+from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.session import LocalSession
-from pipeline.training.cohort import Arm, ArmEnd, run_cohort
+from pipeline.storage.checkpoint import newest_checkpoint
+from pipeline.training.cohort import Arm, ArmEnd, Cohort, run_cohort
+from pipeline.training.cohort.arm import ArmTrainer, StepInputs
 
 Trial = Callable[..., TrialSettings]
+STEPS = 4
+RUNG = EarlyStopping(thresholds=((2, None),))
+MEASURED_ANEW = {"ms", "s", "samples/s", "GiB", "label"}
+"""Units of times, memory and places; all other rows of a trial are the same in every cohort."""
+
+DRAWS = {  # everything that draws: masks on images, dropped sensors, noise, dropout
+    "steps": STEPS,
+    "camera_dropout_prob": 0.25,
+    "lidar_dropout_prob": 0.25,
+}
+
+
+def plan(biased: int) -> Plan:
+    """Return the plan whose decoder layers have a window where ``biased`` has a bit."""
+    layers = {f"decoder.{i}.cross": f"{'window' if biased >> i & 1 else 'none'}/sdpa_math" for i in range(3)}
+    return Plan.of({"aqr.0.cross": "local/sdpa_math", "decoder.*.self": "none/sdpa_math", **layers})
+
+
+def arms_in(folder: Path, settings: TrialSettings, numbers: Sequence[int]) -> list[Arm]:
+    return [Arm(replace(settings, plan=plan(n)), LocalSession(folder / f"arm{n}")) for n in numbers]
+
+
+def settings_of(trial: Trial) -> TrialSettings:
+    made = trial(**DRAWS)
+    return replace(made, overrides=(*made.overrides, ("model.use_grid_mask", "true")))
+
+
+def outcome(folder: Path) -> dict[tuple[object, ...], str]:
+    """Return the rows of a trial but its times, and digests of its weights and detections."""
+    found: dict[tuple[object, ...], str] = {
+        (r.metric, r.site, r.condition, r.step, r.draw): r.value.hex()
+        for r in read_rows(folder / "rows.jsonl")
+        if r.unit not in MEASURED_ANEW
+    }
+    if (folder / "weights.safetensors").exists():
+        for name, tensor in load_file(folder / "weights.safetensors").items():
+            found["weight", name] = str(hash(tensor.numpy().tobytes()))
+        poses, boxes = load_detections(folder / "predictions" / "clean.npz")
+        found["poses"] = str([pose.token for pose in poses])
+        found["boxes"] = str([hash(one.boxes.tobytes() + one.scores.tobytes()) for one in boxes])
+    return found
+
+
+@pytest.fixture(autouse=True)
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator, "CALLS", 1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture
+def alone(place: Path, trial: Trial) -> dict[int, dict[tuple[object, ...], str]]:
+    """What three arms give that ran alone; made once."""
+    for number in (0, 1, 7):
+        if not (place / f"arm{number}").exists():
+            assert run_cohort(arms_in(place, settings_of(trial), [number]), RUNG) == [ArmEnd(f"arm{number}")]
+    return {number: outcome(place / f"arm{number}") for number in (0, 1, 7)}
+
+
+def test_arms_train_together_as_they_train_alone(trial: Trial, tmp_path: Path, alone: dict) -> None:
+    told: list[ArmEnd] = []
+    ends = run_cohort(arms_in(tmp_path, settings_of(trial), [7, 0, 1]), RUNG, told.append)
+    assert ends == told == [ArmEnd("arm7"), ArmEnd("arm0"), ArmEnd("arm1")]
+    for number, expected in alone.items():
+        assert outcome(tmp_path / f"arm{number}") == expected
+    assert alone[0] != alone[1] != alone[7]
+    for metric in ("step_ms", "step_trunk_ms", "step_own_ms", "inference_latency_p50_ms"):
+        (row,) = select(read_rows(tmp_path / "arm7" / "rows.jsonl"), metric=metric)
+        assert row.value > 0
+
+
+def test_arms_share_the_trunk_and_nothing_else(trial: Trial, tmp_path: Path) -> None:
+    one, other = (t.model for t in Cohort(arms_in(tmp_path, settings_of(trial), [0, 1])).trainers)
+    shared = {name for name, p in one.named_parameters() if p is other.get_parameter(name)}
+    assert shared == {name for name, p in one.named_parameters() if not p.requires_grad}
+    assert any(name.startswith("pts_branch.") for name in shared)
+    assert all(torch.equal(p, other.get_parameter(name)) for name, p in one.named_parameters())
+    assert one.pts_bbox_head.sites["decoder.0.cross"] is not other.pts_bbox_head.sites["decoder.0.cross"]
+
+
+def test_an_arm_that_diverges_leaves_and_the_others_go_on(
+    trial: Trial, tmp_path: Path, alone: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = ArmTrainer.launch
+
+    def plant(trainer: ArmTrainer, inputs: StepInputs) -> None:
+        if trainer.arm.session.folder.name == "arm0" and inputs.index == 2:
+            with torch.no_grad():
+                trainer.model.pts_bbox_head.reference_points.weight.fill_(math.nan)
+        launch(trainer, inputs)
+
+    monkeypatch.setattr(ArmTrainer, "launch", plant)
+    told: list[ArmEnd] = []
+    ends = run_cohort(arms_in(tmp_path, settings_of(trial), [0, 1, 7]), RUNG, told.append)
+    assert [end.trial for end in told] == ["arm0", "arm1", "arm7"]
+    assert "training stopped at step 3 of 4 under the plan" in ends[0].error
+    assert "DivergedError" in ends[0].details
+    assert [end.error for end in ends[1:]] == ["", ""]
+    for number in (1, 7):
+        assert outcome(tmp_path / f"arm{number}") == alone[number]
+    losses = [row.value for row in select(read_rows(tmp_path / "arm0" / "rows.jsonl"), metric="loss")]
+    assert [math.isnan(loss) for loss in losses] == [False, False, True]
+
+
+def test_an_arm_that_is_stopped_early_leaves_and_the_others_go_on(
+    trial: Trial, tmp_path: Path, place: Path, alone: dict
+) -> None:
+    scores = {
+        number: next(select(read_rows(place / f"arm{number}" / "rows.jsonl"), metric="NDS", step=2)).value
+        for number in alone
+    }
+    worst, *others = sorted(scores, key=lambda number: scores[number])
+    floor = (scores[worst] + scores[others[0]]) / 2
+    assert scores[worst] < floor
+    told: list[ArmEnd] = []
+    rule = EarlyStopping(thresholds=((2, floor),))
+    run_cohort(arms_in(tmp_path, settings_of(trial), sorted(alone)), rule, told.append)
+    assert [end.trial for end in told] == [f"arm{worst}", *(f"arm{n}" for n in sorted(others))]
+    for number in others:
+        assert outcome(tmp_path / f"arm{number}") == alone[number]
+    rows = read_rows(tmp_path / f"arm{worst}" / "rows.jsonl")
+    (stopped,) = select(rows, metric=STOPPED)
+    assert stopped.value == max(row.step for row in rows) == 2
+    assert not (tmp_path / f"arm{worst}" / "weights.safetensors").exists()
+
+
+class Crash(BaseException):
+    """What a kill looks like from inside: nothing catches it."""
+
+
+class CrashingSession(LocalSession):
+    """Dies after its checkpoint of a step."""
+
+    def report_checkpoint(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None and checkpoint.name == "step_00000002":
+            raise Crash
+
+
+def test_arms_at_different_steps_continue_together(trial: Trial, tmp_path: Path, alone: dict) -> None:
+    settings = settings_of(trial)
+    (arm,) = arms_in(tmp_path, settings, [1])
+    with pytest.raises(Crash):
+        run_cohort([replace(arm, session=CrashingSession(arm.session.folder))], RUNG)
+    assert newest_checkpoint(arm.session.folder / "checkpoints") is not None
+    shutil.copytree(tmp_path / "arm1", tmp_path / "again" / "arm1")
+    run_cohort(arms_in(tmp_path, settings, [7, 1, 0]), RUNG)  # one has two steps, two begin
+    run_cohort(arms_in(tmp_path / "again", settings, [1]), RUNG)
+    for number, expected in alone.items():
+        assert outcome(tmp_path / f"arm{number}") == expected
+    assert outcome(tmp_path / "again" / "arm1") == alone[1]
+
+
+def test_a_checkpoint_with_another_trunk_is_refused_in_a_cohort(trial: Trial, tmp_path: Path) -> None:
+    settings = trial(steps=2, checkpoint_every=2)
+    with pytest.raises(Crash):
+        run_cohort(
+            [replace(a, session=CrashingSession(a.session.folder)) for a in arms_in(tmp_path, settings, [1])]
+        )
+    place = tmp_path / "arm1" / "checkpoints" / "step_00000002" / "tensors.safetensors"
+    tensors = load_file(place)
+    name = next(name for name in tensors if name.startswith("model/pts_branch.backbone"))
+    save_file({**tensors, name: tensors[name] + 1}, place)
+    ends = run_cohort(arms_in(tmp_path, settings, [0, 1]))
+    assert ends[0].error == ""
+    assert "the frozen part in its checkpoint is not that of its cohort" in ends[1].error
+    run_cohort(arms_in(tmp_path / "other", settings, [0]))
+    assert outcome(tmp_path / "arm0") == outcome(tmp_path / "other" / "arm0")
+
+
+def test_a_plan_that_cannot_run_concerns_one_arm(trial: Trial, tmp_path: Path) -> None:
+    settings = trial(steps=1, checkpoint_every=1)
+    bad = Arm(replace(settings, plan=Plan.of({"*": "window/sdpa_flash"})), LocalSession(tmp_path / "first"))
+    ends = run_cohort([bad, *arms_in(tmp_path, settings, [1])])
+    assert "cannot run" in ends[0].error
+    assert ends[1] == ArmEnd("arm1")
+    assert not (tmp_path / "first" / "rows.jsonl").exists()
+
+
+def test_memory_that_runs_out_concerns_all(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_trainer: ArmTrainer, _inputs: StepInputs) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(ArmTrainer, "launch", full)
+    with pytest.raises(TrialMemoryError, match="out of memory on the cpu"):
+        run_cohort(arms_in(tmp_path, trial(steps=1), [0, 1]))
+
+
+def test_a_broken_frame_is_listed_by_every_arm(small_dataset: Path, trial: Trial, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(small_dataset, tmp_path / "data"))
+    record = read_frames(root, "v1.0-mini", "mini_train")[1]
+    record.lidar_path.write_bytes(b"12345")
+    data = DataSettings(train=(str(root),), val=str(small_dataset))
+    with pytest.raises(DataError, match="5 bytes is no whole number of points"):
+        run_cohort(arms_in(tmp_path / "stops", trial(data=data, steps=2), [0, 1]))
+    skipping = trial(data=replace(data, max_broken_frames=1), steps=2)
+    run_cohort(arms_in(tmp_path, skipping, [0, 1]))
+    for name in ("arm0", "arm1"):
+        (listed,) = (tmp_path / name / "broken_frames_0.jsonl").read_text().splitlines()
+        assert json.loads(listed)["token"] == record.token
 
 
 def test_unequal_trials_are_refused_before_anything_is_written(trial: Trial, tmp_path: Path) -> None:
@@ -20,3 +244,39 @@ def test_unequal_trials_are_refused_before_anything_is_written(trial: Trial, tmp
         run_cohort(arms, ended=told.append)
     assert told == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow(seconds=90)
+def test_eight_arms_in_cohorts_of_eight_three_and_one(trial: Trial, tmp_path: Path) -> None:
+    settings = settings_of(trial)
+    for size in (8, 3, 1):
+        for first in range(0, 8, size):
+            run_cohort(arms_in(tmp_path / str(size), settings, range(8)[first : first + size]), RUNG)
+    for number in range(8):
+        eight, three, one = (outcome(tmp_path / str(size) / f"arm{number}") for size in (8, 3, 1))
+        assert eight == three == one
+
+
+@pytest.mark.slow(seconds=40)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_killed_cohort_continues_in_other_cohorts(
+    trial: Trial, tmp_path: Path, alone: dict, seed: int
+) -> None:
+    settings, numbers = settings_of(trial), [0, 1, 7]
+    child = multiprocessing.get_context("fork").Process(
+        target=run_cohort, args=(arms_in(tmp_path, settings, numbers), RUNG)
+    )
+    last = random.Random(seed).randint(2, STEPS)
+    child.start()
+    assert child.pid is not None
+    while child.is_alive():  # until a checkpoint of that step is there, or all is done
+        if (tmp_path / "arm1" / "checkpoints" / f"step_{last // 2 * 2:08d}").exists():
+            os.kill(child.pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    run_cohort(arms_in(tmp_path, settings, [1]), RUNG)
+    run_cohort(arms_in(tmp_path, settings, [7, 0]), RUNG)
+    for number in numbers:
+        assert outcome(tmp_path / f"arm{number}") == alone[number]

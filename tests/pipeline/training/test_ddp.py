@@ -12,15 +12,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.early_stopping import EarlyStopping
+from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
-from pipeline.training import trial as trial_module
+from pipeline.training.cohort import Arm, Cohort
 
 Trial = Callable[..., TrialSettings]
+NO_BIAS = Plan.of({"aqr.0.cross": "local/sdpa_math", "decoder.*": "none/sdpa_math"})
 EXACT = (
     # What a joint batch and its halves do differently: batch norm's statistics, denoising noise, dropout.
     ("optim_wrapper.paramwise_cfg.custom_keys.shared_conv", '{"lr_mult": 0.0}'),
@@ -61,12 +62,21 @@ class Rank(LocalSession):
 
 
 def gradients(settings: TrialSettings, session: Rank, path: Path) -> None:
-    """Run one step of a trial and keep gradients, loss and plan instead of assessing."""
-    running = trial_module.Trial(settings, session, EarlyStopping())
-    running.source = OneBox(running.source)
-    running.train()
-    found = {n: p.grad for n, p in running.model.named_parameters() if p.grad is not None}
-    save_file(found, path, metadata={"plan": str(running.model.plan)})
+    """Run one step of a cohort of two and keep gradients, losses and plans instead of assessing."""
+    arms = [
+        Arm(replace(settings, plan=plan), Rank(session.folder / name, session.rank, session.world_size))
+        for name, plan in {"window": settings.plan, "none": NO_BIAS}.items()
+    ]
+    cohort = Cohort(arms)
+    cohort.training_data.source = OneBox(cohort.training_data.source)
+    cohort.train()
+    found = {
+        f"{trainer.arm.session.folder.name}.{name}": parameter.grad
+        for trainer in cohort.trainers
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.grad is not None
+    }
+    save_file(found, path)
 
 
 def work(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> None:
@@ -102,6 +112,11 @@ def test_two_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path)
         assert torch.equal(first[name], second[name]), name
         # the same float32 sums in another order: a hundred roundings of 1e-7 of the largest entry
         assert float((first[name] - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
-    one, two = ({r.metric: r for r in read_rows(tmp_path / f / "rows.jsonl")} for f in ("one", "two"))
-    assert one["loss"].plan == two["loss"].plan
-    assert two["loss"].value == pytest.approx(one["loss"].value, rel=1e-5)  # float32 sums, as above
+    for arm in ("window", "none"):
+        assert any(name.startswith(f"{arm}.") for name in joint)
+        one, two = (
+            {r.metric: r for r in read_rows(tmp_path / ranks / arm / "rows.jsonl")}
+            for ranks in ("one", "two")
+        )
+        assert one["loss"].plan == two["loss"].plan
+        assert two["loss"].value == pytest.approx(one["loss"].value, rel=1e-5)  # float32 sums, as above

@@ -62,8 +62,11 @@ class Tiny(nn.Module):
         self.data_preprocessor = Preprocessor()
 
     def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
-        points = torch.stack(inputs["points"]).mean(dim=0)
+        points = torch.stack(inputs.get("trunk") or inputs["points"]).mean(dim=0)
         return {"loss_a": (self.weight**2 * points).sum(), "loss_b": self.weight.sum()}
+
+    def run_trunk(self, inputs: dict[str, Any]) -> list[Tensor]:
+        return inputs["points"]
 
     def bias_numbers(self) -> list[Any]:
         return []
@@ -109,7 +112,7 @@ def test_a_step_that_is_not_finite_changes_no_weight(fused: bool) -> None:
 
 def test_numbers_may_be_read_after_the_next_step() -> None:
     late, prompt = tiny(fused=True), tiny(fused=True)
-    launched = [late.launch(batch_of(value), 1.0) for value in (1.0, torch.nan, 2.0)]
+    launched = [late.launch(late.prepare(batch_of(value)), 1.0) for value in (1.0, torch.nan, 2.0)]
     assert launched[0].read() == prompt.step(batch_of(1.0), 1.0)
     with pytest.raises(TrialError, match="not finite"):
         launched[1].read()

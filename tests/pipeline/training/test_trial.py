@@ -77,6 +77,10 @@ def test_a_trial_leaves_rows_weights_and_detections(done: Path) -> None:
     steps = [row.step for row in select(rows, metric="loss")]
     assert steps == [1, 2, 3, 4]
     inference = ("inference_latency_p50_ms", "inference_latency_p95_ms")
+    for curve in ("samples_per_s", "learning_rate"):  # while it runs, for the eye
+        found = list(select(rows, metric=curve))
+        assert [row.step for row in found] == steps
+        assert all(row.value > 0 for row in found)
     for metric in ("train_samples_per_s", "step_ms", *inference, "peak_resident_gib"):
         (row,) = select(rows, metric=metric)
         assert row.value > 0

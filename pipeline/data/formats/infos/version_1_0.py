@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data import sensors
-from pipeline.data.formats.frame_record import FrameRecord, Sweep
-from pipeline.data.formats.infos.parts import LIDAR, Content, Objects, ReadFrame, read_token, refuse_foreign
-from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.formats.infos.frame_reader import NO_SHOT, EarlierScan, FrameReader, Shot
+from pipeline.data.formats.infos.parts import Content, Objects, ReadFrame, refuse_foreign
+from pipeline.data.sample import DataError
 
 ROUNDED = 1e-2
 """Largest difference, in m and in entries of the rotation, between ``sensor2lidar`` and the poses of which it
@@ -30,7 +30,7 @@ def read_1_0(file: Content) -> ReadFrame:
     meta = file.content.get("metadata")
     version = meta.get("version", file.path.stem) if isinstance(meta, dict) else file.path.stem
     scene = sensors.show(version).strip("'")
-    return lambda info: _frame(info, file, scene)
+    return lambda info: _Frame(info, file, scene).record()
 
 
 def _refuse_before_1_0(infos: Sequence[Mapping[str, Any]], file: Content) -> None:
@@ -48,133 +48,96 @@ def _refuse_before_1_0(infos: Sequence[Mapping[str, Any]], file: Content) -> Non
         )
 
 
-def _frame(info: Mapping[str, Any], file: Content, scene: str) -> FrameRecord:
-    token = read_token(info)
-    where = f"frame {token}"
-    stated = sensors.columns(info.get("num_features"), where, "num_features")
-    sweeps = info.get("sweeps") or ()
-    time_us = sensors.microseconds(info.get("timestamp", None if sweeps else 0), where, "timestamp", 1)
-    lidar2ego = _pose(info, "lidar2ego", where)
-    ego2global = _pose(info, "ego2global", where)
-    lidar2global = ego2global @ lidar2ego
-    cameras = [
-        _camera(info.get("cams", {}).get(camera), (where, camera), lidar2global, file) for camera in CAMERAS
-    ]
-    return FrameRecord(
-        token=token,
-        scene=str(info.get("scene_name", scene))[:200],
-        timestamp_us=time_us,
-        image_paths=tuple(path for path, _, _ in cameras),
-        cam2img=np.array([inner for _, inner, _ in cameras]),
-        lidar2cam=np.array([outer for _, _, outer in cameras]),
-        lidar_path=file.locate(info["lidar_path"], LIDAR),
-        sweeps=tuple(
-            _sweep(sweep, (where, f"sweeps[{index}]"), (lidar2global, time_us, stated), file)
-            for index, sweep in enumerate(sweeps)
-        ),
-        lidar2ego=lidar2ego,
-        ego2global=ego2global,
-        columns=stated,
-        root=file.root,
-        **_objects(info, file, where).columns(where),
-    )
+class _Frame(FrameReader):
+    """A frame of format 1.0."""
 
+    sweeps_at = "sweeps"
+    per_unit = 1
 
-def _pose(entry: Mapping[str, Any], name: str, where: str) -> NDArray[np.float64]:
-    rotation, translation = entry.get(f"{name}_rotation"), entry.get(f"{name}_translation")
-    return sensors.pose(rotation, translation, where, name)
+    def __init__(self, info: Mapping[str, Any], file: Content, scene: str) -> None:
+        super().__init__(info, file, scene)
+        self._lidar2ego = self._pose(info, "lidar2ego")
+        self._ego2global = self._pose(info, "ego2global")
+        self._lidar2global = self._ego2global @ self._lidar2ego
 
+    def scan(self) -> tuple[Any, int | None]:
+        return self.info["lidar_path"], self._columns(self.info, "num_features")
 
-def _lidar2sensor(
-    entry: Mapping[str, Any], place: tuple[str, str], lidar2global: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return key frame's LiDAR -> sensor.
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self._lidar2ego, self._ego2global
 
-    It is made of the sensor's poses as for tables. ``sensor2lidar``, which mmdet3d reads, must be the same up
-    to rounding; where the poses are missing, it is taken.
-    """
-    where, field = place
-    made = None
-    if entry.get("sensor2lidar_rotation") is not None:
-        wide = np.eye(4)
-        rotation = entry["sensor2lidar_rotation"]
-        wide[:3, :3] = sensors.numbers(rotation, where, f"{field}.sensor2lidar_rotation", (3, 3))
-        shift = entry.get("sensor2lidar_translation")
-        wide[:3, 3] = sensors.numbers(shift, where, f"{field}.sensor2lidar_translation", (3,))
-        made = np.linalg.inv(sensors.transform(wide, where, f"{field}.sensor2lidar"))
-    if made is not None and (
-        entry.get("sensor2ego_rotation") is None or entry.get("ego2global_rotation") is None
-    ):
-        return np.asarray(made, np.float64)
-    sensor2ego, ego2global = _pose(entry, "sensor2ego", where), _pose(entry, "ego2global", where)
-    posed = np.linalg.inv(ego2global @ sensor2ego) @ lidar2global
-    if made is not None and np.abs(posed - made).max() > ROUNDED:
-        raise DataError(
-            f"{where}: {field}.sensor2lidar differs from its poses by {np.abs(posed - made).max():.2g}; "
-            "expected one calibration, make the file anew"
+    def shot(self, camera: str) -> Shot:
+        shot = self.info.get("cams", {}).get(camera)
+        if not isinstance(shot, dict) or shot.get("data_path") is None:
+            return NO_SHOT
+        return Shot(
+            self.file.locate(shot["data_path"], camera),
+            sensors.intrinsic(shot.get("cam_intrinsic"), self.where, f"{camera}.cam_intrinsic"),
+            self._lidar2sensor(shot, camera),
         )
-    return np.asarray(posed, np.float64)
 
+    def earlier_scan(self, sweep: Mapping[str, Any], field: str) -> EarlierScan:
+        columns = self._columns(sweep, f"{field}.num_features")
+        return EarlierScan(sweep["data_path"], self._lidar2sensor(sweep, field), columns)
 
-def _camera(
-    shot: Any, place: tuple[str, str], lidar2global: NDArray[np.float64], file: Content
-) -> tuple[Any, Any, Any]:
-    """Return path, intrinsic and extrinsic matrix of a camera; no path if the frame has no such camera."""
-    where, camera = place
-    if not isinstance(shot, dict) or shot.get("data_path") is None:
-        return None, np.eye(3), np.eye(4)
-    return (
-        file.locate(shot["data_path"], camera),
-        sensors.intrinsic(shot.get("cam_intrinsic"), where, f"{camera}.cam_intrinsic"),
-        _lidar2sensor(shot, place, lidar2global),
-    )
+    def objects(self) -> Objects:
+        """Return the objects of the ten classes.
 
+        ``gt_boxes`` are x, y, z of the centre, length, width, height, yaw in the LiDAR frame.
+        """
+        info, where = self.info, self.where
+        names = [str(name) for name in np.ravel(info.get("gt_names", ()))]
+        count = len(names)
+        rows: NDArray[np.float64] = np.zeros((0, 7))
+        if count:
+            rows = sensors.numbers(info.get("gt_boxes"), where, "gt_boxes", (count, 7))
+        given = info.get("gt_velocity")
+        speeds = np.full((count, 2), np.nan) if given is None else np.array(given, np.float64).reshape(-1, 2)
+        if len(speeds) != count:
+            raise sensors.wrong(where, "gt_velocity", given, f"{count} velocities, one for each of gt_names")
+        keys = ("num_lidar_pts", "num_radar_pts", "valid_flag")
+        columns = [_column(info, key, count, where) for key in keys]
+        made = Objects([], [], [], [], [])
+        for index, name in enumerate(names):
+            if name not in CLASSES:
+                self.file.others[name[:60]] += 1
+                continue
+            made.rows.append([*rows[index], *speeds[index]])
+            made.names.append(name)
+            for part, column in zip((made.lidar, made.radar, made.flags), columns, strict=True):
+                part.append(column[index])
+        return made
 
-def _sweep(
-    sweep: Mapping[str, Any],
-    place: tuple[str, str],
-    key: tuple[NDArray[np.float64], int, int | None],
-    file: Content,
-) -> Sweep:
-    where, field = place
-    lidar2global, time_us, stated = key
-    scanned_us = sensors.microseconds(sweep.get("timestamp"), where, f"{field}.timestamp", 1)
-    own = sensors.columns(sweep.get("num_features"), where, f"{field}.num_features")
-    return Sweep(
-        path=file.locate(sweep["data_path"], LIDAR, "sweeps"),
-        lidar2sensor=_lidar2sensor(sweep, place, lidar2global),
-        lag_s=sensors.lag(time_us, scanned_us, where, f"{field}.timestamp"),
-        columns=own or stated,
-    )
+    def _columns(self, entry: Mapping[str, Any], field: str) -> int | None:
+        return sensors.columns(entry.get("num_features"), self.where, field)
 
+    def _pose(self, entry: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+        rotation, translation = entry.get(f"{name}_rotation"), entry.get(f"{name}_translation")
+        return sensors.pose(rotation, translation, self.where, name)
 
-def _objects(info: Mapping[str, Any], file: Content, where: str) -> Objects:
-    """Read the objects of the ten classes.
+    def _lidar2sensor(self, entry: Mapping[str, Any], field: str) -> NDArray[np.float64]:
+        """Return key frame's LiDAR -> sensor.
 
-    ``gt_boxes`` are x, y, z of the centre, length, width, height, yaw in the LiDAR frame.
-    """
-    names = [str(name) for name in np.ravel(info.get("gt_names", ()))]
-    count = len(names)
-    rows: NDArray[np.float64] = np.zeros((0, 7))
-    if count:
-        rows = sensors.numbers(info.get("gt_boxes"), where, "gt_boxes", (count, 7))
-    velocity = info.get("gt_velocity")
-    speeds = (
-        np.full((count, 2), np.nan) if velocity is None else np.array(velocity, np.float64).reshape(-1, 2)
-    )
-    columns = [_column(info, key, count, where) for key in ("num_lidar_pts", "num_radar_pts", "valid_flag")]
-    if len(speeds) != count:
-        raise sensors.wrong(where, "gt_velocity", velocity, f"{count} velocities, one for each of gt_names")
-    made = Objects([], [], [], [], [])
-    for index, name in enumerate(names):
-        if name not in CLASSES:
-            file.others[name[:60]] += 1
-            continue
-        made.rows.append([*rows[index], *speeds[index]])
-        made.names.append(name)
-        for part, column in zip((made.lidar, made.radar, made.flags), columns, strict=True):
-            part.append(column[index])
-    return made
+        It is made of the sensor's poses as for tables. ``sensor2lidar``, which mmdet3d reads, must be the
+        same up to rounding; where the poses are missing, it is taken.
+        """
+        where, made = self.where, None
+        if entry.get("sensor2lidar_rotation") is not None:
+            wide = np.eye(4)
+            rotation, shift = entry["sensor2lidar_rotation"], entry.get("sensor2lidar_translation")
+            wide[:3, :3] = sensors.numbers(rotation, where, f"{field}.sensor2lidar_rotation", (3, 3))
+            wide[:3, 3] = sensors.numbers(shift, where, f"{field}.sensor2lidar_translation", (3,))
+            made = np.linalg.inv(sensors.transform(wide, where, f"{field}.sensor2lidar"))
+            if entry.get("sensor2ego_rotation") is None or entry.get("ego2global_rotation") is None:
+                return np.asarray(made, np.float64)
+        sensor2ego, ego2global = self._pose(entry, "sensor2ego"), self._pose(entry, "ego2global")
+        posed = np.linalg.inv(ego2global @ sensor2ego) @ self._lidar2global
+        if made is not None and np.abs(posed - made).max() > ROUNDED:
+            raise DataError(
+                f"{where}: {field}.sensor2lidar differs from its poses by {np.abs(posed - made).max():.2g}; "
+                "expected one calibration, make the file anew"
+            )
+        return np.asarray(posed, np.float64)
 
 
 def _column(info: Mapping[str, Any], key: str, count: int, where: str) -> list[Any]:

@@ -4,21 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data import sensors
-from pipeline.data.formats.frame_record import FrameRecord, Sweep
-from pipeline.data.formats.infos.parts import (
-    LIDAR,
-    MICROSECONDS,
-    Content,
-    Objects,
-    ReadFrame,
-    read_token,
-    refuse_foreign,
-)
+from pipeline.data.formats.infos.frame_reader import NO_SHOT, EarlierScan, FrameReader, Shot
+from pipeline.data.formats.infos.parts import MICROSECONDS, Content, Objects, ReadFrame, refuse_foreign
 from pipeline.data.safe_pickle import MAKE
-from pipeline.data.sample import CAMERAS, DataError
+from pipeline.data.sample import DataError
 
 MMDET3D_CLASSES = (
     "car",
@@ -53,98 +46,93 @@ def read_1_1(file: Content) -> ReadFrame:
     refuse_foreign(file.path, [str(name) for name in categories])
     names = {label: str(name) for name, label in categories.items()}
     scene = str(sensors.show(meta.get("version", file.path.stem))).strip("'")
-    return lambda info: _frame(info, file, names, scene)
+    return lambda info: _Frame(info, file, scene, names).record()
 
 
-def _frame(info: Mapping[str, Any], file: Content, names: Mapping[Any, str], scene: str) -> FrameRecord:
-    token = read_token(info)
-    where = f"frame {token}"
-    lidar = info["lidar_points"]
-    stated = sensors.columns(lidar.get("num_pts_feats"), where, "lidar_points.num_pts_feats")
-    sweeps = info.get("lidar_sweeps") or ()
-    given = info.get("timestamp", None if sweeps else 0)  # without sweeps nobody asks for the time
-    time_us = sensors.microseconds(given, where, "timestamp", MICROSECONDS)
-    images = info["images"]
-    cameras = [_camera(images.get(camera), where, camera, file) for camera in CAMERAS]
-    return FrameRecord(
-        token=token,
-        scene=str(info.get("scene_name", scene))[:200],
-        timestamp_us=time_us,
-        image_paths=tuple(path for path, _, _ in cameras),
-        cam2img=np.array([inner for _, inner, _ in cameras]),
-        lidar2cam=np.array([outer for _, _, outer in cameras]),
-        lidar_path=file.locate(lidar["lidar_path"], LIDAR),
-        sweeps=tuple(
-            _sweep(sweep, time_us, (where, f"lidar_sweeps[{index}]"), stated, file)
-            for index, sweep in enumerate(sweeps)
-        ),
-        lidar2ego=_pose(lidar.get("lidar2ego"), where, "lidar_points.lidar2ego"),
-        ego2global=_pose(info.get("ego2global"), where, "ego2global"),
-        columns=stated,
-        root=file.root,
-        **_objects(info.get("instances") or (), names, file, where).columns(where),
-    )
+class _Frame(FrameReader):
+    """A frame of format 1.1.
 
-
-def _pose(value: Any, where: str, field: str) -> Any:
-    """Return a pose. mmdet3d's loaders ask for none; only the evaluation does, and it reads the tables."""
-    return np.eye(4) if value is None else sensors.transform(value, where, field)
-
-
-def _camera(shot: Any, where: str, camera: str, file: Content) -> tuple[Any, Any, Any]:
-    """Return path, intrinsic and extrinsic matrix of a camera; no path if the frame has no such camera."""
-    if not isinstance(shot, dict) or shot.get("img_path") is None:
-        return None, np.eye(3), np.eye(4)
-    return (
-        file.locate(shot["img_path"], camera),
-        sensors.intrinsic(shot.get("cam2img"), where, f"{camera}.cam2img"),
-        sensors.transform(shot.get("lidar2cam"), where, f"{camera}.lidar2cam"),
-    )
-
-
-def _sweep(
-    sweep: Mapping[str, Any], time_us: int, place: tuple[str, str], stated: int | None, file: Content
-) -> Sweep:
-    """Read one earlier scan.
-
-    ``lidar2sensor`` maps the key frame to the sweep; its inverse maps the sweep's points. (mmdet3d 1.4's
-    LoadPointsFromMultiSweeps subtracts the shift without rotating it, which is an error.)
+    Args:
+        info: the frame.
+        file: the info file.
+        scene: name of its scene, if the frame has none.
+        names: label -> name of a class.
     """
-    where, field = place
-    lidar = sweep["lidar_points"]
-    own = sensors.columns(lidar.get("num_pts_feats"), where, f"{field}.num_pts_feats")
-    scanned_us = sensors.microseconds(sweep.get("timestamp"), where, f"{field}.timestamp", MICROSECONDS)
-    return Sweep(
-        path=file.locate(lidar["lidar_path"], LIDAR, "sweeps"),
-        lidar2sensor=sensors.transform(lidar.get("lidar2sensor"), where, f"{field}.lidar2sensor"),
-        lag_s=sensors.lag(time_us, scanned_us, where, f"{field}.timestamp"),
-        columns=own or stated,
-    )
 
+    sweeps_at = "lidar_sweeps"
+    per_unit = MICROSECONDS
 
-def _objects(instances: Any, names: Mapping[Any, str], file: Content, where: str) -> Objects:
-    """Read the objects of the ten classes.
+    def __init__(self, info: Mapping[str, Any], file: Content, scene: str, names: Mapping[Any, str]) -> None:
+        super().__init__(info, file, scene)
+        self._names = names
 
-    ``bbox_3d`` is x, y, z, length, width, height, yaw in the LiDAR frame. z is at the centre of the box,
-    because mmdet3d's NuScenesDataset reads it with origin (0.5, 0.5, 0.5).
-    """
-    made = Objects([], [], [], [], [])
-    for index, instance in enumerate(instances):
-        label = instance["bbox_label_3d"]
-        if label == IGNORED:
-            continue
-        if not isinstance(label, int | np.integer) or label not in names:
-            raise sensors.wrong(where, f"instances[{index}].bbox_label_3d", label, "a label of categories")
-        if names[label] not in CLASSES:
-            file.others[names[label][:60]] += 1
-            continue
-        unknown = (np.nan, np.nan)
-        try:
-            made.rows.append([*instance["bbox_3d"], *instance.get("velocity", unknown)])
-        except TypeError as problem:
-            raise sensors.wrong(where, f"instances[{index}]", instance, "bbox_3d and velocity") from problem
-        made.names.append(names[label])
-        made.lidar.append(instance.get("num_lidar_pts"))
-        made.radar.append(instance.get("num_radar_pts"))
-        made.flags.append(instance.get("bbox_3d_isvalid"))
-    return made
+    def scan(self) -> tuple[Any, int | None]:
+        lidar = self.info["lidar_points"]
+        stated = lidar.get("num_pts_feats")
+        return lidar["lidar_path"], sensors.columns(stated, self.where, "lidar_points.num_pts_feats")
+
+    def poses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the poses. mmdet3d's loaders ask for none; only the evaluation does, and it reads tables."""
+        named = {
+            "lidar_points.lidar2ego": self.info["lidar_points"].get("lidar2ego"),
+            "ego2global": self.info.get("ego2global"),
+        }
+        first, second = (
+            np.eye(4) if value is None else sensors.transform(value, self.where, name)
+            for name, value in named.items()
+        )
+        return first, second
+
+    def shot(self, camera: str) -> Shot:
+        shot = self.info["images"].get(camera)
+        if not isinstance(shot, dict) or shot.get("img_path") is None:
+            return NO_SHOT
+        return Shot(
+            self.file.locate(shot["img_path"], camera),
+            sensors.intrinsic(shot.get("cam2img"), self.where, f"{camera}.cam2img"),
+            sensors.transform(shot.get("lidar2cam"), self.where, f"{camera}.lidar2cam"),
+        )
+
+    def earlier_scan(self, sweep: Mapping[str, Any], field: str) -> EarlierScan:
+        """Return a sweep.
+
+        ``lidar2sensor`` maps the key frame to the sweep; its inverse maps the sweep's points. (mmdet3d 1.4's
+        LoadPointsFromMultiSweeps subtracts the shift without rotating it, which is an error.)
+        """
+        lidar = sweep["lidar_points"]
+        return EarlierScan(
+            lidar["lidar_path"],
+            sensors.transform(lidar.get("lidar2sensor"), self.where, f"{field}.lidar2sensor"),
+            sensors.columns(lidar.get("num_pts_feats"), self.where, f"{field}.num_pts_feats"),
+        )
+
+    def objects(self) -> Objects:
+        """Return the objects of the ten classes.
+
+        ``bbox_3d`` is x, y, z, length, width, height, yaw in the LiDAR frame. z is at the centre of the box,
+        because mmdet3d's NuScenesDataset reads it with origin (0.5, 0.5, 0.5).
+        """
+        made = Objects([], [], [], [], [])
+        for index, instance in enumerate(self.info.get("instances") or ()):
+            label = instance["bbox_label_3d"]
+            if label == IGNORED:
+                continue
+            if not isinstance(label, int | np.integer) or label not in self._names:
+                field = f"instances[{index}].bbox_label_3d"
+                raise sensors.wrong(self.where, field, label, "a label of categories")
+            name = self._names[label]
+            if name not in CLASSES:
+                self.file.others[name[:60]] += 1
+                continue
+            unknown = (np.nan, np.nan)
+            try:
+                made.rows.append([*instance["bbox_3d"], *instance.get("velocity", unknown)])
+            except TypeError as problem:
+                raise sensors.wrong(
+                    self.where, f"instances[{index}]", instance, "bbox_3d and velocity"
+                ) from problem
+            made.names.append(name)
+            made.lidar.append(instance.get("num_lidar_pts"))
+            made.radar.append(instance.get("num_radar_pts"))
+            made.flags.append(instance.get("bbox_3d_isvalid"))
+        return made

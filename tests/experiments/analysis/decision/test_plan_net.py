@@ -11,11 +11,11 @@ from experiments.analysis.decision.plan_net import joint_plan_quantile, no_bias_
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.fit import Fit
 from experiments.analysis.price_model import Price
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full
+from tests.experiments.planted_rows import window_rule
 
 SITES = ("a", "b", "c")
-RULE = DecisionRule(sites=SITES)
+RULE = window_rule(sites=SITES)
 ARMS = full([Factor(site) for site in SITES]).arms
 TABLE = DesignTable(SITES, tuple(TrialRow(str(i), 0, arm) for i, arm in enumerate(ARMS)), ())
 TERMS = tuple((site, "window") for site in SITES)

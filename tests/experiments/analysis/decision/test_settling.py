@@ -10,11 +10,11 @@ from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.fit import Fit
 from experiments.analysis.price_model import Price
 from experiments.analysis.verdicts import NO_DIFFERENCE, PAYS, UNDECIDED, judge
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Factor, full
+from tests.experiments.planted_rows import window_rule
 
 SITES = ("a", "b", "c")
-RULE = DecisionRule(sites=SITES, equivalence_margin=0.5)
+RULE = window_rule(sites=SITES, equivalence_margin=0.5)
 ARMS = full([Factor(site) for site in SITES]).arms
 TERMS = tuple((site, "window") for site in SITES)
 

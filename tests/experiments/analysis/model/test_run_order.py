@@ -9,12 +9,11 @@ from scipy.stats import f as f_distribution
 from experiments.analysis.decide import weigh
 from experiments.analysis.design_table import tabulate
 from experiments.analysis.model.run_order import DRIFT, PLACE, order_columns, run_order
-from experiments.recipes.decision_rule import DecisionRule
 from pipeline.metrics.rows import select
-from tests.experiments.planted_rows import Truth, plant
+from tests.experiments.planted_rows import Truth, plant, window_rule
 
 SITES = tuple(f"decoder.{i}.cross" for i in range(3))
-RULE = DecisionRule(sites=SITES, seeds=(0, 1), priced_by="trials")
+RULE = window_rule(sites=SITES, seeds=(0, 1), priced_by="trials")
 # Every layer earns its price: 2 % of a step cost 0.2 points, so the net gain is 0.
 NOTHING = Truth(
     dict.fromkeys(SITES, 0.2), dict.fromkeys(SITES, 2.0), seeds=(0, 1), noise=0.3, time_noise_percent=0.5

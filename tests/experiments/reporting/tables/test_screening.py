@@ -8,12 +8,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from experiments.analysis.screening import RANKING, ranking_record
-from experiments.recipes.decision_rule import DecisionRule
 from experiments.reporting.markdown import to_markdown
 from experiments.reporting.page import drawings
 from experiments.reporting.summary import summarize
 from experiments.reporting.tables.screening import spearman
-from tests.experiments.planted_rows import screening
+from tests.experiments.planted_rows import screening, window_rule
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "report"
 
@@ -60,7 +59,7 @@ def test_an_edited_or_unfinished_screening_is_left_out(golden):
     assert "left out: 1 of 4 masks have no NDS" in summarize(golden).notes[-1]
     path.unlink()
     path = screening(golden, (1.0, 0.0))
-    record = ranking_record(path, summarize(golden).screened, DecisionRule(), "aaaabbbbcccc")
+    record = ranking_record(path, summarize(golden).screened, window_rule(), "aaaabbbbcccc")
     path.with_name(RANKING).write_text(json.dumps(record))
     assert "left out" not in summarize(golden).notes[-1]
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1', 1))

@@ -102,6 +102,20 @@ def test_dbinfos_are_read_as_ours(folder, dbinfos):
         assert (a is None and b is None) or (a == b).all()
 
 
+@pytest.mark.parametrize("columns", [4, 5, 6])
+def test_points_of_any_number_of_columns(columns, tmp_path):
+    """What the length says: four columns have no time lag, the sixth is left out."""
+    cloud = np.arange(3 * columns, dtype="<f4").reshape(3, columns) / 10
+    cloud.tofile(tmp_path / "0.bin")
+    info = {"path": "0.bin", "box3d_lidar": [0, 0, 0, 4, 2, 2, 0], "num_points_in_gt": 3}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"car": [info]}))
+    points = open_database(tmp_path / "x.pkl").points(0)
+    expected = np.zeros((3, 5), np.float32)
+    expected[:, : min(columns, 5)] = cloud[:, :5]
+    expected[:, 2] -= 1  # z is relative to the bottom of a box of 2 m
+    np.testing.assert_array_equal(points, expected)
+
+
 class _Harmful:
     def __reduce__(self):
         return eval, ("1 + 1",)

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.data.formats.decoding import load_sample
 from pipeline.data.formats.nuscenes_tables import read_frames
-from pipeline.data.jpeg import decode_image
+from pipeline.data.images import decode_image
 from pipeline.data.sample import DataError
 from pipeline.data.sensors import parse_points
 

@@ -1,7 +1,8 @@
-"""The LiDAR trunk that a training step may run ahead of the rest."""
+"""The LiDAR branch, whole and in stages."""
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -51,22 +52,10 @@ class Branch(LidarBranch):
         self.pts_neck = Many(nn.Conv2d(4, 2, 1))
 
 
-def test_the_neck_on_the_trunk_is_the_whole_branch() -> None:
+@pytest.mark.parametrize("stages", [0, 1, 2, 3])
+def test_a_branch_that_is_cut_anywhere_gives_what_the_whole_gives(stages: int) -> None:
     branch, points = Branch(), [torch.randn(4, 5), torch.randn(7, 5)]
-    trunk = branch.lidar_trunk(points)
-    assert len(trunk) == 2
-    torch.testing.assert_close(branch.pts_neck(trunk)[0], branch.point_features(points), rtol=0, atol=0)
-
-
-def test_a_trunk_is_frozen_only_in_training_and_if_nothing_before_the_neck_learns() -> None:
-    branch = Branch()
-    assert not branch.lidar_trunk_is_frozen
-    branch.pts_middle_encoder.requires_grad_(False)
-    assert not branch.lidar_trunk_is_frozen
-    branch.pts_backbone.requires_grad_(False)
-    assert branch.lidar_trunk_is_frozen  # the neck learns
-    with torch.no_grad():
-        assert not branch.lidar_trunk_is_frozen
-    assert not branch.eval().lidar_trunk_is_frozen
-    branch.train().pts_branch = nn.Identity()
-    assert not branch.lidar_trunk_is_frozen
+    before = branch.points_before(points, stages)
+    torch.testing.assert_close(
+        branch.points_after(before, stages), branch.point_features(points), rtol=0, atol=0
+    )

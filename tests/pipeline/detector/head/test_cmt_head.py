@@ -300,7 +300,7 @@ def test_meta_information_that_lacks_is_named(head):
         ({"tasks": [{"num_class": 5}, {"num_class": 5}]}, "expected one group"),
         ({"tasks": [{"num_class": 7}]}, "tasks have 7 classes"),
         ({"common_heads": {"center": (2, 2)}}, "a box code needs the channels"),
-        ({"separate_head": {"final_kernel": 3}}, "expected 1"),
+        ({"separate_head": {"final_kernel": 2}}, "expected an odd"),
         ({"aqr_config": None}, "go together"),
         ({"train_cfg": {"grid_size": [1024, 1024, 40]}}, "unknown keys grid_size"),
         ({"denoising": {"split": 0.5, "noise": 1}}, "noise"),

@@ -10,7 +10,7 @@ def test_tf32_products_have_the_gradients_of_plain_ones() -> None:
     torch.nn.init.normal_(layer.bias)
     found = []
     for wanted in (False, True):  # on a CPU nothing is rounded
-        x = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(2, 1, 7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
         layer.zero_grad()
         with tf32_products(wanted):
             y = layer(x)

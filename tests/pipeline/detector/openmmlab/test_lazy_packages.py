@@ -12,14 +12,14 @@ from mmdet3d.registry import MODELS
 from mmengine.registry import OPTIMIZERS, WEIGHT_INITIALIZERS
 from mmengine.runner import Runner
 
-from pipeline.detector.build import RUNNER_SECTIONS
+from pipeline.config.sections import SECTIONS
 from pipeline.detector.openmmlab.lazy_packages import REGISTERED_AS, exports_of
 
 ROOT = Path(__file__).parents[4]
 
 
 def test_the_sections_of_a_config_are_the_parameters_of_the_runner():
-    assert set(inspect.signature(Runner.__init__).parameters) - {"self"} == RUNNER_SECTIONS
+    assert set(inspect.signature(Runner.__init__).parameters) - {"self"} == set(SECTIONS) - {"custom_imports"}
 
 
 @pytest.mark.parametrize("name", ["SECOND", "mmdet.ResNet", "naiveSyncBN1d", "mmdet.FrozenBN"])

@@ -1,4 +1,4 @@
-"""A trial is evaluated at the rule's steps only, and stopped below its threshold only."""
+"""A trial is stopped below its threshold only."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +23,7 @@ class Logger:
 
 @pytest.mark.parametrize(("value", "stopped"), [(0.29, True), (0.3, False)])
 def test_it_stops_below_the_threshold(value: float, stopped: bool) -> None:
-    asked, logger = [], Logger()
-
-    def evaluate(step: int, metric: str, condition: str) -> float:
-        asked.append((step, metric, condition))
-        return value
-
-    stopper = EarlyStopper(RULE, LocalSession(Path("unused")), logger, evaluate)  # type: ignore[arg-type]
-    assert [stopper.after_step(step) for step in (1, 2, 3, 4)] == [False, False, False, stopped]
-    assert asked == [(2, "mAP", "no_lidar"), (4, "mAP", "no_lidar")]
+    logger = Logger()
+    stopper = EarlyStopper(RULE, LocalSession(Path("unused")), logger)  # type: ignore[arg-type]
+    assert [stopper.stops(step, value) for step in (2, 4)] == [False, stopped]
     assert logger.added == ([(4, STOPPED, 4)] if stopped else [])

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pipeline.config.settings import TrialSettings
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import Row, read_rows
 from pipeline.metrics.run_place import label_number
-from pipeline.metrics.timing import StepClock
+from pipeline.metrics.timing import StepTimes
 from pipeline.runtime.session import LocalSession
 from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
 
@@ -22,16 +20,15 @@ Trial = Callable[..., TrialSettings]
 
 
 def logger_in(
-    folder: Path, settings: TrialSettings, clock: StepClock | None = None, slot: int = 0
+    folder: Path, settings: TrialSettings, times: StepTimes | None = None, slot: int = 0
 ) -> MetricsLogger:
     session = LocalSession(folder)
     session.slot = slot
     session.recipe = "abc"
-    recorder = open_recorder(settings, session, "the plan")
+    recorder = open_recorder(settings, session, "the plan", "0123")
     assert settings.train.steps is not None
-    clock = clock or StepClock(session.device)
     broken = BrokenFrames(settings.data.max_broken_frames)
-    return MetricsLogger(recorder, session, settings, settings.train.steps, clock, broken)
+    return MetricsLogger(recorder, session, settings, settings.train.steps, times or StepTimes(), broken)
 
 
 def rows(folder: Path) -> list[Row]:
@@ -54,17 +51,15 @@ def test_rows_carry_what_all_rows_of_the_trial_share(trial: Trial, tmp_path: Pat
     (row,) = rows(tmp_path / "t")
     assert (row.study, row.trial, row.plan, row.seed) == ("test", "t", "the plan", 3)
     assert (row.recipe_digest, row.device) == ("abc", "cpu")
-    assert "data=" in row.versions
+    assert row.versions.endswith("data=0123")
 
 
 def test_at_the_end_there_are_times_and_skipped_frames_if_any_may_be(trial: Trial, tmp_path: Path) -> None:
-    settings, clock = trial(), StepClock(torch.device("cpu"))
+    settings, clock = trial(), StepTimes()
     for _ in range(2):
-        clock.begin()
-        clock.fed()
-        clock.end()
+        clock.add(0.1, 0.2, 0.3)
     logger_in(tmp_path / "none", settings, clock).finish(2)
-    times = ["step_ms", "data_wait_ms", "train_samples_per_s"]
+    times = ["step_ms", "data_wait_ms", "train_samples_per_s", "step_trunk_ms", "step_own_ms"]
     assert [row.metric for row in rows(tmp_path / "none")] == times
     settings = replace(settings, data=replace(settings.data, max_broken_frames=1))
     logger_in(tmp_path / "some", settings, clock).finish(2)
@@ -98,6 +93,6 @@ def test_a_diverged_trial_has_a_row_and_other_ranks_write_none(trial: Trial, tmp
     (row,) = rows(tmp_path / "t")
     assert (row.metric, row.step, math.isnan(row.value)) == ("loss", 3, True)
     session = LocalSession(tmp_path / "other")
-    other = MetricsLogger(None, session, settings, 4, StepClock(session.device), BrokenFrames())
+    other = MetricsLogger(None, session, settings, 4, StepTimes(), BrokenFrames())
     other.diverged(3)
     assert rows(tmp_path / "other") == []

@@ -1,0 +1,89 @@
+"""Which study a command line means: the name of a recipe or a study file, and what it overrides."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from experiments.cli.options import OptionError, read_assignments
+
+if TYPE_CHECKING:
+    from experiments.recipes.recipe import Recipe
+
+OVERRIDES = ("data", "init", "set", "gpus_per_trial")
+"""Options of ``add_overrides``, in the order in which they are applied."""
+
+
+def add_study(parser: ArgumentParser) -> None:
+    """Add a study: the name of a recipe, or a study file."""
+    text = "a name that `biaswise study list` shows, or your study file (my_study.py)"
+    parser.add_argument("study", help=f"{text}; a study file, and a config, is run as code")
+
+
+def add_overrides(parser: ArgumentParser) -> None:
+    """Add the options that change a study."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="other settings of all trials, or of the rule, such as train.steps=500 rule.confidence=0.9 "
+        "config.optim_wrapper.optimizer.lr=1e-4; they are part of the study's digest and of its report",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PLACE",
+        help="nuScenes (the folder that holds v1.0-trainval), or an info file (.pkl) in it",
+    )
+    parser.add_argument("--init", metavar="CHECKPOINT", help="weights from which all trials start")
+    parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
+
+
+def chosen_study(arguments: Namespace) -> "Recipe":
+    """Return the study that ``add_study`` and ``add_overrides`` mean.
+
+    Raises:
+        RecipeError: there is no such study, or it does not take what is overridden.
+        OptionError: a word of ``--set`` is no ``KEY=VALUE``.
+    """
+    from experiments.recipes.overrides import with_data, with_init, with_settings
+    from experiments.recipes.registry import recipe
+
+    chosen = recipe(arguments.study)
+    if "set" not in arguments:
+        return chosen
+    if arguments.data is not None:
+        chosen = with_data(chosen, _given("--data", arguments.data))
+    if arguments.init is not None:
+        chosen = with_init(chosen, _given("--init", arguments.init))
+    if pairs := read_assignments("--set", arguments.set, "train.steps=500"):
+        chosen = with_settings(chosen, pairs)
+    if arguments.gpus_per_trial is not None:
+        words = ("--gpus-per-trial", str(arguments.gpus_per_trial))
+        spread = chosen.with_workers(arguments.gpus_per_trial)
+        chosen = replace(spread, overridden=(*chosen.overridden, *words))
+    return chosen
+
+
+def name_of(study: str) -> str:
+    """Return the name of a study that is named by its study file; any other word as it is."""
+    from experiments.recipes.registry import recipe
+    from experiments.recipes.study_file import SUFFIX
+
+    return recipe(study).name if study.endswith(SUFFIX) else study
+
+
+def override_words(arguments: Namespace) -> list[str]:
+    """Return the words of a command line that ``add_overrides`` read."""
+    words = []
+    for name in OVERRIDES:
+        if value := getattr(arguments, name):
+            values = value if isinstance(value, list) else [str(value)]
+            words += [f"--{name.replace('_', '-')}", *values]
+    return words
+
+
+def _given(option: str, value: str) -> str:
+    if not value:
+        raise OptionError(f"{option}: expected a path, got nothing")
+    return value
