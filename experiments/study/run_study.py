@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.packing.policy import PackingRequest, packing_of, with_packing
+from experiments.recipes.cost import takes
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
@@ -101,7 +102,9 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     if options.storage:
         copy_at(options.storage, folder.path)  # a URI that cannot be used is refused before the lock is made
-    console.print(f"{recipe.question}\n{recipe.cost}; folder {folder.path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{recipe.question}\n{takes(recipe)}; folder {folder.path}", highlight=False, soft_wrap=True
+    )
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -93,6 +94,13 @@ def survey(config: Path) -> Survey:
     facts.sites = sites_of(facts.model, facts.bev, facts.camera)
     _survey_sections(cfg, facts)
     return facts
+
+
+def registered_name(name: str) -> str:
+    """Return the name by which mmdet3d's registry finds a part of a model: ``mmdet.`` before mmdet's."""
+    if "." in name or MODELS.get(name) is not None or MMDET_MODELS.get(name) is None:
+        return name
+    return f"mmdet.{name}"
 
 
 def _load(config: Path) -> Config:

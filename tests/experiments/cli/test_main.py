@@ -33,7 +33,8 @@ def parsers(parser=None, words=()):
 def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
         "demo", "study list", "study run", "study resume", "study status", "study screen", "study report",
-        "study sync", "study submit", "study power", "study time", "calibrate", "data synth", "data shard",
+        "study sync", "study submit", "study new",
+        "study power", "study time", "calibrate", "data synth", "data shard",
         "data check", "data infos", "data objects", "data show", "lint", "plan", "throughput",
         "operators list", "operators bench", "train", "evaluate", "cluster check", "cluster watch", "ui",
     }  # fmt: skip
