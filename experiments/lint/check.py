@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.lint.attention_rules import check_site, handed_as, read_choice, received
 from experiments.lint.data_rules import check_pipelines, check_ranges
 from experiments.lint.finding import Finding, LintError
+from experiments.lint.migration.report import previous_findings, read_previous
 from experiments.lint.model_rules import check_model
 from experiments.lint.notes import notes
 from pipeline.config.provenance import ConfigSource, SourcePlace, read_source
@@ -42,7 +43,8 @@ class LintReport:
         device: ``cuda`` or ``cpu``, where the model will train.
         sites: one line per attention site.
         findings: findings first, then notes. Each part begins with the config's own file. Within a file they
-            are in the order of lines.
+            are in the order of lines. Of a config of mmcv 1.x there is one, and notes about what would be
+            lost.
     """
 
     config: Path
@@ -74,6 +76,8 @@ def lint(config: Path, device: str = "cuda") -> LintReport:
     """
     if not config.is_file():
         raise LintError(f"there is no config file {config}")
+    if old := read_previous(config):
+        return LintReport(config, device, (), previous_findings(config, old))
     surveyed = survey(config)
     source = read_source(config.resolve())
     of_sites = [finding for site in surveyed.sites for finding in check_site(site, surveyed, device)]

@@ -27,7 +27,8 @@ def print_report(report: LintReport, fixed: list[Finding], console: Terminal) ->
     for line in report.sites:
         style = "red" if line.wrong else None
         table.add_row(line.site, line.receives, line.impl, line.form.lower().replace("_", " "), style=style)
-    console.print(table)
+    if report.sites:
+        console.print(table)
     for word, style, findings in (
         ("fixed", "green", fixed),
         ("wrong", "red", report.wrong),

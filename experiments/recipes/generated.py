@@ -109,8 +109,7 @@ def _study(name: str, size: str, batch: int, pretraining: Recipe, seeds: Sequenc
     return Recipe(
         name=name,
         question="In which of CMT's six decoder layers does the window bias pay off, on generated data?",
-        cost=f"16 fine-tunings a seed, 2 to {len(seeds)} seeds, then 6 that confirm; needs one GPU and the "
-        f"weights of `{pretraining.name}`",
+        cost=f"needs one GPU and the weights of `{pretraining.name}`",
         trials=trials_of(design, base, seeds, plans),
         sites=design.sites,
         rule=DecisionRule(sites=design.sites, seeds=tuple(seeds), arms=design.arms, interim_analyses=looks),

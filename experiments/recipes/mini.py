@@ -75,7 +75,7 @@ def demo() -> Recipe:
     return Recipe(
         name="demo",
         question="In which decoder layers does the window bias of the cross-attention pay off?",
-        cost="16 fine-tunings of the mini model, about 15 minutes on 2 CPU cores",
+        cost="2 CPU cores",
         trials=trials,
         sites=CROSS_SITES,
         rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1)),
@@ -91,7 +91,7 @@ def demo_gpu() -> Recipe:
     return replace(
         demo(),
         name="demo_gpu",
-        cost="16 fine-tunings of the mini model, a few minutes on one GPU",
+        cost="needs one GPU",
         trials=trials,
         concurrent_trials=None,
     )
@@ -104,7 +104,7 @@ def demo_waves() -> Recipe:
     return Recipe(
         name="demo_waves",
         question="In which decoder layers does the window bias of the cross-attention pay off?",
-        cost="8 fine-tunings a seed, 2 to 8 seeds, then 6 that confirm; 20 to 80 minutes on 2 CPU cores",
+        cost="2 CPU cores",
         trials=trials_of(design, _fine_tuning("demo_waves"), seeds, plans),
         sites=design.sites,
         rule=DecisionRule(
@@ -205,7 +205,7 @@ def smoke() -> Recipe:
     return Recipe(
         name="smoke",
         question="Does every part run?",
-        cost="two trials of 3 steps, under a minute",
+        cost="trials of 3 steps",
         trials=tuple(replace(base, plan=plan) for plan in plans),
         sites=CROSS_SITES[:1],
         rule=DecisionRule(sites=CROSS_SITES[:1], seeds=(0,), stopwatch_s=3.0),
@@ -224,7 +224,7 @@ def smoke_waves() -> Recipe:
     return Recipe(
         name="smoke_waves",
         question="Does every part of a sequential study run?",
-        cost="up to 15 trials of 3 steps, a few minutes",
+        cost="trials of 3 steps",
         trials=trials_of(design, base, seeds, plans),
         sites=design.sites,
         rule=DecisionRule(

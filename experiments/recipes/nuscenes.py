@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from experiments.recipes.decision_rule import SCREENING, DecisionRule
 from experiments.recipes.factorial import Arm, Design, Factor, fraction, full
+from experiments.recipes.layer_study import layer_study
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -64,18 +65,19 @@ def plan_of_arm(design: Design, arm: Arm) -> Plan:
     return Plan.of(REST | {s: f"{level}/{IMPLS[level]}" for s, level in zip(design.sites, arm, strict=True)})
 
 
-def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
+def _sequential(name: str, size: str, workers: int) -> Recipe:
     """Return a sequential study: a quarter fraction of the window bias over six layers (resolution IV)."""
     design, seeds = fraction([Factor(site) for site in SITES], halvings=2), (0, 1, 2, 3)
     base = _base(name, size, workers)
-    return Recipe(
-        name=name,
+    return layer_study(
+        base,
+        design,
+        impls=IMPLS,
+        rest=REST,
+        seeds=seeds,
+        rule=DecisionRule(),
         question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
-        cost=cost,
-        trials=trials_of(design, base, seeds, {arm: plan_of_arm(design, arm) for arm in design.arms}),
-        sites=design.sites,
-        rule=DecisionRule(sites=design.sites, seeds=seeds, arms=design.arms, interim_analyses=(1, 2, 3, 4)),
-        design=design,
+        cost="needs nuScenes, CMT's weights and 8 GPUs",
         early_stopping=EarlyStoppingRule(steps=(FRAMES // BATCH // 3,)),
         confirmation_seeds=(100, 101),
     )
@@ -83,8 +85,7 @@ def _sequential(name: str, size: str, workers: int, cost: str) -> Recipe:
 
 def r50_waves() -> Recipe:
     """Return the sequential study of the ResNet-50 model."""
-    cost = "16 fine-tunings of an epoch a seed, 1 to 4 seeds, then 6 that confirm; needs nuScenes and 8 GPUs"
-    return _sequential("r50_waves", "voxel0100_r50_800x320", 8, cost)
+    return _sequential("r50_waves", "voxel0100_r50_800x320", 8)
 
 
 def r50_screened() -> Recipe:
@@ -100,8 +101,7 @@ def r50_screened() -> Recipe:
 
 def vov_waves() -> Recipe:
     """Return the sequential study of the VoVNet model."""
-    cost = "16 fine-tunings of an epoch a seed, 1 to 4 seeds, then 6 that confirm; needs nuScenes and 8 GPUs"
-    return _sequential("vov_waves", "voxel0075_vov_1600x640", 8, cost)
+    return _sequential("vov_waves", "voxel0075_vov_1600x640", 8)
 
 
 def r50() -> Recipe:
@@ -111,7 +111,7 @@ def r50() -> Recipe:
     return replace(
         r50_waves(),
         name="r50",
-        cost="192 fine-tunings of an epoch; needs nuScenes and 8 GPUs. `r50_waves` asks the same for less",
+        cost="needs nuScenes, CMT's weights and 8 GPUs; `r50_waves` asks the same for less",
         trials=trials_of(design, base, seeds, {arm: plan_of_arm(design, arm) for arm in design.arms}),
         rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,

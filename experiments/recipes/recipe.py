@@ -83,7 +83,7 @@ class Recipe:
     Attributes:
         name: name of the study, of its folder and of this recipe.
         question: the question that the study answers, one sentence.
-        cost: number and kind of trainings and their time, a phrase.
+        cost: what it needs, and what cannot be computed of its cost (``cost.py``), a phrase.
         trials: the trials, in the order in which they start. In a study with a design this is the largest
             set that may run.
         sites: sites whose bias the trials vary, the factors; empty if nothing is compared.

@@ -12,6 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan
+from pipeline.config.previous import ADVICE, old_sections, sentence
 from pipeline.config.provenance import read_source
 from pipeline.config.sections import SECTIONS
 
@@ -87,13 +88,15 @@ def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -
             replaced as a whole, not merged. All but the last part of the key must exist.
 
     Raises:
-        ConfigError: no such file, an unknown section, an override whose key does not exist, or a type that
-            is in no registry.
+        ConfigError: no such file, a config of mmcv 1.x, an unknown section, an override whose key does not
+            exist, or a type that is in no registry.
         SecretError: a value is a secret, such as that of an environment variable.
         OptimError, ScheduleError: ``optim_wrapper``, ``param_scheduler`` or ``train_cfg`` cannot be read.
     """
     path = config_path(config)
     cfg = read_config(path)
+    if old := old_sections(cfg):
+        raise ConfigError(f"{path.name}: {sentence(old)}; {ADVICE}")
     for key, text in overrides:
         _override(cfg, key, text)
     if any(key == "optim_wrapper.type" for key, _ in overrides) and cfg.optim_wrapper.type != AMP_WRAPPER:

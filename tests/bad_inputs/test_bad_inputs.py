@@ -15,6 +15,7 @@ import pytest
 from experiments.cli import main
 from pipeline.errors import is_user_error
 from tests.bad_inputs.of_attacks import ATTACKS
+from tests.bad_inputs.of_configs import CONFIGS
 from tests.bad_inputs.of_data import DATA
 from tests.bad_inputs.of_objects import OBJECTS
 from tests.bad_inputs.of_runs import RUNS
@@ -22,7 +23,7 @@ from tests.bad_inputs.of_sensors import SENSORS
 from tests.bad_inputs.place import SPLIT, VERSION, Bad, Place
 
 ROOT = Path(__file__).parents[2]
-TABLE = [*DATA, *SENSORS, *OBJECTS, *RUNS, *ATTACKS]
+TABLE = [*DATA, *SENSORS, *OBJECTS, *RUNS, *ATTACKS, *CONFIGS]
 HEAD = """# Bad inputs, and what is said about them
 
 Each line is a test (`tests/bad_inputs`). The test makes the bad input and gives it to the command or

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from experiments.calibration.planning.study_size import StudySize
     from experiments.recipes.decision_rule import DecisionRule
     from experiments.recipes.recipe import Recipe
+    from experiments.terminal import Terminal
 
 OPTIONS = ("--noise", "--scene-noise", "--price-noise")
 POWERS = (0.5, 0.8, 0.9)
@@ -37,40 +38,57 @@ class ShowPower(Command):
         add_study(parser)
         add_overrides(parser)
         add_runs_dir(parser)
-        parser.add_argument(
-            "--noise", type=float, metavar="POINTS", help="standard deviation of one trial (as the demo's)"
-        )
-        parser.add_argument(
-            "--scene-noise",
-            type=float,
-            metavar="POINTS",
-            help="standard error of a gain because the validation scenes are a sample (0)",
-        )
-        parser.add_argument(
-            "--price-noise",
-            type=float,
-            metavar="POINTS",
-            help="standard error of a layer's price (as the rule asks of the stopwatch)",
-        )
+        add_noise(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the study cannot decide anything at its margin."""
-        from experiments.calibration.planning.power import Power
-        from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
         from experiments.terminal import Terminal
 
-        chosen = chosen_study(arguments)
-        size = size_of(chosen)
-        sizes = (size, *other_seeds(size), *other_designs(size))
-        studies = [Power(each, _sources(each, arguments)) for each in sizes]
-        planned = studies[0]
-        assumed = _assumed(planned.sources, size.rule, arguments)
-        console = Terminal()
-        console.print(f"{chosen.question}\n{assumed}", highlight=False, soft_wrap=True)
-        cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
-        console.print(_table(studies, cost))
-        console.print(f"{cost.source}\n{planned.in_words()}", highlight=False, soft_wrap=True)
-        return 0 if planned.can_decide else 1
+        return 0 if show_power(chosen_study(arguments), arguments, Terminal()) else 1
+
+
+def add_noise(parser: ArgumentParser) -> None:
+    """Add the options that say how uncertain a study's numbers are."""
+    parser.add_argument(
+        "--noise", type=float, metavar="POINTS", help="standard deviation of one trial (as the demo's)"
+    )
+    parser.add_argument(
+        "--scene-noise",
+        type=float,
+        metavar="POINTS",
+        help="standard error of a gain because the validation scenes are a sample (0)",
+    )
+    parser.add_argument(
+        "--price-noise",
+        type=float,
+        metavar="POINTS",
+        help="standard error of a layer's price (as the rule asks of the stopwatch)",
+    )
+
+
+def show_power(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> bool:
+    """Print what a study can find and what it takes; return whether it can decide anything at its margin.
+
+    Args:
+        chosen: the study.
+        arguments: with ``noise``, ``scene_noise``, ``price_noise`` and ``runs_dir``.
+        console: where it is printed.
+    """
+    from experiments.calibration.planning.power import Power
+    from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
+    from experiments.recipes.cost import takes
+
+    size = size_of(chosen)
+    sizes = (size, *other_seeds(size), *other_designs(size))
+    studies = [Power(each, _sources(each, arguments)) for each in sizes]
+    planned = studies[0]
+    assumed = _assumed(planned.sources, size.rule, arguments)
+    console.print(f"{chosen.question}\n{assumed}", highlight=False, soft_wrap=True)
+    cost = _cost_per_trial(chosen, Path(arguments.runs_dir))
+    console.print(_table(studies, cost))
+    console.print(f"{cost.source}\nIn all: {takes(chosen)}.", highlight=False, soft_wrap=True)
+    console.print(planned.in_words(), highlight=False, soft_wrap=True)
+    return planned.can_decide
 
 
 @dataclass(frozen=True)
@@ -108,7 +126,7 @@ def _assumed(sources: "ErrorSources", rule: "DecisionRule", arguments: Namespace
 
 
 def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
-    """Return the mean of the trials that have run, else the steps of one."""
+    """Return the mean of the trials that have run, else what is computed, else the steps of one."""
     from experiments.storage.usage import used_by
     from pipeline.storage.trial_status import TrialState, read_status
 
@@ -118,7 +136,13 @@ def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
         on_gpu = any(one.gpu_hours for one in used)
         total = sum(one.gpu_hours if on_gpu else one.hours for one in used)
         unit = "GPU hours" if on_gpu else "hours"
-        return _Cost(total / len(used), unit, f"{unit.capitalize()}: by {len(used)} trials that have run.")
+        return _Cost(
+            total / len(used), unit, f"{unit[0].upper()}{unit[1:]}: by {len(used)} trials that have run."
+        )
+    from experiments.recipes.cost import hours_of_trial
+
+    if (computed := hours_of_trial(chosen)) is not None:
+        return _Cost(*computed)
     steps = chosen.trials[0].train.steps
     if steps is None:
         return _Cost(math.nan, "steps", "No trial has run, and the recipe does not say how long one is.")

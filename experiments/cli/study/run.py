@@ -141,21 +141,24 @@ class ListStudies(Command):
     """List the recipes, their questions and their costs."""
 
     name = "list"
-    help = "list the recipes, their questions and their costs"
+    help = "list the recipes, their questions, and the hours, GPU hours and GB that they take"
     example = "study list"
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
         from rich.table import Table
 
+        from experiments.recipes.cost import COMPUTED, takes
         from experiments.recipes.registry import RECIPES, recipe
         from experiments.terminal import Terminal
 
-        table = Table("recipe", "question", "cost", box=None, padding=(0, 2, 0, 0))
+        table = Table("recipe", "question, and what it takes", box=None, padding=(0, 2, 0, 0))
+        console = Terminal()
         for name in RECIPES:
             listed = recipe(name)
-            table.add_row(name, listed.question, listed.cost)
-        Terminal().print(table)
+            table.add_row(name, f"{listed.question}\n{takes(listed)}")
+        console.print(table)
+        console.print(COMPUTED, highlight=False, soft_wrap=True)
         return 0
 
 

@@ -12,6 +12,7 @@ from pipeline.data import sensors
 from pipeline.data.formats.frame_record import FrameRecord, Sweep, all_sound
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError
+from pipeline.json_files import read_json
 
 TABLES = (
     "category",
@@ -35,6 +36,9 @@ FULL = "v1.0-trainval"
 
 BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError)
 """Errors of records that have other keys or types than nuScenes'."""
+
+MAX_BYTES = 2**32
+"""Largest table that is read; the largest of all of nuScenes has 1.2 GB."""
 
 DAMAGED = "the tables are damaged, restore or generate them anew"
 """Advice in error messages about tables that contradict themselves."""
@@ -109,6 +113,10 @@ def open_tables(root: Path, version: str) -> Any:
     for table in TABLES:
         if not (folder / f"{table}.json").is_file():
             raise DataError(f"{folder / table}.json: table missing; expected all of {', '.join(TABLES)}")
+        if (size := (folder / f"{table}.json").stat().st_size) > MAX_BYTES:
+            raise DataError(
+                f"{folder / table}.json: has {size} bytes, expected {MAX_BYTES} at most; {DAMAGED}"
+            )
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except KeyError as missing:
@@ -138,6 +146,24 @@ def find_version(root: Path, prefer: str = "") -> str:
             f"{root}: no tables; expected a folder such as {FULL} in it, with {TABLES[0]}.json and the others"
         )
     return next((version for version in (prefer, FULL) if version in there), there[0])
+
+
+def count_frames(root: Path, version: str, split: str) -> int:
+    """Return how many key frames a split has, by the table of scenes alone.
+
+    Raises:
+        DataError: the table is missing or broken, or has no scene of the split.
+    """
+    path = Path(root) / version / "scene.json"
+    try:
+        scenes = read_json(path, list)
+        names = set(split_scenes(split))
+        count = sum(int(scene["nbr_samples"]) for scene in scenes if scene["name"] in names)
+    except (FileNotFoundError, *BROKEN) as problem:  # a JsonError is a ValueError
+        raise DataError(f"{path}: cannot be read ({problem}); {DAMAGED}") from problem
+    if not count:
+        raise DataError(f"{path}: no scene of split {split!r}; choose the dataset that has it")
+    return count
 
 
 def split_scenes(split: str) -> list[str]:

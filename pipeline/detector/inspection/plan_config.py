@@ -7,6 +7,7 @@ A printed config derives from the config that it was made of. It contains only w
 import json
 import os
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mmengine.registry import init_default_scope
 from pipeline.config.plan import Plan, PlanError
 from pipeline.detector import build
 from pipeline.detector.inspection.meta_device import meta_device
-from pipeline.detector.inspection.sites import PARTS, plain
+from pipeline.detector.inspection.sites import PARTS, plain, sites_of
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
 from pipeline.storage.temporary import temporary_folder
 
@@ -71,7 +72,7 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
     """
     path = build.config_path(config)
     head = plain(build.load_config(path).model.pts_bbox_head)
-    resolved = plan.resolve(site for site, _ in plan_of(path).choices)
+    resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
     base = os.path.relpath(path, folder or Path.cwd())
     lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
     changes: dict[str, Any] = {}
@@ -157,7 +158,7 @@ def literal(value: Any, indent: int = 0, used: int = 0) -> str:
     """Return a value as it is written in configs: with ``dict(...)``, in one line if it fits.
 
     Args:
-        value: dicts with names as keys (``**name`` unpacks a variable), lists, tuples and plain values.
+        value: dicts (the key ``**name`` unpacks a variable), lists, tuples and plain values.
         indent: indentation, in columns, of a value that spans several lines.
         used: number of columns before the value in its line.
     """
@@ -169,6 +170,8 @@ def literal(value: Any, indent: int = 0, used: int = 0) -> str:
         return repr(value)
     items = _items(value)
     opening, closing = {dict: ("dict(", ")"), list: ("[", "]"), tuple: ("(", ")")}[type(value)]
+    if isinstance(value, dict) and not _names(value):
+        opening, closing = "{", "}"
     flat = opening + ", ".join(head + literal(item, used=-(10**6)) for head, item in items)
     flat += ("," if isinstance(value, tuple) and len(value) == 1 else "") + closing
     if used + len(flat) < WIDTH or not value:
@@ -182,4 +185,11 @@ def _items(value: dict[str, Any] | list[Any] | tuple[Any, ...]) -> list[tuple[st
     """Return (text before the item: ``key=``, ``**name`` or nothing; the item) for every item of a value."""
     if not isinstance(value, dict):
         return [("", item) for item in value]
+    if not _names(value):
+        return [(f"{json.dumps(key)}: ", item) for key, item in value.items()]
     return [(key, Code("")) if key.startswith("**") else (f"{key}=", item) for key, item in value.items()]
+
+
+def _names(value: dict[str, Any]) -> bool:
+    """Whether every key can stand before ``=``."""
+    return all(key.startswith("**") or (key.isidentifier() and not iskeyword(key)) for key in value)

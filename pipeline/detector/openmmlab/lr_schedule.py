@@ -16,8 +16,11 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
+from pipeline.detector.openmmlab.mmcv_schedule import check_policy
+
 CURVES = ("Constant", "CosineAnnealing", "Exponential", "Linear", "MultiStep", "Poly", "Step")
-KINDS = tuple(f"{curve}{what}" for curve in CURVES for what in ("LR", "Momentum"))
+OF_MMCV = ("MmcvLR", "MmcvMomentum")
+KINDS = (*(f"{curve}{what}" for curve in CURVES for what in ("LR", "Momentum")), *OF_MMCV)
 """Schedulers that are functions of the step. Other schedulers of mmengine restart or depend on a metric."""
 
 IN_EPOCHS = ("begin", "end", "T_max", "step_size", "milestones")
@@ -85,6 +88,11 @@ def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise ScheduleError(
                 f"param_scheduler[{place}]: expected one of {', '.join(KINDS)}, got {entry.get('type')!r}"
             )
+        if entry["type"] in OF_MMCV:
+            try:
+                check_policy(entry.get("config") or {})
+            except ValueError as error:
+                raise ScheduleError(f"param_scheduler[{place}], {entry['type']}: {error}") from error
     return entries
 
 
@@ -173,6 +181,8 @@ def _build(
             raise ScheduleError(f"param_scheduler[{place}]: convert_to_iter_based needs by_epoch=True")
         made["by_epoch"] = False
         made |= {key: _in_steps(made[key], epoch) for key in IN_EPOCHS if made.get(key) is not None}
+        if made["type"] in OF_MMCV:
+            made["batches_per_epoch"] = epoch
         if made["end"] == made.get("begin", 0) and entry.get("end") != entry.get("begin", 0):
             return None
     try:

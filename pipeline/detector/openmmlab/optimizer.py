@@ -132,6 +132,11 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
     kind = wrapper.get("type", "OptimWrapper")
     if kind not in ("OptimWrapper", AMP_WRAPPER):
         raise OptimError(f"optim_wrapper.type: expected 'OptimWrapper' or {AMP_WRAPPER!r}, got {kind!r}")
+    if "loss_scale" in wrapper:
+        raise OptimError(
+            "optim_wrapper.loss_scale: training is bfloat16, whose range needs no loss scale; remove it, and "
+            f"set type={AMP_WRAPPER!r} and dtype={AMP_DTYPE!r}"
+        )
     known = WRAPPER_KEYS | ({"dtype"} if kind == AMP_WRAPPER else set())
     unread = [key for key in wrapper if key not in known]
     unread += [f"paramwise_cfg.{key}" for key in paramwise if key != "custom_keys"]

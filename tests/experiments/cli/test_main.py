@@ -33,7 +33,8 @@ def parsers(parser=None, words=()):
 def test_the_commands_of_the_design_are_there():
     assert {" ".join(words) for words, _ in parsers()} == {
         "demo", "study list", "study run", "study resume", "study status", "study screen", "study report",
-        "study sync", "study submit", "study power", "study time", "calibrate", "data synth", "data shard",
+        "study sync", "study submit", "study new",
+        "study power", "study time", "calibrate", "data synth", "data shard",
         "data check", "data infos", "data objects", "data show", "lint", "plan", "throughput",
         "operators list", "operators bench", "train", "evaluate", "cluster check", "cluster watch", "ui",
     }  # fmt: skip
@@ -117,7 +118,10 @@ def test_wrong_words_are_wrong_usage(words, capsys):
             ["study", "screen", "pretrain"],
             "recipe pretrain has no rule, so nothing says which bias to switch off",
         ),
-        (["study", "run", "r50_waves"], "cmt_voxel0100_r50_800x320_cbgs.pth; put the config or the weights"),
+        (
+            ["study", "run", "r50_waves"],
+            "r50_800x320_cbgs.pth; name yours with --init CHECKPOINT",
+        ),
         (["demo"], "into the project; cd"),
         (["study", "report", "nope"], "no study 'nope'"),
         (["study", "sync"], "no study here"),

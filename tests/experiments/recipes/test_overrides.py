@@ -14,6 +14,7 @@ from experiments.recipes.recipe import RecipeError
 from experiments.storage.study_folder import StudyError, StudyFolder
 from pipeline.config.settings import DataSettings, TrialSettings
 from pipeline.data.sample import DataError
+from pipeline.storage.trial_sessions import begin_session
 
 
 def chosen(*words):
@@ -153,7 +154,7 @@ def test_the_words_of_a_command_line_are_those_of_the_job():
 def test_study_json_holds_the_words_and_a_start_without_them_is_told(tmp_path):
     folder, made = StudyFolder(tmp_path / "smoke"), chosen("smoke", "--set", "train.steps=4")
     folder.claim(made, {})
-    folder.begin(next(iter(made.named_trials())), 0.0)
+    begin_session(folder.trial(next(iter(made.named_trials()))), 0.0)
     folder.claim(replace(made, overridden=()), {})  # spelled otherwise, in the study file perhaps
     with pytest.raises(
         StudyError, match=r"since then changed: .*; the study was begun with --set train\.steps=4$"

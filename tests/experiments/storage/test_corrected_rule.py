@@ -10,6 +10,7 @@ from experiments.reporting.summary import read_record, summarize
 from experiments.storage.corrected_rule import as_begun
 from experiments.storage.study_folder import StudyError, StudyFolder
 from pipeline.metrics.rows import Row, append_rows
+from pipeline.storage.trial_sessions import begin_session
 
 STUDY = """\
 from dataclasses import replace
@@ -31,7 +32,7 @@ def begun(tmp_path):
     folder, made = StudyFolder(tmp_path / "runs/mine"), mine()
     folder.claim(made, {})
     for name, settings in made.named_trials().items():
-        folder.begin(name, 0.0)
+        begin_session(folder.trial(name), 0.0)
         common = Row("mine", name, str(settings.plan), "NDS", "", 0.3, recipe_digest=made.digest, step=3)
         common = replace(common, condition="clean", unit="fraction")
         append_rows(folder.trial(name) / "rows.jsonl", [common, replace(common, metric="mAP")])

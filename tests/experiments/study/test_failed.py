@@ -37,7 +37,8 @@ def test_one_trial_diverges_and_then_all_do(smoke_world, tmp_path):
 
     # all fail: no report to make, and a sentence each
     again = Console(file=io.StringIO(), width=300)
-    alone = replace(recipe, name="ill", trials=(mad,))
+    alone = replace(recipe, trials=(mad,)).renamed("ill")
+    (ill,) = alone.named_trials()
     outcome = run_study(alone, options, again)
     assert not outcome.done
     assert f"failed: {ill}: training stopped at step" in again.file.getvalue()

@@ -1,0 +1,56 @@
+"""A study of what the levels of a design do in a model's layers; study files are written with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from experiments.recipes.decision_rule import DecisionRule
+from experiments.recipes.factorial import Design
+from experiments.recipes.recipe import Recipe, trials_of
+from pipeline.config.plan import Plan
+from pipeline.config.settings import TrialSettings
+
+
+def layer_study(
+    base: TrialSettings,
+    design: Design,
+    *,
+    impls: Mapping[str, str],
+    rest: Mapping[str, str],
+    seeds: Sequence[int],
+    rule: DecisionRule,
+    **fields: Any,
+) -> Recipe:
+    """Return the study that trains every arm of a design with every seed, and is judged after each seed.
+
+    Args:
+        base: settings of all trials; its ``study`` is the name of the study, its plan does not count.
+        design: arms.
+        impls: level -> the implementation that computes it at the design's sites.
+        rest: pattern of the other sites -> their choice.
+        seeds: the blocks, in the order in which they run.
+        rule: its sites, seeds, arms and looks are filled in, where it names none.
+        fields: further fields of ``Recipe``, such as ``confirmation_seeds`` and ``early_stopping``.
+    """
+    plans = {}
+    for arm in design.arms:
+        sites = zip(design.sites, arm, strict=True)
+        plans[arm] = Plan.of({**rest, **{site: f"{level}/{impls[level]}" for site, level in sites}})
+    levels = dict.fromkeys(level for factor in design.factors for level in factor.levels)
+    _, *treatments = levels
+    made = Recipe(
+        name=base.study,
+        question=f"In which of {len(design.sites)} layers does {' or '.join(treatments)} pay off?",
+        cost=f"{len(design.arms)} trainings a seed",
+        trials=trials_of(design, base, seeds, plans),
+        sites=design.sites,
+        rule=replace(
+            rule,
+            sites=design.sites,
+            seeds=tuple(seeds),
+            arms=design.arms,
+            interim_analyses=rule.interim_analyses or tuple(range(1, len(seeds) + 1)),
+        ),
+        design=design,
+    )
+    return replace(made, **fields)

@@ -1,0 +1,117 @@
+"""``biaswise study new``: the file that it writes is a study, and what it says of it is that study's."""
+
+import json
+
+import pytest
+
+from experiments.cli import main
+from experiments.recipes.mini import MINI_CHECKPOINT, MINI_CONFIG
+from experiments.recipes.registry import recipe
+from pipeline.config.plan import Choice
+
+R50 = "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
+PLAIN = "experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of the user's own, with the tables of a dataset as far as they are counted."""
+    for version, scenes in (
+        ("v1.0-mini", {"scene-0061": 20, "scene-0553": 20, "scene-0103": 20}),
+        ("v1.0-trainval", {"scene-0001": 40, "scene-0003": 38}),
+    ):
+        (tmp_path / f"of-{version}" / version).mkdir(parents=True)
+        table = [{"name": name, "nbr_samples": number} for name, number in scenes.items()]
+        (tmp_path / f"of-{version}" / version / "scene.json").write_text(json.dumps(table))
+        (tmp_path / f"of-{version}" / version / "sample.json").write_text("[]")
+    (tmp_path / "cmt.pth").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def new(*words, file="my_study.py", config=MINI_CONFIG, data="of-v1.0-mini", init=MINI_CHECKPOINT, gpus="0"):
+    given = ["--config", config, "--data", data, "--init", init, "--gpus", gpus]
+    return main(["study", "new", file, *given, *words])
+
+
+def test_the_file_is_a_study_of_the_users_config_data_and_checkpoint(here, capsys):
+    assert new("--treatment", "window:5") == 0
+    said = capsys.readouterr().out
+    made = recipe("my_study.py")
+    first = made.trials[0]
+    assert (first.config, first.init_checkpoint, first.data.train) == (
+        MINI_CONFIG,
+        MINI_CHECKPOINT,
+        ("of-v1.0-mini",),
+    )
+    assert (first.train.steps, first.data.nuscenes_version) == (20, "v1.0-mini"), "an epoch of 40 frames"
+    assert first.plan["decoder.0.cross"] == Choice("none", "gathered")
+    assert made.rule.treatments == ("window:5",)
+    assert (len(made.trials), made.design.kind, made.confirmation_seeds) == (32, "full", (100, 101))
+    assert "the bias varies at decoder.0.cross, decoder.1.cross, decoder.2.cross" in said
+    assert "Frozen: img_backbone, img_neck, pts_branch." in said
+    assert "32 trials (8 arms, 4 seeds) find a net gain of the margin" in said
+    assert "Hours: computed" in said
+    lines = (here / "my_study.py").read_text().splitlines()
+    assert len(lines) < 70
+    assert main(["study", "power", "my_study.py"]) == 0
+
+
+def test_hours_bound_the_study(here, capsys):
+    assert new("--hours", "0.1") == 0
+    few = recipe("my_study.py")
+    assert (len(few.trials), few.confirmation_seeds) == (8, ())
+    assert new("--hours", "0.01", file="other.py") == 2
+    assert (
+        "can decide nothing at a margin of 0.5 points; the smallest that can takes 8"
+        in capsys.readouterr().err
+    )
+    assert not (here / "other.py").exists()
+
+
+def test_full_size_on_eight_gpus(here, capsys):
+    (here / "of-v1.0-trainval/nuscenes_dbinfos_train.pkl").touch()
+    assert new(config=R50, data="of-v1.0-trainval", init="cmt.pth", gpus="8") == 0
+    made = recipe("my_study.py")
+    first = made.trials[0]
+    assert (first.num_workers, first.train.batch_size, first.device, first.train.amp) == (8, 2, "cuda", True)
+    assert first.plan["decoder.5.cross"] == Choice("none", "sdpa_flash")
+    assert {key.rpartition(".")[2]: json.loads(text) for key, text in first.overrides} == {
+        "info_path": "of-v1.0-trainval/nuscenes_dbinfos_train.pkl",
+        "data_root": "of-v1.0-trainval",
+    }
+    assert len(made.design.arms) == 16
+    assert "h on 8 GPUs" in capsys.readouterr().out
+
+
+def test_the_command_that_wrote_it_is_in_the_file(here):
+    new("--treatment", "window", "--treatment", "gaussian:3", "--hours", "3")
+    text = " ".join((here / "my_study.py").read_text().split())
+    words = f"--config {MINI_CONFIG} --data of-v1.0-mini --init {MINI_CHECKPOINT} --gpus 0 --hours 3"
+    assert f"biaswise study new my_study.py {words} --treatment window --treatment gaussian:3" in text
+    assert recipe("my_study.py").rule.treatments == ("window", "gaussian:3")
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "sentence"),
+    [
+        ([], {"file": "study.txt"}, "give it a name that ends in .py"),
+        ([], {"file": "there.py"}, "there.py: exists already; choose another name"),
+        ([], {"file": "demo.py"}, "'demo' is the name of a recipe that ships"),
+        ([], {"file": "my study.py"}, "'my study' cannot name a study"),
+        ([], {"gpus": "-1"}, "--gpus -1: expected the number of GPUs"),
+        (["--hours", "0"], {}, "--hours 0: expected more than 0"),
+        ([], {"init": "no.pth"}, "--init no.pth: there is no file"),
+        ([], {"config": "no.py"}, "there is no config file"),
+        ([], {"data": "nowhere"}, "--data nowhere: there is no"),
+        ([], {"data": "."}, "no tables; expected a folder such as v1.0-trainval in it"),
+        (["--treatment", "magic"], {}, "the rule names the bias 'magic'"),
+        ([], {"config": PLAIN}, "its model has no AQR, so that no layer can have a bias"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else None,
+)
+def test_refusals(here, capsys, words, given, sentence):
+    (here / "there.py").touch()
+    assert new(*words, **given) == 2
+    assert sentence in capsys.readouterr().err
+    assert {file.name for file in here.glob("*.py")} == {"there.py"}

@@ -1,0 +1,327 @@
+"""Configs of mmcv 1.x: recognised, and migrated to the same parameters, learning rates and augmentation."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from torch import nn
+
+from experiments.cli import main
+from experiments.lint.check import lint
+from experiments.lint.finding import LintError
+from experiments.lint.migration.migrate import migrate
+from experiments.lint.migration.report import read_previous, write_today
+from pipeline.config.plan import Plan
+from pipeline.config.settings import TrialSettings
+from pipeline.data.augmentation.train_pipeline import read_train_pipeline
+from pipeline.data.formats.open import open_source
+from pipeline.data.source import Reading
+from pipeline.detector.build import load_config
+from pipeline.detector.openmmlab.lr_schedule import LrSchedule, read_length, read_schedule
+from pipeline.metrics.rows import read_rows, select
+from pipeline.runtime.session import LocalSession
+from pipeline.storage.paths import ROOT
+from pipeline.training.trial import run_trial
+from tests.pipeline.conftest import settings_on, small_dataset  # noqa: F401  a fixture
+
+PREVIOUS = Path(__file__).parent / "previous"
+FUSION, CAMERAS, BEV = (PREVIOUS / f"{name}.py" for name in ("fusion", "cameras", "lidar"))
+SHIPPED = ROOT / "experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+
+
+def migrated(old: Path, folder: Path) -> Path:
+    out = folder / f"new_{old.name}"
+    write_today(old, out)
+    return out
+
+
+@pytest.mark.parametrize("old", [FUSION, CAMERAS, BEV], ids=lambda path: path.stem)
+def test_lint_says_first_what_it_is(old: Path) -> None:
+    report = lint(old)
+    (wrong,) = report.wrong
+    assert (wrong.rule, wrong.sentence.partition(",")[0]) == ("mmcv-1", "this is a config of mmcv 1.x")
+    assert "--fix --out NEW.py" in wrong.advice
+    assert old.read_text().splitlines()[wrong.place.line - 1].startswith("optimizer = ")
+    if "loss_scale" in old.read_text():
+        assert "training is bfloat16" in report.notes[0].sentence
+    assert report.sites == ()
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "experiments/configs").glob("*.py")), ids=lambda p: p.stem)
+def test_configs_of_today_are_not_taken_for_old_ones(config: Path) -> None:
+    assert read_previous(config) is None
+
+
+def test_what_has_no_counterpart_is_listed_and_what_matters_comes_first() -> None:
+    notes = [note for note in lint(FUSION).notes if note.rule == "no-counterpart"]
+    listed = {str(note.key[-1]) for note in notes}
+    assert listed == {
+        "loss_scale", "13", "0", "test_cfg", "downsample_scale", "loss_heatmap", "voxel_size", "dataset",
+        "feedforward_channels", "grid_size", "custom_fp16", "checkpoint_config", "unused_switch",
+    }  # fmt: skip
+    matter = [note.sentence for note in notes if "differs" in note.advice]
+    assert [sentence.split(" is left out")[0] for sentence in matter] == [
+        "the step PhotoMetricDistortionMultiViewImage", "the hook EMAHook",
+    ]  # fmt: skip
+    assert notes.index(next(n for n in notes if n.sentence == matter[-1])) == 2  # after the loss scale
+    run = next(note.sentence for note in notes if note.key == ("checkpoint_config",))
+    for name in ("log_config", "dist_params", "workflow", "find_unused_parameters"):
+        assert f"{name}: " in run
+
+
+def shapes(model: dict[str, Any]) -> dict[str, torch.Size]:
+    init_default_scope("mmdet3d")
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in MODELS.build(model).state_dict().items()}
+
+
+def test_the_migrated_model_has_the_parameters_of_the_published_one(tmp_path: Path) -> None:
+    new = load_config(migrated(FUSION, tmp_path))
+    assert shapes(new.model) == shapes(load_config(SHIPPED).model)
+    assert new.load_from == "ckpts/nuim_r50.pth"
+    wrapper, shipped = (c.optim_wrapper.to_dict() for c in (new, load_config(SHIPPED)))
+    assert wrapper == shipped
+
+
+def test_the_migrated_data_are_those_of_the_published_config(tmp_path: Path) -> None:
+    ours, published = (load_config(p).to_dict() for p in (migrated(FUSION, tmp_path), SHIPPED))
+    one, other = read_train_pipeline(ours), read_train_pipeline(published)
+    assert one is not None
+    assert other is not None
+    assert [type(step) for step in one.steps] == [type(step) for step in other.steps]
+    for mine, theirs in zip(one.steps, other.steps, strict=True):
+        assert normal(asdict(mine)) == normal(asdict(theirs))  # type: ignore[call-overload]
+    assert (one.reading, one.val_reading, one.balanced, one.size) == (
+        other.reading, other.val_reading, other.balanced, other.size
+    )  # fmt: skip
+    for loader in ("train_dataloader", "val_dataloader"):
+        for key in ("batch_size", "num_workers", "sampler"):
+            assert ours[loader][key] == published[loader][key]
+    assert ours["val_evaluator"] == published["val_evaluator"]
+    inner = ours["train_dataloader"]["dataset"]["dataset"]
+    expected = published["train_dataloader"]["dataset"]["dataset"]
+    for key in ("type", "data_root", "ann_file", "metainfo", "modality", "data_prefix", "test_mode"):
+        assert inner[key] == expected[key], key
+
+
+def normal(value: Any) -> Any:
+    """Values of a config with lists for tuples, and one way to name all five columns of a point."""
+    if isinstance(value, dict):
+        return {key: 5 if key == "use_dim" else normal(inner) for key, inner in value.items()}
+    return [normal(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_same_seed_augments_a_frame_alike(seed: int, tmp_path: Path, small_dataset: Path) -> None:  # noqa: F811
+    """The cameras' steps, drawn here as CMT's code draws and computes them: turn, scale, cut."""
+    pipeline = read_train_pipeline(load_config(migrated(CAMERAS, tmp_path)).to_dict())
+    assert pipeline is not None
+    frame = open_source(small_dataset, "v1.0-mini", "mini_train", Reading())[0]
+    found = pipeline.at(0)(frame, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    angle, scale = rng.uniform(-0.3925, 0.3925), rng.uniform(0.95, 1.05)
+    rng.normal(0, [0, 0, 0], 3)  # ours draws a shift too, which is 0
+    turn = np.eye(4)
+    turn[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    stretch = np.diag([scale, scale, scale, 1.0])
+    moved = frame.lidar2img @ np.linalg.inv(turn) @ np.linalg.inv(stretch)
+    resize, _ = rng.uniform(0.28, 0.35), rng.uniform(0, 0)
+    width, height = int(400 * resize), int(225 * resize)
+    left, flip = int(rng.uniform() * (width - 112)), bool(rng.integers(2))
+    cut = np.eye(4)
+    cut[0, 0], cut[1, 1], cut[0, 2], cut[1, 2] = width / 400, height / 225, -left, -(height - 48)
+    mirror = np.diag([-1.0, 1.0, 1.0, 1.0]) if flip else np.eye(4)
+    mirror[0, 2] = 112 if flip else 0
+    np.testing.assert_allclose(found.lidar2img, mirror @ cut @ moved, rtol=1e-9, atol=1e-6)
+    centres = np.concatenate([frame.boxes[:, :3], np.ones((len(frame.boxes), 1))], 1) @ (stretch @ turn).T
+    kept = (np.abs(centres[:, :2]) < 54).all(axis=1)
+    np.testing.assert_allclose(found.boxes[:, :3], centres[kept, :3], rtol=1e-5, atol=1e-4)
+    assert found.images.shape == (6, 48, 112, 3)
+
+
+def test_steps_of_the_lidar_alone_are_those_that_also_move_cameras(tmp_path: Path) -> None:
+    pipeline = read_train_pipeline(load_config(migrated(BEV, tmp_path)).to_dict())
+    assert pipeline is not None
+    assert [type(step).__name__ for step in pipeline.steps] == [
+        "LoadAnnotations3D", "UnifiedObjectSample", "GlobalRotScaleTransAll", "CustomRandomFlip3D",
+        "PointsRangeFilter", "ObjectRangeFilter", "ObjectNameFilter", "PointShuffle",
+    ]  # fmt: skip
+    assert not pipeline.steps[1].sample_2d  # type: ignore[attr-defined]
+    assert pipeline.reading.sweeps == 10
+
+
+EPOCHS, EPOCH = 20, 7
+WARM = {"warmup": "linear", "warmup_iters": 10, "warmup_ratio": 1 / 3}
+SCHEDULES: list[dict[str, Any]] = [
+    {"policy": "cyclic", "target_ratio": (6, 1e-4), "cyclic_times": 1, "step_ratio_up": 0.4},
+    {"policy": "cyclic", "target_ratio": (8, 1e-4), "cyclic_times": 3, "step_ratio_up": 0.35},
+    {"policy": "CosineAnnealing", "min_lr_ratio": 1e-3, **WARM},
+    {"policy": "CosineAnnealing", "by_epoch": False, "min_lr": 1e-6, **WARM, "warmup": "exp"},
+    {"policy": "step", "step": [8, 11], **WARM, "warmup": "constant"},
+    {"policy": "step", "step": 6, "gamma": 0.5, "min_lr": 2e-5},
+    {"policy": "poly", "power": 0.9, "min_lr": 1e-5, "by_epoch": False},
+    {"policy": "exp", "gamma": 0.8, **WARM, "warmup_iters": 2, "warmup_by_epoch": True},
+    {"policy": "fixed", **WARM},
+]
+
+
+def hook_of_mmcv(config: dict[str, Any], base: float) -> Iterator[float]:
+    """Run an epoch-based training with the hook of a policy, in the order in which mmcv 1.x calls it."""
+    rate = regular = base
+    count = itertools.count()
+    warm = config.get("warmup_iters", 0) * (EPOCH if config.get("warmup_by_epoch") else 1)
+    by_epoch = config.get("by_epoch", config["policy"] != "cyclic")
+    for epoch in range(EPOCHS):
+        if by_epoch:
+            rate = regular = scheduled(config, base, epoch, EPOCHS)
+        for _ in range(EPOCH):
+            step = next(count)
+            if not by_epoch:
+                rate = regular = scheduled(config, base, step, EPOCHS * EPOCH)
+            if config.get("warmup") and step < warm:
+                left = 1 - step / warm
+                rate = {
+                    "constant": regular * config["warmup_ratio"],
+                    "linear": regular * (1 - left * (1 - config["warmup_ratio"])),
+                    "exp": regular * config["warmup_ratio"] ** left,
+                }[config["warmup"]]
+            elif step == warm:
+                rate = regular
+            yield rate
+
+
+def scheduled(config: dict[str, Any], base: float, done: int, whole: int) -> float:
+    """The formulas again, written another way: a half cosine is a squared sine."""
+
+    def ease(start: float, end: float, share: float) -> float:
+        return start + (end - start) * math.sin(math.pi * share / 2) ** 2
+
+    policy = config["policy"]
+    if policy == "cyclic":
+        cycle = whole // config["cyclic_times"]
+        peak, last = (base * ratio for ratio in config["target_ratio"])
+        rise, at = int(config["step_ratio_up"] * cycle), done % cycle
+        return ease(base, peak, at / rise) if at < rise else ease(peak, last, (at - rise) / (cycle - rise))
+    if policy == "CosineAnnealing":
+        return ease(base, config.get("min_lr", base * config.get("min_lr_ratio", 0)), done / whole)
+    if policy == "step":
+        steps = config["step"]
+        drops = done // steps if isinstance(steps, int) else len([s for s in steps if s <= done])
+        return max(config.get("min_lr", 0), base * math.prod([config.get("gamma", 0.1)] * drops))
+    if policy == "poly":
+        return config["min_lr"] + (base - config["min_lr"]) * ((whole - done) / whole) ** config["power"]
+    return base * math.prod([config["gamma"]] * done) if policy == "exp" else base
+
+
+def of_our_loop(config: dict[str, Any], batches: int) -> list[tuple[list[float], float]]:
+    """Learning rates of two groups and Adam's first beta at every step."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-4 * factor} for factor in (1.0, 0.01)]
+    made = torch.optim.AdamW(groups, lr=1e-4)
+    length = read_length(config)
+    assert length is not None
+    schedule = LrSchedule(read_schedule(config), made, length, EPOCH)
+    found = []
+    for step in range(batches):
+        schedule.apply(step)
+        found.append(([group["lr"] for group in made.param_groups], made.param_groups[0]["betas"][0]))
+    return found
+
+
+@pytest.mark.parametrize("lr_config", SCHEDULES, ids=lambda c: f"{c['policy']}-{c.get('warmup', 'cold')}")
+def test_every_step_has_the_rate_that_mmcv_computes(lr_config: dict[str, Any]) -> None:
+    old = read_previous(FUSION)
+    assert old is not None
+    new = migrate({**old, "lr_config": lr_config}).config
+    found = of_our_loop(new, EPOCHS * EPOCH)
+    for group, base in enumerate((1e-4, 1e-6)):
+        expected = list(hook_of_mmcv(lr_config, base))
+        np.testing.assert_allclose([rates[group] for rates, _ in found], expected, rtol=1e-12)
+    momentum = {"policy": "cyclic", "target_ratio": (0.8947368421052632, 1), "cyclic_times": 1}
+    expected = list(hook_of_mmcv({**momentum, "step_ratio_up": 0.4}, 0.9))
+    np.testing.assert_allclose([beta for _, beta in found], expected, rtol=1e-12)
+
+
+def test_the_runner_of_mmengine_gets_the_same_rates(tmp_path: Path) -> None:
+    new = load_config(migrated(FUSION, tmp_path)).to_dict()
+    made = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-4)
+    schedulers = [
+        PARAM_SCHEDULERS.build(entry, default_args={"optimizer": made, "epoch_length": EPOCH})
+        for entry in new["param_scheduler"]
+    ]
+    for step, ((rate, _), beta) in enumerate(of_our_loop(new, EPOCHS * EPOCH)):
+        assert (made.param_groups[0]["lr"], made.param_groups[0]["betas"][0]) == (rate, beta), step
+        made.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("old", [CAMERAS, BEV], ids=lambda path: path.stem)
+def test_models_of_one_sensor_train_as_migrated_and_take_a_plan(
+    old: Path,
+    tmp_path: Path,
+    small_dataset: Path,  # noqa: F811
+) -> None:
+    new = migrated(old, tmp_path)
+    text = new.read_text().replace("sample_groups=dict(car=2, truck=3)", "sample_groups=dict()")
+    new.write_text(text)  # there is no object database here, and without a number none is opened
+    assert [finding.rule for finding in lint(new, "cpu").wrong if finding.rule != "cannot-run"] == []
+    plan = Plan.of({"decoder.*.self": "none/sdpa_math", "decoder.*.cross": "none/sdpa_flash"})
+    settings: TrialSettings = settings_on(small_dataset, warmup_steps=None, steps=None)
+    settings = replace(
+        settings, config=str(new), overrides=(("optim_wrapper.type", '"OptimWrapper"'),), plan=plan
+    )
+    run_trial(settings, LocalSession(tmp_path / "trial"))
+    rows = read_rows(tmp_path / "trial" / "rows.jsonl")
+    batches = 2 * 2  # two epochs of four frames, two a batch
+    steps = batches // (2 if old == CAMERAS else 1)  # cumulative_iters
+    assert [row.step for row in select(rows, metric="loss")] == list(range(1, steps + 1))
+    assert next(select(rows, metric="loss")).plan.count("none/sdpa_flash") == 2
+    assert len(list(select(rows, metric="NDS"))) == 1
+
+
+def test_the_command_writes_reports_and_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new.py"
+    assert main(["lint", str(FUSION)]) == 1
+    assert main(["lint", str(FUSION), "--fix", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("mmcv-1") < said.index("decoder.0.cross")
+    assert said.rstrip().endswith("new.py")
+    for words, sentence in (
+        ([str(FUSION), "--fix"], "name the new file: --fix --out NEW.py"),
+        ([str(FUSION), "--out", str(out)], "--out names the file that --fix writes"),
+        ([str(out), "--fix", "--out", str(tmp_path / "b.py")], "is a config of today"),
+    ):
+        assert main(["lint", *words]) != 0
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(LintError, match="name another file"):
+        write_today(FUSION, FUSION)
+
+
+def test_other_ways_to_say_things() -> None:
+    old = read_previous(BEV)
+    assert old is not None
+    repeated = {"type": "RepeatDataset", "times": 2, "dataset": old["data"]["train"]}
+    changed = {
+        **old,
+        "runner": {"type": "IterBasedRunner", "max_iters": 90},
+        "lr_config": {"policy": "OneCycle", "max_lr": 1e-3},
+        "model": {**old["model"], "pretrained": "x.pth"},
+        "data": {**old["data"], "train": repeated},
+        "optimizer": {**old["optimizer"], "paramwise_cfg": {"norm_decay_mult": 0.0}},
+    }
+    migration = migrate(changed)
+    assert migration.config["train_cfg"] == {"type": "IterBasedTrainLoop", "max_iters": 90}
+    assert "param_scheduler" not in migration.config
+    matter = {entry.key[-1] for entry in migration.lost if entry.matters}
+    assert matter == {"lr_config", "train", "norm_decay_mult"}
+    assert ("model", "pretrained") in {entry.key for entry in migration.lost}
