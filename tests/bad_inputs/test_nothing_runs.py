@@ -28,8 +28,6 @@ def test_a_report_runs_no_config(study: Path, tmp_path: Path, more: list[str]) -
         (trial / "settings.json").write_text(json.dumps(settings))
     assert main(["study", "report", str(study), *more]) == 0
     assert not (tmp_path / "it_ran").exists()
-    main(["study", "report", str(study), "--plan-config"])  # asked for by its flag, it is run
-    assert (tmp_path / "it_ran").exists()
 
 
 def test_a_report_writes_through_no_link(study: Path, tmp_path: Path) -> None:
