@@ -145,7 +145,7 @@ def _other_code() -> str:
         return ""
     return (
         f"this folder is a checkout of Biaswise, but the code that runs is that of {ROOT}, and so are its "
-        f"configs; data, runs and mlflow.db are those of {home()}. `make test` makes an environment of its own"
+        f"configs; data, runs and mlflow.db are those of {home()}. `make test` makes its own environment"
     )
 
 
