@@ -142,8 +142,9 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; make room, the same command goes on"
-    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
-        return f"{_short(error.filename, MAX_PATH)}: {os.strerror(error.errno)}; check the path"
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+        name = str(error) if error.filename is None else error.filename  # pyarrow puts it into the text
+        return f"{_short(name, MAX_PATH)}: {os.strerror(error.errno)}; check the path"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib
         return f"{error}; check the path"
     return ""

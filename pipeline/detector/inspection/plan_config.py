@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from pipeline.config.plan import Plan, PlanError
 from pipeline.detector import build
 from pipeline.detector.inspection.meta_device import meta_device
-from pipeline.detector.inspection.sites import PARTS, plain
+from pipeline.detector.inspection.sites import PARTS, plain, sites_of
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
 from pipeline.storage.temporary import temporary_folder
 
@@ -72,7 +72,7 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
     """
     path = build.config_path(config)
     head = plain(build.load_config(path).model.pts_bbox_head)
-    resolved = plan.resolve(site for site, _ in plan_of(path).choices)
+    resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
     base = os.path.relpath(path, folder or Path.cwd())
     lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
     changes: dict[str, Any] = {}

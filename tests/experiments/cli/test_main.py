@@ -118,7 +118,10 @@ def test_wrong_words_are_wrong_usage(words, capsys):
             ["study", "screen", "pretrain"],
             "recipe pretrain has no rule, so nothing says which bias to switch off",
         ),
-        (["study", "run", "r50_waves"], "cmt_voxel0100_r50_800x320_cbgs.pth; put the config or the weights"),
+        (
+            ["study", "run", "r50_waves"],
+            "r50_800x320_cbgs.pth; name yours with --init CHECKPOINT",
+        ),
         (["demo"], "into the project; cd"),
         (["study", "report", "nope"], "no study 'nope'"),
         (["study", "sync"], "no study here"),
