@@ -102,7 +102,7 @@ class Predictor:
         return to_detections(self.model.add_pred_to_datasample(list(samples), boxes))
 
 
-class Features:
+class FeatureCache:
     """Features of branches, each computed once per input; those of empty inputs are kept for good."""
 
     def __init__(self) -> None:
@@ -138,15 +138,15 @@ class SharedFeatures:
     """
 
     def __init__(self) -> None:
-        self.of_trunk = Features()
-        self._of_models: dict[int, Features] = {}
+        self.of_trunk = FeatureCache()
+        self._of_models: dict[int, FeatureCache] = {}
 
-    def of(self, model: Any) -> Features:
+    def of(self, model: Any) -> FeatureCache:
         """Return those after the trunk of a model; those of other models are forgotten, to spare memory."""
         for other, features in self._of_models.items():
             if other != id(model):
                 features.forget_frames()
-        return self._of_models.setdefault(id(model), Features())
+        return self._of_models.setdefault(id(model), FeatureCache())
 
     def forget_frames(self) -> None:
         """Forget all features but those of empty inputs."""
@@ -199,7 +199,7 @@ class _Read:
     samples: list[Any]
 
     @classmethod
-    def of(cls, model: Any, views: Sequence[View], features: Features) -> "_Read":
+    def of(cls, model: Any, views: Sequence[View], features: FeatureCache) -> "_Read":
         prepared = model.data_preprocessor(collate([view.sample for view in views]), False)
         inputs, (images, points) = prepared["inputs"], model.active_trunk
         return cls(
@@ -214,7 +214,7 @@ class _Read:
             prepared["data_samples"],
         )
 
-    def after_trunk(self, model: Any, features: Features) -> tuple[Tensor, Tensor]:
+    def after_trunk(self, model: Any, features: FeatureCache) -> tuple[Tensor, Tensor]:
         """Return BEV features and image features of a model."""
         images, points = self.stages
         bev = features.once(
