@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let the links of a page lead where its targets are in the site; fill in the commands; rank records last."""
+    """Rewrite the links of a page to where their targets are, fill in the commands, rank records last."""
     if page.file.src_uri.startswith(RECORDS):
         page.meta["search"] = {"boost": 0.3}
     if COMMANDS in markdown:
