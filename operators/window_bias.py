@@ -92,6 +92,8 @@ class GaussianBias(WeightedBias):
         if tuple(self.centers.shape) != expected or self.centers.dtype not in FLOATS:
             got = f"{self.centers.dtype} {tuple(self.centers.shape)}"
             raise ValueError(f"GaussianBias expects float centers {expected}, got {got}")
+        if isinstance(self.sigma, Tensor) or isinstance(self.limit, Tensor):
+            raise TypeError("GaussianBias: sigma and limit are numbers, a tensor's gradient would be lost")
         if not (self.sigma > 0 and self.limit > 0):
             raise ValueError(
                 f"GaussianBias expects sigma > 0 and limit > 0, got {self.sigma} and {self.limit}"
