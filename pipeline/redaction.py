@@ -119,12 +119,18 @@ def _spellings(value: str) -> re.Pattern[str]:
     return re.compile("".join(letters))
 
 
+@lru_cache(maxsize=4096)
+def _is_secret_variable(name: str) -> bool:
+    return _NAME.search(name) is not None
+
+
 def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return (name, value) of the secret variables.
 
     The longest value comes first, because a shorter one may be a part of it.
     """
-    secrets = [(n, v) for n, v in environment.items() if _NAME.search(n) and len(v) >= SHORTEST]
+    named = [(name, environment[name]) for name in environment if _is_secret_variable(name)]
+    secrets = [(name, value) for name, value in named if len(value) >= SHORTEST]
     return sorted(secrets, key=lambda pair: len(pair[1]), reverse=True)
 
 

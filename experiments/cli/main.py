@@ -35,7 +35,7 @@ from experiments.cli.ui import ServeUi
 from pipeline.errors import is_user_error
 from pipeline.printable import printable, say
 from pipeline.ray_train.local_cluster import prepare_ray
-from pipeline.storage.paths import ROOT
+from pipeline.storage.paths import ROOT, home
 
 DONE, WRONG_USAGE = 0, 2
 SIGNALLED = 128
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = build_parser().parse_args(argv)
+    if text := _other_code():
+        say(f"biaswise: note: {text}", error=True)
     RECEIVED.clear()
     _prepare_process(arguments)
     try:
@@ -134,6 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"biaswise: error: {_short(sentence, MAX_SENTENCE)}", error=True)
         return WRONG_USAGE
+
+
+def _other_code() -> str:
+    """Return that the current folder is a checkout, and not the one whose code runs; empty if it is not."""
+    here = Path.cwd()
+    if here.samefile(ROOT) or not (here / "experiments/cli/main.py").is_file():
+        return ""
+    return (
+        f"this folder is a checkout of Biaswise, but the code that runs is that of {ROOT}, and so are its "
+        f"configs; data, runs and mlflow.db are those of {home()}. `make test` makes its own environment"
+    )
 
 
 def _sentence(error: Exception) -> str:

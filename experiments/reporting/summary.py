@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from experiments.analysis import confirmation
@@ -116,7 +117,7 @@ class Summary:
     screened: tuple[Ranked, ...] = ()
     scene: bytes = b""
 
-    @property
+    @cached_property
     def tables(self) -> tuple[Table, ...]:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or DecisionRule()

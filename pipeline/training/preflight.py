@@ -74,7 +74,14 @@ def _check_conditions(settings: TrialSettings) -> None:
 
 
 def _check_numbers(train: TrainSettings) -> None:
-    least = {"steps": 0, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    least = {
+        "steps": 0,
+        "batch_size": 1,
+        "warmup_steps": 0,
+        "checkpoint_every": 1,
+        "log_every": 1,
+        "checkpoints_kept": 1,
+    }
     for name, minimum in least.items():
         value = getattr(train, name)
         if value is not None and value < minimum:
