@@ -90,6 +90,13 @@ def _shapes(survey: Survey) -> Iterator[Finding]:
                 f"{name} is {join.takes}, but {join.giver} {verb} {join.gives}: the first batch would fail",
                 f"set {join.key[-1]}={join.gives}, or change {join.giver}",
             )
+    for key, sentence in survey.stuck.items():
+        yield Finding(
+            "shapes-disagree",
+            key,
+            f"{'.'.join(map(str, key[1:]))} refuses its input: {sentence}: the first batch would fail",
+            "correct what it names",
+        )
     yield from _scales(survey)
     yield from _image_size(survey.model)
 

@@ -21,12 +21,14 @@ from experiments.study.preflight import (
     check_trials,
     digest_inputs,
     make_datasets,
+    refuse_missing,
 )
 from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
+from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import StudySync
 from pipeline.tracking.study_reader import StudyEnd, write_end
 
@@ -100,8 +102,8 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
-    if options.storage:
-        copy_at(options.storage, folder.path)  # a URI that cannot be used is refused before the lock is made
+    if any(not folder.is_complete(name) for name in recipe.named_trials()):
+        refuse_missing(recipe, _about_storage(options.storage, folder))
     console.print(
         f"{recipe.question}\n{takes(recipe)}; folder {folder.path}", highlight=False, soft_wrap=True
     )
@@ -113,6 +115,16 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
         except KeyboardInterrupt:
             _interrupted(folder, options.tracking)
             raise
+
+
+def _about_storage(uri: str, folder: StudyFolder) -> list[str]:
+    """Return why a URI cannot be used; nothing if it can."""
+    try:
+        if uri:
+            copy_at(uri, folder.path)
+    except StorageError as error:
+        return [f"storage: {error}"]
+    return []
 
 
 def _run_in_folder(

@@ -6,6 +6,7 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from torch import nn
 
+from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.acceleration.cuda_graph import MOST, Graphs
 from pipeline.detector.acceleration.memory_format import convolutions_channels_last
 from pipeline.detector.acceleration.training_graph import MOST as MOST_IN_TRAINING
@@ -63,7 +64,9 @@ def use_graphs(model: Any, graphs: bool = True, most: int = MOST) -> Any:
     return model
 
 
-def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TRAINING) -> Any:
+def train_through_graphs(
+    model: Any, graphs: bool = True, most: int = MOST_IN_TRAINING, recorders: Recorders | None = None
+) -> Any:
     """Switch training through CUDA graphs on or off: for the head with its losses, and for frozen backbones.
 
     Losses and gradients are the same up to the order of sums. Dropout draws for the padding slots too. The
@@ -73,14 +76,15 @@ def train_through_graphs(model: Any, graphs: bool = True, most: int = MOST_IN_TR
         model: a ``CmtDetector``.
         graphs: False: launch kernel by kernel, and free the graphs' memory.
         most: see ``TrainGraphs``.
+        recorders: see ``TrainGraphs``.
 
     Returns:
         The model; a model on a CPU does not change.
     """
-    on = graphs and next(model.parameters()).is_cuda
-    model.pts_bbox_head.train_graphs = TrainGraphs(model.pts_bbox_head, most) if on else None
+    on, head = graphs and next(model.parameters()).is_cuda, model.pts_bbox_head
+    head.train_graphs = TrainGraphs(head, most, recorders=recorders) if on else None
     # The LiDAR branch runs beside the image branch, so their captures cannot share buffers.
-    model.lidar_graphs = TrainGraphs(model, lane="lidar") if on else None
+    model.lidar_graphs = TrainGraphs(model, lane="lidar", recorders=recorders) if on else None
     return model
 
 

@@ -30,6 +30,9 @@ BATCH = 4
 DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
 """Condition -> poses and detections of all frames."""
 
+Features = tuple[Tensor, Tensor, list[Any]]
+"""BEV features, image features, and the data samples of mmdet3d."""
+
 Progress = Callable[[int], None]
 """Gets how many of this rank's frames are done."""
 
@@ -145,6 +148,18 @@ class Predictor:
         with torch.inference_mode(), autocast(self.device, self.amp):
             prepared = self.model.data_preprocessor(batch, False)
             return to_detections(self.model(**prepared, mode="predict"))
+
+    def read(self, batch: Mapping[str, Any]) -> Features:
+        """Run both branches on a prepared batch; ``run`` is this and ``detect``."""
+        self.evaluating()
+        with torch.inference_mode(), autocast(self.device, self.amp):
+            prepared = self.model.data_preprocessor(batch, False)
+            return (*self.model.extract_feat(prepared["inputs"]), prepared["data_samples"])
+
+    def detect(self, features: Features) -> list[Detections]:
+        """Detect in what ``read`` returned, under the plan that the model has now."""
+        with torch.inference_mode(), autocast(self.device, self.amp):
+            return self.decode(*features)
 
     def evaluating(self) -> None:
         """Put the model into evaluation mode."""

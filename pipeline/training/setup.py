@@ -7,6 +7,7 @@ import torch
 
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrainSettings, TrialSettings
+from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.build import build_model
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
@@ -25,6 +26,7 @@ def build_train_step(
     train: TrainSettings,
     distributed: bool = False,
     find_unused_parameters: bool = True,
+    recorders: Recorders | None = None,
 ) -> TrainStep:
     """Make a model ready to train.
 
@@ -34,8 +36,9 @@ def build_train_step(
         train: ``amp``, ``cuda_graphs`` and ``lr_scale`` hold.
         distributed: as in ``TrainStep``.
         find_unused_parameters: as in ``TrainStep``.
+        recorders: as in ``train_through_graphs``.
     """
-    train_through_graphs(model, train.cuda_graphs)
+    train_through_graphs(model, train.cuda_graphs, recorders=recorders)
     optimizer = build_optimizer(model, optim_wrapper, train.lr_scale)
     limit = clip_norm(optim_wrapper)
     clip = float("inf") if limit is None else limit

@@ -106,6 +106,7 @@ class TrainStep:
         self._skips = all(group.get("fused") for group in optimizer.param_groups)
         self._wrapped: nn.Module = model
         if distributed:
+            _keep_trunk_out_of_ddp(model)
             self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
 
     def prepare(self, batch: Mapping[str, Any]) -> list[Prepared]:
@@ -181,6 +182,16 @@ class TrainStep:
         return [DeviceMeasure(name, "", mean) for name, mean in zip(logs, means, strict=True)], _summed(
             numbers
         )
+
+
+def _keep_trunk_out_of_ddp(model: Any) -> None:
+    """Let DDP leave the buffers of the trunk alone.
+
+    They never change, and it would send them to all ranks in every step of every arm of a cohort.
+    """
+    trunk = {id(buffer) for module in model.trunk_modules for buffer in module.buffers()}
+    names = [name for name, buffer in model.named_buffers() if id(buffer) in trunk]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
 
 
 def split(batch: Mapping[str, Any], count: int) -> Iterator[Mapping[str, Any]]:

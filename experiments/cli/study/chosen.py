@@ -16,7 +16,8 @@ OVERRIDES = ("data", "init", "set", "gpus_per_trial")
 def add_study(parser: ArgumentParser) -> None:
     """Add a study: the name of a recipe, or a study file."""
     text = "a name that `biaswise study list` shows, or your study file (my_study.py)"
-    parser.add_argument("study", help=f"{text}; a study file, and a config, is run as code")
+    code = "a study file, and a config, is run as code: use none that you do not trust"
+    parser.add_argument("study", help=f"{text}; {code}")
 
 
 def add_overrides(parser: ArgumentParser) -> None:

@@ -114,6 +114,7 @@ class Recorder:
         self.turn = 0
         self.pool: Any = None
         self._device = device
+        self._first: Any = None  # kept: a pool whose last graph has gone takes no new one
         if device.type == "cuda":
             self._stream = _stream(device, lane)
             self.pool = torch.cuda.graph_pool_handle()
@@ -143,7 +144,25 @@ class Recorder:
                 failed = error
         if failed is not None:
             raise failed
+        self._first = self._first or graph
         return graph.replay
+
+
+class Recorders:
+    """The recorders of models that train in turn, such as the arms of a cohort: one for each lane.
+
+    Their graphs share a memory pool for intermediate results, because at any time only one pair of passes of
+    a lane is between its forward and its backward pass.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[torch.device, str], Recorder] = {}
+
+    def on(self, device: torch.device, lane: str) -> Recorder:
+        """Return the recorder of a lane; see ``Recorder``."""
+        if (device, lane) not in self._made:
+            self._made[device, lane] = Recorder(device, lane)
+        return self._made[device, lane]
 
 
 class Pair:

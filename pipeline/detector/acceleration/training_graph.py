@@ -17,6 +17,7 @@ from pipeline.detector.acceleration.captured_passes import (
     Pair,
     Passes,
     Recorder,
+    Recorders,
     Replay,
     Values,
     given,
@@ -45,11 +46,19 @@ class TrainGraphs(Gate):
         owner: the module whose function is captured.
         most: number of graphs and pairs that are kept; later kinds of input run kernel by kernel.
         lane: captures that may be replayed at the same time need another lane, and another instance.
+        recorders: of the models that train in turn with this one; None: there is no other.
     """
 
-    def __init__(self, owner: nn.Module, most: int = MOST, lane: str = "main") -> None:
+    def __init__(
+        self,
+        owner: nn.Module,
+        most: int = MOST,
+        lane: str = "main",
+        recorders: Recorders | None = None,
+    ) -> None:
         super().__init__()
         self._lane = lane
+        self._recorders = recorders or Recorders()
         self._owner = owner
         self._parameters = dict(owner.named_parameters())
         self._pairs: dict[Hashable, Pair] = {}
@@ -122,7 +131,7 @@ class TrainGraphs(Gate):
         return seen and not full
 
     def _recorder_on(self, device: torch.device) -> Recorder:
-        self._recorder = self._recorder or Recorder(device, self._lane)
+        self._recorder = self._recorder or self._recorders.on(device, self._lane)
         return self._recorder
 
     @property

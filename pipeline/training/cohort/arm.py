@@ -16,6 +16,7 @@ from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.loading.broken_frames import BrokenFrames
+from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.precision import attention_dtype
 from pipeline.detector.weights import save_weights
@@ -53,6 +54,7 @@ class SharedParts:
         split: what the arms are measured on.
         data: fingerprint of the data.
         early_stopping: where they are measured before their ends.
+        recorders: of their CUDA graphs.
     """
 
     training: ResolvedTraining
@@ -60,6 +62,7 @@ class SharedParts:
     split: ValidationSplit
     data: str
     early_stopping: EarlyStopping
+    recorders: Recorders
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ class ArmTrainer:
             self.settings.train,
             distributed=session.world_size > 1,
             find_unused_parameters=may_leave_parameters_out(model, own),
+            recorders=shared.recorders,
         )
         self._schedule = training.schedule(self.train_step.optimizer)
         recorder = None
@@ -132,9 +136,9 @@ class ArmTrainer:
         self.detector = Predictor(model, model.image_size, self.settings.train.amp)
         listed = session.folder / f"broken_frames_{session.rank}.jsonl"
         self.broken = BrokenFrames(own.data.max_broken_frames, listed)
-        self._times = StepTimes()
+        self.times = StepTimes()
         self.progress = ProgressReporter(session, self.steps)
-        self.logger = MetricsLogger(recorder, session, self.settings, self.steps, self._times, self.broken)
+        self.logger = MetricsLogger(recorder, session, self.settings, self.steps, self.times, self.broken)
         self.early_stopper = EarlyStopper(shared.early_stopping, session, self.logger)
         self._checkpointer = Checkpointer(
             session, self.settings, self.steps, model, self.train_step.optimizer
@@ -193,7 +197,7 @@ class ArmTrainer:
         with self._explained(step.inputs, step.plan):
             measures = step.launched.read()
         trunk_s = step.inputs.ended.seconds_since(step.inputs.begun)
-        self._times.add(step.inputs.wait_s, trunk_s, step.ended.seconds_since(step.begun))
+        self.times.add(step.inputs.wait_s, trunk_s, step.ended.seconds_since(step.begun))
         return measures
 
     @contextmanager

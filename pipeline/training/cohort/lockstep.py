@@ -18,6 +18,7 @@ from pipeline.data.loading.batches import training_batches
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.data.loading.sampler import BatchOrder
 from pipeline.data.sample import Sample
+from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.build import load_config
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
@@ -104,7 +105,7 @@ class Cohort:
         self.split = ValidationSplit(settings, self.training_data.val_reading)
         config = load_config(resolve_path(settings.config), settings.overrides)
         shared = SharedParts(
-            resolved, config.optim_wrapper, self.split, fingerprint(settings.data), self._rule
+            resolved, config.optim_wrapper, self.split, fingerprint(settings.data), self._rule, Recorders()
         )
         self.trainers = [ArmTrainer(arm, model, shared) for arm, model in models]
 

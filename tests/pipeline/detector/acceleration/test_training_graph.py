@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.plan import Plan
+from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.acceleration.training_graph import TrainGraphs
 from pipeline.detector.build import build_model
 from pipeline.detector.openmmlab.data_samples import collate
@@ -166,6 +167,25 @@ def test_a_backward_pass_that_comes_too_late_is_refused(device: str) -> None:
     second.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="must follow its forward pass, once"):
         second.sum().backward()
+
+
+@pytest.mark.parametrize("device", devices())
+def test_models_that_train_in_turn_share_buffers_and_are_told_if_they_do_not(device: str) -> None:
+    recorders, x = Recorders(), batch_of(device, 0)
+    models = [toy(device)[0] for _ in range(2)]
+    calls = [partial(TrainGraphs(model, recorders=recorders).run, "toy", model.compute) for model in models]
+    for _ in range(3):  # kernel by kernel, captured, replayed
+        for model, call in zip(models, calls, strict=True):
+            model.zero_grad()
+            seed_everything(0)
+            call((x, None))[0].sum().backward()
+        one, other = (model.linear.weight.grad for model in models)
+        assert one is not None
+        torch.testing.assert_close(one, other)
+    first, _ = calls[0]((x, None))
+    calls[1]((x, None))
+    with pytest.raises(RuntimeError, match="must follow its forward pass, once"):
+        first.sum().backward()
 
 
 def test_what_comes_after_the_last_pair_runs_without_and_says_so_once(caplog: Any) -> None:
