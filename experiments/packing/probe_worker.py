@@ -15,7 +15,8 @@ import torch
 
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
-from pipeline.evaluation.inference import BATCH, compare
+from pipeline.evaluation.inference import compare
+from pipeline.evaluation.views import BATCH
 from pipeline.metrics.memory import device_memory_gib, forget, peak_resident_gib
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession

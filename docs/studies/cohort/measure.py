@@ -18,11 +18,12 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from pipeline.data.synthetic import generate
 
 # torch and the models are imported by the workers, after OMP_NUM_THREADS is set
 
@@ -38,11 +39,11 @@ GIB = 2.0**30
 class Worker:
     """Cohorts in a process of their own; ``sizes`` are their numbers of arms."""
 
-    def __init__(self, name: str, sizes: list[int], threads: int) -> None:
+    def __init__(self, name: str, sizes: list[int], threads: int, data: Path) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(name, sizes, threads, other), daemon=True)
+        self._process = context.Process(target=serve, args=(name, sizes, threads, data, other), daemon=True)
         self._process.start()
         other.close()
 
@@ -60,10 +61,10 @@ class Worker:
         self._process.join()
 
 
-def serve(name: str, sizes: list[int], threads: int, pipe: Connection) -> None:
+def serve(name: str, sizes: list[int], threads: int, data: Path, pipe: Connection) -> None:
     """Run in a worker: build the cohorts, and answer until None comes."""
     with tempfile.TemporaryDirectory() as folder:
-        arms = Arms(name, sizes, threads, Path(folder))
+        arms = Arms(settings_of(name, data, threads), sizes, Path(folder))
         arms.steps(WARM)
         pipe.send(True)
         while (request := pipe.recv()) is not None:
@@ -74,7 +75,7 @@ def serve(name: str, sizes: list[int], threads: int, pipe: Connection) -> None:
 class Arms:
     """Cohorts that train in turn."""
 
-    def __init__(self, name: str, sizes: list[int], threads: int, folder: Path) -> None:
+    def __init__(self, settings: list[Any], sizes: list[int], folder: Path) -> None:
         import torch
 
         from pipeline.data.synthetic.random_frames import stand_in_frame
@@ -82,14 +83,14 @@ class Arms:
         from pipeline.runtime.session import LocalSession
         from pipeline.training.cohort import Arm, Cohort
 
-        self._device = torch.device(CONFIGS[name][2])
-        deterministic(self._device, threads)
-        trials = cycle(settings_of(name, folder, threads))
+        self._device, batch = torch.device(settings[0].device), settings[0].train.batch_size
+        deterministic(self._device, settings[0].torch_threads)
+        trials = cycle(settings)
         self._cohorts = [
             Cohort([Arm(next(trials), LocalSession(folder / f"{i}-{j}", self._device)) for j in range(size)])
             for i, size in enumerate(sizes)
         ]
-        (height, width), batch = self._cohorts[0].trainers[0].model.image_size, CONFIGS[name][1]
+        height, width = self._cohorts[0].trainers[0].model.image_size
         frames = [stand_in_frame(seed, (height, width)) for seed in range(FRAMES * batch)]
         self._batches = [frames[i * batch : (i + 1) * batch] for i in range(FRAMES)]
         self._done = 0
@@ -164,29 +165,29 @@ def _on_gpu(event: Any) -> bool:
     return bool(event.device_type.name == "CUDA")
 
 
-def settings_of(name: str, folder: Path, threads: int) -> Iterator[Any]:
-    """Yield the settings of an arm without a bias and of one with; the dataset is for what loading costs."""
+def settings_of(name: str, data: Path, threads: int) -> list[Any]:
+    """Return the settings of an arm without a bias and of one with; the dataset is for what loading costs."""
     from pipeline.config.plan import Plan
     from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
-    from pipeline.data.synthetic import generate
     from pipeline.training.benchmark import named_plans
 
     config, batch, device = CONFIGS[name]
-    generate(folder / "data", 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
     plans = [named_plans(cuda=True)["plain"], named_plans(cuda=True)["mask"]]
     if device == "cpu":
         bias = {"aqr.*": "local/gathered", "decoder.*.self": "none/sdpa_flash"}
         plans = [Plan.of({**bias, "decoder.*.cross": f"{kind}/gathered"}) for kind in ("none", "window")]
-    for plan in plans:
-        yield TrialSettings(
+    return [
+        TrialSettings(
             study="cohort",
             config=config,
             plan=plan,
-            data=DataSettings((str(folder / "data"),), str(folder / "data")),
-            train=TrainSettings(steps=10**6, batch_size=batch, warmup_steps=100, augment=False),
+            data=DataSettings((str(data),), str(data)),
+            train=TrainSettings(steps=10**6, batch_size=batch, warmup_steps=100),
             torch_threads=threads,
             device=device,
         )
+        for plan in plans
+    ]
 
 
 def main() -> None:
@@ -202,11 +203,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cohort"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    many = max(asked.packed)
-    cohorts = {n: Worker(asked.name, [n], asked.threads) for n in asked.arms}
+    data = (asked.out / "data").resolve()
+    generate(data, 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
+    many, given = max(asked.packed), (asked.threads, data)
+    cohorts = {n: Worker(asked.name, [n], *given) for n in asked.arms}
     turn = asked.in_turn or many
-    in_turn = Worker(asked.name, [1] * turn, asked.threads)
-    alone = [Worker(asked.name, [1], asked.threads) for _ in range(many)]
+    in_turn = Worker(asked.name, [1] * turn, *given)
+    alone = [Worker(asked.name, [1], *given) for _ in range(many)]
     every = [*cohorts.values(), in_turn, *alone]
     for worker in every:
         worker.answer()

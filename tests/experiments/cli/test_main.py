@@ -122,7 +122,6 @@ def test_wrong_words_are_wrong_usage(words, capsys):
             ["study", "run", "r50_waves"],
             "r50_800x320_cbgs.pth; name yours with --init CHECKPOINT",
         ),
-        (["demo"], "into the project; cd"),
         (["study", "report", "nope"], "no study 'nope'"),
         (["study", "sync"], "no study here"),
         (["data", "synth", "--scenes", "all"], "--scenes all: cannot read 'all'"),

@@ -9,6 +9,7 @@ from experiments.recipes.mini import smoke
 from experiments.reporting.summary import read_record, summarize
 from experiments.storage.corrected_rule import as_begun
 from experiments.storage.study_folder import StudyError, StudyFolder
+from experiments.study.confirmation_run import confirmation
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.storage.trial_sessions import begin_session
 
@@ -85,3 +86,10 @@ def test_a_report_of_the_corrected_file_needs_no_training(begun, tmp_path, monke
     assert main(["study", "report", "mine.py"]) == 0
     said = capsys.readouterr().out
     assert "mine.py is no longer the study that ran; the report is by runs/mine/study.json" in said
+
+
+def test_a_confirmation_is_the_same_study_whatever_the_rule_became(begun):
+    again = replace(mine(), confirmation_seeds=(100,), begun_as="123456789abc")
+    arms = {"none": ("none",), "best": ("window",)}
+    plain = confirmation(replace(again, begun_as=""), arms)
+    assert confirmation(again, arms).digest == plain.digest
