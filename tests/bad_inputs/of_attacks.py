@@ -523,6 +523,13 @@ PATHS = [
         lambda p: ["plan", CONFIG, "--out", str(p.tmp)],
         "…: is a folder, expected a file",
     ),
+    Bad(
+        "data shard",
+        "--out",
+        "5,000 characters",
+        lambda p: ["data", "shard", str(p.good / "data"), "--split", "mini_val", "--out", "x" * 5000],
+        "…xxx…xxx…: File name too long; check the path",
+    ),
     Bad("study run", "--runs-dir", "links in a loop", loop, "…a…; check the path"),
     Bad(
         "study report",

@@ -108,6 +108,7 @@ def test_wrong_words_are_wrong_usage(words, capsys):
         (["study", "run", "nope"], f"no recipe 'nope'; there are {', '.join(RECIPES)}"),
         (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
         (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
+        (["study", "run", "smoke", "--arms-per-worker", "0"], "--arms-per-worker 0: expected 1 or more"),
         (
             ["study", "run", "smoke", "--max-trials", "0"],
             "the budget is 0 trials; expected more",

@@ -56,7 +56,8 @@ def recipe(smoke_world):
         )
         for settings in smoke().trials
     )
-    return replace(smoke(), trials=trials, datasets=(smoke_world,))
+    # one after the other, so that one is done when the other is killed
+    return replace(smoke(), trials=trials, datasets=(smoke_world,), arms_per_worker=1)
 
 
 def numbers(folder):
