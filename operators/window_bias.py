@@ -104,6 +104,8 @@ class FallOffBias(WeightedBias):
         if tuple(self.centers.shape) != expected or self.centers.dtype not in FLOATS:
             got = f"{self.centers.dtype} {tuple(self.centers.shape)}"
             raise ValueError(f"{type(self).__name__} expects float centers {expected}, got {got}")
+        if isinstance(self.sigma, Tensor) or isinstance(self.limit, Tensor):
+            raise TypeError(f"{type(self).__name__}: sigma and limit are numbers; a gradient would be lost")
         if not (self.sigma > 0 and self.limit > 0):
             raise ValueError(
                 f"{type(self).__name__} expects sigma > 0 and limit > 0, got {self.sigma} and {self.limit}"
