@@ -31,12 +31,16 @@ SHAPES = {
         r"|://(?P<other>(?=[^/\s:@]*\d)[\w-]{20,}):?@"
     ),
     "a password in a URI": rf"://{_HOST_AND_PORT}[^/\s:@\"'<>]*:(?P<secret>(?!\*{{3}}@)[^\s\"'<>]+)@",
-    "a password or token in a query": (rf"(?i)[?&;]{_QUERY_NAME}=(?P<secret>(?!\*{{3}})[^\s&;#\"'<>]+)"),
+    "a password or token in a query": (rf"(?i)[?&;#]{_QUERY_NAME}=(?P<secret>(?!\*{{3}})[^\s&;#\"'<>]+)"),
     "the value of an authorization header": (
         r"(?i)authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token)\s+(?P<secret>(?!\*{3})[^\s\"']{8,})"
     ),
     "the value of a token or key": (
         r"(?i)(?:token|passw(?:or)?d|secret|access_?key|api_?key|account_?key|signature)" + _VALUE
+    ),
+    "a password in JSON": (
+        r"(?i)[\"'][\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|api_?key)[\"']\s*:\s*"
+        r"[\"'](?P<secret>(?!\*{3}|\$)[^\"']{4,})[\"']"
     ),
     "a password": r"(?i)(?<![A-Za-z])(?:[A-Za-z]+_)*(?:passw(?:or)?d|passphrase|pwd)" + _PASSWORD,
 }

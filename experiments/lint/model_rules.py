@@ -7,7 +7,7 @@ from typing import Any
 from experiments.lint.attention_rules import read_choice
 from experiments.lint.finding import Finding
 from operators.grid import CAMERA, LIDAR
-from pipeline.config.plan import WINDOWED
+from operators.spec import WINDOWED_KINDS
 from pipeline.config.provenance import Key
 from pipeline.config.sections import refusals
 from pipeline.detector.inspection.sites import HEAD, sensors_of
@@ -134,7 +134,7 @@ def _windows(survey: Survey) -> Iterator[Finding]:
     kinds = {read_choice(site)[0] for site in survey.sites if not site.cfg.get("window")}
     asked = [
         ((*HEAD, part, key), (head.get(part) or {}).get(key), which)
-        for part, users in (("aqr_config", {"local"}), ("bias_config", set(WINDOWED)))
+        for part, users in (("aqr_config", {"local"}), ("bias_config", set(WINDOWED_KINDS)))
         for key, which in (("window_lidar", "BEV"), ("window_camera", "camera"))
         if users & kinds
     ]

@@ -28,6 +28,7 @@ from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
+from pipeline.redaction import redact
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import StudySync
 from pipeline.tracking.study_reader import StudyEnd, write_end
@@ -110,11 +111,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
-        try:
-            return _run_in_folder(recipe, folder, options, console, study_sync)
-        except KeyboardInterrupt:
-            _interrupted(folder, options.tracking)
-            raise
+        return _run_in_folder(recipe, folder, options, console, study_sync)
 
 
 def _about_storage(uri: str, folder: StudyFolder) -> list[str]:
@@ -131,10 +128,21 @@ def _run_in_folder(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal, study_sync: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date and locked by this process."""
-    budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     recipe = folder.claim(recipe, digest_inputs(recipe))
     write_end(folder.path, None)
+    try:
+        return _run_claimed(recipe, folder, options, console, study_sync)
+    except BaseException as error:
+        _broken_off(folder, error, options.tracking)
+        raise
+
+
+def _run_claimed(
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal, study_sync: StudySync | None
+) -> Outcome:
+    """Run a study that has its folder for itself, from here on to its end or to an error."""
+    budget = options.budget(recipe)
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -242,9 +250,12 @@ def _end(outcome: Outcome, reason: str, summary: "Summary | None") -> StudyEnd:
     return StudyEnd("FINISHED" if outcome.complete else "FAILED", " ".join(part for part in parts if part))
 
 
-def _interrupted(folder: StudyFolder, tracking: bool) -> None:
-    """Leave a study that was interrupted in MLflow as that; a server that does not answer costs 10 s."""
-    write_end(folder.path, StudyEnd("KILLED", "The run was interrupted; the same command goes on."))
+def _broken_off(folder: StudyFolder, error: BaseException, tracking: bool) -> None:
+    """Leave a study that did not come to its end in MLflow as that; a server that hangs costs 10 s."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    why = "it was interrupted" if interrupted else f"{type(error).__name__}: {error}"
+    end = StudyEnd("KILLED" if interrupted else "FAILED", f"The run broke off: {redact(why)[:1000]}")
+    write_end(folder.path, end)
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 

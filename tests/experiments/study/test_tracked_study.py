@@ -95,10 +95,12 @@ def test_a_study_is_seen_while_it_runs_and_after_it_with_its_models(recipe, tmp_
         layers = config.model.pts_bbox_head.transformer.decoder.transformerlayers
         first = layers[0] if isinstance(layers, list) else layers
         assert f"decoder.0.cross={first['attn_cfgs'][1]['bias']}/" in plan
+    models = f"name='biaswise-{recipe.name}'"
+    registered = [version.version for version in client.search_model_versions(models)]
     begun = time.time()
     run_study(recipe, options, Terminal(file=said, width=300))
     assert "every trial is done already" in said.getvalue()
     again = client.search_runs([parent.info.experiment_id], "tags.`biaswise.kind` = 'study'")
     assert [(run.info.run_id, run.info.status) for run in again] == [(parent_id, "FINISHED")]
     assert again[0].info.end_time / 1000 < begun
-    assert len(client.search_model_versions(f"name='biaswise-{recipe.name}'")) == 2
+    assert [version.version for version in client.search_model_versions(models)] == registered

@@ -96,7 +96,7 @@ def test_the_pages_show_a_study_while_it_trains(address, tmp_path):
         (f"{root}{link}&compareRunsMode=CHART", ["Accuracy, speed, price", "clean/NDS", "loss"]),
         (run.format(trial, "system-metrics"), ["cpu_utilization_"]),
         (run.format(trial, ""), ["mini/mini_train", "Running"]),
-        (run.format(parent, "model-metrics"), ["trials_done"]),
+        (run.format(parent, "model-metrics"), ["net_gain", "progress"]),
     ]
     shown = asyncio.run(texts(tmp_path / "profile", pages))
     for (url, expected), text in zip(pages, shown, strict=True):

@@ -23,6 +23,7 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
         ("{", r"line 2: Expecting property name"),
         ('{"token": 3, "step": 1, "problem": "x"}', r"line 2\.token is 3, expected text"),
         ("[" * 200_000, r"line 2: nested too deep"),
+        ('{"a":' * 100 + "1" + "}" * 100, r"line 2: nested too deep, expected 64 levels"),
     ],
 )
 def test_a_spoilt_line_is_refused(tmp_path: Path, line: str, reason: str) -> None:
