@@ -4,6 +4,11 @@ PYTHON ?= python3
 ENV := .venv/.ready
 RUN := .venv/bin/
 
+# A copied checkout brings the environment of the original along, which runs the original's code: make another.
+ifneq ($(filter-out $(CURDIR),$(shell cat .venv/.ready 2>/dev/null)),)
+$(shell rm -rf .venv)
+endif
+
 .PHONY: demo test test-all lint docs bench ui clean
 
 demo: $(ENV)
@@ -39,4 +44,4 @@ $(ENV): pyproject.toml constraints.txt requirements-nodeps.txt
 	$(RUN)pip install -q -c constraints.txt torch uv
 	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode -c constraints.txt -e '.[dev]'
 	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode --no-deps -r requirements-nodeps.txt
-	touch $@
+	echo $(CURDIR) > $@

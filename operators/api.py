@@ -116,14 +116,16 @@ def _resolve(impl: str, fields: _Fields) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)  # a model has tens of different calls; a call without the cache takes 0.1 ms longer
 def _cached_resolve(impl: str, fields: _Fields) -> tuple[str, str]:
+    from operators.auto import pick, usable
+
     request = Request(*fields)
     if impl == "auto":
-        from operators.auto import pick
-
         impl = pick(request)
     reasons = registry.objections(impl, request)
     if reasons:
-        raise Unsupported(f"{impl} cannot serve {request}: " + "; ".join(reasons))
+        others = usable(request)
+        hint = f"; {', '.join(others)} can" if others else "; no implementation here can"
+        raise Unsupported(f"{impl} cannot serve {request}: {'; '.join(reasons)}{hint}")
     form = request.form_among(registry.entry(impl).forms)
     assert form is not None  # common_objections objects to a call without a common form
     return impl, form.name

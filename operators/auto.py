@@ -7,7 +7,7 @@ implementations by device and bias kind; the comments give the times behind the 
 import logging
 
 from operators import registry
-from operators.spec import Request, Unsupported
+from operators.spec import IMPLEMENTATIONS, KINDS, Request, Unsupported
 
 _LOG = logging.getLogger(__name__)
 
@@ -22,7 +22,6 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "none": _CPU,
         "global": ("lowrank", *_CPU),  # flash without a (Q, K) tensor
         "window": _CPU_WINDOWS,
-        "gaussian": _CPU_WINDOWS,
         "dense": _CPU,
         "local": _CPU_WINDOWS,
     },
@@ -32,13 +31,13 @@ ORDER: dict[str, dict[str, tuple[str, ...]]] = {
         "none": ("flash", "rects", "sdpa_cudnn", "sdpa_flash", "sdpa_efficient", "sdpa_math"),
         "global": ("rects", "lowrank", *_DENSE),  # 0.32 and 1.5; lowrank 0.78 and 2.1
         "window": _WINDOWS,  # rects 0.22 and 0.87; cuDNN 1.16, no backward; efficient 3.4, 22; flex 5.6, 32
-        "gaussian": _WINDOWS,
         "dense": _DENSE,  # cuDNN only where the bias needs no gradient
         "local": _WINDOWS,  # rects 0.05 and 0.17; cuDNN 1.25 and 2.6; efficient 3.5 and 22; flex 5.3 and 22
     },
 }
 """Device -> bias kind -> implementations, fastest first. Objections remove candidates, so the table needs no
-columns for gradients and dtypes."""
+columns for gradients and dtypes. A kind that is not here has the order of ``window`` if it has windows, else
+that of ``dense``."""
 
 ORDER_OF_ONE_SAMPLE: dict[str, dict[str, tuple[str, ...]]] = {
     "cuda": {
@@ -66,9 +65,17 @@ def pick(request: Request) -> str:
     raise Unsupported(f"auto finds nothing for {request}. {'; '.join(refused) or 'no table for this device'}")
 
 
+def usable(request: Request) -> list[str]:
+    """Return the implementations that can serve a request here, fastest first; ``reference`` comes last."""
+    others = (impl for impl in IMPLEMENTATIONS if impl != "reference")
+    known = dict.fromkeys((*(i for i in _candidates(request) if i != "reference"), *others, "reference"))
+    return [impl for impl in known if not registry.objections(impl, request)]
+
+
 def _candidates(request: Request) -> tuple[str, ...]:
     """Return the implementations to try, fastest first; empty for a device without a table."""
     by_kind = ORDER.get(request.device, {})
     if request.batch == 1:
         by_kind = by_kind | ORDER_OF_ONE_SAMPLE.get(request.device, {})
-    return by_kind.get(request.kind, ())
+    alike = "window" if KINDS[request.kind].windowed else "dense"
+    return by_kind.get(request.kind, by_kind.get(alike, ()))

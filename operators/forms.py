@@ -12,7 +12,7 @@ from torch import Tensor
 from operators.factors import Factors, truncate
 from operators.grid import TokenGrid
 from operators.score_mods import ScoreMod
-from operators.spec import FORMS_OF_KIND, Form, Unsupported
+from operators.spec import KINDS, Form, Unsupported
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes of q, k, v and of weights. PyTorch has no sums in float8."""
@@ -60,7 +60,7 @@ class Bias:
     @property
     def forms(self) -> frozenset[Form]:
         """The forms in which this bias is exact."""
-        return FORMS_OF_KIND[self.kind]
+        return KINDS[self.kind].forms
 
     @property
     def key_grid(self) -> TokenGrid | None:

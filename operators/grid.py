@@ -144,12 +144,18 @@ class TokenGrid:
 
         Raises:
             ValueError: shapes that do not fit together, or a size below 1.
+            TypeError: cells that are no whole numbers.
         """
         expected = (*cells.shape[:2], self.num_segments)
         if cells.ndim != 4 or tuple(cells.shape) != (*expected, 2) or tuple(visible.shape) != expected:
             raise ValueError(
                 f"windows_around expects cells (B, Q, {self.num_segments}, 2) and visible of the same "
                 f"B, Q, S, got {tuple(cells.shape)} and {tuple(visible.shape)}"
+            )
+        if cells.is_floating_point():
+            raise TypeError(
+                f"windows_around expects whole cells (row, column), got {cells.dtype}, which would be cut "
+                "off; take cells.floor().long()"
             )
         if min(sizes) < 1:
             raise ValueError(f"window sizes must be at least 1 cell, got {sizes}")

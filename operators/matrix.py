@@ -7,7 +7,7 @@ implementations' own objections, for the attention of a decoder in training.
 from dataclasses import replace
 
 from operators import registry
-from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, Request
+from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, KINDS, Request
 
 _RANK = 32  # any rank that fits beside a head; only lowrank takes one
 _DTYPES = {"cpu": "float32", "cuda": "bfloat16"}  # the training dtype of each device
@@ -33,7 +33,7 @@ def cell(impl: str, kind: str, device: str) -> tuple[str, list[str]]:
         ``(forward)`` where there are no gradients at all. ``FACTORS at a rank`` means an approximation, and
         ``-`` that the kind is not served. Then the objections to what is missing.
     """
-    trained = kind not in ("none", "local")  # those two have no weights
+    trained = bool(KINDS[kind].weights)
     request = Request(kind=kind, device=device, dtype=_DTYPES[device], qkv_grad=True, bias_grad=trained)
     objections = registry.objections(impl, request)
     form = request.form_among(registry.entry(impl).forms)

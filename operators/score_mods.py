@@ -48,8 +48,11 @@ def window(grid: TokenGrid, windows: Tensor, weight: Tensor) -> ScoreMod:
     return window_bias
 
 
-def gaussian(
-    grid: TokenGrid, windows: Tensor, weight: Tensor, field: tuple[Tensor, float, float]
+def falling(
+    grid: TokenGrid,
+    windows: Tensor,
+    weight: Tensor,
+    field: tuple[Tensor, Callable[[Tensor], Tensor], float],
 ) -> ScoreMod:
     """Return a function that adds the clamped fall-off if the key's cell lies in the window.
 
@@ -57,19 +60,20 @@ def gaussian(
         grid: the key axis.
         windows: (B, Q, S, 4) int32.
         weight: (B, H or 1, Q, S), in logits.
-        field: centers (B, Q, S, 2) and sigma in cells; limit in logits.
+        field: centers (B, Q, S, 2) in cells; the fall-off as a function of the squared distance; limit in
+            logits.
     """
-    centers, sigma, limit = field
-    per_head, slope = weight.shape[1] > 1, -0.5 / sigma**2
+    centers, fall_off, limit = field
+    per_head = weight.shape[1] > 1
     segment_of, row_of, col_of = grid.key_tables(weight.device)
 
-    def gaussian_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    def falling_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         s, row, col = segment_of[k], row_of[k], col_of[k]
         down, right = row - centers[b, q, s, 0], col - centers[b, q, s, 1]
-        bias = weight[b, h if per_head else 0, q, s] * torch.exp(slope * (down * down + right * right))
+        bias = weight[b, h if per_head else 0, q, s] * fall_off(down * down + right * right)
         return score + torch.where(_inside(windows, b, q, s, row, col), bias.clamp(-limit, limit), 0.0)
 
-    return gaussian_bias
+    return falling_bias
 
 
 def local(grid: TokenGrid, windows: Tensor) -> ScoreMod:

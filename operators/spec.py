@@ -6,9 +6,6 @@ This module imports only the standard library, so that it loads at once.
 from dataclasses import dataclass
 from enum import Enum, auto
 
-BIAS_KINDS = ("none", "global", "window", "gaussian", "dense", "local")
-"""What is added to the scores. ``local`` is a mask: it adds minus infinity outside its windows."""
-
 IMPLEMENTATIONS = (
     "reference",
     "sdpa_math",
@@ -34,17 +31,42 @@ class Form(Enum):
     SCORE_MOD = auto()  # a function of (score, b, h, q, k), for FlexAttention
 
 
-FORMS_OF_KIND: dict[str, frozenset[Form]] = {
-    "none": frozenset({Form.NONE}),
-    "global": frozenset({Form.DENSE, Form.FACTORS, Form.RECTS, Form.SCORE_MOD}),
-    "window": frozenset({Form.DENSE, Form.RECTS, Form.SCORE_MOD}),
-    "gaussian": frozenset({Form.DENSE, Form.RECTS, Form.SCORE_MOD}),
-    "dense": frozenset({Form.DENSE, Form.SCORE_MOD}),
-    "local": frozenset({Form.DENSE, Form.RECTS, Form.SCORE_MOD}),
-}
-"""The exact forms of every bias kind."""
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a bias kind.
 
-TRUNCATABLE_KINDS = frozenset({"window", "gaussian", "dense"})
+    Attributes:
+        forms: the forms in which it is exact. Implementations that take none of them object.
+        weights: what has a weight of its own: ``modality``, ``segment``, ``score``, or nothing.
+        windowed: whether it is confined to windows.
+    """
+
+    forms: frozenset[Form]
+    weights: str = ""
+    windowed: bool = False
+
+
+_CELLS = frozenset({Form.DENSE, Form.RECTS, Form.SCORE_MOD})
+
+KINDS: dict[str, Kind] = {
+    "none": Kind(frozenset({Form.NONE})),
+    "global": Kind(_CELLS | {Form.FACTORS}, "modality"),
+    "window": Kind(_CELLS, "segment", windowed=True),
+    "gaussian": Kind(_CELLS, "segment", windowed=True),
+    "dense": Kind(frozenset({Form.DENSE, Form.SCORE_MOD}), "score"),
+    "local": Kind(_CELLS, windowed=True),
+}
+"""Every bias kind (docs/extend.md adds one). ``local`` is a mask: -inf is added outside its windows."""
+
+BIAS_KINDS = tuple(KINDS)
+
+WEIGHTED_KINDS = tuple(name for name, kind in KINDS.items() if kind.weights in ("modality", "segment"))
+"""Kinds with weights on a grid, which a bias generator makes."""
+
+WINDOWED_KINDS = tuple(name for name in WEIGHTED_KINDS if KINDS[name].windowed)
+"""Those of them whose window a site may size for itself."""
+
+TRUNCATABLE_KINDS = frozenset(n for n, k in KINDS.items() if k.weights and Form.FACTORS not in k.forms)
 """Kinds without exact factors. If the caller names a rank, they are approximated by factors of that rank."""
 
 GLOBAL_RANK = 2
@@ -101,7 +123,7 @@ class Request:
     @property
     def forms(self) -> frozenset[Form]:
         """The forms in which this bias can be handed over; a named rank adds approximate factors."""
-        exact = FORMS_OF_KIND[self.kind]
+        exact = KINDS[self.kind].forms
         if self.rank is not None and self.kind in TRUNCATABLE_KINDS:
             return exact | {Form.FACTORS}
         return exact

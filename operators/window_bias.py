@@ -3,8 +3,10 @@
 A window is a rectangle of keys, one per query and segment. The formulas are in ``operators.bias``.
 """
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,8 +61,10 @@ class WindowBias(WeightedBias):
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianBias(WeightedBias):
+class FallOffBias(WeightedBias):
     """A weight that falls off from a centre, inside one window per query and segment.
+
+    A subclass names its ``kind`` and gives its ``fall_off``, and is then in ``FALL_OFFS``.
 
     The gradient of the clamp is that of ``torch.clamp``: 1 up to and including the limit, 0 beyond.
 
@@ -69,7 +73,7 @@ class GaussianBias(WeightedBias):
         windows: (B, Q, S, 4) int32, see ``TokenGrid.windows_around``.
         weight: (B, Q, S) or (B, H, Q, S) float, in logits at the centre, before the clamp.
         centers: (B, Q, S, 2) float: row, column, in cells (whole numbers are cell middles).
-        sigma: standard deviation in cells.
+        sigma: scale of the fall-off in cells.
         limit: largest absolute value that is added, in logits.
 
     Raises:
@@ -82,7 +86,15 @@ class GaussianBias(WeightedBias):
     centers: Tensor
     sigma: float
     limit: float
-    kind: ClassVar[str] = "gaussian"
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the kind."""
+        super().__init_subclass__(**options)
+        FALL_OFFS[cls.kind] = cls
+
+    @abstractmethod
+    def fall_off(self) -> Callable[[Tensor], Tensor]:
+        """Return a function of the squared distance from the centre, in cells: 1 at the centre."""
 
     def __post_init__(self) -> None:
         """Check shapes and numbers."""
@@ -91,10 +103,12 @@ class GaussianBias(WeightedBias):
         expected = (*self.windows.shape[:3], 2)
         if tuple(self.centers.shape) != expected or self.centers.dtype not in FLOATS:
             got = f"{self.centers.dtype} {tuple(self.centers.shape)}"
-            raise ValueError(f"GaussianBias expects float centers {expected}, got {got}")
+            raise ValueError(f"{type(self).__name__} expects float centers {expected}, got {got}")
+        if isinstance(self.sigma, Tensor) or isinstance(self.limit, Tensor):
+            raise TypeError(f"{type(self).__name__}: sigma and limit are numbers; a gradient would be lost")
         if not (self.sigma > 0 and self.limit > 0):
             raise ValueError(
-                f"GaussianBias expects sigma > 0 and limit > 0, got {self.sigma} and {self.limit}"
+                f"{type(self).__name__} expects sigma > 0 and limit > 0, got {self.sigma} and {self.limit}"
             )
 
     def dense(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -102,27 +116,43 @@ class GaussianBias(WeightedBias):
 
         It is computed in the dtype of the weights.
         """
-        parts = []
+        fall_off, parts = self.fall_off(), []
         for which, rows, cols in self.grid.inside(self.windows):
             center = self.centers[:, :, which].to(self.weight.dtype)
             down = torch.arange(rows.shape[-1], device=rows.device) - center[..., 0, None]
             right = torch.arange(cols.shape[-1], device=cols.device) - center[..., 1, None]
             squared = (down**2).unsqueeze(-1) + (right**2).unsqueeze(-2)  # (B, Q, n, rows, cols)
-            fall = torch.exp(squared * (-0.5 / self.sigma**2)).unsqueeze(1)
+            fall = fall_off(squared).unsqueeze(1)
             bias = (self.trainable[..., which, None, None] * fall).clamp(-self.limit, self.limit)
             inside = (rows.unsqueeze(-1) & cols.unsqueeze(-2)).unsqueeze(1)
             parts.append(torch.where(inside, bias, 0.0).to(dtype or bias.dtype).flatten(3))
         return torch.cat(parts, dim=-1)
 
+    def score_mod(self) -> ScoreMod:
+        """Return a function that adds the clamped fall-off if the key's cell lies in the window."""
+        field = (self.centers.detach(), self.fall_off(), self.limit)
+        return score_mods.falling(self.grid, self.windows, self.trainable, field)
+
+
+FALL_OFFS: dict[str, type[FallOffBias]] = {}
+"""Kind -> class of the biases that fall off from a centre."""
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianBias(FallOffBias):
+    """A weight that falls off as exp(-d^2 / (2 sigma^2)), with d in cells."""
+
+    kind: ClassVar[str] = "gaussian"
+
+    def fall_off(self) -> Callable[[Tensor], Tensor]:
+        """Return exp(-d^2 / (2 sigma^2)) as a function of d^2."""
+        slope = -0.5 / self.sigma**2
+        return lambda squared: torch.exp(squared * slope)
+
     def rects_form(self) -> RectsForm:
         """Return the windows, weights and fall-off, without a copy."""
         field = GaussianField(self.centers.detach(), self.sigma, self.limit)
         return RectsForm(self.grid, self.windows, self.trainable, "add", field)
-
-    def score_mod(self) -> ScoreMod:
-        """Return a function that adds the clamped fall-off if the key's cell lies in the window."""
-        field = (self.centers.detach(), self.sigma, self.limit)
-        return score_mods.gaussian(self.grid, self.windows, self.trainable, field)
 
 
 @dataclass(frozen=True, eq=False)

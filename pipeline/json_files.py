@@ -64,20 +64,24 @@ def read_json(path: Path, expected: type[T], max_bytes: int = MAX_BYTES) -> T:
     return parse_json(read_bytes(path, max_bytes), expected, str(path))
 
 
-def read_bytes(path: Path, max_bytes: int, start: int = 0) -> bytes:
+def read_bytes(path: Path, max_bytes: int, start: int = 0, links: bool = True) -> bytes:
     """Read a regular file of limited size; a pipe or a device, which may never end, is refused.
 
     Args:
         path: the file.
         max_bytes: largest file that is read.
         start: byte from which on it is read.
+        links: whether it may be a link. What is copied from a folder that may come from anybody must not be
+            one: it could be any file of this machine.
 
     Raises:
         FileNotFoundError: there is no such file.
         JsonError: it is no regular file, too large, or cannot be read.
     """
     try:
-        found = os.stat(path)
+        found = os.stat(path, follow_symlinks=links)
+        if not links and stat.S_ISLNK(found.st_mode):
+            raise JsonError("is a link, expected the file itself", str(path))
         if not stat.S_ISREG(found.st_mode):
             raise JsonError("is no regular file", str(path))
         if found.st_size > max_bytes:
@@ -89,6 +93,14 @@ def read_bytes(path: Path, max_bytes: int, start: int = 0) -> bytes:
         raise
     except OSError as error:
         raise JsonError(f"cannot be read ({os.strerror(error.errno or 0)})", str(path)) from error
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """Read a short file of text, as ``read_bytes`` does; JsonError if it is not UTF-8."""
+    try:
+        return read_bytes(path, max_bytes).decode()
+    except UnicodeDecodeError as error:
+        raise JsonError(f"not UTF-8 (byte {error.start})", str(path)) from error
 
 
 def parse_json(data: bytes | str, expected: type[T], what: str = "") -> T:

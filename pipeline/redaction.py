@@ -7,8 +7,8 @@ they are copied into files, rows and MLflow.
 import json
 import os
 import re
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,12 +31,16 @@ SHAPES = {
         r"|://(?P<other>(?=[^/\s:@]*\d)[\w-]{20,}):?@"
     ),
     "a password in a URI": rf"://{_HOST_AND_PORT}[^/\s:@\"'<>]*:(?P<secret>(?!\*{{3}}@)[^\s\"'<>]+)@",
-    "a password or token in a query": (rf"(?i)[?&;]{_QUERY_NAME}=(?P<secret>(?!\*{{3}})[^\s&;#\"'<>]+)"),
+    "a password or token in a query": (rf"(?i)[?&;#]{_QUERY_NAME}=(?P<secret>(?!\*{{3}})[^\s&;#\"'<>]+)"),
     "the value of an authorization header": (
         r"(?i)authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token)\s+(?P<secret>(?!\*{3})[^\s\"']{8,})"
     ),
     "the value of a token or key": (
         r"(?i)(?:token|passw(?:or)?d|secret|access_?key|api_?key|account_?key|signature)" + _VALUE
+    ),
+    "a password in JSON": (
+        r"(?i)[\"'][\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|api_?key)[\"']\s*:\s*"
+        r"[\"'](?P<secret>(?!\*{3}|\$)[^\"']{4,})[\"']"
     ),
     "a password": r"(?i)(?<![A-Za-z])(?:[A-Za-z]+_)*(?:passw(?:or)?d|passphrase|pwd)" + _PASSWORD,
 }
@@ -66,11 +70,16 @@ def is_secret_name(name: str) -> bool:
 
 def find_secret(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return the kind of the first secret in a text, not the secret itself; empty if there is none."""
-    for spelled in (text, unquote(text)):
+    return _find_secret(text, _secrets(environment))
+
+
+def _find_secret(text: str, secrets: Sequence[tuple[str, str]]) -> str:
+    """As ``find_secret``, from the name and value of the secret variables."""
+    for spelled in dict.fromkeys((text, unquote(text))):
         for kind, shape in SHAPES.items():
             if re.search(shape, spelled):
                 return kind
-    variables = [name for name, value in _secrets(environment) if _spellings(value).search(text)]
+    variables = [name for name, value in secrets if _spellings(value).search(text)]
     return f"the value of the environment variable {variables[0]}" if variables else ""
 
 
@@ -114,12 +123,18 @@ def _spellings(value: str) -> re.Pattern[str]:
     return re.compile("".join(letters))
 
 
+@lru_cache(maxsize=4096)
+def _is_secret_variable(name: str) -> bool:
+    return _NAME.search(name) is not None
+
+
 def _secrets(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return (name, value) of the secret variables.
 
     The longest value comes first, because a shorter one may be a part of it.
     """
-    secrets = [(n, v) for n, v in environment.items() if _NAME.search(n) and len(v) >= SHORTEST]
+    named = [(name, environment[name]) for name in environment if _is_secret_variable(name)]
+    secrets = [(name, value) for name, value in named if len(value) >= SHORTEST]
     return sorted(secrets, key=lambda pair: len(pair[1]), reverse=True)
 
 
@@ -133,16 +148,22 @@ def refuse_secrets(value: Any, at: str = "settings") -> None:
     Raises:
         SecretError: a value holds a secret. The message says where the secret is, not what it is.
     """
+    # Settings hold hundreds of values, and few different ones.
+    _refuse_found(value, at, cache(partial(_find_secret, secrets=_secrets(os.environ))))
+
+
+def _refuse_found(value: Any, at: str, find: Callable[[str], str]) -> None:
+    """Refuse settings in which ``find``, from a text to the kind of its secret, finds one."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _refuse_named(str(key), inner, f"{at}.{key}")
-            refuse_secrets(inner, f"{at}.{key}")
+            _refuse_found(inner, f"{at}.{key}", find)
     elif isinstance(value, list | tuple):
         if len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], str):  # (key, JSON text)
             _refuse_named(value[0], _parsed(value[1]), at)
         for index, inner in enumerate(value):
-            refuse_secrets(inner, f"{at}[{index}]")
-    elif kind := find_secret(str(value)):
+            _refuse_found(inner, f"{at}[{index}]", find)
+    elif kind := find(str(value)):
         raise _refusal(at, kind)
 
 

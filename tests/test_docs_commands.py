@@ -38,6 +38,12 @@ RUN_BY = {
         "test_status_tells_what_failed_and_exits_1": ("biaswise study status",),
     },
     "cli/test_power.py": {"test_it_shows_gains_that_shrink_with_the_seeds": ("biaswise study power",)},
+    "cli/test_new_study.py": {
+        "test_the_file_is_a_study_of_the_users_config_data_and_checkpoint": ("biaswise study new",)
+    },
+    "cluster/test_study_file_job.py": {
+        "test_the_file_goes_with_the_job_and_its_study_stays_when_ray_removes_the_copy": ("ray job submit",)
+    },
     "cluster/test_check.py": {
         "test_a_shipped_file_lacks_only_what_its_user_knows": ("biaswise cluster check",)
     },

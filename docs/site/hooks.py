@@ -23,6 +23,9 @@ FILES = {page: file for file, page in PAGES.items()}
 COMMANDS = "<!-- commands: `make docs` puts them here, from the parsers -->"
 """Line that gives way to ``command_reference``."""
 
+RECORDS = ("log.md", "design.md", "bad_inputs.md", "changelog.md", "studies/")
+"""Pages that a search shows after those that tell how something is done."""
+
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 
 
@@ -33,7 +36,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let the links of a page lead where its targets are in the site; fill in the commands."""
+    """Rewrite the links of a page to where their targets are, fill in the commands, rank records last."""
+    if page.file.src_uri.startswith(RECORDS):
+        page.meta["search"] = {"boost": 0.3}
     if COMMANDS in markdown:
         markdown = markdown.replace(COMMANDS, "\n".join(command_reference()))
     return moved_links(markdown, page.file.src_uri)

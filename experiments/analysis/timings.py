@@ -7,7 +7,7 @@ visit in it. A round visits every plan once, and the baseline twice.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,8 +21,10 @@ from pipeline.metrics.rows import Row, select
 
 Array = NDArray[np.float64]
 
-METRICS = {"training": "stopwatch/training", "inference": "stopwatch/inference"}
-"""Kind of step -> metric of the stopwatch: one training step, one detection at batch 1; ms."""
+METRICS = {"training": "stopwatch/training_own", "inference": "stopwatch/inference_own"}
+"""Kind of step, a training step or a detection at batch 1 -> metric of what follows the trunk in it; ms."""
+TRUNK_METRICS = {"training": "stopwatch/training_trunk", "inference": "stopwatch/inference_trunk"}
+"""Kind of step -> metric of what all plans compute alike, once a round; ms. A step takes both together."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def read_timings(
     """
     weights = weights or {"training": 1.0}
     rows = list(rows)
-    by_kind = {kind: _ordered(rows, METRICS[kind]) for kind in weights}
+    by_kind = {kind: _whole_steps(rows, kind) for kind in weights}
     refuse_mixtures(
         [row for of_kind in by_kind.values() for of_round in of_kind.values() for row in of_round]
     )
@@ -111,6 +113,18 @@ def read_timings(
     )
 
 
+def _whole_steps(rows: Sequence[Row], kind: str) -> dict[int, list[Row]]:
+    """Return round -> its visits in order, with the time of the round's trunk added."""
+    trunk = {index: of_round[0].value for index, of_round in _ordered(rows, TRUNK_METRICS[kind]).items()}
+    own = _ordered(rows, METRICS[kind])
+    if not own:
+        raise AnalysisError(f"the stopwatch has no {METRICS[kind]}; run `biaswise study time`")
+    return {
+        index: [replace(row, value=row.value + trunk.get(index, 0.0)) for row in of_round]
+        for index, of_round in own.items()
+    }
+
+
 def _ordered(rows: Sequence[Row], metric: str) -> dict[int, list[Row]]:
     """Return round -> its rows of a metric, in the order of the visits."""
     by_round: dict[int, list[Row]] = defaultdict(list)
@@ -121,8 +135,6 @@ def _ordered(rows: Sequence[Row], metric: str) -> dict[int, list[Row]]:
                 f"positive one; run `biaswise study time` again"
             )
         by_round[row.step].append(row)
-    if not by_round:
-        raise AnalysisError(f"the stopwatch has no {metric}; run `biaswise study time`")
     return {index: sorted(of_round, key=lambda row: row.draw or 0) for index, of_round in by_round.items()}
 
 

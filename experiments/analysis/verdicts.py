@@ -51,6 +51,7 @@ class Verdict:
         p_value: two-sided, of no net gain; not adjusted.
         tested_at: the two-sided level it was tested at.
         break_even: points per per cent of slow-down up to which it pays.
+        price_share: share of the squared error of the net gain that is due to the price, 0 to 1.
         failures: failed trainings, if a larger share fails with the bias: the gain is that of the others.
     """
 
@@ -73,6 +74,7 @@ class Verdict:
     tested_at: float = math.nan
     break_even: BreakEven | None = None
     failures: Failures | None = None
+    price_share: float = math.nan
 
     @property
     def settled(self) -> bool:
@@ -157,6 +159,7 @@ def _weighed(gains: Sequence[Verdict], study: Effort) -> tuple[Verdict, ...]:
                 net_low=low,
                 net_high=high,
                 to_settle=to_settle,
+                price_share=float(net.timing[i] / net.error[i] ** 2) if net.error[i] else 0.0,
                 treatment=v.treatment,
                 equivalent=bool(same[i]),
                 p_value=float(p_values[i]),

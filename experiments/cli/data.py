@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import (
+    MINI,
     Command,
     OptionError,
     add_cfg_options,
     add_missing_cameras,
     add_split,
     add_version,
+    complete_version,
     read_cfg_options,
 )
 
@@ -31,7 +33,7 @@ class SynthesizeData(Command):
         """Declare the options."""
         parser.add_argument("--out", default="data/mini", help="folder to write to (%(default)s)")
         parser.add_argument("--seed", type=int, default=7, help="decides everything in it (%(default)s)")
-        add_version(parser)
+        parser.add_argument("--version", default=MINI, help="name of the tables folder (%(default)s)")
         parser.add_argument("--frames", type=int, default=20, help="key frames per scene (%(default)s)")
         parser.add_argument(
             "--scenes",
@@ -122,6 +124,7 @@ class WriteShards(Command):
                 f"--ray-tasks {arguments.ray_tasks}: expected 1 or more files to be written at once"
             )
         console = Terminal()
+        complete_version(arguments, Path(arguments.root))
         with ExitStack() as stack:
             run: Run = one_by_one
             if arguments.ray_tasks > 1:
@@ -162,6 +165,7 @@ class CheckData(Command):
         from pipeline.data.formats.verify import check
 
         console = Terminal()
+        complete_version(arguments, Path(arguments.path))
         with task_bar(console, f"checking {arguments.path}") as advance:
             report = check(Path(arguments.path), arguments.version, advance)
         for name, count in report.counts.items():
@@ -181,7 +185,7 @@ class WriteInfos(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         parser.add_argument("root", help="dataset in nuScenes layout, or an info file of format 1.0 or 1.1")
-        add_split(parser, "mini_train")
+        add_split(parser, "train")
         parser.add_argument("--out", required=True, help="the .pkl file")
 
     def run(self, arguments: Namespace) -> int:
@@ -190,6 +194,7 @@ class WriteInfos(Command):
         from pipeline.data.formats.infos.writer import write_infos
         from pipeline.data.formats.records import read_records
 
+        complete_version(arguments, Path(arguments.root))
         frames = read_records(arguments.root, arguments.version, arguments.split)
         write_infos(frames, Path(arguments.out), arguments.version)
         Terminal().print(f"{arguments.out}: {len(frames)} frames")
@@ -217,6 +222,7 @@ class CutObjects(Command):
         from pipeline.data.source import Reading
 
         console = Terminal()
+        complete_version(arguments, Path(arguments.root))
         reading = Reading(missing_cameras=arguments.missing_cameras)
         source = open_source(arguments.root, arguments.version, arguments.split, reading)
         with task_bar(console, f"cutting {arguments.split}") as advance:
@@ -262,6 +268,7 @@ class ShowData(Command):
         if arguments.frames < 1:
             raise OptionError(f"--frames {arguments.frames}: expected 1 or more")
         pipeline = _read_pipeline(arguments)
+        complete_version(arguments, Path(arguments.root))
         reading = replace(
             pipeline.reading if pipeline else READ_ALL, missing_cameras=arguments.missing_cameras
         )
@@ -283,7 +290,7 @@ class ShowData(Command):
 def _add_source(parser: ArgumentParser) -> None:
     """Add where samples come from."""
     parser.add_argument("root", help="dataset in nuScenes layout, folder of shards, or info file")
-    add_split(parser, "mini_train")
+    add_split(parser, "train")
     add_missing_cameras(parser)
 
 

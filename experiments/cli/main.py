@@ -35,7 +35,7 @@ from experiments.cli.ui import ServeUi
 from pipeline.errors import is_user_error
 from pipeline.printable import printable, say
 from pipeline.ray_train.local_cluster import prepare_ray
-from pipeline.storage.paths import ROOT
+from pipeline.storage.paths import ROOT, home
 
 DONE, WRONG_USAGE = 0, 2
 SIGNALLED = 128
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = build_parser().parse_args(argv)
+    if text := _other_code():
+        say(f"biaswise: note: {text}", error=True)
     RECEIVED.clear()
     _prepare_process(arguments)
     try:
@@ -136,14 +138,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WRONG_USAGE
 
 
+def _other_code() -> str:
+    """Return that the current folder is a checkout, and not the one whose code runs; empty if it is not."""
+    here = Path.cwd()
+    if here.samefile(ROOT) or not (here / "experiments/cli/main.py").is_file():
+        return ""
+    return (
+        f"this folder is a checkout of Biaswise, but the code that runs is that of {ROOT}, and so are its "
+        f"configs; data, runs and mlflow.db are those of {home()}. `make test` makes its own environment"
+    )
+
+
 def _sentence(error: Exception) -> str:
     """Return what an error tells the user; empty if it is a bug."""
     if is_user_error(error):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the disk'}: no space left; make room, the same command goes on"
-    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename is not None:
-        return f"{_short(error.filename, MAX_PATH)}: {os.strerror(error.errno)}; check the path"
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+        name = str(error) if error.filename is None else error.filename  # pyarrow puts it into the text
+        return f"{_short(name, MAX_PATH)}: {os.strerror(error.errno)}; check the path"
     if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib
         return f"{error}; check the path"
     return ""

@@ -5,6 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from pipeline.storage.paths import default_runs_dir
@@ -13,6 +14,10 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 WORDS = {"True": True, "False": False, "None": None}
 """Python's constants. JSON spells them differently; people write both."""
+
+
+MINI = "v1.0-mini"
+"""Version of nuScenes that generated data has."""
 
 
 class OptionError(ValueError):
@@ -136,20 +141,41 @@ def add_conditions(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--conditions", default="", help=f"names, comma-separated ({default})")
 
 
-def add_split(parser: argparse.ArgumentParser, split: str) -> None:
-    """Add ``--version`` and ``--split`` of a dataset.
+def add_split(parser: argparse.ArgumentParser, which: str) -> None:
+    """Add ``--version`` and ``--split`` of a dataset that is read; ``complete_version`` fills them in.
 
     Args:
         parser: of the command.
-        split: the default.
+        which: ``train`` or ``val``: the split without the option.
     """
     add_version(parser)
-    parser.add_argument("--split", default=split, help="devkit split (%(default)s)")
+    parser.add_argument("--split", default="", help=f"devkit split (the one to {which} on)")
+    parser.set_defaults(which=which)
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:
-    """Add ``--version`` of a dataset."""
-    parser.add_argument("--version", default="v1.0-mini", help="name of the tables folder (%(default)s)")
+    """Add ``--version`` of a dataset that is read; ``complete_version`` fills it in."""
+    parser.add_argument("--version", default="", help="name of the tables folder (the one that is there)")
+
+
+def complete_version(arguments: argparse.Namespace, root: Path) -> None:
+    """Fill in ``--version`` and ``--split``, where they are not given, from the tables of a dataset.
+
+    A place without tables (an info file, shards, nothing at all) gets those of v1.0-mini: who reads it needs
+    none, or says what is missing.
+    """
+    from experiments.recipes.overrides import SPLITS
+    from pipeline.data.formats.nuscenes_tables import find_version  # imports numpy
+    from pipeline.data.sample import DataError
+
+    if not arguments.version:
+        try:
+            arguments.version = find_version(root)
+        except DataError:
+            arguments.version = MINI
+    if not getattr(arguments, "split", True):
+        train, val = SPLITS.get(arguments.version, SPLITS[MINI])
+        arguments.split = train if arguments.which == "train" else val
 
 
 def add_missing_cameras(parser: argparse.ArgumentParser) -> None:

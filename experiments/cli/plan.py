@@ -31,6 +31,7 @@ class ShowPlan(Command):
         """Return 0."""
         from pipeline.config.plan import Plan
         from pipeline.detector.inspection.plan_config import plan_of, print_config
+        from pipeline.storage.files import atomic_write
 
         config = Path(arguments.config).resolve()
         plan = plan_of(config, Plan.parse(";".join(arguments.choice)))
@@ -40,7 +41,7 @@ class ShowPlan(Command):
         out = Path(arguments.out).resolve()
         text = print_config(config, plan, out.parent)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
+        atomic_write(out, text)
         for site, choice in plan.choices:
             say(f"{site}={choice}")
         return 0

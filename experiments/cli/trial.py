@@ -14,6 +14,7 @@ from experiments.cli.options import (
     add_missing_cameras,
     add_runs_dir,
     add_split,
+    complete_version,
     read_cfg_options,
 )
 from experiments.cli.study.chosen import add_study, chosen_study
@@ -87,7 +88,7 @@ class Evaluate(Command):
         add_cfg_options(parser)
         parser.add_argument("--plan", help="'pattern=bias/impl;...' (no bias in the decoder)")
         parser.add_argument("--data", default="data/mini", help="dataset in nuScenes layout (%(default)s)")
-        add_split(parser, "mini_val")
+        add_split(parser, "val")
         add_missing_cameras(parser)
         add_conditions(parser, "all")
         parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
@@ -102,7 +103,9 @@ class Evaluate(Command):
         from pipeline.config.plan import Plan
         from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
         from pipeline.data.corruptions import CONDITIONS
+        from pipeline.storage.paths import resolve_path
 
+        complete_version(arguments, resolve_path(arguments.data))
         settings = TrialSettings(
             study="evaluate",
             config=arguments.config or MINI_CONFIG,

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
 from experiments.cluster.kuberay_rules import check_ray_job, derive_config
 from experiments.cluster.ray_rules import check_ray_up
+from pipeline.json_files import JsonError, read_bytes
 from pipeline.redaction import find_secret
+from pipeline.yaml_files import parse_yaml
+
+MAX_BYTES = 2**20
+"""Largest file that is read; ours have 10 kB."""
 
 PLACEHOLDER = "FILL-IN"
 """Placeholder for a value that only the user knows."""
@@ -37,13 +41,15 @@ def check_cluster(path: Path) -> list[str]:
         ClusterError: the file cannot be read, is no YAML, or is neither of the two.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except OSError as error:
+        text = read_bytes(path, MAX_BYTES).decode()
+        config = parse_yaml(text)
+    except FileNotFoundError as error:
         raise ClusterError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ClusterError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(config, dict) or not {"cluster_name", "kind"} & config.keys():
+    except UnicodeDecodeError as error:
+        raise ClusterError(f"{path}: not UTF-8 (byte {error.start})") from error
+    except JsonError as error:
+        raise ClusterError(f"{path}: {error.reason}") from error
+    if not {"cluster_name", "kind"} & config.keys():
         raise ClusterError(f"{path}: neither has a cluster_name (for `ray up`) nor is it a Kubernetes object")
     errors = list(_secrets(text))
     if places := list(_placeholders(config)):

@@ -15,7 +15,6 @@ from pathlib import Path
 from shlex import join
 from typing import Any
 
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -25,6 +24,7 @@ from pipeline.errors import PACKAGES
 from pipeline.metrics.versions import commit
 from pipeline.storage.paths import COMMIT, HOME, ROOT, resolve_path
 from pipeline.storage.temporary import temporary_folder
+from pipeline.yaml_files import parse_yaml
 
 RUNTIME_ENV = ROOT / "experiments/runtime_env.yaml"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -77,7 +77,7 @@ def runtime_env(place: str = "") -> dict[str, Any]:
     Args:
         place: ``BIASWISE_HOME`` of the job; empty leaves it to the cluster.
     """
-    made: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text(encoding="utf-8"))
+    made: dict[str, Any] = parse_yaml(RUNTIME_ENV.read_text(encoding="utf-8"))
     made["working_dir"] = str(ROOT)
     made["env_vars"][COMMIT] = commit()  # the upload has no history
     if place:

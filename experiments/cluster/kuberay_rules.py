@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-import yaml
-
 from experiments.cluster.ray_rules import LOOPBACK, Config, words, wrong_version
+from pipeline.json_files import JsonError, parse_json
+from pipeline.yaml_files import parse_yaml
 
 JOB = words(
     "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
@@ -74,9 +74,9 @@ def _job(spec: Config) -> Iterator[str]:
     if spec.get("shutdownAfterJobFinishes") is not True:
         yield "spec.shutdownAfterJobFinishes is not true; the cluster would be billed after the study's end"
     try:
-        yaml.safe_load(spec.get("runtimeEnvYAML", ""))
-    except yaml.YAMLError:
-        yield "spec.runtimeEnvYAML: not YAML"
+        parse_yaml(str(spec.get("runtimeEnvYAML", "{}")))
+    except JsonError as error:
+        yield f"spec.runtimeEnvYAML: {error.reason}"
 
 
 def _cluster(cluster: Config) -> Iterator[str]:
@@ -97,8 +97,8 @@ def _head(head: Config) -> Iterator[str]:
     if params.get("num-cpus") != "0":
         yield f'headGroupSpec: num-cpus is {params.get("num-cpus")}; expected "0": no trial runs on the head'
     try:
-        drivers = json.loads(json.loads(params.get("resources", '"{}"'))).get("tune_driver", 0)
-    except (ValueError, TypeError, AttributeError):
+        drivers = parse_json(json.loads(params.get("resources", '"{}"')), dict).get("tune_driver", 0)
+    except (ValueError, TypeError, AttributeError, RecursionError):
         drivers = 0
     if drivers < 1:
         yield (

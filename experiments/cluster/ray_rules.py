@@ -7,7 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pipeline.json_files import JsonError
+from pipeline.yaml_files import parse_yaml
 
 Config = Mapping[str, Any]
 
@@ -185,7 +186,10 @@ def _head(config: Config) -> Iterator[str]:
             f"got {head['resources'].get('CPU')} and {options.get('num-cpus')}"
         )
     promised = head["resources"].get("tune_driver", 0)
-    given = (yaml.safe_load(options.get("resources", "{}")) or {}).get("tune_driver", 0)
+    try:
+        given = parse_yaml(options.get("resources", "{}")).get("tune_driver", 0)
+    except JsonError:
+        given = 0
     if not promised or promised != given:
         yield (
             f"trial drivers need the resource tune_driver on the head: {at} says {promised}, --resources in "

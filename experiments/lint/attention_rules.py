@@ -5,8 +5,16 @@ from typing import Any
 
 from experiments.lint.finding import Finding
 from operators.registry import entry
-from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, TRUNCATABLE_KINDS, Form, Request
-from pipeline.config.plan import WINDOWED, Choice, PlanError
+from operators.spec import (
+    BIAS_KINDS,
+    IMPLEMENTATIONS,
+    TRUNCATABLE_KINDS,
+    WEIGHTED_KINDS,
+    WINDOWED_KINDS,
+    Form,
+    Request,
+)
+from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.inspection.sites import Site
 from pipeline.detector.inspection.survey import Survey
 from pipeline.detector.transformer.site_attention import (
@@ -142,7 +150,7 @@ def _check_names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[F
     rank, window = site.cfg.get("rank"), site.cfg.get("window")
     fixes = (
         ("rank", (rank, None), "remove the rank, or set impl='lowrank'"),
-        ("window", (None, window), f"remove the window, or set bias to one of {', '.join(WINDOWED)}"),
+        ("window", (None, window), f"remove the window, or set bias to one of {', '.join(WINDOWED_KINDS)}"),
     )
     for key, values, fix in fixes:
         try:
@@ -185,7 +193,7 @@ def _check_impl(site: Site, kind: str, impl: str, flag: bool, device: str) -> It
 
 
 _HANDED = {"none": "nothing", "local": "the local mask", "dense": "the mask of the denoising queries"} | {
-    kind: f"the {kind} bias" for kind in ("global", "window", "gaussian")
+    kind: f"the {kind} bias" for kind in WEIGHTED_KINDS
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.lint.attention_rules import read_choice
 from experiments.lint.finding import Finding
 from operators.grid import CAMERA, LIDAR
-from pipeline.config.plan import WINDOWED
+from operators.spec import WINDOWED_KINDS
 from pipeline.config.provenance import Key
 from pipeline.config.sections import refusals
 from pipeline.detector.inspection.sites import HEAD, sensors_of
@@ -90,6 +90,13 @@ def _shapes(survey: Survey) -> Iterator[Finding]:
                 f"{name} is {join.takes}, but {join.giver} {verb} {join.gives}: the first batch would fail",
                 f"set {join.key[-1]}={join.gives}, or change {join.giver}",
             )
+    for key, sentence in survey.stuck.items():
+        yield Finding(
+            "shapes-disagree",
+            key,
+            f"{'.'.join(map(str, key[1:]))} refuses its input: {sentence}: the first batch would fail",
+            "correct what it names",
+        )
     yield from _scales(survey)
     yield from _image_size(survey.model)
 
@@ -127,7 +134,7 @@ def _windows(survey: Survey) -> Iterator[Finding]:
     kinds = {read_choice(site)[0] for site in survey.sites if not site.cfg.get("window")}
     asked = [
         ((*HEAD, part, key), (head.get(part) or {}).get(key), which)
-        for part, users in (("aqr_config", {"local"}), ("bias_config", set(WINDOWED)))
+        for part, users in (("aqr_config", {"local"}), ("bias_config", set(WINDOWED_KINDS)))
         for key, which in (("window_lidar", "BEV"), ("window_camera", "camera"))
         if users & kinds
     ]

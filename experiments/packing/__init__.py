@@ -1,1 +1,1 @@
-"""How many trials share one GPU: probes, the planner, the policy."""
+"""How many trials share one GPU, and how many share a worker: probes, the planner, the policy."""

@@ -1,8 +1,8 @@
-"""The number of concurrent trials on a machine, chosen from the measurements of a probe.
+"""How trials share a machine, chosen from the measurements of a probe: in cohorts, side by side, or both.
 
 A pure function of measurements. Of the packings that fit into memory, the one with the most trials per hour
-is chosen. A packing with more trials must be clearly faster, because every further trial makes the step
-times noisier.
+is chosen. A packing with more workers must be clearly faster, because every further one makes the step times
+noisier.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ MARGIN = 0.1
 """Share of the memory that is left free, because allocators fragment and point clouds differ in size."""
 
 MIN_SPEEDUP = 1.05
-"""A packing with more concurrent trials must be faster by this factor. Less is within the probe's noise."""
+"""A packing with more workers or larger cohorts must be faster by this factor; less is the probe's noise."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ class Candidate:
     """One way to share a GPU (or a machine without one), as the probe measured it.
 
     Attributes:
-        concurrent: concurrent trials on it.
+        concurrent: workers at once on it.
         threads: torch threads of each.
-        start_s: seconds until a trial trains when all start together; the start of Ray is not counted.
-        step_s: seconds per training step, mean of the trials.
-        chunk_s: seconds per chunk of evaluation, mean of the trials.
+        start_s: seconds until a worker trains when all start together; the start of Ray is not counted.
+        step_s: seconds per training step of all trials of a worker, mean of the workers.
+        chunk_s: seconds per chunk of their evaluation, mean of the workers.
         gpu_gib: memory in use on the GPU, contexts included.
-        host_gib: resident memory of all trials.
+        host_gib: resident memory of all workers.
+        arms: trials that each worker trains together.
     """
 
     concurrent: int
@@ -71,11 +72,12 @@ class Candidate:
     chunk_s: float
     gpu_gib: float
     host_gib: float
+    arms: int = 1
 
     def trials_per_hour(self, load: TrialLoad) -> float:
         """Return the number of trials per hour on one GPU; the time of the official metric is not counted."""
         seconds = self.start_s + load.steps * self.step_s + load.chunks * self.chunk_s
-        return 3600 * self.concurrent / seconds
+        return 3600 * self.concurrent * self.arms / seconds
 
     def fits(self, machine: Machine) -> bool:
         """Return True if it leaves the share ``MARGIN`` of GPU and host memory free."""
@@ -121,10 +123,10 @@ class PackingPlan:
 
 
 def sizes_to_measure(machine: Machine, most: int) -> list[tuple[int, int]]:
-    """Return the (concurrent trials, threads of each) that a probe measures: 1, 2, 4, ... trials.
+    """Return the (workers at once, threads of each) that a probe measures: 1, 2, 4, ... workers.
 
     Args:
-        machine: its cores limit the number of trials; on a CPU all cores are in use at every size.
+        machine: its cores limit the number of workers; on a CPU all cores are in use at every size.
         most: number of trials of the study.
     """
     cores = max(machine.cores // max(machine.gpus, 1), 1)
@@ -136,11 +138,34 @@ def sizes_to_measure(machine: Machine, most: int) -> list[tuple[int, int]]:
     return [(size, cores // size if machine.gpus == 0 else 1) for size in sizes]
 
 
+def cohorts_to_measure(most_arms: int) -> list[int]:
+    """Return the sizes of cohort that a probe measures on one worker: 1, 2, 4, ... and the largest.
+
+    Args:
+        most_arms: trials of the study that may be one cohort.
+    """
+    return sorted({*(2**i for i in range(most_arms.bit_length()) if 2**i <= most_arms), most_arms})
+
+
+def grown_gib(sizes: Sequence[int], gib: Sequence[float], size: int) -> float:
+    """Return the memory that a larger cohort is expected to take: every trial takes as much as the last ones.
+
+    Args:
+        sizes: of the cohorts that were measured, increasing.
+        gib: memory of each.
+        size: of the larger cohort.
+    """
+    if len(sizes) < 2:
+        return gib[-1]
+    (a, b), (low, high) = sizes[-2:], gib[-2:]
+    return high + (size - b) * max(high - low, 0.0) / (b - a)
+
+
 def choose(candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -> PackingPlan:
     """Return the packing with the most trials per hour among those that fit.
 
     Args:
-        candidates: at least one, in increasing order of concurrent trials.
+        candidates: at least one, in increasing order of workers, then of cohorts.
         load: the work of a trial.
         machine: the machine.
     """
@@ -157,6 +182,7 @@ def choose(candidates: Sequence[Candidate], load: TrialLoad, machine: Machine) -
         reason=_reason(best, candidates, load, machine),
         machine=machine,
         candidates=tuple(candidates),
+        arms_per_worker=best.arms,
     )
 
 
@@ -176,7 +202,14 @@ def _reason(best: Candidate, candidates: Sequence[Candidate], load: TrialLoad, m
 
 
 def _spell(one: Candidate, machine: Machine) -> str:
-    at_once = f"{one.concurrent} at once" if one.concurrent > 1 else "1 alone"
+    if one.arms > 1:
+        what = (
+            f"{one.concurrent} cohorts of {one.arms} at once"
+            if one.concurrent > 1
+            else f"a cohort of {one.arms}"
+        )
+    else:
+        what = f"{one.concurrent} at once" if one.concurrent > 1 else "1 alone"
     if machine.gpus:
-        return at_once
-    return f"{at_once} with {one.threads} thread{'s' if one.threads > 1 else ''}"
+        return what
+    return f"{what} with {one.threads} thread{'s' if one.threads > 1 else ''}"

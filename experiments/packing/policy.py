@@ -8,6 +8,7 @@ from experiments.packing.planner import PackingPlan
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder, read_json, write_json
 from experiments.terminal import Terminal
+from pipeline.config.same_but_plan import same_but_plan
 from pipeline.json_files import JsonError
 
 FILE = "concurrency.json"
@@ -54,7 +55,7 @@ def packing_of(recipe: Recipe, folder: StudyFolder, asked: PackingRequest, conso
         return replace(_shared(recipe, concurrent), arms_per_worker=asked.arms_per_worker)
     packing = _kept(folder)
     if packing is None:
-        packing = _probed(recipe, console)
+        packing = _probed(recipe, asked, console)
         write_json(folder.path / FILE, packing.to_dict())
     console.print(packing.reason, highlight=False, soft_wrap=True)
     if asked.arms_per_worker is None:
@@ -72,7 +73,7 @@ def _kept(folder: StudyFolder) -> PackingPlan | None:
         raise StudyError(f"{path}: not a packing ({error}); delete it to probe again") from error
 
 
-def _probed(recipe: Recipe, console: Terminal) -> PackingPlan:
+def _probed(recipe: Recipe, asked: PackingRequest, console: Terminal) -> PackingPlan:
     from experiments.packing.probe import describe, probe  # loads torch
 
     if os.environ.get("RAY_ADDRESS"):
@@ -81,11 +82,13 @@ def _probed(recipe: Recipe, console: Terminal) -> PackingPlan:
         )
     dearest = max(recipe.trials, key=lambda s: sum(s.plan[site].bias != "none" for site in recipe.sites))
     if dearest.num_workers > 1:
-        whole = describe(dearest.device).gpus // dearest.num_workers
+        whole = max(describe(dearest.device).gpus // dearest.num_workers, 1)
         reason = f"A trial takes {dearest.num_workers} workers, so GPUs are not shared: {whole} at once."
-        return PackingPlan(max(whole, 1), reason=reason)
-    with console.status("probing how many trials should run at once"):
-        return probe(dearest, len(recipe.trials))
+        return PackingPlan(whole, reason=reason, arms_per_worker=asked.arms_per_worker)
+    alike = sum(same_but_plan(dearest, settings) for settings in recipe.trials)
+    most_arms = min(alike, asked.arms_per_worker or alike)
+    with console.status("probing how many trials should run at once, and how many together"):
+        return probe(dearest, len(recipe.trials), most_arms)
 
 
 def _shared(recipe: Recipe, concurrent: int) -> PackingPlan:

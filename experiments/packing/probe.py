@@ -1,6 +1,7 @@
-"""The probe: a few steps of one trial, then of several concurrent trials, timed on this machine.
+"""The probe: a few steps of one trial, of cohorts, and of several workers at once, timed on this machine.
 
-Every process starts once. For each number of concurrent trials, that many processes run and the others wait.
+First one worker runs cohorts of 1, 2, 4, ... trials, as long as larger ones are faster. Then several workers
+run side by side, each with one trial, and each with a cohort. Every process starts once.
 """
 
 import multiprocessing
@@ -8,20 +9,23 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
 
 from experiments.packing.planner import (
+    MIN_SPEEDUP,
     Candidate,
     Machine,
     PackingPlan,
     TrialLoad,
     choose,
+    cohorts_to_measure,
+    grown_gib,
     sizes_to_measure,
 )
-from experiments.packing.probe_worker import TrialSpeed, serve
+from experiments.packing.probe_worker import Build, Measure, TrialSpeed, serve
 from experiments.storage.study_folder import StudyError
 from pipeline.config.settings import TrialSettings
 from pipeline.metrics.timing import device_name
@@ -29,43 +33,109 @@ from pipeline.runtime.cores import available_cores
 from pipeline.storage.temporary import temporary_folder
 
 SECONDS = {"cuda": 4.0, "cpu": 8.0}
-"""Seconds for which each number of trials is measured: about ten steps of a trial, more on a GPU."""
+"""Seconds for which each packing is measured: about ten steps of a trial, more on a GPU."""
 
 ANSWER_TIMEOUT_S = 600
 """Longest wait for an answer of a process; the longest regular wait, for a compilation, is some minutes."""
 
 
-def probe(settings: TrialSettings, most: int, seconds: float | None = None) -> PackingPlan:
+def probe(
+    settings: TrialSettings, most: int, most_arms: int = 1, seconds: float | None = None
+) -> PackingPlan:
     """Measure packings of a trial on this machine and pick one.
 
     Args:
         settings: a trial of the study with one worker; the most expensive one if they differ.
         most: number of trials of the study.
+        most_arms: number of them that may be one cohort.
         seconds: how long each packing is measured; None takes ``SECONDS``.
 
     Raises:
         StudyError: not even one trial runs.
     """
     machine = describe(settings.device)
-    seconds = seconds or SECONDS[settings.device]
     with temporary_folder("probe") as folder, _processes_of(settings, folder) as processes:
-        processes.grow(1)
-        candidates, single = [], None
-        for size, threads in sizes_to_measure(machine, most):
-            if single is not None and not _may_fit(size, single, machine):
-                break
-            try:
-                # all that may be needed start together, because starts take most of the time of a probe
-                processes.grow(size if single is None else _largest(machine, most, single))
-                speeds = processes.measure(size, threads, seconds)
-            except StudyError:
-                if single is None:
-                    raise
-                break  # it did not fit although the estimate said so; the smaller sizes count
-            single = single or speeds[0]
-            candidates.append(_candidate(threads, processes.start_s(size), speeds, single))
-    assert single is not None  # the first size was measured, or an error was raised
-    return choose(candidates, TrialLoad(single.steps, single.chunks), machine)
+        found = _Probe(machine, processes, seconds or SECONDS[settings.device])
+        found.measure(1, 1)
+        try:
+            found.grow_cohorts(most_arms)
+        except StudyError:  # it did not fit although the estimate said so; what was measured counts
+            processes.close()  # the one that ran out of memory has ended
+        with suppress(StudyError):
+            found.grow_workers(most)
+    candidates = sorted(found.candidates, key=lambda one: (one.concurrent, one.arms))
+    return choose(candidates, found.load, machine)
+
+
+class _Probe:
+    """The measurements of a probe so far.
+
+    Args:
+        machine: that it runs on.
+        processes: the workers.
+        seconds: how long each packing is measured.
+    """
+
+    def __init__(self, machine: Machine, processes: "_Processes", seconds: float) -> None:
+        self._machine, self._processes, self._seconds = machine, processes, seconds
+        self._alone: dict[int, TrialSpeed] = {}
+        self.candidates: list[Candidate] = []
+
+    @property
+    def load(self) -> TrialLoad:
+        """The work of a trial."""
+        return TrialLoad(self._alone[1].steps, self._alone[1].chunks)
+
+    def measure(self, workers: int, arms: int) -> Candidate:
+        """Measure workers with a cohort each.
+
+        Raises:
+            StudyError: a process failed, died, or did not answer in time.
+        """
+        start_s = self._processes.build(workers, arms)
+        threads = dict(sizes_to_measure(self._machine, workers)).get(workers, 1)
+        speeds = self._processes.measure(workers, threads, self._seconds)
+        if workers == 1:
+            self._alone[arms] = speeds[0]
+        self.candidates.append(_candidate(threads, start_s, speeds, self._alone[1], arms))
+        return self.candidates[-1]
+
+    def grow_cohorts(self, most_arms: int) -> None:
+        """Measure cohorts on one worker as long as they fit and more trials make them clearly faster."""
+        best = self.candidates[0]
+        for arms in cohorts_to_measure(most_arms)[1:]:
+            if not self._may_fit(1, arms):
+                return
+            one = self.measure(1, arms)
+            if one.trials_per_hour(self.load) < MIN_SPEEDUP * best.trials_per_hour(self.load):
+                return
+            best = one
+
+    def grow_workers(self, most: int) -> None:
+        """Measure workers side by side, with one trial each and with the best cohort that the study fills."""
+        rate = {
+            one.arms: one.trials_per_hour(self.load) for one in self.candidates if one.fits(self._machine)
+        }
+        best = max(rate, key=lambda arms: rate[arms], default=1)
+        sizes = [workers for workers, _ in sizes_to_measure(self._machine, most)[1:]]
+        fitting = [workers for workers in sizes if self._may_fit(workers, 1)]
+        self._processes.grow(max(fitting, default=1))  # together: starts take most of the time of a probe
+        for workers in fitting:
+            for arms in sorted({1, max(arms for arms in rate if arms <= max(min(best, most // workers), 1))}):
+                if self._may_fit(workers, arms):
+                    self.measure(workers, arms)
+
+    def _may_fit(self, workers: int, arms: int) -> bool:
+        """Return whether a packing fits into memory, estimated from one worker."""
+        sizes = [size for size in sorted(self._alone) if size <= arms]
+        last, first = self._alone[sizes[-1]], self._alone[1]
+        if sizes[-1] < arms:
+            reserved, resident = (
+                grown_gib(sizes, [getattr(self._alone[size], name) for size in sizes], arms)
+                for name in ("reserved_gib", "resident_gib")
+            )
+            last = replace(last, reserved_gib=reserved, resident_gib=resident)
+        return _candidate(1, 0.0, [last] * workers, first, arms).fits(self._machine)
 
 
 def describe(device: str) -> Machine:
@@ -81,19 +151,10 @@ def describe(device: str) -> Machine:
     )
 
 
-def _largest(machine: Machine, most: int, single: TrialSpeed) -> int:
-    return max(
-        size for size, _ in sizes_to_measure(machine, most) if size == 1 or _may_fit(size, single, machine)
-    )
-
-
-def _may_fit(size: int, single: TrialSpeed, machine: Machine) -> bool:
-    """Return True if ``size`` trials fit into memory, estimated from one trial."""
-    return _candidate(1, 0.0, [single] * size, single).fits(machine)
-
-
-def _candidate(threads: int, start_s: float, speeds: Sequence[TrialSpeed], single: TrialSpeed) -> Candidate:
-    """Return the sum of concurrent trials; each needs as much memory besides its allocator's as one trial."""
+def _candidate(
+    threads: int, start_s: float, speeds: Sequence[TrialSpeed], single: TrialSpeed, arms: int
+) -> Candidate:
+    """Return the sum of workers; each needs as much memory besides its allocator's as a single trial."""
     context = single.device_gib - single.reserved_gib
     return Candidate(
         concurrent=len(speeds),
@@ -103,6 +164,7 @@ def _candidate(threads: int, start_s: float, speeds: Sequence[TrialSpeed], singl
         chunk_s=mean(speed.chunk_s for speed in speeds),
         gpu_gib=sum(speed.reserved_gib + context for speed in speeds),
         host_gib=sum(speed.resident_gib for speed in speeds),
+        arms=arms,
     )
 
 
@@ -128,7 +190,7 @@ class _Processes:
         begun, fresh = time.monotonic(), []
         for index in range(len(self._processes), size):
             ours, theirs = context.Pipe()
-            arguments = (self._settings, self._folder / f"trial{index}", theirs)
+            arguments = (self._settings, self._folder / f"worker{index}", theirs)
             process = context.Process(target=serve, args=arguments, daemon=False)
             process.start()  # not a daemon: a daemon may not start the processes of a loader
             theirs.close()
@@ -138,17 +200,25 @@ class _Processes:
             _answer(worker)
             worker.start_s = time.monotonic() - begun
 
+    def build(self, size: int, arms: int) -> float:
+        """Let the first ``size`` processes, together, build a cohort each; return the longest start, s."""
+        self.grow(size)
+        begun, started = time.monotonic(), max(worker.start_s for worker in self._processes[:size])
+        self._ask(size, Build(arms))
+        return started + time.monotonic() - begun
+
     def measure(self, size: int, threads: int, seconds: float) -> list[TrialSpeed]:
         """Let the first ``size`` processes run at the same time."""
+        speeds = self._ask(size, Measure(threads, seconds))
+        return [speed for speed in speeds if isinstance(speed, TrialSpeed)]
+
+    def _ask(self, size: int, request: Build | Measure) -> list[object]:
+        """Ask the first ``size`` processes, and wait for all of them."""
         chosen = self._processes[:size]
         for worker in chosen:
             with suppress(OSError):  # it has died; reading its answer fails too
-                worker.pipe.send((threads, seconds))
-        return [speed for worker in chosen if isinstance(speed := _answer(worker), TrialSpeed)]
-
-    def start_s(self, size: int) -> float:
-        """Return the longest start among the first ``size``."""
-        return max(worker.start_s for worker in self._processes[:size])
+                worker.pipe.send(request)
+        return [_answer(worker) for worker in chosen]
 
     def close(self) -> None:
         """End all processes."""
@@ -160,6 +230,7 @@ class _Processes:
             if worker.process.is_alive():
                 worker.process.terminate()
                 worker.process.join()
+        self._processes = []
 
 
 def _answer(worker: _Process) -> object:

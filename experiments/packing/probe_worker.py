@@ -1,6 +1,7 @@
-"""Measure how fast a trial trains and detects while equal trials run on the same machine.
+"""Measure how fast a worker trains and evaluates while equal workers run on the same machine.
 
-Each trial is a process of its own, as in a study. It does the work of a trial but keeps no results.
+Each worker is a process of its own, as in a study, and trains one trial or a cohort. It does the work of
+trials but keeps no results.
 """
 
 import time
@@ -14,8 +15,9 @@ import torch
 
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
-from pipeline.evaluation.inference import BATCH, compare
-from pipeline.metrics.memory import device_memory_gib, peak_resident_gib
+from pipeline.evaluation.inference import compare
+from pipeline.evaluation.views import BATCH
+from pipeline.metrics.memory import device_memory_gib, forget, peak_resident_gib
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
@@ -32,17 +34,38 @@ ENDLESS = 10**6
 
 
 @dataclass(frozen=True)
-class TrialSpeed:
-    """The measurements of one of several equal trials.
+class Build:
+    """Ask a process for a cohort of so many trials; it answers True when the cohort is warm."""
+
+    arms: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Ask a process to train and to evaluate; it answers with a ``TrialSpeed``.
 
     Attributes:
-        step_s: seconds per training step, including the wait for data.
-        chunk_s: seconds per chunk of ``BATCH`` frames of evaluation, under all conditions, including reading.
+        threads: torch threads on a CPU.
+        seconds: how long. A step that has begun when the time is over is finished.
+    """
+
+    threads: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrialSpeed:
+    """The measurements of one of several equal workers.
+
+    Attributes:
+        step_s: seconds per training step of all its trials, including the wait for data.
+        chunk_s: seconds per chunk of ``BATCH`` frames of their evaluation, under all conditions, including
+            reading.
         steps: training steps of the whole trial.
         chunks: chunks of a whole evaluation.
-        reserved_gib: peak of the CUDA memory that the trial's allocator reserved; 0 on a CPU.
+        reserved_gib: peak of the CUDA memory that the worker's allocator reserved; 0 on a CPU.
         device_gib: memory in use on the whole device at the end, by any process; 0 on a CPU.
-        resident_gib: peak of the resident memory of the trial's process.
+        resident_gib: peak of the resident memory of the worker's process.
     """
 
     step_s: float
@@ -54,20 +77,22 @@ class TrialSpeed:
     resident_gib: float
 
 
-class TrialSpeedProbe:
-    """A trial that is ready to train and detect for a given time.
+class CohortProbe:
+    """A cohort that is ready to train and to evaluate for a given time.
 
     Args:
-        settings: the settings of a trial with one worker.
-        folder: an empty folder for the files that a trial writes.
+        settings: of every trial, with one worker.
+        folder: an empty folder for the files that trials write.
+        arms: number of trials.
     """
 
-    def __init__(self, settings: TrialSettings, folder: Path) -> None:
-        session = LocalSession(folder, settings.device)
-        check(settings, folder, session.device)
-        deterministic(session.device, settings.torch_threads)
-        self._device = session.device
-        self._cohort = Cohort([Arm(settings, session)])
+    def __init__(self, settings: TrialSettings, folder: Path, arms: int) -> None:
+        sessions = [LocalSession(folder / f"arm{index}", settings.device) for index in range(arms)]
+        for session in sessions:
+            check(settings, session.folder, session.device)
+        self._device = sessions[0].device
+        deterministic(self._device, settings.torch_threads)
+        self._cohort = Cohort([Arm(settings, session) for session in sessions])
         self._batches = enumerate(self._cohort.batches(0, ENDLESS))
         self._views = self._cohort.split.views()
         self._chunks = self._endless_chunks()
@@ -75,17 +100,12 @@ class TrialSpeedProbe:
             self._step()
         self._detect()
 
-    def run(self, threads: int, seconds: float) -> TrialSpeed:
-        """Train, then detect, for a given time.
-
-        Args:
-            threads: torch threads on a CPU.
-            seconds: how long to measure. A step that has begun when the time is over is finished.
-        """
+    def run(self, asked: Measure) -> TrialSpeed:
+        """Train, then detect, for a given time."""
         if self._device.type == "cpu":
-            torch.set_num_threads(threads)
-        step_s = self._time(self._step, TRAINING_SHARE * seconds)
-        chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * seconds)
+            torch.set_num_threads(asked.threads)
+        step_s = self._time(self._step, TRAINING_SHARE * asked.seconds)
+        chunk_s = self._time(self._detect, (1 - TRAINING_SHARE) * asked.seconds)
         chunks = -(-len(self._views.source) // BATCH)
         reserved, used = device_memory_gib(self._device)
         return TrialSpeed(step_s, chunk_s, self._cohort.steps, chunks, reserved, used, peak_resident_gib())
@@ -113,22 +133,28 @@ class TrialSpeedProbe:
 
 
 def serve(settings: TrialSettings, folder: Path, pipe: Connection) -> None:
-    """Measure in one of the probe's processes until None is received.
+    """Build and measure in one of the probe's processes until None is received.
 
-    It sends True as soon as the trial is ready. Then it measures once for every (threads, seconds) that it
-    receives, and sends a ``TrialSpeed``. If the trial is refused or runs out of memory, it sends one sentence
-    and ends.
+    If the trial is refused or runs out of memory, it sends one sentence and ends.
 
     Args:
         settings: the settings of a trial with one worker.
-        folder: an empty folder for the files that the trial writes.
-        pipe: the connection to the process that runs the probe.
+        folder: an empty folder for the files that the trials write.
+        pipe: the connection to the process that runs the probe; see ``Build`` and ``Measure``.
     """
     try:
-        speed_probe = TrialSpeedProbe(settings, folder)
+        built: CohortProbe | None = None
+        number = 0
         pipe.send(True)
         while (request := pipe.recv()) is not None:
-            pipe.send(speed_probe.run(*request))
+            if isinstance(request, Build):
+                built = None
+                forget(torch.device(settings.device))
+                built, number = CohortProbe(settings, folder / f"cohort{number}", request.arms), number + 1
+                pipe.send(True)
+            else:
+                assert built is not None
+                pipe.send(built.run(request))
     except EOFError:  # the process that runs the probe has ended
         return
     except (ValueError, RuntimeError) as error:  # a refusal, or out of memory

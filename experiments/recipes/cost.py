@@ -161,7 +161,7 @@ def hours_of_trial(recipe: Recipe) -> tuple[float, str, str] | None:
     if speed is None or frames is None or first.train.steps is None:
         return None
     on_gpus = first.device == "cuda"
-    unit = "GPU hours" if on_gpus else "hours"
+    unit = "GPU hours" if on_gpus else "trial hours"
     hours = trial_seconds(first, speed, frames) / 3600 * (first.num_workers if on_gpus else 1)
     return hours, unit, f"{unit[0].upper()}{unit[1:]}: computed, as no trial has run; from {speed.source}."
 

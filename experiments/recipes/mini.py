@@ -78,7 +78,7 @@ def demo() -> Recipe:
         cost="2 CPU cores",
         trials=trials,
         sites=CROSS_SITES,
-        rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1)),
+        rule=DecisionRule(sites=CROSS_SITES, seeds=(0, 1), stopwatch_s=100.0),
         datasets=(MINI,),
         concurrent_trials=2,
     )

@@ -112,8 +112,8 @@ def commands(summary: Summary) -> str:
 
 
 def _word(text: str) -> str:
-    """Return a word of ``study.json`` as one word of a shell, on one line and without a backtick."""
-    return shlex.quote(" ".join(printable(text).replace("`", "").split()))
+    """Return a word of ``study.json`` as one word of a shell, on one line, without a backtick or a tag."""
+    return shlex.quote(" ".join(re.sub("[`<]", "", printable(text)).split()))
 
 
 def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:

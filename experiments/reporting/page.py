@@ -14,20 +14,27 @@ from experiments.reporting.figures.plans import accuracy_speed, learned_scale
 from experiments.reporting.figures.screening import screening_figure
 from experiments.reporting.figures.style import Drawing, to_png, to_svg
 from experiments.reporting.markdown import VERDICT_HEADS, commands, plan_lines, shown_tables, verdict_cells
-from experiments.reporting.summary import Summary
+from experiments.reporting.summary import ReportError, Summary
 from experiments.reporting.tables.base import MINUS, Table, spell_levels
 from experiments.reporting.wording import reading
+from pipeline.storage.files import atomic_write
 
 
 def write_page(summary: Summary, path: Path) -> None:
-    """Write the page, and beside it a PNG file per figure into ``figures``."""
+    """Write the page, and beside it a PNG file per figure into ``figures``.
+
+    Raises:
+        ReportError: ``figures`` is a link, which could lead to any folder.
+    """
     figures = path.parent / "figures"
+    if figures.is_symlink():
+        raise ReportError(f"{figures}: is a link, expected a folder; remove it")
     figures.mkdir(exist_ok=True)
     for drawing in drawings(summary):
-        (figures / f"{drawing.name}.png").write_bytes(to_png(drawing))
+        atomic_write(figures / f"{drawing.name}.png", to_png(drawing))
     if summary.scene:
-        (figures / "scene.png").write_bytes(summary.scene)
-    path.write_text(to_html(summary), encoding="utf-8")
+        atomic_write(figures / "scene.png", summary.scene)
+    atomic_write(path, to_html(summary))
 
 
 def to_html(summary: Summary) -> str:

@@ -21,6 +21,8 @@ from experiments.reporting.summary import Summary, summarize
 from experiments.reporting.tables.base import Table, signed, term_label
 from experiments.terminal import Terminal
 from pipeline.config.plan import Plan
+from pipeline.json_files import MAX_BYTES, read_bytes
+from pipeline.storage.files import atomic_write
 
 CONFIG = "recommended.py"
 """The recommended plan as an mmengine config."""
@@ -74,13 +76,14 @@ def write_report(
     changed = _write_tables(summary, study_folder)
     html, markdown, config = (study_folder / name for name in ("report.html", "report.md", CONFIG))
     if changed or figures:
-        for stale in (*study_folder.glob("figures/*.png"), html):
+        drawn = () if (study_folder / "figures").is_symlink() else study_folder.glob("figures/*.png")
+        for stale in (*drawn, html):
             stale.unlink(missing_ok=True)
     if changed or config_of is not None:
         config.unlink(missing_ok=True)
-    markdown.write_text(to_markdown(summary), encoding="utf-8")
+    atomic_write(markdown, to_markdown(summary))
     if summary.config:
-        config.write_text(summary.config, encoding="utf-8")
+        atomic_write(config, summary.config)
     if figures:
         from experiments.reporting.page import write_page  # imports matplotlib
 
@@ -92,12 +95,17 @@ def write_report(
 def _write_tables(summary: Summary, study_folder: Path) -> bool:
     """Write the CSV files in place of those of an earlier report; return whether they differ from those."""
     tables = {f"{table.name}.csv": to_csv(table).encode() for table in summary.tables}
-    found = {path.name: path.read_bytes() for path in study_folder.glob("*.csv")}
+    found = {path.name: _content(path) for path in study_folder.glob("*.csv")}
     for name in found.keys() - tables.keys():  # of a report that had evidence
         (study_folder / name).unlink()
     for name, content in tables.items():
-        (study_folder / name).write_bytes(content)
+        atomic_write(study_folder / name, content)
     return found != tables
+
+
+def _content(path: Path) -> bytes:
+    """Return a table of an earlier report; nothing if it is a link, which the new table replaces."""
+    return b"" if path.is_symlink() else read_bytes(path, MAX_BYTES)
 
 
 def _with_config(summary: Summary, plan: Plan, config_of: Callable[[Plan], str]) -> Summary:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from experiments.analysis import confirmation
@@ -36,7 +37,7 @@ from experiments.reporting.tables.screening import compare_screening, screening_
 from experiments.reporting.wording import about_failures, answer, listing
 from experiments.storage.usage import Used, used_by_trials
 from pipeline.config.plan import PlanError
-from pipeline.json_files import JsonError, check_fields, read_json
+from pipeline.json_files import MAX_BYTES, JsonError, check_fields, read_bytes, read_json
 from pipeline.metrics.rows import Row, read_rows, read_study
 
 NO_RULE = "This study has no rule, so it has no verdicts."
@@ -116,7 +117,7 @@ class Summary:
     screened: tuple[Ranked, ...] = ()
     scene: bytes = b""
 
-    @property
+    @cached_property
     def tables(self) -> tuple[Table, ...]:
         """The tables: verdicts, effects and plans if there are any, trials, kernels, cost, environment."""
         rule = self.record.rule or DecisionRule()
@@ -293,4 +294,4 @@ def _scene(study_folder: Path, rows: Sequence[Row], advice: Recommendation | Non
     trial = (
         alike[0] if alike else max(sorted(plans), key=lambda name: -plans[name].count("=none/"), default="")
     )
-    return pictures[trial].read_bytes() if trial else b""
+    return read_bytes(pictures[trial], MAX_BYTES, links=False) if trial else b""

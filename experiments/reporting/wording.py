@@ -160,6 +160,11 @@ def _confirmation(one: Confirmed, evidence: Evidence) -> str:
     return f"Confirmed on fresh seeds: {measured}, {one.seeds} trials."
 
 
+def _between(shares: Sequence[float]) -> str:
+    low, high = (f"{100 * end:.0f}" for end in (min(shares), max(shares)))
+    return f"{high} %" if low == high else f"{low} to {high} %"
+
+
 def reading(evidence: Evidence) -> str:
     """Return how to read the table of verdicts, in a few sentences."""
     table, rule = evidence.table, evidence.rule
@@ -177,6 +182,11 @@ def reading(evidence: Evidence) -> str:
         text += (
             f" {evidence.num_scenes} logs were resampled, each with all of its scenes; their choice makes up "
             f"to {100 * share:.0f} % of a gain's squared error."
+        )
+    if shares := [v.price_share for v in evidence.verdicts if not math.isnan(v.price_share)]:
+        text += (
+            f" Of a net gain's squared error the price makes up {_between(shares)}, gains the rest: "
+            f"{'time the steps longer' if max(shares) > 0.5 else 'more trainings narrow it'}."
         )
     if len(table.interim_analyses) > 1:
         text += (

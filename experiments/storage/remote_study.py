@@ -6,9 +6,13 @@ from pathlib import Path
 
 from experiments.storage.study_folder import STORAGE_FILE, StudyError, StudyFolder
 from experiments.terminal import Terminal
+from pipeline.json_files import read_text
 from pipeline.storage.lease import Lease
 from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import RETRY_LIMIT_S, StudySync
+
+MAX_URI = 4096
+"""Most bytes of the file that says where a study is kept."""
 
 
 def study_sync_of(storage: str, folder: Path) -> StudySync | None:
@@ -20,9 +24,9 @@ def study_sync_of(storage: str, folder: Path) -> StudySync | None:
     """
     kept = folder / STORAGE_FILE
     if not storage:
-        return (
-            StudySync(kept.read_text(encoding="utf-8").strip(), folder.resolve()) if kept.exists() else None
-        )
+        if not kept.exists():
+            return None
+        return StudySync(read_text(kept, MAX_URI).strip(), folder.resolve())
     study_sync = copy_at(storage, folder)
     folder.mkdir(parents=True, exist_ok=True)
     kept.write_text(study_sync.uri + "\n", encoding="utf-8")

@@ -58,6 +58,11 @@ class StudyFolder:
         """Whether a recipe has claimed the folder."""
         return (self.path / STUDY).exists()
 
+    @property
+    def overridden(self) -> tuple[str, ...]:
+        """The words of the command line that changed the recipe that has claimed the folder."""
+        return tuple(map(str, read_json(self.path / STUDY).get(OVERRIDDEN, ()))) if self.has_begun else ()
+
     def trial_names(self) -> tuple[str, ...]:
         """Return the names of the trials of the recipe that has claimed the folder; none if there is none."""
         return tuple(read_json(self.path / STUDY).get("trials", ())) if self.has_begun else ()

@@ -120,6 +120,7 @@ def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
             for plan in plans
         ),
         rule=None,
+        begun_as="",
         design=None,
         early_stopping=None,
         confirmation_seeds=(),

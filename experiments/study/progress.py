@@ -20,6 +20,10 @@ TRAINING_SHARE = 0.5
 """Share of a trial's time that is training, a guess: used until the first trial has ended."""
 
 
+TOO_EARLY = 0.02
+"""Share of a run's trials before which MLflow is told no end: most of the time so far was start-up."""
+
+
 @dataclass
 class _Running:
     """A trial that runs; ``cohort`` is the name of the first trial of those that run together."""
@@ -139,7 +143,7 @@ class StudyProgress:
         """Return how many trials are left of those asked for, and the hours that they take, if known."""
         with self._lock:
             left = self._total - self._done
-        seconds = self._seconds_left()
+        seconds = self._seconds_left() if self._fraction() > TOO_EARLY else None
         return {"trials_left": left} | ({} if seconds is None else {"hours_left": seconds / 3600})
 
     def _fraction(self) -> float:

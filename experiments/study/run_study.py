@@ -21,12 +21,15 @@ from experiments.study.preflight import (
     check_trials,
     digest_inputs,
     make_datasets,
+    refuse_missing,
 )
 from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
 from experiments.terminal import Terminal
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
+from pipeline.redaction import redact
+from pipeline.storage.remote import StorageError
 from pipeline.storage.sync import StudySync
 from pipeline.tracking.study_reader import StudyEnd, write_end
 
@@ -100,29 +103,46 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
     options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
-    if options.storage:
-        copy_at(options.storage, folder.path)  # a URI that cannot be used is refused before the lock is made
+    if any(not folder.is_complete(name) for name in recipe.named_trials()):
+        refuse_missing(recipe, _about_storage(options.storage, folder))
     console.print(
         f"{recipe.question}\n{takes(recipe)}; folder {folder.path}", highlight=False, soft_wrap=True
     )
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
         if not options.underpowered and not folder.has_begun:
             check_power(recipe)
-        try:
-            return _run_in_folder(recipe, folder, options, console, study_sync)
-        except KeyboardInterrupt:
-            _interrupted(folder, options.tracking)
-            raise
+        return _run_in_folder(recipe, folder, options, console, study_sync)
+
+
+def _about_storage(uri: str, folder: StudyFolder) -> list[str]:
+    """Return why a URI cannot be used; nothing if it can."""
+    try:
+        if uri:
+            copy_at(uri, folder.path)
+    except StorageError as error:
+        return [f"storage: {error}"]
+    return []
 
 
 def _run_in_folder(
     recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal, study_sync: StudySync | None
 ) -> Outcome:
     """Run a study whose folder is up to date and locked by this process."""
-    budget = options.budget(recipe)
     recipe = with_packing(recipe, folder)
     recipe = folder.claim(recipe, digest_inputs(recipe))
     write_end(folder.path, None)
+    try:
+        return _run_claimed(recipe, folder, options, console, study_sync)
+    except BaseException as error:
+        _broken_off(folder, error, options.tracking)
+        raise
+
+
+def _run_claimed(
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal, study_sync: StudySync | None
+) -> Outcome:
+    """Run a study that has its folder for itself, from here on to its end or to an error."""
+    budget = options.budget(recipe)
     make_datasets(recipe.datasets, console)
     check_trials(recipe, folder)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -230,9 +250,12 @@ def _end(outcome: Outcome, reason: str, summary: "Summary | None") -> StudyEnd:
     return StudyEnd("FINISHED" if outcome.complete else "FAILED", " ".join(part for part in parts if part))
 
 
-def _interrupted(folder: StudyFolder, tracking: bool) -> None:
-    """Leave a study that was interrupted in MLflow as that; a server that does not answer costs 10 s."""
-    write_end(folder.path, StudyEnd("KILLED", "The run was interrupted; the same command goes on."))
+def _broken_off(folder: StudyFolder, error: BaseException, tracking: bool) -> None:
+    """Leave a study that did not come to its end in MLflow as that; a server that hangs costs 10 s."""
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    why = "it was interrupted" if interrupted else f"{type(error).__name__}: {error}"
+    end = StudyEnd("KILLED" if interrupted else "FAILED", f"The run broke off: {redact(why)[:1000]}")
+    write_end(folder.path, end)
     if tracking:
         from pipeline.tracking.mlflow_sync import sync
 

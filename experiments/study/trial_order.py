@@ -25,8 +25,9 @@ MOST = 16
 """Trials of a cohort at most, unless more are asked for: by then loader and trunk are a small part."""
 
 SHARED = 1.0
-"""What a cohort does once (start, loading, trunk), in units of what it does for each trial. A guess: it only
-decides whether the trials of a seed are spread over places that would be idle."""
+"""What a cohort does once (start, loading, trunk), in units of what it does for each trial: 0.6 in the demo,
+1.6 in a step of the ResNet-50 model on an H200. It only decides whether the trials of a seed are spread over
+places that would be idle."""
 
 
 def in_running_order(recipe: Recipe, names: Sequence[str]) -> list[str]:

@@ -141,7 +141,9 @@ def run_cohort_driver(config: dict[str, Any]) -> None:
     folder, running = StudyFolder(Path(config["folder"])), config["running"]
     names = [name for name in config["trials"] if not folder.state(name).has_ended]
     left = ""
-    if names and folder.gpu_hours() < running.gpu_hours:
+    if names and folder.gpu_hours() >= running.gpu_hours:
+        left = f"not run: the study has used its {running.gpu_hours:g} GPU hours"
+    elif names:
         try:
             with free_slot(folder.path) as slot:
                 run = CohortRun(

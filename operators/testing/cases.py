@@ -21,9 +21,9 @@ from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import TokenGrid
 from operators.registry import objections
-from operators.spec import Request
+from operators.spec import KINDS, Request
 from operators.testing.oracle import make_oracle, results
-from operators.window_bias import GaussianBias, LocalMask, WindowBias
+from operators.window_bias import FALL_OFFS, LocalMask, WindowBias
 
 Placement = Literal["spread", "one_cell", "borders", "nowhere", "around"]
 """Where the windows of a case lie: ``spread``: anywhere, some invisible; ``one_cell``: all around one cell;
@@ -78,7 +78,7 @@ class Case:
         sizes: the sizes.
         leaves: ``q``, ``k``, ``v`` in the dtype under test; ``weight`` in float32 if the kind has one.
         windows: (B, Q, S, 4) int32.
-        centers: (B, Q, S, 2) float32, for a gaussian.
+        centers: (B, Q, S, 2) float32, for a fall-off.
         upstream: (B, H, Q, D), the gradient of the result.
     """
 
@@ -102,10 +102,10 @@ class Case:
             return GlobalBias(grid, weight)
         if self.kind == "window":
             return WindowBias(grid, self.windows, weight)
-        if self.kind == "gaussian":
+        if self.kind in FALL_OFFS:
             # sigma is 1.3 cells and not 1, so that a missing square or factor 1/2 shows
             centers = self.centers.to(weight.dtype)
-            return GaussianBias(grid, self.windows, weight, centers, 1.3, SATURATION * 0.8)
+            return FALL_OFFS[self.kind](grid, self.windows, weight, centers, 1.3, SATURATION * 0.8)
         raise ValueError(f"Case.bias makes no bias of the kind {self.kind!r}; add it there")
 
     def request(self, qkv_grad: bool = True, bias_grad: bool = True, rank: int | None = None) -> Request:
@@ -149,11 +149,10 @@ def make_case(
         name: torch.randn(shape, generator=there, device=device).to(dtype)
         for name, shape in (("q", content), ("k", keys), ("v", keys))
     }
-    widths = {"dense": grid.num_keys, "global": 2, "window": segments, "gaussian": segments}
-    if kind not in {"none", "local", *widths}:
-        raise ValueError(f"make_case knows no weight of the kind {kind!r}; expected one of {sorted(widths)}")
-    if kind in widths:
-        last = widths[kind]
+    if kind not in KINDS:
+        raise ValueError(f"make_case knows no weight of the kind {kind!r}; expected one of {sorted(KINDS)}")
+    widths = {"score": grid.num_keys, "modality": 2, "segment": segments}
+    if last := widths.get(KINDS[kind].weights):
         shape = (batch, heads if sizes.bias_per_head else 1, queries, last)
         weight = (torch.rand(shape, generator=rng) * 2 - 1) * SATURATION * 1.2
         leaves["weight"] = weight * (torch.rand(shape, generator=rng) > 0.1)  # a tenth of them 0

@@ -10,10 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
-
-WINDOWED = ("window", "gaussian")
-"""Bias kinds whose window a site may size for itself."""
+from operators.spec import BIAS_KINDS, IMPLEMENTATIONS, WINDOWED_KINDS
 
 _SPELLING = "'bias/impl', 'window:15/impl' (its window in cells) or 'bias/lowrank@rank'"
 
@@ -30,7 +27,7 @@ class Choice:
         bias: one of ``operators.spec.BIAS_KINDS``.
         impl: one of ``operators.spec.IMPLEMENTATIONS``.
         rank: only for ``lowrank``: the rank at which the bias is cut off; None is exact.
-        window: only for the kinds ``WINDOWED``: edge of the window in cells, on the BEV map and on the
+        window: only for the kinds ``WINDOWED_KINDS``: edge of the window in cells, on the BEV map and on the
             camera maps alike; None takes the two sizes of the config's ``bias_config``.
     """
 
@@ -52,11 +49,11 @@ class Choice:
                 f"rank={self.rank} with impl={self.impl!r}: a positive rank goes with lowrank alone"
             )
         if self.window is not None and not (
-            self.bias in WINDOWED and type(self.window) is int and self.window >= 1
+            self.bias in WINDOWED_KINDS and type(self.window) is int and self.window >= 1
         ):
             raise PlanError(
                 f"window={self.window!r} with bias={self.bias!r}: a window of 1 cell or more goes with "
-                f"{' and '.join(WINDOWED)} alone"
+                f"{' and '.join(WINDOWED_KINDS)} alone"
             )
 
     def __str__(self) -> str:

@@ -76,6 +76,7 @@ class TrainSettings:
             training: 0.25).
         lidar_dropout_prob: share of the samples without points (CMT: 0.25).
         checkpoint_every: steps between checkpoints.
+        checkpoints_kept: newest checkpoints of a trial that stay on disk.
         log_every: steps between rows of losses and norms.
         amp: bfloat16 autocast (GPU only), also where the config has no ``AmpOptimWrapper``.
         cuda_graphs: train the head through CUDA graphs (GPU only); False launches kernel by kernel, in less
@@ -93,6 +94,7 @@ class TrainSettings:
     log_every: int = 10
     amp: bool = False
     cuda_graphs: bool = True
+    checkpoints_kept: int = 2
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,12 @@ class TrialSettings:
         """Twelve hex digits that name these settings.
 
         ``data.missing_cameras`` counts unless it is ``refuse``, which was all there was: trials that ran
-        before it was a setting keep their names.
+        before it was a setting keep their names. ``train.checkpoints_kept`` changes no result, and does not
+        count.
         """
         plain = self.to_dict()
         if plain["data"]["missing_cameras"] == "refuse":
             del plain["data"]["missing_cameras"]
+        del plain["train"]["checkpoints_kept"]
         text = json.dumps(plain, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -12,6 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data.sample import DataError
 
+MAX_BYTES = 2**28
+"""Largest image or point cloud that is read; nuScenes' have 1 MB at most."""
+
 LINKED = ("samples", "sweeps", "maps")
 """Folders of a dataset that may be links to another disk."""
 
@@ -58,26 +61,30 @@ def refuse_outside(root: Path, path: Path) -> None:
         )
 
 
-def read_bytes(path: Path, root: Path | None = None) -> bytes:
+def read_bytes(path: Path, root: Path | None = None, max_bytes: int = MAX_BYTES) -> bytes:
     """Return the bytes of a file.
 
     Args:
         path: the file.
         root: the dataset of the file. If the file is a link, it must not lead out of the dataset.
+        max_bytes: largest file that is read.
 
     Raises:
-        DataError: the file cannot be read, leads out of the dataset, or is no regular file (a named pipe or
-            a device may never end).
+        DataError: the file cannot be read, leads out of the dataset, is too large, or is no regular file (a
+            named pipe or a device may never end).
     """
     try:
         with open(path, "rb", opener=_no_link if root is not None else _at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise DataError(f"{path}: is no regular file (a pipe or a device); restore the file")
+            if found.st_size > max_bytes:
+                raise DataError(f"{path}: has {found.st_size} bytes, expected {max_bytes} at most")
             return file.read()
     except OSError as problem:
         if problem.errno == errno.ELOOP and root is not None:  # the file is a link
             refuse_outside(root, path)
-            return read_bytes(path.resolve())
+            return read_bytes(path.resolve(), None, max_bytes)
         raise DataError(
             f"{str(path)[:200]}: cannot be read ({problem.strerror}); the dataset is incomplete"
         ) from problem

@@ -32,12 +32,15 @@ MAKE = "make it with mmdet3d's tools/create_data.py or `biaswise data infos`"
 _DTYPES = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "S", "U"])
 """Dtypes of arrays: kind and bytes of an element; of texts the length follows."""
 
+MAX_BYTES = 2**32
+"""Largest pickle that is read; info files of all of nuScenes have 0.3 GB."""
+
 _SHARED = 8
 """Most values for each byte of a file: one that is written out takes a byte, one that is shared two."""
 
 _BROKEN = (
     pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError,
-    OverflowError, MemoryError, RecursionError, NotImplementedError, struct.error,
+    OverflowError, RecursionError, NotImplementedError, struct.error,
 )  # fmt: skip
 """Errors of the unpickler for a file that is cut short or no pickle."""
 
@@ -209,7 +212,7 @@ class _Reader(BoundedUnpickler):
 
 def unpickle(path: Path) -> Mapping[str, Any]:
     """Read a pickled dict of plain values and arrays. DataError if it is damaged or names anything else."""
-    data = read_bytes(path)
+    data = read_bytes(path, max_bytes=MAX_BYTES)
     try:
         reader = _Reader(io.BytesIO(data))
         content = reader.load()

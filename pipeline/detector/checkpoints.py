@@ -1,33 +1,15 @@
 """Reads the named tensors of a checkpoint: safetensors, or a file of PyTorch. Nothing in it is executed."""
 
 import logging
-import pickle
-import re
-import struct
-import tarfile
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.detector.torch_files import TorchFile, TorchFileError
 from pipeline.storage.paths import STATE, split_name
-
-DAMAGE = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    struct.error,
-)
-"""Errors of ``torch.load`` for files that are cut off, of another kind, or hold more than tensors."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,8 +49,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path, key: str) -> dict[str, Tensor]:
-    if not zipfile.is_zipfile(path):
-        return _read_legacy(path)
     try:
         file = TorchFile(path)
         content = file.content
@@ -110,30 +90,6 @@ def _no_tensors(path: Path, key: str, file: TorchFile, state: Any) -> WeightsErr
         f"{path} holds no named tensors; expected a state dict, at the top or under {key!r}"
         + (f" (it has {', '.join(has)})" if has else "")
     )
-
-
-def _read_legacy(path: Path) -> dict[str, Tensor]:
-    """Read a file of torch before 1.6, which is no zip file; PyTorch's own reader admits tensors alone."""
-    try:
-        if tarfile.is_tarfile(path):
-            raise ValueError("a tar file")
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise WeightsError(
-                f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy or make it again"
-            ) from error
-        raise WeightsError(
-            f"{path} holds a pickled {named[1]} besides tensors, which could run any code when loaded; "
-            "where you trust the file, load it yourself and save its 'state_dict' alone, best as safetensors"
-        ) from error
-    state = loaded.get(STATE, loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"{path} holds no named tensors; expected a state dict, at the top or under 'state_dict'"
-        )
-    return dict(state)
 
 
 def some(keys: list[str]) -> str:

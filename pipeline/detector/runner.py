@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
-from mmdet3d.datasets.transforms import ObjectSample
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.optim import OptimWrapper
@@ -19,7 +18,6 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
 
 from pipeline.data.augmentation import pipeline_steps
-from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
 from pipeline.data.formats.decoding import lidar2img
 from pipeline.data.sample import Sample
 from pipeline.detector import build  # noqa: F401  registers the model's classes
@@ -72,7 +70,7 @@ def from_sample(sample: Sample, results: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _apply(step: pipeline_steps.Step, results: dict[str, Any]) -> dict[str, Any]:
+def apply_step(step: pipeline_steps.Step, results: dict[str, Any]) -> dict[str, Any]:
     """Apply a step. Its generator is seeded from numpy's global one, which mmengine seeds per worker."""
     rng = np.random.default_rng(np.random.randint(2**31, size=4))
     return from_sample(step(to_sample(results), rng), results)
@@ -86,7 +84,7 @@ def _register(step: Any) -> None:
             self.step = step(**keys)
 
         def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-            return _apply(self.step, results)
+            return apply_step(self.step, results)
 
     Transform.__name__ = Transform.__qualname__ = step.__name__
     Transform.__doc__ = f"{step.__doc__}\nKeys: {', '.join(field.name for field in fields(step))}."
@@ -103,20 +101,11 @@ for _step in (
 
 
 @TRANSFORMS.register_module(name="UnifiedObjectSample")
-class PasteObjects(ObjectSample):
-    """``UnifiedObjectSample`` as an ``ObjectSample``, so that DisableObjectSampleHook can disable it."""
+def paste_objects(**keys: Any) -> BaseTransform:
+    """Return ``UnifiedObjectSample`` as a transform that DisableObjectSampleHook can disable."""
+    from pipeline.detector.paste_objects import PasteObjects  # loads numba, which `biaswise lint` need not
 
-    def __init__(self, **keys: Any) -> None:
-        BaseTransform.__init__(self)
-        self.step = UnifiedObjectSample(**keys)
-        self.disabled = False
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Paste objects, unless the hook has disabled it."""
-        return results if self.disabled else _apply(self.step, results)
-
-    def __repr__(self) -> str:
-        return repr(self.step)
+    return PasteObjects(apply_step, **keys)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -35,6 +35,9 @@ STORAGES: Mapping[str, torch.dtype] = {
 """Names of torch's classes of storages -> dtype of their elements."""
 
 
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+"""The first two pickles of a file of torch before 1.6."""
+
 DAMAGE = (
     zipfile.BadZipFile, pickle.UnpicklingError, ArithmeticError, EOFError, OSError, LookupError, ValueError,
     TypeError, AttributeError, RecursionError, NotImplementedError,
@@ -77,8 +80,62 @@ class _View:
     stride: tuple[int, ...]
 
 
+class _ZipRecords:
+    """The parts of a file in the zip format (torch 1.6 and later)."""
+
+    def __init__(self, path: Path) -> None:
+        self._zip = zipfile.ZipFile(path)
+        self._root = self._find_root()
+        self.reader = _Reader(io.BytesIO(self._record("data.pkl")))
+        self.content: Any = self.reader.load()
+        if self._root + "byteorder" in self._zip.namelist() and self._record("byteorder") != b"little":
+            raise TorchFileError("its numbers are big-endian")
+
+    def _find_root(self) -> str:
+        roots = [name[: -len("data.pkl")] for name in self._zip.namelist() if name.endswith("/data.pkl")]
+        if len(roots) != 1 or roots[0] + "constants.pkl" in self._zip.namelist():
+            raise TorchFileError("it is a zip file of another kind")
+        return roots[0]
+
+    def _record(self, name: str) -> bytes:
+        info = self._zip.getinfo(self._root + name)
+        if info.compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; a zip bomb does
+            raise TorchFileError(f"its record {name[:60]} is compressed")
+        return self._zip.read(info)
+
+    def storage(self, key: str) -> bytes:
+        """Return the bytes of a storage."""
+        return self._record(f"data/{key}")
+
+
+class _OldRecords:
+    """The parts of a file of torch before 1.6: pickles one after another, then the storages."""
+
+    def __init__(self, path: Path) -> None:
+        stream = io.BytesIO(path.read_bytes())
+        try:
+            begins = [_Reader(stream).load(), _Reader(stream).load()]
+        except DAMAGE as error:
+            raise TorchFileError("it is no file of torch.save") from error
+        if begins != [MAGIC, PROTOCOL]:
+            raise TorchFileError("it is no file of torch.save")
+        if not _Reader(stream).load()["little_endian"]:
+            raise TorchFileError("its numbers are big-endian")
+        self.reader = _Reader(stream)
+        self.content: Any = self.reader.load()
+        self._storages: dict[str, bytes] = {}
+        for key in _Reader(stream).load():
+            count = int.from_bytes(stream.read(8), "little")
+            dtype = self.reader.storages[str(key)].dtype  # KeyError for one that no tensor is made of
+            self._storages[str(key)] = stream.read(count * dtype.itemsize)
+
+    def storage(self, key: str) -> bytes:
+        """Return the bytes of a storage."""
+        return self._storages[key]
+
+
 class TorchFile:
-    """The content of a file of ``torch.save`` in the zip format (torch 1.6 and later).
+    """The content of a file of ``torch.save``.
 
     Args:
         path: the file.
@@ -93,30 +150,14 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._zip = zipfile.ZipFile(path)
-            self._root = self._find_root()
-            reader = _Reader(io.BytesIO(self._record("data.pkl")))
-            self.content: Any = reader.load()
-            if self._root + "byteorder" in self._zip.namelist() and self._record("byteorder") != b"little":
-                raise TorchFileError("its numbers are big-endian")
+            self._records = (_ZipRecords if zipfile.is_zipfile(path) else _OldRecords)(path)
         except TorchFileError:
             raise
         except DAMAGE as error:
             raise TorchFileError(f"{type(error).__name__}: {str(error)[:200]}") from error
-        self.skipped: tuple[str, ...] = tuple(sorted(reader.skipped))
+        self.content: Any = self._records.content
+        self.skipped: tuple[str, ...] = tuple(sorted(self._records.reader.skipped))
         self._read: dict[str, Tensor] = {}
-
-    def _find_root(self) -> str:
-        roots = [name[: -len("data.pkl")] for name in self._zip.namelist() if name.endswith("/data.pkl")]
-        if len(roots) != 1 or roots[0] + "constants.pkl" in self._zip.namelist():
-            raise TorchFileError("it is a zip file of another kind")
-        return roots[0]
-
-    def _record(self, name: str) -> bytes:
-        info = self._zip.getinfo(self._root + name)
-        if info.compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; a zip bomb does
-            raise TorchFileError(f"its record {name[:60]} is compressed")
-        return self._zip.read(info)
 
     def named_tensors(self, value: Any) -> bool:
         """Whether a value of the file is a state dict: named tensors and nothing else."""
@@ -141,7 +182,7 @@ class TorchFile:
             raise TorchFileError(f"{key[:100]} has elements outside its {storage.count} in the file")
         if storage.key not in self._read:
             try:
-                data = bytearray(self._record(f"data/{storage.key}"))
+                data = bytearray(self._records.storage(storage.key))
             except (KeyError, zipfile.BadZipFile) as error:
                 raise TorchFileError(f"the elements of {key[:100]} are missing or damaged") from error
             if len(data) != storage.count * storage.dtype.itemsize:
@@ -206,13 +247,17 @@ def _ignore_state(reader: Any) -> None:
 
 def _refer(reader: Any) -> None:
     """Note which storage is meant."""
-    kind, dtype, key, _, count = reader.stack.pop()
+    kind, dtype, key, _, count, *view = reader.stack.pop()  # before torch 1.6 with a view, which is None
+    if view not in ([], [None]):
+        raise pickle.UnpicklingError("a storage that is a view of another")
     if kind != "storage" or not isinstance(dtype, torch.dtype | StandIn) or type(count) is not int:
         raise pickle.UnpicklingError("a reference to something else than a storage")
     if isinstance(dtype, StandIn):
         reader.stack.append(StandIn(dtype.name))
     else:
-        reader.stack.append(_Storage(str(key), dtype, count))
+        storage = _Storage(str(key), dtype, count)
+        reader.storages[storage.key] = storage
+        reader.stack.append(storage)
 
 
 _HANDLERS: Mapping[int, Handler] = {
@@ -234,6 +279,7 @@ class _Reader(BoundedUnpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.skipped: set[str] = set()
+        self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return an object of ``_ADMITTED``, or a stand-in."""

@@ -7,10 +7,11 @@ from typing import Any
 from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.open import open_source
 from pipeline.data.source import READ_ALL, Reading, Source
-from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor
+from pipeline.evaluation.inference import DetectionsByCondition, Predictor
 from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric
 from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
 from pipeline.evaluation.submission import save_detections
+from pipeline.evaluation.views import EvaluationViews
 from pipeline.metrics.kernels import kernels_per_site
 from pipeline.metrics.memory import peak_memory
 from pipeline.metrics.recorder import Measure, RowRecorder

@@ -4,104 +4,32 @@ Conditions that give a branch the same input share its features: a dead LiDAR le
 The arms of a cohort share the features of the trunk, and the plans of one model those of both branches.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.plan import Plan
 from pipeline.data.augmentation.transforms import resize_crop
-from pipeline.data.corruptions import corrupt
 from pipeline.data.sample import Detections, Sample
-from pipeline.data.source import Source
 from pipeline.detector.openmmlab.data_samples import collate, to_detections
 from pipeline.detector.precision import attention_dtype, autocast
 from pipeline.evaluation.submission import FramePose
+from pipeline.evaluation.views import EMPTY, BranchInput, EvaluationViews, View, with_images
 from pipeline.runtime.session import Session
-
-BATCH = 4
-"""Frames per forward pass; more gain little on a CPU and cost memory on a GPU."""
 
 DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
 """Condition -> poses and detections of all frames."""
 
+Features = tuple[Tensor, Tensor, list[Any]]
+"""BEV features, image features, and the data samples of mmdet3d."""
+
 Progress = Callable[[int], None]
 """Gets how many of this rank's frames are done."""
-
-UNCHANGED, EMPTY = "unchanged", "empty"
-"""Contents of an input that a condition leaves as it was, or leaves without any information."""
-
-
-@dataclass(frozen=True)
-class BranchInput:
-    """Identifies what a branch reads of one frame: equal ones hold equal arrays.
-
-    Attributes:
-        token: of the frame; empty if the input is, since all empty inputs are alike.
-        content: ``UNCHANGED``, ``EMPTY``, or the condition that changed it.
-    """
-
-    token: str
-    content: str
-
-
-@dataclass(frozen=True)
-class View:
-    """One frame under one condition.
-
-    Attributes:
-        sample: the frame as the sensors give it.
-        images: what the image branch reads of it.
-        points: what the LiDAR branch reads of it.
-    """
-
-    sample: Sample
-    images: BranchInput
-    points: BranchInput
-
-    @classmethod
-    def of(cls, sample: Sample, condition: str, seed: int) -> "View":
-        """Put a frame under a condition, with what fails drawn from ``seed``."""
-        given = corrupt(sample, condition, seed)
-
-        def branch_input(before: NDArray[Any], after: NDArray[Any]) -> BranchInput:
-            if after is before:
-                return BranchInput(sample.token, UNCHANGED)
-            return BranchInput(sample.token, condition) if after.any() else BranchInput("", EMPTY)
-
-        return cls(
-            given, branch_input(sample.images, given.images), branch_input(sample.points, given.points)
-        )
-
-
-@dataclass(frozen=True)
-class EvaluationViews:
-    """Every frame of a source under every condition.
-
-    Attributes:
-        source: frames of native size.
-        conditions: sensor conditions, names of ``pipeline.data.corruptions.CONDITIONS``.
-        seed: seeds the corruptions.
-    """
-
-    source: Source
-    conditions: tuple[str, ...]
-    seed: int
-
-    def chunks(self, rank: int, world_size: int) -> Iterator[list[Sample]]:
-        """Yield the frames of a rank, a few at a time."""
-        mine = range(rank, len(self.source), world_size)
-        for start in range(0, len(mine), BATCH):
-            yield [self.source[i] for i in mine[start : start + BATCH]]
-
-    def of(self, samples: Sequence[Sample]) -> dict[str, list[View]]:
-        """Return condition -> the samples under it."""
-        return {name: [View.of(sample, name, self.seed) for sample in samples] for name in self.conditions}
 
 
 class Predictor:
@@ -135,7 +63,7 @@ class Predictor:
             if key not in small:
                 small[key] = resize_crop(view.sample, self._size)
         return {
-            name: [_with_images(view, small[view.sample.token, view.images.content]) for view in shown]
+            name: [with_images(view, small[view.sample.token, view.images.content]) for view in shown]
             for name, shown in views.items()
         }
 
@@ -145,6 +73,18 @@ class Predictor:
         with torch.inference_mode(), autocast(self.device, self.amp):
             prepared = self.model.data_preprocessor(batch, False)
             return to_detections(self.model(**prepared, mode="predict"))
+
+    def read(self, batch: Mapping[str, Any]) -> Features:
+        """Run both branches on a prepared batch; ``run`` is this and ``detect``."""
+        self.evaluating()
+        with torch.inference_mode(), autocast(self.device, self.amp):
+            prepared = self.model.data_preprocessor(batch, False)
+            return (*self.model.extract_feat(prepared["inputs"]), prepared["data_samples"])
+
+    def detect(self, features: Features) -> list[Detections]:
+        """Detect in what ``read`` returned, under the plan that the model has now."""
+        with torch.inference_mode(), autocast(self.device, self.amp):
+            return self.decode(*features)
 
     def evaluating(self) -> None:
         """Put the model into evaluation mode."""
@@ -162,36 +102,56 @@ class Predictor:
         return to_detections(self.model.add_pred_to_datasample(list(samples), boxes))
 
 
-class SharedFeatures:
-    """Features of branches, each computed once per input.
-
-    The weights must stay as they are while it lives: features of empty inputs are kept as long.
-    """
+class FeatureCache:
+    """Features of branches, each computed once per input; those of empty inputs are kept for good."""
 
     def __init__(self) -> None:
-        self._of_frames: dict[tuple[Hashable, tuple[BranchInput, ...]], Any] = {}
-        self._of_nothing: dict[tuple[Hashable, int], Any] = {}
+        self._of_frames: dict[tuple[str, tuple[BranchInput, ...]], Any] = {}
+        self._of_nothing: dict[tuple[str, int], Any] = {}
 
     def forget_frames(self) -> None:
         """Forget all features but those of empty inputs."""
         self._of_frames.clear()
 
-    def once(self, owner: Hashable, read: Sequence[BranchInput], run: Callable[[], Any]) -> Any:
+    def once(self, branch: str, read: Sequence[BranchInput], run: Callable[[], Any]) -> Any:
         """Run a branch, or a part of one, unless these frames were read before.
 
         Args:
-            owner: identifies what runs.
+            branch: ``images`` or ``points``.
             read: what it reads of each frame.
             run: runs it.
         """
         if all(one.content == EMPTY for one in read):
-            if (owner, len(read)) not in self._of_nothing:
-                self._of_nothing[owner, len(read)] = run()
-            return self._of_nothing[owner, len(read)]
-        key = (owner, tuple(read))
+            if (branch, len(read)) not in self._of_nothing:
+                self._of_nothing[branch, len(read)] = run()
+            return self._of_nothing[branch, len(read)]
+        key = (branch, tuple(read))
         if key not in self._of_frames:
             self._of_frames[key] = run()
         return self._of_frames[key]
+
+
+class SharedFeatures:
+    """What detectors share: features of the trunk, and of both branches of each model.
+
+    The weights must stay as they are while it lives.
+    """
+
+    def __init__(self) -> None:
+        self.of_trunk = FeatureCache()
+        self._of_models: dict[int, FeatureCache] = {}
+
+    def of(self, model: Any) -> FeatureCache:
+        """Return those after the trunk of a model; those of other models are forgotten, to spare memory."""
+        for other, features in self._of_models.items():
+            if other != id(model):
+                features.forget_frames()
+        return self._of_models.setdefault(id(model), FeatureCache())
+
+    def forget_frames(self) -> None:
+        """Forget all features but those of empty inputs."""
+        for features in (self.of_trunk, *self._of_models.values()):
+            features.forget_frames()
 
 
 def compare(
@@ -214,14 +174,14 @@ def compare(
     found: list[dict[str, list[Detections]]] = []
     with torch.inference_mode(), autocast(lead.device, lead.amp):
         lead.evaluating()
-        read = {name: _Read.of(lead.model, shown, shared) for name, shown in views.items()}
+        read = {name: _Read.of(lead.model, shown, shared.of_trunk) for name, shown in views.items()}
         for detector in detectors:
             detector.evaluating()
             detector.use_plan()
-            model = detector.model
+            model, own = detector.model, shared.of(detector.model)
             found.append(
                 {
-                    name: detector.decode(*one.after_trunk(model, shared), one.samples)
+                    name: detector.decode(*one.after_trunk(model, own), one.samples)
                     for name, one in read.items()
                 }
             )
@@ -239,7 +199,7 @@ class _Read:
     samples: list[Any]
 
     @classmethod
-    def of(cls, model: Any, views: Sequence[View], features: SharedFeatures) -> "_Read":
+    def of(cls, model: Any, views: Sequence[View], features: FeatureCache) -> "_Read":
         prepared = model.data_preprocessor(collate([view.sample for view in views]), False)
         inputs, (images, points) = prepared["inputs"], model.active_trunk
         return cls(
@@ -254,16 +214,16 @@ class _Read:
             prepared["data_samples"],
         )
 
-    def after_trunk(self, model: Any, features: SharedFeatures) -> tuple[Tensor, Tensor]:
+    def after_trunk(self, model: Any, features: FeatureCache) -> tuple[Tensor, Tensor]:
         """Return BEV features and image features of a model."""
         images, points = self.stages
         bev = features.once(
-            (id(model), "points"),
+            "points",
             [v.points for v in self.views],
             lambda: model.points_after(self.points, points),
         )
         maps = features.once(
-            (id(model), "images"),
+            "images",
             [v.images for v in self.views],
             lambda: model.images_after(self.images, images),
         )
@@ -322,11 +282,6 @@ def predict_each(
         done += len(samples)
         progress(done)
     return [_gather(found, session) for found in every]
-
-
-def _with_images(view: View, resized: Sample) -> View:
-    """Return a view with resized images; ``resized`` may have other points."""
-    return replace(view, sample=replace(view.sample, images=resized.images, lidar2img=resized.lidar2img))
 
 
 def _gather(found: DetectionsByCondition, session: Session) -> DetectionsByCondition:

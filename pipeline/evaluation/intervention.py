@@ -22,8 +22,9 @@ from pipeline.detector.build import build_model, load_config
 from pipeline.detector.precision import attention_dtype, with_autocast
 from pipeline.detector.weights import load_weights
 from pipeline.evaluation.evaluator import FAILURE_SEED
-from pipeline.evaluation.inference import DetectionsByCondition, EvaluationViews, Predictor, predict_each
+from pipeline.evaluation.inference import DetectionsByCondition, Predictor, predict_each
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
+from pipeline.evaluation.views import EvaluationViews
 from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.metrics.timing import device_name

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from numpy.typing import NDArray
 
-from pipeline.config.plan import WINDOWED
+from operators.spec import WINDOWED_KINDS
 from pipeline.data.augmentation.transforms import resize_crop
 from pipeline.data.sample import CAMERAS, Sample
 from pipeline.detector.aqr.weight_maps import weight_maps
@@ -102,7 +102,7 @@ def capture_scene(model: Any, sample: Sample, amp: bool = False) -> SceneFigure 
 
 def _window_sizes(head: Any) -> tuple[int, int]:
     """Return the sizes of the windows to draw: of the last layer that has some, else the config's."""
-    choices = [choice for choice in head.transformer.decoder.choices if choice.bias in WINDOWED]
+    choices = [choice for choice in head.transformer.decoder.choices if choice.bias in WINDOWED_KINDS]
     sizes: tuple[int, int] = head.bias_generator.window_sizes_of(choices[-1].window if choices else None)
     return sizes
 

@@ -8,6 +8,8 @@ all GPUs of the machine under every trial.
 """
 
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pipeline.errors import TrialError
 from pipeline.json_files import JsonError, check_fields, parse_json, read_bytes
 
 if TYPE_CHECKING:
     import torch
 
 EVERY_S = 10.0
-"""Seconds between two samples, as in MLflow."""
+"""Seconds between two samples, as in MLflow, unless its environment variable says otherwise."""
+INTERVAL = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL"
+"""That variable: seconds."""
 FILES = "system_*.jsonl"
 """The files of a trial, one per worker."""
 MAX_BYTES = 2**28
@@ -73,7 +78,10 @@ class SystemMonitor:
         folders: of the trials that this worker trains; each gets the same file.
         device: that it trains on.
         worker: which worker it is.
-        every_s: seconds between two samples.
+        every_s: seconds between two samples; None: as the environment says.
+
+    Raises:
+        TrialError: the environment's interval is no positive number.
     """
 
     def __init__(
@@ -81,12 +89,12 @@ class SystemMonitor:
         folders: Sequence[Path],
         device: "torch.device",
         worker: Worker | None = None,
-        every_s: float = EVERY_S,
+        every_s: float | None = None,
     ) -> None:
         self._worker = worker or Worker()
         self._files = [folder / FILES.replace("*", str(self._worker.rank)) for folder in folders]
         self._gpu = _Gpu(device, self._worker.gpu) if device.type == "cuda" else None
-        self._every_s = every_s
+        self._every_s = interval_of_environment() if every_s is None else every_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system-monitor", daemon=True)
 
@@ -118,6 +126,22 @@ class SystemMonitor:
             for file in files if metrics else ():
                 with suppress(OSError), file.open("a", encoding="utf-8") as out:  # the rows tell a full disk
                     out.write(line)
+
+
+def interval_of_environment() -> float:
+    """Return the seconds between two samples.
+
+    Raises:
+        TrialError: the environment variable is no positive number.
+    """
+    text = os.environ.get(INTERVAL, str(EVERY_S))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise TrialError(f"{INTERVAL}={text}: expected seconds, a number above 0")
+    return seconds
 
 
 def _of_machine(folder: Path, began: Any) -> dict[str, float]:

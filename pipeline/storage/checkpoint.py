@@ -22,9 +22,6 @@ from pipeline.json_files import JsonError, read_json
 FORMAT = 1
 """Version of the layout. A reader refuses any other version."""
 
-KEPT = 2
-"""Checkpoints kept per trial: the newest, and the one before it in case the newest is damaged."""
-
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or belongs to another trial."""
@@ -36,9 +33,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer, kept: int = 2
 ) -> Path:
-    """Write a checkpoint atomically and delete all but the newest ``KEPT``.
+    """Write a checkpoint atomically and delete the old ones.
 
     Args:
         folder: parent of the checkpoints. It is made if missing.
@@ -46,6 +43,7 @@ def save_checkpoint(
         digest: digest of the trial's settings.
         model: the model itself, not its DDP wrapper.
         optimizer: the model's optimiser.
+        kept: checkpoints that stay, the newest first: the second is for the case that the newest is damaged.
 
     Returns:
         The new checkpoint's folder.
@@ -67,7 +65,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(folder)
-    for old in sorted(folder.glob("step_????????"))[:-KEPT]:
+    for old in sorted(folder.glob("step_????????"))[:-kept]:
         shutil.rmtree(old)
     return final
 

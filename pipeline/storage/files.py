@@ -95,7 +95,7 @@ def file_lock(path: Path, timeout_s: float | None = None) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with path.open("w") as file:
+    with open(path, "w", opener=_lock_file) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
@@ -105,6 +105,11 @@ def file_lock(path: Path, timeout_s: float | None = None) -> Iterator[None]:
                     raise
                 time.sleep(POLL_S)
         yield
+
+
+def _lock_file(path: str, _: int) -> int:
+    """Open a lock file without emptying it, and no link: a folder may come from anybody."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 @contextmanager

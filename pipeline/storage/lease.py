@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.json_files import JsonError, check_fields, parse_json
 from pipeline.storage.remote import StorageError, short
 from pipeline.storage.sync import LEASES, StudySync
 
@@ -145,12 +146,13 @@ class Lease:
         for name, info in infos.items():
             silent_s = (own - info.mtime).total_seconds()
             try:
-                found.append(
-                    _Other(name, silent_s, **json.loads(self._study_sync.store.read(self._path(name))))
-                )
+                plain = parse_json(self._study_sync.store.read(self._path(name)), dict)
+                plain |= {"name": name, "silent_s": silent_s}
+                check_fields(_Other, plain)
+                found.append(_Other(**plain))
             except FileNotFoundError:  # it has just been given back
                 continue
-            except (ValueError, TypeError):  # being written
+            except JsonError:  # being written
                 found.append(_Other(name, silent_s))
         return found
 

@@ -3,13 +3,13 @@
 The unit is a trial (``.../trials/<name>``); what lies around the trials is one more unit.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
+from pipeline.json_files import JsonError, read_json
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 from pipeline.storage.trial_status import FILE as STATUS
 
@@ -67,8 +67,8 @@ def is_older(path: Path, info: fs.FileInfo) -> bool:
 def read_sync_state(here: Path) -> dict[str, list[int]]:
     """Return file of a unit -> stamp of what was copied."""
     try:
-        return dict(json.loads((here / SYNC_STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # none yet, or broken: everything is copied again
+        return read_json(here / SYNC_STATE, dict)
+    except (OSError, JsonError):  # none yet, or broken: everything is copied again
         return {}
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipeline.errors import written_by_old_version
-from pipeline.json_files import JsonError, check_fields, read_json
+from pipeline.json_files import JsonError, check_fields, read_bytes, read_json
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
 
 FILE = "status.json"
@@ -151,9 +151,18 @@ def set_mlflow_run_id(trial: Path, run_id: str) -> None:
 
 def rows_digest(path: Path) -> RowsDigest:
     """Return the digest of a rows file's complete lines; of no bytes if there is no such file."""
-    data = path.read_bytes() if path.exists() else b""
+    data = _read(path)
     data = data[: data.rfind(b"\n") + 1]
     return RowsDigest(len(data), hashlib.sha256(data).hexdigest())
+
+
+MAX_ROWS_BYTES = 2**30
+"""Largest rows file that is read."""
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a rows file; none if there is no such file."""
+    return read_bytes(path, MAX_ROWS_BYTES) if path.exists() else b""
 
 
 def is_unchanged(path: Path, digest: RowsDigest, grown: bool = False) -> bool:
@@ -164,7 +173,7 @@ def is_unchanged(path: Path, digest: RowsDigest, grown: bool = False) -> bool:
         digest: taken at the end of the trial.
         grown: accept further rows at the end of the file, of a trial that has been resumed since.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = _read(path)
     if not grown and len(data) != digest.num_bytes:
         return False
     return hashlib.sha256(data[: digest.num_bytes]).hexdigest() == digest.sha256

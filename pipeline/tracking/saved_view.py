@@ -18,8 +18,8 @@ TRIAL_PRICE = "price/slowdown_percent"
 """Metric of a trial: how much slower its plan trains than no bias, by the study's stopwatch."""
 METRICS = ("clean/NDS", "clean/mAP", "train_samples_per_s", TRIAL_PRICE)
 """Columns, and charts above those that MLflow makes; the loss has its own."""
-WIDTHS = {"params": 170, "metrics": 130}
-"""Of a column, pixels."""
+WIDTHS = {"params": 125, "metrics": 115}
+"""Of a column, pixels: all of a study of three layers fit on a screen."""
 
 
 def save_view(client: MlflowClient, experiment: str, trials: Sequence[StoredTrial]) -> None:

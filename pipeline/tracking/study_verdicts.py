@@ -140,12 +140,13 @@ class StudyVerdicts:
     def slowdown_percent(self, plan: Plan) -> float | None:
         """Return how much slower a training step of a plan is than without any bias.
 
-        The price that all layers share counts once, each layer's own on top.
+        The price that all layers share counts once, each layer's own on top; a design of one layer does not
+        tell them apart, and its layer's price holds both.
 
         Returns:
             Per cent; None if no price was measured.
         """
-        if not self.fixed_price_percent:
+        if not self.fixed_price_percent and all(v.slowdown_percent is None for v in self.sites):
             return None
         chosen = {site: str(choice) for site, choice in plan.choices}  # window:15/rects
         own = [

@@ -4,10 +4,10 @@ The cursor only saves work. It is keyed by run id. A new database and a deleted 
 sent everything again; so they are if the cursor is lost or spoilt.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.json_files import JsonError, check_fields, read_json
 from pipeline.storage.files import atomic_write
 
 
@@ -31,9 +31,10 @@ class Cursor:
     def load(cls, path: Path) -> "Cursor":
         """Read the cursor file; a lost or spoilt one counts as empty, since sending again does no harm."""
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, str(plain["study_run"]), dict(plain["bytes"]), dict(plain["artifacts"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            plain = read_json(path, dict) | {"path": path}
+            check_fields(cls, plain)
+            return cls(**plain)
+        except (OSError, JsonError):
             return cls(path)
 
     def save(self) -> None:

@@ -58,7 +58,7 @@ def _check_files(settings: TrialSettings) -> None:
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
     for root in roots:
         if not resolve_path(root).exists():
-            raise TrialError(f"dataset {resolve_path(root)}: no such folder; `biaswise data synth` makes one")
+            raise TrialError(f"dataset {resolve_path(root)}: no such folder; name another with --data PLACE")
     if not settings.data.train:
         raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
     if is_remote(settings.data.val):
@@ -74,7 +74,14 @@ def _check_conditions(settings: TrialSettings) -> None:
 
 
 def _check_numbers(train: TrainSettings) -> None:
-    least = {"steps": 0, "batch_size": 1, "warmup_steps": 0, "checkpoint_every": 1, "log_every": 1}
+    least = {
+        "steps": 0,
+        "batch_size": 1,
+        "warmup_steps": 0,
+        "checkpoint_every": 1,
+        "log_every": 1,
+        "checkpoints_kept": 1,
+    }
     for name, minimum in least.items():
         value = getattr(train, name)
         if value is not None and value < minimum:

@@ -4,7 +4,8 @@ A round visits every plan once, in an order drawn anew, and the baseline twice: 
 differ (an A/A test). All visits of a round have the same batch and the same random state. What a machine does
 to a round, it does to all plans; what it does within a round, the order spreads over them.
 
-A round has a training step at a learning rate of 0, and a detection at batch 1.
+A round has a training step at a learning rate of 0, and a detection at batch 1. What all plans compute alike
+(the trunk) is timed once a round, and each visit goes on from its output: a step takes both together.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from pipeline.training.stopwatch_rounds import (
     INFERENCE,
     PROCESS,
     TRAINING,
+    TRUNK,
     WALL,
     Rounds,
     Start,
@@ -101,25 +103,33 @@ class _Rounds:
         """Run one round; return its rows."""
         digest, size = self._common.recipe_digest, len(self._visits)
         rows: list[Row] = []
-        for metric, visit in ((TRAINING, self._train), (INFERENCE, self._detect)):
+        kinds = (
+            (TRAINING, self._timed.run_training_trunk, self._train),
+            (INFERENCE, self._timed.run_detection_trunk, self._detect),
+        )
+        for metric, trunk, visit in kinds:
+            self._timed.use(self._visits[0], index)
+            took = timed_call(trunk, self._timed.device)
+            rows += self._rows(TRUNK[metric], replace(self._common, step=index), took)
             for at, i in enumerate(draw_order(digest, index, metric, size)):
                 plan = self._visits[i]
                 self._timed.use(plan, index)
-                rows += self._rows(metric, plan, index, at, visit())
+                visited = replace(self._common, plan=str(plan), step=index, draw=at)
+                rows += self._rows(metric, visited, visit())
         return rows
 
     def _train(self) -> Timed:
         took = timed_call(self._timed.train, self._timed.device)
         self._timed.restore()
-        return took
+        steps = self._timed.steps_per_visit
+        return Timed(took.primary_ms / steps, took.second_ms / steps)
 
     def _detect(self) -> Timed:
         return timed_call(self._timed.detect, self._timed.device)
 
-    def _rows(self, metric: str, plan: Plan, index: int, at: int, took: Timed) -> list[Row]:
-        shared = replace(
-            self._common, plan=str(plan), unit="ms", step=index, draw=at, time=time.time(), metric=metric
-        )
+    @staticmethod
+    def _rows(metric: str, common: Row, took: Timed) -> list[Row]:
+        shared = replace(common, unit="ms", time=time.time(), metric=metric)
         return [
             replace(shared, value=took.primary_ms),
             replace(shared, metric=metric + WALL, value=took.second_ms),

@@ -17,8 +17,11 @@ from pipeline.errors import TrialError
 from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
 
-TRAINING, INFERENCE = "stopwatch/training", "stopwatch/inference"
-"""Metrics: one visit's time by the primary clock, in ms."""
+TRAINING, INFERENCE = "stopwatch/training_own", "stopwatch/inference_own"
+"""Metrics: one visit's time by the primary clock, in ms: what follows the trunk in a step."""
+
+TRUNK = {TRAINING: "stopwatch/training_trunk", INFERENCE: "stopwatch/inference_trunk"}
+"""Metric of a visit -> that of what all plans compute alike before it, once a round, in ms."""
 
 WALL = "_wall"
 """How a metric ends that is the same visit's time by the second clock."""

@@ -27,10 +27,13 @@ from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
 from pipeline.training.preflight import check
-from pipeline.training.step import TrainStep
+from pipeline.training.step import Prepared, TrainStep
 
 BATCHES = 5
 """Batches of a training of which the one with the median number of boxes is taken."""
+
+STEPS_PER_VISIT = {"cpu": 1, "cuda": 3}
+"""Training steps that a visit runs one after another. A GPU works on one while the host launches the next."""
 
 GRAPHS_PER_PLAN, OTHER_GRAPHS = 2, 8
 """CUDA graphs that are kept: a plan has one of the head, with room for a second; branches have others."""
@@ -67,6 +70,7 @@ class TimedModel:
         self._deployed = use_graphs(deployed, settings.cuda_graphs, most)
         self._detector = Predictor(self._deployed, deployed.image_size, settings.amp)
         train_through_graphs(self.model.train(), settings.cuda_graphs, most)
+        self._prepared: list[Prepared] = []
         self._statistics = {
             f"{path}.{name}": buffer
             for path, module in self.model.named_modules()
@@ -95,13 +99,30 @@ class TimedModel:
                 model.apply_plan(plan, dtype=dtype)
         seed_everything(self.settings.seed, turn)
 
-    def train(self) -> list[Measure]:
-        """Run one training step at a learning rate of 0; running statistics change (``restore``)."""
-        return self._train_step.step(self.batch, 0.0)
+    @property
+    def steps_per_visit(self) -> int:
+        """How many training steps ``train`` runs."""
+        return STEPS_PER_VISIT[self.device.type]
+
+    def run_training_trunk(self) -> None:
+        """Preprocess the batch and run the trunk on it: where ``train`` begins, under any plan."""
+        self._prepared = self._train_step.prepare(self.batch)
+
+    def train(self) -> list[list[Measure]]:
+        """Run training steps from the trunk on, at a learning rate of 0; statistics change (``restore``).
+
+        They are launched one after another, as in a training; the host waits at the end.
+        """
+        launched = [self._train_step.launch(self._prepared, 0.0) for _ in range(self.steps_per_visit)]
+        return [step.read() for step in launched]
+
+    def run_detection_trunk(self) -> None:
+        """Run both branches on the frame: where ``detect`` begins, under any plan."""
+        self._features = self._detector.read(self._frame)
 
     def detect(self) -> object:
-        """Detect in one frame; the boxes are on the host afterwards."""
-        return self._detector.run(self._frame)
+        """Detect in one frame from its features on; the boxes are on the host afterwards."""
+        return self._detector.detect(self._features)
 
     def restore(self) -> None:
         """Set the running statistics back to what they were before the first step.

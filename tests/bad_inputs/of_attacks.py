@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_inputs.of_runs import alone, config, line, report, train
+from tests.bad_inputs.of_sensors import pipe
 from tests.bad_inputs.place import CONFIG, Bad, Place, Words
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -61,6 +62,21 @@ def settings(**changes: Any) -> Callable[[Place], Words]:
         plain = {**smoke().trials[0].to_dict(), **changes}
         (folder / "trials/w00-s0/settings.json").write_text(json.dumps(plain))
         return ["study", "report", str(folder), "--plan-config"]
+
+    return make
+
+
+def pictured(change: Callable[[Path], object] | None) -> Callable[[Place], Words]:
+    """Ask for the page of a study of which the pictures are changed, or their folder is a link."""
+
+    def make(place: Place) -> Words:
+        folder = place.study()
+        for path in sorted(folder.glob("trials/*/")) if change else ():
+            (path / "scene.png").unlink(missing_ok=True)
+            change(path / "scene.png")
+        if change is None:
+            (folder / "figures").symlink_to(place.tmp)
+        return ["study", "report", str(folder), "--figures"]
 
     return make
 
@@ -327,7 +343,7 @@ CODE = [
         "a .yaml file",
         "an object that runs code",
         data_config("mine.yaml", 'model: !!python/object/apply:os.system ["true"]'),
-        "…/mine.yaml: cannot be read as a config (could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system' …); correct it, or its _base_",
+        "…/mine.yaml: cannot be read as a config (not YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object/apply:os.system' …); correct it, or its _base_",
     ),
     Bad(
         "config",
@@ -358,7 +374,7 @@ CODE = [
             "mine.yaml",
             "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
         ),
-        "…/mine.yaml: holds more than 100000 values, references counted; write them out",
+        "…/mine.yaml: cannot be read as a config (holds more than 100000 values, references counted); correct it, or its _base_",
     ),
     Bad(
         "config",
@@ -369,6 +385,50 @@ CODE = [
             p.config('model = dict(img_backbone=dict(_delete_=True, type="subprocess.Popen", args="true"))'),
         ],
         "mine.py: model.img_backbone.type is 'subprocess.Popen', which names no class of a registry; expected a name such as 'ResNet' or 'mmdet.ResNet'",
+    ),
+    Bad(
+        "config",
+        "model.img_backbone.type",
+        "mmengine.mkdir_or_exist",
+        lambda p: [
+            "plan",
+            p.config(
+                'model = dict(img_backbone=dict(_delete_=True, type="mmengine.mkdir_or_exist", dir_name="x"))'
+            ),
+        ],
+        "mine.py: model.img_backbone.type is 'mmengine.mkdir_or_exist', which names no class of a registry; expected a name such as 'ResNet' or 'mmdet.ResNet'",
+    ),
+    Bad(
+        "config",
+        "a .yaml file",
+        "maps that merge one another, 9^29 keys in all",
+        data_config(
+            "mine.yaml",
+            "a0: &a0 {x: 1}\n"
+            + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
+        ),
+        "…/mine.yaml: cannot be read as a config (holds more than 100000 values, references counted); correct it, or its _base_",
+    ),
+    Bad(
+        "cluster.yaml",
+        "file",
+        "references that double and double",
+        lambda p: [
+            "cluster",
+            "check",
+            p.written(
+                "cluster.yaml",
+                "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+            ),
+        ],
+        "…/cluster.yaml: holds more than 100000 values, references counted",
+    ),
+    Bad(
+        "cluster.yaml",
+        "file",
+        "nested 100,000 deep",
+        lambda p: ["cluster", "check", p.written("cluster.yaml", "[" * 100_000)],
+        "…/cluster.yaml: nested too deep",
     ),
     Bad(
         "config",
@@ -415,6 +475,41 @@ CODE = [
 ]
 PATHS = [
     Bad(
+        "study folder",
+        "scene.png",
+        "a link to a file elsewhere, for a page",
+        pictured(lambda path: path.symlink_to("/etc/hostname")),
+        "…/scene.png: is a link, expected the file itself",
+    ),
+    Bad(
+        "study folder",
+        "scene.png",
+        "a named pipe, for a page",
+        pictured(os.mkfifo),
+        "…/scene.png: is no regular file",
+    ),
+    Bad(
+        "study folder",
+        "figures",
+        "a link to a folder elsewhere, for a page",
+        pictured(None),
+        "…/figures: is a link, expected a folder; remove it",
+    ),
+    Bad(
+        "study folder",
+        "a table",
+        "a named pipe",
+        report(lambda folder: os.mkfifo(folder / "x.csv")),
+        "…/x.csv: is no regular file",
+    ),
+    Bad(
+        "study folder",
+        "report.md",
+        "a named pipe",
+        report(lambda folder: pipe(folder / "report.md")),
+        "…/report.md: is a device or a pipe, expected a file",
+    ),
+    Bad(
         "ui",
         "--port",
         "in use",
@@ -426,7 +521,14 @@ PATHS = [
         "--out",
         "a folder",
         lambda p: ["plan", CONFIG, "--out", str(p.tmp)],
-        "…: Is a directory; check the path",
+        "…: is a folder, expected a file",
+    ),
+    Bad(
+        "data shard",
+        "--out",
+        "5,000 characters",
+        lambda p: ["data", "shard", str(p.good / "data"), "--split", "mini_val", "--out", "x" * 5000],
+        "…xxx…xxx…: File name too long; check the path",
     ),
     Bad("study run", "--runs-dir", "links in a loop", loop, "…a…; check the path"),
     Bad(

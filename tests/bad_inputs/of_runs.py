@@ -576,7 +576,7 @@ CHECKPOINTS = [
         "file",
         "text, named .pth",
         checkpoint(lambda p: p.written("x.pth", "no weights")),
-        "…/x.pth is not a whole checkpoint of PyTorch (UnpicklingError); copy or make it again",
+        "…/x.pth is not a whole checkpoint of PyTorch (…); copy or make it again",
     ),
     Bad(
         "checkpoint",
@@ -590,7 +590,7 @@ CHECKPOINTS = [
         "file",
         "a pickle",
         checkpoint(lambda p: p.written("x.pth", pickle.dumps(Harmful()))),
-        "…/x.pth is not a whole checkpoint of PyTorch (UnpicklingError); copy or make it again",
+        "…/x.pth is not a whole checkpoint of PyTorch (it is no file of torch.save); copy or make it again",
     ),
     Bad(
         "checkpoint",
@@ -689,14 +689,14 @@ CLUSTERS = [
         "file",
         "no YAML",
         lambda p: ["cluster", "check", p.written("cluster.yaml", "a: [")],
-        "…/cluster.yaml: not YAML (while parsing a flow node …)",
+        "…/cluster.yaml: not YAML: while parsing a flow node …",
     ),
     Bad(
         "cluster.yaml",
         "file",
         "a list",
         lambda p: ["cluster", "check", p.written("cluster.yaml", "- 1")],
-        "…/cluster.yaml: neither has a cluster_name (for `ray up`) nor is it a Kubernetes object",
+        "…/cluster.yaml: expected keys and values at its top level",
     ),
     Bad(
         "cluster.yaml",
@@ -724,7 +724,7 @@ CLUSTERS = [
         "file",
         "empty",
         lambda p: ["cluster", "check", p.written("ray-job.yaml", "")],
-        "…/ray-job.yaml: neither has a cluster_name (for `ray up`) nor is it a Kubernetes object",
+        "…/ray-job.yaml: expected keys and values at its top level",
     ),
 ]
 URIS = [

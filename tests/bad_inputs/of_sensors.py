@@ -242,6 +242,24 @@ def deep_table(place: Place) -> Words:
     return shard(data, place)
 
 
+def endless_infos(place: Place) -> Words:
+    words = infos_of(b"")(place)
+    os.truncate(words[2], 2**40)
+    return words
+
+
+def endless_table(place: Place) -> Words:
+    data = place.dataset()
+    os.truncate(data / "v1.0-mini/sample.json", 2**40)
+    return shard(data, place)
+
+
+def no_scenes(place: Place) -> Words:
+    data = place.dataset()
+    (data / "v1.0-mini/scene.json").write_text("[]")
+    return check(data)
+
+
 WEIGHT = "weight"
 REFUSED = "…/infos.pkl: refused: "
 BOXES = "…/infos.pkl: frame …: box 0 (trailer) has "
@@ -483,6 +501,34 @@ SENSORS = [
         "65500 x 65500 claimed",
         file("CAM_BACK", huge),
         "…/samples/CAM_BACK/….jpg: claims 65500 x 65500 pixels, more than its … bytes can hold; restore the file",
+    ),
+    Bad(
+        "image",
+        "file",
+        "of 1 TB, and empty",
+        file("CAM_BACK", lambda path: os.truncate(path, 2**40)),
+        "…/samples/CAM_BACK/….jpg: has 1099511627776 bytes, expected 268435456 at most",
+    ),
+    Bad(
+        "info file",
+        "file",
+        "of 1 TB, and empty",
+        endless_infos,
+        "…/infos.pkl: has 1099511627776 bytes, expected 4294967296 at most",
+    ),
+    Bad(
+        "sample.json",
+        "file",
+        "of 1 TB, and empty",
+        endless_table,
+        f"…/sample.json: has 1099511627776 bytes, expected 4294967296 at most; {DAMAGED}",
+    ),
+    Bad(
+        "scene.json",
+        "file",
+        "an empty list",
+        no_scenes,
+        "…/data: holds no frame; restore the tables, or generate them anew",
     ),
     Bad(
         "image",

@@ -7,13 +7,14 @@ The table is the union of those of the files ``of_*.py``; the document is made o
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from experiments.cli import main
 from pipeline.errors import is_user_error
+from tests.bad_inputs import reported
 from tests.bad_inputs.of_attacks import ATTACKS
 from tests.bad_inputs.of_configs import CONFIGS
 from tests.bad_inputs.of_data import DATA
@@ -103,7 +104,26 @@ def document() -> str:
     for case in TABLE:
         cells = (case.file, f"`{case.key}`", case.value, case.sentence)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
-    return HEAD + "".join(lines)
+    data = found("Data, checkpoints and tensors", reported.DATA)
+    return HEAD + "".join(lines) + data + found("Attacks", reported.ATTACKS)
+
+
+def found(title: str, cases: Sequence[reported.Reported]) -> str:
+    """The table of what was found in version da22db2."""
+    lines = [
+        f"| {case.case} | {case.before} | {case.now} | {case.test.rpartition('::')[2]} |\n" for case in cases
+    ]
+    head = "| case | before | now | test |\n|---|---|---|---|\n"
+    return f"\n## {title}: what did version da22db2 do?\n\n{head}" + "".join(lines)
+
+
+@pytest.mark.parametrize("case", [*reported.DATA, *reported.ATTACKS], ids=lambda case: case.case)
+def test_what_was_found_has_its_test(case: reported.Reported) -> None:
+    file, function, test = case.test.partition("::")
+    if function:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text()
+    else:
+        assert case.test in {name(bad) for bad in TABLE}
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """Any change to a file of a study gives what the file now says, or a refusal in one sentence.
 
-Hypothesis changes values, keys and bytes. The examples are the same in every run. What is accepted is
-compared with Python's own reading of the file. `make test-all` tries ten times as many.
+What is accepted is compared with Python's own reading of the file. `make test-all` tries ten times as many.
 """
 
 import json
 import math
 import shutil
 import warnings
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from experiments.cli import main
@@ -21,98 +18,19 @@ from experiments.recipes.mini import smoke
 from experiments.reporting.summary import read_record
 from experiments.storage.study_folder import read_interim_analyses, settings_of
 from pipeline.config.plan import Plan
-from pipeline.errors import is_user_error
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.storage.trial_status import read_status
 from pipeline.tracking.study_verdicts import read_verdicts
+from tests.bad_inputs.fuzzing import answer, changed, content, few_and_many, run, spoilt
 
 ROOT = Path(__file__).parents[2]
-LONGEST = timedelta(seconds=5)
 FEW, REPORTS = 150, 20
-
-NUMBERS = st.one_of(
-    st.integers(-3, 3), st.integers(), st.floats(), st.sampled_from([1e20, 1e308, -1e308, 2**63, 10**400])
-)
-TEXTS = st.one_of(
-    st.text(max_size=8),
-    st.sampled_from(["", "\ud800", "../..", "[/red]", "\x1b[2J", "a" * 10_000, "none", "window:0"]),
-)
-PLAIN = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
-VALUES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=6
-)
-BYTES = st.sampled_from(
-    [b"", b"\xff", b"\x00", b"{", b"]", b"\n", b'"', b"1e999", b"NaN", b"\\ud800", b"[" * 3000]
-)
-
-
-def tried(number):
-    return settings(
-        max_examples=number,
-        derandomize=True,
-        database=None,
-        deadline=LONGEST,
-        suppress_health_check=list(HealthCheck),
-    )
-
-
-def few_and_many(number):
-    """Run a test with few examples, and with many where slow tests run."""
-    slow = pytest.param(10 * number, marks=pytest.mark.slow(seconds=15))
-    return pytest.mark.parametrize("number", [number, slow], ids=["few", "many"])
-
-
-def changed(draw, node):
-    """Return JSON with one to three values changed, added or removed at any depth."""
-    holder = {"top": json.loads(json.dumps(node))}
-    for _ in range(draw(st.integers(1, 3))):
-        parent, key = holder, "top"
-        while isinstance(parent[key], dict | list) and parent[key] and draw(st.integers(0, 3)):
-            parent = parent[key]
-            key = draw(st.sampled_from(sorted(parent) if isinstance(parent, dict) else range(len(parent))))
-        if parent is not holder and draw(st.integers(0, 4)) == 0:
-            del parent[key]
-        elif isinstance(parent[key], dict) and draw(st.booleans()):
-            parent[key][draw(TEXTS)] = draw(VALUES)
-        else:
-            parent[key] = draw(VALUES)
-    return holder["top"]
-
-
-def spoilt(draw, data):
-    """Return bytes with a piece replaced."""
-    start = draw(st.integers(0, len(data)))
-    end = draw(st.integers(start, min(len(data), start + 40)))
-    return data[:start] + draw(BYTES) + data[end:]
-
-
-def content(draw, node):
-    """Return a changed file of JSON, as bytes."""
-    data = json.dumps(changed(draw, node) if draw(st.booleans()) else node).encode()
-    return spoilt(draw, data) if draw(st.booleans()) else data
-
-
-def answer(read):
-    """Return what is read, or None if it is refused in a sentence; any other error is a failure."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a last line that was cut short
-        try:
-            return read()
-        except (ValueError, RuntimeError) as error:
-            if not is_user_error(error):
-                raise
-            return None
 
 
 def same(one, two):
     if isinstance(one, float) and isinstance(two, float) and math.isnan(one):
         return math.isnan(two)
     return one == two
-
-
-def run(number, check):
-    """Run a check, a function of hypothesis's ``draw``, this many times."""
-    tried(number)(given(st.data())(lambda data: check(data.draw)))()
 
 
 @few_and_many(FEW)

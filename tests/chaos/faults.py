@@ -1,6 +1,6 @@
 """Faults: what may happen to a study, each done from outside - signals, files, servers, limits.
 
-A fault strikes one of the two trials under way, the victim, at a moment drawn from the seed.
+A fault strikes one of the trials under way, the victim, at a moment drawn from the seed.
 """
 
 import os
@@ -36,7 +36,7 @@ class Scene:
         nursery: process id of the nursery, whose children Ray's workers are.
         driver: process of the study driver.
         victim: folder of the trial that is hit.
-        alone: whether it is the only trial under way.
+        alone: whether its worker is the only one.
         study: folder of the study.
         world: folder of the data.
         mlflow: restarts and stops the tracking server.
@@ -185,8 +185,8 @@ def data(scene: Scene) -> str:
 
 
 def nan(scene: Scene) -> str:
-    """Do nothing: the victim's learning rate makes it diverge."""
-    return "the learning rate of one trial is 1e20 times too high"
+    """Do nothing: the victim goes on from a checkpoint after which it diverges."""
+    return "the moments in a checkpoint are 1e30 times too high"
 
 
 FAULTS: dict[str, Callable[[Scene], str]] = {
@@ -209,7 +209,7 @@ FAULTS: dict[str, Callable[[Scene], str]] = {
 """Name -> what does it."""
 
 LONELY = ("trial_driver",)
-"""Faults that hit the victim for certain only if no other trial is under way."""
+"""Faults that hit the victim for certain only if no other worker is under way."""
 
 QUIET = ("oom", "disk", "data", "nan")
 """Faults that the study may not notice: the memory, the room, the file was not needed any more."""

@@ -1,6 +1,7 @@
 """Many runs, each with one fault: a table of what was lost.
 
     python -m tests.chaos.run --runs 100 --seed 0 --out DIR
+    python -m tests.chaos.run --runs 40 --seed 0 --arms 3 --out DIR    # cohorts of three trials
 
 The kinds take turns. A run that is finished is a line of ``DIR/runs.csv``; started again with the same
 words, the campaign goes on behind it. ``--place`` keeps data and the unbroken study between campaigns.
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of runs.csv and table.csv")
     parser.add_argument("--place", type=Path, default=Path("/tmp/biaswise-chaos"), help="(%(default)s)")
     parser.add_argument("--faults", default=",".join(FAULTS), help="kinds, comma-separated (all)")
+    parser.add_argument("--arms", type=int, default=1, metavar="N", help="trials of a cohort (%(default)s)")
     parser.add_argument("--until", default="", metavar="HH:MM", help="start no run after this time of today")
     parser.add_argument("--lock", type=Path, help="file to lock, 8 minutes at a time, if others run beside")
     arguments = parser.parse_args()
@@ -40,7 +42,7 @@ def main() -> int:
     kinds = arguments.faults.split(",")
     wanted = [(kinds[i % len(kinds)], arguments.seed + i) for i in range(arguments.runs)]
     done = finished(arguments.out / "runs.csv")
-    with _Turn(arguments.lock) as turn, stage(arguments.place) as ready:
+    with _Turn(arguments.lock) as turn, stage(arguments.place, arguments.arms) as ready:
         for number, (fault, seed) in enumerate(wanted, 1):
             if (fault, str(seed)) in done:
                 continue

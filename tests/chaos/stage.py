@@ -12,9 +12,6 @@ from pipeline.storage.temporary import temporary_folder
 from tests.chaos.cluster import ROOT, Cluster, await_nursery, environment, nursery, shim
 from tests.chaos.study import chaos_recipe, make_unbroken, make_world
 
-MAD = 1
-"""Place of the trial that diverges in the runs that have one."""
-
 
 @dataclass
 class Stage:
@@ -22,11 +19,13 @@ class Stage:
 
     Attributes:
         place: folder of data, unbroken study and runs.
+        arms: trials that one group of workers trains together; 1: every trial alone.
         scratch: Ray's.
         cluster, nursery: see there.
     """
 
     place: Path
+    arms: int
     scratch: Path
     cluster: Cluster
     nursery: int
@@ -36,29 +35,29 @@ class Stage:
         """Folder of the data."""
         return self.place / "world"
 
-    def recipe(self, fault: str) -> Recipe:
-        """Return the study of a fault's runs."""
-        return chaos_recipe(self.world, MAD if fault == "nan" else None)
+    def recipe(self) -> Recipe:
+        """Return the study."""
+        return chaos_recipe(self.world)
 
-    def unbroken(self, fault: str) -> StudyFolder:
-        """Return the unbroken study of a fault's runs; it is made on first use."""
-        mad, name = (MAD, "unbroken-nan") if fault == "nan" else (None, "unbroken")
-        return make_unbroken(self.world, mad, self.place / name, str(shim(self.scratch)))
+    def unbroken(self) -> StudyFolder:
+        """Return the unbroken study; it is made on first use."""
+        return make_unbroken(self.world, self.place / "unbroken", str(shim(self.scratch)))
 
 
 @contextmanager
-def stage(place: Path) -> Iterator[Stage]:
+def stage(place: Path, arms: int) -> Iterator[Stage]:
     """Set everything up.
 
     Args:
         place: folder to keep data, unbroken study and runs in; what is there is used again.
+        arms: of the stage.
     """
     place.mkdir(parents=True, exist_ok=True)
     with temporary_folder("chaos") as scratch, environment(scratch), nursery(log := scratch / "log") as pid:
-        made = Stage(place.resolve(), scratch, Cluster(scratch), pid)
+        made = Stage(place.resolve(), arms, scratch, Cluster(scratch), pid)
         make_world(made.world)
         await_nursery(log)
-        _report(made.unbroken("").path, str(shim(scratch)))
+        _report(made.unbroken().path, str(shim(scratch)))
         made.cluster.start()
         try:
             yield made

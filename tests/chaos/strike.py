@@ -15,8 +15,8 @@ from tests.chaos.check import Result, Tally, tally
 from tests.chaos.cluster import ROOT, shim
 from tests.chaos.faults import FAULTS, LONELY, QUIET, TRACKED, Scene
 from tests.chaos.server import Server
-from tests.chaos.stage import MAD, Stage
-from tests.chaos.study import NAME, STEPS, half_done
+from tests.chaos.stage import Stage
+from tests.chaos.study import NAME, STEPS, half_done, poison
 
 LONGEST_S = 300
 """A run takes half a minute."""
@@ -28,7 +28,7 @@ PATIENCE_S = 12
 """Of the watchdog: a step takes a tenth of a second."""
 
 ALONE = 0.75
-"""Share of the runs in which the victim is the only trial under way; in the others there is another one."""
+"""Share of the runs in which the victim's worker is the only one; in the others there is a second one."""
 
 DRAWS = 3
 """How often a moment is drawn until the fault hits something."""
@@ -78,17 +78,19 @@ class _Run:
     def __init__(self, stage: Stage, fault: str, seed: int, draw: int, runs: Path) -> None:
         self.stage, self.fault, self.seed, self.draw, self.runs = stage, fault, seed, draw, runs
         self.rng = random.Random(f"{fault}/{seed}/{draw}")
-        self.recipe = stage.recipe(fault)
-        self.unbroken = stage.unbroken(fault)
+        self.recipe = stage.recipe()
+        self.unbroken = stage.unbroken()
         self.log = stage.place / "logs" / f"{fault}-{seed}.log"
         self.log.parent.mkdir(exist_ok=True)
         self.log.write_text("")
-        under_way = [name for name, settings in self.recipe.named_trials().items() if settings.seed == 1]
-        self.victim = under_way[MAD] if fault == "nan" else self.rng.choice(under_way)
-        self.alone = fault in LONELY or (fault != "nan" and self.rng.random() < ALONE)
-        if self.alone:
-            under_way = [self.victim]
+        drawn = [name for name, settings in self.recipe.named_trials().items() if settings.seed == 1]
+        self.rng.shuffle(drawn)
+        self.victim = drawn[0]
+        self.alone = fault in LONELY or self.rng.random() < ALONE
+        under_way = drawn[: stage.arms if self.alone else 2 * stage.arms]
         self.folder = half_done(self.unbroken, self.recipe, runs, under_way)
+        if fault == "nan":
+            poison(self.folder.trial(self.victim), self.unbroken.trial(self.victim))
         self.target = 0 if fault == "nan" else self.rng.randint(0, STEPS + 1)
         self.wait_s = self.rng.uniform(0, 3 if self.target in (0, STEPS + 1) else 0.5)
         self.begun = time.monotonic()
@@ -163,12 +165,13 @@ class _Run:
         """Start the study driver."""
         words = [str(shim(self.stage.scratch)), "-m", "tests.chaos.drive", "study", verb, NAME]
         words += ["--runs-dir", str(self.runs), "--hang-timeout", str(PATIENCE_S)]
+        arms = self.stage.arms if verb == "run" else self.rng.randint(1, self.stage.arms)
+        words += ["--arms-per-worker", str(arms)]
         words += [] if self.fault in TRACKED else ["--no-mlflow"]
         given = {
             **os.environ,
             "RAY_ADDRESS": self.stage.cluster.address,
             "CHAOS_WORLD": str(self.stage.world),
-            "CHAOS_MAD": str(MAD) if self.fault == "nan" else "",
             "MLFLOW_TRACKING_URI": Server.uri(self.runs),
             "COLUMNS": "250",
         }

@@ -1,4 +1,4 @@
-"""The short form: three runs of the campaign, each with a fault of its own, lose and double nothing."""
+"""The short form: four runs of the campaign, with cohorts and a fault each, lose and double nothing."""
 
 import subprocess
 import sys
@@ -8,14 +8,23 @@ import pytest
 from tests.chaos.cluster import ROOT
 from tests.chaos.table import read_runs
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=120)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=160)]
 
-FAULTS = ("trial_driver", "study_driver", "mlflow_pause")
+FAULTS = ("trial_driver", "study_driver", "nan", "mlflow_pause")
 
 
 def test_a_study_survives_one_fault_at_a_time(tmp_path):
     words = [sys.executable, "-m", "tests.chaos.run", "--runs", str(len(FAULTS)), "--seed", "0"]
-    words += ["--faults", ",".join(FAULTS), "--out", str(tmp_path), "--place", str(tmp_path / "place")]
+    words += [
+        "--arms",
+        "3",
+        "--faults",
+        ",".join(FAULTS),
+        "--out",
+        str(tmp_path),
+        "--place",
+        str(tmp_path / "place"),
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = read_runs(tmp_path)

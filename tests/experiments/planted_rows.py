@@ -190,7 +190,7 @@ def plant_times(
     *,
     slow_steps: float = 0.0,
     second_visit: float = 0.0,
-    metric: str = "stopwatch/training",
+    metric: str = "stopwatch/training_own",
     base: Row | None = None,
 ) -> list[Row]:
     """Draw the rows of a stopwatch that visits all combinations, and the baseline twice.

@@ -12,8 +12,7 @@ from operators.testing.cases import Sizes, make_case
 
 
 def test_table_names_every_kind_and_known_implementations_alone():
-    for by_kind in ORDER.values():
-        assert set(by_kind) == set(BIAS_KINDS)
+    assert all(pick(Request(kind=kind)) for kind in BIAS_KINDS)
     for by_kind in (*ORDER.values(), *ORDER_OF_ONE_SAMPLE.values()):
         assert set(by_kind) <= set(BIAS_KINDS)
         assert all(impl in IMPLEMENTATIONS for order in by_kind.values() for impl in order)
@@ -45,3 +44,20 @@ def test_attention_takes_auto():
     q, k, v = (case.leaves[n] for n in "qkv")
     bias = case.bias(case.leaves["weight"])
     assert torch.equal(attention(q, k, v, bias, impl="auto"), attention(q, k, v, bias, impl="lowrank"))
+
+
+def test_a_refusal_names_what_works_here():
+    case = make_case("window", Sizes(1, 2, 3, 8, bev=(4, 4), cameras=(1, 2, 2)), torch.float32)
+    q, k, v = (case.leaves[name] for name in ("q", "k", "v"))
+    bias = case.bias(case.leaves["weight"].requires_grad_())
+    for refused in ("rects", "sdpa_flash", "flash"):
+        with pytest.raises(Unsupported, match=r"; (.*) can$") as caught:
+            attention(q, k, v, bias, impl=refused)
+        named = str(caught.value).removesuffix(" can").rpartition("; ")[2].split(", ")
+        assert named == ["gathered", "sdpa_math", "reference"]
+        for impl in named:
+            attention(q, k, v, bias, impl=impl)
+    with pytest.raises(Unsupported, match=r"a rank goes with lowrank; lowrank can$"):
+        attention(q, k, v, bias, impl="sdpa_math", rank=3)
+    with pytest.raises(Unsupported, match=r"no implementation here can$"):
+        attention(q.double(), k.double(), v.double(), case.bias(None), impl="rects", rank=3)

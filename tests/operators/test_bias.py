@@ -164,6 +164,12 @@ def test_refuses_forms_it_does_not_have():
         DenseBias(torch.full((1, 1, 2, 3), -math.inf)).factors(1)
 
 
+def test_refuses_a_tensor_as_sigma():
+    grid, windows = TokenGrid.of((3, 4, 0)), torch.zeros(1, 5, 1, 4, dtype=torch.int32)
+    with pytest.raises(TypeError, match="sigma and limit are numbers"):
+        GaussianBias(grid, windows, torch.zeros(1, 5, 1), torch.zeros(1, 5, 1, 2), torch.tensor(1.0), 1.0)
+
+
 def test_refuses_wrong_shapes():
     grid = TokenGrid.bev_and_cameras((2, 2), (1, 1, 1))
     rects = torch.zeros(1, 3, 2, 4, dtype=torch.int32)

@@ -35,6 +35,19 @@ def test_blocks_and_chunks_unite(kind, monkeypatch):
     check_case(make_case(kind, SIZES, torch.float32), "gathered", "all")
 
 
+@pytest.mark.parametrize("kind", ["window", "gaussian", "local"])
+def test_keys_beyond_the_map_are_none(kind):
+    """As for the reference, whoever does not ask for a check of the values."""
+    case = make_case(kind, SIZES, torch.float64)
+    move = torch.tensor([-2, 3, -1, 2], dtype=torch.int32)
+    shifts = torch.arange(-12, 12, dtype=torch.int32)[torch.arange(SIZES.queries) % 24, None, None]
+    bias = replace(case.bias(case.leaves.get("weight")), windows=case.windows + move + shifts)
+    tensors = [case.leaves[n] for n in "qkv"]
+    torch.testing.assert_close(
+        attention(*tensors, bias, impl="gathered"), attention(*tensors, bias, impl="reference")
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_double_precision(kind):
     check_case(make_case(kind, SIZES, torch.float64), "gathered", "all")

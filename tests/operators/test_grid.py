@@ -98,3 +98,9 @@ def test_key_tables_made_in_inference_mode_serve_training_too() -> None:
     weight = torch.randn(2, grid.num_segments, requires_grad=True)
     weight.index_select(1, segment).sum().backward()
     assert weight.grad is not None
+
+
+def test_cells_that_are_no_whole_numbers_are_refused():
+    cells, visible = torch.zeros(1, 2, 3, 2), torch.ones(1, 2, 3, dtype=torch.bool)
+    with pytest.raises(TypeError, match=r"whole cells \(row, column\), got torch.float32.*floor"):
+        GRID.windows_around(cells, visible, (3, 3))

@@ -33,6 +33,8 @@ FOUND = [
     ("postgresql://me:1234/" + PASSWORD + "@db:5432/mlflow", "a password in a URI", PASSWORD),
     ("mysql://db/x?user=u&password=" + PASSWORD, "a password or token in a query", PASSWORD),
     ("http://host/x?token=" + PASSWORD + "#top", "a password or token in a query", PASSWORD),
+    ("https://h/x#access_token=" + PASSWORD, "a password or token in a query", PASSWORD),
+    ('{"db_password": "' + PASSWORD + '"}', "a password in JSON", PASSWORD),
     ("https://h/x?sv=1&sig=" + PASSWORD + "%3D", "a password or token in a query", PASSWORD),
     ("Authorization: Bearer " + PASSWORD, "the value of an authorization header", PASSWORD),
     ("host=db user=me password=" + PASSWORD, "a password", PASSWORD),

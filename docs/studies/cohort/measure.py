@@ -17,6 +17,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.synthetic import generate
+
 from worker import CONFIGS, Worker
 
 
@@ -33,11 +35,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/cohort"))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    many = max(asked.packed)
-    cohorts = {n: Worker(asked.name, [n], asked.threads) for n in asked.arms}
+    data = (asked.out / "data").resolve()
+    generate(data, 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
+    many, given = max(asked.packed), (asked.threads, data)
+    cohorts = {n: Worker(asked.name, [n], *given) for n in asked.arms}
     turn = asked.in_turn or many
-    in_turn = Worker(asked.name, [1] * turn, asked.threads)
-    alone = [Worker(asked.name, [1], asked.threads) for _ in range(many)]
+    in_turn = Worker(asked.name, [1] * turn, *given)
+    alone = [Worker(asked.name, [1], *given) for _ in range(many)]
     every = [*cohorts.values(), in_turn, *alone]
     for worker in every:
         worker.answer()

@@ -41,15 +41,18 @@ class Place:
     gpu: int = 0
 
 
+ALONE = Place()
+
+
 class Worker:
     """Cohorts in a process of their own; ``sizes`` are their numbers of arms."""
 
-    def __init__(self, name: str, sizes: list[int], threads: int, place: Place | None = None) -> None:
+    def __init__(self, name: str, sizes: list[int], threads: int, data: Path, place: Place = ALONE) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self._process = context.Process(
-            target=serve, args=(name, sizes, threads, place or Place(), other), daemon=True
+            target=serve, args=(name, sizes, threads, data, place, other), daemon=True
         )
         self._process.start()
         other.close()
@@ -68,10 +71,10 @@ class Worker:
         self._process.join()
 
 
-def serve(name: str, sizes: list[int], threads: int, place: Place, pipe: Connection) -> None:
+def serve(name: str, sizes: list[int], threads: int, data: Path, place: Place, pipe: Connection) -> None:
     """Run in a worker: build the cohorts, and answer until None comes."""
     with tempfile.TemporaryDirectory() as folder, _group(CONFIGS[name][2], place):
-        arms = Arms(name, sizes, threads, Path(folder), place)
+        arms = Arms(settings_of(name, data, threads, place.world_size), sizes, Path(folder), place)
         arms.steps(WARM)
         pipe.send(True)
         while (request := pipe.recv()) is not None:
@@ -101,7 +104,7 @@ def _group(kind: str, place: Place) -> Iterator[None]:
 class Arms:
     """Cohorts that train in turn."""
 
-    def __init__(self, name: str, sizes: list[int], threads: int, folder: Path, place: Place) -> None:
+    def __init__(self, settings: list[Any], sizes: list[int], folder: Path, place: Place) -> None:
         import torch
 
         from pipeline.data.synthetic.random_frames import stand_in_frame
@@ -109,10 +112,10 @@ class Arms:
         from pipeline.runtime.session import LocalSession
         from pipeline.training.cohort import Arm, Cohort
 
-        kind = CONFIGS[name][2]
+        kind, batch = settings[0].device, settings[0].train.batch_size
         self._device = torch.device(kind, place.gpu) if kind == "cuda" else torch.device(kind)
-        deterministic(self._device, threads)
-        trials = cycle(settings_of(name, folder, threads, place.world_size))
+        deterministic(self._device, settings[0].torch_threads)
+        trials = cycle(settings)
 
         def session(trial: Path) -> LocalSession:
             made = LocalSession(trial, self._device)
@@ -123,7 +126,7 @@ class Arms:
             Cohort([Arm(next(trials), session(folder / f"{i}-{j}")) for j in range(size)])
             for i, size in enumerate(sizes)
         ]
-        (height, width), batch = self._cohorts[0].trainers[0].model.image_size, CONFIGS[name][1]
+        height, width = self._cohorts[0].trainers[0].model.image_size
         first = place.rank * FRAMES * batch
         frames = [stand_in_frame(first + i, (height, width)) for i in range(FRAMES * batch)]
         self._batches = [frames[i * batch : (i + 1) * batch] for i in range(FRAMES)]
@@ -165,7 +168,6 @@ class Arms:
         from torch.profiler import ProfilerActivity, profile
 
         if self._device.type != "cuda":
-            self.steps(count)  # ranks that have a GPU or none take the same number of steps
             return {"busy": float("nan"), "nccl": float("nan")}
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -211,27 +213,27 @@ def _covered_s(events: Iterable[Any]) -> float:
     return covered / 1e6
 
 
-def settings_of(name: str, folder: Path, threads: int, workers: int = 1) -> Iterator[Any]:
-    """Yield the settings of an arm without a bias and of one with; the dataset is for what loading costs."""
+def settings_of(name: str, data: Path, threads: int, workers: int) -> list[Any]:
+    """Return the settings of an arm without a bias and of one with; the dataset is for what loading costs."""
     from pipeline.config.plan import Plan
     from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
-    from pipeline.data.synthetic import generate
     from pipeline.training.benchmark import named_plans
 
     config, batch, device = CONFIGS[name]
-    generate(folder / "data", 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
     plans = [named_plans(cuda=True)["plain"], named_plans(cuda=True)["mask"]]
     if device == "cpu":
         bias = {"aqr.*": "local/gathered", "decoder.*.self": "none/sdpa_flash"}
         plans = [Plan.of({**bias, "decoder.*.cross": f"{kind}/gathered"}) for kind in ("none", "window")]
-    for plan in plans:
-        yield TrialSettings(
+    return [
+        TrialSettings(
             study="cohort",
             config=config,
             plan=plan,
-            data=DataSettings((str(folder / "data"),), str(folder / "data")),
-            train=TrainSettings(steps=10**6, batch_size=batch, warmup_steps=100, augment=False),
+            data=DataSettings((str(data),), str(data)),
+            train=TrainSettings(steps=10**6, batch_size=batch, warmup_steps=100),
             num_workers=workers,
             torch_threads=threads,
             device=device,
         )
+        for plan in plans
+    ]

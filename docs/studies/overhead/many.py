@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/many"))
     asked = parser.parse_args()
     chosen = trivial(asked.trials)
-    options = RunOptions(asked.out, asked.concurrent, tracking=asked.sync)
+    options = RunOptions(asked.out, asked.concurrent, 1, tracking=asked.sync)
     watch = Watch(asked.out / "memory.csv")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it with a summary
     with temporary_folder("many") as scratch, environment(scratch), nursery(log := scratch / "log"):

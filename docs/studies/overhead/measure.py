@@ -87,7 +87,9 @@ def go(way: str, out: Path) -> None:
     else:
         from experiments.study.run_study import RunOptions, run_study
 
-        run_study(mini(3 if way == "three" else 1), RunOptions(out, concurrent=1), Console())
+        run_study(
+            mini(3 if way == "three" else 1), RunOptions(out, concurrent=1, arms_per_worker=1), Console()
+        )
 
 
 def mini(trials: int) -> Recipe:

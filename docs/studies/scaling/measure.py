@@ -23,6 +23,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.synthetic import generate
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cohort"))
 from worker import CONFIGS, Place, Worker  # the cohort study's
 
@@ -52,8 +54,8 @@ class Group:
         together, port = ranks // self.cohorts, _free_port()
         self._patience_s = asked.patience
         self._workers = [
-            Worker(asked.name, [self.arms], asked.threads, Place(rank % together, together, port, rank))
-            for rank in range(ranks)
+            Worker(asked.name, [self.arms], asked.threads, data_of(asked), place)
+            for place in (Place(rank % together, together, port, rank) for rank in range(ranks))
         ]
 
     def answers(self) -> list[Any]:
@@ -89,6 +91,7 @@ def main() -> None:
     for key, value in NCCL.items():
         os.environ.setdefault(key, value)
     asked.out.mkdir(parents=True, exist_ok=True)
+    generate(data_of(asked), 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
     path = asked.out / "summary.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ways": {}}
     found |= {"failed": {}, "name": asked.name, "arms": asked.arms, "batch": CONFIGS[asked.name][1]}
@@ -136,6 +139,11 @@ def start(asked: argparse.Namespace, found: dict[str, Any]) -> dict[str, Group]:
     for name in list(groups):
         attempt(groups, name, found, groups[name].answers)
     return groups
+
+
+def data_of(asked: argparse.Namespace) -> Path:
+    """Return the folder of the dataset; its frames serve only to time what loading costs."""
+    return (asked.out / "data").resolve()
 
 
 def attempt(groups: dict[str, Group], name: str, found: dict[str, Any], what: Any, *given: Any) -> Any:

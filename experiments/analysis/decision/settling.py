@@ -23,6 +23,9 @@ RUNS, SCENES, PRICE = "runs", "scenes", "price"
 MOST_FURTHER_SEEDS = 100
 """With more further seeds than this nobody is helped: the noise is too large to say."""
 
+MOST_TIMES = 100
+"""Likewise, times as many scenes, or rounds of the stopwatch."""
+
 
 @dataclass(frozen=True)
 class ToSettle:
@@ -47,7 +50,7 @@ class ToSettle:
     @property
     def out_of_reach(self) -> bool:
         """Whether the noise is too large to say."""
-        return self.seeds > MOST_FURTHER_SEEDS
+        return self.seeds > MOST_FURTHER_SEEDS or max(self.scenes, self.timing) > MOST_TIMES
 
 
 @dataclass(frozen=True)

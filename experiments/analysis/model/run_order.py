@@ -4,6 +4,9 @@ A machine that slows down, or a GPU slower than another, makes trials differ tha
 Trials of a seed run in random order (``experiments.study.trial_order``), so such a difference is no bias of
 a layer's effect, but it is noise in it. Step times are fitted with a drift and with a block for each place
 (a slot of a machine). A metric should depend on neither, and that is tested.
+
+The trials of a cohort start together in one place. If every seed is one cohort, drift and place lie between
+the seeds, which are blocks: they disturb nothing, and nothing tells them apart.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,6 +25,9 @@ from pipeline.metrics.run_place import HOST, SLOT, START_TIME
 Array = NDArray[np.float64]
 
 DRIFT, PLACE = "start time", "place"
+MIN_SPREAD = 0.1
+"""Spread of the start times within blocks, in durations of a trial, below which they tell nothing of a drift:
+trials that ran side by side met the same machine, whichever began some seconds earlier."""
 SIGNIFICANT = 0.05
 """Probability below which a drift or a difference of places is told as found: by chance one in twenty is."""
 
@@ -33,10 +39,12 @@ class RunOrder:
     Attributes:
         start_s: (trials,) Unix time, s; NaN for a trial whose rows do not say.
         places: (machine, slot) of each trial, as labels.
+        duration_s: from the start of a trial to its last row, median over the trials; 0 if unknown.
     """
 
     start_s: Array
     places: tuple[tuple[float, float], ...]
+    duration_s: float = 0.0
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -52,7 +60,9 @@ def run_order(rows: Sequence[Row], table: DesignTable) -> RunOrder:
         table: its design; its trials in order.
     """
     first: dict[tuple[str, str], Row] = {}
+    last_s: dict[str, float] = {}
     for row in rows:
+        last_s[row.trial] = max(row.time, last_s.get(row.trial, 0.0))
         if row.metric in (START_TIME, HOST, SLOT):
             key = row.trial, row.metric
             if key not in first or row.step < first[key].step:
@@ -64,7 +74,10 @@ def run_order(rows: Sequence[Row], table: DesignTable) -> RunOrder:
 
     names = [trial.name for trial in table.trials]
     places = tuple((value(name, HOST), value(name, SLOT)) for name in names)
-    return RunOrder(np.array([value(name, START_TIME) for name in names]), places)
+    start_s = np.array([value(name, START_TIME) for name in names])
+    spans = np.array([last_s.get(name, np.nan) for name in names]) - start_s
+    known = spans[np.isfinite(spans)]
+    return RunOrder(start_s, places, max(float(np.median(known)), 0.0) if known.size else 0.0)
 
 
 def order_columns(order: RunOrder, usable: NDArray[np.bool_], model: Array) -> dict[str, Array]:
@@ -77,16 +90,19 @@ def order_columns(order: RunOrder, usable: NDArray[np.bool_], model: Array) -> d
 
     Returns:
         ``DRIFT`` -> (usable trials, 1): 0 at the first start, 1 at the last. ``PLACE`` -> (usable trials,
-        places - 1). Either is left out if it is constant, if the model's columns decide it, or if no degree
-        of freedom would be left.
+        places - 1). Either is left out if it is constant, if the model's columns decide it (a drift: but for
+        ``MIN_SPREAD``), or if no degree of freedom would be left.
     """
     start = order.start_s[usable]
     places = [place for place, use in zip(order.places, usable, strict=True) if use]
     labels = list(dict.fromkeys(places))
     candidates = {
-        DRIFT: ((start - start.min()) / max(np.ptp(start), 1.0))[:, None],
-        PLACE: np.array([[place == label for label in labels[1:]] for place in places], dtype=float),
+        PLACE: np.array([[place == label for label in labels[1:]] for place in places], dtype=float)
     }
+    _, rest = _least_squares(model, start - start.min())
+    if np.sqrt(rest / len(start)) >= MIN_SPREAD * order.duration_s:
+        drift = ((start - start.min()) / max(np.ptp(start), 1.0))[:, None]
+        candidates = {DRIFT: drift, **candidates}
     taken = {}
     for name, columns in candidates.items():
         wider = np.hstack([model, columns])
@@ -118,7 +134,7 @@ def with_order_blocks(table: DesignTable, order: RunOrder) -> tuple[DesignTable,
     notes = [f"The price is fitted with {' and '.join(words[name] for name in found)}."] if found else []
     notes += [
         f"The price is fitted without {words[name]}: the order in which the trials ran does not tell it "
-        f"from the layers, or leaves no degree of freedom for it."
+        f"from layers and seeds, or leaves no degree of freedom for it."
         for name in asked
         if name not in found
     ]

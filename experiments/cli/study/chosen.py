@@ -1,6 +1,7 @@
 """Which study a command line means: the name of a recipe or a study file, and what it overrides."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ OVERRIDES = ("data", "init", "set", "gpus_per_trial")
 def add_study(parser: ArgumentParser) -> None:
     """Add a study: the name of a recipe, or a study file."""
     text = "a name that `biaswise study list` shows, or your study file (my_study.py)"
-    parser.add_argument("study", help=f"{text}; a study file, and a config, is run as code")
+    code = "a study file, and a config, is run as code: use none that you do not trust"
+    parser.add_argument("study", help=f"{text}; {code}")
 
 
 def add_overrides(parser: ArgumentParser) -> None:
@@ -71,6 +73,19 @@ def name_of(study: str) -> str:
     from experiments.recipes.study_file import SUFFIX
 
     return recipe(study).name if study.endswith(SUFFIX) else study
+
+
+def overridden_study(study: str, words: Sequence[str]) -> "Recipe":
+    """Return a study as other words of a command line had changed it.
+
+    Args:
+        study: its name or its file.
+        words: as ``Recipe.overridden`` has them.
+    """
+    parser = ArgumentParser()
+    add_study(parser)
+    add_overrides(parser)
+    return chosen_study(parser.parse_args([study, *words]))
 
 
 def override_words(arguments: Namespace) -> list[str]:

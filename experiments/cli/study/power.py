@@ -135,7 +135,7 @@ def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
     if used:
         on_gpu = any(one.gpu_hours for one in used)
         total = sum(one.gpu_hours if on_gpu else one.hours for one in used)
-        unit = "GPU hours" if on_gpu else "hours"
+        unit = "GPU hours" if on_gpu else "trial hours"
         return _Cost(
             total / len(used), unit, f"{unit[0].upper()}{unit[1:]}: by {len(used)} trials that have run."
         )

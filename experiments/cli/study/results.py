@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
-from experiments.cli.study.chosen import name_of
+from experiments.cli.study.chosen import name_of, overridden_study
 
 if TYPE_CHECKING:
     from experiments.terminal import Terminal
@@ -93,10 +93,10 @@ class SyncStudies(Command):
 
 def _judge_by(study: str, folder: Path, console: "Terminal") -> None:
     """Let the rule of a study file judge, if it is all that has changed in the file."""
-    from experiments.recipes.registry import recipe
     from experiments.storage.corrected_rule import as_begun, note_rule
+    from experiments.storage.study_folder import StudyFolder
 
-    begun = as_begun(folder, recipe(study))
+    begun = as_begun(folder, overridden_study(study, StudyFolder(folder).overridden))
     if begun is not None and begun.rule is not None:
         note_rule(folder, begun.rule)
     else:

@@ -34,13 +34,15 @@ class ScreenStudy(Command):
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the training failed."""
         from experiments.analysis.screening import FOLDER, ROWS, masks, rule_of, screened
+        from experiments.storage.corrected_rule import as_begun
         from experiments.storage.study_folder import StudyFolder
         from experiments.terminal import Terminal
 
         console = Terminal()
         chosen = chosen_study(arguments)
-        settings = screened(chosen)
         study = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
+        chosen = as_begun(study.path, chosen) or chosen
+        settings = screened(chosen)
         plans = masks(chosen)
         console.print(
             f"{len(plans)} masks of {len(chosen.sites)} layers, one training with seed {settings.seed}, "

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from experiments.analysis.price_model import Price, fit_price, price_columns
-from experiments.analysis.timings import METRICS, read_timings
+from experiments.analysis.timings import METRICS, TRUNK_METRICS, read_timings
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule
 from experiments.reporting.tables.base import Table
 from pipeline.metrics.rows import Row, select
@@ -28,12 +28,14 @@ class TimedPrices:
         by_kind: ``training``, ``inference`` -> fitted model.
         second: kind -> median over the visits of second clock / primary clock.
         baseline_ms: kind -> median time without any bias, ms.
+        trunk_ms: kind -> median time of what all plans compute alike, ms.
         device: that was timed.
     """
 
     by_kind: dict[str, Price]
     second: dict[str, float]
     baseline_ms: dict[str, float]
+    trunk_ms: dict[str, float]
     device: str
 
 
@@ -48,7 +50,7 @@ def timed_prices(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule) 
     Raises:
         AnalysisError: too few rounds, or the machine was disturbed (A/A); says which kind of step.
     """
-    by_kind, second, baseline_ms = {}, {}, {}
+    by_kind, second, baseline_ms, trunk_ms = {}, {}, {}, {}
     for kind, metric in METRICS.items():
         timings = read_timings(rows, sites, rule.treatments, {kind: 1.0})
         try:
@@ -62,7 +64,8 @@ def timed_prices(rows: Sequence[Row], sites: Sequence[str], rule: DecisionRule) 
             visit.log_ms for visit, on in zip(timings.visits, timings.treated, strict=True) if not any(on)
         ]
         baseline_ms[kind] = float(np.exp(np.median(plain)))
-    return TimedPrices(by_kind, second, baseline_ms, rows[0].device)
+        trunk_ms[kind] = median([row.value for row in select(rows, metric=TRUNK_METRICS[kind])] or [0.0])
+    return TimedPrices(by_kind, second, baseline_ms, trunk_ms, rows[0].device)
 
 
 def stopwatch_table(prices: TimedPrices, rule: DecisionRule) -> Table:
@@ -113,8 +116,9 @@ def stopwatch_notes(prices: TimedPrices) -> list[str]:
     notes = []
     for kind, price in prices.by_kind.items():
         notes.append(
-            f"{kind}: {prices.baseline_ms[kind]:.4g} ms without any bias; {price.rounds} rounds; one step "
-            f"varies by {100 * price.noise:.2g} %; the baseline's second visit {100 * price.again:+.2f} ± "
+            f"{kind}: {prices.baseline_ms[kind]:.4g} ms without any bias, {prices.trunk_ms[kind]:.3g} of "
+            f"them in the trunk; {price.rounds} rounds; one step varies by "
+            f"{100 * price.noise:.2g} %; the baseline's second visit {100 * price.again:+.2f} ± "
             f"{100 * price.again_error:.2f} % (A/A, standard error)"
         )
     if not all(price.fixed_apart for price in prices.by_kind.values()):

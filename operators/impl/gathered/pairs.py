@@ -35,7 +35,7 @@ class Pairs:
         """List the pairs inside the rects of a form."""
         grid, device = form.grid, form.rects.device
         batch, queries, segments, _ = form.rects.shape
-        top, bottom, left, right = form.rects.flatten(0, 2).unbind(-1)
+        top, bottom, left, right = _on_the_map(form).flatten(0, 2).unbind(-1)
         width = (right - left + 1).clamp(min=0)
         area = (bottom - top + 1).clamp(min=0) * width
         offset, cols = (
@@ -87,3 +87,11 @@ class Pairs:
         table = self.key.new_zeros(total, widest)
         table[filled] = self.key + self.sample * self.keys
         return table, filled
+
+
+def _on_the_map(form: RectsForm) -> Tensor:
+    """Return the rects, cut at the borders of their segments: beyond them there is no key."""
+    last = [[s.rows - 1, s.rows - 1, s.cols - 1, s.cols - 1] for s in form.grid.segments]
+    most = torch.tensor(last, dtype=form.rects.dtype, device=form.rects.device)
+    least = most.new_tensor([0, -1, 0, -1])  # a rect that ends before the map holds no key
+    return torch.minimum(torch.maximum(form.rects, least), most + most.new_tensor([1, 0, 1, 0]))

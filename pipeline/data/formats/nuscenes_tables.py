@@ -37,6 +37,9 @@ FULL = "v1.0-trainval"
 BROKEN = (KeyError, ValueError, TypeError, IndexError, AttributeError)
 """Errors of records that have other keys or types than nuScenes'."""
 
+MAX_BYTES = 2**32
+"""Largest table that is read; the largest of all of nuScenes has 1.2 GB."""
+
 DAMAGED = "the tables are damaged, restore or generate them anew"
 """Advice in error messages about tables that contradict themselves."""
 
@@ -110,6 +113,10 @@ def open_tables(root: Path, version: str) -> Any:
     for table in TABLES:
         if not (folder / f"{table}.json").is_file():
             raise DataError(f"{folder / table}.json: table missing; expected all of {', '.join(TABLES)}")
+        if (size := (folder / f"{table}.json").stat().st_size) > MAX_BYTES:
+            raise DataError(
+                f"{folder / table}.json: has {size} bytes, expected {MAX_BYTES} at most; {DAMAGED}"
+            )
     try:
         nusc = NuScenes(version=version, dataroot=str(root), verbose=False)
     except KeyError as missing:

@@ -99,6 +99,8 @@ def check_files(root: Path, version: str, progress: Progress | None = None) -> C
             findings.problems.append(str(problem))
         if progress:
             progress(done, len(records))
+    if not records and not findings.problems:
+        findings.problems.append(f"{root}: holds no frame; restore the tables, or generate them anew")
     return findings.report()
 
 

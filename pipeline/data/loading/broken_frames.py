@@ -6,9 +6,39 @@ same frames as an uninterrupted one. Every skipped frame is recorded with the re
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.sample import DataError
+from pipeline.json_files import MAX_BYTES, JsonError, check_fields, parse_json, read_bytes
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the file."""
+
+    token: str
+    step: int
+    problem: str
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Return token -> problem. A last line that a crash cut short is left out.
+
+    Raises:
+        DataError: another line is spoilt.
+    """
+    try:
+        *lines, _ = read_bytes(path, MAX_BYTES).split(b"\n")
+        entries = [parse_json(line, dict, f"line {number}") for number, line in enumerate(lines, start=1)]
+        for number, entry in enumerate(entries, start=1):
+            check_fields(_Entry, entry, f"line {number}")
+    except JsonError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(
+            f"{path}: not a list of broken frames ({reason}); delete it to count them anew"
+        ) from error
+    return {entry["token"]: entry["problem"] for entry in entries}
 
 
 class BrokenFrames:
@@ -25,9 +55,7 @@ class BrokenFrames:
         self._path = path
         self._why: dict[str, str] = {}
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
-                entry = json.loads(line)
-                self._why[entry["token"]] = entry["problem"]
+            self._why = _read(path)
 
     def __len__(self) -> int:
         return len(self._why)

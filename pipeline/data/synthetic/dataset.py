@@ -13,6 +13,7 @@ from pipeline.data.synthetic.nuscenes_writer import LIDAR, build_tables, write_t
 from pipeline.data.synthetic.scene import SceneTask, make_scene
 from pipeline.data.synthetic.scene_log import SceneLog
 from pipeline.data.synthetic.sensor_rig import MINI, Rig
+from pipeline.json_files import JsonError, read_json
 
 EDITION = 4
 """Edition of the generator. It is increased when a change of the code changes the data of a seed."""
@@ -108,7 +109,10 @@ def _is_done(root: Path, version: str, request: Mapping[str, object]) -> bool:
     mark = root / "synth.json"
     if not (root / version).exists():
         return False
-    existing = json.loads(mark.read_text()) if mark.is_file() else None
+    try:
+        existing = read_json(mark, dict) if mark.exists() else None
+    except JsonError as problem:
+        raise DataError(f"{problem}; it says what was generated here, choose another folder") from problem
     if existing == request:
         return True
     what = (

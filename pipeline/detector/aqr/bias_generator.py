@@ -20,13 +20,19 @@ from torch import Tensor, nn
 
 from operators.bias import GlobalBias
 from operators.forms import Bias
-from operators.window_bias import GaussianBias, WindowBias
-from pipeline.config.plan import WINDOWED
+from operators.spec import WEIGHTED_KINDS, WINDOWED_KINDS
+from operators.window_bias import FALL_OFFS, WindowBias
 from pipeline.detector.aqr.projection import ProjectedQueries
 
 SATURATION = 5.0  # logits: a larger shift hardly changes a softmax (the published code clamps here, too)
 
-_KIND_OF = {"uniform": "window", "gaussian": "gaussian"}  # fall-off -> kind of a local bias
+UNIFORM = "uniform"
+"""The ``fall_off`` of a bias that is the same in all of its window."""
+
+
+def kind_of(fall_off: str) -> str:
+    """Return the kind of a local bias: ``window``, or that of its fall-off."""
+    return "window" if fall_off == UNIFORM else fall_off
 
 
 class BiasConfigError(ValueError):
@@ -63,8 +69,9 @@ class AttentionBiasGenerator(BaseModule):
         window_lidar, window_camera: window sizes in cells for layers whose choice names none. An odd window
             is centred on the query's cell; an even one has one more cell after it.
         use_local_bias: False: no windows, one number for all LiDAR keys and one for all camera keys.
-        fall_off: ``uniform`` or ``gaussian``: how the bias falls off within a window.
-        sigma: of the gaussian fall-off, in cells.
+        fall_off: ``uniform``, or one of ``operators.window_bias.FALL_OFFS``: how the bias falls off within a
+            window.
+        sigma: of the fall-off, in cells.
         scale: initial value of ``bias_scale``.
         learnable_scale: False: ``bias_scale`` keeps its initial value.
         num_scales: 1: one scale for all layers, as published; or the number of decoder layers.
@@ -81,7 +88,7 @@ class AttentionBiasGenerator(BaseModule):
             fall-off is unknown.
     """
 
-    KINDS = ("global", "window", "gaussian")
+    KINDS = WEIGHTED_KINDS
     """Kinds of bias that the generator makes."""
 
     def __init__(
@@ -106,13 +113,14 @@ class AttentionBiasGenerator(BaseModule):
                 f"windows {window_lidar} and {window_camera}, sigma={sigma}, max_bias={max_bias}, "
                 f"scale={scale} in {scale_range}"
             )
-        if fall_off not in ("uniform", "gaussian") or num_scales < 1:
+        if fall_off not in (UNIFORM, *FALL_OFFS) or num_scales < 1:
+            known = " or ".join(map(repr, (UNIFORM, *FALL_OFFS)))
             raise BiasConfigError(
-                "expected fall_off 'uniform' or 'gaussian' and num_scales >= 1, got "
+                f"expected fall_off {known} and num_scales >= 1, got "
                 f"fall_off={fall_off!r}, num_scales={num_scales}"
             )
         self.window_sizes = (window_lidar, window_camera)
-        self.default_kind = "global" if not use_local_bias else _KIND_OF[fall_off]
+        self.default_kind = "global" if not use_local_bias else kind_of(fall_off)
         self.sigma = sigma
         self.scale_range = (float(low), float(high))
         self.limit = min(SATURATION, max_bias)
@@ -155,7 +163,7 @@ class AttentionBiasGenerator(BaseModule):
             )
         scales = self.watched_scales(len(kinds)) if scales is None else scales
         sizes = [self.window_sizes_of(window) for window in windows or [None] * len(kinds)]
-        needed = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED}
+        needed = {size for kind, size in zip(kinds, sizes, strict=True) if kind in WINDOWED_KINDS}
         by_size = {size: geometry.windows(size) for size in needed}
         scaled = weights * scales.to(weights.dtype).view(-1, 1, 1, 1)
         by_kind = self._scaled_weights(set(kinds), scaled, geometry)
@@ -207,8 +215,8 @@ class AttentionBiasGenerator(BaseModule):
             by_kind["global"] = clamped.unbind()
         if "window" in kinds:
             by_kind["window"] = grid.per_segment(clamped).unbind()
-        if "gaussian" in kinds:
-            by_kind["gaussian"] = grid.per_segment(scaled).unbind()
+        for kind in kinds & FALL_OFFS.keys():
+            by_kind[kind] = grid.per_segment(scaled).unbind()
         return by_kind
 
     def _make(
@@ -221,7 +229,7 @@ class AttentionBiasGenerator(BaseModule):
         assert windows is not None  # made for every kind with windows
         if kind == "window":
             return WindowBias(grid, windows, scaled_weight)
-        if kind == "gaussian":
+        if kind in FALL_OFFS:
             centers = geometry.cells.to(scaled_weight.dtype)
-            return GaussianBias(grid, windows, scaled_weight, centers, self.sigma, self.limit)
+            return FALL_OFFS[kind](grid, windows, scaled_weight, centers, self.sigma, self.limit)
         raise BiasConfigError(f"no bias of the kind {kind!r} is made here; expected one of {self.KINDS}")

@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from pipeline.config.plan import Plan, PlanError
 from pipeline.detector import build
 from pipeline.detector.inspection.meta_device import meta_device
-from pipeline.detector.inspection.sites import PARTS, plain
+from pipeline.detector.inspection.sites import PARTS, plain, sites_of
 from pipeline.detector.transformer.site_attention import CHOICE_KEYS, standing_objections
 from pipeline.storage.temporary import temporary_folder
 
@@ -64,7 +64,8 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
         folder: folder in which the printed config will be; None: the working directory.
 
     Returns:
-        The text of a config file. It builds the same model as ``config`` with ``plan``.
+        The text of a config file. It builds the same model as ``config`` with ``plan``. Where ``config`` has
+        no data for mmengine's Runner, it derives from the config beside it that adds them (``*_runner.py``).
 
     Raises:
         pipeline.detector.build.ConfigError: the config cannot be read.
@@ -72,8 +73,8 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
     """
     path = build.config_path(config)
     head = plain(build.load_config(path).model.pts_bbox_head)
-    resolved = plan.resolve(site for site, _ in plan_of(path).choices)
-    base = os.path.relpath(path, folder or Path.cwd())
+    resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
+    base = os.path.relpath(_for_runner(path), folder or Path.cwd())
     lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
     changes: dict[str, Any] = {}
     for part, keys in PARTS.items():
@@ -84,6 +85,12 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
                 change = {key: change}
             changes.update(change)
     return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
+
+
+def _for_runner(path: Path) -> Path:
+    """Return the config beside one without data that adds what mmengine's Runner needs; else the config."""
+    runner = path.with_name(f"{path.stem}_runner.py")
+    return runner if runner.is_file() and not build.load_config(path).get("train_dataloader") else path
 
 
 def print_whole_config(config: str | Path, plan: Plan, overrides: Sequence[tuple[str, str]] = ()) -> str:

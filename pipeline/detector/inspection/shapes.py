@@ -6,8 +6,8 @@ not run: the shape of its output follows from ``sparse_shape`` by the arithmetic
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,43 +48,51 @@ class Canvas:
     size: tuple[int, int]
 
 
-Maps: TypeAlias = tuple[tuple[int, int] | None, tuple[int, int] | None, list[Join]]
+@dataclass
+class Flow:
+    """What is known of the maps from the first part to the head.
+
+    Attributes:
+        joins: all pairs of numbers that must agree.
+        stuck: part that refuses its input -> what it says.
+        bev: rows and columns of the BEV map; None if a part is missing or does not fit.
+        camera: those of a camera map.
+    """
+
+    joins: list[Join]
+    stuck: dict[Key, str] = field(default_factory=dict)
+    bev: tuple[int, int] | None = None
+    camera: tuple[int, int] | None = None
 
 
-def flow(model: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> Maps:
+def flow(model: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> Flow:
     """Compute the shapes of both branches up to the head.
 
     Args:
         model: ``cfg.model`` as plain dicts.
         modules: its parts that could be built, on the meta device.
-
-    Returns:
-        Rows and columns of the BEV map, and of a camera map (None if a part is missing or does not fit); and
-        all pairs of numbers that must agree.
     """
-    joins = list(_widths(model["pts_bbox_head"]))
-    camera = _image(model, modules, joins)
-    bev = _lidar(model, modules, joins)
-    return bev, camera, joins
+    found = Flow(list(_widths(model["pts_bbox_head"])))
+    found.camera = _image(model, modules, found)
+    found.bev = _lidar(model, modules, found)
+    return found
 
 
-def _image(
-    model: Mapping[str, Any], modules: Mapping[str, nn.Module], joins: list[Join]
-) -> tuple[int, int] | None:
+def _image(model: Mapping[str, Any], modules: Mapping[str, nn.Module], found: Flow) -> tuple[int, int] | None:
     backbone, neck, size = modules.get("img_backbone"), modules.get("img_neck"), model.get("image_size")
     if backbone is None or size is None:
         return None
-    levels = _run(backbone, torch.zeros(1, 3, *size, device="meta"))
+    levels = _run(backbone, torch.zeros(1, 3, *size, device="meta"), ("img_backbone",), found)
     neck_cfg = model.get("img_neck") or {}
     if levels is None:
         return None
     fed = Join(
         ("model", "img_neck", "in_channels"), neck_cfg.get("in_channels"), _widths_of(levels), "img_backbone"
     )
-    joins.append(fed)
+    found.joins.append(fed)
     if neck is not None and fed.fits:
-        levels = _run(neck, levels) or levels
-        _into_head(model, "hidden_dim", levels[0].shape[1], "img_neck", joins)
+        levels = _run(neck, levels, ("img_neck",), found) or levels
+        _into_head(model, "hidden_dim", levels[0].shape[1], "img_neck", found)
     return _size(levels[0])
 
 
@@ -115,26 +123,25 @@ class _LidarParts:
         return Join(key, self.cfg(part).get("in_channels"), gives, ".".join(self.name(giver)))
 
 
-def _lidar(
-    model: Mapping[str, Any], modules: Mapping[str, nn.Module], joins: list[Join]
-) -> tuple[int, int] | None:
+def _lidar(model: Mapping[str, Any], modules: Mapping[str, nn.Module], found: Flow) -> tuple[int, int] | None:
     parts = _LidarParts(model, modules)
     encoded = _encoded_channels(parts.cfg("voxel_encoder"))
     if encoded is not None:
-        joins.append(parts.join("middle_encoder", encoded, "voxel_encoder"))
+        found.joins.append(parts.join("middle_encoder", encoded, "voxel_encoder"))
     canvas = _canvas(parts.cfg("middle_encoder"), parts.branch or {})
     if canvas is None:
         return None
     levels: Any = torch.zeros(1, canvas.channels, *canvas.size, device="meta")
     gives: Any = canvas.channels
     for part, giver in (("backbone", "middle_encoder"), ("neck", "backbone")):
-        joins.append(parts.join(part, gives, giver))
+        found.joins.append(parts.join(part, gives, giver))
         module = parts.module(part)
-        levels = _run(module, levels) if module is not None and joins[-1].fits else None
+        fits = module is not None and found.joins[-1].fits
+        levels = _run(module, levels, parts.name(part), found) if fits else None
         if levels is None:
             return None
         gives = _widths_of(levels)
-    _into_head(model, "in_channels", gives[0], ".".join(parts.name("neck")), joins)
+    _into_head(model, "in_channels", gives[0], ".".join(parts.name("neck")), found)
     return _size(levels[0])
 
 
@@ -194,17 +201,20 @@ def _widths(head: Mapping[str, Any]) -> Iterator[Join]:
                 yield Join((*at, "ffn_cfgs", "embed_dims"), ffn["embed_dims"], width, "hidden_dim")
 
 
-def _into_head(model: Mapping[str, Any], key: str, gives: int, giver: str, joins: list[Join]) -> None:
-    joins.append(Join((*HEAD, key), model["pts_bbox_head"].get(key), gives, giver))
+def _into_head(model: Mapping[str, Any], key: str, gives: int, giver: str, found: Flow) -> None:
+    found.joins.append(Join((*HEAD, key), model["pts_bbox_head"].get(key), gives, giver))
 
 
-def _run(module: nn.Module, given: Any) -> Sequence[Tensor] | None:
-    """Run a module on meta tensors, and return its maps; None if it fails."""
+def _run(module: Any, given: Any, part: tuple[str, ...], found: Flow) -> Sequence[Tensor] | None:
+    """Run a part on meta tensors, and return its maps; None, and a note, if it fails."""
     module.eval()  # mmdet's backbones return None
     try:
         with torch.no_grad(), meta_device():
             maps = module(given)
-    except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # mostly sizes that do not fit
+    except (RuntimeError, ValueError, AssertionError) as error:  # mostly sizes that do not fit
+        # Some modules read values, which a meta tensor has not; they say nothing about the config.
+        if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
+            found.stuck[("model", *part)] = str(error).partition("\n")[0] or type(error).__name__
         return None
     return maps if isinstance(maps, list | tuple) else [maps]
 

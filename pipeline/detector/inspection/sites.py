@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from mmdet3d.registry import MODELS
 
 from operators.grid import CAMERA, LIDAR
-from pipeline.detector.aqr.bias_generator import AttentionBiasGenerator
+from pipeline.detector.aqr.bias_generator import UNIFORM, AttentionBiasGenerator, kind_of
 from pipeline.detector.aqr.query_weights import AQR_KINDS
 from pipeline.detector.transformer.site_attention import SiteSizes
 
@@ -94,7 +94,7 @@ def _decoder_kinds(head: Mapping[str, Any], own: bool) -> tuple[str, tuple[str, 
         return "none", kinds
     if not generator.get("use_local_bias", True):
         return "global", kinds
-    return {"uniform": "window"}.get(generator.get("fall_off", "uniform"), "gaussian"), kinds
+    return kind_of(generator.get("fall_off", UNIFORM)), kinds
 
 
 def attn_cfgs(head: Mapping[str, Any], part: str) -> Iterator[tuple[str, Key, dict[str, Any]]]:

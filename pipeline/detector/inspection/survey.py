@@ -51,6 +51,7 @@ class Survey:
         failed: (key of a part, message of the error).
         left_out: (key of a part, message of the error) of parts that could be built on another machine.
         joins: pairs of numbers that must agree.
+        stuck: key of a part that refuses its input -> what it says.
         bev, camera: rows and columns of the maps that the head reads; None if they could not be computed.
         parameters: names of the parameters of all parts that were built.
         custom_keys: keys of ``optim_wrapper.paramwise_cfg.custom_keys`` that are in no parameter's name.
@@ -63,6 +64,7 @@ class Survey:
     failed: list[tuple[Key, str]] = field(default_factory=list)
     left_out: list[tuple[Key, str]] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
+    stuck: dict[Key, str] = field(default_factory=dict)
     bev: tuple[int, int] | None = None
     camera: tuple[int, int] | None = None
     parameters: list[str] = field(default_factory=list)
@@ -87,7 +89,8 @@ def survey(config: Path) -> Survey:
     facts.parameters = [
         f"{part}.{name}" for part, module in modules.items() for name, _ in module.named_parameters()
     ]
-    facts.bev, facts.camera, facts.joins = shapes.flow(facts.model, modules)
+    found = shapes.flow(facts.model, modules)
+    facts.bev, facts.camera, facts.joins, facts.stuck = found.bev, found.camera, found.joins, found.stuck
     facts.sites = sites_of(facts.model, facts.bev, facts.camera)
     _survey_sections(cfg, facts)
     return facts

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import mmengine.registry.registry
-import yaml
 from mmengine.config import Config
 from mmengine.fileio.handlers import YamlHandler, register_handler
 
+from pipeline.detector.openmmlab.lazy_packages import is_registered
 from pipeline.json_files import JsonError, parse_json, read_bytes
 from pipeline.redaction import is_secret_name
+from pipeline.yaml_files import Loader, parse_yaml
 
 DATA = (".yaml", ".yml", ".json")
 """Ends of the names of configs that are data."""
 MAX_BYTES = 2**20
 """Largest config that is data; those that ship have 10 kB."""
-MAX_NODES = 100_000
-"""Most values in a config that is data."""
 MAX_BASES = 16
 """Most bases of a config in one another."""
 SCOPES = ("mmengine", "mmcv", "mmdet", "mmdet3d")
@@ -39,8 +38,8 @@ class _SafeYaml(YamlHandler):
     """Reads YAML as data."""
 
     def load_from_fileobj(self, file: Any, **options: Any) -> Any:
-        """Load with the safe loader, whatever the caller asks for."""
-        return super().load_from_fileobj(file, **options | {"Loader": yaml.SafeLoader})
+        """Load with our loader, whatever the caller asks for."""
+        return super().load_from_fileobj(file, **options | {"Loader": Loader})
 
 
 _SUBSTITUTE = Config._substitute_env_variables
@@ -103,27 +102,12 @@ def _refuse_code(path: Path, depth: int) -> None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         data = read_bytes(path, MAX_BYTES)
-        content = parse_json(data, dict) if path.suffix == ".json" else yaml.safe_load(data)
-    except (JsonError, yaml.YAMLError, ValueError, RecursionError, FileNotFoundError) as error:
-        reason = " ".join(str(error).split())
+        return parse_json(data, dict) if path.suffix == ".json" else parse_yaml(data)
+    except (JsonError, FileNotFoundError) as error:
+        reason = error.reason if isinstance(error, JsonError) else "no such file"
         raise ConfigError(
             f"{path}: cannot be read as a config ({reason}); correct it, or its _base_"
         ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys and values at its top level")
-    if _is_large(content):
-        raise ConfigError(f"{path}: holds more than {MAX_NODES} values, references counted; write them out")
-    return content
-
-
-def _is_large(top: Any) -> bool:
-    """Return whether a config holds too many values; references of YAML count as often as they occur."""
-    waiting, number = [top], 0
-    while waiting and number <= MAX_NODES:
-        number += 1
-        value = waiting.pop()
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return number > MAX_NODES
 
 
 def refuse_unregistered(cfg: Config, name: str) -> None:
@@ -138,7 +122,7 @@ def refuse_unregistered(cfg: Config, name: str) -> None:
     """
     for at, kind in _types(cfg.to_dict(), ""):
         scope, dot, rest = kind.partition(".")
-        if dot and (scope not in SCOPES or "." in rest):
+        if dot and (scope not in SCOPES or "." in rest or not is_registered(scope, rest)):
             raise ConfigError(
                 f"{name}: {at} is {kind!r}, which names no class of a registry; expected a name such as "
                 f"'ResNet' or 'mmdet.ResNet'"

@@ -11,6 +11,7 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mmengine.registry
 from mmengine.registry import Registry
 
 from pipeline.detector.openmmlab.quiet_imports import quiet_imports
@@ -152,13 +154,35 @@ def _packages(package: str) -> Iterator[str]:
             yield from _packages(f"{package}.{module.name}")
 
 
+def is_registered(scope: str, name: str) -> bool:
+    """Return whether a library, such as ``mmdet``, has a class of this name in one of its registries."""
+    _import_modules_of(name)
+    registries = [
+        registry
+        for root in vars(mmengine.registry).values()
+        if isinstance(root, Registry)
+        for registry in (root, *(child for child in root.children.values() if child.scope == scope))
+    ]
+    if any(name in registry.module_dict for registry in registries):
+        return True
+    for registry in registries:  # imports whole libraries, so only for a name that is not known yet
+        with suppress(ImportError):  # mmdet3d names a module of each kind, also those that it has not
+            registry.import_from_location()
+        if name in registry.module_dict:
+            return True
+    return False
+
+
+def _import_modules_of(name: str) -> None:
+    for module in (REGISTERED_AS[name],) if name in REGISTERED_AS else _index().get(name, ()):
+        importlib.import_module(module)
+
+
 def _with_import(get: Any) -> Any:
     """Return ``Registry.get`` that imports the modules of a name before it looks the name up."""
 
     def get_imported(self: Registry, key: str) -> Any:
-        name = str(key).rpartition(".")[2]
-        for module in (REGISTERED_AS[name],) if name in REGISTERED_AS else _index().get(name, ()):
-            importlib.import_module(module)
+        _import_modules_of(str(key).rpartition(".")[2])
         value = get(self, key)
         if value is None:
             import_all()

@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 from operators.bias import DenseBias
 from operators.forms import Bias
+from operators.spec import WEIGHTED_KINDS
 from pipeline.config.plan import Choice
 from pipeline.detector.acceleration.recompute import recomputed
 from pipeline.detector.transformer.site_attention import SiteAttention, build_attention
 
 SELF_KINDS = ("none",)  # the keys are queries, which lie on no grid
-CROSS_KINDS = ("none", "global", "window", "gaussian")  # those that the bias generator makes
+CROSS_KINDS = ("none", *WEIGHTED_KINDS)  # those that the bias generator makes
 
 
 class FFN(nn.Module):

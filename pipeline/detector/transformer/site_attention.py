@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from operators import attention, objections
 from operators.forms import Bias
 from operators.registry import entry
-from operators.spec import BIAS_KINDS, Request
+from operators.spec import BIAS_KINDS, WEIGHTED_KINDS, Request
 from operators.window_bias import LocalMask
 from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.acceleration.recompute import recomputed
@@ -68,7 +68,7 @@ def training_requests(choice: Choice, sizes: SiteSizes, device: str, dtype: str)
             head_size=sizes.head_size,
             bias_heads=0 if kind == "none" else 1,
             qkv_grad=True,
-            bias_grad=kind in ("global", "window", "gaussian"),
+            bias_grad=kind in WEIGHTED_KINDS,
             rank=choice.rank,
         )
         for kind in sorted({choice.bias} | ({"dense"} if sizes.masked else set()))

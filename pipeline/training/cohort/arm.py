@@ -66,14 +66,12 @@ class SharedParts:
 
 
 @dataclass(frozen=True)
-class StepInputs:
-    """What all arms read in a step.
+class SharedStep:
+    """What all arms have in common in a step.
 
     Attributes:
         index: of the step, from 0.
         tokens: of its frames, on this rank.
-        prepared: features of the trunk and ground truth, for each batch of the step.
-        random_state: of torch on the CPU after the trunk, in which images may have been masked.
         wait_s: seconds until the loader gave the batch.
         begun: before collation.
         ended: after the trunk.
@@ -81,18 +79,31 @@ class StepInputs:
 
     index: int
     tokens: tuple[str, ...]
-    prepared: list[Prepared]
-    random_state: Tensor
     wait_s: float
     begun: Moment
     ended: Moment
 
 
 @dataclass(frozen=True)
+class StepInputs:
+    """What all arms read in a step.
+
+    Attributes:
+        step: which it is.
+        prepared: features of the trunk and ground truth, for each batch of the step.
+        random_state: of torch on the CPU after the trunk, in which images may have been masked.
+    """
+
+    step: SharedStep
+    prepared: list[Prepared]
+    random_state: Tensor
+
+
+@dataclass(frozen=True)
 class _Pending:
     """A step that was launched and whose numbers have not been read."""
 
-    inputs: StepInputs
+    step: SharedStep
     plan: str
     launched: Launched
     begun: Moment
@@ -169,16 +180,16 @@ class ArmTrainer:
         Raises:
             DivergedError: the loss or a gradient of a step is not finite; a row of the trial says so too.
         """
-        settings, device, index = self.settings, self.arm.session.device, inputs.index
+        settings, device, index = self.settings, self.arm.session.device, inputs.step.index
         begun = Moment(device)
         self.use(plan_of_step((settings.plan, *settings.plan_mixture), settings.seed, index))
         seed_everything(settings.seed, index, self.arm.session.rank)
         torch.set_rng_state(inputs.random_state)
         self.training_mode()
         plan, before = str(self.model.plan), self._pending
-        with self._explained(inputs, plan):
+        with self._explained(inputs.step, plan):
             launched = self.train_step.launch(inputs.prepared, self._lr_factor(index))
-        self._pending = _Pending(inputs, plan, launched, begun, Moment(device))
+        self._pending = _Pending(inputs.step, plan, launched, begun, Moment(device))
         self.done = index + 1
         if before is not None:
             self._read(before)
@@ -193,23 +204,24 @@ class ArmTrainer:
         assert pending is not None
         return self._read(pending)
 
-    def _read(self, step: _Pending) -> list[Any]:
-        with self._explained(step.inputs, step.plan):
-            measures = step.launched.read()
-        trunk_s = step.inputs.ended.seconds_since(step.inputs.begun)
-        self.times.add(step.inputs.wait_s, trunk_s, step.ended.seconds_since(step.begun))
+    def _read(self, pending: _Pending) -> list[Any]:
+        step = pending.step
+        with self._explained(step, pending.plan):
+            measures = pending.launched.read()
+        own_s = pending.ended.seconds_since(pending.begun)
+        self.times.add(step.wait_s, step.ended.seconds_since(step.begun), own_s)
         return measures
 
     @contextmanager
-    def _explained(self, inputs: StepInputs, plan: str) -> Iterator[None]:
+    def _explained(self, step: SharedStep, plan: str) -> Iterator[None]:
         """Say which step it was if a number is not finite."""
         try:
             yield
         except (DivergedError, FloatingPointError) as error:
-            self.logger.diverged(inputs.index + 1)
+            self.logger.diverged(step.index + 1)
             raise DivergedError(
-                f"training stopped at step {inputs.index + 1} of {self.steps} under the plan {plan} "
-                f"(frames {', '.join(inputs.tokens)}): {error}"
+                f"training stopped at step {step.index + 1} of {self.steps} under the plan {plan} "
+                f"(frames {', '.join(step.tokens)}): {error}"
             ) from error
 
     def training_mode(self) -> None:

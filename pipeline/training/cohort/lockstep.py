@@ -31,7 +31,7 @@ from pipeline.metrics.timing import Moment
 from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.checkpoint import CheckpointError
 from pipeline.storage.paths import resolve_path
-from pipeline.training.cohort.arm import Arm, ArmTrainer, SharedParts, StepInputs
+from pipeline.training.cohort.arm import Arm, ArmTrainer, SharedParts, SharedStep, StepInputs
 from pipeline.training.dataset import TrainingData
 from pipeline.training.resolve_config import resolve_training
 from pipeline.training.setup import build_detector, put_plans
@@ -187,7 +187,8 @@ class Cohort:
         active[0].training_mode()
         prepared = active[0].train_step.prepare(collate(samples))
         tokens, state = tuple(sample.token for sample in samples), torch.get_rng_state()
-        inputs = StepInputs(index, tokens, prepared, state, wait_s, begun, Moment(session.device))
+        shared = SharedStep(index, tokens, wait_s, begun, Moment(session.device))
+        inputs = StepInputs(shared, prepared, state)
         for trainer in active:
             with own_errors(trainer.arm, self._leave):
                 trainer.launch(inputs)

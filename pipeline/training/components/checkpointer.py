@@ -31,7 +31,7 @@ class Checkpointer:
     ) -> None:
         self._session = session
         self._digest = settings.digest
-        self._every = settings.train.checkpoint_every
+        self._every, self._kept = settings.train.checkpoint_every, settings.train.checkpoints_kept
         self._steps = steps
         self._model = model
         self._optimizer = optimizer
@@ -60,5 +60,5 @@ class Checkpointer:
         path = None
         if self._session.rank == 0:
             folder = self._session.folder / "checkpoints"
-            path = save_checkpoint(folder, step, self._digest, self._model, self._optimizer)
+            path = save_checkpoint(folder, step, self._digest, self._model, self._optimizer, self._kept)
         self._session.report_checkpoint(path)

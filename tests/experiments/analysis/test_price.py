@@ -33,7 +33,9 @@ def trials(fixed_percent=0.0, **changes):
 def stopwatch(**changes):
     settings = {"rounds": 10, "noise": 0.005} | changes
     inference = {name: cost / 2 for name, cost in TRUE.items()}
-    return plant_times(TRUE, **settings) + plant_times(inference, metric="stopwatch/inference", **settings)
+    return plant_times(TRUE, **settings) + plant_times(
+        inference, metric="stopwatch/inference_own", **settings
+    )
 
 
 def test_a_site_is_charged_its_own_price_and_the_fixed_price_stands_apart():
@@ -125,7 +127,7 @@ def test_a_stopwatch_of_another_commit_is_said():
 
 
 def test_the_step_that_is_not_priced_may_lack_a_price():
-    timed = [row for row in stopwatch() if row.metric != "stopwatch/inference" or row.step < 2]
+    timed = [row for row in stopwatch() if row.metric != "stopwatch/inference_own" or row.step < 2]
     evidence = weigh(trials(), RULE, timed)
     assert list(evidence.price_by_step) == ["training"]
     assert any(note.startswith("No price of inference: the stopwatch has 2") for note in evidence.notes)

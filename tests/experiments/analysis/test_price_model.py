@@ -111,9 +111,22 @@ def test_a_drift_within_rounds_is_no_difference_of_equal_plans():
 def test_both_kinds_of_step_are_weighed():
     training = plant_times(TRUE, rounds=6, noise=0.0)
     cheap = {name: cost / 2 for name, cost in TRUE.items()}
-    rows = training + plant_times(cheap, rounds=6, noise=0.0, metric="stopwatch/inference", draw=7)
+    rows = training + plant_times(cheap, rounds=6, noise=0.0, metric="stopwatch/inference_own", draw=7)
     both = priced(rows, {"training": 0.25, "inference": 0.75})
     np.testing.assert_allclose(both.effect, [0.625 * cost for cost in TRUE.values()], atol=1e-9)
+
+
+def test_a_price_is_a_share_of_the_trunk_and_what_follows_it():
+    own = plant_times(TRUE, rounds=6, noise=0.0)
+    trunk = [
+        replace(own[0], metric="stopwatch/training_trunk", step=index, value=min(values))
+        for index in range(6)
+        if (values := [row.value for row in own if row.step == index])
+    ]
+    price = priced(own + trunk)
+    alone = math.log((math.exp(TRUE["fixed"]) + 1) / 2)  # a step without a bias is half trunk, half own
+    np.testing.assert_allclose(price.effect[:2], [alone, 0], atol=0.004)
+    assert priced(own).effect[0] == pytest.approx(TRUE["fixed"])
 
 
 def test_pairs_have_prices_if_asked():
@@ -145,7 +158,7 @@ def test_the_widest_half_width_is_in_points_and_shrinks_with_rounds():
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([], "the stopwatch has no stopwatch/training"),
+        ([], "the stopwatch has no stopwatch/training_own"),
         (plant_times(TRUE, rounds=2), "has 2 complete rounds, and a price needs 3"),
         (
             [*plant_times(TRUE, rounds=4), replace(plant_times(TRUE, rounds=1)[0], device="H200")],

@@ -108,6 +108,7 @@ def test_wrong_words_are_wrong_usage(words, capsys):
         (["study", "run", "nope"], f"no recipe 'nope'; there are {', '.join(RECIPES)}"),
         (["study", "resume", "smoke"], "nothing to resume; start with `biaswise study run smoke`"),
         (["study", "run", "smoke", "--concurrent", "0"], "--concurrent 0: expected 1 or more"),
+        (["study", "run", "smoke", "--arms-per-worker", "0"], "--arms-per-worker 0: expected 1 or more"),
         (
             ["study", "run", "smoke", "--max-trials", "0"],
             "the budget is 0 trials; expected more",
@@ -118,8 +119,10 @@ def test_wrong_words_are_wrong_usage(words, capsys):
             ["study", "screen", "pretrain"],
             "recipe pretrain has no rule, so nothing says which bias to switch off",
         ),
-        (["study", "run", "r50_waves"], "cmt_voxel0100_r50_800x320_cbgs.pth; put the config or the weights"),
-        (["demo"], "into the project; cd"),
+        (
+            ["study", "run", "r50_waves"],
+            "r50_800x320_cbgs.pth; name yours with --init CHECKPOINT",
+        ),
         (["study", "report", "nope"], "no study 'nope'"),
         (["study", "sync"], "no study here"),
         (["data", "synth", "--scenes", "all"], "--scenes all: cannot read 'all'"),
@@ -161,6 +164,22 @@ def test_a_warning_of_ours_is_one_line(tmp_path, capsys, monkeypatch):
         assert main(["study", "report", "s", "--runs-dir", str(tmp_path)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"biaswise: warning: {rows}: the last line was cut short and is left out"]
+
+
+def test_a_checkout_whose_code_does_not_run_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("BIASWISE_HOME", raising=False)
+    (tmp_path / "experiments/cli").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "list"]) == 0
+    assert capsys.readouterr().err == "", "any other folder"
+    (tmp_path / "experiments/cli/main.py").touch()
+    assert main(["study", "list"]) == 0
+    said = capsys.readouterr().err
+    assert f"the code that runs is that of {ROOT}, and so are its configs" in said
+    assert f"data, runs and mlflow.db are those of {tmp_path}" in said
+    monkeypatch.chdir(ROOT)
+    assert main(["study", "list"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -1,12 +1,19 @@
-"""``KEY=VALUE`` on the command line."""
+"""``KEY=VALUE`` on the command line, and which tables of a dataset are read."""
 
 import json
+from pathlib import Path
 
 import pytest
 from mmengine.config import DictAction
 
 from experiments.cli.main import build_parser
-from experiments.cli.options import OptionError, read_assignments, read_cfg_options, read_value
+from experiments.cli.options import (
+    OptionError,
+    complete_version,
+    read_assignments,
+    read_cfg_options,
+    read_value,
+)
 from pipeline.detector.build import load_config
 
 CONFIG = "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
@@ -84,3 +91,24 @@ def test_overrides_reach_a_config_with_bases() -> None:
     assert cfg.optim_wrapper.optimizer.lr == 3e-5
     assert cfg.model.pts_bbox_head.aqr_config.window_camera == 9
     assert cfg.model.pts_bbox_head.aqr_config.window_lidar == 5
+
+
+@pytest.mark.parametrize(
+    ("folders", "words", "version", "split"),
+    [
+        (["v1.0-trainval"], [], "v1.0-trainval", "train"),
+        (["v1.0-mini", "v1.0-trainval"], [], "v1.0-trainval", "train"),
+        (["v1.0-mini", "v1.0-trainval"], ["--version", "v1.0-mini"], "v1.0-mini", "mini_train"),
+        (["v1.0-trainval"], ["--split", "val"], "v1.0-trainval", "val"),
+        ([], [], "v1.0-mini", "mini_train"),  # shards or an info file
+    ],
+)
+def test_version_and_split_are_those_of_the_tables_that_are_there(
+    folders: list[str], words: list[str], version: str, split: str, tmp_path: Path
+) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "sample.json").write_text("[]")
+    arguments = build_parser().parse_args(["data", "show", str(tmp_path), *words])
+    complete_version(arguments, tmp_path)
+    assert (arguments.version, arguments.split) == (version, split)

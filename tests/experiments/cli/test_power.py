@@ -18,7 +18,7 @@ def test_it_shows_gains_that_shrink_with_the_seeds(capsys, tmp_path):
     lines = [line.split() for line in text.splitlines() if line.strip().startswith("full grid")]
     found = {int(re.search(r" (\d+) ", " ".join(words)).group(1)): float(words[-4]) for words in lines}
     assert found[1] > found[2] > found[4] > found[8]
-    assert "Hours: computed, as no trial has run" in text
+    assert "Trial hours: computed, as no trial has run" in text
 
 
 @pytest.mark.parametrize("option", ["--noise", "--price-noise", "--scene-noise"])

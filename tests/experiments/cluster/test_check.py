@@ -320,7 +320,7 @@ def test_no_file_no_yaml_no_cluster(tmp_path):
     with pytest.raises(ClusterError, match="not YAML"):
         check_cluster(path)
     path.write_text("- a")
-    with pytest.raises(ClusterError, match="neither has a cluster_name"):
+    with pytest.raises(ClusterError, match="expected keys and values at its top level"):
         check_cluster(path)
 
 

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from experiments.cli import main
 from experiments.lint.check import LintReport, lint
@@ -305,6 +307,27 @@ def test_models_of_one_sensor_have_no_finding(tmp_path: Path, text: str, keys: i
     config = write(tmp_path / "one.py", text + NO_KEYS)
     assert found(lint(config)) == []
     assert {site.sizes.keys for site in survey(config).sites if site.name.endswith("cross")} == {keys}
+
+
+class OneNormTooNarrow(nn.Module):
+    """A backbone that fails in the first batch: its batch norm has four channels, and its map has eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [self.norm(self.convolution(images))]
+
+
+def test_a_batch_norm_of_other_channels_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmdet3d.registry import MODELS
+
+    monkeypatch.setitem(MODELS.module_dict, "OneNormTooNarrow", OneNormTooNarrow)
+    backbone = "img_backbone=dict(_delete_=True, type='OneNormTooNarrow')"
+    report = lint(write(tmp_path / "one.py", f"model = dict({backbone})\n{NO_KEYS}"))
+    said = "img_backbone refuses its input: a batch norm of 4 channels got 8: the first batch would fail"
+    assert ("shapes-disagree", 2, said) in [(f.rule, f.place.line, f.sentence) for f in report.wrong]
 
 
 def test_a_head_without_its_branch_is_found(tmp_path: Path) -> None:

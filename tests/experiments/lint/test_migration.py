@@ -91,6 +91,28 @@ def test_the_migrated_model_has_the_parameters_of_the_published_one(tmp_path: Pa
     assert wrapper == shipped
 
 
+@pytest.mark.parametrize("sensor", ["lidar", "cameras"])
+def test_full_size_models_of_one_sensor_are_parts_of_the_published_one(sensor: str) -> None:
+    old = read_previous(FUSION)
+    assert old is not None
+    parts = (
+        ("img_backbone", "img_neck", "use_grid_mask") if sensor == "lidar" else ("pts_v", "pts_m", "pts_n")
+    )
+    dropped = (*parts, "pts_backbone") if sensor == "cameras" else parts
+    head = {**old["model"]["pts_bbox_head"], "type": "CmtLidarHead" if sensor == "lidar" else "CmtImageHead"}
+    kept = {key: value for key, value in old["model"].items() if not key.startswith(dropped)}
+    if sensor == "lidar":
+        head["separate_head"] = {**head["separate_head"], "final_kernel": 3}
+        old["data"]["train"]["dataset"]["pipeline"] = []
+    found = shapes(migrate({**old, "model": {**kept, "pts_bbox_head": head}}).config["model"])
+    published = shapes(load_config(SHIPPED).model)
+    gone = (*dropped, f"pts_bbox_head.{'rv_embedding' if sensor == 'lidar' else 'shared_conv'}")
+    assert found.keys() == {name for name in published if not name.startswith(gone)}
+    kernels = {name for name, shape in found.items() if shape != published[name]}
+    assert all("task_heads" in name and found[name][2] == 3 for name in kernels)
+    assert bool(kernels) == (sensor == "lidar")
+
+
 def test_the_migrated_data_are_those_of_the_published_config(tmp_path: Path) -> None:
     ours, published = (load_config(p).to_dict() for p in (migrated(FUSION, tmp_path), SHIPPED))
     one, other = read_train_pipeline(ours), read_train_pipeline(published)

@@ -13,7 +13,7 @@ def test_the_demo_by_hand():
     cost, speed = cost_of(demo()), speed_of(demo().trials[0])
     trial_s = speed.start_s + 40 * speed.step_s + 40 * 5 * speed.frame_s  # 40 frames, five conditions
     assert cost.hours == (cost.hours[0],) * 2
-    assert cost.hours[0] == pytest.approx((16 * trial_s / 2 + 90) / 3600)  # two at once; the stopwatch
+    assert cost.hours[0] == pytest.approx((16 * trial_s / 2 + 100) / 3600)  # two at once; the stopwatch
     assert (cost.trials, cost.gpu_hours, cost.gpus) == ((16, 16), (0, 0), 0)
     assert takes(demo()) == f"16 trials, {cost.hours[0]:.2g} h, 0.48 GB, 2 CPU cores"
 

@@ -1,14 +1,17 @@
 """A rule that is corrected judges the trials that have run; nothing else may change."""
 
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 
 from experiments.cli import main
+from experiments.cli.study.chosen import chosen_study
 from experiments.recipes.mini import smoke
 from experiments.reporting.summary import read_record, summarize
 from experiments.storage.corrected_rule import as_begun
 from experiments.storage.study_folder import StudyError, StudyFolder
+from experiments.study.confirmation_run import confirmation
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.storage.trial_sessions import begin_session
 
@@ -85,3 +88,29 @@ def test_a_report_of_the_corrected_file_needs_no_training(begun, tmp_path, monke
     assert main(["study", "report", "mine.py"]) == 0
     said = capsys.readouterr().out
     assert "mine.py is no longer the study that ran; the report is by runs/mine/study.json" in said
+
+
+def test_a_report_of_a_file_keeps_what_the_command_line_overrode(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(STUDY.format(metric="mAP"))
+    made = chosen_study(
+        Namespace(study="mine.py", set=["train.steps=4"], data=None, init=None, gpus_per_trial=None)
+    )
+    folder = StudyFolder(tmp_path / "runs/mine")
+    folder.claim(made, {})
+    (name, settings), *_ = made.named_trials().items()
+    begin_session(folder.trial(name), 0.0)
+    row = Row("mine", name, str(settings.plan), "mAP", "", 0.3, recipe_digest=made.digest, condition="clean")
+    append_rows(folder.trial(name) / "rows.jsonl", [row])
+    (tmp_path / "mine.py").write_text(STUDY.format(metric="NDS"))
+    assert main(["study", "report", "mine.py"]) == 0
+    assert "no longer the study" not in capsys.readouterr().out
+    assert read_record(folder.path).rule.metric == "NDS"
+    assert read_record(folder.path).digest == made.digest
+
+
+def test_a_confirmation_is_the_same_study_whatever_the_rule_became(begun):
+    again = replace(mine(), confirmation_seeds=(100,), begun_as="123456789abc")
+    arms = {"none": ("none",), "best": ("window",)}
+    plain = confirmation(replace(again, begun_as=""), arms)
+    assert confirmation(again, arms).digest == plain.digest

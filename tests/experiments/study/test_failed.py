@@ -35,12 +35,14 @@ def test_one_trial_diverges_and_then_all_do(smoke_world, tmp_path):
     assert "Traceback" not in text
     assert (folder.path / "report.html").exists()
 
-    # all fail: no report to make, and a sentence each
+    # all trials of a cohort fail: no report to make, and a sentence each
     again = Console(file=io.StringIO(), width=300)
-    alone = replace(recipe, name="ill", trials=(mad,))
-    outcome = run_study(alone, options, again)
+    cohort = replace(recipe, trials=(replace(mad, plan=healthy.plan), mad)).renamed("ill")
+    outcome = run_study(cohort, replace(options, arms_per_worker=2), again)
     assert not outcome.done
-    assert f"failed: {ill}: training stopped at step" in again.file.getvalue()
+    assert "a cohort of 2 (" in again.file.getvalue()
     assert "Traceback" not in again.file.getvalue()
-    place = StudyFolder(tmp_path / "runs" / "ill").trial(ill)
-    assert read_rows(place / "rows.jsonl")[-1].metric == "loss"
+    for ill in cohort.named_trials():
+        assert f"failed: {ill}: training stopped at step" in again.file.getvalue()
+        place = StudyFolder(tmp_path / "runs" / "ill").trial(ill)
+        assert read_rows(place / "rows.jsonl")[-1].metric == "loss"

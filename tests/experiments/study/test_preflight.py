@@ -1,13 +1,15 @@
 """Preflight of a study: a rule about what no trial will measure is refused before any of them runs."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
+import torch
 
 from experiments.recipes.mini import demo_waves, smoke
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError
-from experiments.study.preflight import check_rule
+from experiments.study.preflight import check_rule, refuse_missing
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -37,3 +39,34 @@ def test_a_rule_that_no_trial_could_answer_is_refused(made, changes, sentence):
 def test_a_class_is_a_metric():
     study = smoke()
     check_rule(replace(study, rule=replace(study.rule, metric="AP/car")))
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(StudyError) as refusal:
+        refuse_missing(recipe("r50_waves"), ["storage: s3://x cannot be read"])
+    said = str(refusal.value)
+    here = ["storage: s3://x", "weights: there is no ", "data: there is no ", "objects: there is no "]
+    devices = torch.cuda.device_count() < 8, importlib.util.find_spec("spconv") is None
+    lacking = [
+        what for what, lacks in zip(("GPU: a trial takes 8", "spconv: "), devices, strict=True) if lacks
+    ]
+    assert said.startswith(f"recipe r50_waves: {len(here) + len(lacking)} things are missing: (1) storage: ")
+    assert [what for what in (*here, *lacking) if what not in said] == []
+    assert "ln -s /your/nuscenes data/nuscenes" in said
+    assert str(tmp_path / "data/nuscenes") in said
+    assert "data synth" not in said, "nuScenes is not generated"
+
+
+def test_what_is_generated_is_not_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refuse_missing(smoke())
+
+
+def test_on_a_cluster_its_machines_have_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(StudyError, match="things are missing") as refusal:
+        refuse_missing(recipe("r50_waves"))
+    assert "GPU" not in str(refusal.value)

@@ -43,7 +43,7 @@ def planted(rounds: int = 12, noise: float = 0.001, **given: float) -> list[Row]
     """Rows of both kinds of step, with a second clock that runs twice as fast."""
     rows: list[Row] = []
     for kind in ("training", "inference"):
-        first = plant_times(TRUE, rounds, noise, metric=f"stopwatch/{kind}", **given)
+        first = plant_times(TRUE, rounds, noise, metric=f"stopwatch/{kind}_own", **given)
         rows += first
         rows += [replace(row, metric=f"{row.metric}_wall", value=2 * row.value) for row in first]
     return rows
@@ -83,7 +83,9 @@ def test_these_plans_tell_the_fixed_price_and_every_sites_own_apart(recipe: Reci
         for place, plan in enumerate((plans[0], *plans)):
             on = [(site, level_of(plan[site])) for site in recipe.sites if level_of(plan[site]) != "none"]
             value = 500 * math.exp(0.3 * bool(on) + sum(own[term] for term in on) + rng.normal(0, 1e-6))
-            rows.append(Row("s", "t", str(plan), "stopwatch/training", "ms", value, step=index, draw=place))
+            rows.append(
+                Row("s", "t", str(plan), "stopwatch/training_own", "ms", value, step=index, draw=place)
+            )
     price = fit_price(read_timings(rows, recipe.sites, recipe.rule.treatments))
     assert price.fixed_apart
     np.testing.assert_allclose(price.effect, [0.3, *(own[term] for term in price.terms)], atol=1e-4)
@@ -119,7 +121,7 @@ def test_with_a_single_site_its_own_price_is_all_that_there_is() -> None:
     rule = smoke().rule
     assert rule is not None
     rows = plant_times({"fixed": 0.3, CROSS_SITES[0]: 0.1}, noise=1e-4)
-    rows += [replace(row, metric="stopwatch/inference") for row in rows]
+    rows += [replace(row, metric="stopwatch/inference_own") for row in rows]
     rows += [replace(row, metric=f"{row.metric}_wall") for row in rows]
     prices = timed_prices(rows, CROSS_SITES[:1], rule)
     ((name, training, *_),) = stopwatch_table(prices, rule).lines
@@ -247,7 +249,7 @@ def test_the_command_times_the_smallest_study_in_a_process_of_its_own(
     rows = read_rows(place / ROWS)
     assert {row.recipe_digest for row in rows} == {small.digest}
     assert len({row.step for row in rows}) >= 3
-    assert len(list(select(rows, metric="stopwatch/training"))) == 3 * len({row.step for row in rows})
+    assert len(list(select(rows, metric="stopwatch/training_own"))) == 3 * len({row.step for row in rows})
     assert read_json(place / STATUS)["reason"] == TIME_OVER
     (place / ROWS).unlink()
     append_rows(place / ROWS, [replace(row, commit="other") for row in rows])

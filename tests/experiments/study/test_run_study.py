@@ -1,4 +1,4 @@
-"""One real study under Ray: a worker is killed and goes on, two workers train one trial, a rerun skips."""
+"""One real study under Ray: a worker is killed and goes on, two workers train a cohort, a rerun skips."""
 
 import io
 import os
@@ -20,6 +20,7 @@ from experiments.study.preflight import check_data, check_models, check_trials, 
 from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.metrics.rows import read_rows, select
+from pipeline.runtime.event_log import starts_of
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
@@ -110,7 +111,8 @@ def recipe(smoke_world):
         train=TrainSettings(steps=4, batch_size=1, warmup_steps=1, checkpoint_every=2, log_every=1),
     )
     window = cross_plan(("window", "none", "none"))
-    trials = (base, replace(base, plan=window, num_workers=2))
+    on_two = replace(base, num_workers=2)
+    trials = (base, replace(on_two, plan=window), on_two)
     return replace(smoke(), datasets=(smoke_world,), trials=trials, concurrent_trials=1)
 
 
@@ -133,7 +135,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     check_trials(recipe, folder)
     check_data(recipe)
     check_models(recipe)
-    killed, doubled = (folder.trial(name) for name in recipe.named_trials())
+    killed, doubled, together = (folder.trial(name) for name in recipe.named_trials())
     earlier = offspring().keys()
     killer = Killer(killed, earlier)
     killer.start()
@@ -143,7 +145,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
 
     killer.join()
     assert outcome.complete, outcome
-    assert outcome.ran == 2
+    assert outcome.ran == 3
     # Ray listens on this machine alone, leaves no process, and no token in the home directory
     assert killer.listening
     assert set(killer.listening) <= LOOPBACK
@@ -160,6 +162,9 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     assert {row.plan for row in rows} == {str(recipe.trials[1].plan.resolve(_sites(rows[0].plan)))}
     assert len(list(select(rows, metric="loss"))) == 4
     assert {row.recipe_digest for row in rows} == {recipe.digest}
+    # ... and the other trial of two workers in the same processes, at the same time
+    assert len(list(select(read_rows(together / "rows.jsonl"), metric="loss"))) == 4
+    assert starts_of(together)[0].pid == starts_of(doubled)[0].pid
 
     again = run_trials(recipe, folder, console, ExecutionOptions(tracking=False))
     assert (again.ran, again.complete) == (0, True)

@@ -21,6 +21,7 @@ from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import stored_study
 from experiments.storage.study_folder import STORAGE_FILE, StudyFolder
 from pipeline.metrics.rows import read_rows
+from pipeline.runtime.event_log import starts_of
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.trial_status import TrialState, is_unchanged, read_status
 from pipeline.training.trial import run_trial
@@ -56,7 +57,8 @@ def recipe(smoke_world):
         )
         for settings in smoke().trials
     )
-    return replace(smoke(), trials=trials, datasets=(smoke_world,))
+    # one after the other, so that one is done when the other is killed
+    return replace(smoke(), trials=trials, datasets=(smoke_world,), arms_per_worker=1)
 
 
 def numbers(folder):
@@ -150,6 +152,22 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in written if secret in path.read_bytes()]
     assert not [key for key, content in after.items() if secret in content]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow(seconds=30)
+def test_every_trial_of_a_cohort_is_copied(s3, recipe, tmp_path, quick_python):
+    (tmp_path / "recipe").write_bytes(pickle.dumps(replace(recipe, arms_per_worker=2)))
+    process = begin(tmp_path, tmp_path / "runs", s3.uri, quick_python)
+    assert process.wait(timeout=PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    folder, copies = StudyFolder(tmp_path / "runs" / recipe.name), s3.objects()
+    names = list(recipe.named_trials())
+    assert len({starts_of(folder.trial(name))[0].pid for name in names}) == 1, "it was no cohort"
+    for name in names:
+        assert folder.is_complete(name)
+        for file in ("rows.jsonl", "status.json", "weights.safetensors"):
+            copy = copies[f"studies/{recipe.name}/trials/{name}/{file}"]
+            assert copy == (folder.trial(name) / file).read_bytes()
 
 
 def test_a_study_remembers_its_uri_and_others_can_look_at_it(s3, tmp_path, capsys):

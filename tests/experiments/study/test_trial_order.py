@@ -107,7 +107,8 @@ def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypa
     folder.finish(names[1], "it broke")
     given = []
     monkeypatch.setattr(tune_runner, "run_under_ray", lambda run, say: given.append(run))
-    monkeypatch.setattr(tune_runner.tune, "report", lambda ended: None)
+    reported = []
+    monkeypatch.setattr(tune_runner.tune, "report", reported.append)
     config = {"trials": names, "folder": str(folder.path), "recipe": recipe.digest}
     config |= {"early_stopping": EarlyStopping(), "running": ExecutionOptions()}
     with free_slot(folder.path):
@@ -117,6 +118,7 @@ def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypa
     assert run.trials == {folder.trial(n): recipe.named_trials()[n] for n in (names[0], names[2])}
     run_cohort_driver(config | {"running": ExecutionOptions(gpu_hours=0.0)})
     assert len(given) == 1, "the study had no GPU hours left"
+    assert [ended["left"] for ended in reported] == ["", "not run: the study has used its 0 GPU hours"]
 
 
 def sizes(recipe, arms_per_worker, places, names=None):

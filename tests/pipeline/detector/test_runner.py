@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from pipeline.config.plan import Plan
 from pipeline.data.augmentation.object_database_writer import write_database
 from pipeline.data.augmentation.pipeline_steps import LoadAnnotations3D
 from pipeline.data.augmentation.train_pipeline import STEPS
@@ -23,6 +24,7 @@ from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import Sample
 from pipeline.data.synthetic import generate
 from pipeline.detector.build import build_model
+from pipeline.detector.inspection.plan_config import print_config
 from pipeline.detector.openmmlab.data_samples import to_detections
 from pipeline.detector.openmmlab.optimizer import build_optimizer
 from pipeline.detector.runner import to_sample
@@ -104,6 +106,27 @@ def test_the_runner_computes_what_our_loop_computes(config, root):
         np.testing.assert_array_equal(watch.found[place].labels, expected.labels)
         np.testing.assert_allclose(watch.found[place].boxes, expected.boxes, rtol=1e-5, atol=1e-5)
     _same_from_its_checkpoint(Path(runner.work_dir) / "epoch_1.pth", runner.model, samples)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_printed_plan_trains_as_it_stands(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mini").symlink_to(root)  # where the config looks for its frames
+    rest = {"aqr.*": "local/sdpa_math", "decoder.*.self": "none/sdpa_math"}
+    plan = Plan.of(rest | {"decoder.[01].cross": "none/sdpa_math", "decoder.2.cross": "window:5/sdpa_math"})
+    text = print_config("experiments/configs/cmt_aqr_pillar_mini.py", plan, tmp_path)
+    (tmp_path / "recommended.py").write_text(text)
+    cfg = Config.fromfile("recommended.py")
+    cfg.train_cfg.update(max_epochs=1)
+    cfg.train_dataloader.batch_size = 2
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.update(work_dir=str(tmp_path), log_level="WARNING", experiment_name=tmp_path.name)
+    watch, runner = Watch(), Runner.from_cfg(cfg)
+    runner.register_hook(watch)
+    runner.train()
+    assert len(watch.losses) == STEPS_RUN
+    assert str(runner.model.plan["decoder.2.cross"]) == "window:5/sdpa_math"
 
 
 def _same_from_its_checkpoint(path: Path, trained: torch.nn.Module, samples: list[Sample]) -> None:

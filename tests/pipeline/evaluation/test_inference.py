@@ -11,7 +11,8 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
 from pipeline.evaluation.evaluator import FAILURE_SEED
-from pipeline.evaluation.inference import EvaluationViews, Predictor, compare, predict, predict_each
+from pipeline.evaluation.inference import Predictor, compare, predict, predict_each
+from pipeline.evaluation.views import EvaluationViews
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
 

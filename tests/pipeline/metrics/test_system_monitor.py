@@ -8,7 +8,16 @@ import psutil
 import pytest
 import torch
 
-from pipeline.metrics.system_monitor import SystemMonitor, SystemSample, Worker, read_samples
+from pipeline.errors import TrialError
+from pipeline.metrics.system_monitor import (
+    EVERY_S,
+    INTERVAL,
+    SystemMonitor,
+    SystemSample,
+    Worker,
+    interval_of_environment,
+    read_samples,
+)
 
 MACHINE = {
     *("cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"),
@@ -72,6 +81,16 @@ def test_a_worker_that_shares_a_machine_leaves_the_machine_to_the_first(tmp_path
     (samples,) = sampled([tmp_path], Worker(2, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["system_2.jsonl"]
     assert {sample.node for sample in samples} == {1}
+
+
+def test_the_interval_is_that_of_mlflows_variable(monkeypatch):
+    assert interval_of_environment() == EVERY_S
+    monkeypatch.setenv(INTERVAL, "0.5")
+    assert interval_of_environment() == 0.5
+    for bad in ("", "soon", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv(INTERVAL, bad)
+        with pytest.raises(TrialError, match=f"^{INTERVAL}={bad}: expected seconds"):
+            interval_of_environment()
 
 
 @pytest.mark.gpu

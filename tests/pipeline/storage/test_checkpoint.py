@@ -54,6 +54,12 @@ def test_only_the_newest_are_kept_and_found(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_00000002", "step_00000010"]
 
 
+def test_as_many_are_kept_as_the_settings_say(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 11):
+        save_checkpoint(tmp_path, step, "d", *trained(1), kept=3)
+    assert [int(path.name[5:]) for path in sorted(tmp_path.glob("step_*"))] == [2, 10, 11]
+
+
 def test_a_crash_before_the_rename_leaves_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from pipeline.config.plan import Plan
 from pipeline.metrics.rows import read_rows
 from pipeline.storage.trial_status import TrialState, read_status
 from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
@@ -145,6 +146,13 @@ def test_each_trial_shows_what_its_plan_costs(uri, study):
     _, _, children = runs_of(uri, study)
     price = {name: run.data.metrics["price/slowdown_percent"] for name, run in children.items()}
     assert price == pytest.approx({"w00-s1": 0, "w10-s1": 65, "w01-s1": 80, "w11-s1": 98})
+
+
+def test_a_design_of_one_layer_shows_its_price_too():
+    verdicts = StudyVerdicts((SiteVerdict("a.0.cross", "window:15", "PAYS", 1.0, 1.0, 10.0),))
+    plans = ("none/sdpa_math", "window:15/sdpa_math", "window/sdpa_math")
+    found = [verdicts.slowdown_percent(Plan.parse(f"a.0.cross={choice}")) for choice in plans]
+    assert found == pytest.approx([0, 10, 0])
 
 
 def test_without_a_stopwatch_no_price_is_shown(uri, study):

@@ -120,7 +120,7 @@ def test_an_arm_that_diverges_leaves_and_the_others_go_on(
     launch = ArmTrainer.launch
 
     def plant(trainer: ArmTrainer, inputs: StepInputs) -> None:
-        if trainer.arm.session.folder.name == "arm0" and inputs.index == 2:
+        if trainer.arm.session.folder.name == "arm0" and inputs.step.index == 2:
             with torch.no_grad():
                 trainer.model.pts_bbox_head.reference_points.weight.fill_(math.nan)
         launch(trainer, inputs)

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,7 @@ from pipeline.training.stopwatch_rounds import (
     PROCESS,
     TIME_OVER,
     TRAINING,
+    TRUNK,
     WALL,
     Rounds,
     Start,
@@ -66,10 +68,10 @@ class Watch:
         self.before: dict[str, torch.Tensor] = {}
         train, make = TimedModel.train, stopwatch.timed_model_of
 
-        def watched(timed: TimedModel) -> list[Measure]:
-            measures = train(timed)
+        def watched(timed: TimedModel) -> list[list[Measure]]:
+            (measures,) = steps = train(timed)
             self.losses.append(loss_of(measures))
-            return measures
+            return steps
 
         def made(*given: Any) -> TimedModel:
             timed = make(*given)
@@ -117,6 +119,36 @@ def test_a_round_visits_every_plan_once_and_the_baseline_twice(
         assert [row.draw for row in visited] == [0, 1, 2, 3]
         order = draw_order(DIGEST, index, metric, 4)
         assert [row.plan for row in visited] == [[resolved[0], *resolved][i] for i in order]
+
+
+def test_the_trunk_is_timed_once_a_round_under_no_plan(run: tuple[list[Row], Watch]) -> None:
+    rows, watch = run
+    for metric in TRUNK.values():
+        found = [row for row in rows if row.metric in (metric, metric + WALL)]
+        assert [(row.step, row.plan) for row in found] == [(i, "") for i in (0, 0, 1, 1, 2, 2)]
+    assert all(watch.models[0].model.trunk_stages)  # both branches are frozen in this model
+
+
+def test_a_visit_that_begins_after_the_trunk_computes_what_a_whole_step_does(
+    run: tuple[list[Row], Watch],
+) -> None:
+    _, watch = run
+    (timed,) = watch.models
+    for turn, one in enumerate(PLANS):
+        timed.use(one, turn)
+        timed.run_training_trunk()
+        timed.use(one, turn)
+        (own,) = timed.train()
+        timed.restore()
+        timed.use(one, turn)
+        whole = timed._train_step.step(timed.batch, 0.0)
+        timed.restore()
+        assert [(m.metric, m.value) for m in own] == [(m.metric, m.value) for m in whole]
+        timed.run_detection_trunk()
+        (mine,), (theirs,) = timed.detect(), timed._detector.run(timed._frame)
+        assert len(mine.scores) > 0
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
 def test_every_visit_has_two_clocks_and_says_what_it_was(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.analysis.decision.settling import PRICE, RUNS, SCENES
+from experiments.analysis.decision.settling import PRICE, RUNS, SCENES, ToSettle
 from experiments.analysis.design_table import DesignTable, TrialRow
 from experiments.analysis.model.fit import Fit
 from experiments.analysis.price_model import Price
@@ -85,3 +85,9 @@ def test_what_is_advised_settles_with_the_promised_power(truth, noise, settled):
 def test_a_settled_site_needs_nothing():
     assert study(3.0, runs=0.1).to_settle is None
     assert replace(study(0.3, 0.25), verdict=PAYS).settled
+
+
+def test_a_price_or_scenes_that_no_effort_would_narrow_are_noise_too_large_to_say():
+    assert ToSettle("price", 0, 1.0, 101.0, True).out_of_reach
+    assert ToSettle("scenes", 0, 101.0, 1.0, True).out_of_reach
+    assert not ToSettle("price", 100, 100.0, 100.0, True).out_of_reach

@@ -148,3 +148,50 @@ def test_columns_that_leave_no_degree_of_freedom_are_left_out():
     model = np.hstack([table.treated, table.blocks])  # 8 trials, 4 columns; three more for four places
     columns = order_columns(run_order(rows, table), np.ones(8, bool), model)
     assert (DRIFT in columns, PLACE in columns) == (True, False)
+
+
+def in_cohorts(rows, per_cohort, lasts_s=300.0):
+    """Every `per_cohort` trials of a seed start together but for moments; two cohorts run at once."""
+    rng = np.random.default_rng(7)
+    names = shuffled(sorted({row.trial for row in rows}), rng)
+    made = []
+    for row in rows:
+        at = names.index(row.trial)
+        slot = at // per_cohort % 2
+        begins = 1e9 + lasts_s * (at // per_cohort // 2) + 2.0 * slot + 0.3 * (at % per_cohort)
+        made.append(replace(row, time=begins + lasts_s))
+        if row.metric == "step_ms":
+            label = replace(row, unit="label", step=0, time=begins)
+            made += [
+                replace(label, metric="start_time", unit="s", value=begins),
+                replace(label, metric="slot", value=float(slot)),
+                replace(label, metric="host", value=7.0),
+            ]
+    return made
+
+
+def test_seeds_that_are_cohorts_have_neither_drift_nor_place_to_tell():
+    for draw in range(20):
+        rows = in_cohorts(plant(NOTHING, draw=draw), per_cohort=8)
+        table = tabulate(rows, RULE)
+        order = run_order(rows, table)
+        assert order.duration_s == pytest.approx(300, abs=3)
+        model = np.hstack([table.treated, table.blocks])
+        assert order_columns(order, np.ones(len(table.trials), dtype=bool), model) == {}
+        told = [note for note in weigh(rows, RULE).notes if "start time" in note or "places" in note]
+        assert told
+        assert all("does not tell it from layers and seeds" in note for note in told)
+
+
+def test_two_cohorts_of_a_seed_tell_places_and_no_drift():
+    rows = in_cohorts(plant(NOTHING, draw=1), per_cohort=4)
+    table = tabulate(rows, RULE)
+    model = np.hstack([table.treated, table.blocks])
+    assert list(order_columns(run_order(rows, table), np.ones(16, dtype=bool), model)) == [PLACE]
+
+
+def test_cohorts_of_a_seed_one_after_another_tell_a_drift():
+    rows = in_cohorts(plant(NOTHING, draw=1), per_cohort=2)  # four of a seed, two at a time
+    table = tabulate(rows, RULE)
+    model = np.hstack([table.treated, table.blocks])
+    assert list(order_columns(run_order(rows, table), np.ones(16, dtype=bool), model)) == [DRIFT, PLACE]
