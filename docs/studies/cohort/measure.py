@@ -17,9 +17,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.synthetic import generate
-
 from worker import CONFIGS, Worker
+
+from pipeline.data.synthetic import generate
 
 
 def main() -> None:
