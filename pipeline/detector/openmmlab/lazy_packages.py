@@ -157,20 +157,15 @@ def _packages(package: str) -> Iterator[str]:
 def is_registered(scope: str, name: str) -> bool:
     """Return whether a library, such as ``mmdet``, has a class of this name in one of its registries."""
     _import_modules_of(name)
-    registries = [
-        registry
-        for root in vars(mmengine.registry).values()
-        if isinstance(root, Registry)
-        for registry in (root, *(child for child in root.children.values() if child.scope == scope))
-    ]
+    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    children = [child for root in roots for child in root.children.values() if child.scope == scope]
+    registries = [*roots, *children]
     if any(name in registry.module_dict for registry in registries):
-        return True
-    for registry in registries:  # imports whole libraries, so only for a name that is not known yet
+        return True  # before all modules of all registries are loaded, which takes a second of CPU
+    for registry in registries:
         with suppress(ImportError):  # mmdet3d names a module of each kind, also those that it has not
             registry.import_from_location()
-        if name in registry.module_dict:
-            return True
-    return False
+    return any(name in registry.module_dict for registry in registries)
 
 
 def _import_modules_of(name: str) -> None:
