@@ -75,7 +75,7 @@ def read_bytes(path: Path, max_bytes: int, start: int = 0, links: bool = True) -
             one: it could be any file of this machine.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; a file stands where a folder of its path is expected, too.
         JsonError: it is no regular file, too large, or cannot be read.
     """
     try:
@@ -91,6 +91,8 @@ def read_bytes(path: Path, max_bytes: int, start: int = 0, links: bool = True) -
             return file.read()
     except FileNotFoundError:
         raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, os.strerror(error.errno or 0), str(path)) from error
     except OSError as error:
         raise JsonError(f"cannot be read ({os.strerror(error.errno or 0)})", str(path)) from error
 

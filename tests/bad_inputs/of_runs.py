@@ -510,7 +510,7 @@ SETTINGS = [
         "data.train",
         "no such folder",
         data(train=("/none",)),
-        "dataset /none: no such folder; `biaswise data synth` makes one",
+        "dataset /none: no such folder; name another with --data PLACE",
     ),
     Bad(
         "settings",

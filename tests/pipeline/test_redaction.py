@@ -132,7 +132,7 @@ def test_settings_with_a_secret_are_refused_before_a_file_is_written(tmp_path, m
     settings = replace(smoke().trials[0], data=data)
     message = r"^settings\.data\.train\[0\] holds a password in a URI, and settings are copied into files"
     with pytest.raises(SecretError, match=message) as refused:
-        StudyFolder(tmp_path / "study").claim(replace(smoke(), trials=(settings,)), {})
+        StudyFolder(tmp_path / "study").claim(replace(smoke(), trials=(settings,), rule=None), {})
     assert PASSWORD not in str(refused.value)
     with pytest.raises(SecretError, match=message):
         check(settings, tmp_path / "trial", torch.device("cpu"))

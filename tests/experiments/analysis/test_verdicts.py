@@ -155,7 +155,6 @@ def test_without_noise_verdicts_are_certain():
         ({"order": ("a", "b")}, "each once; rank all of them"),
         ({"order_by": "taste"}, "order_by is 'taste'; expected 'screening' or nothing"),
         ({"order": SITES, "order_by": "screening"}, "an order and an order_by; name one of them"),
-        ({"treatments": ()}, "the rule has no treatment"),
         ({"arms": (("none",),)}, "an arm is a level per site"),
         ({"treatments": ("window", "window")}, "compares 'window' with itself"),
         ({"treatments": ("window", "magic/lowrank@2")}, "names the bias 'magic/lowrank@2'"),

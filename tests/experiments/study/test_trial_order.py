@@ -147,7 +147,7 @@ def test_by_default_cohorts_keep_all_places_busy():
 def test_no_cohort_is_larger_than_most_unless_it_is_asked_for():
     base = demo().trials[0]
     plans = [Plan.of(REST | dict.fromkeys(CROSS_SITES, f"window:{1 + width}/{IMPL}")) for width in range(24)]
-    recipe = replace(demo(), trials=tuple(replace(base, plan=plan) for plan in plans), sites=CROSS_SITES)
+    recipe = replace(demo(), trials=tuple(replace(base, plan=plan) for plan in plans), rule=None)
     assert sizes(recipe, None, 1) == [12, 12]
     assert sizes(recipe, 24, 1) == [24]
 

@@ -94,6 +94,7 @@ def test_the_interval_is_that_of_mlflows_variable(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_gpu_of_the_worker_is_sampled_under_its_number_on_the_machine(tmp_path):
     (samples,) = sampled([tmp_path], Worker(gpu=5), device="cuda:0")
     (free, total) = torch.cuda.mem_get_info()

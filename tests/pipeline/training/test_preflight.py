@@ -54,7 +54,7 @@ def test_what_cannot_run_is_refused(
     [
         (
             DataSettings(train=("/nowhere",), val="/tmp"),
-            r"dataset /nowhere: no such folder; `biaswise data synth`",
+            r"dataset /nowhere: no such folder; name another with --data PLACE",
         ),
         (DataSettings(train=("/tmp",), val="/nowhere"), "dataset /nowhere"),
         (DataSettings(train=(), val="/tmp"), r"settings\.data\.train is empty"),

@@ -309,6 +309,11 @@ def work(rank: int, folder: Path, port: int) -> None:
             wrapped(batch_of("cpu", 10 * seed + rank)).backward()
         found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         save_file(found, folder / f"{rank}{graphs is None}.safetensors")
+        del (
+            wrapped,
+            model,
+            found,
+        )  # freed after the group, DDP joins gloo's threads, which may wait for the GIL
     dist.destroy_process_group()
 
 
