@@ -79,7 +79,10 @@ class Server:
         if reports[1].sent:
             odd.append(f"{reports[1].sent} rows were sent although nothing was missing")
         with closing(sqlite3.connect(self._runs / "mlflow.db")) as database:
-            count = "SELECT COUNT(*), COUNT(DISTINCT run_uuid || '/' || key || '/' || step) FROM metrics"
+            count = (  # of rows; the step of a sample of the machine or of progress is a second, rounded
+                "SELECT COUNT(*), COUNT(DISTINCT run_uuid || '/' || key || '/' || step) FROM metrics "
+                "WHERE key NOT LIKE 'system/%' AND key NOT LIKE 'progress/%'"
+            )
             points, different = database.execute(count).fetchone()
         if points != different:
             odd.append(f"MLflow has {points - different} points twice")

@@ -20,6 +20,7 @@ from experiments.cli import main
 from experiments.recipes.mini import smoke
 from experiments.storage.remote_study import stored_study
 from experiments.storage.study_folder import STORAGE_FILE, StudyFolder
+from experiments.study.trial_order import in_running_order
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.event_log import starts_of
 from pipeline.runtime.session import LocalSession
@@ -106,7 +107,7 @@ def test_killed_its_folder_lost_and_gone_on_with_from_the_bucket(s3, recipe, tmp
     for name, settings in recipe.named_trials().items():
         run_trial(settings, LocalSession(unbroken.trial(name)))
     (tmp_path / "recipe").write_bytes(pickle.dumps(recipe))
-    first, second = recipe.named_trials()
+    first, second = in_running_order(recipe, list(recipe.named_trials()))
     copy = f"studies/{recipe.name}/trials"
 
     process = begin(tmp_path, tmp_path / "runs", s3.uri, quick_python)

@@ -240,7 +240,7 @@ def assert_each_once(store, *studies):
 def test_killed_under_load_and_started_again(server, store, tmp_path, monkeypatch):
     """Three kills while rows are being sent; each `sync` afterwards goes on, the last one completes."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # as CLIENT_SETTINGS, but sooner
-    study = make_study(tmp_path / "killed", trials=12, rows=250)
+    study = make_study(tmp_path / "killed", trials=36, rows=250)
     rng, reports = random.Random(6), []
     for _ in range(3):
         seen = metrics_of(store)
