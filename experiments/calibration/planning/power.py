@@ -29,7 +29,7 @@ QUANTILES = 60
 MOST_ERRORS = 1000.0
 """Gains of so many standard errors are found by every study that leaves a degree of freedom."""
 DEMO_NOISE = 0.15
-"""Noise of one trial of the demo, points of NDS (docs/studies/demo/report.md)."""
+"""Noise of one trial of the demo, points of NDS: the larger of two runs (docs/studies/demo/version_0.1)."""
 CROWDED_STEP_NOISE = 0.16
 """Noise of the step time of one trial of the demo where two trials share two cores, in log: what a rule that
 is priced by trials has to expect."""

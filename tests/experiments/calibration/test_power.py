@@ -74,9 +74,9 @@ def test_a_study_that_decides_nothing_is_refused_unless_told_to():
 
 
 def test_the_assumed_noise_is_that_of_the_demo():
-    report = (ROOT / "docs/studies/demo/report.md").read_text(encoding="utf-8")
+    report = (ROOT / "docs/studies/demo/version_0.1/report.md").read_text(encoding="utf-8")
     measured = re.search(r"One trial's noise is ([\d.]+) points", report)
-    assert measured, "docs/studies/demo/report.md does not say the noise of one trial"
+    assert measured, "docs/studies/demo/version_0.1/report.md does not say the noise of one trial"
     assert f"{DEMO_NOISE:.2f}" == measured[1], "docs/studies/demo was made anew: change DEMO_NOISE"
 
 
