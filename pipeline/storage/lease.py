@@ -100,6 +100,8 @@ class Lease:
                     f"(last sign of life {dead.silent_s:.0f} s ago)"
                 )
         except OSError as error:
+            with suppress(OSError):  # or nobody else gets it until it has expired
+                self._study_sync.store.remove(self._path(self.name))
             raise StorageError(f"{self._study_sync.uri} cannot be written ({short(error)})") from error
         self._thread.start()
         return StudySync(self._study_sync.uri, self._study_sync.folder, self.name)

@@ -150,7 +150,7 @@ def test_the_old_format_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "epoch_20.pth"
     torch.save(Toy().state_dict(), path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(WeightsError, match=r"should have . elements, and has . bytes"):
+    with pytest.raises(WeightsError, match=r"should have \d+ elements, and has \d+ bytes"):
         load_weights(Toy(), path)
 
 

@@ -246,6 +246,19 @@ def test_of_many_who_claim_at_once_one_at_most_gets_it(s3, here):
         pass
 
 
+def test_a_claim_that_fails_leaves_no_lease(s3, here, monkeypatch):
+    def broken(self, path):
+        raise OSError("the store broke off")
+
+    study_sync = StudySync(f"{s3.uri}/study", here)
+    with Lease(study_sync, print):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(study_sync.store), "read", broken)  # of the other's lease
+            with pytest.raises(StorageError, match=r"cannot be written .the store broke off"):
+                Lease(StudySync(study_sync.uri, here), print).__enter__()
+        assert len(s3.objects()) == 1
+
+
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(s3, here):
     code = (
         "import sys, os; from pathlib import Path\n"
