@@ -27,6 +27,7 @@ class Calibrate(Command):
     """Judge simulated studies, write tables and plots, print the targets."""
 
     name = "calibrate"
+    goes_on = False
     help = "judge simulated studies of known truth, and count how often the verdicts are right"
     example = "calibrate --studies 100"
 

@@ -125,11 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
-        return _interrupted(RECEIVED[-1] if RECEIVED else signal.SIGINT, argv)
+        return _interrupted(RECEIVED[-1] if RECEIVED else signal.SIGINT, argv, arguments.goes_on)
     except SystemExit as left:
         if left.code != signal.SIGTERM:  # of Ray's own handler, while Ray starts
             raise
-        return _interrupted(signal.SIGTERM, argv)
+        return _interrupted(signal.SIGTERM, argv, arguments.goes_on)
     except (ValueError, RuntimeError, OSError) as error:
         sentence = _sentence(error)
         if not sentence:
@@ -203,8 +203,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _interrupted(number: int, argv: Sequence[str] | None) -> int:
+def _interrupted(number: int, argv: Sequence[str] | None, goes_on: bool) -> int:
     """Say what is kept and which command goes on; return the exit code."""
     words = shlex.join(["biaswise", *(sys.argv[1:] if argv is None else argv)])
-    say(f"biaswise: interrupted; what is done is kept, the same command goes on: {words}", error=True)
+    kept = "what is done is kept, the same command goes on"
+    kept = kept if goes_on else "nothing of it is kept, the same command begins anew"
+    say(f"biaswise: interrupted; {kept}: {words}", error=True)
     return SIGNALLED + number

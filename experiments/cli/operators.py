@@ -29,6 +29,7 @@ class BenchOperators(Command):
     """Run the benchmark of the attention implementations."""
 
     name = "bench"
+    goes_on = False
     help = "time the attention implementations at the decoder's shapes"
     example = "operators bench --shapes mini"
 

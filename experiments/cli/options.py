@@ -34,11 +34,13 @@ class Command(ABC):
         name: the word that is typed.
         help: what it does, one clause without a full stop.
         example: a command line that works, without the word ``biaswise``.
+        goes_on: whether the command, interrupted and started again, goes on with what was done.
     """
 
     name: ClassVar[str]
     help: ClassVar[str]
     example: ClassVar[str]
+    goes_on: ClassVar[bool] = True
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 (a command without options)
         """Declare the options."""
@@ -56,7 +58,7 @@ class Command(ABC):
             epilog=f"example: biaswise {self.example}",
         )
         self.add_arguments(parser)
-        parser.set_defaults(run=self.run)
+        parser.set_defaults(run=self.run, goes_on=self.goes_on)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Throughput(Command):
     """Time a config under several plans."""
 
     name = "throughput"
+    goes_on = False
     help = "time training and inference of a config under several plans, on generated frames of its size"
     example = "throughput experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py --plans plain rects mask"
 

@@ -198,6 +198,16 @@ def test_an_interrupt_says_that_work_is_kept(monkeypatch, capsys):
     assert capsys.readouterr().err == said
 
 
+def test_an_interrupt_says_that_nothing_is_kept(monkeypatch, capsys):
+    def interrupted(self, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.cli.calibrate.Calibrate.run", interrupted)
+    assert main(["calibrate"]) == 130
+    said = "biaswise: interrupted; nothing of it is kept, the same command begins anew: biaswise calibrate\n"
+    assert capsys.readouterr().err == said
+
+
 def replaced():
     """What Tune makes of an interrupt."""
     try:
