@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmdet3d.registry import MODELS
-
 from experiments.lint.finding import Finding, LintError
 from experiments.lint.migration.lost import Lost
 from experiments.lint.migration.migrate import RUNTIME, SILENT, migrate
@@ -14,6 +12,7 @@ from pipeline.config.previous import ADVICE as TO_MIGRATE
 from pipeline.config.previous import REPLACED, old_sections, sentence
 from pipeline.config.provenance import ConfigSource, read_source
 from pipeline.detector.inspection.sites import HEAD, plain
+from pipeline.detector.inspection.survey import is_registered
 from pipeline.detector.openmmlab.config_files import read_config
 from pipeline.storage.files import atomic_path
 
@@ -60,7 +59,7 @@ def _unknown_models(old: Mapping[str, Any]) -> Iterator[Finding]:
     head = model.get("pts_bbox_head") or {}
     named = {("model", "type"): model.get("type"), (*HEAD, "type"): head.get("type")}
     for key, name in named.items():
-        if name is not None and MODELS.get(str(name)) is None:
+        if name is not None and not is_registered(str(name)):
             yield Finding(
                 "cannot-build",
                 key,
