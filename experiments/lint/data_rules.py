@@ -7,7 +7,14 @@ from typing import Any
 from experiments.lint.finding import Finding
 from operators.grid import CAMERA
 from pipeline.config.provenance import Key
-from pipeline.data.augmentation.train_pipeline import LOADERS, REPLACEMENTS, STEPS, read_steps
+from pipeline.data.augmentation.train_pipeline import (
+    CHANGING,
+    LOADERS,
+    NOT_CHANGED,
+    REPLACEMENTS,
+    STEPS,
+    read_steps,
+)
 from pipeline.data.sample import DataError
 from pipeline.detector.inspection.sites import HEAD, sensors_of
 from pipeline.detector.inspection.survey import Survey
@@ -35,9 +42,6 @@ AFTER: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (MOVING, RANGES, "what it moves out of the range would stay in"),
 )
 """(steps, steps that they must not come after, reason)."""
-
-DRAWING = ("UnifiedObjectSample", *MOVING)
-"""Steps that change a frame at random. A pipeline for evaluation must not have them."""
 
 
 def check_pipelines(survey: Survey) -> Iterator[Finding]:
@@ -122,11 +126,15 @@ def _evaluation(entries: Sequence[Any], place: Key) -> Iterator[Finding]:
     for i, entry in enumerate(entries):
         kind = entry.get("type") if isinstance(entry, Mapping) else None
         random_crop = kind == "ResizeCropFlipImage" and entry.get("training", True)
-        if kind in DRAWING or random_crop or (kind == "ModalMask3D" and entry.get("mode") == "train"):
-            key = (*place, i, "training" if random_crop and "training" in entry else "type")
-            advice = "set training=False" if random_crop else "remove it"
+        if kind in CHANGING:
+            sentence = (
+                f"{kind} changes frames, and this pipeline is for evaluation: training would be refused"
+            )
+            yield Finding("misplaced", (*place, i, "type"), sentence, f"remove it; {NOT_CHANGED}")
+        elif random_crop:
+            key = (*place, i, "training" if "training" in entry else "type")
             sentence = f"{kind} changes frames at random, and this pipeline is for evaluation"
-            yield Finding("misplaced", key, sentence, advice)
+            yield Finding("misplaced", key, sentence, "set training=False")
 
 
 def _against_model(entry: Mapping[str, Any], at: Key, model: Mapping[str, Any]) -> Iterator[Finding]:

@@ -32,7 +32,12 @@ def check_model(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
     yield from _grid(survey.model)
     yield from _branches(survey.model)
     for key, sentence in survey.failed:
-        yield Finding("cannot-build", key, f"{key[-1]} cannot be built: {sentence}", "correct what it names")
+        yield Finding(
+            "cannot-build",
+            key,
+            f"{key[-1]} cannot be built: {sentence.removesuffix('.')}",
+            "correct what it names",
+        )
 
 
 def _branches(model: Mapping[str, Any]) -> Iterator[Finding]:

@@ -91,11 +91,9 @@ CONFIGS = [
         "config",
         "param_scheduler",
         "MmcvLR with an unknown policy",
-        trains(
-            'param_scheduler = dict(type="MmcvLR", config=dict(policy="OneCycle"), end=9, by_epoch=False)'
-        ),
-        "param_scheduler[0], MmcvLR: policy='OneCycle' is not computed; expected one of fixed, step, exp, "
-        "poly, CosineAnnealing, cyclic",
+        trains('param_scheduler = dict(type="MmcvLR", config=dict(policy="Plateau"), end=9, by_epoch=False)'),
+        "param_scheduler[0], MmcvLR: policy='Plateau' is not computed; expected one of fixed, step, exp, inv, "
+        "poly, CosineAnnealing, FlatCosineAnnealing, LinearAnnealing, CosineRestart, cyclic, OneCycle",
     ),
     Bad(
         "config",

@@ -17,9 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from worker import CONFIGS, Worker
-
-from pipeline.data.synthetic import generate
+from worker import CONFIGS, Worker, make_data
 
 
 def main() -> None:
@@ -36,7 +34,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     data = (asked.out / "data").resolve()
-    generate(data, 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
+    make_data(asked.name, data)
     many, given = max(asked.packed), (asked.threads, data)
     cohorts = {n: Worker(asked.name, [n], *given) for n in asked.arms}
     turn = asked.in_turn or many

@@ -1,5 +1,6 @@
 """A process that keeps cohorts and runs their steps when it is asked: of this study and of ``scaling``."""
 
+import json
 import multiprocessing
 import os
 import statistics
@@ -22,6 +23,23 @@ CONFIGS = {
 }
 FRAMES, WARM = 4, 4  # batches that steps go round; a GPU runs a size once, captures it, and replays it
 GIB = 2.0**30
+DATABASE = "database"  # of cut-out objects, below the dataset's root
+
+
+def make_data(name: str, root: Path, workers: int = 2) -> None:
+    """Write the dataset from which loading is timed, with a database of cut-out objects to paste.
+
+    At full size its images and sweeps have nuScenes' size; what is there already is kept.
+    """
+    from pipeline.data.augmentation.object_database_writer import write_database
+    from pipeline.data.formats.open import open_source
+    from pipeline.data.synthetic import generate
+    from pipeline.data.synthetic.sensor_rig import FULL, MINI
+
+    splits, rig = {"mini_train": 1, "mini_val": 1}, MINI if CONFIGS[name][2] == "cpu" else FULL
+    generate(root, 0, frames_per_scene=4, scenes_per_split=splits, workers=workers, rig=rig)
+    if not (root / DATABASE).exists():
+        write_database(open_source(root, "v1.0-mini", "mini_train"), root / DATABASE)
 
 
 @dataclass(frozen=True)
@@ -218,8 +236,13 @@ def settings_of(name: str, data: Path, threads: int, workers: int) -> list[Any]:
     from pipeline.config.plan import Plan
     from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
     from pipeline.training.benchmark import named_plans
+    from pipeline.training.dataset import database_paths
 
     config, batch, device = CONFIGS[name]
+    objects = {
+        key: str(data / DATABASE) if key.endswith("info_path") else str(data)
+        for key in database_paths(config, ())
+    }
     plans = [named_plans(cuda=True)["plain"], named_plans(cuda=True)["mask"]]
     if device == "cpu":
         bias = {"aqr.*": "local/gathered", "decoder.*.self": "none/sdpa_flash"}
@@ -234,6 +257,7 @@ def settings_of(name: str, data: Path, threads: int, workers: int) -> list[Any]:
             num_workers=workers,
             torch_threads=threads,
             device=device,
+            overrides=tuple((key, json.dumps(place)) for key, place in objects.items()),
         )
         for plan in plans
     ]

@@ -23,10 +23,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.synthetic import generate
-
 sys.path.append(str(Path(__file__).resolve().parents[1] / "cohort"))
-from worker import CONFIGS, Place, Worker  # the cohort study's
+from worker import CONFIGS, Place, Worker, make_data  # the cohort study's
 
 NCCL = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """NVLink multicast stays off: on a shared host a program that dies while it uses it can take GPUs along."""
@@ -91,7 +89,7 @@ def main() -> None:
     for key, value in NCCL.items():
         os.environ.setdefault(key, value)
     asked.out.mkdir(parents=True, exist_ok=True)
-    generate(data_of(asked), 0, frames_per_scene=8, scenes_per_split={"mini_train": 1, "mini_val": 1})
+    make_data(asked.name, data_of(asked))
     path = asked.out / "summary.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ways": {}}
     found |= {"failed": {}, "name": asked.name, "arms": asked.arms, "batch": CONFIGS[asked.name][1]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.lint.migration.lost import Ledger
 from pipeline.config.provenance import Key
-from pipeline.data.augmentation.train_pipeline import LOADERS, STEPS
+from pipeline.data.augmentation.train_pipeline import CHANGING, LOADERS, NOT_CHANGED, STEPS
 from pipeline.data.sample import CAMERAS
 
 MOVED = ("NormalizeMultiviewImage", "PadMultiViewImage")
@@ -45,24 +45,34 @@ def migrate_pipeline(old: Sequence[Mapping[str, Any]], at: Key, ledger: Ledger) 
     steps: list[dict[str, Any]] = []
     for place, given in enumerate(old):
         entry, here = copy.deepcopy(dict(given)), (*at, place)
-        kind = str(entry.get("type"))
-        if kind == "MultiScaleFlipAug3D":
+        if entry.get("type") == "MultiScaleFlipAug3D":
             if entry.get("flip") or isinstance(entry.get("img_scale"), list):
                 ledger.lose(
                     here, "MultiScaleFlipAug3D tests one size without mirroring: there is no TTA", True
                 )
             steps += migrate_pipeline(entry.get("transforms", ()), (*here, "transforms"), ledger)
-        elif kind == "Collect3D":
-            steps.append({"type": PACK, "keys": list(entry.get("keys", ()))})
-        elif kind == "GlobalRotScaleTransImage":
-            steps += _of_images(entry, here, ledger)
-        elif kind in MOVED or kind == "DefaultFormatBundle3D" or _does_nothing(entry):
-            continue
-        elif RENAMED.get(kind, kind) in (*STEPS, *LOADERS):
-            steps.append(_step(entry, RENAMED.get(kind, kind), kind))
         else:
-            ledger.lose(here, f"the step {kind} is left out: nothing here does it", True)
+            steps += _steps(entry, here, ledger)
     return steps
+
+
+def _steps(entry: dict[str, Any], at: Key, ledger: Ledger) -> list[dict[str, Any]]:
+    """Return what one step becomes."""
+    kind = str(entry.get("type"))
+    if kind == "Collect3D":
+        return [{"type": PACK, "keys": list(entry.get("keys", ()))}]
+    if kind == "GlobalRotScaleTransImage":
+        return _of_images(entry, at, ledger)
+    if kind in MOVED or kind == "DefaultFormatBundle3D" or _does_nothing(entry):
+        return []
+    name = RENAMED.get(kind, kind)
+    if name in CHANGING and at[1] != "train":
+        ledger.lose(at, f"the step {kind} of evaluation is left out: {NOT_CHANGED}", True)
+        return []
+    if name in (*STEPS, *LOADERS):
+        return [_step(entry, name, kind)]
+    ledger.lose(at, f"the step {kind} is left out: nothing here does it", True)
+    return []
 
 
 def _does_nothing(entry: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """What lint says about a config of mmcv 1.x, and the file that ``--fix --out`` writes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from experiments.lint.migration.migrate import RUNTIME, SILENT, migrate
 from pipeline.config.previous import ADVICE as TO_MIGRATE
 from pipeline.config.previous import REPLACED, old_sections, sentence
 from pipeline.config.provenance import ConfigSource, read_source
-from pipeline.detector.inspection.sites import plain
+from pipeline.detector.inspection.sites import HEAD, plain
+from pipeline.detector.inspection.survey import is_registered
 from pipeline.detector.openmmlab.config_files import read_config
 from pipeline.storage.files import atomic_path
 
@@ -34,7 +35,7 @@ def read_previous(config: Path) -> dict[str, Any] | None:
 
 
 def previous_findings(config: Path, old: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Return the finding that says what the config is, then notes about what has no counterpart."""
+    """Return what the config is, which of its models are not here, and what else has no counterpart."""
     source, sections = read_source(config.resolve()), old_sections(old)
     first = Finding(
         RULE,
@@ -42,13 +43,30 @@ def previous_findings(config: Path, old: Mapping[str, Any]) -> tuple[Finding, ..
         sentence(sections),
         TO_MIGRATE,
     )
+    unknown = list(_unknown_models(old))
     lost = [*migrate(old).lost, *_strangers(old, source)]
     lost.sort(key=lambda entry: (entry.key[-1] != "loss_scale", not entry.matters))
     notes = [
         Finding("no-counterpart", entry.key, entry.sentence, ADVICE[entry.matters], note=True)
         for entry in lost
     ]
-    return tuple(replace(finding, place=source.find(finding.key)[0]) for finding in (first, *notes))
+    return tuple(replace(finding, place=source.find(finding.key)[0]) for finding in (first, *unknown, *notes))
+
+
+def _unknown_models(old: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield the detector and the head of another repository, which no migration can give."""
+    model = old.get("model") or {}
+    head = model.get("pts_bbox_head") or {}
+    named = {("model", "type"): model.get("type"), (*HEAD, "type"): head.get("type")}
+    for key, name in named.items():
+        if name is not None and not is_registered(str(name)):
+            yield Finding(
+                "cannot-build",
+                key,
+                f"{name} is a model of another repository, and nothing here builds it",
+                "take CmtDetector, with CmtHead for both sensors, CmtImageHead for cameras or CmtLidarHead "
+                "for the LiDAR",
+            )
 
 
 def is_previous(findings: Sequence[Finding]) -> bool:

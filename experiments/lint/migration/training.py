@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.lint.migration.lost import Ledger
-from pipeline.detector.openmmlab.mmcv_schedule import check_policy
+from pipeline.detector.openmmlab.mmcv_policies import check_policy
 from pipeline.detector.openmmlab.optimizer import MULTIPLIER_KEYS
 
 HALF = ("Fp16OptimizerHook", "CustomFp16OptimizerHook", "GradientCumulativeFp16OptimizerHook")
@@ -79,7 +79,7 @@ def schedule(old: Mapping[str, Any], ledger: Ledger) -> list[dict[str, Any]]:
         if not config:
             continue
         try:
-            check_policy(config)
+            check_policy(config, section == "momentum_config")
         except ValueError as error:
             ledger.lose((section,), f"{section} is left out: {error}", True)
             continue

@@ -81,6 +81,11 @@ REPLACEMENTS: Mapping[str, str] = {
 }
 """Entries of other versions of these libraries -> what to use instead."""
 
+CHANGING = ("UnifiedObjectSample", "GlobalRotScaleTransAll", "CustomRandomFlip3D", "ModalMask3D")
+"""Steps that change what a frame shows; an evaluation has none of them."""
+
+NOT_CHANGED = "frames are evaluated as they are, and under --conditions such as no_lidar and no_cameras"
+
 DISABLE_HOOK = "DisableObjectSampleHook"
 """Hook of mmdet3d. From the epoch ``disable_after_epoch`` on, no objects are pasted."""
 
@@ -160,7 +165,7 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
         )
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
     val = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
-    val_reading = read_steps(val["pipeline"], "val_dataloader")[1] if val.get("pipeline") else READ_ALL
+    val_reading = _val_reading(val["pipeline"]) if val.get("pipeline") else READ_ALL
     hooks = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == DISABLE_HOOK]
     epochs = hooks[-1].get("disable_after_epoch", 15) if hooks else None  # mmdet3d's default
     return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)
@@ -173,6 +178,15 @@ def _innermost(dataset: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]
         wrappers.append(str(dataset.get("type")))
         dataset = dataset["dataset"]
     return dataset, wrappers
+
+
+def _val_reading(entries: Sequence[Mapping[str, Any]]) -> Reading:
+    """Return what is read of a validation frame; refuse steps that evaluation would not do."""
+    for place, entry in enumerate(entries):
+        if entry.get("type") in CHANGING:
+            at = f"val_dataloader.dataset.pipeline[{place}], {entry['type']}"
+            raise DataError(f"{at}: remove it; {NOT_CHANGED}")
+    return read_steps(entries, "val_dataloader")[1]
 
 
 def read_steps(entries: Sequence[Mapping[str, Any]], where: str) -> tuple[tuple[Step, ...], Reading]:

@@ -103,6 +103,11 @@ def registered_name(name: str) -> str:
     return f"mmdet.{name}"
 
 
+def is_registered(name: str) -> bool:
+    """Whether mmdet3d's registry builds a model or a part of one by that name."""
+    return MODELS.get(name) is not None
+
+
 def _load(config: Path) -> Config:
     cfg = read_config(config)
     refuse_secrets(cfg.to_dict(), config.name)

@@ -16,10 +16,11 @@ from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
-from pipeline.detector.openmmlab.mmcv_schedule import check_policy
+from pipeline.detector.openmmlab.mmcv_policies import check_policy
+from pipeline.detector.openmmlab.mmcv_schedule import MmcvLR, MmcvMomentum
 
 CURVES = ("Constant", "CosineAnnealing", "Exponential", "Linear", "MultiStep", "Poly", "Step")
-OF_MMCV = ("MmcvLR", "MmcvMomentum")
+OF_MMCV = (MmcvLR.__name__, MmcvMomentum.__name__)
 KINDS = (*(f"{curve}{what}" for curve in CURVES for what in ("LR", "Momentum")), *OF_MMCV)
 """Schedulers that are functions of the step. Other schedulers of mmengine restart or depend on a metric."""
 
@@ -90,7 +91,7 @@ def read_schedule(config: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         if entry["type"] in OF_MMCV:
             try:
-                check_policy(entry.get("config") or {})
+                check_policy(entry.get("config") or {}, entry["type"] == MmcvMomentum.__name__)
             except ValueError as error:
                 raise ScheduleError(f"param_scheduler[{place}], {entry['type']}: {error}") from error
     return entries

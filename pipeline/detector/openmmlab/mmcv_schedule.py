@@ -6,16 +6,16 @@ the rates that it had. Both classes are registered for ``param_scheduler``, here
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mmengine.optim.scheduler.lr_scheduler import LRSchedulerMixin
 from mmengine.optim.scheduler.momentum_scheduler import MomentumSchedulerMixin
 from mmengine.optim.scheduler.param_scheduler import _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
-WARMUP_KEYS = ("warmup", "warmup_iters", "warmup_ratio", "warmup_by_epoch")
+from pipeline.detector.openmmlab.mmcv_policies import MOMENTUM_DEFAULTS, POLICIES, check_policy
 
 
 @dataclass(frozen=True)
@@ -39,86 +39,6 @@ class Moment:
         return self.step, self.steps
 
 
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + 0.5 * (start - end) * (math.cos(math.pi * share) + 1)
-
-
-def _lowest(base: float, keys: Mapping[str, Any], default: float = 0.0) -> float:
-    """Return the end of an annealing: ``min_lr``, or ``min_lr_ratio`` of the base."""
-    ratio = next(
-        (keys[key] for key in ("min_lr_ratio", "min_momentum_ratio") if keys.get(key) is not None), None
-    )
-    if ratio is not None:
-        return base * float(ratio)
-    return float(
-        next((keys[key] for key in ("min_lr", "min_momentum") if keys.get(key) is not None), default)
-    )
-
-
-def _fixed(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    return base
-
-
-def _step(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    at = keys["step"]
-    passed = done // at if isinstance(at, int) else sum(done >= one for one in at)
-    return max(base * float(keys.get("gamma", 0.1)) ** passed, _lowest(base, keys, -math.inf))
-
-
-def _exp(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    return base * float(keys["gamma"]) ** done
-
-
-def _poly(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    low = _lowest(base, keys)
-    return (base - low) * (1 - done / whole) ** float(keys.get("power", 1.0)) + low
-
-
-def _anneal(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    return _cosine(base, _lowest(base, keys), done / whole)
-
-
-def _cyclic(base: float, keys: Mapping[str, Any], done: int, whole: int) -> float:
-    ratios = keys.get("target_ratio", (10, 1e-4))
-    ratios = ratios if isinstance(ratios, Sequence) else (ratios,)
-    peak, end = (*ratios, ratios[0] / 1e5)[:2]
-    length = whole // int(keys.get("cyclic_times", 1))
-    up = int(float(keys.get("step_ratio_up", 0.4)) * length)
-    at = done % length
-    if at < up:
-        return _cosine(base, base * peak, at / up)
-    return _cosine(base * peak, base * end, (at - up) / (length - up))
-
-
-POLICIES: Mapping[str, tuple[Callable[[float, Mapping[str, Any], int, int], float], tuple[str, ...]]] = {
-    "fixed": (_fixed, ()),
-    "step": (_step, ("step", "gamma", "min_lr")),
-    "exp": (_exp, ("gamma",)),
-    "poly": (_poly, ("power", "min_lr")),
-    "CosineAnnealing": (
-        _anneal,
-        ("min_lr", "min_lr_ratio", "min_momentum", "min_momentum_ratio"),
-    ),
-    "cyclic": (_cyclic, ("target_ratio", "cyclic_times", "step_ratio_up")),
-}
-"""Policy of mmcv -> its value from (base, keys, done, whole), and the keys that it reads."""
-
-
-def check_policy(config: Mapping[str, Any]) -> None:
-    """Refuse an ``lr_config`` or ``momentum_config`` that is not computed here.
-
-    Raises:
-        ValueError: an unknown policy or key, in one sentence.
-    """
-    policy = str(config.get("policy"))
-    if policy not in POLICIES:
-        raise ValueError(f"policy={policy!r} is not computed; expected one of {', '.join(POLICIES)}")
-    known = {"policy", "by_epoch", *WARMUP_KEYS, *POLICIES[policy][1]}
-    unread = [key for key in config if key not in known]
-    if unread:
-        raise ValueError(f"policy {policy!r} does not read {', '.join(unread)}; remove it")
-
-
 def value_of(config: Mapping[str, Any], base: float, moment: Moment) -> float:
     """Return the value of a learning rate or momentum at a step.
 
@@ -127,8 +47,9 @@ def value_of(config: Mapping[str, Any], base: float, moment: Moment) -> float:
         base: the value in the optimiser's config.
         moment: the step.
     """
-    by_epoch = bool(config.get("by_epoch", config["policy"] != "cyclic"))
-    regular = POLICIES[config["policy"]][0](base, config, *moment.progress(by_epoch))
+    policy = POLICIES[config["policy"]]
+    by_epoch = bool(config.get("by_epoch", policy.by_epoch))
+    regular = policy.value(base, config, *moment.progress(by_epoch))
     kind, length = config.get("warmup"), config.get("warmup_iters", 0)
     length *= moment.epoch if config.get("warmup_by_epoch") else 1
     if kind is None or moment.step >= length:
@@ -149,6 +70,8 @@ class _MmcvSchedule(_ParamScheduler):
         by_epoch: must be False: a schedule counts batches.
     """
 
+    DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
     def __init__(
         self,
         optimizer: Any,
@@ -159,12 +82,16 @@ class _MmcvSchedule(_ParamScheduler):
         by_epoch: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_policy(config)
+        check_policy(config, bool(self.DEFAULTS))
         if by_epoch:
             raise ValueError(
                 "by_epoch=True needs convert_to_iter_based=True, because mmcv counts batches too"
             )
-        self._config, self._steps, self._epoch = dict(config), end, batches_per_epoch or float(end)
+        self._config = {**self.DEFAULTS.get(config["policy"], {}), **config}
+        self._steps, self._epoch = end, batches_per_epoch or float(end)
+        value_of(
+            self._config, 1.0, Moment(end - 1, end, self._epoch)
+        )  # a schedule that ends early is refused
         super().__init__(optimizer, *args, end=end, by_epoch=False, **kwargs)
 
     @classmethod
@@ -187,3 +114,5 @@ class MmcvLR(LRSchedulerMixin, _MmcvSchedule):
 @PARAM_SCHEDULERS.register_module()
 class MmcvMomentum(MomentumSchedulerMixin, _MmcvSchedule):
     """The momentum, or Adam's first beta, of a ``momentum_config`` of mmcv 1.x."""
+
+    DEFAULTS = MOMENTUM_DEFAULTS

@@ -32,7 +32,7 @@ load = [
 ]
 sampler = dict(
     type="UnifiedDataBaseSampler",
-    data_root=root,
+    data_root=None,
     info_path=root + "nuscenes_dbinfos_train.pkl",
     rate=1.0,
     prepare=dict(filter_by_difficulty=[-1], filter_by_min_points={name: 5 for name in names}),  # noqa: C420

@@ -84,6 +84,15 @@ def test_what_is_read_of_a_config(pipeline):
     assert read_train_pipeline({"model": {}}) is None
 
 
+@pytest.mark.parametrize("kind", ["ModalMask3D", "CustomRandomFlip3D"])
+def test_an_evaluation_whose_pipeline_changes_frames_is_refused(kind):
+    loader = {"dataset": {"pipeline": [{"type": "LoadMultiViewImageFromFiles"}, {"type": kind}]}}
+    with pytest.raises(
+        DataError, match=rf"val_dataloader.dataset.pipeline\[1\], {kind}: remove it; frames are"
+    ):
+        read_train_pipeline({**config_of([{"type": "PointShuffle"}]), "val_dataloader": loader})
+
+
 def test_nothing_is_pasted_in_the_last_epochs(full):
     hooks = [{"type": "DisableObjectSampleHook", "disable_after_epoch": 15}]
     entries = pipeline_of(full / "database")[3:5]
