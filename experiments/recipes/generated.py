@@ -158,9 +158,10 @@ def pretrain_r50() -> Recipe:
         lr_scale=4.0,  # 5.6e-4; CMT's cycle peaks at 8.4e-4 with 16 frames a step
         camera_dropout_prob=0.1,
         lidar_dropout_prob=0.4,
-        checkpoint_every=200,
+        checkpoint_every=150,
         log_every=20,
         amp=True,
+        cuda_graphs=False,  # sixteen plans, each with some numbers of queries: few would come again in time
     )
     return _pretraining("pretrain_r50", R50, train)
 
