@@ -1,10 +1,12 @@
 """Trials packed on one GPU against one at a time: trials per hour, and whether accuracy stays the same.
 
-Probes, runs trials of a recipe packed as the probe says, then the first of them again one after another,
-on the same machine with the same code. ``summary.json`` and ``trials.csv`` are written after each of the
-two and when the run is cut off (SIGINT); started again with the same folder, it goes on. Example:
+Probes, runs trials of a recipe in processes of their own as the probe says, then the first of them again one
+after another, on the same machine with the same code; with ``--arms``, all of them in cohorts before that.
+``summary.json`` and ``trials.csv`` are written after each way and when the run is cut off (SIGINT); started
+again with the same folder, it goes on. Examples:
 
     python docs/studies/packing/measure.py --out runs/packing
+    python docs/studies/packing/measure.py --concurrent 16 --arms 8 --out runs/packing    # without a probe
 
 The numbers in README.md were made at the commit that it names. The script runs on today's code.
 """
@@ -27,50 +29,52 @@ from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder, read_json, write_json
 from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
-from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.metrics.rows import Row, read_rows, read_study, select
+from pipeline.ray_train.local_cluster import prepare_ray
 from pipeline.storage.trial_status import TrialState, read_status
 
-WAYS = ("packed", "alone")
+WAYS = ("packed", "cohorts", "alone")
 """In this order: what is slow the first time (bytecode, kernels, page cache) counts against packing."""
 
 
 def main() -> None:
     """Measure, compare, say it in a line."""
+    prepare_ray()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--recipe", default="demo_gpu")
     parser.add_argument("--alone", type=int, default=2, help="trials that run one at a time")
     parser.add_argument("--packed", type=int, default=16, help="trials that run packed")
+    parser.add_argument("--concurrent", type=int, help="of them at once (as the probe says)")
+    parser.add_argument("--arms", type=int, help="trials of a cohort; without it, no trial runs in one")
     parser.add_argument("--out", type=Path, default=Path("runs/packing"))
     asked = parser.parse_args()
     chosen, console = recipe(asked.recipe), Console(width=150)
-    packed = StudyFolder((asked.out / "packed").resolve())
-    packed.path.mkdir(parents=True, exist_ok=True)
     make_datasets(chosen.datasets, console)
     check_data(chosen)
     check_models(chosen)
-    packing = packing_of(chosen, packed, PackingRequest(probing=True), console)
-    if packing.threads:  # on a CPU
-        chosen = chosen.with_threads(packing.threads)
-    running = ExecutionOptions(packing.concurrent, packing.arms_per_worker, packing.gpu_share, tracking=False)
+    requests = {"packed": PackingRequest(asked.concurrent, 1, probing=asked.concurrent is None)}
+    if asked.arms:
+        requests["cohorts"] = PackingRequest(-(-asked.packed // asked.arms), asked.arms)
+    requests["alone"] = PackingRequest(1, 1)
     try:
-        _run(chosen, packed, running, asked.packed, console)
-        _sum_up(asked.out, chosen)
-        _run(
-            chosen,
-            StudyFolder((asked.out / "alone").resolve()),
-            ExecutionOptions(arms_per_worker=1, tracking=False),
-            asked.alone,
-            console,
-        )
+        for way, request in requests.items():
+            trials = asked.alone if way == "alone" else asked.packed
+            if trials:
+                _run(chosen, StudyFolder((asked.out / way).resolve()), request, trials, console)
+                _sum_up(asked.out, chosen)
     finally:
         console.print(json.dumps(_sum_up(asked.out, chosen), indent=1), highlight=False)
 
 
-def _run(
-    chosen: Recipe, folder: StudyFolder, running: ExecutionOptions, trials: int, console: Console
-) -> None:
+def _run(chosen: Recipe, folder: StudyFolder, request: PackingRequest, trials: int, console: Console) -> None:
     """Run the first trials of a recipe in a folder of their own."""
+    from experiments.study.tune_runner import ExecutionOptions, run_trials  # Ray, which prepare_ray precedes
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    packing = packing_of(chosen, folder, request, console)
+    if packing.threads:  # on a CPU
+        chosen = chosen.with_threads(packing.threads)
+    running = ExecutionOptions(packing.concurrent, packing.arms_per_worker, packing.gpu_share, tracking=False)
     folder.claim(chosen, digest_inputs(chosen))
     check_trials(chosen, folder)
     outcome = run_trials(chosen, folder, console, running, list(chosen.named_trials())[:trials])
@@ -89,19 +93,21 @@ def _sum_up(out: Path, chosen: Recipe) -> dict[str, Any]:
         writer.writeheader()
         writer.writerows(table)
     rates = {way: _rate([line for line in table if line["way"] == way]) for way in WAYS}
-    both = all(rates.values())
     summary = {
-        "times_as_many_trials_per_hour": _times(rates) if both else None,
+        "times_as_many_trials_per_hour": _times(rates),
         **rates,
         **_compared(out, chosen, rule),
-        "packing": read_json(out / "packed" / "concurrency.json"),
     }
+    if (out / "packed" / "concurrency.json").exists():
+        summary["packing"] = read_json(out / "packed" / "concurrency.json")
     write_json(out / "summary.json", summary)
     return summary
 
 
-def _times(rates: dict[str, dict[str, float]]) -> float:
-    return rates["packed"]["trials_per_hour"] / rates["alone"]["trials_per_hour"]
+def _times(rates: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return way -> times the trials per hour of trials in processes of their own, of those that have run."""
+    packed = rates["packed"].get("trials_per_hour", math.nan)
+    return {way: rate["trials_per_hour"] / packed for way, rate in rates.items() if rate}
 
 
 def _ended(study: Path, way: str, rule: DecisionRule) -> list[dict[str, Any]]:
@@ -156,18 +162,24 @@ def _rate(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _compared(out: Path, chosen: Recipe, rule: DecisionRule) -> dict[str, Any]:
-    """Return the accuracy of the trials that ran both ways, and how much seeds change it."""
-    alone, packed = (_points(read_study(out / way), rule) for way in ("alone", "packed"))
+    """Return the accuracy of the trials that ran packed and another way, and how much seeds change it."""
+    points = {way: _points(read_study(out / way), rule) for way in WAYS if (out / way).exists()}
+    packed = points["packed"]
     arms: dict[tuple[str, ...], list[float]] = {}
     for (arm, _), name in chosen.by_arm().items():
         if name in packed:
             arms.setdefault(arm, []).append(packed[name])
     spreads = [stdev(values) for values in arms.values() if len(values) > 1]
-    both = {name: {"alone": alone[name], "packed": packed[name]} for name in alone if name in packed}
+    both = {
+        name: {way: found[name] for way, found in points.items() if name in found}
+        for name in packed
+        if any(name in found for way, found in points.items() if way != "packed")
+    }
+    ranges = [max(each.values()) - min(each.values()) for each in both.values()]
     return {
         "metric": f"{rule.metric} ({rule.condition}), points",
-        "trials_that_ran_both_ways": both,
-        "largest_difference": max((abs(v["alone"] - v["packed"]) for v in both.values()), default=None),
+        "trials_that_ran_several_ways": both,
+        "largest_difference": max(ranges, default=None),
         "spread_between_seeds": mean(spreads) if spreads else None,
     }
 
