@@ -12,6 +12,7 @@ every call. ``--tiny`` rehearses on a CPU with the mini.
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ FRAMES, LR_SCALE = 24, 5.0
 
 START_S = 45.0
 """Start of a training whose data are there, and capture of its graphs."""
+
+COUNTING, EVERY_S = re.compile(r"(train|evaluate|early stopping) \d+/"), 15.0
+"""Lines that count, and the time between two of them on the screen; the log has all."""
 
 MOST_BYTES = 15 * 2**20
 LEFT_OUT = ("checkpoints", "predictions", "mlruns")
@@ -111,10 +115,13 @@ class Runner:
         return "done" if child.returncode == 0 else f"failed with {child.returncode}"
 
     def _copy(self, name: str, stream: IO[str], log: IO[str]) -> None:
+        told = -EVERY_S
         for line in stream:
             log.write(f"{time.strftime('%H:%M:%S')} {line}")
             log.flush()
-            if line.strip():
+            often = COUNTING.match(line) and time.monotonic() - told < EVERY_S
+            if line.strip() and not often:
+                told = time.monotonic()
                 self.say(f"{name}| {line.rstrip()}")
 
     def collect(self, runs: Path) -> None:
@@ -149,9 +156,10 @@ def _is_kept(path: Path) -> bool:
 
 def pretrain(runner: Runner, asked: argparse.Namespace) -> str:
     """Train the detector; take fewer steps from the start if they would not fit into the time."""
-    plan = asked.out / "pretrain.json"
+    plan = asked.runs / "pretrain.json"
     steps = json.loads(plan.read_text())["steps"] if plan.exists() else asked.steps
     state = ""
+    asked.runs.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
         plan.write_text(json.dumps({"steps": steps}))
         fits = Fits(asked, steps)
