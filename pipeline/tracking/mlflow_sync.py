@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.redaction import redact
 from pipeline.storage.files import LOCKS, file_lock
+from pipeline.storage.paths import with_home
 from pipeline.tracking.mlflow_server import default_uri, pages
 from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
 from pipeline.tracking.saved_view import view_link
@@ -45,6 +46,12 @@ class SyncReport:
     parent: str = ""
     warning: str = ""
     link: str = ""
+
+    @property
+    def table(self) -> str:
+        """What leads to the table of trials, and the command that shows it if no server does."""
+        served = "" if self.uri.startswith("http") else f", while `{with_home('biaswise ui')}` runs"
+        return f"as a table{served}: {self.link}"
 
 
 def sync(
