@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from dataclasses import dataclass, replace
 
 from experiments.packing.planner import PackingPlan
@@ -13,6 +14,9 @@ from pipeline.json_files import JsonError
 
 FILE = "concurrency.json"
 """File of a study with the packing that a probe chose; a resumed study uses it again."""
+
+LIMIT_FILE = "cohort_limit.json"
+"""File of a study of which a cohort did not fit into memory: how many trials of one do."""
 
 
 def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
@@ -34,6 +38,27 @@ class PackingRequest:
     concurrent: int | None = None
     arms_per_worker: int | None = None
     probing: bool = False
+
+
+def remember_limit(folder: StudyFolder, trials: int) -> None:
+    """Remember that more trials than this do not fit into memory together."""
+    if trials < cohort_limit(folder):
+        write_json(folder.path / LIMIT_FILE, {"trials": trials})
+
+
+def cohort_limit(folder: StudyFolder) -> int:
+    """Return how many trials fit into memory together, as far as the study has found out.
+
+    Raises:
+        StudyError: what it has written down cannot be read.
+    """
+    path = folder.path / LIMIT_FILE
+    if not path.exists():
+        return sys.maxsize
+    trials = read_json(path).get("trials")
+    if type(trials) is not int or trials < 1:
+        raise StudyError(f"{path}: expected trials, a whole number from 1, got {trials!r}; delete it")
+    return trials
 
 
 def packing_of(recipe: Recipe, folder: StudyFolder, asked: PackingRequest, console: Terminal) -> PackingPlan:

@@ -10,6 +10,7 @@ part of what they are: it is in no digest, and a study that goes on may group wh
 
 import hashlib
 import heapq
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pathlib import Path
 from experiments.recipes.recipe import Recipe
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
+from pipeline.ray_train.cohort_run import cuts
 from pipeline.storage.files import LOCKS, file_lock
 
 MOST = 16
@@ -50,7 +52,7 @@ def in_running_order(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
 
 def cohorts_of(
-    recipe: Recipe, names: Sequence[str], arms_per_worker: int | None, places: int
+    recipe: Recipe, names: Sequence[str], arms_per_worker: int | None, places: int, limit: int = sys.maxsize
 ) -> list[tuple[str, ...]]:
     """Return trials in cohorts: those that differ in nothing but their plan, so trials of one seed.
 
@@ -59,6 +61,7 @@ def cohorts_of(
         names: trials, in running order.
         arms_per_worker: most trials of a cohort; None: so many that the places are done equally early.
         places: cohorts that run at once.
+        limit: trials that fit into memory together, as far as is known.
 
     Returns:
         The cohorts in the order in which they start, their trials in running order.
@@ -68,7 +71,8 @@ def cohorts_of(
     for name in names:
         alike.setdefault(replace(trials[name], plan=Plan(()), plan_mixture=()), []).append(name)
     most = arms_per_worker or _largest_that_fills([len(group) for group in alike.values()], places)
-    return [tuple(group[a:b]) for group in alike.values() for a, b in pairwise(_cuts(len(group), most))]
+    most = min(most, limit)
+    return [tuple(group[a:b]) for group in alike.values() for a, b in pairwise(cuts(len(group), most))]
 
 
 def _largest_that_fills(sizes: Sequence[int], places: int) -> int:
@@ -82,17 +86,11 @@ def _largest_that_fills(sizes: Sequence[int], places: int) -> int:
     def ends(most: int) -> float:
         busy_until = [0.0] * places
         for size in sizes:
-            for a, b in pairwise(_cuts(size, most)):
+            for a, b in pairwise(cuts(size, most)):
                 heapq.heapreplace(busy_until, busy_until[0] + SHARED + b - a)
         return max(busy_until)
 
     return min(range(min(max(sizes), MOST), 0, -1), key=ends)
-
-
-def _cuts(size: int, most: int) -> list[int]:
-    """Return where to cut a sequence into as few parts as may be, whose sizes differ by one at most."""
-    number = -(-size // most)
-    return [size * part // number for part in range(number + 1)]
 
 
 @contextmanager

@@ -10,11 +10,13 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 
+from experiments.packing.policy import LIMIT_FILE, cohort_limit, remember_limit
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, settings_of
 from experiments.study.background_sync import BackgroundSync
@@ -118,6 +120,11 @@ def run_trials(
             StudyProgress(console, len(chosen), len(chosen) - len(todo)) as progress,
             BackgroundSync(folder.path, progress, running.study_sync, running.tracking) as background_sync,
         ):
+            if (limit := cohort_limit(folder)) < len(todo):
+                progress.say(
+                    f"at most {limit} trials run together: more did not fit into memory before "
+                    f"(to try again, delete {folder.path / LIMIT_FILE})"
+                )
             watcher = _Watcher(folder, progress, background_sync)
             _tune(recipe, folder, todo, running, early_stopping or EarlyStopping(), watcher)
     states = {name: folder.state(name) for name in chosen}
@@ -155,7 +162,12 @@ def run_cohort_driver(config: dict[str, Any]) -> None:
                     running.study_sync,
                     slot,
                 )
-                run_under_ray(run, lambda sentence: tune.report({SAID: sentence}))
+                run_under_ray(
+                    run,
+                    lambda sentence: tune.report({SAID: sentence}),
+                    cohort_limit(folder),
+                    partial(remember_limit, folder),
+                )
         except OSError as error:  # there is no room for the mark either; the folder tells how far it is
             if not is_full_disk(error):
                 raise
@@ -173,7 +185,7 @@ def _tune(
 ) -> None:
     """Start Ray, run the drivers under Tune, stop Ray."""
     settings = [recipe.named_trials()[name] for name in todo]
-    cohorts = cohorts_of(recipe, todo, running.arms_per_worker, running.concurrent)
+    cohorts = cohorts_of(recipe, todo, running.arms_per_worker, running.concurrent, cohort_limit(folder))
     concurrent = min(running.concurrent, len(cohorts))
     cpus = concurrent * max(s.num_workers * s.torch_threads for s in settings)
     workers = max(s.num_workers if s.device == "cuda" else 0 for s in settings)

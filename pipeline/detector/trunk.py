@@ -7,6 +7,7 @@ belong to the trunk; the stages after them, and the head, are an arm's own.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -43,7 +44,7 @@ class Trunk(ImageBranch, LidarBranch):
     """
 
     trunk_stages: tuple[int, int] = (0, 0)
-    _lidar_stream: Any = None  # made on the first use, when the GPU is known
+    _lidar_stream: Any = None  # set on the first use, when the GPU is known
 
     @property
     def trunk_modules(self) -> list[nn.Module]:
@@ -129,7 +130,7 @@ class Trunk(ImageBranch, LidarBranch):
         """
         main = torch.cuda.current_stream(points[0].device)
         if self._lidar_stream is None:
-            self._lidar_stream, since = torch.cuda.Stream(points[0].device), None  # type: ignore[no-untyped-call]
+            self._lidar_stream, since = _lidar_stream(points[0].device), None
         if since is None:
             self._lidar_stream.wait_stream(main)
         else:
@@ -143,6 +144,12 @@ class Trunk(ImageBranch, LidarBranch):
         for x in points:
             x.record_stream(self._lidar_stream)
         return maps, made
+
+
+@cache
+def _lidar_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all LiDAR branches: the allocator keeps memory for each stream by itself."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _num_frozen(stages: Sequence[Sequence[nn.Module]]) -> int:

@@ -59,3 +59,9 @@ class CohortRun:
     def only(self, folders: tuple[Path, ...]) -> "CohortRun":
         """Return the run of some of the trials."""
         return replace(self, trials={folder: self.trials[folder] for folder in folders})
+
+
+def cuts(size: int, most: int) -> list[int]:
+    """Return where to cut a sequence into as few parts as may be, whose sizes differ by one at most."""
+    number = -(-size // most)
+    return [size * part // number for part in range(number + 1)]

@@ -1,6 +1,7 @@
 """Runs a cohort of trials under Ray Train, on this machine or on a cluster; one trial is a cohort, too."""
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError, TrialMemoryError
 from pipeline.ray_train.capacity import Request, refuse_impossible
-from pipeline.ray_train.cohort_run import CohortRun
+from pipeline.ray_train.cohort_run import CohortRun, cuts
 from pipeline.ray_train.hang_detection import HangWatch
 from pipeline.ray_train.local_cluster import LOCAL_RAY, ray_session
 from pipeline.ray_train.ray_internals import (
@@ -56,34 +57,54 @@ class Finished:
     out_of_memory: bool = False
 
 
-def run_under_ray(run: CohortRun, say: Callable[[str], None] = _to_nobody) -> None:
+def run_under_ray(
+    run: CohortRun,
+    say: Callable[[str], None] = _to_nobody,
+    most: int = sys.maxsize,
+    remember: Callable[[int], None] = lambda _: None,
+) -> None:
     """Run trials to their ends under Ray Train, and mark in their statuses how they ended; Ray has started.
 
     Folders with checkpoints are resumed. Workers that die are replaced and resume likewise. Trials that do
-    not fit into memory together run in two halves, one after the other, from their newest checkpoints.
+    not fit into memory together run in parts of half the size, one after the other, from their newest
+    checkpoints.
 
     Args:
         run: the trials, and how they run.
-        say: called with a sentence if the trials are halved.
+        say: called with a sentence if the trials do not run together.
+        most: trials that fit into memory together, as far as is known.
+        remember: called with the new ``most`` when trials did not fit.
     """
+    todo = run.folders
+    if most < len(todo):
+        say(f"{len(todo)} trials run in parts of at most {most}: more did not fit into memory before")
+    while todo:
+        number = cuts(len(todo), most)[1]
+        part, todo = run.only(todo[:number]), todo[number:]
+        left, finished = _run_part(part)
+        if left:
+            most, todo = (len(left) + 1) // 2, (*left, *todo)
+            remember(most)
+            say(
+                f"{len(left)} trials did not fit into memory together ({finished.error}); from here on "
+                f"{'a trial runs alone' if most == 1 else f'at most {most} run together'}"
+            )
+
+
+def _run_part(run: CohortRun) -> tuple[tuple[Path, ...], Finished]:
+    """Run trials together; return those that have not ended because memory ran out."""
     for folder in run.folders:
         begin_session(folder, run.gpus / len(run.trials))
         _upload(run, folder)  # the workers may be elsewhere
     finished = _fit(run)
     left = _ended_elsewhere(run, finished)
     if finished.out_of_memory and len(run.trials) > 1 and left:
-        half = (len(left) + 1) // 2
-        say(
-            f"{len(left)} trials did not fit into memory together ({finished.error}); they go on as "
-            f"{' and '.join(str(len(part)) for part in (left[:half], left[half:]) if part)}"
-        )
-        for part in filter(None, (left[:half], left[half:])):
-            run_under_ray(run.only(part), say)
-        return
+        return left, finished
     for folder in left:
         end_session(folder, finished.error or NO_END, finished.details, run.folders)
     for folder in run.folders:
         _upload(run, folder)
+    return (), finished
 
 
 def _ended_elsewhere(run: CohortRun, finished: Finished) -> tuple[Path, ...]:

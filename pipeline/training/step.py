@@ -148,8 +148,9 @@ class TrainStep:
             factor: on every peak learning rate; None: a ``Schedule`` has set the rates.
 
         Raises:
-            DivergedError: loss or gradient is not finite, and the optimiser is not fused. The gradient is an
-                average over the ranks, so all of them raise, and none waits for another.
+            DivergedError: loss or gradient is not finite, and the optimiser is not fused. A loss that is not
+                finite makes the gradient NaN, and the gradient is an average over the ranks. So all of them
+                raise, and none waits for another.
         """
         if factor is not None:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -159,8 +160,7 @@ class TrainStep:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         launched = Launched(Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)]))
         if self._skips:
-            broken = (losses[0].value + norm).isfinite().logical_not().float()
-            self.optimizer.found_inf = broken  # type: ignore[attr-defined]
+            self.optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
         else:
             launched.read()
         self.optimizer.step()
@@ -175,7 +175,9 @@ class TrainStep:
             waits = isinstance(self._wrapped, DistributedDataParallel) and not ends
             with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 total, logs = self.losses(part)
-                torch.autograd.backward(total / len(parts) if len(parts) > 1 else total)
+                share = total / len(parts) if len(parts) > 1 else total
+                zero = share.detach() - share.detach()  # NaN if the loss is not finite: so are all gradients
+                torch.autograd.backward(share, zero + 1)
             losses.append(torch.stack([value.detach() for value in logs.values()]))
             numbers.append(self.model.bias_numbers())
         means = losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)

@@ -131,8 +131,9 @@ class Recorder:
             with torch.cuda.stream(self._stream):
                 for _ in range(WARM):
                     rehearse()
-            main.wait_stream(self._stream)
-            return [self._captured(one) for one in passes]
+            replays = [self._captured(one) for one in passes]
+        main.wait_stream(self._stream)  # there a capture has set the seed that replays read
+        return replays
 
     def _captured(self, one: Call) -> Call:
         graph, failed = torch.cuda.CUDAGraph(), None

@@ -20,7 +20,7 @@ from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.precision import attention_dtype
 from pipeline.detector.weights import save_weights
-from pipeline.errors import DivergedError
+from pipeline.errors import DivergedError, TrialError
 from pipeline.evaluation.evaluator import Evaluator, ValidationSplit
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor
 from pipeline.metrics.timing import Moment, StepTimes
@@ -219,7 +219,9 @@ class ArmTrainer:
             yield
         except (DivergedError, FloatingPointError) as error:
             self.logger.diverged(step.index + 1)
-            raise DivergedError(
+            # A forward pass fails on this rank alone: other ranks wait, so the arm cannot leave by itself.
+            alike = isinstance(error, DivergedError) or self.arm.session.world_size == 1
+            raise (DivergedError if alike else TrialError)(
                 f"training stopped at step {step.index + 1} of {self.steps} under the plan {plan} "
                 f"(frames {', '.join(step.tokens)}): {error}"
             ) from error
@@ -250,7 +252,7 @@ class ArmTrainer:
         if self.logger.due(self.done):
             measures = [*self.read(), learning_rate(self.train_step.optimizer)]
             self.logger.after_step(self.done, measures, self.train_step.batches_per_step)
-        elif measured:
+        elif measured or self._checkpointer.due(self.done):  # no checkpoint of a step that is not finite
             self.read()
         self.progress.after_step(self.done)
 

@@ -53,8 +53,12 @@ class Checkpointer:
             step: steps done.
         """
         machine_leaves = self._preemption.should_checkpoint(step)
-        if machine_leaves or step % self._every == 0 or step == self._steps:
+        if machine_leaves or self.due(step):
             self._save(step)
+
+    def due(self, step: int) -> bool:
+        """Whether ``after_step`` saves in any case: every ``checkpoint_every`` steps and at the end."""
+        return step % self._every == 0 or step == self._steps
 
     def _save(self, step: int) -> None:
         path = None

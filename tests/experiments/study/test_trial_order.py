@@ -1,6 +1,7 @@
 """In which order trials run: random within a seed, the same at every start; and which place is free."""
 
 import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
@@ -10,8 +11,9 @@ import pytest
 from rich.console import Console
 from scipy.stats import norm
 
+from experiments.packing.policy import LIMIT_FILE, cohort_limit
 from experiments.recipes.mini import CROSS_SITES, IMPL, REST, demo, smoke_waves
-from experiments.storage.study_folder import StudyFolder
+from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study import tune_runner
 from experiments.study.trial_order import cohorts_of, free_slot, in_running_order
 from experiments.study.tune_runner import ExecutionOptions, run_cohort_driver, run_trials
@@ -106,7 +108,7 @@ def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypa
     names = list(recipe.named_trials())[:3]
     folder.finish(names[1], "it broke")
     given = []
-    monkeypatch.setattr(tune_runner, "run_under_ray", lambda run, say: given.append(run))
+    monkeypatch.setattr(tune_runner, "run_under_ray", lambda run, *_: given.append(run))
     reported = []
     monkeypatch.setattr(tune_runner.tune, "report", reported.append)
     config = {"trials": names, "folder": str(folder.path), "recipe": recipe.digest}
@@ -119,6 +121,43 @@ def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypa
     run_cohort_driver(config | {"running": ExecutionOptions(gpu_hours=0.0)})
     assert len(given) == 1, "the study had no GPU hours left"
     assert [ended["left"] for ended in reported] == ["", "not run: the study has used its 0 GPU hours"]
+
+
+class NoRay(Exception):
+    """Ends a run before Ray starts."""
+
+
+def no_ray(*_args, **_options):
+    raise NoRay
+
+
+def test_how_many_trials_fit_is_remembered_by_the_study(study, monkeypatch):
+    recipe, folder = study
+    names = list(recipe.named_trials())
+    given, cohorts = [], []
+
+    def halved(run, say, most, remember):
+        given.append((len(run.trials), most))
+        for fewer in (4, 2, 3):
+            remember(fewer)
+
+    monkeypatch.setattr(tune_runner, "run_under_ray", halved)
+    monkeypatch.setattr(tune_runner.tune, "report", lambda _: None)
+    config = {"folder": str(folder.path), "recipe": recipe.digest, "early_stopping": EarlyStopping()}
+    config["running"] = running = ExecutionOptions(arms_per_worker=4, tracking=False)
+    for trials in (names[:4], names[4:8]):  # both were made into cohorts before the first did not fit
+        run_cohort_driver(config | {"trials": trials})
+    assert given == [(4, sys.maxsize), (4, 2)]
+    monkeypatch.setattr(tune_runner, "ray_session", no_ray)
+    monkeypatch.setattr(tune_runner, "cohorts_of", lambda *a: cohorts.extend(cohorts_of(*a)) or [names])
+    console = Console(file=io.StringIO(), width=500)
+    with pytest.raises(NoRay):
+        run_trials(recipe, folder, console, running, names[:8])
+    assert [len(cohort) for cohort in cohorts] == [2, 2, 2, 2]
+    assert "at most 2 trials run together: more did not fit into memory before" in console.file.getvalue()
+    (folder.path / LIMIT_FILE).write_text('{"trials": 0}')
+    with pytest.raises(StudyError, match="expected trials, a whole number from 1, got 0; delete it"):
+        cohort_limit(folder)
 
 
 def sizes(recipe, arms_per_worker, places, names=None):

@@ -63,7 +63,7 @@ def outcomes(cohort):
 
 
 def test_a_cohort_that_does_not_fit_is_halved_until_it_does(cohort, monkeypatch):
-    tried, said = [], []
+    tried, said, remembered = [], [], []
 
     def fit(run):
         tried.append("".join(folder.name for folder in run.folders))
@@ -76,11 +76,31 @@ def test_a_cohort_that_does_not_fit_is_halved_until_it_does(cohort, monkeypatch)
         return Finished("out of memory on the cpu", "", out_of_memory=True)
 
     monkeypatch.setattr(launch, "_fit", fit)
-    run_under_ray(cohort, said.append)
-    assert tried == ["abcde", "bc", "b", "c", "de"]
+    run_under_ray(cohort, said.append, remember=remembered.append)
+    assert tried == ["abcde", "bc", "b", "c", "d", "e"]
     assert set(outcomes(cohort).values()) == {TrialState.COMPLETE}
     assert said[0].startswith("4 trials did not fit into memory together (out of memory on the cpu)")
-    assert [sentence.rpartition(" as ")[2] for sentence in said] == ["2 and 2", "1 and 1"]
+    assert [sentence.rpartition("from here on ")[2] for sentence in said] == [
+        "at most 2 run together",
+        "a trial runs alone",
+    ]
+    assert remembered == [2, 1]
+
+
+def test_a_cohort_begins_with_as_many_trials_as_fit(cohort, monkeypatch):
+    tried, said, remembered = [], [], []
+
+    def fit(run):
+        tried.append("".join(folder.name for folder in run.folders))
+        for folder in run.folders:
+            end_session(folder)
+        return Finished()
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    run_under_ray(cohort, said.append, 3, remembered.append)
+    assert tried == ["ab", "cde"]
+    assert said == ["5 trials run in parts of at most 3: more did not fit into memory before"]
+    assert remembered == []
 
 
 def test_a_trial_that_does_not_fit_alone_has_failed(settings, tmp_path, monkeypatch):

@@ -9,12 +9,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.config.early_stopping import STOPPED, EarlyStopping
 from pipeline.config.plan import Plan
@@ -25,10 +27,13 @@ from pipeline.errors import TrialError, TrialMemoryError
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.submission import load_detections
 from pipeline.metrics.rows import read_rows, select
+from pipeline.metrics.timing import Moment
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.training.cohort import Arm, ArmEnd, Cohort, run_cohort
-from pipeline.training.cohort.arm import ArmTrainer, StepInputs
+from pipeline.training.cohort.arm import ArmTrainer, SharedStep, StepInputs
+from pipeline.training.cohort.lockstep import own_errors
+from pipeline.training.step import Prepared, TrainStep
 
 Trial = Callable[..., TrialSettings]
 STEPS = 4
@@ -136,6 +141,45 @@ def test_an_arm_that_diverges_leaves_and_the_others_go_on(
         assert outcome(tmp_path / f"arm{number}") == alone[number]
     losses = [row.value for row in select(read_rows(tmp_path / "arm0" / "rows.jsonl"), metric="loss")]
     assert [math.isnan(loss) for loss in losses] == [False, False, True]
+
+
+def test_no_checkpoint_holds_a_step_that_was_not_finite(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, calls = TrainStep.losses, iter(range(3))
+
+    def planted(step: TrainStep, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        total, parts = losses(step, prepared)
+        return (total * math.nan if next(calls) == 1 else total), parts
+
+    monkeypatch.setattr(TrainStep, "losses", planted)
+    fused = (
+        "optim_wrapper.optimizer.fused",
+        "true",
+    )  # as on a GPU: a step is read after the next is launched
+    settings = trial(steps=4, log_every=4, checkpoint_every=2)
+    settings = replace(settings, overrides=(*settings.overrides, fused))
+    (end,) = run_cohort(arms_in(tmp_path, settings, [0]))
+    assert "training stopped at step 2 of 4" in end.error
+    assert newest_checkpoint(tmp_path / "arm0" / "checkpoints") is None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_forward_pass_that_fails_on_one_of_two_ranks_ends_the_cohort(
+    trial: Trial, tmp_path: Path, workers: int
+) -> None:
+    (trainer,) = Cohort(arms_in(tmp_path, trial(steps=1), [0])).trainers
+    trainer.arm.session.world_size = workers
+    step = SharedStep(0, ("a frame",), 0.0, *[Moment(torch.device("cpu"))] * 2)
+    told: list[Arm] = []
+    refused = nullcontext() if workers == 1 else pytest.raises(TrialError, match="a cost is not finite")
+    with (
+        refused,
+        own_errors(trainer.arm, lambda arm, _: told.append(arm)),
+        trainer._explained(step, "a plan"),
+    ):
+        raise FloatingPointError("a cost is not finite")
+    assert told == ([trainer.arm] if workers == 1 else [])
 
 
 def test_an_arm_that_is_stopped_early_leaves_and_the_others_go_on(

@@ -1,5 +1,8 @@
 """Two processes train what one trains on the joint batch: same plans, same gradients."""
 
+import itertools
+import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
@@ -19,6 +23,7 @@ from pipeline.data.source import Source
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
+from pipeline.training.step import Prepared, TrainStep
 
 Trial = Callable[..., TrialSettings]
 NO_BIAS = Plan.of({"aqr.0.cross": "local/sdpa_math", "decoder.*": "none/sdpa_math"})
@@ -56,8 +61,8 @@ class OneBox:
 class Rank(LocalSession):
     """A worker of a group."""
 
-    def __init__(self, folder: Path, rank: int, world_size: int) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, rank: int, world_size: int, device: str = "cpu") -> None:
+        super().__init__(folder, torch.device(device))
         self.rank, self.world_size = rank, world_size
 
 
@@ -120,3 +125,55 @@ def test_two_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path)
         )
         assert one["loss"].plan == two["loss"].plan
         assert two["loss"].value == pytest.approx(one["loss"].value, rel=1e-5)  # float32 sums, as above
+
+
+def diverge(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> None:
+    """Train a cohort of two of which one arm has a loss that is no number, on rank 1 alone."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    settings = TrialSettings.from_dict(dict(plain))
+    device = f"cuda:{rank}" if settings.device == "cuda" else "cpu"
+    if settings.device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if settings.device == "cuda" else "gloo", rank=rank, world_size=2)
+    arms = [
+        Arm(replace(settings, plan=plan), Rank(folder / name, rank, 2, device))
+        for name, plan in {"window": settings.plan, "none": NO_BIAS}.items()
+    ]
+    told: dict[str, str] = {}
+    cohort = Cohort(arms, left=lambda arm, error: told.update({arm.session.folder.name: str(error)}))
+    first, calls, losses = id(cohort.trainers[0].train_step), itertools.count(), TrainStep.losses
+
+    def planted(step: TrainStep, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+        total, parts = losses(step, prepared)
+        if rank == 1 and id(step) == first and next(calls) == 2:
+            parts["loss"] = total = total + math.inf  # its derivative is finite
+        return total, parts
+
+    TrainStep.losses = planted  # type: ignore[method-assign]
+    cohort.train()
+    weights = {name: p.detach().cpu() for name, p in cohort.trainers[0].model.named_parameters()}
+    save_file(weights, folder / f"{rank}.safetensors")
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    cohort.trainers.clear()  # freed before the group, see test_training_graph
+    dist.destroy_process_group()
+
+
+def on_devices() -> list[object]:
+    needs = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+    return ["cpu", pytest.param("cuda", marks=[needs, pytest.mark.gpu])]
+
+
+@pytest.mark.parametrize("device", on_devices())
+def test_an_arm_that_diverges_on_one_worker_leaves_on_both(trial: Trial, tmp_path: Path, device: str) -> None:
+    made = trial(steps=5, checkpoint_every=5, log_every=5, device=device, num_workers=2)
+    fused = ("optim_wrapper.optimizer.fused", "true")  # a step is read after the next one has been launched
+    settings = replace(made, overrides=(*made.overrides, fused))
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    mp.start_processes(diverge, (settings.to_dict(), tmp_path, free_port()), nprocs=2, start_method=method)
+    for rank in (0, 1):
+        told = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert list(told) == ["window"]
+        assert "training stopped at step 3 of 5" in told["window"]
+    one, other = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())

@@ -110,6 +110,22 @@ def test_a_step_that_is_not_finite_changes_no_weight(fused: bool) -> None:
     assert torch.equal(step.model.weight, kept)
 
 
+class Overflowing(Tiny):
+    """Its loss may be infinite while the derivative is 1."""
+
+    def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
+        return {"loss_a": self.weight.sum() + torch.stack(inputs["trunk"]).sum()}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_loss_that_is_not_finite_is_told_to_other_ranks_by_the_gradient(fused: bool) -> None:
+    model = Overflowing()
+    step = TrainStep(model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused), clip_norm=1.0)
+    with pytest.raises(TrialError, match="not finite: loss, loss_a, grad_norm; lower lr_scale"):
+        step.step(batch_of(torch.inf), 1.0)
+    assert torch.equal(model.weight, torch.ones(2))
+
+
 def test_numbers_may_be_read_after_the_next_step() -> None:
     late, prompt = tiny(fused=True), tiny(fused=True)
     launched = [late.launch(late.prepare(batch_of(value)), 1.0) for value in (1.0, torch.nan, 2.0)]
