@@ -7,6 +7,7 @@ from pathlib import Path
 from experiments.cli.options import Command, add_no_mlflow, add_packing, add_storage, packing_words
 from experiments.cli.study.chosen import add_overrides, add_study, chosen_study, override_words
 from pipeline.printable import say
+from pipeline.storage.paths import RUNTIME_ENV
 
 
 class SubmitStudy(Command):
@@ -75,6 +76,19 @@ class CheckCluster(Command):
             for sentence in faults or ["nothing wrong"]:
                 say(f"{name}: {sentence}")
         return 1 if number else 0
+
+
+class ShowRuntimeEnv(Command):
+    """Print where the runtime environment of a Ray job is."""
+
+    name = "runtime-env"
+    help = "print the path of runtime_env.yaml, which every Ray job of this project gets"
+    example = "cluster runtime-env"
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        say(str(RUNTIME_ENV))
+        return 0
 
 
 class WatchCluster(Command):

@@ -59,6 +59,8 @@ def _show_links(uri: str, pages: str, console: "Terminal") -> None:
         text = f"warning: the studies in MLflow cannot be listed ({short_reason(error)})"
         console.print(text, style="yellow", soft_wrap=True)
         return
-    console.print("Studies as tables of their trials, the latest first:" if views else "No study is in it yet.")
+    console.print(
+        "Studies as tables of their trials, the latest first:" if views else "There is no study yet."
+    )
     for name, link in views.items():
         console.print(f"  {name}: {link}", highlight=False, soft_wrap=True)

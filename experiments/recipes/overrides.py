@@ -1,8 +1,9 @@
 """A recipe with other settings: what ``--set``, ``--data``, ``--init`` and ``--gpus-per-trial`` change.
 
 A key is that of a setting (``train.steps``), of the rule (``rule.confidence``), of early stopping
-(``early_stopping.margin``; ``early_stopping=none`` stops no trial), of the recipe (``concurrent_trials``), or of the config
-(``config.optim_wrapper.optimizer.lr``). All keys of a command are changed before the recipe is checked.
+(``early_stopping.margin``; ``early_stopping=none`` stops no trial), of the recipe (``concurrent_trials``),
+or of the config (``config.optim_wrapper.optimizer.lr``). All keys of a command are changed before
+the recipe is checked.
 """
 
 import difflib

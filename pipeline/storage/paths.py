@@ -26,6 +26,9 @@ COMMIT = "BIASWISE_COMMIT"
 ROOT = Path(__file__).parents[2]
 """Folder of the three packages: a checkout, ``site-packages``, or the copy that Ray unpacked for a job."""
 
+RUNTIME_ENV = ROOT / "experiments/runtime_env.yaml"
+"""What every Ray job of this project gets."""
+
 STATE = "state_dict"
 """Key of the weights in a checkpoint of mmcv and mmengine."""
 

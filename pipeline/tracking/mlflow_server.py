@@ -9,7 +9,6 @@ from typing import NoReturn
 from pipeline.redaction import redact
 from pipeline.storage.paths import home
 
-
 PORT = 5000
 """Of `biaswise ui`, unless another one is asked for."""
 

@@ -41,7 +41,7 @@ def test_settings_of_all_trials_and_of_the_rule():
 
 @pytest.mark.parametrize("none", ["none", "None", "null"])
 def test_early_stopping_that_comes_too_late_for_shorter_trials_is_taken_away(none):
-    with pytest.raises(RecipeError, match="is too late for trials of 3; .* --set early_stopping=none"):
+    with pytest.raises(RecipeError, match=r"is too late for trials of 3; .* --set early_stopping=none"):
         chosen("demo_waves", "--set", "train.steps=3")
     made = chosen("demo_waves", "--set", "train.steps=3", f"early_stopping={none}")
     assert made.early_stopping is None
