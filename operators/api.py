@@ -55,12 +55,13 @@ def attention(
         Unsupported: the implementation cannot serve this call; the message lists all objections.
         ValueError: shapes or devices do not fit together, a number is out of its range, or the implementation
             is unknown.
-        TypeError: the dtypes do not fit together, or scale or rank is no plain number.
+        TypeError: the dtypes do not fit together, the bias is no ``Bias``, or scale or rank is no plain
+            number.
     """
     q, k, v = _prepared(q, k, v)
+    check_call(q, k, v, bias)
     if bias is not None and bias.kind == "none":
         bias = None
-    check_call(q, k, v, bias)
     check_numbers(scale, rank)
     scale = static_size(q.shape[-1]) ** -0.5 if scale is None else float(scale)
     impl, form = _resolve(impl, _fields(q, k, v, bias, rank))

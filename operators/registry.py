@@ -65,7 +65,9 @@ def entry(impl: str) -> Entry:
         ValueError: the name is unknown.
     """
     if impl not in ENTRIES:
-        raise ValueError(f"unknown implementation {impl!r}; expected one of {', '.join(ENTRIES)}")
+        raise ValueError(
+            f"unknown implementation {impl!r}; expected one of {', '.join(ENTRIES)}, or auto in a call"
+        )
     return ENTRIES[impl]
 
 

@@ -16,7 +16,7 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> None:
     No values are read, so the host does not wait for the device.
 
     Raises:
-        TypeError: an input is no float tensor, or the dtypes differ.
+        TypeError: an input is no float tensor, the dtypes differ, or the bias is no ``Bias``.
         ValueError: a shape or device is not as expected.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -36,8 +36,20 @@ def check_call(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None) -> None:
             f"expected k and v of ({batch}, {heads} or 1, K, {size}) for q of {tuple(q.shape)}, "
             f"got {tuple(k.shape)} and {tuple(v.shape)}"
         )
-    if bias is not None:
+    if bias is not None and not isinstance(bias, Bias):
+        raise TypeError(_no_bias(bias))
+    if bias is not None and bias.kind != "none":
         _check_bias(bias, q, keys=k.shape[2])
+
+
+def _no_bias(given: Any) -> str:
+    """Say what to give instead of what PyTorch's own attention takes as a mask, or of a name."""
+    advice = "make one, such as WindowBias(grid, windows, weight)"
+    if isinstance(given, Tensor):
+        advice = "wrap it: DenseBias(values)"
+        if given.dtype == torch.bool:
+            advice += ", where values are 0 for True and -inf for False"
+    return f"bias: expected a Bias or None, got {type(given).__name__}; {advice}"
 
 
 def check_numbers(scale: float | None, rank: int | None) -> None:

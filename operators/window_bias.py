@@ -140,7 +140,10 @@ FALL_OFFS: dict[str, type[FallOffBias]] = {}
 
 @dataclass(frozen=True, eq=False)
 class GaussianBias(FallOffBias):
-    """A weight that falls off as exp(-d^2 / (2 sigma^2)), with d in cells."""
+    """A weight that falls off as exp(-d^2 / (2 sigma^2)), with d in cells.
+
+    ``centers`` (B, Q, S, 2), ``sigma`` in cells and ``limit`` in logits are as in ``FallOffBias``.
+    """
 
     kind: ClassVar[str] = "gaussian"
 

@@ -56,10 +56,25 @@ def test_unsupported_lists_the_request_and_every_objection(case, qkv):
 
 
 def test_refuses_an_unknown_implementation(qkv):
-    with pytest.raises(
-        ValueError, match="unknown implementation 'flashy'; expected one of reference, sdpa_math"
-    ):
+    message = r"^unknown implementation 'flashy'; expected one of reference, sdpa_math.*, or auto in a call$"
+    with pytest.raises(ValueError, match=message):
         attention(*qkv, impl="flashy")
+
+
+NOT_A_BIAS = "^bias: expected a Bias or None, got "
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.zeros(2, 2, 7, 32), r"Tensor; wrap it: DenseBias\(values\)$"),
+        (torch.ones(2, 2, 7, 32, dtype=torch.bool), "Tensor; .*, where values are 0 for True and -inf for"),
+        ("window", "str; make one, such as WindowBias"),
+    ],
+)
+def test_refuses_a_bias_of_another_type(qkv, bias, message):
+    with pytest.raises(TypeError, match=NOT_A_BIAS + message):
+        attention(*qkv, bias, impl="gathered")
 
 
 def test_refuses_shapes_that_do_not_fit(case, qkv):

@@ -1,7 +1,7 @@
 """Converts a config to a plan, and a plan to a config in the syntax that users know.
 
 A printed config derives from the config that it was made of. It contains only what differs: the
-``transformerlayers`` of the decoder and of AQR's encoder.
+``transformerlayers`` of the decoder and of AQR's encoder, and what overrides change.
 """
 
 import json
@@ -55,27 +55,33 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
     return Plan(tuple((site, module.choice) for site, module in sites.items()))
 
 
-def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> str:
+def print_config(
+    config: str | Path, plan: Plan, folder: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> str:
     """Return a plan as the text of a config that derives from another.
 
     Args:
         config: the config whose model the plan is for; a relative path starts at the project root.
-        plan: resolved or not.
+        plan: resolved or not; where overrides give a site a choice, too, the plan's counts.
         folder: folder in which the printed config will be; None: the working directory.
+        overrides: as in ``build.load_config``.
 
     Returns:
-        The text of a config file. It builds the same model as ``config`` with ``plan``. Where ``config`` has
-        no data for mmengine's Runner, it derives from the config beside it that adds them (``*_runner.py``).
+        The text of a config file. It builds the same model as ``config`` with ``overrides`` and ``plan``.
+        Where ``config`` has no data for mmengine's Runner, it derives from the config beside it that adds
+        them (``*_runner.py``).
 
     Raises:
-        pipeline.detector.build.ConfigError: the config cannot be read.
+        pipeline.detector.build.ConfigError: the config cannot be read, or an override does not fit it.
         PlanError: the plan does not fit its sites.
     """
     path = build.config_path(config)
-    head = plain(build.load_config(path).model.pts_bbox_head)
+    base = _for_runner(path)
+    before, overridden = (build.load_config(base, more).to_dict() for more in ((), overrides))
+    head = plain(overridden["model"]["pts_bbox_head"])
     resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
-    base = os.path.relpath(_for_runner(path), folder or Path.cwd())
-    lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
+    lines = [f"# Plan {resolved.digest} of {path.name}.", ""]
+    lines.append(f'_base_ = ["{os.path.relpath(base, folder or Path.cwd())}"]')
     changes: dict[str, Any] = {}
     for part, keys in PARTS.items():
         if any(site.startswith(f"{part}.") for site, _ in resolved.choices):
@@ -84,7 +90,33 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
             for key in reversed(keys):
                 change = {key: change}
             changes.update(change)
-    return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
+    sections = _merged(_difference(before, overridden), {"model": {"pts_bbox_head": changes}})
+    lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in sections.items()]
+    return "\n".join([*lines, ""])
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config that derives from ``before`` contains to be ``after``, with no section less."""
+    found: dict[str, Any] = {}
+    for key, value in after.items():
+        if key in before and before[key] == value:
+            continue
+        if not (isinstance(value, dict) and key in before):
+            found[key] = value
+        elif isinstance(before[key], dict) and before[key].keys() <= value.keys():
+            found[key] = _difference(before[key], value)
+        else:  # mmengine would merge it into the base's value
+            found[key] = {"_delete_": True, **value}
+    return found
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts as one; where both have a value that is no dict, the other's counts."""
+    found = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
 
 
 def _for_runner(path: Path) -> Path:
@@ -107,8 +139,8 @@ def print_whole_config(config: str | Path, plan: Plan, overrides: Sequence[tuple
     """
     with temporary_folder("config") as folder:
         path = folder / "config.py"
-        path.write_text(print_config(config, plan, folder), encoding="utf-8")
-        return str(build.load_config(path, overrides).pretty_text)
+        path.write_text(print_config(config, plan, folder, overrides), encoding="utf-8")
+        return str(build.load_config(path).pretty_text)
 
 
 def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
