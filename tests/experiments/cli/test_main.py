@@ -288,14 +288,18 @@ def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda datasets, console: None)
     monkeypatch.setattr(
-        "experiments.cli.trial._run_here", lambda settings, folder: seen.append((settings, folder))
+        "experiments.cli.trial._run_here",
+        lambda settings, folder, measured: seen.append((settings, folder, measured)),
     )
     monkeypatch.setattr("experiments.cli.trial._print_scores", lambda folder, console: None)
     words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9"]
-    words += ["--cfg-options", "optim_wrapper.optimizer.lr=1e-3"]
+    words += ["--cfg-options", "optim_wrapper.optimizer.lr=1e-3", "--set", "train.lr_scale=3"]
+    words += ["--measure-every", "4"]
     assert main([*words, "--num-workers", "2", "--local", "--runs-dir", str(tmp_path)]) == 0
-    ((settings, folder),) = seen
+    ((settings, folder, measured),) = seen
     assert (settings.seed, settings.train.steps, settings.num_workers) == (4, 9, 2)
+    assert settings.train.lr_scale == 3
+    assert measured.thresholds == ((4, None), (8, None))
     assert settings.overrides == (("optim_wrapper.optimizer.lr", "0.001"),)
     assert settings.plan == smoke().trials[1].plan
     assert folder.parent == tmp_path / "smoke" / "trials"
