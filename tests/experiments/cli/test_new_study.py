@@ -62,7 +62,7 @@ def test_an_epoch_shorter_than_a_step_is_told_as_that(here):
     (here / "of-v1.0-trainval/v1.0-trainval/scene.json").write_text(json.dumps(table))
     assert new(config=R50, data="of-v1.0-trainval", init="cmt.pth", gpus="8") in (0, 1)
     text = (here / "my_study.py").read_text()
-    assert "steps=1,  # the fewest: a step takes 16 frames, and the data have 4\n" in text
+    assert "steps=1, batch_size=2,  # one step of 16 frames, as the data have 4; a batch" in text
 
 
 def test_hours_bound_the_study(here, capsys):
