@@ -66,7 +66,7 @@ def test_an_epoch_shorter_than_a_step_is_told_as_that(here):
 
 
 def test_hours_bound_the_study(here, capsys):
-    assert new("--hours", "0.1") == 0
+    assert new("--hours", "0.07") == 0
     few = recipe("my_study.py")
     assert (len(few.trials), few.confirmation_seeds) == (8, ())
     assert new("--hours", "0.01", file="other.py") == 2
