@@ -5,6 +5,7 @@ What cannot run is refused before anything starts that costs time.
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,7 +126,7 @@ def _missing_data(recipe: Recipe) -> Iterator[str]:
         if root not in generated and not is_remote(root) and not resolve_path(root).exists():
             yield (
                 f"data: there is no {resolve_path(root)}; name yours with --data PLACE, or link it: "
-                f"ln -s /your/nuscenes {root}"
+                f"ln -s /your/nuscenes {shlex.quote(str(resolve_path(root)))}"
             )
     first = recipe.trials[0]
     if not resolve_path(first.config).is_file():
