@@ -36,6 +36,9 @@ FRAMES, LR_SCALE = 24, 5.0
 START_S = 45.0
 """Start of a training whose data are there, and capture of its graphs."""
 
+SLACK = 0.1
+"""Share of ``--pretrain-seconds`` by which a pretraining may be late."""
+
 COUNTING, EVERY_S = re.compile(r"(train|evaluate|early stopping) \d+/"), 15.0
 """Lines that count, and the time between two of them on the screen; the log has all."""
 
@@ -163,7 +166,9 @@ def pretrain(runner: Runner, asked: argparse.Namespace) -> str:
     for _ in range(2):
         plan.write_text(json.dumps({"steps": steps}))
         fits = Fits(asked, steps)
-        state = runner.run(Stage("pretrain", pretrain_words(asked, steps), asked.pretrain_seconds, fits))
+        state = runner.run(
+            Stage("pretrain", pretrain_words(asked, steps), (1 + SLACK) * asked.pretrain_seconds, fits)
+        )
         if state != "watched":
             break
         steps = fits.steps_that_fit
@@ -222,6 +227,8 @@ class Fits:
         if (self._steps - last) * each <= rest:
             return False
         self.steps_that_fit = int((rest - START_S) / each)
+        if rest > (self._steps - last) * each - SLACK * self._asked.pretrain_seconds:
+            return False  # a little late is better than a second start
         self.sentence = f"a step takes {1e3 * each:.0f} ms, {self._steps} of them do not fit"
         return self.steps_that_fit > self.AFTER
 
@@ -285,7 +292,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2200, help="of the pretraining (%(default)s)")
     parser.add_argument("--pretrain-seconds", type=float, default=700.0, help="data included (%(default)s)")
     parser.add_argument("--pretrain-set", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--evaluation-seconds", type=float, default=60.0, help="kept free (%(default)s)")
+    parser.add_argument("--evaluation-seconds", type=float, default=40.0, help="kept free (%(default)s)")
     parser.add_argument("--study-seconds", type=float, default=590.0)
     parser.add_argument("--study-options", nargs=argparse.REMAINDER, default=[], help="of study run; last")
     parser.add_argument("--scaling-seconds", type=float, default=110.0, help="of each model (%(default)s)")
