@@ -1,9 +1,10 @@
 """Converts a config to a plan, and a plan to a config in the syntax that users know.
 
 A printed config derives from the config that it was made of. It contains only what differs: the
-``transformerlayers`` of the decoder and of AQR's encoder.
+``transformerlayers`` of the decoder and of AQR's encoder, and sections that are laid over the config.
 """
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.registry import MODELS
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan, PlanError
@@ -25,22 +27,23 @@ WIDTH = 110
 """Largest number of characters in a printed line, as in the project's own files."""
 
 
-def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
+def plan_of(config: str | Path, changes: Plan | None = None, added: Mapping[str, Any] | None = None) -> Plan:
     """Return the plan of a config. It needs no weights and runs on any machine.
 
     Args:
         config: mmengine config file; a relative path starts at the project root.
         changes: choices for some of the sites; later patterns override earlier ones.
+        added: sections that are laid over the config first.
 
     Returns:
         The resolved plan.
 
     Raises:
         pipeline.detector.build.ConfigError: the config cannot be read.
-        PlanError: a pattern matches no site, a bias is not possible at its site, or the chosen implementation
-            cannot train with it on any machine.
+        PlanError: a pattern matches no site, a bias is not possible at its site, nothing makes it, or the
+            chosen implementation cannot train with it on any machine.
     """
-    cfg = build.load_config(config)
+    cfg = _laid_over(config, added)
     init_default_scope("mmdet3d")
     with meta_device():
         head = MODELS.build(cfg.model.pts_bbox_head)
@@ -52,16 +55,32 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
         if all(refused.values()):
             reasons = "; ".join(dict.fromkeys(text for texts in refused.values() for text in texts))
             raise PlanError(f"{site} cannot train with {choice} on any machine: {choice.impl}: {reasons}")
+    biased = [site for site, module in sites.items() if module.choice.bias != "none"]
+    if biased and head.bias_generator is None:
+        kind = sites[biased[0]].choice.bias
+        raise PlanError(
+            f"{biased[0]} cannot have the bias {kind!r}: nothing makes it, as the head has no bias_config; "
+            f"`biaswise plan {config} --aqr --out NEW.py` adds AQR and a bias generator"
+        )
     return Plan(tuple((site, module.choice) for site, module in sites.items()))
 
 
-def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> str:
+def _laid_over(config: str | Path, added: Mapping[str, Any] | None) -> Config:
+    cfg = build.load_config(config)
+    cfg.merge_from_dict(dict(added or {}))
+    return cfg
+
+
+def print_config(
+    config: str | Path, plan: Plan, folder: Path | None = None, added: Mapping[str, Any] | None = None
+) -> str:
     """Return a plan as the text of a config that derives from another.
 
     Args:
         config: the config whose model the plan is for; a relative path starts at the project root.
         plan: resolved or not.
         folder: folder in which the printed config will be; None: the working directory.
+        added: sections that are laid over the config, and printed too.
 
     Returns:
         The text of a config file. It builds the same model as ``config`` with ``plan``. Where ``config`` has
@@ -72,19 +91,29 @@ def print_config(config: str | Path, plan: Plan, folder: Path | None = None) -> 
         PlanError: the plan does not fit its sites.
     """
     path = build.config_path(config)
-    head = plain(build.load_config(path).model.pts_bbox_head)
+    head = plain(_laid_over(path, added).model.pts_bbox_head)
     resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
     base = os.path.relpath(_for_runner(path), folder or Path.cwd())
     lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
-    changes: dict[str, Any] = {}
+    sections = {"model": {"pts_bbox_head": {}}, **copy.deepcopy(dict(added or {}))}
     for part, keys in PARTS.items():
         if any(site.startswith(f"{part}.") for site, _ in resolved.choices):
             variables, change = _layers(_under(head, keys), part, resolved)
             lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in variables.items()]
             for key in reversed(keys):
                 change = {key: change}
-            changes.update(change)
-    return "\n".join([*lines, f"model = {literal({'pts_bbox_head': changes}, used=8)}", ""])
+            _merge(change, sections["model"]["pts_bbox_head"])
+    lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in sections.items()]
+    return "\n".join([*lines, ""])
+
+
+def _merge(change: Mapping[str, Any], into: dict[str, Any]) -> None:
+    """Lay a dict over another, in place; what is no dict replaces what was there."""
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(value, into[key])
+        else:
+            into[key] = value
 
 
 def _for_runner(path: Path) -> Path:
