@@ -4,8 +4,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from experiments.cli.options import Command, add_no_mlflow, add_packing, add_storage, packing_words
-from experiments.cli.study.chosen import add_overrides, add_study, chosen_study, override_words
+from experiments.cli.options import Command
+from experiments.cli.study.chosen import add_study, chosen_study
+from experiments.cli.study.run_options import add_run_options, run_words
 from pipeline.printable import say
 
 
@@ -19,14 +20,11 @@ class SubmitStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
-        add_overrides(parser)
+        add_run_options(parser)
         parser.add_argument(
             "--address", help="job server (RAY_API_SERVER_ADDRESS, or port 8265 of this machine)"
         )
         parser.add_argument("--home", default="", help="BIASWISE_HOME of the job (as the cluster has it)")
-        add_packing(parser)
-        add_storage(parser)
-        add_no_mlflow(parser)
         parser.add_argument("--no-wait", action="store_true", help="do not wait for its end")
 
     def run(self, arguments: Namespace) -> int:
@@ -34,12 +32,7 @@ class SubmitStudy(Command):
         chosen = chosen_study(arguments)  # refuses what is wrong before Ray is imported
         from experiments.cluster.job_submission import default_address, follow, send, upload
 
-        words = ["study", "run", Path(chosen.word).name, *override_words(arguments)]
-        words += packing_words(arguments)
-        if arguments.storage:
-            words += ["--storage", arguments.storage]
-        if arguments.no_mlflow:
-            words += ["--no-mlflow"]
+        words = ["study", "run", Path(chosen.word).name, *run_words(arguments)]
         address = arguments.address or default_address()
         with upload(arguments.study, arguments.home) as environment:
             job = send(words, address, environment)

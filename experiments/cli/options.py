@@ -122,12 +122,6 @@ def add_packing(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def packing_words(arguments: argparse.Namespace) -> list[str]:
-    """Return the options of ``add_packing`` as they were typed, for another command line."""
-    asked = {"--concurrent": arguments.concurrent, "--arms-per-worker": arguments.arms_per_worker}
-    return [word for option, number in asked.items() if number is not None for word in (option, str(number))]
-
-
 def add_no_mlflow(parser: argparse.ArgumentParser) -> None:
     """Add ``--no-mlflow``."""
     parser.add_argument("--no-mlflow", action="store_true", help="send nothing to MLflow")

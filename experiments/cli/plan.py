@@ -42,19 +42,18 @@ class ShowPlan(Command):
 
         config = Path(arguments.config).resolve()
         added = add_aqr(config) if arguments.aqr else None
-        sections, choices, head = None, [], ""
-        if added:
-            sections, choices = added.sections, [added.choices]
-            head = f"# AQR, windows and frozen parts are those of {added.source}.\n"
-        plan = plan_of(config, Plan.parse(";".join([*choices, *arguments.choice])), sections)
+        overrides = added.overrides if added else ()
+        choices = ([added.choices] if added else []) + arguments.choice
+        head = f"# AQR, windows and frozen parts are those of {added.source}.\n" if added else ""
+        plan = plan_of(config, Plan.parse(";".join(choices)), overrides)
         if arguments.out is None:
-            say(head + print_config(config, plan, added=sections).rstrip("\n"))
+            say(head + print_config(config, plan, overrides=overrides).rstrip("\n"))
             return 0
         out = Path(arguments.out).resolve()
-        text = head + print_config(config, plan, out.parent, sections)
+        text = head + print_config(config, plan, out.parent, overrides)
         out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, text)
-        if added:
+        if head:
             say(head[2:].rstrip("\n"))
         for site, choice in plan.choices:
             say(f"{site}={choice}")

@@ -1,6 +1,7 @@
 """AQR and a bias generator for a config of CMT, taken from the shipped config of the nearest image size."""
 
 import copy
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class Added:
 
     Attributes:
         source: the shipped config that it is taken from.
-        sections: laid over the config.
+        overrides: of the config, as ``load_config`` takes them.
         choices: of the decoder's cross-attention, a plan.
     """
 
     source: str
-    sections: dict[str, Any]
+    overrides: tuple[tuple[str, str], ...]
     choices: str
 
 
@@ -64,14 +65,12 @@ def add_aqr(config: Path) -> Added:
     parts = {name: copy.deepcopy(theirs[name]) for name in ("aqr_config", "bias_config")}
     _widen(parts, head["hidden_dim"])
     cross = next(entry for site, _, entry in attn_cfgs(theirs, "decoder") if site.endswith(".cross"))
-    multipliers = _multipliers(shipped, model)
-    if (cfg["optim_wrapper"].get("paramwise_cfg") or {}).get("custom_keys"):
-        multipliers = {"_delete_": True, **multipliers}
-    sections = {
-        "model": {"pts_bbox_head": parts},
-        "optim_wrapper": {"paramwise_cfg": {"custom_keys": multipliers}},
-    }
-    return Added(source, sections, f"decoder.*.cross={cross['bias']}/{cross['impl']}")
+    multipliers = {"custom_keys": _multipliers(shipped, model)}
+    paramwise = {**(cfg["optim_wrapper"].get("paramwise_cfg") or {}), **multipliers}
+    values = {f"model.pts_bbox_head.{name}": part for name, part in parts.items()}
+    values["optim_wrapper.paramwise_cfg"] = paramwise
+    overrides = tuple((key, json.dumps(value)) for key, value in values.items())
+    return Added(source, overrides, f"decoder.*.cross={cross['bias']}/{cross['impl']}")
 
 
 def nearest(model: Mapping[str, Any]) -> str:

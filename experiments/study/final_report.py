@@ -133,9 +133,10 @@ def _config_of(folder: Path, console: Terminal, plan: Plan) -> str:
     from pipeline.detector.build import config_path  # imports torch: seconds
     from pipeline.detector.inspection.plan_config import print_config
 
-    path = config_path(settings_of(trials[0].parent).config)
+    settings = settings_of(trials[0].parent)
+    path = config_path(settings.config)
     console.print(f"Running {path}, to print the plan as a config.", soft_wrap=True)
-    return print_config(path, plan, folder.resolve())
+    return print_config(path, plan, folder.resolve(), settings.overrides)
 
 
 def write_verdicts(summary: Summary, folder: Path) -> StudyVerdicts:

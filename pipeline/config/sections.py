@@ -4,6 +4,7 @@ mmengine's Runner reads all of ``SECTIONS``. Our own loop does some otherwise an
 would change the training and is not followed is refused: a training must not differ in silence.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ HOOKS: Mapping[str, Section] = {
     "DetVisualizationHook": Section(NO_EFFECT, "a trial draws one scene at its end"),
     "DisableObjectSampleHook": Section(READ, "no objects are pasted from that epoch on"),
     "DistSamplerSeedHook": Section(NO_EFFECT, "every epoch is shuffled anew"),
+    "EMAHook": Section(READ, "the average of the weights is evaluated and kept; see EMA_KEYS"),
     "EmptyCacheHook": Section(NO_EFFECT, "the allocator keeps its memory"),
     "IterTimerHook": Section(NO_EFFECT, "every step is timed"),
     "LoggerHook": Section(NO_EFFECT, "the settings say when there are rows"),
@@ -75,6 +77,25 @@ HOOKS: Mapping[str, Section] = {
     "RuntimeInfoHook": Section(NO_EFFECT, "rows hold every number"),
 }
 """Hooks of mmengine, mmdet and mmdet3d that may stand in a config. Any other would change the training."""
+
+
+EMA_TYPES: Mapping[str, str] = {
+    "ExponentialMovingAverage": "ExponentialMovingAverage",
+    "MomentumAnnealingEMA": "MomentumAnnealingEMA",
+    "ExpMomentumEMA": "mmdet.ExpMomentumEMA",
+}
+"""What an ``EMAHook`` may name as its ``ema_type`` -> how mmdet3d's registry finds it."""
+
+EMA_KEYS = ("momentum", "gamma", "interval")
+"""Keys of an ``EMAHook`` that are followed."""
+
+EMA_DEFAULTS: Mapping[str, Any] = {
+    "device": None,
+    "update_buffers": False,
+    "begin_iter": 0,
+    "begin_epoch": 0,
+}
+"""Keys of an ``EMAHook`` that may only have their defaults."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +139,54 @@ def refusals(config: Mapping[str, Any]) -> Iterator[Refusal]:
 
 def _hooks(config: Mapping[str, Any]) -> Iterator[Refusal]:
     """Yield the hooks that would change the training."""
+    for key, name, hook in hooks_of(config):
+        if name not in HOOKS:
+            yield Refusal(
+                key,
+                f"the hook {name} would change the training, and this loop runs no hooks",
+                f"remove it; known are {', '.join(HOOKS)}",
+            )
+        elif name == "EMAHook":
+            yield from _average(key, hook)
+
+
+def hooks_of(config: Mapping[str, Any]) -> Iterator[tuple[Key, str, Mapping[str, Any]]]:
+    """Yield the place, the name and the keys of every hook of a config."""
     hooks: list[tuple[Key, Any]] = [
         (("custom_hooks", place), hook) for place, hook in enumerate(config.get("custom_hooks") or ())
     ]
     hooks += [(("default_hooks", name), hook) for name, hook in (config.get("default_hooks") or {}).items()]
     for key, hook in hooks:
         kind = hook.get("type") if isinstance(hook, Mapping) else hook
-        name = str(getattr(kind, "__name__", kind)).rpartition(".")[2]
-        if hook is not None and name not in HOOKS:
+        if hook is not None:
+            name = str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+            yield key, name, hook if isinstance(hook, Mapping) else {}
+
+
+def _average(key: Key, hook: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Yield what of an ``EMAHook`` is not followed."""
+    kind = str(hook.get("ema_type", "ExponentialMovingAverage"))
+    if kind.rpartition(".")[2] not in EMA_TYPES:
+        yield Refusal(
+            (*key, "ema_type"),
+            f"the average {kind} is not followed",
+            f"take one of {', '.join(EMA_TYPES.values())}",
+        )
+    for name, value in hook.items():
+        kept = EMA_DEFAULTS.get(name, value) == value
+        if not kept or name not in (*EMA_KEYS, *EMA_DEFAULTS, "type", "ema_type", "strict_load", "priority"):
             yield Refusal(
-                key,
-                f"the hook {name} would change the training, and this loop runs no hooks"
-                + ("; weights are not averaged" if name == "EMAHook" else ""),
-                f"remove it; known are {', '.join(HOOKS)}",
+                (*key, name),
+                f"EMAHook with {name}={value!r} is not followed",
+                f"remove it; followed are ema_type, {', '.join(EMA_KEYS)}",
+            )
+    for name, low, high in (("momentum", 0, 1), ("gamma", 0, math.inf), ("interval", 0.5, math.inf)):
+        value = hook.get(name, 0.75)
+        if not isinstance(value, int | float) or not low < value < high:
+            yield Refusal(
+                (*key, name),
+                f"EMAHook with {name}={value!r} averages nothing",
+                "momentum is above 0 and below 1, gamma above 0, and interval 1 or more",
             )
 
 

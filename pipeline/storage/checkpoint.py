@@ -1,7 +1,7 @@
 """Write and read checkpoints. A trial that resumes from one computes what it would have without the stop.
 
-A checkpoint is a folder ``step_00000120`` with ``tensors.safetensors`` (weights, buffers, optimiser
-state) and ``state.json`` (step, settings digest). It is written under another name, flushed, and
+A checkpoint is a folder ``step_00000120`` with ``tensors.safetensors`` (weights, buffers, averages,
+optimiser state) and ``state.json`` (step, settings digest). It is written under another name, flushed, and
 renamed, so a folder with the right name is complete. A checkpoint holds nothing else, because learning rate,
 data order, plan and random states of a step are functions of (settings, step). They do not depend on earlier
 steps.
@@ -10,6 +10,8 @@ steps.
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +25,21 @@ FORMAT = 1
 """Version of the layout. A reader refuses any other version."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds.
+
+    Attributes:
+        model: the model itself, not its DDP wrapper.
+        optimizer: the model's optimiser.
+        average: the averages of weights by name, which are filled in place; empty: weights are not averaged.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or belongs to another trial."""
 
@@ -32,17 +49,14 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_????????"), default=None)
 
 
-def save_checkpoint(
-    folder: Path, step: int, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer, kept: int = 2
-) -> Path:
+def save_checkpoint(folder: Path, step: int, digest: str, trained: Trained, kept: int = 2) -> Path:
     """Write a checkpoint atomically and delete the old ones.
 
     Args:
         folder: parent of the checkpoints. It is made if missing.
         step: optimiser steps done.
         digest: digest of the trial's settings.
-        model: the model itself, not its DDP wrapper.
-        optimizer: the model's optimiser.
+        trained: what is saved.
         kept: checkpoints that stay, the newest first: the second is for the case that the newest is damaged.
 
     Returns:
@@ -55,7 +69,7 @@ def save_checkpoint(
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
     try:
-        save_file(_tensors(model, optimizer), partial / "tensors.safetensors")
+        save_file(_tensors(trained), partial / "tensors.safetensors")
         text = json.dumps({"format": FORMAT, "step": step, "settings": digest})
         (partial / "state.json").write_text(text + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
@@ -70,14 +84,13 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore model and optimiser in place and return the number of optimiser steps done.
+def load_checkpoint(path: Path, digest: str, trained: Trained) -> int:
+    """Restore model, optimiser and averages in place and return the number of optimiser steps done.
 
     Args:
         path: the checkpoint's folder.
         digest: digest of the trial's settings.
-        model: the model itself, not its DDP wrapper.
-        optimizer: the model's optimiser.
+        trained: what is restored.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or has another format, other settings or another
@@ -91,14 +104,18 @@ def load_checkpoint(path: Path, digest: str, model: nn.Module, optimizer: torch.
             f"{path}: cannot read tensors.safetensors ({error}); delete this checkpoint"
         ) from error
     weights = {key[6:]: value for key, value in tensors.items() if key.startswith("model/")}
-    _check_shapes(path, weights, model.state_dict())
+    averages = {key[8:]: value for key, value in tensors.items() if key.startswith("average/")}
+    _check_shapes(path, weights, trained.model.state_dict())
+    _check_shapes(path, averages, trained.average)
     bad = [key for key, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(
             f"{path}: {bad[0]!r} holds numbers that are not finite; it diverged before step {step}; delete it"
         )
-    model.load_state_dict(weights)
-    _restore_optimizer(optimizer, _names(model), tensors)
+    trained.model.load_state_dict(weights)
+    _restore_optimizer(trained.optimizer, _names(trained.model), tensors)
+    for key, value in trained.average.items():
+        value.copy_(averages[key])
     return step
 
 
@@ -117,7 +134,7 @@ def _read_header(path: Path, digest: str) -> int:
     return int(header["step"])
 
 
-def _check_shapes(path: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     differing = [key for key in {**weights, **own} if key not in own or key not in weights]
     differing += [key for key in own if key in weights and own[key].shape != weights[key].shape]
     if differing:
@@ -131,11 +148,12 @@ def _names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(trained: Trained) -> dict[str, Tensor]:
     """Return copies of all tensors on the CPU. They are copies because safetensors refuses shared memory."""
-    tensors = {f"model/{key}": value for key, value in model.state_dict().items()}
-    names = _names(model)
-    for parameter, values in optimizer.state.items():
+    tensors = {f"model/{key}": value for key, value in trained.model.state_dict().items()}
+    tensors |= {f"average/{key}": value for key, value in trained.average.items()}
+    names = _names(trained.model)
+    for parameter, values in trained.optimizer.state.items():
         tensors |= {f"optim/{names[id(parameter)]}/{key}": torch.as_tensor(v) for key, v in values.items()}
     return {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
 

@@ -14,6 +14,7 @@ from pipeline.config.settings import TrialSettings
 from pipeline.detector.build import load_config
 from pipeline.detector.openmmlab.lr_schedule import LrSchedule, TrainingLength, read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import accumulative_counts, is_amp
+from pipeline.detector.openmmlab.weight_average import read_average
 from pipeline.errors import TrialError
 from pipeline.storage.paths import resolve_path
 
@@ -33,6 +34,7 @@ class ResolvedTraining:
         epoch: batches of an epoch, by the data.
         differs: what the settings say otherwise than the config, a sentence each.
         batches_per_step: batches that make a step of the optimiser.
+        average: of the weights, as ``read_average`` returns it.
     """
 
     settings: TrialSettings
@@ -42,6 +44,7 @@ class ResolvedTraining:
     epoch: int
     differs: tuple[str, ...]
     batches_per_step: int = 1
+    average: Mapping[str, Any] | None = None
 
     def schedule(self, optimizer: torch.optim.Optimizer) -> LrSchedule | None:
         """Make the schedule of the config; None: linear warm-up, then cosine, as the settings say."""
@@ -83,7 +86,8 @@ def resolve_training(settings: TrialSettings, frames: int, workers: int) -> Reso
     settings = replace(settings, train=replace(train, steps=steps, warmup_steps=train.warmup_steps or 0))
     if train.warmup_steps is None and not entries:
         settings = replace(settings, train=replace(settings.train, warmup_steps=WARMUP))
-    return ResolvedTraining(settings, steps, tuple(entries), length, epoch, differs, each)
+    average = read_average(config)
+    return ResolvedTraining(settings, steps, tuple(entries), length, epoch, differs, each, average)
 
 
 def _in_steps(length: TrainingLength, epoch: int, batches_per_step: int) -> int:

@@ -106,8 +106,8 @@ CONFIGS = [
     Bad(
         "config",
         "custom_hooks",
-        "EMAHook",
-        trains('custom_hooks = [dict(type="EMAHook")]'),
+        "a hook that would change the training",
+        trains('custom_hooks = [dict(type="MyHook")]'),
         "…/mine.py: custom_hooks.0: the hook EMAHook would change the training, and this loop runs no hooks; "
         "weights are not averaged; remove it; known are …",
     ),

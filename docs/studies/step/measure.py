@@ -11,56 +11,18 @@ again.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from versions import Worker
 
 CONFIGS = {
     "r50": ("experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py", 4),
     "vov": ("experiments/configs/cmt_aqr_voxel0075_vov_1600x640_cbgs.py", 2),
 }
 ROUNDS, STEPS, CALLS = 5, 8, 12
-THREADS = "2"  # torch threads of a trial (``TrialSettings.torch_threads``)
-
-
-class Worker:
-    """One version of the code, in a process of its own."""
-
-    def __init__(self, tree: Path, config: str, plan: str, batch: int) -> None:
-        path = os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])
-        words = [
-            sys.executable,
-            str(Path(__file__).with_name("worker.py").resolve()),
-            config,
-            plan,
-            str(batch),
-        ]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": THREADS}
-        self._process = subprocess.Popen(words, cwd=tree, env=environment, **pipes)
-
-    def send(self, request: str) -> None:
-        """Send a request."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(request + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """Return the next answer; the first one says that the worker is ready."""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                return dict(json.loads(line))
-        raise SystemExit("a worker ended before it answered")
-
-    def end(self) -> None:
-        """Close the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+THREADS = 2  # torch threads of a trial (``TrialSettings.torch_threads``)
 
 
 Numbers = dict[str, dict[str, list[Any]]]
@@ -69,12 +31,11 @@ Numbers = dict[str, dict[str, list[Any]]]
 
 def start(trees: dict[str, Path], names: list[str], plan: str) -> dict[str, dict[str, Worker]]:
     """Start a worker for every model and version; all build their models at the same time."""
-    workers = {
-        name: {
-            version: Worker(tree, CONFIGS[name][0], plan, CONFIGS[name][1]) for version, tree in trees.items()
-        }
-        for name in names
-    }
+    script, workers = Path(__file__).with_name("worker.py"), {}
+    for name in names:
+        config, batch = CONFIGS[name]
+        arguments = [config, plan, str(batch)]
+        workers[name] = {v: Worker(tree, script, arguments, THREADS) for v, tree in trees.items()}
     for one in workers.values():
         for worker in one.values():
             worker.answer()

@@ -4,7 +4,6 @@
 change have in common.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from versions import answer_requests
 
 from pipeline.config.settings import TrainSettings
 from pipeline.data.synthetic.random_frames import stand_in_frame
@@ -264,10 +264,7 @@ def main() -> None:
     version = Version(config, plan, int(batch))
     for _ in range(6):
         version.step()
-    print(json.dumps({"ready": True}), flush=True)
-    for line in sys.stdin:
-        name, *numbers = line.split()
-        print(json.dumps(getattr(version, name)(*map(int, numbers))), flush=True)
+    answer_requests(version)
 
 
 if __name__ == "__main__":

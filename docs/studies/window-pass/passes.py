@@ -257,7 +257,7 @@ class _Attend(torch.autograd.Function):
         forward, ctx.unbiased = BACKENDS[plan.backend]
         ctx.own = Pass(q, k, v, bias, plan)
         plain, lse, ctx.rest_of_backend = forward(q, k, v, ctx.own.scale)
-        out, lse, rest = ctx.own.forward(plain, lse)
+        out, lse, rest = ctx.own.forward(plain, lse.contiguous())
         ctx.save_for_backward(out, lse, rest)
         return out
 

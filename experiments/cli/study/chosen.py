@@ -10,9 +10,6 @@ from experiments.cli.options import OptionError, read_assignments
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
 
-OVERRIDES = ("data", "init", "set", "gpus_per_trial")
-"""Options of ``add_overrides``, in the order in which they are applied."""
-
 
 def add_study(parser: ArgumentParser) -> None:
     """Add a study: the name of a recipe, or a study file."""
@@ -86,16 +83,6 @@ def overridden_study(study: str, words: Sequence[str]) -> "Recipe":
     add_study(parser)
     add_overrides(parser)
     return chosen_study(parser.parse_args([study, *words]))
-
-
-def override_words(arguments: Namespace) -> list[str]:
-    """Return the words of a command line that ``add_overrides`` read."""
-    words = []
-    for name in OVERRIDES:
-        if value := getattr(arguments, name):
-            values = value if isinstance(value, list) else [str(value)]
-            words += [f"--{name.replace('_', '-')}", *values]
-    return words
 
 
 def _given(option: str, value: str) -> str:

@@ -261,8 +261,9 @@ def _most_trials(arguments: Namespace, known: Known) -> float:
     base, speed = known.base, speed_of(known.base)
     if speed is None:
         raise OptionError(
-            f"--hours {arguments.hours:g}: how long a trial of {base.config} takes was never measured; leave "
-            f"the option out"
+            f"--hours {arguments.hours:g}: how long a trial of {base.config} takes was never measured, and "
+            "no config that ships has its branches, sizes and frozen parts; leave the option out. "
+            f"`biaswise throughput {shlex.quote(base.config)}` measures a step where it will train"
         )
     frames = count_frames(resolve_path(base.data.val), base.data.nuscenes_version, base.data.val_split)
     at_once = 1 if arguments.gpus else 2

@@ -5,15 +5,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import (
-    Command,
-    OptionError,
-    add_no_mlflow,
-    add_packing,
-    add_runs_dir,
-    add_storage,
-)
-from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
+from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
+from experiments.cli.study.chosen import add_study, chosen_study
+from experiments.cli.study.run_options import add_run_options
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -29,7 +23,8 @@ class RunDemo(Command):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
-        _add_run_options(parser)
+        add_runs_dir(parser)
+        add_run_options(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
@@ -56,7 +51,8 @@ class RunStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
-        _add_run_options(parser)
+        add_runs_dir(parser)
+        add_run_options(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
@@ -75,7 +71,8 @@ class ResumeStudy(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
-        _add_run_options(parser)
+        add_runs_dir(parser)
+        add_run_options(parser)
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if a trial failed or is missing."""
@@ -155,43 +152,6 @@ class ListStudies(Command):
         console.print(table)
         console.print(COMPUTED, highlight=False, soft_wrap=True)
         return 0
-
-
-def _add_run_options(parser: ArgumentParser) -> None:
-    """Add the options of a command that runs trials."""
-    add_overrides(parser)
-    add_runs_dir(parser)
-    add_storage(parser)
-    add_packing(parser)
-    parser.add_argument(
-        "--auto-concurrency",
-        action="store_true",
-        help="measure which packing of trials is the fastest",
-    )
-    parser.add_argument("--max-trials", type=int, metavar="N", help="most trials that may run (all)")
-    parser.add_argument(
-        "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
-    )
-    parser.add_argument(
-        "--hang-timeout",
-        type=float,
-        default=600,
-        metavar="S",
-        help="seconds without a step after which a trial counts as hung and is started again, or 10 times "
-        "its longest step if that is more; 0 waits for ever (%(default)s)",
-    )
-    parser.add_argument(
-        "--skip-confirmation", action="store_true", help="do not train the recommended plan with fresh seeds"
-    )
-    parser.add_argument(
-        "--underpowered", action="store_true", help="start a study that can decide nothing at its margin"
-    )
-    add_no_mlflow(parser)
-    parser.add_argument(
-        "--no-register",
-        action="store_true",
-        help="make no registered model in MLflow of the recommended plan's weights and those without a bias",
-    )
 
 
 def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:

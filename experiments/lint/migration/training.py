@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.lint.migration.lost import Ledger
+from pipeline.config.provenance import Key
 from pipeline.detector.openmmlab.mmcv_policies import check_policy
 from pipeline.detector.openmmlab.optimizer import MULTIPLIER_KEYS
 
@@ -99,14 +100,30 @@ def _in_full(config: Any) -> dict[str, Any]:
 
 
 def hooks(old: Mapping[str, Any], ledger: Ledger) -> list[dict[str, Any]]:
-    """Return ``custom_hooks``: the one that ends GT sampling."""
+    """Return ``custom_hooks``: the one that ends GT sampling, and the one that averages weights."""
     made = []
     for place, hook in enumerate(old.get("custom_hooks") or ()):
         kind = str(hook.get("type"))
         if kind == "DisableObjectSampleHook":
             made.append(dict(hook))
+        elif kind == "EMAHook":
+            made.append(_average(hook, ("custom_hooks", place), ledger))
         elif kind != "NumClassCheckHook":
             ledger.lose(
                 ("custom_hooks", place), f"the hook {kind} is left out: this loop runs no hooks", True
             )
     return made
+
+
+def _average(hook: Mapping[str, Any], at: Key, ledger: Ledger) -> dict[str, Any]:
+    """Return mmengine's ``EMAHook``. mmcv 1.x takes the momentum to the power of the interval."""
+    momentum, interval = float(hook.get("momentum", 0.0002)), int(hook.get("interval", 1))
+    ledger.lose(
+        at, "EMAHook's average begins with the weights after the first step, not with those before it", True
+    )
+    if momentum**interval * float(hook.get("warm_up", 100)) > 1:
+        ledger.lose(
+            (*at, "warm_up"), "warm_up of EMAHook is left out: the momentum is above 1 / warm_up", True
+        )
+    made = {"type": "EMAHook", "momentum": momentum**interval}
+    return made if interval == 1 else {**made, "interval": interval}

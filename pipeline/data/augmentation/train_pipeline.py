@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config.sections import hooks_of
 from pipeline.data.augmentation.gt_sampling import UnifiedObjectSample
 from pipeline.data.augmentation.pipeline_steps import (
     CustomRandomFlip3D,
@@ -148,7 +149,7 @@ def read_train_pipeline(config: Mapping[str, Any]) -> TrainPipeline | None:
     steps, reading = read_steps(dataset.get("pipeline", ()), "train_dataloader")
     val = _innermost(config.get("val_dataloader", {}).get("dataset", {}))[0]
     val_reading = _val_reading(val["pipeline"]) if val.get("pipeline") else READ_ALL
-    hooks = [hook for hook in config.get("custom_hooks", ()) if hook.get("type") == DISABLE_HOOK]
+    hooks = [hook for _, name, hook in hooks_of(config) if name == DISABLE_HOOK]
     epochs = hooks[-1].get("disable_after_epoch", 15) if hooks else None  # mmdet3d's default
     return TrainPipeline(steps, reading, val_reading, bool(wrappers), epochs)
 

@@ -1,10 +1,9 @@
 """Converts a config to a plan, and a plan to a config in the syntax that users know.
 
 A printed config derives from the config that it was made of. It contains only what differs: the
-``transformerlayers`` of the decoder and of AQR's encoder, and sections that are laid over the config.
+``transformerlayers`` of the decoder and of AQR's encoder, and what overrides change.
 """
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mmdet3d.registry import MODELS
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from pipeline.config.plan import Plan, PlanError
@@ -27,13 +25,15 @@ WIDTH = 110
 """Largest number of characters in a printed line, as in the project's own files."""
 
 
-def plan_of(config: str | Path, changes: Plan | None = None, added: Mapping[str, Any] | None = None) -> Plan:
+def plan_of(
+    config: str | Path, changes: Plan | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> Plan:
     """Return the plan of a config. It needs no weights and runs on any machine.
 
     Args:
         config: mmengine config file; a relative path starts at the project root.
         changes: choices for some of the sites; later patterns override earlier ones.
-        added: sections that are laid over the config first.
+        overrides: as in ``build.load_config``.
 
     Returns:
         The resolved plan.
@@ -43,7 +43,7 @@ def plan_of(config: str | Path, changes: Plan | None = None, added: Mapping[str,
         PlanError: a pattern matches no site, a bias is not possible at its site, nothing makes it, or the
             chosen implementation cannot train with it on any machine.
     """
-    cfg = _laid_over(config, added)
+    cfg = build.load_config(config, overrides)
     init_default_scope("mmdet3d")
     with meta_device():
         head = MODELS.build(cfg.model.pts_bbox_head)
@@ -65,55 +65,68 @@ def plan_of(config: str | Path, changes: Plan | None = None, added: Mapping[str,
     return Plan(tuple((site, module.choice) for site, module in sites.items()))
 
 
-def _laid_over(config: str | Path, added: Mapping[str, Any] | None) -> Config:
-    cfg = build.load_config(config)
-    cfg.merge_from_dict(dict(added or {}))
-    return cfg
-
-
 def print_config(
-    config: str | Path, plan: Plan, folder: Path | None = None, added: Mapping[str, Any] | None = None
+    config: str | Path, plan: Plan, folder: Path | None = None, overrides: Sequence[tuple[str, str]] = ()
 ) -> str:
     """Return a plan as the text of a config that derives from another.
 
     Args:
         config: the config whose model the plan is for; a relative path starts at the project root.
-        plan: resolved or not.
+        plan: resolved or not; where overrides give a site a choice, too, the plan's counts.
         folder: folder in which the printed config will be; None: the working directory.
-        added: sections that are laid over the config, and printed too.
+        overrides: as in ``build.load_config``.
 
     Returns:
-        The text of a config file. It builds the same model as ``config`` with ``plan``. Where ``config`` has
-        no data for mmengine's Runner, it derives from the config beside it that adds them (``*_runner.py``).
+        The text of a config file. It builds the same model as ``config`` with ``overrides`` and ``plan``.
+        Where ``config`` has no data for mmengine's Runner, it derives from the config beside it that adds
+        them (``*_runner.py``).
 
     Raises:
-        pipeline.detector.build.ConfigError: the config cannot be read.
+        pipeline.detector.build.ConfigError: the config cannot be read, or an override does not fit it.
         PlanError: the plan does not fit its sites.
     """
     path = build.config_path(config)
-    head = plain(_laid_over(path, added).model.pts_bbox_head)
+    base = _for_runner(path)
+    before, overridden = (build.load_config(base, more).to_dict() for more in ((), overrides))
+    head = plain(overridden["model"]["pts_bbox_head"])
     resolved = plan.resolve(site.name for site in sites_of({"pts_bbox_head": head}))
-    base = os.path.relpath(_for_runner(path), folder or Path.cwd())
-    lines = [f"# Plan {resolved.digest} of {path.name}.", "", f'_base_ = ["{base}"]']
-    sections = {"model": {"pts_bbox_head": {}}, **copy.deepcopy(dict(added or {}))}
+    lines = [f"# Plan {resolved.digest} of {path.name}.", ""]
+    lines.append(f'_base_ = ["{os.path.relpath(base, folder or Path.cwd())}"]')
+    changes: dict[str, Any] = {}
     for part, keys in PARTS.items():
         if any(site.startswith(f"{part}.") for site, _ in resolved.choices):
             variables, change = _layers(_under(head, keys), part, resolved)
             lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in variables.items()]
             for key in reversed(keys):
                 change = {key: change}
-            _merge(change, sections["model"]["pts_bbox_head"])
+            changes.update(change)
+    sections = _merged(_difference(before, overridden), {"model": {"pts_bbox_head": changes}})
     lines += [f"{name} = {literal(value, used=len(name) + 3)}" for name, value in sections.items()]
     return "\n".join([*lines, ""])
 
 
-def _merge(change: Mapping[str, Any], into: dict[str, Any]) -> None:
-    """Lay a dict over another, in place; what is no dict replaces what was there."""
-    for key, value in change.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(value, into[key])
-        else:
-            into[key] = value
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config that derives from ``before`` contains to be ``after``, with no section less."""
+    found: dict[str, Any] = {}
+    for key, value in after.items():
+        if key in before and before[key] == value:
+            continue
+        if not (isinstance(value, dict) and key in before):
+            found[key] = value
+        elif isinstance(before[key], dict) and before[key].keys() <= value.keys():
+            found[key] = _difference(before[key], value)
+        else:  # mmengine would merge it into the base's value
+            found[key] = {"_delete_": True, **value}
+    return found
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts as one; where both have a value that is no dict, the other's counts."""
+    found = dict(one)
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = _merged(found[key], value) if both else value
+    return found
 
 
 def _for_runner(path: Path) -> Path:
@@ -136,8 +149,8 @@ def print_whole_config(config: str | Path, plan: Plan, overrides: Sequence[tuple
     """
     with temporary_folder("config") as folder:
         path = folder / "config.py"
-        path.write_text(print_config(config, plan, folder), encoding="utf-8")
-        return str(build.load_config(path, overrides).pretty_text)
+        path.write_text(print_config(config, plan, folder, overrides), encoding="utf-8")
+        return str(build.load_config(path).pretty_text)
 
 
 def _layers(cfg: dict[str, Any], part: str, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,6 +18,7 @@ from pipeline.config.settings import TrialSettings
 from pipeline.data.loading.broken_frames import BrokenFrames
 from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.cmt_detector import CmtDetector
+from pipeline.detector.openmmlab.weight_average import WeightAverage
 from pipeline.detector.precision import attention_dtype
 from pipeline.detector.weights import save_weights
 from pipeline.errors import DivergedError, TrialError
@@ -27,6 +28,7 @@ from pipeline.metrics.timing import Moment, StepTimes
 from pipeline.runtime.determinism import seed_everything
 from pipeline.runtime.event_log import RESUMED, STARTED, append_event
 from pipeline.runtime.session import Session
+from pipeline.storage.checkpoint import Trained
 from pipeline.training.components.checkpointer import Checkpointer
 from pipeline.training.components.early_stopper import EarlyStopper
 from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
@@ -121,6 +123,7 @@ class ArmTrainer:
     Attributes:
         settings: with what the config adds filled in.
         train_step: trains the model, through DDP if there are several workers.
+        average: of the weights, where the config asks for it.
         detector: detects with the model.
         done: optimiser steps done.
         broken: frames that this trial has skipped on this rank.
@@ -151,9 +154,9 @@ class ArmTrainer:
         self.progress = ProgressReporter(session, self.steps)
         self.logger = MetricsLogger(recorder, session, self.settings, self.steps, self.times, self.broken)
         self.early_stopper = EarlyStopper(shared.early_stopping, session, self.logger)
-        self._checkpointer = Checkpointer(
-            session, self.settings, self.steps, model, self.train_step.optimizer
-        )
+        self.average = WeightAverage(model, self.train_step.optimizer, training.average)
+        trained = Trained(model, self.train_step.optimizer, self.average.tensors)
+        self._checkpointer = Checkpointer(session, self.settings, self.steps, trained)
         self.done = 0
         self._pending: _Pending | None = None
 
@@ -187,8 +190,10 @@ class ArmTrainer:
         torch.set_rng_state(inputs.random_state)
         self.training_mode()
         plan, before = str(self.model.plan), self._pending
+        self.average.update(self.train_step.batches_per_step - 1)  # as mmengine's hook, which counts batches
         with self._explained(inputs.step, plan):
             launched = self.train_step.launch(inputs.prepared, self._lr_factor(index))
+        self.average.update()
         self._pending = _Pending(inputs.step, plan, launched, begun, Moment(device))
         self.done = index + 1
         if before is not None:
@@ -268,8 +273,9 @@ class ArmTrainer:
             self._checkpointer.after_step(self.done)
 
     def keep_weights(self) -> None:
-        """Put the trial's own plan on the model, and save its weights."""
+        """Put the trial's own plan and the average of the weights on the model, and save its weights."""
         self.use(self.settings.plan)
+        self.average.put()
         if self.arm.session.rank == 0:
             save_weights(self.model, self.arm.session.folder / "weights.safetensors")
 

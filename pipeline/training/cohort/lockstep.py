@@ -6,7 +6,7 @@ Batches are loaded, uploaded and preprocessed once, and the trunk of the model r
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 
 import torch
@@ -220,7 +220,10 @@ class Cohort:
             trainer.use(trainer.settings.plan)
             self._tell(trainer, "early stopping", step, self.steps, float("nan"))
         metric, condition = self._rule.metric, self._rule.condition
-        found = predict_each([t.detector for t in active], self.split.views(condition), self.session)
+        with ExitStack() as averaged:
+            for trainer in active:
+                averaged.enter_context(trainer.average.in_effect())
+            found = predict_each([t.detector for t in active], self.split.views(condition), self.session)
         return [
             trainer.early_stopper.stops(step, trainer.evaluator.quick(step, metric, condition, detections))
             for trainer, detections in zip(active, found, strict=True)

@@ -1,12 +1,8 @@
 """Saves a trial while it trains, and restores it when it is started again."""
 
-from typing import Any
-
-import torch
-
 from pipeline.config.settings import TrialSettings
 from pipeline.runtime.session import Session
-from pipeline.storage.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.storage.checkpoint import Trained, load_checkpoint, save_checkpoint
 from pipeline.training.components.preemption import PreemptionWatch
 
 
@@ -17,24 +13,15 @@ class Checkpointer:
         session: names the newest checkpoint, and is told of every new one.
         settings: resolved ones; a checkpoint of other settings is refused.
         steps: steps of the whole training.
-        model: the bare detector.
-        optimizer: over its parameters.
+        trained: the bare detector, its optimiser, and the average of its weights.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        settings: TrialSettings,
-        steps: int,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
+    def __init__(self, session: Session, settings: TrialSettings, steps: int, trained: Trained) -> None:
         self._session = session
         self._digest = settings.digest
         self._every, self._kept = settings.train.checkpoint_every, settings.train.checkpoints_kept
         self._steps = steps
-        self._model = model
-        self._optimizer = optimizer
+        self._trained = trained
         self._preemption = PreemptionWatch(session, settings.train.log_every)
 
     def restore(self) -> int:
@@ -44,7 +31,7 @@ class Checkpointer:
             pipeline.storage.checkpoint.CheckpointError: it was written under other settings, or is damaged.
         """
         newest = self._session.latest_checkpoint()
-        return 0 if newest is None else load_checkpoint(newest, self._digest, self._model, self._optimizer)
+        return 0 if newest is None else load_checkpoint(newest, self._digest, self._trained)
 
     def after_step(self, step: int) -> None:
         """Save if it is time; all ranks call it after every step.
@@ -64,5 +51,5 @@ class Checkpointer:
         path = None
         if self._session.rank == 0:
             folder = self._session.folder / "checkpoints"
-            path = save_checkpoint(folder, step, self._digest, self._model, self._optimizer, self._kept)
+            path = save_checkpoint(folder, step, self._digest, self._trained, self._kept)
         self._session.report_checkpoint(path)

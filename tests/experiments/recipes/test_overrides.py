@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.cli.study.chosen import add_overrides, add_study, chosen_study, override_words
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 from experiments.recipes.mini import demo, demo_waves, smoke
 from experiments.recipes.nuscenes import r50_waves
 from experiments.recipes.overrides import known_keys, with_data, with_settings
@@ -143,12 +143,6 @@ def test_the_database_of_objects_is_taken_from_the_dataset(tmp_path):
         ("data_root", root),
         ("info_path", f"{root}/nuscenes_dbinfos_train.pkl"),
     ]
-
-
-def test_the_words_of_a_command_line_are_those_of_the_job():
-    words = ["--data", "d", "--init", "c.pth", "--set", "train.steps=3", "a=b", "--gpus-per-trial", "2"]
-    assert override_words(parsed("demo", *words)) == words
-    assert override_words(parsed("demo")) == []
 
 
 def test_study_json_holds_the_words_and_a_start_without_them_is_told(tmp_path):

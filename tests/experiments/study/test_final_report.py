@@ -21,7 +21,8 @@ def mark(tmp_path):
     two_layers = "model = dict(pts_bbox_head=dict(transformer=dict(decoder=dict(num_layers=2))))"
     config = f"_base_ = [{str(MINI)!r}]\n{two_layers}\nopen({str(mark)!r}, 'w').close()\n"
     (tmp_path / "config.py").write_text(config)
-    settings = {**smoke().trials[0].to_dict(), "config": str(tmp_path / "config.py")}
+    overrides = [["model.pts_bbox_head.num_query", "100"]]
+    settings = {**smoke().trials[0].to_dict(), "config": str(tmp_path / "config.py"), "overrides": overrides}
     for trial in tmp_path.glob("received/trials/*"):
         (trial / "settings.json").write_text(json.dumps(settings))
     return mark
@@ -43,7 +44,9 @@ def test_the_recommended_config_is_printed_when_asked_for_and_what_is_run_is_sai
     said = capsys.readouterr().out
     assert said.startswith(f"Running {mark.with_name('config.py')}, to print the plan as a config.")
     assert f"The plan as a config: {study / 'recommended.py'}" in said
-    assert '_base_ = ["../config.py"]' in (study / "recommended.py").read_text()
+    printed = (study / "recommended.py").read_text()
+    assert '_base_ = ["../config.py"]' in printed
+    assert "num_query=100" in printed
 
 
 def test_the_help_says_that_the_config_is_run(capsys):

@@ -27,8 +27,8 @@ REFUSED = {
         "gives data_preprocessor to a model that has none",
     ),
     "custom_hooks": (
-        [{"type": "EMAHook", "momentum": 2e-4}],
-        "EMAHook would change .* weights are not averaged",
+        [{"type": "EMAHook", "momentum": 2e-4, "update_buffers": True}],
+        "EMAHook with update_buffers=True is not followed",
     ),
     "default_hooks": ({"mine": {"type": "MyHook"}}, "MyHook would change the training"),
 }
@@ -48,12 +48,32 @@ def test_what_would_change_a_training_stops_it_and_lint_finds_it(
     assert [finding.place.line for finding in found] == [2]
 
 
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"begin_epoch": 2}, "begin_epoch=2 is not followed"),
+        ({"ema_type": "StochasticWeightAverage"}, "the average StochasticWeightAverage is not followed"),
+        ({"momentum": 1.5}, "momentum=1.5 averages nothing"),
+        ({"interval": 0}, "interval=0 averages nothing"),
+        ({"decay": 0.99}, "decay=0.99 is not followed"),
+    ],
+)
+def test_averages_that_are_not_followed_are_refused(keys: dict[str, object], sentence: str) -> None:
+    (refused,) = refusals({"custom_hooks": [{"type": "EMAHook", **keys}]})
+    assert sentence in refused.sentence
+    assert refused.key == ("custom_hooks", 0, next(iter(keys)))
+
+
 def test_harmless_values_are_admitted() -> None:
     harmless = {
         "resume": False,
         "auto_scale_lr": {"enable": False, "base_batch_size": 16},
         "default_hooks": {"checkpoint": {"type": "CheckpointHook"}, "visualization": None},
-        "custom_hooks": [{"type": "mmdet3d.DisableObjectSampleHook"}, {"type": "EmptyCacheHook"}],
+        "custom_hooks": [
+            {"type": "mmdet3d.DisableObjectSampleHook"},
+            {"type": "EmptyCacheHook"},
+            {"type": "EMAHook", "ema_type": "mmdet.ExpMomentumEMA", "momentum": 2e-4, "gamma": 2000},
+        ],
     }
     assert list(refusals(harmless)) == []
     assert without_effect(harmless) == {

@@ -17,7 +17,7 @@ from pipeline.errors import TrialError
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.runtime.event_log import RESUMED, STARTED, append_event, describe_restarts, read_events
 from pipeline.runtime.resource_errors import explain_resource_errors, is_full_disk
-from pipeline.storage.checkpoint import newest_checkpoint, save_checkpoint
+from pipeline.storage.checkpoint import Trained, newest_checkpoint, save_checkpoint
 
 LOWER = r"out of memory on the cpu .*lower train.batch_size \(now 1\)"
 ROW = Row("study", "trial", "a.0.cross=none/flex", "NDS", "fraction", 0.1, time=1.5)
@@ -58,12 +58,12 @@ def test_rows_that_do_not_fit_leave_the_file_as_it_was(small_disk):
 
 def test_half_a_checkpoint_gives_its_room_back(small_disk):
     model = torch.nn.Linear(100, 100)
-    optimizer = torch.optim.AdamW(model.parameters())
-    first = save_checkpoint(small_disk / "checkpoints", 1, "digest", model, optimizer)
+    trained = Trained(model, torch.optim.AdamW(model.parameters()))
+    first = save_checkpoint(small_disk / "checkpoints", 1, "digest", trained)
     fill(small_disk, 20_000)
     free = os.statvfs(small_disk).f_bavail
     with pytest.raises(Exception, match=r"No space left|os error 28") as caught:
-        save_checkpoint(small_disk / "checkpoints", 2, "digest", model, optimizer)
+        save_checkpoint(small_disk / "checkpoints", 2, "digest", trained)
     assert is_full_disk(caught.value)
     assert os.statvfs(small_disk).f_bavail == free
     assert newest_checkpoint(small_disk / "checkpoints") == first

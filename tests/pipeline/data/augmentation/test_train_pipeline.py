@@ -94,7 +94,7 @@ def test_an_evaluation_whose_pipeline_changes_frames_is_refused(kind):
 
 
 def test_nothing_is_pasted_in_the_last_epochs(full):
-    hooks = [{"type": "DisableObjectSampleHook", "disable_after_epoch": 15}]
+    hooks = [{"type": "mmdet3d.DisableObjectSampleHook", "disable_after_epoch": 15}]
     entries = pipeline_of(full / "database")[3:5]
     pasting = read_train_pipeline(config_of(entries, custom_hooks=hooks))
     frame = FileSource(read_frames(full, "v1.0-mini", "mini_train"))[0]

@@ -82,6 +82,43 @@ def test_the_printed_config_builds_a_whole_detector_with_the_weights_of_its_base
         assert torch.equal(a, b), name
 
 
+OVERRIDES = {
+    "a number of the model": [("model.pts_bbox_head.num_query", "100")],
+    "a layer less": [("model.pts_bbox_head.transformer.decoder.num_layers", "2")],
+    "an entry of a list": [("model.data_preprocessor.mean.0", "1.5")],
+    "a dict without keys": [("optim_wrapper.paramwise_cfg.custom_keys", "{}")],
+    "a new key": [("optim_wrapper.optimizer.amsgrad", "true")],
+    "a dict for another": [("optim_wrapper.optimizer", '{"type": "SGD", "lr": 0.1}')],
+    "a choice, which the plan makes": [
+        ("model.pts_bbox_head.transformer.decoder.transformerlayers.attn_cfgs.1.bias", '"none"')
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES.values(), ids=OVERRIDES)
+def test_a_printed_plan_keeps_the_overrides(overrides: list[tuple[str, str]], tmp_path: Path) -> None:
+    plan = Plan.parse("decoder.*.cross=gaussian/sdpa_math;decoder.*.self=none/sdpa_math;aqr.*=none/reference")
+    printed = tmp_path / "printed.py"
+    printed.write_text(print_config(MINI, plan, tmp_path, overrides))
+    model = build_model(MINI, overrides, plan)
+    assert plan_of(printed) == model.plan
+    found, expected = load_config(printed), load_config(MINI, overrides)
+    assert found.optim_wrapper == {"constructor": "CmtOptimWrapperConstructor", **expected.optim_wrapper}
+    shapes = {name: value.shape for name, value in model.pts_bbox_head.state_dict().items()}
+    assert {name: value.shape for name, value in head_of(printed).items()} == shapes
+    for cfg in (found, expected):
+        cfg.model.pts_bbox_head.transformer.decoder.pop("transformerlayers")
+        cfg.model.pts_bbox_head.aqr_config.encoder_config.pop("transformerlayers")
+    assert found.model == expected.model
+
+
+def test_an_override_of_autocast_is_kept_with_what_it_takes_away(tmp_path: Path) -> None:
+    config, overrides = f"experiments/configs/{FULL_SIZE[2]}", [("optim_wrapper.type", '"OptimWrapper"')]
+    assert "dtype" in load_config(config).optim_wrapper
+    (tmp_path / "printed.py").write_text(print_config(config, plan_of(config), tmp_path, overrides))
+    assert load_config(tmp_path / "printed.py").optim_wrapper == load_config(config, overrides).optim_wrapper
+
+
 def test_a_flag_gives_way_to_the_implementation_that_it_means(tmp_path: Path) -> None:
     flag = tmp_path / "flag.py"
     flag.write_text(
@@ -111,6 +148,13 @@ model = dict(pts_bbox_head=dict(transformer=dict(decoder=dict(transformerlayers=
 def test_what_no_machine_can_train_is_refused(changes: str, sentence: str) -> None:
     with pytest.raises(PlanError, match=sentence.replace("*", r"\*")):
         plan_of(MINI, Plan.parse(changes))
+
+
+def test_a_bias_that_nothing_makes_is_refused() -> None:
+    with pytest.raises(
+        PlanError, match=r"decoder\.0\.cross cannot have the bias 'window': nothing makes it.* --aqr"
+    ):
+        plan_of(f"experiments/configs/{FULL_SIZE[0]}", Plan.parse("decoder.*.cross=window/rects"))
 
 
 def test_a_later_pattern_wins() -> None:

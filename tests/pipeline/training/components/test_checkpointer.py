@@ -11,7 +11,7 @@ import torch
 from pipeline.config.settings import TrialSettings
 from pipeline.detector.build import build_model
 from pipeline.runtime.session import LocalSession
-from pipeline.storage.checkpoint import CheckpointError
+from pipeline.storage.checkpoint import CheckpointError, Trained
 from pipeline.training.components import checkpointer as module
 from pipeline.training.components.checkpointer import Checkpointer
 from pipeline.training.components.preemption import SECOND_CHECKPOINT_S
@@ -42,7 +42,7 @@ def saved_steps(
     """Return after which of the steps a checkpoint was saved."""
     saved: list[int] = []
     monkeypatch.setattr(module, "save_checkpoint", lambda folder, step, *_: saved.append(step))
-    checkpointer = Checkpointer(session, settings, steps, SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    checkpointer = Checkpointer(session, settings, steps, SimpleNamespace())  # type: ignore[arg-type]
     for step in range(1, steps + 1):
         checkpointer.after_step(step)
     return saved
@@ -73,7 +73,7 @@ def test_what_was_saved_is_restored(trial: Trial, tmp_path: Path) -> None:
         torch.manual_seed(seed)
         model = build_model(settings.config, settings.overrides, settings.plan)
         optimizer = torch.optim.AdamW(model.parameters())
-        return model, Checkpointer(session, settings, 4, model, optimizer)
+        return model, Checkpointer(session, settings, 4, Trained(model, optimizer))
 
     session, settings = Told(tmp_path), trial()
     first, saving = made(0, settings)
