@@ -16,6 +16,7 @@ from experiments.recipes.mini import smoke
 from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, append_rows
+from pipeline.tracking.study_reader import StudyEnd, write_end
 
 ROOT = Path(__file__).parents[3]
 
@@ -243,12 +244,33 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
     folder.claim(smoke(), {})
     first, second = smoke().named_trials()
     assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 0
+    assert "No process of this machine runs it; `biaswise study resume smoke`" in capsys.readouterr().out
     folder.finish(first)
     folder.finish(second, "it broke")
     assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert f"{first}" in out
     assert "failed: it broke" in out
+
+
+def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was_killed(tmp_path, capsys):
+    folder, (first, second) = StudyFolder(tmp_path / "smoke"), smoke().named_trials()
+
+    def said() -> str:
+        main(["study", "status", "smoke", "--runs-dir", str(tmp_path)])
+        return capsys.readouterr().out
+
+    folder.claim(smoke(), {})
+    with folder.lock():
+        assert "A process of this machine runs it." in said()
+    assert "it was killed, and MLflow shows it as running until then" in said()
+    write_end(folder.path, StudyEnd("KILLED", "The run broke off: it was interrupted"))
+    assert "goes on with it." in (interrupted := said())
+    assert "MLflow shows it as running" not in interrupted
+    write_end(folder.path, None)
+    folder.finish(first)
+    folder.finish(second)
+    assert "It is finished." in said()
 
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
