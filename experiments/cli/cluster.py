@@ -8,6 +8,7 @@ from experiments.cli.options import Command
 from experiments.cli.study.chosen import add_study, chosen_study
 from experiments.cli.study.run_options import add_run_options, run_words
 from pipeline.printable import say
+from pipeline.storage.paths import RUNTIME_ENV
 
 
 class SubmitStudy(Command):
@@ -68,6 +69,19 @@ class CheckCluster(Command):
             for sentence in faults or ["nothing wrong"]:
                 say(f"{name}: {sentence}")
         return 1 if number else 0
+
+
+class ShowRuntimeEnv(Command):
+    """Print where the runtime environment of a Ray job is."""
+
+    name = "runtime-env"
+    help = "print the path of runtime_env.yaml, which every Ray job of this project gets"
+    example = "cluster runtime-env"
+
+    def run(self, arguments: Namespace) -> int:
+        """Return 0."""
+        say(str(RUNTIME_ENV))
+        return 0
 
 
 class WatchCluster(Command):

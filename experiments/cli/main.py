@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from experiments.cli.calibrate import Calibrate
-from experiments.cli.cluster import CheckCluster, SubmitStudy, WatchCluster
+from experiments.cli.cluster import CheckCluster, ShowRuntimeEnv, SubmitStudy, WatchCluster
 from experiments.cli.data import CheckData, CutObjects, ShowData, SynthesizeData, WriteInfos, WriteShards
 from experiments.cli.lint import Lint
 from experiments.cli.operators import BenchOperators, ListOperators
@@ -86,7 +86,11 @@ COMMANDS: tuple[Command | Group, ...] = (
     ),
     Train(),
     Evaluate(),
-    Group("cluster", "check cluster files; watch for spot notices", (CheckCluster(), WatchCluster())),
+    Group(
+        "cluster",
+        "check cluster files; watch for spot notices; find what Ray jobs get",
+        (CheckCluster(), WatchCluster(), ShowRuntimeEnv()),
+    ),
     ServeUi(),
 )
 

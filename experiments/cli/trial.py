@@ -17,11 +17,12 @@ from experiments.cli.options import (
     complete_version,
     read_cfg_options,
 )
-from experiments.cli.study.chosen import add_study, chosen_study
+from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
     from experiments.terminal import Terminal
+    from pipeline.config.early_stopping import EarlyStopping
     from pipeline.config.settings import TrialSettings
 
 
@@ -35,6 +36,7 @@ class Train(Command):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
         add_study(parser)
+        add_overrides(parser)
         parser.add_argument("--trial", help="name of the trial, or how it begins (the first one)")
         parser.add_argument("--plan", help="another plan: 'pattern=bias/impl;...'")
         parser.add_argument("--seed", type=int, help="another seed")
@@ -44,6 +46,12 @@ class Train(Command):
         add_cfg_options(parser)
         add_runs_dir(parser)
         parser.add_argument("--local", action="store_true", help="in this process, without Ray")
+        parser.add_argument(
+            "--measure-every",
+            type=int,
+            metavar="N",
+            help="measure mAP and NDS on the clean frames every N steps, too (at the end only)",
+        )
 
     def run(self, arguments: Namespace) -> int:
         """Return 0."""
@@ -57,6 +65,7 @@ class Train(Command):
         console = Terminal()
         chosen = chosen_study(arguments)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
+        measured = _measured_every(settings, arguments.measure_every)
         refuse_secrets(settings.to_dict())
         load_config(settings.config, settings.overrides)  # refuses what is wrong before a file is written
         make_datasets(chosen.datasets, console)
@@ -67,9 +76,9 @@ class Train(Command):
             write_json(folder / "settings.json", settings.to_dict())
             console.print(f"trial in {folder}", highlight=False, soft_wrap=True)
             if arguments.local:
-                _run_here(settings, folder)
+                _run_here(settings, folder, measured)
             else:
-                _run_under_ray(settings, folder, console)
+                _run_under_ray(settings, folder, measured, console)
         _print_scores(folder, console)
         return 0
 
@@ -131,24 +140,44 @@ class Evaluate(Command):
         return 0
 
 
-def _run_here(settings: "TrialSettings", folder: Path) -> None:
+def _measured_every(settings: "TrialSettings", steps: int | None) -> "EarlyStopping | None":
+    """Return where a trial is measured before its end, which stops it nowhere; None: nowhere.
+
+    Raises:
+        OptionError: it would be measured before the first step, or its number of steps is not known.
+    """
+    from pipeline.config.early_stopping import EarlyStopping
+
+    if steps is None:
+        return None
+    if steps < 1 or settings.train.steps is None:
+        raise OptionError(
+            f"--measure-every {steps} of {settings.train.steps} steps: expected 1 or more, and a number of "
+            "steps in the settings"
+        )
+    return EarlyStopping(thresholds=tuple((at, None) for at in range(steps, settings.train.steps, steps)))
+
+
+def _run_here(settings: "TrialSettings", folder: Path, measured: "EarlyStopping | None" = None) -> None:
     """Run a trial in this process."""
     import torch
 
     from pipeline.runtime.session import LocalSession
     from pipeline.training.trial import run_trial
 
-    run_trial(settings, LocalSession(folder, torch.device(settings.device), quiet=False))
+    run_trial(settings, LocalSession(folder, torch.device(settings.device), quiet=False), measured)
 
 
-def _run_under_ray(settings: "TrialSettings", folder: Path, console: "Terminal") -> None:
+def _run_under_ray(
+    settings: "TrialSettings", folder: Path, measured: "EarlyStopping | None", console: "Terminal"
+) -> None:
     """Run a trial in workers of Ray Train, with a progress bar."""
     from experiments.study.progress import StudyProgress
     from pipeline.ray_train.launch import train_one
 
     with StudyProgress(console, total=1, done=0) as progress:
         progress.started({folder.name: folder}, len(settings.conditions))
-        train_one(settings, folder)
+        train_one(settings, folder, measured)
         progress.ended(folder.name)
 
 

@@ -22,11 +22,10 @@ from experiments.recipes.registry import is_study_file, recipe
 from pipeline.config.provenance import files_of
 from pipeline.errors import PACKAGES
 from pipeline.metrics.versions import commit
-from pipeline.storage.paths import COMMIT, HOME, ROOT, resolve_path
+from pipeline.storage.paths import COMMIT, HOME, ROOT, RUNTIME_ENV, resolve_path
 from pipeline.storage.temporary import temporary_folder
 from pipeline.yaml_files import parse_yaml
 
-RUNTIME_ENV = ROOT / "experiments/runtime_env.yaml"
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray start --head` and `ray dashboard cluster.yaml` put the job server."""
 

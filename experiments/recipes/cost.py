@@ -54,7 +54,7 @@ SPEEDS = (
     Speed("voxel0100_r50_800x320", "cuda", 35.0, 0.0536, 4, 0.2, 0.043, 0.68, H200),
     Speed("voxel0075_vov_1600x640", "cuda", 35.0, 0.0728, 2, 0.3, 0.055, 1.22, H200),
     Speed("pillar_mini", "cuda", 25.0, 0.06, 4, 0.01, 0.02, 0.03, H200),
-    Speed("pillar_mini", "cpu", 25.0, 0.6, 2, 0.0, 0.12, 0.03, "one CPU core (docs/studies/demo)"),
+    Speed("pillar_mini", "cpu", 25.0, 0.26, 2, 0.01, 0.06, 0.03, "one CPU core (docs/studies/demo)"),
 )
 """Detections of the two large models are those without CUDA graphs, as a trial evaluates."""
 

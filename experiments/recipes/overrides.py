@@ -1,8 +1,9 @@
 """A recipe with other settings: what ``--set``, ``--data``, ``--init`` and ``--gpus-per-trial`` change.
 
 A key is that of a setting (``train.steps``), of the rule (``rule.confidence``), of early stopping
-(``early_stopping.margin``), of the recipe (``concurrent_trials``), or of the config
-(``config.optim_wrapper.optimizer.lr``). All keys of a command are changed before the recipe is checked.
+(``early_stopping.margin``; ``early_stopping=none`` stops no trial), of the recipe (``concurrent_trials``),
+or of the config (``config.optim_wrapper.optimizer.lr``). All keys of a command are changed before
+the recipe is checked.
 """
 
 import difflib
@@ -19,6 +20,8 @@ from pipeline.json_files import JsonError, check_fields
 from pipeline.storage.paths import resolve_path
 
 CONFIG, RULE, EARLY = "config.", "rule.", "early_stopping."
+NO_EARLY = "early_stopping"
+"""Key whose one value, ``none``, takes a recipe's early stopping away."""
 OF_THE_DESIGN = frozenset({"study", "plan", "plan_mixture", "seed", "data", "train", "overrides"})
 """Fields of ``TrialSettings`` that are no keys: they differ by trial, or hold keys of their own."""
 OF_THE_RECIPE = ("concurrent_trials", "confirmation_seeds", "underpowered")
@@ -47,7 +50,7 @@ def known_keys() -> list[str]:
     names += [(field.name, "train.") for field in fields(TrainSettings)]
     names += [(field.name, RULE) for field in fields(DecisionRule)]
     names += [(field.name, EARLY) for field in fields(EarlyStoppingRule)]
-    return [f"{prefix}{name}" for name, prefix in names] + list(OF_THE_RECIPE)
+    return [f"{prefix}{name}" for name, prefix in names] + [NO_EARLY, *OF_THE_RECIPE]
 
 
 def with_settings(recipe: Recipe, pairs: Sequence[tuple[str, Any]]) -> Recipe:
@@ -73,6 +76,8 @@ def with_settings(recipe: Recipe, pairs: Sequence[tuple[str, Any]]) -> Recipe:
         part = next((prefix for prefix in (RULE, EARLY, CONFIG) if key.startswith(prefix)), "")
         given[part][key.removeprefix(part)] = value
     own = {key: given[""].pop(key) for key in OF_THE_RECIPE if key in given[""]}
+    if NO_EARLY in given[""]:
+        recipe = _without_early_stopping(recipe, given[""].pop(NO_EARLY), given[EARLY])
     try:
         return replace(
             recipe,
@@ -118,6 +123,17 @@ def _early(recipe: Recipe, given: dict[str, Any]) -> EarlyStoppingRule | None:
     plain |= {key: _as(plain[key], value) for key, value in given.items()}
     check_fields(EarlyStoppingRule, plain, "early_stopping")
     return EarlyStoppingRule(tuple(plain["steps"]), plain["margin"])
+
+
+def _without_early_stopping(recipe: Recipe, value: Any, given: dict[str, Any]) -> Recipe:
+    if value not in (None, "none"):
+        raise RecipeError(
+            f"--set early_stopping: it is {value!r}, expected none; its steps are set by "
+            f"early_stopping.steps, its margin by early_stopping.margin"
+        )
+    if given:
+        raise RecipeError(f"--set early_stopping=none: {EARLY}{next(iter(given))} is set, too; leave one out")
+    return replace(recipe, early_stopping=None)
 
 
 def _recipe_fields(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:

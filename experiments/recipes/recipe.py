@@ -185,7 +185,8 @@ class Recipe:
         if early.steps[-1] >= shortest:
             raise RecipeError(
                 f"recipe {self.name}: early stopping after step {early.steps[-1]} is too late "
-                f"for trials of {shortest}"
+                f"for trials of {shortest}; name earlier steps with --set early_stopping.steps=N, "
+                f"or stop no trial with --set early_stopping=none"
             )
 
     @property

@@ -55,8 +55,7 @@ def track(folder: Path, console: Terminal) -> bool:
     if sent.warning:
         console.print(f"warning: {sent.warning}", style="yellow", soft_wrap=True)
         return False
-    where = sent.link if sent.link.startswith("http") else f"`biaswise ui`, its address with {sent.link}"
-    said = f"MLflow: {sent.trials} trials in {sent.uri}; as a table: {where}"
+    said = f"MLflow: {sent.trials} trials in {sent.uri}; {sent.table}"
     console.print(said, highlight=False, soft_wrap=True)
     return True
 

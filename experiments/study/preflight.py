@@ -5,7 +5,9 @@ What cannot run is refused before anything starts that costs time.
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -21,9 +23,14 @@ from pipeline.storage.paths import resolve_path, split_name
 from pipeline.training.dataset import database_paths
 from pipeline.training.preflight import check
 
+SIDE_BY_SIDE = 2
+"""Datasets that are generated at once, each by as many processes as there are cores."""
+
 
 def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> None:
-    """Generate the datasets of a recipe that are absent; the others stay as they are.
+    """Generate the datasets of a recipe that are absent, side by side; the others stay as they are.
+
+    A scene is made by one process, so one dataset of few scenes would leave cores idle.
 
     Raises:
         DataError: a folder holds something else.
@@ -31,17 +38,33 @@ def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> 
     from pipeline.data.synthetic import generate
     from pipeline.data.synthetic.sensor_rig import RIGS
 
-    for dataset in datasets:
-        with task_bar(console, f"dataset {dataset.root}") as advance:
-            generate(
-                resolve_path(dataset.root),
-                dataset.seed,
-                frames_per_scene=dataset.frames_per_scene,
-                scenes_per_split=dict(dataset.scenes),
-                workers=os.cpu_count() or 1,
-                progress=advance,
-                rig=RIGS[dataset.rig],
-            )
+    done: dict[str, tuple[int, int]] = {}
+
+    def make(dataset: SyntheticDataset, advance: Callable[[int, int], None]) -> None:
+        def progress(frames: int, total: int) -> None:
+            done[dataset.root] = frames, total
+            parts = list(done.values())
+            advance(sum(part for part, _ in parts), sum(whole for _, whole in parts))
+
+        generate(
+            resolve_path(dataset.root),
+            dataset.seed,
+            frames_per_scene=dataset.frames_per_scene,
+            scenes_per_split=dict(dataset.scenes),
+            workers=os.cpu_count() or 1,
+            progress=progress,
+            rig=RIGS[dataset.rig],
+        )
+
+    roots = ", ".join(dataset.root for dataset in datasets)
+    if not datasets:
+        return
+    with (
+        task_bar(console, f"dataset{'s' * (len(datasets) > 1)} {roots}") as advance,
+        ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
+    ):
+        for made in [pool.submit(make, dataset, advance) for dataset in datasets]:
+            made.result()
 
 
 def refuse_missing(recipe: Recipe, problems: Sequence[str] = ()) -> None:
@@ -103,7 +126,7 @@ def _missing_data(recipe: Recipe) -> Iterator[str]:
         if root not in generated and not is_remote(root) and not resolve_path(root).exists():
             yield (
                 f"data: there is no {resolve_path(root)}; name yours with --data PLACE, or link it: "
-                f"ln -s /your/nuscenes {root}"
+                f"ln -s /your/nuscenes {shlex.quote(str(resolve_path(root)))}"
             )
     first = recipe.trials[0]
     if not resolve_path(first.config).is_file():

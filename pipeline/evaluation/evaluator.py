@@ -6,10 +6,12 @@ from typing import Any
 
 from pipeline.config.settings import TrialSettings
 from pipeline.data.formats.open import open_source
+from pipeline.data.sample import Sample
 from pipeline.data.source import READ_ALL, Reading, Source
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor
 from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric
 from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
+from pipeline.evaluation.scoring import ScoresByCondition
 from pipeline.evaluation.submission import save_detections
 from pipeline.evaluation.views import EvaluationViews
 from pipeline.metrics.kernels import kernels_per_site
@@ -49,6 +51,16 @@ class ValidationSplit:
         return EvaluationViews(self.source, conditions or self._conditions, FAILURE_SEED)
 
     @cached_property
+    def timed(self) -> list[Sample]:
+        """The frames that detections are timed on, read once for all arms."""
+        return [self.source[i] for i in range(min(FRAMES_TIMED, len(self.source)))]
+
+    @cached_property
+    def middle(self) -> Sample:
+        """The frame that is drawn."""
+        return self.source[len(self.source) // 2]
+
+    @cached_property
     def metric(self) -> NuScenesMetric:
         """The official metric of the split."""
         data = self._data
@@ -80,11 +92,16 @@ class Evaluator:
         self._steps = steps
         self._split = split
 
-    def accuracy(self, detections: DetectionsByCondition) -> None:
-        """Compute the official metric of every condition, and keep the detections; only rank 0 calls it."""
+    def accuracy(self, detections: DetectionsByCondition, scored: ScoresByCondition) -> None:
+        """Keep the detections and the official metric of every condition; only rank 0 calls it.
+
+        Args:
+            detections: of all frames.
+            scored: their scores.
+        """
         for condition, (poses, boxes) in detections.items():
             save_detections(self._session.folder / "predictions" / f"{condition}.npz", poses, boxes)
-            scores, draws, num_logs = self._split.metric.score_draws(poses, boxes)
+            scores, draws, num_logs = scored[condition]()
             self._add([Measure(s.metric, s.unit, s.value, condition=condition, n=len(poses)) for s in scores])
             self._add(
                 [
@@ -117,16 +134,14 @@ class Evaluator:
 
     def speed(self, detector: Predictor) -> None:
         """Time inference at batch 1 and read the peak memory; only rank 0 calls it."""
-        frames = [self._split.source[i] for i in range(min(FRAMES_TIMED, len(self._split.source)))]
-        batches = [detector.prepare([frame]) for frame in frames]
+        batches = [detector.prepare([frame]) for frame in self._split.timed]
         device = self._session.device
         timed = latency(lambda i: detector.run(batches[i % len(batches)]), device, CALLS)
         self._add([*timed, peak_memory(device)])
 
     def picture(self, model: Any) -> None:
         """Draw ``scene.png``, the query weights of one frame, if the model has any; only rank 0 calls it."""
-        middle = self._split.source[len(self._split.source) // 2]
-        view = capture_scene(model, middle, self._settings.train.amp)
+        view = capture_scene(model, self._split.middle, self._settings.train.amp)
         if view is not None:
             save_scene_figure(view, self._session.folder / "scene.png")
 

@@ -14,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError, TrialMemoryError
 from pipeline.ray_train.capacity import Request, refuse_impossible
@@ -223,8 +224,13 @@ def _worker_resources(settings: TrialSettings, gpu_share: float) -> dict[str, fl
     return resources
 
 
-def train_one(settings: TrialSettings, folder: Path) -> None:
+def train_one(settings: TrialSettings, folder: Path, early_stopping: EarlyStopping | None = None) -> None:
     """Start Ray, run one trial, stop Ray.
+
+    Args:
+        settings: the trial.
+        folder: its folder.
+        early_stopping: where it is measured before its end, and may be stopped; None: nowhere.
 
     Raises:
         TrialError: the trial failed; the message says why.
@@ -232,6 +238,8 @@ def train_one(settings: TrialSettings, folder: Path) -> None:
     gpus = settings.num_workers if settings.device == "cuda" else 0
     with ray_session(cpus=settings.num_workers * settings.torch_threads, gpus=gpus):
         check_capacity({folder.name: settings})
-        run_under_ray(CohortRun({folder.resolve(): settings}))
+        run_under_ray(
+            CohortRun({folder.resolve(): settings}, early_stopping=early_stopping or EarlyStopping())
+        )
     if failure := read_status(folder).error:
         raise TrialError(failure)

@@ -5,6 +5,7 @@ A Ray job runs from a copy of its files that Ray removes some time after the job
 """
 
 import os
+import shlex
 from pathlib import Path
 
 HOME = "BIASWISE_HOME"
@@ -16,11 +17,17 @@ DEFAULT_HOME = "BIASWISE_DEFAULT_HOME"
 ``runtime_env.yaml`` sets this one, because a job's variables replace those of the cluster's machines, and the
 machines' ``BIASWISE_HOME`` must win. A study tells its workers with it which folder is meant."""
 
+JOB_HOME = "~/biaswise"
+"""What ``runtime_env.yaml`` sets ``BIASWISE_DEFAULT_HOME`` to."""
+
 COMMIT = "BIASWISE_COMMIT"
 """Environment variable: the commit of code that was shipped without its history."""
 
 ROOT = Path(__file__).parents[2]
 """Folder of the three packages: a checkout, ``site-packages``, or the copy that Ray unpacked for a job."""
+
+RUNTIME_ENV = ROOT / "experiments/runtime_env.yaml"
+"""What every Ray job of this project gets."""
 
 STATE = "state_dict"
 """Key of the weights in a checkpoint of mmcv and mmengine."""
@@ -35,6 +42,11 @@ def home() -> Path:
 def default_runs_dir() -> str:
     """Return the folder of the studies if the user names none."""
     return "runs" if home() == Path.cwd() else str(home() / "runs")
+
+
+def with_home(command: str) -> str:
+    """Return a command with the ``home()`` of this process, which may be that of a Ray job, in front."""
+    return command if home() == Path.cwd() else f"{HOME}={shlex.quote(str(home()))} {command}"
 
 
 def resolve_path(path: str | Path) -> Path:

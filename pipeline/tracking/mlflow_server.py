@@ -9,6 +9,9 @@ from typing import NoReturn
 from pipeline.redaction import redact
 from pipeline.storage.paths import home
 
+PORT = 5000
+"""Of `biaswise ui`, unless another one is asked for."""
+
 
 class TrackingError(RuntimeError):
     """The MLflow UI cannot be started. The message is one sentence."""
@@ -17,6 +20,11 @@ class TrackingError(RuntimeError):
 def default_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory, MLflow's default."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def pages(uri: str) -> str:
+    """Return the address of the pages that show a store: its own if it is a server, else `biaswise ui`'s."""
+    return redact(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{PORT}"
 
 
 def refuse_port(host: str, port: int) -> None:
@@ -37,15 +45,13 @@ def refuse_port(host: str, port: int) -> None:
         ) from error
 
 
-def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) -> NoReturn:
-    """Replace this process by the MLflow UI, so that signals reach the server.
-
-    It has one worker and no job runner: 2 processes and 350 MiB. MLflow's defaults take 15 and 2.2 GiB.
+def served_uri() -> str:
+    """Return the URI of the store that the UI is to show.
 
     Raises:
         TrackingError: there is nothing to show, or the URI is a server, which has its own UI.
     """
-    uri = uri or default_uri()
+    uri = default_uri()
     if uri.startswith("http"):
         raise TrackingError(
             f"the tracking server {redact(uri)} has its own UI; open that address in a browser"
@@ -53,6 +59,14 @@ def start_ui(host: str = "127.0.0.1", port: int = 5000, uri: str | None = None) 
     database = sqlite_path(uri)
     if database is not None and not database.exists():
         raise TrackingError(f"there is no {database}; run a study or `biaswise study sync` first")
+    return uri
+
+
+def start_ui(host: str, port: int, uri: str) -> NoReturn:
+    """Replace this process by the MLflow UI of a store, so that signals reach the server.
+
+    It has one worker and no job runner: 2 processes and 350 MiB. MLflow's defaults take 15 and 2.2 GiB.
+    """
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", host, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()

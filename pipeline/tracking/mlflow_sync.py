@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pipeline.redaction import redact
 from pipeline.storage.files import LOCKS, file_lock
-from pipeline.tracking.mlflow_server import default_uri
+from pipeline.storage.paths import with_home
+from pipeline.tracking.mlflow_server import default_uri, pages
 from pipeline.tracking.mlflow_store import STORE_ERRORS, open_store, short_reason
 from pipeline.tracking.saved_view import view_link
 from pipeline.tracking.study_reader import stored_trials
@@ -34,8 +35,8 @@ class SyncReport:
         unsent: rows of these trials that MLflow still lacks.
         parent: run id of the study; empty if the store could not be reached.
         warning: one sentence on why rows stayed behind; empty if none did.
-        link: address of the study's table of trials; without a server, what comes after that of
-            `biaswise ui`. Empty if the store could not be reached.
+        link: address of the study's table of trials on the server, or on the pages of `biaswise ui`.
+            Empty if the store could not be reached.
     """
 
     uri: str
@@ -45,6 +46,12 @@ class SyncReport:
     parent: str = ""
     warning: str = ""
     link: str = ""
+
+    @property
+    def table(self) -> str:
+        """What leads to the table of trials, and the command that shows it if no server does."""
+        served = "" if self.uri.startswith("http") else f", while `{with_home('biaswise ui')}` runs"
+        return f"as a table{served}: {self.link}"
 
 
 def sync(
@@ -92,7 +99,7 @@ def sync(
                 sender.send_trials(stored)
                 sender.send_study(stored, read_verdicts(study_folder) if verdicts is None else verdicts)
             sender.send_progress(progress or {})
-            link = view_link(redact(uri), sender.runs.experiment, stored[0].first.study)
+            link = view_link(pages(uri), sender.runs.experiment, stored[0].first.study)
     except STORE_ERRORS as error:
         warning = (
             f"MLflow at {redact(uri)} did not take everything ({short_reason(error)}); the rows are safe in "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mlflow import MlflowClient
 
 from pipeline.config.plan import Plan
+from pipeline.tracking.mlflow_store import EXPERIMENT
 from pipeline.tracking.study_reader import StoredTrial
 
 SHARED_VIEW = "mlflow.sharedViewState."
@@ -19,7 +20,7 @@ TRIAL_PRICE = "price/slowdown_percent"
 METRICS = ("clean/NDS", "clean/mAP", "train_samples_per_s", TRIAL_PRICE)
 """Columns, and charts above those that MLflow makes; the loss has its own."""
 WIDTHS = {"params": 125, "metrics": 115}
-"""Of a column, pixels: all of a study of three layers fit on a screen."""
+"""Of a column, pixels: all of a study of three layers fit on a screen, accuracy, speed and price first."""
 
 
 def save_view(client: MlflowClient, experiment: str, trials: Sequence[StoredTrial]) -> None:
@@ -29,10 +30,26 @@ def save_view(client: MlflowClient, experiment: str, trials: Sequence[StoredTria
     client.set_experiment_tag(experiment, f"{SHARED_VIEW}biaswise-{study}", view)
 
 
-def view_link(uri: str, experiment: str, study: str) -> str:
-    """Return the address of the view: whole if ``uri`` is a server, else from ``#`` on."""
+def view_link(pages: str, experiment: str, study: str) -> str:
+    """Return the address of the view of a study on MLflow's pages; if they are "", of a link within them."""
     page = f"#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=biaswise-{study}"
-    return f"{uri.rstrip('/')}/{page}" if uri.startswith("http") else page
+    return f"{pages}/{page}" if pages else page
+
+
+def latest_views(client: MlflowClient, pages: str, most: int = 5) -> dict[str, str]:
+    """Return study -> address of its view, of the studies that began last, the newest first."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return {}
+    parents = client.search_runs(
+        [experiment.experiment_id],
+        "tags.`biaswise.kind` = 'study'",
+        max_results=20 * most,  # a confirmation is a run of its own, of the same study
+        order_by=["attributes.start_time DESC"],
+    )
+    names = dict.fromkeys(run.data.tags["biaswise.study"] for run in parents)
+    shown = [name for name in names if f"{SHARED_VIEW}biaswise-{name}" in experiment.tags][:most]
+    return {name: view_link(pages, experiment.experiment_id, name) for name in shown}
 
 
 def _factors(trials: Sequence[StoredTrial]) -> list[str]:
@@ -46,7 +63,7 @@ def _factors(trials: Sequence[StoredTrial]) -> list[str]:
 
 def _view(study: str, factors: Sequence[str]) -> dict[str, object]:
     params = [f"params.`{site}`" for site in factors]
-    columns = [*params, "params.`seed`", *(f"metrics.`{name}`" for name in METRICS)]
+    columns = [*(f"metrics.`{name}`" for name in METRICS), *params, "params.`seed`"]
     section = "accuracy-and-speed"
     charts = [(name, "BAR") for name in METRICS] + [("loss", "LINE")]
     return {

@@ -29,8 +29,8 @@ class TrainingData:
         val_reading: what is read of a frame to evaluate on.
 
     If the config lists a ``train_pipeline``, that decides about reading, augmentation and resampling, and
-    the settings only say where the data are; ``augment=False`` leaves its augmentation out. If not, the
-    settings decide.
+    the settings only say where the data are, and what is masked if the pipeline says nothing about it;
+    ``augment=False`` leaves its augmentation out. Without a ``train_pipeline`` the settings decide.
 
     Args:
         settings: the trial.
@@ -50,7 +50,7 @@ class TrainingData:
         plain = partial(prepare_training, size=size, limits=limits, vary=train.augment, mask=mask)
         self.transform: Transform | EpochTransform = plain
         if pipeline is not None and train.augment:
-            if any(mask):
+            if any(mask) and pipeline.masks:
                 raise TrialError(
                     f"settings.train.camera_dropout_prob and lidar_dropout_prob are {mask[0]} and {mask[1]}, "
                     "but the config's train_pipeline says itself what is masked (ModalMask3D); set them to 0"
@@ -61,7 +61,7 @@ class TrainingData:
                     f"the model takes {size} (height, width); make ResizeCropFlipImage's final_dim and "
                     "model.image_size equal"
                 )
-            self.transform = pipeline
+            self.transform = pipeline.with_masks(*mask) if any(mask) else pipeline
         buffer = settings.data.shuffle_buffer
 
         def fitting(reading: Reading) -> Reading:

@@ -33,6 +33,10 @@ TARGETS = {"trial": {4: 3.6, 8: 7.0}, "cohort": {4: 3.7, 8: 7.2}, "side by side"
 """Way -> number of GPUs -> times the arm-steps per second of one GPU that are asked for."""
 
 
+GRACE_S = 20.0
+"""Time for an answer that was asked for just before ``--seconds`` were over."""
+
+
 class Late(RuntimeError):
     """A worker died, or did not answer in time."""
 
@@ -44,13 +48,14 @@ class Group:
         asked: the command line.
         way: one of ``TARGETS``.
         ranks: n.
+        until: when ``--seconds`` are over, by the monotonic clock.
     """
 
-    def __init__(self, asked: argparse.Namespace, way: str, ranks: int) -> None:
+    def __init__(self, asked: argparse.Namespace, way: str, ranks: int, until: float) -> None:
         self.arms = 1 if way == "trial" else asked.arms
         self.cohorts = ranks if way == "side by side" else 1
         together, port = ranks // self.cohorts, _free_port()
-        self._patience_s = asked.patience
+        self._patience_s, self._until = asked.patience, until
         self._workers = [
             Worker(asked.name, [self.arms], asked.threads, data_of(asked), place)
             for place in (Place(rank % together, together, port, rank) for rank in range(ranks))
@@ -62,10 +67,11 @@ class Group:
         Raises:
             Late: one has died or is late.
         """
-        until = time.monotonic() + self._patience_s
+        begun = time.monotonic()
+        until = min(begun + self._patience_s, max(self._until, begun + GRACE_S))
         for worker in self._workers:
             if not wait([worker.pipe], max(0.0, until - time.monotonic())):
-                raise Late(f"no answer within {self._patience_s:.0f} s")
+                raise Late(f"no answer within {time.monotonic() - begun:.0f} s")
         try:
             return [worker.answer() for worker in self._workers]
         except EOFError:
@@ -86,6 +92,7 @@ class Group:
 def main() -> None:
     """Measure all ways in interleaved rounds, and write what came out after each."""
     asked = arguments()
+    until = time.monotonic() + asked.seconds
     for key, value in NCCL.items():
         os.environ.setdefault(key, value)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -93,22 +100,21 @@ def main() -> None:
     path = asked.out / "summary.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ways": {}}
     found |= {"failed": {}, "name": asked.name, "arms": asked.arms, "batch": CONFIGS[asked.name][1]}
-    groups = start(asked, found)
-    order, until = random.Random(0), time.monotonic() + asked.seconds
-    for _ in range(asked.rounds):
+    groups = start(asked, found, until)
+    order = random.Random(0)
+    for number in range(asked.rounds):
         for name in order.sample(list(groups), len(groups)):
             if time.monotonic() < until:
                 measure(groups, name, found, asked)
-                path.write_text(json.dumps(found, indent=1) + "\n")
-    for name in list(groups):
-        if time.monotonic() < until and name in groups:
-            look_once(groups, name, found, asked)
-    found["ratios"] = ratios(found)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+        for name in list(groups) if number == 0 else ():  # early: it is in the summary if time runs out
+            if time.monotonic() < until and name not in found.get("once", {}):
+                look_once(groups, name, found, asked)
+        found["ratios"] = ratios(found)
+        path.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps({"ratios": found["ratios"], "failed": found["failed"]}, indent=1))
+    draw(found, asked.out / "scaling.svg")
     for group in groups.values():
         group.end()
-    draw(found, asked.out / "scaling.svg")
 
 
 def arguments() -> argparse.Namespace:
@@ -120,28 +126,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of GPUs")
     parser.add_argument("--ways", nargs="+", choices=[*TARGETS], default=[*TARGETS])
     parser.add_argument("--arms", type=int, default=8, help="of a cohort (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8, help="of one way in one round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6, help="of one way in one round (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of a process")
     parser.add_argument("--patience", type=float, default=240.0, help="seconds for one answer (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=480.0, help="no round begins later (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=480.0, help="nothing begins later (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     return parser.parse_args()
 
 
-def start(asked: argparse.Namespace, found: dict[str, Any]) -> dict[str, Group]:
-    """Start the ways that lack rounds, all at once; return those that are ready."""
+def start(asked: argparse.Namespace, found: dict[str, Any], until: float) -> dict[str, Group]:
+    """Start the ways that lack rounds, all at once; return those that are ready in time.
+
+    One cohort with one GPU is a cohort and also cohorts side by side; it runs once.
+    """
+    begun = time.monotonic()
     wanted = [(f"{way} {n}", way, n) for way in asked.ways for n in asked.ranks]
+    wanted = [one for one in wanted if one[1:] != ("side by side", 1) or "cohort" not in asked.ways]
     done = {name for name, rounds in found["ways"].items() if len(rounds) >= asked.rounds}
-    groups = {name: Group(asked, way, n) for name, way, n in wanted if name not in done}
+    groups = {name: Group(asked, way, n, until) for name, way, n in wanted if name not in done}
     for name in list(groups):
         attempt(groups, name, found, groups[name].answers)
+    print(f"ready after {time.monotonic() - begun:.0f} s: {', '.join(groups)}", flush=True)
     return groups
 
 
 def data_of(asked: argparse.Namespace) -> Path:
     """Return the folder of the dataset; its frames serve only to time what loading costs."""
-    return (asked.out / "data").resolve()
+    return (asked.out.parent / f"data_{'mini' if asked.name == 'mini' else 'full'}").resolve()
 
 
 def attempt(groups: dict[str, Group], name: str, found: dict[str, Any], what: Any, *given: Any) -> Any:
@@ -175,7 +187,7 @@ def measure(groups: dict[str, Group], name: str, found: dict[str, Any], asked: a
 def look_once(groups: dict[str, Group], name: str, found: dict[str, Any], asked: argparse.Namespace) -> None:
     """Keep what is measured once: GPU busy, NCCL's share, memory, loading, an arm's own part."""
     kept = found.setdefault("once", {}).setdefault(name, {})
-    once = {"busy": (asked.steps,), "memory": (), "resident": (), "load": (3,), "parts": ()}
+    once = {"busy": (2,), "memory": (), "resident": (), "load": (3,), "parts": ()}
     for what, given in once.items():
         if name in groups:
             kept[what] = attempt(groups, name, found, groups[name].ask, what, *given)
@@ -186,7 +198,8 @@ def ratios(found: dict[str, Any]) -> dict[str, Any]:
     result = {}
     for name, rounds in found["ways"].items():
         way, _, ranks = name.rpartition(" ")
-        alone = found["ways"].get(f"{way} 1")
+        same = "cohort 1" if way == "side by side" else ""  # `start` runs only one of the two
+        alone = found["ways"].get(f"{way} 1") or found["ways"].get(same)
         if alone:
             each = [
                 row["arm_steps_per_s"] / one["arm_steps_per_s"]

@@ -1,11 +1,14 @@
 """Which study a command line means: the name of a recipe or a study file, and what it overrides."""
 
+import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import OptionError, read_assignments
+from pipeline.storage.paths import HOME, JOB_HOME
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -70,6 +73,20 @@ def name_of(study: str) -> str:
     from experiments.recipes.study_file import SUFFIX
 
     return recipe(study).name if study.endswith(SUFFIX) else study
+
+
+def kept_by_jobs(command: str, study: str, folder: Path) -> str:
+    """Return that a study which is not in its folder is where Ray jobs keep theirs; empty if it is not.
+
+    Args:
+        command: the command of ``biaswise study`` that looks for it.
+        study: as it was typed.
+        folder: where it was looked for.
+    """
+    if not (Path(JOB_HOME).expanduser() / "runs" / folder.name / "study.json").exists():
+        return ""
+    words = shlex.join(["biaswise", "study", command, study])
+    return f"Ray jobs keep theirs in {JOB_HOME}, and it is there: `{HOME}={JOB_HOME} {words}`"
 
 
 def overridden_study(study: str, words: Sequence[str]) -> "Recipe":

@@ -39,12 +39,24 @@ class ShowPower(Command):
         add_overrides(parser)
         add_runs_dir(parser)
         add_noise(parser)
+        parser.add_argument(
+            "--price-per-gpu-hour",
+            type=float,
+            metavar="DOLLARS",
+            help="what an hour of one GPU costs; then the machines are listed with dollars, too",
+        )
 
     def run(self, arguments: Namespace) -> int:
         """Return 1 if the study cannot decide anything at its margin."""
         from experiments.terminal import Terminal
 
-        return 0 if show_power(chosen_study(arguments), arguments, Terminal()) else 1
+        price = arguments.price_per_gpu_hour
+        if price is not None and not 0 < price < math.inf:
+            raise OptionError(f"--price-per-gpu-hour {price:g}: expected dollars, above 0")
+        chosen, console = chosen_study(arguments), Terminal()
+        decides = show_power(chosen, arguments, console)
+        show_machines(chosen, price, console)
+        return 0 if decides else 1
 
 
 def add_noise(parser: ArgumentParser) -> None:
@@ -89,6 +101,35 @@ def show_power(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> b
     console.print(f"{cost.source}\nIn all: {takes(chosen)}.", highlight=False, soft_wrap=True)
     console.print(planned.in_words(), highlight=False, soft_wrap=True)
     return planned.can_decide
+
+
+def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Terminal") -> None:
+    """Print what a study takes on machines that one may rent; nothing if its model was not measured on a GPU.
+
+    Args:
+        chosen: the study.
+        per_gpu_hour: dollars of an hour of one GPU; None: hours alone are printed.
+        console: where it is printed.
+    """
+    from rich.table import Table
+
+    from experiments.recipes.cost import span
+    from experiments.recipes.machine_cost import ARMS, machine_costs
+
+    costs = machine_costs(chosen)
+    if not costs:
+        return
+    ways = ("one at a time", f"in cohorts of {ARMS}")
+    table = Table(
+        "machine", *(f"{way}, h" for way in ways), box=None, title="Computed:", title_justify="left"
+    )
+    for way in ways if per_gpu_hour else ():
+        table.add_column(f"{way}, $")
+    for cost in costs:
+        hours = (cost.alone, cost.in_cohorts)
+        dollars = [cost.dollars(each, per_gpu_hour) for each in hours] if per_gpu_hour else []
+        table.add_row(cost.machine.name, *(span(each) for each in (*hours, *dollars)))
+    console.print(table)
 
 
 @dataclass(frozen=True)

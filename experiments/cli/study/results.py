@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
-from experiments.cli.study.chosen import name_of, overridden_study
+from experiments.cli.study.chosen import kept_by_jobs, name_of, overridden_study
 
 if TYPE_CHECKING:
     from experiments.terminal import Terminal
@@ -45,7 +45,7 @@ class ReportStudy(Command):
         runs = Path(arguments.runs_dir)
         name = name_of(arguments.study)
         _download(arguments.storage, runs / name)
-        folder, console = _find_study(name, runs), Terminal()
+        folder, console = _find_study(name, runs, "report", arguments.study), Terminal()
         if name != arguments.study:
             _judge_by(arguments.study, folder, console)
         show_report(folder, console, figures=arguments.figures, config=arguments.plan_config)
@@ -72,22 +72,22 @@ class SyncStudies(Command):
         runs = Path(arguments.runs_dir)
         if arguments.storage and not arguments.study:
             raise OptionError("sync --storage: name the studies; a bucket is not searched for them")
-        given = [name_of(study) for study in arguments.study]
-        for name in given:
+        names = {name_of(study): study for study in arguments.study}
+        for name in names:
             _download(arguments.storage, runs / name)
-        names = given or sorted(path.parent.name for path in runs.glob("*/study.json"))
+        names = names or {path.parent.name: path.parent.name for path in sorted(runs.glob("*/study.json"))}
         if not names:
             raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
         from pipeline.tracking.mlflow_sync import sync
 
         console, unsent = Terminal(), 0
-        for name in names:
-            report = sync(_find_study(name, runs))
+        for name, study in names.items():
+            report = sync(_find_study(name, runs, "sync", study))
             console.print(
                 f"{name}: {report.sent} rows of {report.trials} trials sent to {report.uri}", soft_wrap=True
             )
             if report.link:
-                console.print(f"  as a table: {report.link}", highlight=False, soft_wrap=True)
+                console.print(f"  {report.table}", highlight=False, soft_wrap=True)
             if report.warning:
                 unsent += 1
                 console.print(f"warning: {report.warning}", style="yellow", soft_wrap=True)
@@ -118,12 +118,10 @@ def _download(storage: str, folder: Path) -> None:
         download_study(storage, folder)
 
 
-def _find_study(study: str, runs: Path) -> Path:
-    """Return the folder of a study that is named by its name or by its folder."""
-    for folder in (runs / study, Path(study)):
+def _find_study(name: str, runs: Path, command: str, study: str) -> Path:
+    """Return the folder of a study, given by its name or its folder; ``command study`` is what was typed."""
+    for folder in (runs / name, Path(name)):
         if (folder / "study.json").exists():
             return folder
-    raise OptionError(
-        f"no study {study!r}: neither {runs / study} nor {study} holds a study.json; "
-        "`biaswise study run` makes one"
-    )
+    advice = kept_by_jobs(command, study, runs / name) or "`biaswise study run` makes one"
+    raise OptionError(f"no study {name!r}: neither {runs / name} nor {name} holds a study.json; {advice}")

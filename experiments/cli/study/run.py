@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.cli.options import Command, OptionError, add_runs_dir, add_storage
-from experiments.cli.study.chosen import add_study, chosen_study
+from experiments.cli.study.chosen import add_study, chosen_study, kept_by_jobs
 from experiments.cli.study.run_options import add_run_options
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class ResumeStudy(Command):
         folder = Path(arguments.runs_dir) / chosen.name
         download_study(arguments.storage, folder)
         if not (folder / "study.json").exists():
-            raise OptionError(f"{folder}: nothing to resume; start with `biaswise study run {chosen.word}`")
+            start = f"start with `biaswise study run {chosen.word}`"
+            advice = kept_by_jobs("resume", arguments.study, folder) or start
+            raise OptionError(f"{folder}: nothing to resume; {advice}")
         return _run(chosen, arguments, Terminal())
 
 
@@ -122,6 +124,7 @@ class ShowStatus(Command):
             failed += bool(reason)
             table.add_row(name, f"{state.lower()}: {reason}" if reason else state.lower())
         console = Terminal()
+        _say_where(folder, arguments.study, console)
         console.print(table)
         waves = folder.path / "interim_analyses.json"
         if waves.exists():
@@ -131,6 +134,14 @@ class ShowStatus(Command):
         if folder.has_begun and not arguments.storage:  # a copy does not tell where the study runs
             console.print(_whereabouts(folder, chosen.word), highlight=False, soft_wrap=True)
         return 1 if failed else 0
+
+
+def _say_where(folder: "StudyFolder", study: str, console: "Terminal") -> None:
+    """Print which folder is looked at, and whether a study has begun there."""
+    path, begun = folder.path.resolve(), folder.has_begun
+    text = f"folder {path}" if begun else f"no study has begun in {path}"
+    advice = "" if begun else kept_by_jobs("status", study, path)
+    console.print("; ".join(filter(None, (text, advice))), highlight=False, soft_wrap=True)
 
 
 class ListStudies(Command):

@@ -72,6 +72,8 @@ def write_draft(draft: Draft) -> str:
 
 def _epochs(draft: Draft) -> str:
     together = draft.base.train.batch_size * draft.base.num_workers
+    if together > draft.epoch:
+        return f"one step of {together} frames, as the data have {draft.epoch:,}"
     share = (draft.base.train.steps or 0) * together / draft.epoch
     return f"{share:.2g} times the {draft.epoch:,} frames, {together} a step"
 

@@ -6,7 +6,8 @@ followed is refused here, before any training.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.data.augmentation.pipeline_steps import (
     ResizeCropFlipImage,
     Step,
 )
+from pipeline.data.augmentation.transforms import mask_modality
 from pipeline.data.sample import DataError, Sample, Transform
 from pipeline.data.source import READ_ALL, Reading
 
@@ -112,6 +114,22 @@ class TrainPipeline:
         """(height, width) of the resulting images in pixels; None: that of the dataset."""
         sizes = [step.size for step in self.steps if isinstance(step, ResizeCropFlipImage)]
         return sizes[-1] if sizes else None
+
+    @property
+    def masks(self) -> bool:
+        """Whether a step masks one modality."""
+        return any(isinstance(step, ModalMask3D) for step in self.steps)
+
+    def with_masks(self, cameras: float, lidar: float) -> "TrainPipeline":
+        """Return the pipeline with one more step, which masks a modality as ``mask_modality`` does.
+
+        It is the last one, so that no object is pasted into what is masked.
+
+        Args:
+            cameras: share of the samples that lose their images.
+            lidar: share of the samples that lose their points.
+        """
+        return replace(self, steps=(*self.steps, partial(mask_modality, cameras=cameras, lidar=lidar)))
 
     def at(self, epoch: int) -> Transform:
         """Return the transform of an epoch (from 0)."""

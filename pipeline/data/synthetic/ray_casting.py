@@ -125,9 +125,9 @@ def cast(
         hit = np.isfinite(near)
         covered[index] += np.count_nonzero(hit)
         first = near < depth[rows, columns]
-        depth[rows, columns][first] = near[first]
-        actor[rows, columns][first] = index
-        axis[rows, columns][first] = face[first]
+        np.copyto(depth[rows, columns], near, where=first)
+        np.copyto(actor[rows, columns], np.int32(index), where=first)
+        np.copyto(axis[rows, columns], face, where=first)
     seen = np.bincount(actor[actor >= 0], minlength=len(solids.yaw)).astype(np.int64)
     return Hits(depth, actor, axis, seen, covered)
 
@@ -141,14 +141,17 @@ def _enter(origin: Floats, directions: Floats, solids: Solids, index: int) -> tu
     way = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, dz])
     way[way == 0] = 1e-9  # a ray along a face: no division by zero, and 1e-9 of 100 m is nothing
     per_way = 1 / way
+    size = np.abs(per_way)
     best = np.full(dx.shape, np.inf, np.float32)
     face = np.zeros(dx.shape, np.int8)
     for part in range(solids.first[index], solids.first[index + 1]):
-        middle = ((solids.part_centre[part] - start)[:, None, None]) * per_way
-        reach = np.abs(per_way) * solids.part_half[part][:, None, None]
-        entry = middle - reach
-        enter, leave = entry.max(axis=0), (middle + reach).min(axis=0)
+        middle = [way * span for way, span in zip(per_way, solids.part_centre[part] - start, strict=True)]
+        reach = [way * half for way, half in zip(size, solids.part_half[part], strict=True)]
+        x, y, z = (there - half for there, half in zip(middle, reach, strict=True))
+        enter = np.maximum(np.maximum(x, y), z)
+        ends = [there + half for there, half in zip(middle, reach, strict=True)]
+        leave = np.minimum(np.minimum(ends[0], ends[1]), ends[2])
         closer = (enter < leave) & (enter > 0) & (enter < best)
-        best[closer] = enter[closer]
-        face[closer] = entry[:, closer].argmax(axis=0)
+        np.copyto(best, enter, where=closer)
+        np.copyto(face, np.where(x == enter, 0, np.where(y == enter, 1, 2)).astype(np.int8), where=closer)
     return best, face

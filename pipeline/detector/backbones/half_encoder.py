@@ -10,12 +10,13 @@ from collections.abc import Hashable
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def encode(encoder: Any, features: Tensor, coords: Tensor, batch: int) -> Tensor:
-    """Run a sparse encoder; in half precision if ``runs_half`` says so.
+    """Run a sparse encoder; in half precision if ``runs_half`` says so, and on a CPU in one thread.
 
     Args:
         encoder: what ``build_sparse_encoder`` made.
@@ -26,7 +27,12 @@ def encode(encoder: Any, features: Tensor, coords: Tensor, batch: int) -> Tensor
     Returns:
         The BEV map (batch, C', h, w), in float16 or as the encoder computes.
     """
-    if not (features.is_cuda and runs_half(encoder)):
+    if not features.is_cuda:
+        # On a CPU spconv 2.3.8 adds rows up through a pointer that its threads share (``scatter_add``): with
+        # several, a voxel now and then gets the sum of another one. Its OpenMP is not torch's.
+        with threadpool_limits(1, user_api="openmp"):
+            return encoder(features, coords, batch)
+    if not runs_half(encoder):
         return encoder(features, coords, batch)
     key = _state(encoder)
     if getattr(encoder, "half_copy", None) is None or encoder.half_copy.key != key:

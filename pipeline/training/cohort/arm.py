@@ -24,6 +24,7 @@ from pipeline.detector.weights import save_weights
 from pipeline.errors import DivergedError, TrialError
 from pipeline.evaluation.evaluator import Evaluator, ValidationSplit
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor
+from pipeline.evaluation.scoring import ScoresByCondition
 from pipeline.metrics.timing import Moment, StepTimes
 from pipeline.runtime.determinism import seed_everything
 from pipeline.runtime.event_log import RESUMED, STARTED, append_event
@@ -291,13 +292,13 @@ class ArmTrainer:
         self.evaluator.kernels(lambda: torch.autograd.backward(self.train_step.losses(prepared)[0]))
         self.train_step.optimizer.zero_grad(set_to_none=True)
 
-    def assess(self, detections: DetectionsByCondition) -> None:
-        """Measure speed and accuracy of the trained model, and draw a scene; other ranks than 0 do nothing.
+    def assess(self, detections: DetectionsByCondition, scored: ScoresByCondition) -> None:
+        """Measure speed and accuracy of the trained model, and draw a scene; only rank 0 calls it.
 
         Args:
             detections: of all frames.
+            scored: their scores.
         """
-        if self.arm.session.rank == 0:
-            self.evaluator.speed(self.detector)
-            self.evaluator.picture(self.model)
-            self.evaluator.accuracy(detections)
+        self.evaluator.speed(self.detector)
+        self.evaluator.picture(self.model)
+        self.evaluator.accuracy(detections, scored)

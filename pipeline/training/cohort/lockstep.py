@@ -27,6 +27,7 @@ from pipeline.detector.precision import with_autocast
 from pipeline.errors import DivergedError, TrialMemoryError, is_user_error
 from pipeline.evaluation.evaluator import ValidationSplit
 from pipeline.evaluation.inference import predict_each
+from pipeline.evaluation.scoring import score_each
 from pipeline.metrics.timing import Moment
 from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.checkpoint import CheckpointError
@@ -243,9 +244,13 @@ class Cohort:
 
         found = predict_each([t.detector for t in trainers], self.split.views(), self.session, progress)
         self._profile()
-        for trainer, detections in zip(trainers, found, strict=True):  # last: other ranks would wait for it
+        # Last, because other ranks would wait for it. The loader processes have ended, their cores are free.
+        loaders = self.settings.data.num_loader_workers
+        scored = score_each(self.split.metric, found, loaders) if self.session.rank == 0 else []
+        for place, trainer in enumerate(trainers):
             with own_errors(trainer.arm, self._leave):
-                trainer.assess(detections)
+                if scored:
+                    trainer.assess(found[place], scored[place])
                 self._leave(trainer.arm, None)
 
     def _profile(self) -> None:

@@ -16,7 +16,9 @@ from experiments.recipes.mini import smoke
 from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, append_rows
+from pipeline.storage.paths import JOB_HOME, default_runs_dir
 from pipeline.tracking.study_reader import StudyEnd, write_end
+from pipeline.yaml_files import parse_yaml
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,7 +39,8 @@ def test_the_commands_of_the_design_are_there():
         "study sync", "study submit", "study new",
         "study power", "study time", "calibrate", "data synth", "data shard",
         "data check", "data infos", "data objects", "data show", "lint", "plan", "throughput",
-        "operators list", "operators bench", "train", "evaluate", "cluster check", "cluster watch", "ui",
+        "operators list", "operators bench", "train", "evaluate", "cluster check", "cluster watch",
+        "cluster runtime-env", "ui",
     }  # fmt: skip
 
 
@@ -251,6 +254,36 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert f"{first}" in out
     assert "failed: it broke" in out
+    assert out.startswith(f"folder {tmp_path / 'smoke'}\n")
+
+
+def test_a_study_that_is_not_here_is_found_where_ray_jobs_keep_theirs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["study", "status", "smoke"]) == 0
+    here = f"no study has begun in {tmp_path / 'here/runs/smoke'}"
+    assert capsys.readouterr().out.startswith(f"{here}\n")
+    (tmp_path / "here/my_study.py").write_text(
+        'from experiments.recipes.mini import smoke\n\nrecipe = smoke().renamed("my_study")\n'
+    )
+    StudyFolder(tmp_path / "biaswise/runs/my_study").claim(smoke().renamed("my_study"), {})
+    there = "Ray jobs keep theirs in ~/biaswise, and it is there: `BIASWISE_HOME=~/biaswise biaswise study"
+    assert main(["study", "status", "my_study.py"]) == 0
+    assert f"; {there} status my_study.py`" in capsys.readouterr().out
+    for command, study in (("report", "my_study.py"), ("sync", "my_study"), ("resume", "my_study.py")):
+        assert main(["study", command, study]) == 2
+        assert f"; {there} {command} {study}`\n" in capsys.readouterr().err
+    monkeypatch.setenv("BIASWISE_HOME", "~/biaswise")
+    assert main(["study", "status", "my_study.py", "--runs-dir", default_runs_dir()]) == 0
+    assert capsys.readouterr().out.startswith(f"folder {tmp_path / 'biaswise/runs/my_study'}\n")
+
+
+def test_what_ray_jobs_get_is_found_from_any_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cluster", "runtime-env"]) == 0
+    file = Path(capsys.readouterr().out.removesuffix("\n"))
+    assert parse_yaml(file.read_text())["env_vars"]["BIASWISE_DEFAULT_HOME"] == JOB_HOME
 
 
 def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was_killed(tmp_path, capsys):
@@ -277,14 +310,18 @@ def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda datasets, console: None)
     monkeypatch.setattr(
-        "experiments.cli.trial._run_here", lambda settings, folder: seen.append((settings, folder))
+        "experiments.cli.trial._run_here",
+        lambda settings, folder, measured: seen.append((settings, folder, measured)),
     )
     monkeypatch.setattr("experiments.cli.trial._print_scores", lambda folder, console: None)
     words = ["train", "smoke", "--trial", "window", "--seed", "4", "--steps", "9"]
-    words += ["--cfg-options", "optim_wrapper.optimizer.lr=1e-3"]
+    words += ["--cfg-options", "optim_wrapper.optimizer.lr=1e-3", "--set", "train.lr_scale=3"]
+    words += ["--measure-every", "4"]
     assert main([*words, "--num-workers", "2", "--local", "--runs-dir", str(tmp_path)]) == 0
-    ((settings, folder),) = seen
+    ((settings, folder, measured),) = seen
     assert (settings.seed, settings.train.steps, settings.num_workers) == (4, 9, 2)
+    assert settings.train.lr_scale == 3
+    assert measured.thresholds == ((4, None), (8, None))
     assert settings.overrides == (("optim_wrapper.optimizer.lr", "0.001"),)
     assert settings.plan == smoke().trials[1].plan
     assert folder.parent == tmp_path / "smoke" / "trials"

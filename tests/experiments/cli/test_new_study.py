@@ -57,8 +57,16 @@ def test_the_file_is_a_study_of_the_users_config_data_and_checkpoint(here, capsy
     assert main(["study", "power", "my_study.py"]) == 0
 
 
+def test_an_epoch_shorter_than_a_step_is_told_as_that(here):
+    table = [{"name": name, "nbr_samples": 4} for name in ("scene-0001", "scene-0003")]
+    (here / "of-v1.0-trainval/v1.0-trainval/scene.json").write_text(json.dumps(table))
+    assert new(config=R50, data="of-v1.0-trainval", init="cmt.pth", gpus="8") in (0, 1)
+    text = (here / "my_study.py").read_text()
+    assert "steps=1, batch_size=2,  # one step of 16 frames, as the data have 4; a batch" in text
+
+
 def test_hours_bound_the_study(here, capsys):
-    assert new("--hours", "0.1") == 0
+    assert new("--hours", "0.07") == 0
     few = recipe("my_study.py")
     assert (len(few.trials), few.confirmation_seeds) == (8, ())
     assert new("--hours", "0.01", file="other.py") == 2

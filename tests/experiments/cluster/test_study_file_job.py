@@ -8,7 +8,6 @@ import pytest
 
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import read_study
-from pipeline.storage.paths import ROOT
 
 BIN = Path(sys.executable).parent
 STUDY = """\
@@ -37,7 +36,7 @@ def test_the_file_goes_with_the_job_and_its_study_stays_when_ray_removes_the_cop
         )
 
     study = ("biaswise", "study", "run", "my_study.py", "--no-mlflow", "--set", "train.steps=2")
-    env = str(ROOT / "experiments/runtime_env.yaml")
+    env = run(str(BIN / "biaswise"), "cluster", "runtime-env").stdout.strip()
     words = ("job", "submit", "--address", head.address, "--working-dir", ".", "--runtime-env", env)
     first = run(str(BIN / "ray"), *words, "--", *study)
     assert first.returncode == 0, first.stdout + first.stderr

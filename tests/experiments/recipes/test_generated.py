@@ -4,14 +4,16 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.recipes.generated import ALL_TRAINED, STUDY_DATA, TRAINING_DATA
+from experiments.recipes.generated import ALL_TRAINED, STUDY_DATA, SWEEPS, TRAINING_DATA
 from experiments.recipes.registry import recipe
 from experiments.study.preflight import make_datasets
 from pipeline.detector.build import load_config
 from pipeline.storage.paths import resolve_path
+from pipeline.training.dataset import TrainingData, database_paths
 
 
 @pytest.mark.parametrize("size", ["r50", "vov"])
@@ -29,8 +31,8 @@ def test_no_arm_starts_with_an_advantage():
 
 
 def test_the_study_has_frames_of_its_own():
-    assert STUDY_DATA.root not in {dataset.root for dataset in TRAINING_DATA}
-    assert STUDY_DATA.seed not in {dataset.seed for dataset in TRAINING_DATA}
+    assert STUDY_DATA.root != TRAINING_DATA.root
+    assert STUDY_DATA.seed != TRAINING_DATA.seed
 
 
 def test_the_pretraining_trains_what_the_config_freezes():
@@ -39,6 +41,35 @@ def test_the_pretraining_trains_what_the_config_freezes():
     frozen = load_config(path, ()).optim_wrapper.paramwise_cfg.custom_keys
     assert any(group.lr_mult == 0 for group in frozen.values())
     assert not load_config(path, ALL_TRAINED).optim_wrapper.paramwise_cfg.custom_keys
+
+
+@pytest.mark.parametrize("name", ["pretrain_r50", "r50_generated", "pretrain_vov", "vov_generated"])
+def test_generated_frames_become_samples(name, tmp_path):
+    """Nothing but the generated data is needed: no database of objects, no file of nuScenes."""
+    made, (settings, *_) = recipe(name), recipe(name).trials
+    assert not database_paths(settings.config, settings.overrides)
+    tiny = [
+        replace(one, root=str(tmp_path / one.root), frames_per_scene=1, scenes=((one.scenes[0][0], 1),))
+        for one in made.datasets
+    ]
+    make_datasets(tuple(tiny), Console(file=io.StringIO()))
+    data = replace(settings.data, train=(tiny[0].root,), val=tiny[0].root)
+    model = load_config(settings.config, settings.overrides).model
+    size = tuple(model.image_size)
+    training = TrainingData(
+        replace(settings, data=data), size, tuple(model.pts_voxel_layer.point_cloud_range)
+    )
+    sample = training.transform.at(0)(training.source[0], np.random.default_rng(0))
+    assert sample.images.shape == (6, *size, 3)
+    assert training.val_reading.sweeps == SWEEPS
+    assert len(np.unique(training.source[0].points[:, 4])) == SWEEPS + 1  # the age of a scan
+
+
+def test_from_scratch_batch_norms_learn_their_statistics():
+    """The config keeps those of ImageNet, and initial ones would normalise nothing."""
+    for name, learns in (("pretrain_r50", True), ("r50_generated", False)):
+        (settings, *_) = recipe(name).trials
+        assert load_config(settings.config, settings.overrides).model.img_backbone.norm_eval != learns
 
 
 def test_a_dataset_has_the_rig_that_it_names(tmp_path):

@@ -39,6 +39,16 @@ def test_settings_of_all_trials_and_of_the_rule():
     assert made.overridden[:2] == ("--set", "train.steps=60")
 
 
+@pytest.mark.parametrize("none", ["none", "None", "null"])
+def test_early_stopping_that_comes_too_late_for_shorter_trials_is_taken_away(none):
+    with pytest.raises(RecipeError, match=r"is too late for trials of 3; .* --set early_stopping=none"):
+        chosen("demo_waves", "--set", "train.steps=3")
+    made = chosen("demo_waves", "--set", "train.steps=3", f"early_stopping={none}")
+    assert made.early_stopping is None
+    assert made.digest != chosen("demo_waves", "--set", "train.steps=3", "early_stopping.steps=1").digest
+    assert "early_stopping" in made.overridden[3]
+
+
 def test_what_is_overridden_by_its_own_value_is_the_same_study():
     made = chosen("demo", "--set", "train.steps=40", "rule.baseline=none", "--gpus-per-trial", "1")
     assert (made.digest, made.named_trials()) == (demo().digest, demo().named_trials())
@@ -78,6 +88,8 @@ def test_every_setting_but_those_of_the_design_is_a_key():
         (["--set", "rule.confidence=high"], r"the rule\.confidence is 'high', expected a number"),
         (["--set", "rule.confidence=3"], r"the rule's confidence is 3"),
         (["--set", "early_stopping.margin=3"], r"recipe demo stops no trial; set \.steps, too"),
+        (["--set", "early_stopping=3"], r"--set early_stopping: it is 3, expected none"),
+        (["--set", "early_stopping=none", "early_stopping.steps=9"], r"early_stopping\.steps is set, too"),
         (["--set", "concurrent_trials=x"], r"recipe\.concurrent_trials is 'x'"),
         (["--set", "train.steps"], r"--set train\.steps: expected KEY=VALUE"),
         (["--data", ""], r"--data: expected a path"),

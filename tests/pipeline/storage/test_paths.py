@@ -1,5 +1,6 @@
 """Where data and runs are: in the current folder, at BIASWISE_HOME, or, for a Ray job, in the home folder."""
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import yaml
 from experiments.cli.main import build_parser
 from experiments.cluster.job_submission import runtime_env
 from pipeline.metrics.versions import commit
-from pipeline.storage.paths import ROOT, default_runs_dir, home, resolve_path
+from pipeline.storage.paths import ROOT, default_runs_dir, home, resolve_path, with_home
 from pipeline.tracking.mlflow_server import default_uri
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -87,3 +88,12 @@ def test_commit_of_code_without_history_is_what_the_submitter_says(monkeypatch):
     assert commit() == ""
     monkeypatch.setenv("BIASWISE_COMMIT", "0123456789ab+")
     assert commit() == "0123456789ab+"
+
+
+def test_a_command_works_from_a_shell_that_does_not_know_the_home_of_a_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BIASWISE_HOME", raising=False)
+    monkeypatch.delenv("BIASWISE_DEFAULT_HOME", raising=False)
+    assert with_home("biaswise ui") == "biaswise ui"
+    monkeypatch.setenv("BIASWISE_DEFAULT_HOME", str(tmp_path / "a job's"))
+    assert shlex.split(with_home("biaswise ui")) == [f"BIASWISE_HOME={tmp_path}/a job's", "biaswise", "ui"]

@@ -46,19 +46,21 @@ def address(tmp_path):
         tuple(SiteVerdict(site, "window", "PAYS", 1.0, 1.0, 10.0) for site in SITES),
         fixed_price_percent={"training": 20.0},
     )
-    link = sync(study, uri, verdicts=verdicts, progress={"trials_done": 3.0}).link
+    sync(study, uri, verdicts=verdicts, progress={"trials_done": 3.0})
     _, (parent,), children = runs_of(uri, study)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "experiments.cli", "ui", "--port", str(port)]
-    server = subprocess.Popen(
-        words,
-        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        server = subprocess.Popen(
+            words,
+            env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
     root = f"http://127.0.0.1:{port}/"
     try:
         deadline = time.monotonic() + PATIENCE_S
@@ -67,6 +69,7 @@ def address(tmp_path):
                 urllib.request.urlopen(root, timeout=5).read()
                 break
             time.sleep(0.5)
+        (link,) = [line.split()[1] for line in said.read_text().splitlines() if line.startswith("  shown: ")]
         yield root, link, parent.info.run_id, children["w00-s1"].info.run_id
     finally:
         os.killpg(server.pid, signal.SIGINT)
@@ -92,8 +95,8 @@ def test_the_pages_show_a_study_while_it_trains(address, tmp_path):
     root, link, parent, trial = address
     run = f"{root}#/experiments/1/runs/{{}}/{{}}?workflowType=machine_learning"
     pages = [
-        (root + link, ["decoder.0.cross", "decoder.1.cross", "clean/NDS", "clean/mAP", "4 matching runs"]),
-        (f"{root}{link}&compareRunsMode=CHART", ["Accuracy, speed, price", "clean/NDS", "loss"]),
+        (link, ["decoder.0.cross", "decoder.1.cross", "clean/NDS", "clean/mAP", "4 matching runs"]),
+        (f"{link}&compareRunsMode=CHART", ["Accuracy, speed, price", "clean/NDS", "loss"]),
         (run.format(trial, "system-metrics"), ["cpu_utilization_"]),
         (run.format(trial, ""), ["mini/mini_train", "Running"]),
         (run.format(parent, "model-metrics"), ["net_gain", "progress"]),

@@ -21,7 +21,7 @@ from experiments.study.final_report import write_verdicts
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.storage.trial_status import TrialState, set_mlflow_run_id
 from pipeline.tracking import study_reader
-from pipeline.tracking.mlflow_server import TrackingError, default_uri, start_ui
+from pipeline.tracking.mlflow_server import TrackingError, default_uri, served_uri
 from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
 from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key, search_hint, trial_params
@@ -483,11 +483,13 @@ def test_where_rows_go_by_default(monkeypatch, tmp_path):
     assert default_uri() == "http://tracking:5000"
 
 
-def test_the_ui_needs_a_database_of_its_own(tmp_path):
+def test_the_ui_needs_a_database_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(TrackingError, match=r"there is no .*mlflow.db"):
-        start_ui(uri=f"sqlite:///{tmp_path}/mlflow.db")
+        served_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
     with pytest.raises(TrackingError, match="its own UI"):
-        start_ui(uri="http://tracking:5000")
+        served_uri()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pipeline.storage.trial_status import TrialState, read_status
 from pipeline.tracking.mlflow_store import EXPERIMENT, prepare_store
 from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.registered_model import BASELINE, RECOMMENDED, Version, model_name, register
-from pipeline.tracking.saved_view import SHARED_VIEW
+from pipeline.tracking.saved_view import SHARED_VIEW, latest_views
 from pipeline.tracking.study_reader import StudyEnd, write_end
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
 from tests.pipeline.tracking.test_mlflow_sync import SITES, judged, make_study, runs_of
@@ -165,17 +165,32 @@ def test_the_experiment_holds_a_view_of_the_study_and_the_report_says_where(uri,
     link = sync(study, uri).link
     experiment = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
     key = link.partition("viewStateShareKey=")[2]
-    assert link.startswith(f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&")
+    page = f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&"
+    assert link.startswith(f"http://127.0.0.1:5000/{page}")
     view = json.loads(experiment.tags[SHARED_VIEW + key])
     assert view["selectedColumns"] == [
-        *("params.`decoder.0.cross`", "params.`decoder.1.cross`", "params.`seed`"),
         *("metrics.`clean/NDS`", "metrics.`clean/mAP`", "metrics.`train_samples_per_s`"),
         "metrics.`price/slowdown_percent`",
+        *("params.`decoder.0.cross`", "params.`decoder.1.cross`", "params.`seed`"),
     ]
+    assert view["columnOrder"] == view["selectedColumns"]
     charts = [chart["metricKey"] for chart in view["compareRunCharts"]]
     assert charts.index("clean/NDS") < charts.index("loss")
     found = MlflowClient(uri).search_runs([experiment.experiment_id], view["searchFilter"])
     assert len(found) == 4
+
+
+def test_the_views_of_the_latest_studies_are_listed_once_each_the_newest_first(uri, tmp_path):
+    client = MlflowClient(uri)
+    assert latest_views(client, "http://here:1") == {}
+    for name, born in (("older", 1000.0), ("newest", 3000.0), ("newer", 2000.0)):
+        link = sync(make_study(tmp_path / "runs" / name, name, born), uri).link
+        if name == "newest":
+            shown = link.replace("127.0.0.1:5000", "here:1")
+            sync(make_study(tmp_path / "runs/newest/confirmation", name, born + 1), uri)
+    views = latest_views(client, "http://here:1", most=2)
+    assert list(views) == ["newest", "newer"]
+    assert views["newest"] == shown
 
 
 def versions(study, trials=("w10-s1", "w00-s1")):

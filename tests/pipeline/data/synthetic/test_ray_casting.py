@@ -170,7 +170,7 @@ def test_shade_is_dark(world):
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     ego_s, _, yaw = world.ego_at(0.0)
     ground = (hits.actor.ravel() < 0) & np.isfinite(hits.depth.ravel())
-    s = ego_s + np.cos(yaw) * front.floor[:, 0] - np.sin(yaw) * front.floor[:, 1]
+    s = ego_s + np.cos(yaw) * front.floor[0] - np.sin(yaw) * front.floor[1]
     shaded = ground & (s > world.shade[0] + 1) & (s < world.shade[1] - 1)
     lit = ground & (s < world.shade[0] - 1)
     flat = image.reshape(-1, 3)

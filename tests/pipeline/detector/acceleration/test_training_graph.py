@@ -34,9 +34,9 @@ CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 SMALLER = (("model.image_size", "[48, 112]"), ("model.pts_branch.grid_shape", "[64, 64]"))
 """Overrides of the config; the number of queries, which decides what a graph is, stays."""
 
-LOSSES, GRADIENTS = 1e-5, 1e-3
-"""In single precision, of their size and norm: as between us and the published code. Sums have another order,
-and now and then a ReLU, or the sign in an L1 loss, flips."""
+LOSSES, GRADIENTS = 1e-5, {"cpu": 1e-4, "cuda": 1e-3}
+"""In single precision, of their size and norm. Sums have another order. On a CPU, with weights that differ by
+a rounding (6e-8), losses of this course differ by 4e-6 at most and gradients by 1.2e-5 if no ReLU flips."""
 
 LOSSES_HALF, GRADIENTS_HALF = 1e-3, 2e-2
 """In bfloat16, whose digits end at 4e-3, where nothing but the order of a few sums differs."""
@@ -224,6 +224,20 @@ def built(plan: Plan, device: str, dropout: bool, half: bool) -> tuple[Any, Trai
     return model.train(), TrainStep(model, optimizer, 35.0, amp=half)
 
 
+def without_kinks(model: Any) -> Any:
+    """Give the head activations without a kink, in place.
+
+    At a kink a rounding decides which gradient passes, and a branch of the head has few of them: in two of
+    eight trainings with weights that differed by a rounding, a ReLU that flipped changed a gradient of the
+    velocities by 1.5e-3 of its norm. Which one flips depends on the kernels and threads of a machine.
+    """
+    for module in list(model.pts_bbox_head.modules()):
+        for name, part in module.named_children():
+            if isinstance(part, nn.ReLU):
+                setattr(module, name, nn.Softplus())
+    return model
+
+
 def dtype_of(half: bool) -> str:
     return "bfloat16" if half else "float32"
 
@@ -268,13 +282,15 @@ def test_the_detector_trains_as_without(device: str, make_sample: Any, monkeypat
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     course = course_on(device, make_sample, half=False)
     model = built(course[0][1], device, dropout=False, half=False)
+    without_kinks(model[0])
     expected = steps(*model, course, 0.0, half=False)
     model = built(course[0][1], device, dropout=False, half=False)
+    without_kinks(model[0])
     graphs = model[0].pts_bbox_head.train_graphs = TrainGraphs(model[0].pts_bbox_head)
     found = steps(*model, course, 0.0, half=False)
     losses, gradients = distances(found, expected)
     assert losses <= LOSSES
-    assert gradients <= GRADIENTS
+    assert gradients <= GRADIENTS[device]
     learned = [site for metric, site in found[-1][0] if metric == "bias_scale_grad"]
     assert sum(site.startswith("decoder") for site in learned) == 3
     assert len(graphs) == 1 + len(course) / 2  # the frozen backbone; 256, 384 and 150 queries of each plan
