@@ -3,8 +3,8 @@
 An implementation whose result exceeds its error budget (``operators.testing.oracle``) is not timed. For the
 others the benchmark measures the time of a forward pass, and of a forward and backward pass with gradients to
 q, k, v and the bias's weights; the peak memory beyond inputs and gradients; and with ``--growth`` how both
-grow with keys and queries. It writes ``rows.parquet``, ``table.md`` and plots. Run it on a GPU. ``--shapes
-mini`` is a smoke test for a CPU.
+grow with keys and queries. It writes ``rows.parquet``, ``table.md`` and plots. Run it on a GPU, or with
+``--shapes cpu`` on a CPU; ``--shapes mini`` is a smoke test for one.
 """
 
 import argparse
@@ -22,12 +22,15 @@ import torch
 from operators.bench.options import add_arguments
 from operators.bench.report import write_report
 from operators.bench.rows import BenchRow, write_rows
-from operators.bench.shapes import MINI, REAL, for_kind, growing
+from operators.bench.shapes import CPU, MINI, REAL, for_kind, growing
 from operators.bench.timing import peak_extra_mib, time_call
 from operators.registry import objections
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
 from operators.testing.cases import Case, Sizes, gradients_served, make_case, outputs_and_grads
 from operators.testing.oracle import Oracle, make_oracle
+
+SETS = {"real": REAL, "mini": MINI, "cpu": CPU}
+"""Shapes that one word names."""
 
 _UNITS = {"latency": "ms", "host": "ms", "peak_extra": "MiB", "error_over_budget": "ratio"}
 MODES = {"forward": "none", "forward_backward": "all"}
@@ -207,9 +210,9 @@ def run_bench(arguments: argparse.Namespace) -> Iterator[BenchRow]:
     kinds = _chosen(arguments.kinds, BIAS_KINDS, "bias kinds")
     impls = _chosen(arguments.impls, IMPLEMENTATIONS, "implementations")
     gpu = torch.cuda.is_available()
-    if not gpu and (arguments.growth or not set(shapes) <= set(MINI)):
+    if not gpu and (arguments.growth or not set(shapes) <= set(MINI | CPU)):
         raise BenchError(
-            "no GPU here: the decoder's shapes and --growth need one; `--shapes mini` runs without"
+            "no GPU here: the decoder's shapes and --growth need one; `--shapes cpu` runs without"
         )
     device = torch.device("cuda" if gpu else "cpu")
     run = Run(device, torch.bfloat16 if gpu else torch.float32, arguments.budget_ms, *_origin(device))
@@ -219,11 +222,11 @@ def run_bench(arguments: argparse.Namespace) -> Iterator[BenchRow]:
 
 
 def _chosen_shapes(text: str) -> dict[str, Sizes]:
-    """Return the shapes named by ``real``, ``mini`` or names separated by commas."""
-    if text in ("real", "mini"):
-        return REAL if text == "real" else MINI
-    known = REAL | MINI
-    return {name: known[name] for name in _chosen(text, ("real", "mini", *known), "shapes")}
+    """Return the shapes of a set, or those named, separated by commas."""
+    if text in SETS:
+        return SETS[text]
+    known = REAL | MINI | CPU
+    return {name: known[name] for name in _chosen(text, (*SETS, *known), "shapes")}
 
 
 def _chosen(text: str, known: tuple[str, ...], what: str) -> list[str]:

@@ -10,7 +10,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="runs/bench", help="folder of rows.parquet, table.md and plots (%(default)s)"
     )
-    parser.add_argument("--shapes", default="real", help="real, mini, or names with commas (%(default)s)")
+    parser.add_argument(
+        "--shapes", default="real", help="real, mini, cpu, or names with commas (%(default)s)"
+    )
     parser.add_argument("--kinds", default=",".join(BIAS_KINDS), help="bias kinds, with commas (all)")
     parser.add_argument(
         "--impls", default=",".join(IMPLEMENTATIONS), help="implementations, with commas (all)"

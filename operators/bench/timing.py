@@ -13,7 +13,8 @@ import torch
 
 _MIB = 2**20
 _CYCLES_PER_MS = 2_000_000  # of an H200 at 1.98 GHz; a slower chip waits longer, which does no harm
-_WARMUPS = 3  # calls, for compilation, cuBLAS plans and the allocator
+_WARMUPS = {"cuda": 3, "cpu": 1}  # calls, for compilation, cuBLAS plans and the allocator
+_FEWEST = {"cuda": 5, "cpu": 3}  # calls that are timed; on a CPU one may take seconds
 _FLUSH_BYTES = 256 * _MIB  # four times the L2 cache of an H200, so that every call starts with a cold cache
 
 
@@ -35,13 +36,14 @@ def time_call(call: Callable[[], object], device: torch.device, budget_ms: float
     Args:
         call: what to measure.
         device: where it runs.
-        budget_ms: time for the repetitions after the warm-up. There are at least 5 and at most 100.
+        budget_ms: time for the repetitions after the warm-up. There are at least 5, on a CPU 3, and at
+            most 100.
     """
-    for _ in range(_WARMUPS):
+    for _ in range(_WARMUPS[device.type]):
         call()
     gpu = device.type == "cuda"
     once = sum(_on_gpu(call, 1, 0.0)[0]) if gpu else _on_cpu(call, 1)[0]
-    n = int(min(100, max(5, budget_ms / max(once, 1e-3))))  # at least 5 for percentiles; 100 settle a median
+    n = int(min(100, max(_FEWEST[device.type], budget_ms / max(once, 1e-3))))  # 100 settle a median
     # Twice the time of one call, host and GPU together, is longer than the host needs to launch one.
     pairs = _on_gpu(call, n, 2 * once) if gpu else [(spent, spent) for spent in _on_cpu(call, n)]
     times, host = sorted(pair[0] for pair in pairs), sorted(pair[1] for pair in pairs)

@@ -67,13 +67,23 @@ def test_what_is_wrong_gets_no_time(tmp_path, monkeypatch):
 
 
 def test_refuses_unknown_shapes_and_a_cpu_for_real_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown shapes r51; expected some of real, mini, r50 B1 Q900"):
+    with pytest.raises(
+        ValueError, match=r"unknown shapes r51; expected some of real, mini, cpu, r50 B1 Q900"
+    ):
         next(command.run_bench(arguments(tmp_path, "--shapes", "mini B1 Q40,r51")))
     with pytest.raises(ValueError, match="unknown bias kinds windows; expected some of none, global"):
         next(command.run_bench(arguments(tmp_path, "--kinds", "windows")))
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU here: the decoder's shapes and --growth need one"):
             next(command.run_bench(arguments(tmp_path, "--shapes", "real")))
+
+
+def test_a_cpu_has_the_minis_keys_and_those_of_r50(tmp_path):
+    options = ("--shapes", "cpu", "--kinds", "local", "--impls", "gathered")
+    first = next(command.run_bench(arguments(tmp_path, *options)))
+    assert (first.shape, first.keys, first.metric) == ("mini B2 Q240", 3184, "error_over_budget")
+    assert first.value <= 1
+    assert [sizes.grid.num_keys for sizes in command.SETS["cpu"].values()] == [3184, 22_384]
 
 
 def test_rows_survive_the_disk(tmp_path):
