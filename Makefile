@@ -9,32 +9,37 @@ ifneq ($(filter-out $(CURDIR),$(shell cat .venv/.ready 2>/dev/null)),)
 $(shell rm -rf .venv)
 endif
 
-.PHONY: demo test test-all lint docs bench ui clean
+.PHONY: demo help install test test-all lint docs bench ui clean
 
-demo: $(ENV)
+demo: $(ENV)  ## generated data, 16 short trainings, verdicts, report.html (6 minutes on two CPU cores)
 	$(RUN)biaswise demo
 
-test: $(ENV)
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+install: $(ENV)  ## .venv with everything, and nothing else; every other target does it, too
+
+test: $(ENV)  ## the fast tests
 	$(RUN)pytest -n 2 --dist worksteal -q -m "not slow" tests
 
 # Everything: what `make test` runs, then what it leaves out; the longest first, handed out one by one.
-test-all: test
+test-all: test  ## all tests: clusters, faults, browsers, database servers too
 	$(RUN)pytest -n 2 --maxschedchunk 1 -q -m slow tests
 
-lint: $(ENV) docs
+lint: $(ENV) docs  ## ruff, mypy, import-linter, the pages
 	$(RUN)ruff check . && $(RUN)ruff format --check . && $(RUN)mypy && $(RUN)lint-imports
 
 # The pages, in site/; a dead link or a name that does not exist fails. `.venv/bin/mkdocs serve` shows them with a search.
-docs: $(ENV)
+docs: $(ENV)  ## the pages as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(RUN)mkdocs build --strict
 
-bench: $(ENV)
+bench: $(ENV)  ## times the attention implementations
 	$(RUN)biaswise operators bench
 
-ui: $(ENV)
+ui: $(ENV)  ## MLflow on http://127.0.0.1:5000
 	$(RUN)biaswise ui
 
-clean:
+clean:  ## removes .venv and site
 	rm -rf .venv site
 
 # torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time, and compiles

@@ -1,5 +1,8 @@
-"""The layout: folders stay small enough to be read as a list."""
+"""The layout: folders stay small enough to be read as a list, and `make` says what it does."""
 
+import re
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -29,3 +32,23 @@ def test_a_crowded_folder_is_named(tmp_path: Path) -> None:
     for number in range(MOST_FILES + 1):
         (folder / f"file_{number}.py").touch()
     assert crowded(tmp_path) == {"pipeline/data": MOST_FILES + 1}
+
+
+def make(folder: Path, *words: str) -> str:
+    """Run a target of a copy of the Makefile: the one here may find that its .venv is another checkout's."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-nodeps.txt"):
+        shutil.copy(ROOT / name, folder)
+    return subprocess.run(["make", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def test_make_help_names_every_target(tmp_path: Path) -> None:
+    listed = re.findall(r"^make ([a-z-]+) +\S", make(tmp_path, "help"), re.MULTILINE)
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony is not None
+    assert sorted(listed) == sorted(phony[1].split())
+
+
+def test_make_install_makes_the_environment_and_does_no_more(tmp_path: Path) -> None:
+    steps = make(tmp_path, "--dry-run", "install").splitlines()
+    assert steps[0].endswith("-m venv .venv")
+    assert steps[-1] == f"echo {tmp_path} > .venv/.ready"

@@ -5,14 +5,18 @@ take to load, if that is longer; every loader process is taken to have a core. W
 nuScenes takes is not in it. Where nothing was measured for a config and a device, nothing is computed.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from experiments.recipes.recipe import Recipe
 from pipeline.config.settings import TrialSettings
-from pipeline.storage.paths import resolve_path
+from pipeline.storage.paths import ROOT, resolve_path
 
 FRAMES = {"train": 28_130, "val": 6_019, "mini_train": 323, "mini_val": 81}
 """Key frames of the splits of nuScenes."""
+
+CONFIGS = "experiments/configs"
 
 CONFIRMED = 3
 """Plans that a confirmation trains with each fresh seed."""
@@ -91,12 +95,48 @@ class Cost:
 def speed_of(settings: TrialSettings) -> Speed | None:
     """Return what was measured for a trial's model and device; None if nothing was.
 
+    A config of the user's own is as fast as a shipped one whose branches, sizes and frozen parts it has.
     Models whose frozen parts train, too, were not measured.
     """
     if any("custom_keys" in key for key, _ in settings.overrides):
         return None
-    alike = (s for s in SPEEDS if s.config in settings.config and s.device == settings.device)
-    return next(alike, None)
+    speeds = [speed for speed in SPEEDS if speed.device == settings.device]
+    if settings.config.startswith(CONFIGS):
+        return next((speed for speed in speeds if speed.config in settings.config), None)
+    if not resolve_path(settings.config).is_file():  # it is on the cluster alone
+        return None
+    own = _what_costs(settings.config)
+    for speed in speeds:
+        shipped = min((ROOT / CONFIGS).glob(f"cmt_aqr_{speed.config}*.py"))
+        if own == _what_costs(f"{CONFIGS}/{shipped.name}"):
+            return replace(speed, source=f"{speed.source}, as for {shipped.stem}")
+    return None
+
+
+@lru_cache(maxsize=64)  # a config takes a second to read
+def _what_costs(config: str) -> str:
+    """Return the values of a config that decide how long a step takes, as JSON: a tuple is a list in it."""
+    from pipeline.detector.build import load_config  # imports mmdet3d: seconds
+    from pipeline.detector.inspection.sites import plain
+
+    cfg = plain(load_config(config).to_dict())
+    model = cfg["model"]
+    head, image = model["pts_bbox_head"], model.get("img_backbone") or {}
+    decoder = head["transformer"]["decoder"]
+    multipliers = (cfg["optim_wrapper"].get("paramwise_cfg") or {}).get("custom_keys") or {}
+    return json.dumps(
+        {
+            "images": (
+                *map(image.get, ("type", "depth", "base_channels", "spec_name")),
+                model.get("image_size"),
+            ),
+            "voxels": (model.get("pts_voxel_layer") or {}).get("voxel_size"),
+            "grid": (model.get("pts_middle_encoder") or {}).get("sparse_shape"),
+            "pillars": (model.get("pts_branch") or {}).get("grid_shape"),
+            "head": (head["hidden_dim"], head["num_query"], decoder.get("num_layers")),
+            "frozen": sorted(part for part, given in multipliers.items() if given.get("lr_mult") == 0),
+        }
+    )
 
 
 def trial_seconds(settings: TrialSettings, speed: Speed, frames: int) -> float:

@@ -77,7 +77,7 @@ def _sequential(name: str, size: str, workers: int) -> Recipe:
         seeds=seeds,
         rule=DecisionRule(),
         question="In which of CMT's six decoder layers does the window bias of the cross-attention pay off?",
-        cost="needs nuScenes, CMT's weights and 8 GPUs",
+        cost="needs nuScenes and CMT's weights",
         early_stopping=EarlyStoppingRule(steps=(FRAMES // BATCH // 3,)),
         confirmation_seeds=(100, 101),
     )
@@ -111,7 +111,7 @@ def r50() -> Recipe:
     return replace(
         r50_waves(),
         name="r50",
-        cost="needs nuScenes, CMT's weights and 8 GPUs; `r50_waves` asks the same for less",
+        cost="needs nuScenes and CMT's weights; `r50_waves` asks the same for less",
         trials=trials_of(design, base, seeds, {arm: plan_of_arm(design, arm) for arm in design.arms}),
         rule=DecisionRule(sites=design.sites, seeds=seeds),
         design=None,

@@ -100,10 +100,10 @@ def next_wave(
     share = shares_spent(looks, taken, rule)
     judged = [row for row in rows if row.seed in rule.seeds[: looks[taken - 1]]]  # complete seeds alone
     if taken and _settled(judged, rule, timed, last=taken == len(looks)):
-        reason = f"Every verdict is settled after {looks[taken - 1]} seeds."
+        reason = f"Every verdict is settled after {_seeds(looks[taken - 1])}."
         return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):
-        return Wave(taken, (), SPENT, f"All {looks[-1]} seeds that the rule allows have run.", share)
+        return Wave(taken, (), SPENT, f"All {_seeds(looks[-1])} that the rule allows have run.", share)
     todo = tuple((seed, lacking[seed]) for seed in rule.seeds[: looks[taken]] if lacking[seed])
     wave = Wave(taken + 1, todo, CONTINUE, _why(taken, looks), share)
     num_trials = len({row.trial for row in rows})
@@ -126,8 +126,12 @@ def _settled(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row], last
 
 def _why(taken: int, looks: Sequence[int]) -> str:
     if not taken:
-        return f"The first look comes after {looks[0]} seed{'s' if looks[0] > 1 else ''}."
-    return f"Not all is settled after {looks[taken - 1]} seeds; the next look comes after {looks[taken]}."
+        return f"The first look comes after {_seeds(looks[0])}."
+    return f"Not all is settled after {_seeds(looks[taken - 1])}; the next look comes after {looks[taken]}."
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' if number > 1 else ''}"
 
 
 def _over(budget: Budget, begun: int, ended: int, wave: Wave, gpu_hours: float) -> str:

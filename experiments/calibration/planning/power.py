@@ -110,7 +110,8 @@ class Power:
     def in_words(self) -> str:
         """Return what the study can decide at its margin, one or two sentences."""
         margin = f"{self.size.rule.equivalence_margin:g} points"
-        trials = f"{self.size.trials} trials ({len(self.size.arms)} arms, {self.size.seeds} seeds)"
+        seeds = f"{self.size.seeds} seed{'s' if self.size.seeds > 1 else ''}"
+        trials = f"{self.size.trials} trials ({len(self.size.arms)} arms, {seeds})"
         if not self.is_judged:
             return (
                 f"{trials} leave no degree of freedom to estimate the noise from: the study decides nothing."

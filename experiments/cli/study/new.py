@@ -122,7 +122,6 @@ def _refuse(arguments: Namespace, file: Path) -> None:
     from experiments.recipes.recipe import NAME
     from experiments.recipes.registry import RECIPES
     from experiments.recipes.study_file import SUFFIX
-    from pipeline.storage.paths import resolve_path, split_name
 
     if file.suffix != SUFFIX:
         raise OptionError(f"{file}: a study file is a Python file; give it a name that ends in {SUFFIX}")
@@ -135,15 +134,14 @@ def _refuse(arguments: Namespace, file: Path) -> None:
         raise OptionError(f"--gpus {arguments.gpus}: expected the number of GPUs, or 0 for the CPU")
     if arguments.hours is not None and not arguments.hours > 0:
         raise OptionError(f"--hours {arguments.hours:g}: expected more than 0")
-    checkpoint = split_name(resolve_path(arguments.init))[0]
-    if not checkpoint.is_file():
-        raise OptionError(f"--init {arguments.init}: there is no file {checkpoint}")
 
 
 def _inspect(arguments: Namespace, console: "Terminal") -> Known:
     """Read config and data; print what matters of them."""
+    from experiments.lint.aqr import nearest
     from experiments.lint.check import lint
     from pipeline.detector.build import config_path, load_config
+    from pipeline.storage.paths import resolve_path, split_name
 
     path = config_path(arguments.config)
     with console.status("reading the config"):
@@ -152,17 +150,28 @@ def _inspect(arguments: Namespace, console: "Terminal") -> Known:
     names = tuple(line.site for line in report.sites)
     sites = tuple(site for site in names if site.startswith("decoder.") and site.endswith(".cross"))
     if not sites or not any(site.startswith("aqr.") for site in names):
-        lacks = "AQR" if sites else "cross-attention in a decoder"
-        raise OptionError(
-            f"--config {arguments.config}: its model has no {lacks}, so that no layer can have a bias; "
-            f"derive it from experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
-        )
+        raise OptionError(_no_bias_possible(arguments.config, nearest(config.model), bool(sites)))
+    checkpoint = split_name(resolve_path(arguments.init))[0]
+    if not checkpoint.is_file():
+        raise OptionError(f"--init {arguments.init}: there is no file {checkpoint}")
     custom = (config.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
     frozen = tuple(key for key, value in custom.items() if value.get("lr_mult") == 0)
     _print_report(report, sites, frozen, console)
     others = tuple(site for site in names if site not in sites)
     base, epoch = _base(arguments, others)
     return Known(base, sites, others, frozen, epoch)
+
+
+def _no_bias_possible(config: str, like: str, has_layers: bool) -> str:
+    """Say what a config lacks, and how it gets that; ``like`` is a shipped config of its size."""
+    lacks, words = "cross-attention in a decoder", f"derive it from {like}"
+    if has_layers:
+        lacks = "AQR"
+        words = (
+            f"`biaswise plan {shlex.quote(config)} --aqr --out NEW.py` writes a config that derives from it "
+            f"and has AQR as {like} has; give NEW.py"
+        )
+    return f"--config {config}: its model has no {lacks}, so that no layer can have a bias; {words}"
 
 
 def _print_report(
@@ -252,8 +261,9 @@ def _most_trials(arguments: Namespace, known: Known) -> float:
     base, speed = known.base, speed_of(known.base)
     if speed is None:
         raise OptionError(
-            f"--hours {arguments.hours:g}: how long a trial of {base.config} takes was never measured; leave "
-            f"the option out"
+            f"--hours {arguments.hours:g}: how long a trial of {base.config} takes was never measured, and "
+            "no config that ships has its branches, sizes and frozen parts; leave the option out. "
+            f"`biaswise throughput {shlex.quote(base.config)}` measures a step where it will train"
         )
     frames = count_frames(resolve_path(base.data.val), base.data.nuscenes_version, base.data.val_split)
     at_once = 1 if arguments.gpus else 2

@@ -1,6 +1,7 @@
 """``biaswise study power``: which gain a study finds, before anything runs."""
 
 import math
+import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,8 +114,8 @@ def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Termin
     """
     from rich.table import Table
 
+    from experiments.calibration.planning.machine_cost import ARMS, machine_costs
     from experiments.recipes.cost import span
-    from experiments.recipes.machine_cost import ARMS, machine_costs
 
     costs = machine_costs(chosen)
     if not costs:
@@ -187,7 +188,12 @@ def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
     steps = chosen.trials[0].train.steps
     if steps is None:
         return _Cost(math.nan, "steps", "No trial has run, and the recipe does not say how long one is.")
-    why = "No trial of this study has run, so its hours are not known; steps are those of training."
+    config = shlex.quote(chosen.trials[0].config)
+    why = (
+        "No trial of this study has run, and no config that ships has the branches, sizes and frozen parts "
+        f"of {config}, so its hours are not known; `biaswise throughput {config}` measures a step on the "
+        "machine that trains. Steps are those of training."
+    )
     return _Cost(float(steps), "steps", why)
 
 

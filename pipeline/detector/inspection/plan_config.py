@@ -25,22 +25,25 @@ WIDTH = 110
 """Largest number of characters in a printed line, as in the project's own files."""
 
 
-def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
+def plan_of(
+    config: str | Path, changes: Plan | None = None, overrides: Sequence[tuple[str, str]] = ()
+) -> Plan:
     """Return the plan of a config. It needs no weights and runs on any machine.
 
     Args:
         config: mmengine config file; a relative path starts at the project root.
         changes: choices for some of the sites; later patterns override earlier ones.
+        overrides: as in ``build.load_config``.
 
     Returns:
         The resolved plan.
 
     Raises:
         pipeline.detector.build.ConfigError: the config cannot be read.
-        PlanError: a pattern matches no site, a bias is not possible at its site, or the chosen implementation
-            cannot train with it on any machine.
+        PlanError: a pattern matches no site, a bias is not possible at its site, nothing makes it, or the
+            chosen implementation cannot train with it on any machine.
     """
-    cfg = build.load_config(config)
+    cfg = build.load_config(config, overrides)
     init_default_scope("mmdet3d")
     with meta_device():
         head = MODELS.build(cfg.model.pts_bbox_head)
@@ -52,6 +55,13 @@ def plan_of(config: str | Path, changes: Plan | None = None) -> Plan:
         if all(refused.values()):
             reasons = "; ".join(dict.fromkeys(text for texts in refused.values() for text in texts))
             raise PlanError(f"{site} cannot train with {choice} on any machine: {choice.impl}: {reasons}")
+    biased = [site for site, module in sites.items() if module.choice.bias != "none"]
+    if biased and head.bias_generator is None:
+        kind = sites[biased[0]].choice.bias
+        raise PlanError(
+            f"{biased[0]} cannot have the bias {kind!r}: nothing makes it, as the head has no bias_config; "
+            f"`biaswise plan {config} --aqr --out NEW.py` adds AQR and a bias generator"
+        )
     return Plan(tuple((site, module.choice) for site, module in sites.items()))
 
 

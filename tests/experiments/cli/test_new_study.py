@@ -11,6 +11,7 @@ from pipeline.config.plan import Choice
 
 R50 = "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
 PLAIN = "experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+VOV = "experiments/configs/cmt_voxel0075_vov_1600x640_cbgs.py"
 
 
 @pytest.fixture
@@ -114,7 +115,8 @@ def test_the_command_that_wrote_it_is_in_the_file(here):
         ([], {"data": "nowhere"}, "--data nowhere: there is no"),
         ([], {"data": "."}, "no tables; expected a folder such as v1.0-trainval in it"),
         (["--treatment", "magic"], {}, "the rule names the bias 'magic'"),
-        ([], {"config": PLAIN}, "its model has no AQR, so that no layer can have a bias"),
+        ([], {"config": PLAIN, "init": "no.pth"}, f"`biaswise plan {PLAIN} --aqr --out NEW.py` writes"),
+        ([], {"config": VOV}, f"has AQR as {VOV.replace('cmt', 'cmt_aqr', 1)} has"),
     ],
     ids=lambda x: str(x) if isinstance(x, dict) else None,
 )

@@ -6,7 +6,8 @@ import pytest
 
 from experiments.recipes.cost import cost_of, hours_of_trial, speed_of, takes
 from experiments.recipes.mini import demo, demo_waves, pretrain
-from experiments.recipes.nuscenes import r50_waves
+from experiments.recipes.nuscenes import r50_waves, vov_waves
+from pipeline.storage.paths import ROOT
 
 
 def test_the_demo_by_hand():
@@ -45,3 +46,28 @@ def test_nothing_is_computed_where_nothing_was_measured():
     other = replace(demo().trials[0], config="my_config.py")
     assert cost_of(replace(demo(), trials=(other,), rule=None)) is None
     assert takes(pretrain()) == pretrain().cost
+
+
+VOV = "experiments/configs/cmt_aqr_voxel0075_vov_1600x640_cbgs.py"
+
+
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ("pts_bbox_head=dict(bias_config=dict(window_lidar=9))", True),
+        ("image_size=(320, 800)", False),
+        ("pts_bbox_head=dict(num_query=1200)", False),
+    ],
+)
+def test_a_config_of_ones_own_is_as_fast_as_the_shipped_one_of_its_sizes(tmp_path, changes, known):
+    config = tmp_path / "mine.py"
+    config.write_text(f'_base_ = ["{ROOT / VOV}"]\nmodel = dict({changes})\n')
+    first = vov_waves().trials[0]
+    speed, mine = speed_of(first), speed_of(replace(first, config=str(config)))
+    assert mine == (replace(speed, source=f"{speed.source}, as for {(ROOT / VOV).stem}") if known else None)
+
+
+def test_gpus_are_told_once_and_as_they_are():
+    spread = r50_waves().with_workers(1)
+    assert "on 1 GPU," in takes(spread)
+    assert "8 GPUs" not in takes(spread)

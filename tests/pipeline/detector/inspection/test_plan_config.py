@@ -150,6 +150,13 @@ def test_what_no_machine_can_train_is_refused(changes: str, sentence: str) -> No
         plan_of(MINI, Plan.parse(changes))
 
 
+def test_a_bias_that_nothing_makes_is_refused() -> None:
+    with pytest.raises(
+        PlanError, match=r"decoder\.0\.cross cannot have the bias 'window': nothing makes it.* --aqr"
+    ):
+        plan_of(f"experiments/configs/{FULL_SIZE[0]}", Plan.parse("decoder.*.cross=window/rects"))
+
+
 def test_a_later_pattern_wins() -> None:
     plan = plan_of(MINI, Plan.parse("decoder.*.cross=global/rects;decoder.1.cross=none/rects"))
     assert [str(plan[f"decoder.{i}.cross"]) for i in range(3)] == [
