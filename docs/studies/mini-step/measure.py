@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="checkout of the version to compare with")
     parser.add_argument("--after", type=Path, default=Path.cwd())
     parser.add_argument("--data", type=Path, default=Path("data/mini"))
-    parser.add_argument("--seconds", type=float, default=75.0, help="of the rounds")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the rounds")
     parser.add_argument("--steps", type=int, default=40, help="of the trials; 0: no trials")
     parser.add_argument("--out", type=Path, default=Path("runs/mini-step"))
     asked = parser.parse_args()
