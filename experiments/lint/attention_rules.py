@@ -144,7 +144,7 @@ def _check_names(site: Site, kind: str, impl: str, survey: Survey) -> Iterator[F
             "misplaced-bias",
             (*site.key, "bias"),
             f"the bias {kind!r} is asked for, but nothing makes it: the head has no bias_config",
-            "give the head aqr_config and bias_config, or set bias='none'",
+            "`biaswise plan CONFIG --aqr --out NEW.py` writes a config that has one; or set bias='none'",
             (site.name,),
         )
     rank, window = site.cfg.get("rank"), site.cfg.get("window")

@@ -35,8 +35,10 @@ def check_model(survey: Survey, used: frozenset[str]) -> Iterator[Finding]:
         yield Finding(
             "cannot-build",
             key,
-            f"{key[-1]} cannot be built: {sentence.removesuffix('.')}",
-            "correct what it names",
+            f"{key[-1]} cannot be built: {sentence.rstrip('.')}",
+            "correct its name, or name the module of your own class in custom_imports"
+            if "registry" in sentence
+            else "correct what it names",
         )
 
 

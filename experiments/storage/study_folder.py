@@ -186,6 +186,16 @@ class StudyFolder:
         words = read_json(begun).get(OVERRIDDEN) if begun.exists() else None
         return f"; the study was begun with {shlex.join(map(str, words))}" if words else ""
 
+    def runs_here(self) -> bool:
+        """Return whether a process of this machine runs the study."""
+        if not (self.path / LOCKS / "study").exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except StudyError:
+            return True
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep a second process from running the same study.

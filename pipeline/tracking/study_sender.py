@@ -61,7 +61,7 @@ class StudySender:
 
     def send_trials(self, trials: Iterable[StoredTrial]) -> None:
         """Send rows, samples of the machine, artifacts and states of trials, and the state of the study."""
-        end = 0.0
+        end, ended = 0.0, read_end(self._folder)
         for trial in trials:
             run_id, state = self.runs.of_trial(trial), trial.state
             if trial.sent == 0:
@@ -70,10 +70,10 @@ class StudySender:
             for path in sorted(trial.folder.glob(FILES)):
                 self._send_samples(run_id, path, trial.first.time)
             self._send_artifacts(run_id, trial.folder, TRIAL_ARTIFACTS[: 1 if state == "RUNNING" else None])
-            self._set_state(run_id, state, trial.end)
+            cut_off = state == "RUNNING" and ended is not None  # the study has ended, and the trial has not
+            self._set_state(run_id, "KILLED" if cut_off else state, trial.end)
             end = max(end, trial.end)
         self._set_state(self.runs.parent, study_state(self._folder), end)
-        ended = read_end(self._folder)
         if ended is not None and ended.no_verdict:
             self._client.set_tag(self.runs.parent, NO_VERDICT, redact(ended.no_verdict)[:5000])
         elif NO_VERDICT in self._client.get_run(self.runs.parent).data.tags:

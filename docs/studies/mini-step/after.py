@@ -12,11 +12,11 @@ from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.evaluation.inference import Predictor
 from pipeline.runtime.determinism import deterministic, seed_everything
 from pipeline.runtime.session import LocalSession
-from pipeline.training.cohort import Arm, Cohort
+from pipeline.training.cohort import Arm, Cohort, run_cohort
 from pipeline.training.step import loss_of
 from pipeline.training.trial import run_trial
 
-__all__ = ["Model", "plan_of", "run", "seed_everything"]
+__all__ = ["Model", "plan_of", "run", "run_together", "seed_everything"]
 
 plan_of = cross_plan
 
@@ -32,6 +32,14 @@ def settings_of(data: Path, plan: Plan, steps: int | None = None) -> TrialSettin
 def run(data: Path, plan: Plan, folder: Path, steps: int) -> None:
     """Run a whole trial in this process."""
     run_trial(settings_of(data, plan, steps), LocalSession(folder))
+
+
+def run_together(data: Path, plans: list[Plan], folder: Path, steps: int) -> None:
+    """Run whole trials in this process as a cohort, as the demo runs eight."""
+    settings = [settings_of(data, plan, steps) for plan in plans]
+    ends = run_cohort([Arm(one, LocalSession(folder / str(i))) for i, one in enumerate(settings)])
+    if failed := [end.error for end in ends if end.error]:
+        raise SystemExit(failed[0])
 
 
 class Model:

@@ -1,7 +1,7 @@
 """The mini on one CPU core, before and after a change: a training step, a detection, a trial of the demo.
 
 Both versions keep their models in processes of one thread that take turns, round by round, so that a clock
-that drifts hits both alike. The two trials run side by side, each on a core. Example:
+that drifts hits both alike. Before that, whole trials run, two processes at a time, each on a core. Example:
 
     git worktree add --detach ../at-da22db2 da22db2
     PYTHONPATH=$PWD python docs/studies/mini-step/measure.py --before ../at-da22db2 --out runs/mini-step
@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ KINDS = {
     "evaluation": "detection in a trial",
 }
 TRIAL = {"cpu_s": "a whole trial, CPU seconds", "peak_gib": "..., GiB", "NDS": "..., NDS", "mAP": "..., mAP"}
+COHORT = {"cpu_s": "a trial in a cohort of four, CPU seconds", "peak_gib": "..., GiB"}
 CPU, WALL = 0, 1
 Rounds = list[dict[str, dict[str, tuple[float, float]]]]
 """Round -> plan -> what was timed -> milliseconds of CPU, of wall clock."""
@@ -51,16 +53,17 @@ def main() -> None:
     generate(data, SEED)
     trees = {"before": asked.before.resolve(), "after": asked.after.resolve()}
 
-    def start() -> dict[str, Worker]:
-        arguments = {name: [name, str(data), str(out / name)] for name in trees}
-        return {name: Worker(tree, script, arguments[name], threads=1) for name, tree in trees.items()}
+    def start(name: str) -> Worker:
+        return Worker(trees[name], script, [name, str(data), str(out / name)], threads=1)
 
     begun = time.monotonic()
     found: dict[str, Any] = {}
     if asked.steps:
-        found["trials"] = together(start(), f"trial {asked.steps}", ends=True)
-    workers = start()
-    found["losses"] = together(workers, "build")
+        found["trials"] = whole_trials(start, asked.steps)
+    workers = {name: start(name) for name in trees}
+    for worker in workers.values():
+        ask(worker, "build")
+    found["losses"] = {name: worker.answer() for name, worker in workers.items()}
     found["rounds"] = take_turns(workers, asked.seconds)
     for worker in workers.values():
         worker.end()
@@ -69,15 +72,25 @@ def main() -> None:
     print(table(found))
 
 
-def together(workers: dict[str, Worker], request: str, ends: bool = False) -> dict[str, Any]:
-    """Let all versions do the same at the same time; return their answers."""
-    for worker in workers.values():
-        worker.answer()  # it is ready
-        worker.send(request)
-    answers = {name: worker.answer() for name, worker in workers.items()}
-    for worker in workers.values() if ends else ():
+def ask(worker: Worker, request: str) -> None:
+    """Send the first request to a worker as soon as it is ready."""
+    worker.answer()
+    worker.send(request)
+
+
+def whole_trials(start: Callable[[str], Worker], steps: int) -> dict[str, Any]:
+    """Run a trial of each version one after the other, and a cohort beside them; return what each took."""
+    cohort = start("after")
+    ask(cohort, f"cohort {steps}")
+    found = {}
+    for name in ("before", "after"):
+        worker = start(name)
+        ask(worker, f"trial {steps}")
+        found[name] = worker.answer()
         worker.end()
-    return answers
+    found["cohort"] = cohort.answer()
+    cohort.end()
+    return found
 
 
 def take_turns(workers: dict[str, Worker], seconds: float) -> dict[str, Rounds]:
@@ -116,9 +129,13 @@ def table(found: dict[str, Any]) -> str:
             shown = [with_interval(prices[name][price]) for name in ("before", "after")]
             lines.append(f"| {words}, % of a {kind} without | {' | '.join(shown)} | | | |")
     lines += [f"| loss, {WORDS[plan]} | {_both(found['losses'], plan, '.4f')} | | | |" for plan in WORDS]
-    for key, words in TRIAL.items() if "trials" in found else ():
-        before, after = (found["trials"][name][key] for name in ("before", "after"))
+    trials = found.get("trials", {})
+    for key, words in TRIAL.items() if trials else ():
+        before, after = trials["before"][key], trials["after"][key]
         lines.append(f"| {words} | {before:.2f} | {after:.2f} | {after / before:.2f} | | |")
+    for key in ("cpu_s", "peak_gib") if trials else ():
+        before, after = trials["before"][key], trials["cohort"][key]
+        lines.append(f"| {COHORT[key]} | {before:.2f} | {after:.2f} | {after / before:.2f} | | |")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -73,9 +74,20 @@ class Version:
         """Run a whole trial with the bias in all layers; return what this process took since its start."""
         folder = self._folder / "trial"
         self._code.run(self._data, self._plans["all"], folder, steps)
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        seconds = sum(one.ru_utime + one.ru_stime for one in used)
-        return {"cpu_s": seconds, "peak_gib": used[0].ru_maxrss / 2**20, **_scores(folder / "rows.jsonl")}
+        return {**_used(), **_scores(folder / "rows.jsonl")}
+
+    def cohort(self, steps: int) -> dict[str, float]:
+        """Run whole trials together, four that have the bias in the first layer; return what each took."""
+        others = product(("none", "window"), repeat=2)
+        plans = [self._code.plan_of(("window", *biases)) for biases in others]
+        self._code.run_together(self._data, plans, self._folder / "cohort", steps)
+        return {key: value / len(plans) for key, value in _used().items()}
+
+
+def _used() -> dict[str, float]:
+    """Return the CPU seconds and the peak memory of this process since its start."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {"cpu_s": sum(one.ru_utime + one.ru_stime for one in used), "peak_gib": used[0].ru_maxrss / 2**20}
 
 
 def _timed(call: Callable[[], object]) -> tuple[float, float]:

@@ -114,8 +114,8 @@ def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Termin
     """
     from rich.table import Table
 
+    from experiments.calibration.planning.machine_cost import ARMS, machine_costs
     from experiments.recipes.cost import span
-    from experiments.recipes.machine_cost import ARMS, machine_costs
 
     costs = machine_costs(chosen)
     if not costs:

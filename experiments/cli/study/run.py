@@ -1,5 +1,6 @@
 """``biaswise demo`` and ``biaswise study run``, ``resume``, ``status``, ``list``."""
 
+import shlex
 import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -130,6 +131,8 @@ class ShowStatus(Command):
             kept = read_interim_analyses(waves)
             latest = kept.get("ended") or next(iter(kept["waves"][-1:]), {"reason": "No wave has begun."})
             console.print(latest["reason"], highlight=False, soft_wrap=True)
+        if folder.has_begun and not arguments.storage:  # a copy does not tell where the study runs
+            console.print(_whereabouts(folder, chosen.word), highlight=False, soft_wrap=True)
         return 1 if failed else 0
 
 
@@ -164,6 +167,21 @@ class ListStudies(Command):
         console.print(table)
         console.print(COMPUTED, highlight=False, soft_wrap=True)
         return 0
+
+
+def _whereabouts(folder: "StudyFolder", word: str) -> str:
+    """Return a sentence that says whether a study runs, and what MLflow shows of one that was killed."""
+    from pipeline.tracking.study_reader import read_end, study_state
+
+    if folder.runs_here():
+        return "A process of this machine runs it."
+    if study_state(folder.path) == "FINISHED":
+        return "It is finished."
+    goes_on = (
+        f"No process of this machine runs it; `biaswise study resume {shlex.quote(word)}` goes on with it."
+    )
+    killed = " If none of another machine does, it was killed, and MLflow shows it as running until then."
+    return goes_on + (killed if read_end(folder.path) is None else "")
 
 
 def _run(chosen: "Recipe", arguments: Namespace, console: "Terminal") -> int:

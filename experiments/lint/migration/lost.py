@@ -15,11 +15,22 @@ class Lost:
         key: its place in the old config.
         sentence: what it was, and why it is left out.
         matters: a training differs by it.
+        to_do: what the user can do.
     """
 
     key: Key
     sentence: str
     matters: bool = False
+    to_do: str = ""
+
+    @property
+    def advice(self) -> str:
+        """What the user can do, or that there is nothing to do."""
+        if self.to_do:
+            return self.to_do
+        if self.matters:
+            return "a training differs by it; judge whether that matters"
+        return "nothing to do: the model and its training are the same without it"
 
 
 @dataclass
@@ -28,9 +39,9 @@ class Ledger:
 
     entries: list[Lost] = field(default_factory=list)
 
-    def lose(self, key: Key, sentence: str, matters: bool = False) -> None:
+    def lose(self, key: Key, sentence: str, matters: bool = False, to_do: str = "") -> None:
         """Add an entry; see ``Lost``."""
-        self.entries.append(Lost(key, sentence, matters))
+        self.entries.append(Lost(key, sentence, matters, to_do))
 
     def pop(self, node: dict[str, Any], at: Key, reasons: Mapping[str, str]) -> None:
         """Take keys out of a dict, and add an entry for each reason why.

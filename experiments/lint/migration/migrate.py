@@ -1,5 +1,6 @@
 """A whole config of mmcv 1.x as a config of today, as text, with a list of what has no counterpart."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from experiments.lint.migration.model import migrate_model
 from experiments.lint.migration.training import hooks, length, optim_wrapper, schedule
 from pipeline.config.provenance import Key
 from pipeline.detector.inspection.plan_config import literal
+from pipeline.detector.inspection.survey import is_registered
 
 RUNTIME: Mapping[str, str] = {
     "checkpoint_config": "the settings of a trial say when checkpoints are made",
@@ -42,8 +44,18 @@ class Migration:
     lost: tuple[Lost, ...]
 
     def text(self, name: str) -> str:
-        """Return the new config as a file; ``name`` is the old file's."""
+        """Return the new config as a file, which first says by what a training differs.
+
+        Args:
+            name: of the old file.
+        """
         lines = [f'"""Written by `biaswise lint {name} --fix --out`, from a config of mmcv 1.x."""', ""]
+        matters = [entry.sentence for entry in self.lost if entry.matters]
+        if matters:
+            lines.append(f"# A training with this config differs from one with {name}:")
+            for sentence in matters:
+                lines += textwrap.wrap(sentence, 110, initial_indent="# - ", subsequent_indent="#   ")
+            lines.append("")
         lines += [f"{key} = {literal(value, used=len(key) + 3)}" for key, value in self.config.items()]
         return "\n".join(lines) + "\n"
 
@@ -60,13 +72,14 @@ def migrate(old: Mapping[str, Any]) -> Migration:
     inner, place = innermost(data.get("train") or {}, at)
     pipeline = inner.get("pipeline") or ()
     model = migrate_model(old.get("model") or {}, ledger)
+    _unknown_classes(old, model, ledger)
     kind = model.pop("type", "CmtDetector")
     size = image_size(pipeline) if "img_backbone" in model else None
     of_images = {} if size is None else {"image_size": size}
     processed = preprocessor(pipeline, (*place, "pipeline"), ledger)
     config: dict[str, Any] = {
         "default_scope": "mmdet3d",
-        "custom_imports": {"imports": ["pipeline.detector.runner"], "allow_failed_imports": False},
+        "custom_imports": {"imports": _imports(old), "allow_failed_imports": False},
         "model": {"type": kind, **of_images, "data_preprocessor": processed, **model},
         **_loaders(data, ledger),
         "optim_wrapper": optim_wrapper(old, ledger),
@@ -84,6 +97,32 @@ def migrate(old: Mapping[str, Any]) -> Migration:
         ledger.lose((next(iter(run)),), f"sections about a run are left out ({listed})")
     kept = {key: value for key, value in config.items() if value not in (None, []) or key == "model"}
     return Migration(kept, tuple(ledger.entries))
+
+
+def _imports(old: Mapping[str, Any]) -> list[str]:
+    """Return the modules that the new config imports: ours for mmengine's Runner, then the old config's."""
+    given = (old.get("custom_imports") or {}).get("imports") or []
+    return ["pipeline.detector.runner", *([given] if isinstance(given, str) else given)]
+
+
+def _unknown_classes(old: Mapping[str, Any], model: Mapping[str, Any], ledger: Ledger) -> None:
+    """List the classes of parts of the model that no registry has, which a plugin may have had."""
+    unknown = {
+        part: str(cfg["type"])
+        for part, cfg in model.items()
+        if isinstance(cfg, Mapping) and "type" in cfg and part != "pts_bbox_head"
+        if not is_registered(str(cfg["type"]))
+    }
+    if unknown:
+        names, has_plugin = ", ".join(dict.fromkeys(unknown.values())), "plugin_dir" in old
+        plugin = f"; plugin_dir={old['plugin_dir']!r} is left out" if has_plugin else ""
+        ledger.lose(
+            ("plugin_dir",) if has_plugin else ("model", next(iter(unknown)), "type"),
+            f"no registry has {names}{plugin}",
+            matters=True,
+            to_do="name the module of each class in custom_imports of the new config; it registers the class "
+            "in mmdet3d's MODELS",
+        )
 
 
 def _loaders(data: Mapping[str, Any], ledger: Ledger) -> dict[str, Any]:

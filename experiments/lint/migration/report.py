@@ -17,10 +17,6 @@ from pipeline.detector.openmmlab.config_files import read_config
 from pipeline.storage.files import atomic_path
 
 RULE = "mmcv-1"
-ADVICE = {
-    True: "a training differs by it; judge whether that matters",
-    False: "nothing to do: the model and its training are the same without it",
-}
 READ = {*REPLACED, *RUNTIME, *SILENT, "model", "custom_hooks", "custom_imports", "default_scope"}
 
 
@@ -45,11 +41,8 @@ def previous_findings(config: Path, old: Mapping[str, Any]) -> tuple[Finding, ..
     )
     unknown = list(_unknown_models(old))
     lost = [*migrate(old).lost, *_strangers(old, source)]
-    lost.sort(key=lambda entry: (entry.key[-1] != "loss_scale", not entry.matters))
-    notes = [
-        Finding("no-counterpart", entry.key, entry.sentence, ADVICE[entry.matters], note=True)
-        for entry in lost
-    ]
+    lost.sort(key=lambda entry: not entry.matters)
+    notes = [Finding("no-counterpart", entry.key, entry.sentence, entry.advice, note=True) for entry in lost]
     return tuple(replace(finding, place=source.find(finding.key)[0]) for finding in (first, *unknown, *notes))
 
 

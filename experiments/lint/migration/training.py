@@ -37,12 +37,12 @@ def _lose(
     old: Mapping[str, Any], hook: Mapping[str, Any], paramwise: Mapping[str, Any], ledger: Ledger
 ) -> None:
     """List what of the optimiser has no counterpart."""
-    for section in ("fp16", "optimizer_config"):
-        if "loss_scale" in (old.get(section) or {}):
-            ledger.lose(
-                (section, "loss_scale"),
-                "loss_scale is left out: training is bfloat16, whose range needs no loss scale",
-            )
+    scaled = [name for name in ("fp16", "optimizer_config") if "loss_scale" in (old.get(name) or {})]
+    if scaled:
+        ledger.lose(
+            (scaled[0], "loss_scale"),
+            "loss_scale is left out: training is bfloat16, whose range needs no loss scale",
+        )
     if "custom_fp16" in hook:
         ledger.lose(
             ("optimizer_config", "custom_fp16"),

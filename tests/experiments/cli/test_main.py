@@ -17,6 +17,7 @@ from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.storage.paths import JOB_HOME, default_runs_dir
+from pipeline.tracking.study_reader import StudyEnd, write_end
 from pipeline.yaml_files import parse_yaml
 
 ROOT = Path(__file__).parents[3]
@@ -246,6 +247,7 @@ def test_status_tells_what_failed_and_exits_1(tmp_path, capsys, monkeypatch):
     folder.claim(smoke(), {})
     first, second = smoke().named_trials()
     assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 0
+    assert "No process of this machine runs it; `biaswise study resume smoke`" in capsys.readouterr().out
     folder.finish(first)
     folder.finish(second, "it broke")
     assert main(["study", "status", "smoke", "--runs-dir", str(tmp_path)]) == 1
@@ -282,6 +284,26 @@ def test_what_ray_jobs_get_is_found_from_any_folder(tmp_path, capsys, monkeypatc
     assert main(["cluster", "runtime-env"]) == 0
     file = Path(capsys.readouterr().out.removesuffix("\n"))
     assert parse_yaml(file.read_text())["env_vars"]["BIASWISE_DEFAULT_HOME"] == JOB_HOME
+
+
+def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was_killed(tmp_path, capsys):
+    folder, (first, second) = StudyFolder(tmp_path / "smoke"), smoke().named_trials()
+
+    def said() -> str:
+        main(["study", "status", "smoke", "--runs-dir", str(tmp_path)])
+        return capsys.readouterr().out
+
+    folder.claim(smoke(), {})
+    with folder.lock():
+        assert "A process of this machine runs it." in said()
+    assert "it was killed, and MLflow shows it as running until then" in said()
+    write_end(folder.path, StudyEnd("KILLED", "The run broke off: it was interrupted"))
+    assert "goes on with it." in (interrupted := said())
+    assert "MLflow shows it as running" not in interrupted
+    write_end(folder.path, None)
+    folder.finish(first)
+    folder.finish(second)
+    assert "It is finished." in said()
 
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from experiments.study.run_study import RunOptions, run_study
 from experiments.terminal import Terminal
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.tracking.mlflow_store import EXPERIMENT
-from pipeline.tracking.study_reader import END
+from pipeline.tracking.mlflow_sync import sync
+from pipeline.tracking.study_reader import END, write_end
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
 
@@ -23,6 +24,11 @@ def client(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(uri)
+
+
+def states_of_trials(client: MlflowClient) -> list[str]:
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    return [run.info.status for run in client.search_runs([experiment], "tags.`biaswise.kind` = 'trial'")]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +57,11 @@ def test_a_run_that_breaks_off_ends_in_mlflow(client, tmp_path, monkeypatch, err
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     (parent,) = client.search_runs([experiment], "tags.`biaswise.kind` = 'study'")
     assert (parent.info.status, parent.data.tags["biaswise.no_verdict"]) == (state, tag)
+    assert states_of_trials(client) == ["KILLED"], "it has rows and no end"
+    write_end(folder.path, None)  # what the next run begins with
+    sync(folder.path)
+    assert client.get_run(parent.info.run_id).info.status == "RUNNING"
+    assert states_of_trials(client) == ["RUNNING"]
 
 
 def test_a_start_that_is_refused_leaves_the_end_as_it_was(tmp_path, monkeypatch):

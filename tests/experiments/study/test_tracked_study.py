@@ -1,6 +1,8 @@
 """A real study in MLflow: looked at while its trials run, and after it, and after a second run of it."""
 
 import io
+import os
+import signal
 import sys
 import threading
 import time
@@ -104,3 +106,35 @@ def test_a_study_is_seen_while_it_runs_and_after_it_with_its_models(recipe, tmp_
     assert [(run.info.run_id, run.info.status) for run in again] == [(parent_id, "FINISHED")]
     assert again[0].info.end_time / 1000 < begun
     assert [version.version for version in client.search_model_versions(models)] == registered
+
+
+class Interrupter(Onlooker):
+    """Sends this process what Ctrl-C sends, as soon as MLflow shows a loss of a running trial."""
+
+    def run(self):
+        looking = threading.Thread(target=super().run, daemon=True)
+        looking.start()
+        while not self.over.wait(0.5):
+            if "loss" in self.running:
+                self.over.set()
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_study_that_is_interrupted_is_killed_in_mlflow_and_so_are_its_trials(recipe, tmp_path, monkeypatch):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    MlflowClient(uri).search_experiments()
+    monkeypatch.setattr("experiments.study.tune_runner.BackgroundSync", partial(BackgroundSync, every_s=1.0))
+    long = replace(
+        recipe, trials=tuple(replace(t, train=replace(t.train, steps=4000)) for t in recipe.trials)
+    )
+    hand = Interrupter(uri)
+    hand.start()
+    options = RunOptions(tmp_path / "runs", confirmation=False, underpowered=True)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(long, options, Terminal(file=io.StringIO()))
+    hand.join()
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert {run.data.tags["biaswise.kind"] for run in runs} == {"study", "trial"}
+    assert {run.info.status for run in runs} == {"KILLED"}

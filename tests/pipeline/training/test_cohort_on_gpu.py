@@ -258,3 +258,35 @@ def test_dropout_of_a_graph_is_its_own_while_another_lane_replays_beside_it() ->
         (expected,) = drops.compute(x)
         assert torch.equal(found == 0, expected == 0), seed
     assert len(graphs) == len(other) == 1
+
+
+def test_every_arm_has_the_average_of_its_own_weights_and_takes_it_for_a_while(
+    trial: Trial, tmp_path: Path
+) -> None:
+    hook = ("custom_hooks", '[{"type": "EMAHook", "momentum": 0.25}]')
+    cohort = Cohort(arms_in(tmp_path, replace(settings_of(trial, hook), seed=3), (0, 1)))
+    expected: list[dict[str, Tensor]] = [{}, {}]
+    with closing(cohort.batches(0, STEPS)) as batches:
+        for index, samples in enumerate(batches):
+            cohort.step(index, samples)
+            for place, trainer in enumerate(cohort.trainers):
+                now = weights_of(trainer)
+                old = expected[place] or now
+                expected[place] = {name: old[name].lerp(value, 0.25) for name, value in now.items()}
+    for trainer, average in zip(cohort.trainers, expected, strict=True):
+        trainer.read()
+        own = weights_of(trainer)
+        assert average.keys() == own.keys()
+        for name, value in average.items():
+            torch.testing.assert_close(trainer.average.tensors[name], value)
+        with trainer.average.in_effect():
+            held = weights_of(trainer)
+        assert all(torch.equal(held[name], trainer.average.tensors[name]) for name in held)
+        assert all(torch.equal(value, own[name]) for name, value in weights_of(trainer).items())
+        assert any(not torch.equal(own[name], average[name]) for name in own)
+
+
+def weights_of(trainer: ArmTrainer) -> dict[str, Tensor]:
+    """Copies of the weights that are averaged."""
+    named = trainer.model.named_parameters()
+    return {name: value.detach().clone() for name, value in named if name in trainer.average.tensors}

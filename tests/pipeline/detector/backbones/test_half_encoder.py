@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from mmdet3d.models.layers.spconv import IS_SPCONV2_AVAILABLE
+from mmdet3d.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -54,6 +55,16 @@ def test_it_runs_in_half_precision_while_nothing_in_it_learns(monkeypatch: pytes
         made.conv_out[1].train()
         assert not runs_half(made)
     assert not runs_half(encoder(half=False).eval().requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "half"), [((), True), ((("model.half_sparse_encoder", "false"),), False)]
+)
+def test_the_config_switches_it_off(overrides: tuple[tuple[str, str], ...], half: bool) -> None:
+    init_default_scope("mmdet3d")
+    with torch.device("meta"):
+        model = MODELS.build(load_config(CONFIG, overrides).model)
+    assert model.pts_middle_encoder.half_when_frozen == half
 
 
 @pytest.mark.gpu

@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments.recipes import machine_cost
+from experiments.calibration.planning import machine_cost
+from experiments.calibration.planning.machine_cost import ARMS, PARTS, machine_costs
 from experiments.recipes.cost import cost_of, speed_of
-from experiments.recipes.machine_cost import ARMS, PARTS, machine_costs
 from experiments.recipes.mini import demo
 from experiments.recipes.nuscenes import r50_waves
 
