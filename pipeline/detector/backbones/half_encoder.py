@@ -28,8 +28,8 @@ def encode(encoder: Any, features: Tensor, coords: Tensor, batch: int) -> Tensor
         The BEV map (batch, C', h, w), in float16 or as the encoder computes.
     """
     if not features.is_cuda:
-        # On a CPU spconv 2.3.8 adds rows up through a pointer that its threads share (``scatter_add``): with
-        # several, a voxel now and then gets the sum of another one. Its OpenMP is not torch's.
+        # The build of spconv 2.3.8 for CPUs adds rows up through a pointer that its threads share
+        # (``scatter_add``): a voxel now and then gets the sum of another one. Its OpenMP is not torch's.
         with threadpool_limits(1, user_api="openmp"):
             return encoder(features, coords, batch)
     if not runs_half(encoder):
