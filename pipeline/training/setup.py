@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from pipeline.config.plan import Plan
 from pipeline.config.settings import TrainSettings, TrialSettings
 from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.build import build_model
@@ -25,7 +24,6 @@ def build_train_step(
     optim_wrapper: Mapping[str, Any],
     train: TrainSettings,
     distributed: bool = False,
-    find_unused_parameters: bool = True,
     recorders: Recorders | None = None,
 ) -> TrainStep:
     """Make a model ready to train.
@@ -35,7 +33,6 @@ def build_train_step(
         optim_wrapper: the config's: optimiser, multipliers, clipping, accumulation.
         train: ``amp``, ``cuda_graphs`` and ``lr_scale`` hold.
         distributed: as in ``TrainStep``.
-        find_unused_parameters: as in ``TrainStep``.
         recorders: as in ``train_through_graphs``.
     """
     train_through_graphs(model, train.cuda_graphs, recorders=recorders)
@@ -43,7 +40,7 @@ def build_train_step(
     limit = clip_norm(optim_wrapper)
     clip = float("inf") if limit is None else limit
     each = accumulative_counts(optim_wrapper)
-    return TrainStep(model, optimizer, clip, train.amp, distributed, find_unused_parameters, each)
+    return TrainStep(model, optimizer, clip, train.amp, distributed, each)
 
 
 def build_detector(settings: TrialSettings, device: torch.device) -> CmtDetector:
@@ -79,14 +76,3 @@ def put_plans(model: CmtDetector, settings: TrialSettings) -> None:
     """
     for plan in (*settings.plan_mixture, settings.plan):
         model.apply_plan(plan, dtype=attention_dtype(settings.train.amp))
-
-
-def may_leave_parameters_out(model: CmtDetector, settings: TrialSettings) -> bool:
-    """Return whether a step of a trial may give no gradient to the bias generator and the query weights."""
-    plans = (*settings.plan_mixture, settings.plan)
-    return not all(_uses_bias_generator(plan.resolve(model.sites)) for plan in plans)
-
-
-def _uses_bias_generator(plan: Plan) -> bool:
-    """Return whether a resolved plan uses the bias generator, and with it the query weights."""
-    return any(choice.bias not in ("none", "local") for _, choice in plan.choices)

@@ -6,14 +6,12 @@ makes a resumed run equal to an unbroken one, bit for bit, without storing gener
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pipeline.config.plan import Plan
 from pipeline.detector.openmmlab.data_samples import preprocess
@@ -21,6 +19,7 @@ from pipeline.detector.precision import autocast
 from pipeline.errors import DivergedError
 from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
+from pipeline.runtime.gradient_mean import GradientMean
 
 Prepared = dict[str, Any]
 """Arguments of the model: ``inputs`` with the features of the trunk, and ``data_samples``."""
@@ -78,9 +77,8 @@ class TrainStep:
         optimizer: over its parameters; its learning rates are the peaks.
         clip_norm: L2 norm to which all gradients together are cut.
         amp: bfloat16 autocast.
-        distributed: wrap the model in DDP; the process group is initialised.
-        find_unused_parameters: a plan of the trial leaves parameters without gradient (one without any
-            bias, say). DDP then looks for them in every step.
+        distributed: several processes train the model, each on samples of its own, and their gradients are
+            averaged; the process group is initialised.
         batches_per_step: a step runs so many batches one after the other, and its gradient is their mean
             (``accumulative_counts`` of the config).
     """
@@ -92,7 +90,6 @@ class TrainStep:
         clip_norm: float,
         amp: bool = False,
         distributed: bool = False,
-        find_unused_parameters: bool = True,
         batches_per_step: int = 1,
     ) -> None:
         self.model = model
@@ -104,10 +101,7 @@ class TrainStep:
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         # A fused optimiser can skip its update on the device, so that the host need not look before it.
         self._skips = all(group.get("fused") for group in optimizer.param_groups)
-        self._wrapped: nn.Module = model
-        if distributed:
-            _keep_trunk_out_of_ddp(model)
-            self._wrapped = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
+        self._mean = GradientMean(model, self._parameters, model.trunk_modules) if distributed else None
 
     def prepare(self, batch: Mapping[str, Any]) -> list[Prepared]:
         """Preprocess the batches of a step and run the trunk on them: what arms of a cohort have in common.
@@ -130,7 +124,7 @@ class TrainStep:
     def losses(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its parts for one batch that this model or another arm's has prepared."""
         with autocast(next(self.model.parameters()).device.type, self._amp):
-            parts = self._wrapped(**prepared, mode="loss")
+            parts = self.model(**prepared, mode="loss")
         total = torch.stack(list(parts.values())).sum()
         return total, {"loss": total, **parts}
 
@@ -170,30 +164,21 @@ class TrainStep:
         """Set the gradients of a step; return its losses, the total first, and its ``bias_numbers``."""
         losses: list[Tensor] = []
         numbers: list[list[DeviceMeasure]] = []
-        for place, part in enumerate(parts):
-            ends = place + 1 == len(parts)  # DDP sums the gradients of the ranks once, at the end
-            waits = isinstance(self._wrapped, DistributedDataParallel) and not ends
-            with self._wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                total, logs = self.losses(part)
-                share = total / len(parts) if len(parts) > 1 else total
-                zero = share.detach() - share.detach()  # NaN if the loss is not finite: so are all gradients
-                torch.autograd.backward(share, zero + 1)
+        if self._mean:
+            self._mean.share_statistics()
+        for part in parts:
+            total, logs = self.losses(part)
+            share = total / len(parts) if len(parts) > 1 else total
+            zero = share.detach() - share.detach()  # NaN if the loss is not finite: so are all gradients
+            torch.autograd.backward(share, zero + 1)
             losses.append(torch.stack([value.detach() for value in logs.values()]))
             numbers.append(self.model.bias_numbers())
+        if self._mean:
+            self._mean.average()
         means = losses[0] if len(losses) == 1 else torch.stack(losses).mean(dim=0)
         return [DeviceMeasure(name, "", mean) for name, mean in zip(logs, means, strict=True)], _summed(
             numbers
         )
-
-
-def _keep_trunk_out_of_ddp(model: Any) -> None:
-    """Let DDP leave the buffers of the trunk alone.
-
-    They never change, and it would send them to all ranks in every step of every arm of a cohort.
-    """
-    trunk = {id(buffer) for module in model.trunk_modules for buffer in module.buffers()}
-    names = [name for name, buffer in model.named_buffers() if id(buffer) in trunk]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
 
 
 def split(batch: Mapping[str, Any], count: int) -> Iterator[Mapping[str, Any]]:

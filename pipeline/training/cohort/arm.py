@@ -35,7 +35,7 @@ from pipeline.training.components.early_stopper import EarlyStopper
 from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
 from pipeline.training.components.progress import ProgressReporter
 from pipeline.training.resolve_config import ResolvedTraining
-from pipeline.training.setup import build_train_step, may_leave_parameters_out
+from pipeline.training.setup import build_train_step
 from pipeline.training.step import Launched, Prepared, learning_rate, lr_factor, plan_of_step
 
 
@@ -123,7 +123,7 @@ class ArmTrainer:
 
     Attributes:
         settings: with what the config adds filled in.
-        train_step: trains the model, through DDP if there are several workers.
+        train_step: trains the model, with the other workers if there are several.
         average: of the weights, where the config asks for it.
         detector: detects with the model.
         done: optimiser steps done.
@@ -140,7 +140,6 @@ class ArmTrainer:
             shared.optim_wrapper,
             self.settings.train,
             distributed=session.world_size > 1,
-            find_unused_parameters=may_leave_parameters_out(model, own),
             recorders=shared.recorders,
         )
         self._schedule = training.schedule(self.train_step.optimizer)

@@ -497,7 +497,7 @@ def test_the_ui_answers_and_ends_when_interrupted(uri):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    wanted = "start_ui(port=int(sys.argv[1]), uri=sys.argv[2])"
+    wanted = "start_ui('127.0.0.1', int(sys.argv[1]), sys.argv[2])"
     code = f"import sys; from pipeline.tracking.mlflow_server import start_ui; {wanted}"
     server = subprocess.Popen(
         [sys.executable, "-c", code, str(port), uri], stderr=subprocess.DEVNULL, start_new_session=True

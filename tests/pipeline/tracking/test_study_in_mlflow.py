@@ -161,8 +161,12 @@ def test_without_a_stopwatch_no_price_is_shown(uri, study):
     assert "price/slowdown_percent" not in children["w11-s1"].data.metrics
 
 
-def test_the_experiment_holds_a_view_of_the_study_and_the_report_says_where(uri, study):
-    link = sync(study, uri).link
+def test_the_experiment_holds_a_view_of_the_study_and_the_report_says_where(uri, study, monkeypatch):
+    report = sync(study, uri)
+    link = report.link
+    assert report.table == f"as a table, while `biaswise ui` runs: {link}"
+    monkeypatch.setenv("BIASWISE_DEFAULT_HOME", "/of/a/job")
+    assert report.table == f"as a table, while `BIASWISE_HOME=/of/a/job biaswise ui` runs: {link}"
     experiment = MlflowClient(uri).get_experiment_by_name(EXPERIMENT)
     key = link.partition("viewStateShareKey=")[2]
     page = f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&"
