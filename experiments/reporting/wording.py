@@ -8,7 +8,7 @@ from experiments.analysis.decide import Evidence
 from experiments.analysis.decision.break_even import BreakEven
 from experiments.analysis.recommend import Candidate, Recommendation, num_treated
 from experiments.analysis.verdicts import COSTS, NO_DIFFERENCE, PAYS, UNDECIDED, Verdict
-from experiments.reporting.tables.base import short_names, signed, term_label
+from experiments.reporting.tables.base import counted, short_names, signed, term_label
 from experiments.reporting.tables.price import STEP_NAMES, slowdown_with_interval
 
 SAYS = {
@@ -107,7 +107,7 @@ def _prediction(advice: Recommendation, evidence: Evidence) -> str:
     if advice.measured:
         own = advice.measured
         at = f" and {own.samples_per_s:.3g} samples/s" if own.samples_per_s > 0 else ""
-        text += f" Measured: {own.accuracy:.2f} {metric}{at}, mean of {own.seeds} trials."
+        text += f" Measured: {own.accuracy:.2f} {metric}{at}, mean of {counted(own.seeds, 'trial')}."
     return text
 
 
@@ -157,7 +157,7 @@ def _confirmation(one: Confirmed, evidence: Evidence) -> str:
     gain = f", {signed(one.gain)} [{signed(one.low)}, {signed(one.high)}] over {evidence.table.baseline}"
     gain = gain if math.isfinite(one.gain) else ""
     measured = f"{one.accuracy:.2f} {evidence.rule.metric}{speed}{gain}"
-    return f"Confirmed on fresh seeds: {measured}, {one.seeds} trials."
+    return f"Confirmed on fresh seeds: {measured}, {counted(one.seeds, 'trial')}."
 
 
 def _between(shares: Sequence[float]) -> str:

@@ -57,7 +57,7 @@ def settling(verdict: Verdict, evidence: Evidence) -> str:
         return f"noise too large to say, most of it from {needed.largest}"
     arms = evidence.table.num_arms
     parts = {
-        RUNS: f"{_count(needed.seeds, 'more seed')} ({_count(needed.seeds * arms, 'trial')})"
+        RUNS: f"{counted(needed.seeds, 'more seed')} ({counted(needed.seeds * arms, 'trial')})"
         if needed.seeds
         else "",
         SCENES: f"{math.ceil(needed.scenes * evidence.num_scenes)} scenes" if needed.scenes > 1 else "",
@@ -67,7 +67,8 @@ def settling(verdict: Verdict, evidence: Evidence) -> str:
     return ", ".join(filter(None, first))
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
