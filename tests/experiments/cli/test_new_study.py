@@ -8,9 +8,11 @@ from experiments.cli import main
 from experiments.recipes.mini import MINI_CHECKPOINT, MINI_CONFIG
 from experiments.recipes.registry import recipe
 from pipeline.config.plan import Choice
+from pipeline.storage.paths import ROOT
 
 R50 = "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
 PLAIN = "experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+OLD = ROOT / "tests/experiments/lint/previous/fusion.py"
 VOV = "experiments/configs/cmt_voxel0075_vov_1600x640_cbgs.py"
 
 
@@ -64,6 +66,21 @@ def test_an_epoch_shorter_than_a_step_is_told_as_that(here):
     assert new(config=R50, data="of-v1.0-trainval", init="cmt.pth", gpus="8") in (0, 1)
     text = (here / "my_study.py").read_text()
     assert "steps=1, batch_size=2,  # one step of 16 frames, as the data have 4; a batch" in text
+
+
+def test_a_config_of_cmt_of_mmcv_1_becomes_a_study(here, capsys):
+    """The commands of docs/your_study.md, one after the other."""
+    assert main(["lint", str(OLD), "--fix", "--out", "my_cmt.py"]) == 0
+    assert new("--hours", "6", config="my_cmt.py", gpus="8") == 2
+    assert "`biaswise plan my_cmt.py --aqr --out NEW.py`" in capsys.readouterr().err
+    assert main(["plan", "my_cmt.py", "--aqr", "--out", "my_cmt_aqr.py"]) == 0
+    assert main(["lint", "my_cmt_aqr.py"]) == 0
+    given = {"config": "my_cmt_aqr.py", "data": "of-v1.0-trainval", "init": "cmt.pth"}
+    assert new("--hours", "6", gpus="8", **given) == 0
+    said = capsys.readouterr().out
+    assert "Frozen: img_backbone, pts_backbone, pts_middle_encoder." in said
+    assert "as for cmt_aqr_voxel0100_r50_800x320_cbgs." in said
+    assert recipe("my_study.py").sites == tuple(f"decoder.{layer}.cross" for layer in range(6))
 
 
 def test_hours_bound_the_study(here, capsys):
