@@ -219,7 +219,7 @@ def outputs_and_grads(
     Args:
         case: the case.
         impl: the implementation.
-        grads: ``all``, ``inputs`` (only q, k, v) or ``none``.
+        grads: ``all``, ``inputs`` (only q, k, v), ``bias`` (only its weight) or ``none``.
         rank: for ``lowrank``.
 
     Returns:
@@ -227,7 +227,7 @@ def outputs_and_grads(
     """
     leaves = {}
     for name, leaf in case.leaves.items():
-        wanted = grads == "all" or (grads == "inputs" and name != "weight")
+        wanted = grads in ("all", "bias" if name == "weight" else "inputs")
         leaves[name] = leaf.detach().clone().requires_grad_(wanted)
     bias = case.bias(leaves.get("weight"))
     out = attention(leaves["q"], leaves["k"], leaves["v"], bias, impl=impl, rank=rank)
