@@ -76,7 +76,7 @@ def attention(
 
 def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
     """Return the ``Request`` of a call; arguments as for ``attention``."""
-    return Request(*_fields(q, k, v, bias, rank), deterministic=_deterministic())
+    return Request(*_fields(q, k, v, bias, rank), deterministic=deterministic_only())
 
 
 _Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, int | None, float, bool]
@@ -112,7 +112,8 @@ def _resolve(impl: str, fields: _Fields) -> tuple[str, str]:
     Raises:
         Unsupported: lists all objections.
     """
-    return _cached_resolve(impl, fields, _deterministic())  # of which a graph of torch.compile has a guard
+    # A graph of torch.compile keeps the answer, and has a guard on this switch by itself.
+    return _cached_resolve(impl, fields, deterministic_only())
 
 
 @lru_cache(maxsize=1024)  # a model has tens of different calls; a call without the cache takes 0.1 ms longer
@@ -132,7 +133,7 @@ def _cached_resolve(impl: str, fields: _Fields, deterministic: bool) -> tuple[st
     return impl, form.name
 
 
-def _deterministic() -> bool:
+def deterministic_only() -> bool:
     """Whether PyTorch refuses kernels that are not deterministic, instead of warning of them."""
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     return torch.are_deterministic_algorithms_enabled() and not warns

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from operators.api import attention
+from operators.api import attention, deterministic_only
 from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import TokenGrid
@@ -125,6 +125,7 @@ class Case:
             qkv_grad=qkv_grad,
             bias_grad=bias_grad and weight is not None,
             rank=rank,
+            deterministic=deterministic_only(),
         )
 
 
