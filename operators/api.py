@@ -76,7 +76,7 @@ def attention(
 
 def describe(q: Tensor, k: Tensor, v: Tensor, bias: Bias | None, rank: int | None = None) -> Request:
     """Return the ``Request`` of a call; arguments as for ``attention``."""
-    return Request(*_fields(q, k, v, bias, rank))
+    return Request(*_fields(q, k, v, bias, rank), deterministic=deterministic_only())
 
 
 _Fields = tuple[str, str, str, int, int, int, int, int, int, int, bool, bool, int | None, float, bool]
@@ -112,14 +112,15 @@ def _resolve(impl: str, fields: _Fields) -> tuple[str, str]:
     Raises:
         Unsupported: lists all objections.
     """
-    return _cached_resolve(impl, fields)
+    # A graph of torch.compile keeps the answer, and has a guard on this switch by itself.
+    return _cached_resolve(impl, fields, deterministic_only())
 
 
 @lru_cache(maxsize=1024)  # a model has tens of different calls; a call without the cache takes 0.1 ms longer
-def _cached_resolve(impl: str, fields: _Fields) -> tuple[str, str]:
+def _cached_resolve(impl: str, fields: _Fields, deterministic: bool) -> tuple[str, str]:
     from operators.auto import pick, usable
 
-    request = Request(*fields)
+    request = Request(*fields, deterministic=deterministic)
     if impl == "auto":
         impl = pick(request)
     reasons = registry.objections(impl, request)
@@ -130,6 +131,12 @@ def _cached_resolve(impl: str, fields: _Fields) -> tuple[str, str]:
     form = request.form_among(registry.entry(impl).forms)
     assert form is not None  # common_objections objects to a call without a common form
     return impl, form.name
+
+
+def deterministic_only() -> bool:
+    """Whether PyTorch refuses kernels that are not deterministic, instead of warning of them."""
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled() and not warns
 
 
 # torch.compiler.assume_constant_result sets this attribute, but it also imports the whole compiler. The

@@ -94,6 +94,7 @@ class Request:
         rank: rank at which the bias is cut off; None: the bias is exact.
         dropout: probability of dropping an attention weight; no implementation supports it.
         shared_keys: whether all heads have the same keys and the same values.
+        deterministic: whether PyTorch refuses what is not (``torch.use_deterministic_algorithms``).
 
     Raises:
         ValueError: an unknown kind.
@@ -114,6 +115,7 @@ class Request:
     rank: int | None = None
     dropout: float = 0.0
     shared_keys: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an unknown kind."""
@@ -150,7 +152,8 @@ class Request:
         rank = "" if self.rank is None else f", rank {self.rank}"
         dropout = "" if not self.dropout else f", dropout {self.dropout}"
         shared = ", keys shared by the heads" if self.shared_keys else ""
-        return f"{self.kind} bias on {self.device}, {self.dtype}, {sizes}, {grads}{rank}{dropout}{shared}"
+        more = f"{rank}{dropout}{shared}{', deterministic' if self.deterministic else ''}"
+        return f"{self.kind} bias on {self.device}, {self.dtype}, {sizes}, {grads}{more}"
 
 
 def common_objections(request: Request, served: tuple[Form, ...]) -> list[str]:

@@ -55,6 +55,14 @@ def _in_the_project() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _kernels_of_a_gpu() -> None:
+    """Take back what a trial on the CPU switches on: a GPU would refuse kernels in the next test."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.set_deterministic_debug_mode("default")
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Make a folder that many tests read and none changes: once for all workers of pytest-xdist."""

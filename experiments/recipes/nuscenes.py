@@ -18,7 +18,7 @@ SITES = tuple(f"decoder.{layer}.cross" for layer in range(6))
 
 CONDITIONS = ("clean", "lidar_sector", "no_lidar", "one_camera", "no_cameras")
 
-IMPLS = {"none": "sdpa_flash", "window": "rects"}
+IMPLS = {"none": "rects", "window": "rects"}
 """Bias -> its fastest exact implementation on a Hopper GPU (docs/operators.md); it changes only the price."""
 
 REST = {"aqr.0.cross": "local/rects", "decoder.*.self": "none/sdpa_efficient"}

@@ -32,8 +32,8 @@ MINI = {
 
 _MINI = Sizes(2, 2, 240, 48, bev=(32, 32), cameras=(6, 12, 30), window=(3, 5), placement="around")
 
-CPU = {"mini B2 Q240": _MINI, "r50 B1 H2 Q900": replace(_R50, heads=2, window=(5, 8))}
-"""The cross-attention of the mini in a training step, with denoising, and two of the eight heads of r50."""
+CPU = {"mini B2 Q240": _MINI, "r50 B1 H1 Q900": replace(_R50, heads=1, window=(5, 8))}
+"""The cross-attention of the mini in a training step, with denoising, and one of the eight heads of r50."""
 
 _BEV_SIDES = (60, 100, 150, 220, 310, 400, 500)  # cells; with the cameras this gives 5k to 400k keys
 _QUERIES = (100, 250, 500, 1000, 2000, 3000, 4000)

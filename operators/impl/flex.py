@@ -69,6 +69,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float, score_mod: ScoreMo
     Raises:
         RuntimeError: compilation is off, or there were more shapes than PyTorch compiles for.
     """
+    if torch.compiler.is_compiling():  # a part of the caller's graph: PyTorch 2.11 traces no config.patch
+        return _traced(q, k, v, score_mod, scale)
     with torch._dynamo.config.patch(recompile_limit=_MAX_COMPILATIONS):
         return _compiled()(q, k, v, score_mod, scale)
 

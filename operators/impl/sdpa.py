@@ -8,7 +8,9 @@ aten/src/ATen/native/transformers/cuda/sdp_utils.cpp and tried out.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,6 +32,7 @@ class Pinned:
         cuda_bias: whether it takes a dense bias on a GPU.
         bias_grad: whether it gives a gradient to the bias, on any device.
         cuda_keys: the fewest keys that it takes on a GPU.
+        repeatable: whether PyTorch takes it where all kernels have to be deterministic.
     """
 
     backend: SDPBackend
@@ -39,6 +42,7 @@ class Pinned:
     cuda_bias: bool
     bias_grad: bool
     cuda_keys: int = 1
+    repeatable: bool = True
 
     def objections(self, request: Request) -> list[str]:
         """List why this family cannot serve ``request``; empty if it can."""
@@ -48,8 +52,11 @@ class Pinned:
         objections = []
         if request.kind != "none" and request.bias_grad and not self.bias_grad:
             objections.append(f"the {name} kernel gives no gradient to a bias")
-        if request.device == "cpu":
-            return objections
+        return objections + (self._objections_of_gpu(request, name) if request.device == "cuda" else [])
+
+    def _objections_of_gpu(self, request: Request, name: str) -> list[str]:
+        """List why this family cannot serve ``request`` on a GPU."""
+        objections = []
         if request.kind != "none" and not self.cuda_bias:
             objections.append(f"the {name} kernel takes no bias on a GPU")
         if request.dtype not in self.cuda_dtypes:
@@ -58,6 +65,10 @@ class Pinned:
             )
         if request.keys < self.cuda_keys:
             objections.append(f"the {name} kernel takes {self.cuda_keys} keys or more, got {request.keys}")
+        if request.deterministic and not self.repeatable:
+            objections.append(
+                f"the {name} kernel is not deterministic, and torch.use_deterministic_algorithms(True) is on"
+            )
         limit = self.cuda_head_size
         if limit is not None and (request.head_size > limit or request.head_size % 8):
             objections.append(
@@ -81,11 +92,30 @@ class Pinned:
         Raises:
             RuntimeError: the family cannot serve the call.
         """
+        alone = bias is not None and bias.requires_grad and not any(t.requires_grad for t in (q, k, v))
+        if alone and self.backend is SDPBackend.EFFICIENT_ATTENTION:
+            # PyTorch keeps what the backward pass needs only if q, k or v requires a gradient. If the bias
+            # alone does, that pass fails: "LSE is not correctly aligned".
+            q = _Learning.apply(q, bias)  # type: ignore[no-untyped-call]
         with sdpa_kernel(self.backend):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+class _Learning(torch.autograd.Function):
+    """The query as it is, as a tensor that requires a gradient because the bias does."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, bias: Tensor) -> Tensor:
+        """Return the query."""
+        return q.view_as(q)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on to the query."""
+        return upstream[0], None
 
 
 MATH = Pinned(SDPBackend.MATH, True, (*_HALF, "float32", "float64"), None, True, True)
 EFFICIENT = Pinned(SDPBackend.EFFICIENT_ATTENTION, False, (*_HALF, "float32"), None, True, True)
 FLASH = Pinned(SDPBackend.FLASH_ATTENTION, True, _HALF, 256, False, False)
-CUDNN = Pinned(SDPBackend.CUDNN_ATTENTION, False, _HALF, 128, True, False, 2)
+CUDNN = Pinned(SDPBackend.CUDNN_ATTENTION, False, _HALF, 128, True, False, 2, repeatable=False)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from operators.api import attention
+from operators.api import attention, deterministic_only
 from operators.bias import DenseBias, GlobalBias
 from operators.forms import Bias
 from operators.grid import TokenGrid
@@ -125,6 +125,7 @@ class Case:
             qkv_grad=qkv_grad,
             bias_grad=bias_grad and weight is not None,
             rank=rank,
+            deterministic=deterministic_only(),
         )
 
 
@@ -219,7 +220,7 @@ def outputs_and_grads(
     Args:
         case: the case.
         impl: the implementation.
-        grads: ``all``, ``inputs`` (only q, k, v) or ``none``.
+        grads: ``all``, ``inputs`` (only q, k, v), ``bias`` (only its weight) or ``none``.
         rank: for ``lowrank``.
 
     Returns:
@@ -227,7 +228,7 @@ def outputs_and_grads(
     """
     leaves = {}
     for name, leaf in case.leaves.items():
-        wanted = grads == "all" or (grads == "inputs" and name != "weight")
+        wanted = grads in ("all", "bias" if name == "weight" else "inputs")
         leaves[name] = leaf.detach().clone().requires_grad_(wanted)
     bias = case.bias(leaves.get("weight"))
     out = attention(leaves["q"], leaves["k"], leaves["v"], bias, impl=impl, rank=rank)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from pipeline.storage.paths import COMMIT, ROOT
 
-PACKAGES = ("torch", "ray", "mmdet3d", "numpy", "biaswise")
-"""What a row's ``versions`` names, if installed."""
+PACKAGES = ("ray", "mmdet3d", "numpy", "biaswise")
+"""What a row's ``versions`` names beside torch, if installed."""
 
 
 def versions() -> str:
     """Return ``torch=...;ray=...`` of the packages that decide numbers."""
-    found = []
+    import torch  # here, because the study's commands start without it
+
+    # A wheel's metadata may say 2.11.0 of every build; torch itself says 2.11.0+cu130.
+    found = [f"torch={torch.__version__}"]
     for name in PACKAGES:
         try:
             found.append(f"{name}={metadata.version(name)}")

@@ -261,6 +261,21 @@ def test_describe_says_what_is_asked(case, qkv):
         assert not describe(*qkv, case.bias(weight)).bias_grad
 
 
+def test_a_call_says_whether_its_kernel_has_to_be_deterministic(qkv):
+    before = torch.get_deterministic_debug_mode()
+    try:
+        for mode, expected in (("default", False), ("warn", False), ("error", True), ("default", False)):
+            torch.set_deterministic_debug_mode(mode)
+            assert describe(*qkv, None).deterministic is expected
+            with pytest.raises(
+                Unsupported
+            ) as refusal:  # and not what the same call was told under another mode
+                attention(*qkv, impl="sdpa_cudnn")
+            assert (", deterministic" in str(refusal.value)) is expected
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 def test_importing_the_package_loads_no_kernel():
     heavy = "('triton', 'flash_attn', 'torch._inductor', 'torch.nn.attention.flex_attention')"
     code = f"import sys, operators; sys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"

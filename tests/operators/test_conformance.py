@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from operators.registry import objections
 from operators.spec import BIAS_KINDS, IMPLEMENTATIONS
 from operators.testing import laws
 from operators.testing.cases import Sizes, check_case, gradients_served, make_case, outputs_and_grads
@@ -82,6 +83,15 @@ def test_equals_the_reference(impl, kind, sizes):
         grads = gradients_served(impl, case)
         if grads is not None:
             check_case(case, impl, grads)
+
+
+@pytest.mark.parametrize(("impl", "kind"), pairs(WEIGHTED))
+def test_a_bias_learns_where_nothing_else_does(impl, kind):
+    """With the decoder frozen, the bias is all that requires a gradient."""
+    case = case_of(impl, kind, SMALL)
+    if objections(impl, case.request(qkv_grad=False)):
+        pytest.skip(f"{impl} gives the {kind} bias no gradient")
+    check_case(case, impl, "bias")
 
 
 @pytest.mark.gpu

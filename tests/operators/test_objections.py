@@ -63,6 +63,11 @@ SENTENCES = [
     ("sdpa_cudnn", replace(CUDA, head_size=136), "the cudnn kernel takes head sizes 8, 16, ... 128, got 136"),
     ("sdpa_cudnn", replace(CUDA, keys=1), "the cudnn kernel takes 2 keys or more, got 1"),
     (
+        "sdpa_cudnn",
+        replace(CUDA, deterministic=True),
+        "the cudnn kernel is not deterministic, and torch.use_deterministic_algorithms(True) is on",
+    ),
+    (
         "rects",
         replace(CUDA, keys=2**27),
         "addresses 2^31 elements of a head's keys, got 134217728 keys of 32",

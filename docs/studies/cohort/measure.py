@@ -89,7 +89,7 @@ def summarised(found: dict[str, list[dict[str, float]]], once: dict[int, dict[st
 
 
 def draw(summary: dict[str, Any], path: Path) -> None:
-    """Draw the wall time of n arm-steps beside trunk + n x own, as one arm has them."""
+    """Draw the wall time of n arm-steps beside trunk + n x own, as the largest cohort has them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -98,9 +98,11 @@ def draw(summary: dict[str, Any], path: Path) -> None:
         rows = {int(w.split()[-1]): m for w, m in summary["medians"].items() if w.startswith(kind)}
         counts = sorted(rows)
         axes.plot(counts, [rows[n]["wall_ms"] for n in counts], marker, label=kind, markersize=7)
-    counts, parts = sorted(summary["cohorts"]), summary["cohorts"][min(summary["cohorts"])]
+    largest = max(summary["cohorts"])
+    parts = summary["cohorts"][largest]
+    counts = sorted({int(way.split()[-1]) for way in summary["medians"]})
     line = [parts["step_trunk_ms"] + n * parts["step_own_ms"] for n in counts]
-    axes.plot(counts, line, "k--", linewidth=1, label="trunk + n x own of one arm")
+    axes.plot(counts, line, "k--", linewidth=1, label=f"trunk + n x own, of the cohort of {largest}")
     axes.set(xlabel="arms", ylabel="wall time of a step of all arms, ms", xlim=0, ylim=0)
     axes.legend()
     figure.savefig(path)

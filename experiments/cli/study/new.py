@@ -30,7 +30,7 @@ LOADERS = 6
 """Loader processes of a GPU, as in CMT's configs."""
 
 IMPLS = {
-    "cuda": {"none": "sdpa_flash", "dense": "sdpa_efficient"},
+    "cuda": {"dense": "sdpa_efficient"},
     "cpu": {"global": "sdpa_math", "dense": "sdpa_math"},
 }
 OTHERWISE = {"cuda": "rects", "cpu": "gathered"}

@@ -87,7 +87,7 @@ model = dict(
                             embed_dims=256,
                             num_heads=8,
                             dropout=0.1,
-                            impl="sdpa_flash",
+                            impl="rects",
                         ),
                     ],
                     ffn_cfgs=dict(

@@ -17,7 +17,8 @@ def without_data(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def test_one_gpu_by_hand():
+def test_one_gpu_by_hand(monkeypatch):
+    monkeypatch.setattr(machine_cost, "COHORT_STEP_S", {})
     speed, (trunk, own) = speed_of(r50_waves().trials[0]), PARTS["voxel0100_r50_800x320"]
     (one, *_), cost = machine_costs(r50_waves()), cost_of(r50_waves())
     load = 16 * speed.load_s / LOADERS  # of the 16 frames of a step; longer than 4 times a step of 4
@@ -38,6 +39,7 @@ def test_eight_gpus_are_what_the_recipe_itself_computes():
 
 
 def test_a_measured_cohort_counts(monkeypatch):
+    monkeypatch.setattr(machine_cost, "COHORT_STEP_S", {})
     (before, *_) = machine_costs(r50_waves())
     monkeypatch.setitem(machine_cost.COHORT_STEP_S, "voxel0100_r50_800x320", (ARMS, 0.5))
     (now, *_) = machine_costs(r50_waves())

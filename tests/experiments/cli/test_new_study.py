@@ -101,7 +101,7 @@ def test_full_size_on_eight_gpus(here, capsys):
     made = recipe("my_study.py")
     first = made.trials[0]
     assert (first.num_workers, first.train.batch_size, first.device, first.train.amp) == (8, 2, "cuda", True)
-    assert first.plan["decoder.5.cross"] == Choice("none", "sdpa_flash")
+    assert first.plan["decoder.5.cross"] == Choice("none", "rects")
     assert {key.rpartition(".")[2]: json.loads(text) for key, text in first.overrides} == {
         "info_path": "of-v1.0-trainval/nuscenes_dbinfos_train.pkl",
         "data_root": "of-v1.0-trainval",

@@ -90,7 +90,7 @@ def test_the_plan_of_a_config_is_the_one_it_spells(config: str) -> None:
     if "cmt_aqr" in config:
         assert (spelled["aqr.0.cross"], spelled["decoder.0.cross"]) == ("local/rects", "window/rects")
     else:
-        assert spelled["decoder.0.cross"] == "none/sdpa_flash"
+        assert spelled["decoder.0.cross"] == "none/rects"
 
 
 def test_a_branch_in_part_or_twice_is_refused() -> None:

@@ -44,8 +44,10 @@ def test_peak_memory_grows_with_what_is_held() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_early_peak_counts_once() -> None:
     memory = PeakMemory(torch.device("cuda"))
+    # cuBLAS keeps 32 MiB for every stream that it has served, and what failed before may hold tensors.
+    held = torch.cuda.memory_allocated() / 2**30
     early = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     del early
     memory.settle()
-    assert memory.measure("train", held_bytes=2**29).value == pytest.approx(1, abs=0.1)
-    assert memory.measure("train", held_bytes=2**31).value == pytest.approx(2, abs=0.1)
+    assert memory.measure("train", held_bytes=2**29).value == pytest.approx(held + 1, abs=0.01)
+    assert memory.measure("train", held_bytes=2**31).value == pytest.approx(held + 2, abs=0.01)

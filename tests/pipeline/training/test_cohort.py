@@ -307,7 +307,9 @@ def test_a_killed_cohort_continues_in_other_cohorts(
     trial: Trial, tmp_path: Path, alone: dict, seed: int
 ) -> None:
     settings, numbers = settings_of(trial), [0, 1, 7]
-    child = multiprocessing.get_context("fork").Process(
+    # a forked child has the libraries loaded; where CUDA is, autograd forbids forking
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    child = multiprocessing.get_context(method).Process(
         target=run_cohort, args=(arms_in(tmp_path, settings, numbers), RUNG)
     )
     last = random.Random(seed).randint(2, STEPS)

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ STEPS = 6
 LOSSES, GRADIENTS = 1e-2, 5e-2
 """Of their size and norm. Two equal trainings in bfloat16 differ in the order of a few sums; what another arm
 had overwritten would be off by its whole size."""
+
+REPEATS, SPREAD, MOST = 3, 3, 0.5
+"""Equal trainings that show how far apart such are; how many times as far others may be; the most of all.
+
+On an H200, trainings alone with nothing frozen had gradients 0.118, 0.104 and 0.055 apart under one plan and
+0.022, 0.003 and 0.019 under another: atomic sums of the trunk's backward pass have no fixed order. With a
+frozen trunk all were equal to the last bit, and so every other course has to be."""
 
 TRAINED_BRANCHES = ("optim_wrapper.paramwise_cfg.custom_keys", "{}")
 
@@ -83,14 +91,24 @@ def gradient(trainer: ArmTrainer) -> Tensor:
     return torch.cat(grads).float()
 
 
-def refuse_another_course(found: Course, expected: Course, number: int) -> None:
+def distances(found: Course, expected: Course, number: int) -> tuple[float, float]:
+    """Return how far apart an arm's losses are, of their size, and its last gradients, of their norm."""
     losses, wanted = torch.tensor(found.losses[number]), torch.tensor(expected.losses[number])
     off = float(((losses - wanted).abs() / wanted).max())
     one, other = found.gradients[number], expected.gradients[number]
-    away = float((one - other).norm() / other.norm())
-    print(f"arm {number}: losses {off:.2e}, gradients {away:.2e}")
+    return off, float((one - other).norm() / other.norm())
+
+
+def refuse_another_course(found: Course, equal: Sequence[Course], number: int) -> None:
+    """Refuse a course that is another one than ``equal`` are, which differ by rounding, if at all."""
+    pairs = [distances(one, other, number) for one, other in combinations(equal, 2)]
+    apart = max(away for _, away in pairs)
+    off, away = distances(found, equal[0], number)
+    print(f"arm {number}: losses {off:.2e}, gradients {away:.2e}; equal ones {pairs}")
+    if not any(map(any, pairs)):
+        assert (off, away) == (0, 0)
     assert off <= LOSSES
-    assert away <= GRADIENTS
+    assert away <= min(MOST, max(GRADIENTS, SPREAD * apart))
 
 
 @pytest.mark.parametrize("overrides", [(), (TRAINED_BRANCHES,)], ids=["frozen trunk", "nothing frozen"])
@@ -98,7 +116,7 @@ def test_arms_train_together_as_alone(trial: Trial, tmp_path: Path, overrides: A
     settings, numbers = settings_of(trial, *overrides), (0, 1, 7)
     together = Course(tmp_path / "together", settings, numbers)
     for number in numbers:
-        alone = Course(tmp_path / f"alone{number}", settings, [number])
+        alone = [Course(tmp_path / f"alone{number}-{i}", settings, [number]) for i in range(REPEATS)]
         refuse_another_course(together, alone, number)
     heads = [trainer.model.pts_bbox_head for trainer in together.cohort.trainers]
     assert all(len(head.train_graphs) for head in heads)
@@ -113,7 +131,7 @@ def test_streams_that_come_late_change_nothing(
     trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, overrides: Any
 ) -> None:
     settings = settings_of(trial, *overrides)
-    prompt = Course(tmp_path / "prompt", settings, [0, 7])
+    prompt = [Course(tmp_path / f"prompt{i}", settings, [0, 7]) for i in range(REPEATS)]
     places = {
         "arms": (ArmTrainer, "launch"),
         "points": (CmtDetector, "_canvas"),
@@ -200,10 +218,15 @@ def whole_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("whole_memory")
-def test_after_memory_has_run_out_a_smaller_cohort_trains(trial: Trial, tmp_path: Path) -> None:
+def test_after_memory_has_run_out_a_smaller_cohort_trains(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as ``run_cohort`` sets it: a search after the first courses could end at kernels that round otherwise
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     settings = settings_of(trial)
-    alone = Course(tmp_path / "alone", settings, [7])
-    alone.cohort.trainers.clear()
+    alone = [Course(tmp_path / f"alone{i}", settings, [7]) for i in range(REPEATS)]
+    for course in alone:
+        course.cohort.trainers.clear()
     gc.collect()
     torch.cuda.empty_cache()
     left = torch.cuda.memory_reserved() + 24 * 2**20  # less than a model's activations

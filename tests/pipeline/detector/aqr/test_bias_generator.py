@@ -116,6 +116,11 @@ def test_the_kernel_sees_the_windows_of_each_layer() -> None:
             torch.testing.assert_close(one, two, rtol=2e-3, atol=2e-3)
 
 
+def dtype_of(impl: str) -> torch.dtype:
+    """What an implementation computes in here; on a GPU the flash kernel of ``lowrank`` takes halves only."""
+    return torch.float16 if impl == "lowrank" and DEVICE == "cuda" else torch.float32
+
+
 def learning() -> list[Any]:
     """(implementation, kind, rank) of which the implementation says that the bias gets a gradient here."""
     asked = {"device": DEVICE, "heads": 2, "queries": 2, "keys": GRID.num_keys, "head_size": HEAD_SIZE}
@@ -124,8 +129,9 @@ def learning() -> list[Any]:
         for impl in IMPLEMENTATIONS
         for kind in KINDS
         for rank in [RANK if impl == "lowrank" and kind != "global" else None]
+        for dtype in [str(dtype_of(impl)).removeprefix("torch.")]
         if not objections(
-            impl, Request(kind, **asked, bias_heads=1, qkv_grad=True, bias_grad=True, rank=rank)
+            impl, Request(kind, dtype, **asked, bias_heads=1, qkv_grad=True, bias_grad=True, rank=rank)
         )
     ]
 
@@ -134,10 +140,11 @@ def gradients(impl: str, kind: str, rank: int | None) -> tuple[Tensor, Tensor]:
     """Of a loss on attention with respect to ``bias_scale`` and the weights."""
     draw = torch.Generator().manual_seed(0)
     sizes = (2, GRID.num_keys, GRID.num_keys)
-    q, k, v = (torch.randn(1, 2, n, HEAD_SIZE, generator=draw).to(DEVICE) for n in sizes)
+    q, k, v = (torch.randn(1, 2, n, HEAD_SIZE, generator=draw).to(DEVICE, dtype_of(impl)) for n in sizes)
     weights = torch.tensor([[[0.9, -0.6], [0.3, 0.2]]], requires_grad=True, device=DEVICE)
     generator = AttentionBiasGenerator(3, 2).to(DEVICE)
-    attention(q, k, v, make(generator, kind, weights), impl=impl, rank=rank).square().sum().backward()
+    out = attention(q, k, v, make(generator, kind, weights), impl=impl, rank=rank)
+    out.float().square().sum().backward()
     assert generator.bias_scale.grad is not None
     assert weights.grad is not None
     return generator.bias_scale.grad, weights.grad
@@ -161,6 +168,8 @@ def test_the_scale_learns_under_every_implementation_that_claims_gradients(
     assert weights[0, 0].abs().min() > 0
     # The reference's own fp32 error is 1e-6, that of TF32 products on a GPU 1e-3; a lost window is 1e-1.
     near = 1e-4 if DEVICE == "cpu" else 1e-2
+    if dtype_of(impl) == torch.float16:
+        near = 3e-2  # on a CPU, float16 moved these gradients by 1.3 % at most
     for found, wanted in zip((scale, weights), gradients("reference", kind, None), strict=True):
         torch.testing.assert_close(found, wanted, rtol=near, atol=near / 10)
 

@@ -69,6 +69,7 @@ def test_without_spconv_a_full_size_config_is_refused_in_one_sentence() -> None:
 def test_shared_tables_change_nothing() -> None:
     shared, own = build_sparse_encoder(encoder_config()), MODELS.build(encoder_config())
     own.load_state_dict(shared.state_dict())
+    own.half_when_frozen = shared.half_when_frozen  # what ``encode`` reads, and mmdet3d's own does not have
     keys = [m.indice_key for m in shared.modules() if getattr(m, "subm", False)]
     assert keys == ["subm1"] * 5 + ["subm2"] * 4 + ["subm3"] * 4 + ["subm4"] * 4
     features, coords = voxels()
