@@ -3,7 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.recipes.generated import pretrain_r50, pretrain_vov, r50_generated, vov_generated
+from experiments.recipes.generated import (
+    overfit_r50,
+    pretrain_r50,
+    pretrain_vov,
+    r50_generated,
+    vov_generated,
+)
 from experiments.recipes.mini import (
     demo,
     demo_gpu,
@@ -29,6 +35,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "r50_waves": r50_waves,
     "r50_screened": r50_screened,
     "vov_waves": vov_waves,
+    "overfit_r50": overfit_r50,
     "pretrain_r50": pretrain_r50,
     "pretrain_vov": pretrain_vov,
     "r50_generated": r50_generated,

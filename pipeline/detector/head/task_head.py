@@ -17,6 +17,11 @@ from pipeline.detector.head.box_coder import HEADS
 
 NORM_EPS = 1e-6  # of the group layer norm in CMT's heads
 
+BOX_STD = 1e-3
+"""Of the initial weights of a box output's last layer: boxes start at their reference points, within 0.2 m.
+
+CMT's own, about 0.4, spread them over the whole range; published weights replace both."""
+
 
 class Tf32Product(torch.autograd.Function):
     """``x @ weight.mT`` whose backward pass uses TF32 too, whatever the switch says when it runs.
@@ -150,6 +155,8 @@ class SeparateTaskHead(nn.Module):
             last = GroupedLinear(num_layers, inputs, outputs, bias=True, kernel=final_kernel)
             if name == "cls_logits" and last.bias is not None:
                 nn.init.constant_(last.bias, init_bias)
+            if name != "cls_logits":
+                nn.init.normal_(last.weight, std=BOX_STD)
             self.add_module(name, nn.Sequential(*parts, last))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -200,6 +200,11 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        # The content of the queries is zero at first, so a first self-attention gives its bias alone. With a
+        # bias of zero, the norm after it multiplies gradients by 1 / sqrt(1e-5) = 316.
+        first = self.layers[0]
+        if isinstance(first, DecoderLayer) and first.order[0] == "self_attn":
+            nn.init.normal_(first.get_parameter("attentions.0.attn.out_proj.bias"))
 
     @property
     def cross_attentions(self) -> list[SiteAttention]:

@@ -43,7 +43,9 @@ def test_the_pretraining_trains_what_the_config_freezes():
     assert not load_config(path, ALL_TRAINED).optim_wrapper.paramwise_cfg.custom_keys
 
 
-@pytest.mark.parametrize("name", ["pretrain_r50", "r50_generated", "pretrain_vov", "vov_generated"])
+@pytest.mark.parametrize(
+    "name", ["overfit_r50", "pretrain_r50", "r50_generated", "pretrain_vov", "vov_generated"]
+)
 def test_generated_frames_become_samples(name, tmp_path):
     """Nothing but the generated data is needed: no database of objects, no file of nuScenes."""
     made, (settings, *_) = recipe(name), recipe(name).trials
@@ -59,7 +61,8 @@ def test_generated_frames_become_samples(name, tmp_path):
     training = TrainingData(
         replace(settings, data=data), size, tuple(model.pts_voxel_layer.point_cloud_range)
     )
-    sample = training.transform.at(0)(training.source[0], np.random.default_rng(0))
+    transform = training.transform.at(0) if settings.train.augment else training.transform
+    sample = transform(training.source[0], np.random.default_rng(0))
     assert sample.images.shape == (6, *size, 3)
     assert training.val_reading.sweeps == SWEEPS
     assert len(np.unique(training.source[0].points[:, 4])) == SWEEPS + 1  # the age of a scan

@@ -1,8 +1,9 @@
-"""Products of the task heads in TF32: the same function and gradients, and a switch that comes back."""
+"""Task heads: their initial boxes, and products in TF32 with the same gradients."""
 
 import torch
 
-from pipeline.detector.head.task_head import GroupedLinear, tf32_products
+from pipeline.detector.head.box_coder import HEADS
+from pipeline.detector.head.task_head import GroupedLinear, SeparateTaskHead, tf32_products
 
 
 def test_tf32_products_have_the_gradients_of_plain_ones() -> None:
@@ -30,3 +31,11 @@ def test_the_switch_comes_back() -> None:
             assert switch.allow_tf32
         assert switch.allow_tf32 == before
     switch.allow_tf32 = False
+
+
+def test_boxes_start_at_their_reference_points() -> None:
+    torch.manual_seed(0)
+    head = SeparateTaskHead(256, 10, 6, {name: (channels, 2) for name, channels in HEADS.items()})
+    codes, logits = head(torch.randn(6, 1, 100, 256))
+    assert codes.std() * 108 / 4 < 0.2  # m: the range, and the steepest slope of the sigmoid
+    assert logits.std() > 0.1

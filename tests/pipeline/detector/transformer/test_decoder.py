@@ -165,6 +165,15 @@ def test_returned_states_are_normed_once_and_passed_on_without():
         torch.testing.assert_close(states[i], decoder.post_norm(state))
 
 
+def test_a_fresh_decoder_does_not_begin_with_zeros():
+    """Of zeros the first norm would multiply gradients by 316, and clipping would cut all others."""
+    torch.manual_seed(0)
+    decoder = Decoder(2, layer())
+    decoder(*inputs()).sum(dim=0)[..., 0].sum().backward()
+    first, second = (one.attentions[0].attn.out_proj.bias.grad.norm() for one in decoder.layers)
+    assert first < 10 * second
+
+
 def test_position_of_the_memory_is_not_part_of_what_is_read():
     decoder = Decoder(1, layer()).eval()
     keys, memory, query_pos = inputs()
