@@ -140,4 +140,7 @@ def check_weight(bias: WeightedBias, batch: int | str, queries: int | str, last:
     if weight.ndim not in (3, 4) or weight.dtype not in FLOATS or not fits:
         expected = f"({batch}, {queries}, {last}) or ({batch}, H, {queries}, {last})"
         got = f"{weight.dtype} {tuple(weight.shape)}"
-        raise ValueError(f"{type(bias).__name__} expects float weights {expected}, got {got}")
+        raise ValueError(
+            f"{type(bias).__name__} expects float weights {expected}, got {got}; grid.per_segment(weight) "
+            "gives every map of a grid its sensor's weight"
+        )

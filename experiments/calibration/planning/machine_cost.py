@@ -70,8 +70,9 @@ def machine_costs(recipe: Recipe) -> list[MachineCost]:
     """Return what a study takes on each of ``MACHINES``; nothing if its model was not measured on a GPU."""
     first, cost, frames = recipe.trials[0], cost_of(recipe), evaluated_frames(recipe)
     speed = speed_of(first)
-    known = any(name in first.config for name in PARTS)
-    if speed is None or cost is None or frames is None or first.device != "cuda" or not known:
+    if speed is None or cost is None or frames is None or first.device != "cuda":
+        return []
+    if speed.config not in PARTS:
         return []
     found = []
     for machine in MACHINES:
@@ -99,7 +100,7 @@ def trial_hours(settings: TrialSettings, speed: Speed, frames: int, arms: int, s
     """
     train, loaders = settings.train, max(1, settings.data.num_loader_workers)
     larger = max(1.0, train.batch_size / speed.batch)
-    step = slower * larger * (speed.step_s if arms == 1 else _cohort_step(settings.config, arms))
+    step = slower * larger * (speed.step_s if arms == 1 else _cohort_step(speed.config, arms))
     step = max(step, train.batch_size * speed.load_s / loaders)
     detections = frames * len(settings.conditions) / settings.num_workers
     seconds = (speed.start_s + (train.steps or 0) * step) / arms + detections * slower * speed.frame_s
@@ -107,11 +108,11 @@ def trial_hours(settings: TrialSettings, speed: Speed, frames: int, arms: int, s
 
 
 def _cohort_step(config: str, arms: int) -> float:
-    """Return the seconds of a step of all arms of a cohort on one H200."""
-    for name, (measured, seconds) in COHORT_STEP_S.items():
-        if name in config and measured == arms:
-            return seconds
-    trunk, own = next(parts for name, parts in PARTS.items() if name in config)
+    """Return the seconds of a step of all arms of a cohort on one H200; ``config`` as in ``Speed``."""
+    measured, seconds = COHORT_STEP_S.get(config, (0, 0.0))
+    if measured == arms:
+        return seconds
+    trunk, own = PARTS[config]
     return trunk + arms * own
 
 

@@ -118,6 +118,13 @@ def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Termin
     from experiments.recipes.cost import span
 
     costs = machine_costs(chosen)
+    if not costs and per_gpu_hour:
+        console.print(
+            "No dollars: the hours on rented machines are known for GPU studies of the full-size models that "
+            "were measured (docs/models.md), and this is none.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not costs:
         return
     ways = ("one at a time", f"in cohorts of {ARMS}")
@@ -178,9 +185,10 @@ def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
         on_gpu = any(one.gpu_hours for one in used)
         total = sum(one.gpu_hours if on_gpu else one.hours for one in used)
         unit = "GPU hours" if on_gpu else "trial hours"
-        return _Cost(
-            total / len(used), unit, f"{unit[0].upper()}{unit[1:]}: by {len(used)} trials that have run."
-        )
+        source = f"{unit[0].upper()}{unit[1:]}: by {len(used)} trials that have run."
+        if not on_gpu:
+            source += " They are by the clock: trials of a cohort run together, and each counts all of it."
+        return _Cost(total / len(used), unit, source)
     from experiments.recipes.cost import hours_of_trial
 
     if (computed := hours_of_trial(chosen)) is not None:

@@ -110,7 +110,9 @@ def hooks(old: Mapping[str, Any], ledger: Ledger) -> list[dict[str, Any]]:
             made.append(_average(hook, ("custom_hooks", place), ledger))
         elif kind != "NumClassCheckHook":
             ledger.lose(
-                ("custom_hooks", place), f"the hook {kind} is left out: this loop runs no hooks", True
+                ("custom_hooks", place),
+                f"the hook {kind} is left out: this loop follows EMAHook and DisableObjectSampleHook alone",
+                True,
             )
     return made
 
