@@ -1,5 +1,6 @@
 """The layout: folders stay small enough to be read as a list, and `make` says what it does."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -38,7 +39,10 @@ def make(folder: Path, *words: str) -> str:
     """Run a target of a copy of the Makefile: the one here may find that its .venv is another checkout's."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-nodeps.txt"):
         shutil.copy(ROOT / name, folder)
-    return subprocess.run(["make", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")  # of the `make test` that runs this
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    done = subprocess.run(["make", *words], cwd=folder, check=True, capture_output=True, text=True, env=env)
+    return done.stdout
 
 
 def test_make_help_names_every_target(tmp_path: Path) -> None:

@@ -9,10 +9,14 @@ import pytest
 
 STUDIES = Path(__file__).parents[1] / "docs" / "studies"
 OURS = {"operators", "pipeline", "experiments", "tests"}
+OF_OLD = {"mini-step/before.py"}
+"""Scripts that another checkout runs, of a commit that the script names."""
 
 
 @pytest.mark.parametrize(
-    "script", sorted(STUDIES.rglob("*.py")), ids=lambda path: str(path.relative_to(STUDIES))
+    "script",
+    sorted(path for path in STUDIES.rglob("*.py") if str(path.relative_to(STUDIES)) not in OF_OLD),
+    ids=lambda path: str(path.relative_to(STUDIES)),
 )
 def test_imported_names_exist(script: Path) -> None:
     missing = []

@@ -143,7 +143,7 @@ def _hooks(config: Mapping[str, Any]) -> Iterator[Refusal]:
         if name not in HOOKS:
             yield Refusal(
                 key,
-                f"the hook {name} would change the training, and this loop runs no hooks",
+                f"the hook {name} would change the training, and this loop does not run it",
                 f"remove it; known are {', '.join(HOOKS)}",
             )
         elif name == "EMAHook":

@@ -108,8 +108,8 @@ CONFIGS = [
         "custom_hooks",
         "a hook that would change the training",
         trains('custom_hooks = [dict(type="MyHook")]'),
-        "…/mine.py: custom_hooks.0: the hook EMAHook would change the training, and this loop runs no hooks; "
-        "weights are not averaged; remove it; known are …",
+        "…/mine.py: custom_hooks.0: the hook MyHook would change the training, and this loop does not run it; "
+        "remove it; known are …",
     ),
     Bad(
         "config",
