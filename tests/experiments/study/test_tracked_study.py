@@ -128,12 +128,14 @@ def test_a_study_that_is_interrupted_is_killed_in_mlflow_and_so_are_its_trials(r
     long = replace(
         recipe, trials=tuple(replace(t, train=replace(t.train, steps=4000)) for t in recipe.trials)
     )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
     hand = Interrupter(uri)
     hand.start()
     options = RunOptions(tmp_path / "runs", confirmation=False, underpowered=True)
     with pytest.raises(KeyboardInterrupt):
         run_study(long, options, Terminal(file=io.StringIO()))
     hand.join()
+    signal.signal(signal.SIGINT, before)
     client = MlflowClient(uri)
     runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert {run.data.tags["biaswise.kind"] for run in runs} == {"study", "trial"}
