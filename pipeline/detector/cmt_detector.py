@@ -22,6 +22,7 @@ from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
 from pipeline.detector.trunk import Trunk
 from pipeline.metrics.device_measure import DeviceMeasure
+from pipeline.runtime.collectives import RankMean
 
 
 @MODELS.register_module()
@@ -208,6 +209,11 @@ class CmtDetector(Trunk, Base3DDetector):
         """
         trunk = batch_inputs.get("trunk")
         return self.run_after_trunk(self.run_trunk(batch_inputs) if trunk is None else trunk)
+
+    def loss_divisors(self, batch_data_samples: Sequence[Det3DDataSample]) -> RankMean:
+        """Begin to average what the losses are divided by; see ``HeadLosses.loss_divisors``."""
+        found: RankMean = self.pts_bbox_head.loss_divisors(batch_data_samples)
+        return found
 
     def loss(
         self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Det3DDataSample], **kwargs: Any

@@ -22,7 +22,7 @@ from pipeline.metrics.recorder import Measure
 from pipeline.runtime.gradient_mean import GradientMean
 
 Prepared = dict[str, Any]
-"""Arguments of the model: ``inputs`` with the features of the trunk, and ``data_samples``."""
+"""Arguments of the model: ``inputs`` with the features of the trunk, ``data_samples`` and ``divisors``."""
 
 LAST_LR = 1e-3
 """What the cosine leaves of the learning rate at the end."""
@@ -116,10 +116,15 @@ class TrainStep:
         return [self._prepare(part) for part in split(batch, self.batches_per_step)]
 
     def _prepare(self, batch: Mapping[str, Any]) -> Prepared:
+        divisors = self.model.loss_divisors(batch["data_samples"])  # the ranks exchange them meanwhile
         prepared = preprocess(self.model.data_preprocessor, batch, True)
         with autocast(next(self.model.parameters()).device.type, self._amp):
             trunk = self.model.run_trunk(prepared["inputs"])
-        return {"inputs": {"trunk": trunk}, "data_samples": prepared["data_samples"]}
+        return {
+            "inputs": {"trunk": trunk},
+            "data_samples": prepared["data_samples"],
+            "divisors": divisors,
+        }
 
     def losses(self, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total loss and its parts for one batch that this model or another arm's has prepared."""
@@ -164,8 +169,6 @@ class TrainStep:
         """Set the gradients of a step; return its losses, the total first, and its ``bias_numbers``."""
         losses: list[Tensor] = []
         numbers: list[list[DeviceMeasure]] = []
-        if self._mean:
-            self._mean.share_statistics()
         for part in parts:
             total, logs = self.losses(part)
             share = total / len(parts) if len(parts) > 1 else total

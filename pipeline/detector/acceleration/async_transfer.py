@@ -17,18 +17,18 @@ def upload_beside(
     """Copy a batch to a device while the GPU still computes; the host waits for these copies alone.
 
     Args:
-        inputs: lists of tensors; those on the GPU already must be complete.
+        inputs: lists of tensors, in any layout without gaps; those on the GPU already must be complete.
         device: of the model.
 
     Returns:
-        The tensors on the device, for use in the current stream; and an event that another stream can wait
-        for, None on a CPU.
+        The tensors on the device, contiguous, for use in the current stream; and an event that another stream
+        can wait for, None on a CPU.
     """
     if device.type != "cuda":
-        return {name: [x.to(device) for x in given] for name, given in inputs.items()}, None
+        return {name: [x.to(device).contiguous() for x in given] for name, given in inputs.items()}, None
     main, ready = torch.cuda.current_stream(device), torch.cuda.Event()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(_copies(device)):
-        moved = {name: [x.to(device) for x in given] for name, given in inputs.items()}
+        moved = {name: [x.to(device).contiguous() for x in given] for name, given in inputs.items()}
         ready.record()
     main.wait_event(ready)
     for tensors in moved.values():

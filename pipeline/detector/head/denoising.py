@@ -144,6 +144,18 @@ def denoising_mask(group: Tensor) -> DenseBias:
     return DenseBias(values.masked_fill_(blocked(group), float("-inf"))[None, None])
 
 
+def num_groups(counts: Sequence[int], num_queries: int, settings: DenoisingSettings) -> int:
+    """Return how many noised copies of the ground truth a batch has.
+
+    Args:
+        counts: boxes of each sample.
+        num_queries: number of matching queries; there are at most so many denoising slots.
+        settings: settings of the noise.
+    """
+    most = max(counts, default=0)
+    return min(settings.scalar, num_queries // most) if most else 0
+
+
 def make_denoising_queries(
     boxes: Sequence[Tensor],
     labels: Sequence[Tensor],
@@ -159,7 +171,7 @@ def make_denoising_queries(
         boxes: per sample (M, 9), z at the box centre, in m; on the host, where this takes less time than to
             launch its kernels.
         labels: per sample (M,).
-        num_queries: number of matching queries; there are at most so many denoising slots.
+        num_queries: see ``num_groups``.
         num_classes: label of the background.
         point_range: (6,) x, y, z minima and maxima in m.
         settings: settings of the noise.
@@ -170,8 +182,7 @@ def make_denoising_queries(
         ``num_queries``.
     """
     counts = [len(b) for b in boxes]
-    most = max(counts, default=0)
-    groups = min(settings.scalar, num_queries // most) if most else 0
+    groups, most = num_groups(counts, num_queries, settings), max(counts, default=0)
     if groups == 0:
         return None
     clean = torch.cat(list(boxes)).repeat(groups, 1)

@@ -10,11 +10,17 @@ from torch import Tensor, nn
 
 from pipeline.detector.acceleration.async_transfer import constant, upload
 from pipeline.detector.acceleration.training_graph import TrainGraphs
-from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings, make_denoising_queries
-from pipeline.detector.head.losses import Predictions, SetCriterion, by_name, mean_over_ranks
+from pipeline.detector.head.denoising import (
+    DenoisingQueries,
+    DenoisingSettings,
+    make_denoising_queries,
+    num_groups,
+)
+from pipeline.detector.head.losses import Predictions, SetCriterion, by_name
 from pipeline.detector.head.targets import Targets
 from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
 from pipeline.detector.transformer.position_encoding import Cameras
+from pipeline.runtime.collectives import RankMean
 
 QUERY_MULTIPLE = 128
 """In training through CUDA graphs the number of queries, denoising slots included, is a multiple of this.
@@ -62,7 +68,24 @@ class HeadLosses(nn.Module):
             boxes, labels, self.num_query, self.num_classes, limits, self.denoising, rand01
         )
 
-    def loss(self, bev_feats: Tensor, img_feats: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_divisors(self, data_samples: Sequence[Any]) -> RankMean:
+        """Begin to average over the ranks what the losses of a batch are divided by.
+
+        Args:
+            data_samples: see ``loss``; only how many boxes they have is read.
+        """
+        counts = [len(sample.gt_instances_3d.labels_3d) for sample in data_samples]
+        slots = num_groups(counts, self.num_query, self.denoising) * sum(counts)
+        device = next(self.parameters()).device
+        return SetCriterion.divisors(counts, self.num_query, slots, device)
+
+    def loss(
+        self,
+        bev_feats: Tensor,
+        img_feats: Tensor,
+        data_samples: Sequence[Any],
+        divisors: RankMean | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the training losses. On a GPU the host does not wait for the device.
 
         Args:
@@ -70,6 +93,7 @@ class HeadLosses(nn.Module):
             img_feats: see ``CmtAqrHead.forward``.
             data_samples: ``Det3DDataSample`` with ``gt_instances_3d``, best on the host, and with
                 ``lidar2img`` and ``batch_input_shape`` in the meta information.
+            divisors: ``loss_divisors`` of the same samples, from before the forward pass; None: now.
 
         Returns:
             See ``losses.by_name``.
@@ -86,7 +110,8 @@ class HeadLosses(nn.Module):
         most = max(len(label) for label in labels)
         graphs = self._active_train_graphs() if most <= self.num_query else None
         features = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse)
-        truth = self._ground_truth(boxes, labels, device, padded=graphs is not None)
+        given = self._ground_truth(boxes, labels, device, padded=graphs is not None)
+        truth = ((divisors or self.loss_divisors(data_samples)).read(), *given)
         if graphs is None:
             loss_terms: Callable[..., tuple[Tensor]] = self.loss_terms
             return by_name(loss_terms(*features, *truth, pad_hw=pad_hw)[0])
@@ -101,7 +126,7 @@ class HeadLosses(nn.Module):
     def _ground_truth(
         self, boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device, padded: bool
     ) -> tuple[Tensor | None, ...]:
-        """Return what a step knows of its batch, on the device: the arguments of ``loss_terms``.
+        """Return the boxes of a batch, on the device: arguments of ``loss_terms`` from ``boxes`` on.
 
         Args:
             boxes: per sample, on the host.
@@ -109,23 +134,18 @@ class HeadLosses(nn.Module):
             device: of the model.
             padded: to sizes that come again.
         """
-        assert self.criterion is not None
-        counts = [len(label) for label in labels]
         places = 1
         if padded:
-            places = min(math.ceil(max(1, *counts) / PLACE_MULTIPLE) * PLACE_MULTIPLE, self.num_query)
+            most = max(1, *(len(label) for label in labels))
+            places = min(math.ceil(most / PLACE_MULTIPLE) * PLACE_MULTIPLE, self.num_query)
         targets = Targets.of(boxes, labels, places)
         queries = self.noise(boxes, labels)
-        divisors = self.criterion.divisors(
-            counts, self.num_query, 0 if queries is None else len(queries.slot)
-        )
-        divisors = mean_over_ranks(upload(divisors, device))
         given: list[Tensor | None] = [targets.boxes, targets.labels, None, None, None, None]
         if queries is not None:
             queries = queries.padded(self.num_query, QUERY_MULTIPLE) if padded else queries
             slots = queries.targets(len(boxes))
             given[2:] = [queries.points, queries.membership(self.num_query), slots.boxes, slots.labels]
-        return (divisors, *(None if x is None else upload(x, device) for x in given))
+        return tuple(None if x is None else upload(x, device) for x in given)
 
     def loss_terms(
         self,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from pipeline.detector.head.box_coder import CODES, encode_boxes
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
 from pipeline.detector.head.matching import HungarianAssigner3D, read_cost
 from pipeline.detector.head.targets import NOTHING, Targets
+from pipeline.runtime.collectives import RankMean
 
 NEGATIVE_SHARE = 0.1  # weight of a negative query in the divisor of the classification loss (CMT)
 
@@ -79,20 +79,6 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Te
     miss = (1 - p) * target + p * (1 - target)
     weight = (alpha * target + (1 - alpha) * (1 - target)) * miss.pow(gamma)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
-
-
-def mean_over_ranks(counts: Tensor) -> Tensor:
-    """Return the mean over the ranks of a distributed training; the counts themselves in a single process.
-
-    DDP averages gradients, so a sum over all samples divided by the global count is a local sum divided by
-    the mean count. CMT averages only the divisor of the denoising box loss. We average all divisors, so that
-    one worker and many workers train with the same loss.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts
-    counts = counts.clone()
-    dist.all_reduce(counts)
-    return counts / dist.get_world_size()
 
 
 class SetCriterion:
@@ -186,21 +172,29 @@ class SetCriterion:
         batch, queries = matching.logits.shape[1:3]
         noised = None if denoising is None else (denoising[0], denoising[1].targets(batch))
         slots = 0 if denoising is None else len(denoising[1].slot)
-        divisors = self.divisors([len(label) for label in labels], queries, slots)
-        divisors = mean_over_ranks(upload(divisors, matching.codes.device))
-        return by_name(self.terms(matching, Targets.of(boxes, labels), noised, divisors))
+        divisors = self.divisors([len(label) for label in labels], queries, slots, matching.codes.device)
+        return by_name(self.terms(matching, Targets.of(boxes, labels), noised, divisors.read()))
 
     @staticmethod
-    def divisors(counts: Sequence[int], queries: int, slots: int) -> Tensor:
-        """Return the numbers of matched, unmatched and denoising queries, (3,) float32 on the host.
+    def divisors(counts: Sequence[int], queries: int, slots: int, device: torch.device) -> RankMean:
+        """Return the numbers of matched, unmatched and denoising queries, (3,) float32: means over the ranks.
+
+        Ranks average gradients, so a sum over all samples divided by the global count is a local sum divided
+        by the mean count. CMT averages only the divisor of the denoising box loss. We average all divisors,
+        so that one worker and many workers train with the same loss.
+
+        Every matching matches as many boxes as there are queries for, whatever the model predicts. So the
+        numbers are known before the forward pass, and the ranks need not wait for each other in its middle.
 
         Args:
             counts: boxes of each sample.
             queries: matching queries of a sample.
             slots: denoising queries of the batch.
+            device: of the model.
         """
         matched = sum(min(count, queries) for count in counts)  # a query has one box at most
-        return torch.tensor([matched, len(counts) * queries - matched, slots], dtype=torch.float32)
+        numbers = torch.tensor([matched, len(counts) * queries - matched, slots], dtype=torch.float32)
+        return RankMean(upload(numbers, device))
 
     def terms(
         self,
@@ -215,7 +209,7 @@ class SetCriterion:
             matching: predictions of the matching queries.
             targets: the ground truth.
             denoising: predictions of the denoising slots, and what each slot should predict; or None.
-            divisors: (3,), see ``divisors``; the mean over the ranks.
+            divisors: (3,), see ``divisors``.
 
         Returns:
             (4, L): ``TERMS``; those of denoising are 0 without denoising.

@@ -27,9 +27,9 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
     Returns:
         ``inputs``: ``img``, a list of (V, 3, h, w) uint8 BGR tensors, and ``points``, a list of (N, 5)
-        float32. ``data_samples``: one ``Det3DDataSample`` each, with ``gt_instances_3d``, and with
-        ``lidar2img`` (V, 4, 4) float64 in its meta information. A NaN velocity stays NaN; the loss ignores
-        it.
+        float32; they share the memory of the samples. ``data_samples``: one ``Det3DDataSample`` each, with
+        ``gt_instances_3d``, and with ``lidar2img`` (V, 4, 4) float64 in its meta information. A NaN velocity
+        stays NaN; the loss ignores it.
 
     Raises:
         DataError: no sample, or images of different sizes.
@@ -39,7 +39,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         raise DataError(
             f"a batch needs images of one size (views, height, width, 3), got {sorted(shapes) or 'none'}"
         )
-    images = [torch.from_numpy(np.ascontiguousarray(s.images.transpose(0, 3, 1, 2))) for s in samples]
+    # Views: to put the colours apart takes the host 10 to 30 ms a full-size batch, and a GPU next to nothing.
+    images = [torch.from_numpy(np.ascontiguousarray(s.images)).permute(0, 3, 1, 2) for s in samples]
     points = [torch.from_numpy(np.ascontiguousarray(s.points)) for s in samples]
     return {
         "inputs": {"img": images, "points": points},

@@ -42,14 +42,14 @@ def averaged(rank: int) -> dict[str, object]:
     parameters = [*model.one.parameters(), *model.other.parameters()]
     mean = GradientMean(model, parameters, [model.frozen])
     begun = [p.detach().clone() for p in parameters]
-    model.norm.running_mean += rank + 1
+    model.norm.running_mean += (rank + 1) / 10
+    model.norm.running_var += rank / 3
     model.frozen.running_mean += rank + 1
-    mean.share_statistics()
     model.one(torch.full((2, 3), rank + 1.0)).sum().backward()
     mean.average()
     return {
         "begun": begun,
-        "norm": model.norm.running_mean,
+        "norm": (model.norm.running_mean, model.norm.running_var),
         "frozen": model.frozen.running_mean,
         "one": model.one.weight.grad,
         "other": model.other.weight.grad,
@@ -61,7 +61,8 @@ def test_gradients_are_means_and_what_has_none_keeps_none(tmp_path: Path) -> Non
     for found in (first, second):
         assert torch.equal(found["one"], torch.full((1, 3), 3.0))  # of 2 and 4, two rows each
         assert found["other"] is None
-        assert torch.equal(found["norm"], torch.ones(3))  # rank 0's
+        assert torch.equal(found["norm"][0], torch.zeros(3) + 1 / 10)  # rank 0's, to the last bit
+        assert torch.equal(found["norm"][1], torch.ones(3))
     assert torch.equal(second["frozen"], torch.full((3,), 2.0))  # its own
     assert all(torch.equal(a, b) for a, b in zip(first["begun"], second["begun"], strict=True))
 

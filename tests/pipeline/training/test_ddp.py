@@ -20,6 +20,7 @@ from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
+from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
@@ -88,9 +89,21 @@ def work(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> Non
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
+    calls, exchange, trunk = [], dist.all_reduce, CmtDetector.run_trunk
+
+    def spied_exchange(numbers: Tensor, **given: object) -> object:
+        calls.extend(["divisors"] if len(numbers) == 3 else [])
+        return exchange(numbers, **given)
+
+    def spied_trunk(model: CmtDetector, inputs: dict[str, object]) -> object:
+        calls.append("trunk")
+        return trunk(model, inputs)
+
+    dist.all_reduce, CmtDetector.run_trunk = spied_exchange, spied_trunk  # type: ignore[assignment]
     gradients(
         TrialSettings.from_dict(dict(plain)), Rank(folder / "two", rank, 2), folder / f"{rank}.safetensors"
     )
+    (folder / f"{rank}.json").write_text(json.dumps(calls))
     dist.destroy_process_group()
 
 
@@ -113,6 +126,8 @@ def test_two_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path)
     gradients(settings(2), Rank(tmp_path / "one", 0, 1), tmp_path / "joint.safetensors")
     joint, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("joint", "0", "1"))
     assert set(joint) == set(first) == set(second)
+    for rank in (0, 1):  # once for both arms, and before the step's work
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == ["divisors", "trunk"]
     for name, expected in joint.items():
         assert torch.equal(first[name], second[name]), name
         # the same float32 sums in another order: a hundred roundings of 1e-7 of the largest entry

@@ -61,12 +61,16 @@ class Tiny(nn.Module):
         self.weight = nn.Parameter(torch.ones(2))
         self.data_preprocessor = Preprocessor()
 
-    def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: dict[str, Any], data_samples: list[Any], divisors: object = None, mode: str = "loss"
+    ) -> dict[str, Tensor]:
         points = torch.stack(inputs.get("trunk") or inputs["points"]).mean(dim=0)
         return {"loss_a": (self.weight**2 * points).sum(), "loss_b": self.weight.sum()}
 
     def run_trunk(self, inputs: dict[str, Any]) -> list[Tensor]:
         return inputs["points"]
+
+    def loss_divisors(self, data_samples: list[Any]) -> None: ...
 
     def bias_numbers(self) -> list[Any]:
         return []
@@ -113,7 +117,9 @@ def test_a_step_that_is_not_finite_changes_no_weight(fused: bool) -> None:
 class Overflowing(Tiny):
     """Its loss may be infinite while the derivative is 1."""
 
-    def forward(self, inputs: dict[str, Any], data_samples: list[Any], mode: str) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: dict[str, Any], data_samples: list[Any], divisors: object = None, mode: str = "loss"
+    ) -> dict[str, Tensor]:
         return {"loss_a": self.weight.sum() + torch.stack(inputs["trunk"]).sum()}
 
 

@@ -11,6 +11,7 @@ from pipeline.detector import build  # noqa: F401  registers the modules of the 
 from pipeline.detector.aqr.bias_generator import AttentionBiasGenerator
 from pipeline.detector.head.cmt_head import CmtAqrHead
 from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.runtime.collectives import RankMean
 
 DIMS, HEADS, LAYERS, QUERIES, CLASSES = 32, 4, 3, 20, 10
 BEV, IMAGE, PAD, VIEWS = (6, 8), (2, 5), (32, 80), 6
@@ -235,6 +236,36 @@ def test_batches_with_few_or_many_boxes_train(head, counts):
         for dn in ("", "dn_")
         for what in ("cls", "bbox")
     }
+
+
+@pytest.mark.parametrize("counts", [[3, 2], [0, 0], [0, 4], [QUERIES, 1], [QUERIES + 3, 1]])
+def test_what_losses_are_divided_by_is_known_before_the_forward_pass(head, counts, monkeypatch):
+    head.train()
+    inputs, data = features(2), samples(counts)
+    before = head.loss_divisors(data).read().tolist()
+    places, noised = [], []
+    assign, noise = head.criterion.assigner.assign, head.noise
+    monkeypatch.setattr(
+        head.criterion.assigner, "assign", lambda *given: places.append(assign(*given)) or places[-1]
+    )
+    monkeypatch.setattr(head, "noise", lambda *given: noised.append(noise(*given)) or noised[-1])
+    head.loss(*inputs, data)
+    matched = (places[0] >= 0).sum(dim=(1, 2)).tolist()
+    slots = 0 if noised[0] is None else len(noised[0].slot)
+    assert [before] * LAYERS == [[count, 2 * QUERIES - count, slots] for count in matched]
+
+
+def test_losses_are_divided_by_what_was_known_before(head):
+    head.train()
+    inputs, data = features(2), samples([3, 2])
+
+    def losses(divisors):
+        torch.manual_seed(3)
+        return torch.stack(list(head.loss(*inputs, data, divisors).values()))
+
+    early = head.loss_divisors(data)
+    assert torch.equal(losses(early), losses(None))
+    torch.testing.assert_close(losses(RankMean(2 * early.read())), losses(None) / 2)
 
 
 def test_same_seed_same_losses(head):

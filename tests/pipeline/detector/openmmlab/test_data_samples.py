@@ -9,7 +9,7 @@ import torch
 from mmengine.structures import InstanceData
 
 from pipeline.data.sample import DataError, Sample
-from pipeline.detector.openmmlab.data_samples import collate, to_detections
+from pipeline.detector.openmmlab.data_samples import collate, preprocess, to_detections
 
 MakeSample = Callable[..., Sample]
 
@@ -25,6 +25,24 @@ def test_images_points_and_matrices_arrive_unchanged(make_sample: MakeSample) ->
         assert np.array_equal(meta["lidar2img"], sample.lidar2img)
         assert meta["lidar2img"].dtype == np.float64
         assert meta["token"] == sample.token
+
+
+def test_the_device_and_not_the_host_puts_colours_apart(make_sample: MakeSample) -> None:
+    samples, seen = [make_sample(0), make_sample(1)], {}
+
+    class Preprocessor:
+        device = torch.device("cpu")
+
+        def __call__(self, data: dict, training: bool) -> dict:
+            seen.update(data["inputs"])
+            return {"inputs": {"imgs": torch.stack(data["inputs"]["img"])}}
+
+    batch = collate(samples)
+    preprocess(Preprocessor(), batch, training=True)
+    for sample, image, given in zip(samples, batch["inputs"]["img"], seen["img"], strict=True):
+        assert np.shares_memory(image.numpy(), sample.images)
+        assert given.is_contiguous()
+        assert np.array_equal(given.numpy(), sample.images.transpose(0, 3, 1, 2))
 
 
 def test_boxes_go_there_and_back(make_sample: MakeSample) -> None:
