@@ -39,7 +39,8 @@ class PreemptionWatch:
         """Return whether a checkpoint is to be written now; for one notice that is true twice at most.
 
         All ranks hear of the same notice. The clocks of their machines may differ, so rank 0 decides how much
-        time is left.
+        time is left. Without a notice they need not agree: on a GPU that would let the host wait for all
+        steps that it has launched.
 
         Args:
             step: steps done.
@@ -47,7 +48,8 @@ class PreemptionWatch:
         if step % self._every:
             return False
         left = self._session.seconds_left()
-        own = NONE if left is None else (LAST_CALL if left <= SECOND_CHECKPOINT_S else NOTICE)
-        notice = int(broadcast(own, self._session))
+        if left is None:
+            return False
+        notice = int(broadcast(LAST_CALL if left <= SECOND_CHECKPOINT_S else NOTICE, self._session))
         should_checkpoint, self._saved = notice > self._saved, max(notice, self._saved)
         return should_checkpoint

@@ -15,6 +15,7 @@ from pipeline.metrics.rows import read_rows
 from pipeline.ray_train.worker import RaySession
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
+from pipeline.training.components import preemption
 from pipeline.training.components.preemption import SECOND_CHECKPOINT_S, PreemptionWatch
 from pipeline.training.trial import run_trial
 
@@ -65,6 +66,20 @@ def test_a_notice_makes_two_checkpoints_and_nothing_is_lost(
     run_trial(settings, LocalSession(tmp_path / "unbroken"))
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
     assert len(losses(tmp_path / "broken")) == 7
+
+
+def test_ranks_agree_on_a_notice_and_exchange_nothing_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, exchanged = LocalSession(tmp_path), []
+    monkeypatch.setattr(preemption, "broadcast", lambda own, _: exchanged.append(own) or preemption.LAST_CALL)
+    watch = PreemptionWatch(session, 1)
+    assert not watch.should_checkpoint(1)
+    assert exchanged == []
+    monkeypatch.setattr(session, "seconds_left", lambda: SECOND_CHECKPOINT_S + 40)
+    assert watch.should_checkpoint(2)
+    assert exchanged == [preemption.NOTICE]
+    assert not watch.should_checkpoint(3)  # rank 0 has said that it was the last call
 
 
 def test_the_notice_is_that_of_ray_train(monkeypatch: pytest.MonkeyPatch) -> None:
