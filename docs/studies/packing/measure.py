@@ -15,23 +15,21 @@ import argparse
 import csv
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from rich.console import Console
+from trials import ended_trials, hourly, points_of, run_first
 
-from experiments.analysis.row_checks import final_values
-from experiments.packing.policy import PackingRequest, packing_of
+from experiments.packing.policy import PackingRequest
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder, read_json, write_json
-from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs, make_datasets
-from pipeline.metrics.rows import Row, read_rows, read_study, select
+from experiments.study.preflight import check_data, check_models, make_datasets
+from pipeline.metrics.rows import read_study
 from pipeline.ray_train.local_cluster import prepare_ray
-from pipeline.storage.trial_status import TrialState, read_status
 
 WAYS = ("packed", "cohorts", "alone")
 """In this order: what is slow the first time (bytecode, kernels, page cache) counts against packing."""
@@ -60,39 +58,23 @@ def main() -> None:
         for way, request in requests.items():
             trials = asked.alone if way == "alone" else asked.packed
             if trials:
-                _run(chosen, StudyFolder((asked.out / way).resolve()), request, trials, console)
+                run_first(chosen, StudyFolder((asked.out / way).resolve()), request, trials, console)
                 _sum_up(asked.out, chosen)
     finally:
         console.print(json.dumps(_sum_up(asked.out, chosen), indent=1), highlight=False)
 
 
-def _run(chosen: Recipe, folder: StudyFolder, request: PackingRequest, trials: int, console: Console) -> None:
-    """Run the first trials of a recipe in a folder of their own."""
-    from experiments.study.tune_runner import ExecutionOptions, run_trials  # Ray, which prepare_ray precedes
-
-    folder.path.mkdir(parents=True, exist_ok=True)
-    packing = packing_of(chosen, folder, request, console)
-    if packing.threads:  # on a CPU
-        chosen = chosen.with_threads(packing.threads)
-    running = ExecutionOptions(packing.concurrent, packing.arms_per_worker, packing.gpu_share, tracking=False)
-    folder.claim(chosen, digest_inputs(chosen))
-    check_trials(chosen, folder)
-    outcome = run_trials(chosen, folder, console, running, list(chosen.named_trials())[:trials])
-    for name, why in outcome.failed.items():
-        console.print(f"failed: {name}: {why}", markup=False, soft_wrap=True)
-
-
 def _sum_up(out: Path, chosen: Recipe) -> dict[str, Any]:
     """Write down what both folders hold so far, and return it."""
     rule = chosen.rule or DecisionRule()
-    table = [line for way in WAYS for line in _ended(out / way, way, rule)]
+    table = [line for way in WAYS for line in ended_trials(out / way, way, rule)]
     if not table:
         return {}
     with (out / "trials.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)
-    rates = {way: _rate([line for line in table if line["way"] == way]) for way in WAYS}
+    rates = {way: hourly([line for line in table if line["way"] == way]) for way in WAYS}
     summary = {
         "times_as_many_trials_per_hour": _times(rates),
         **rates,
@@ -110,60 +92,9 @@ def _times(rates: dict[str, dict[str, float]]) -> dict[str, float]:
     return {way: rate["trials_per_hour"] / packed for way, rate in rates.items() if rate}
 
 
-def _ended(study: Path, way: str, rule: DecisionRule) -> list[dict[str, Any]]:
-    """Return a line for each trial that is done: when, and what its time went to, in seconds.
-
-    ``start_s``: Ray's processes, imports, data, model; ``train_s``: all steps, at the pace between the first
-    and the last loss that were logged; ``after_s``: detection under all conditions, the official metric,
-    latency, profile, picture.
-    """
-    folder, lines = StudyFolder(study), []
-    for path in sorted(study.glob("trials/*")):
-        if folder.state(path.name) != TrialState.COMPLETE:
-            continue
-        rows = read_rows(path / "rows.jsonl")
-        losses = {row.step: row.time for row in select(rows, metric="loss")}
-        first, last = min(losses), max(losses)
-        train_s = (losses[last] - losses[first]) * last / max(last - first, 1)
-        sessions = read_status(path).sessions
-        begun, ended = sessions[0].start, sessions[-1].end or math.nan
-        lines.append(
-            {
-                "way": way,
-                "trial": path.name,
-                "begun": round(begun, 1),
-                "seconds": round(ended - begun, 1),
-                "start_s": round(losses[last] - train_s - begun, 1),
-                "train_s": round(train_s, 1),
-                "after_s": round(ended - losses[last], 1),
-                f"{rule.metric} ({rule.condition})": _points(rows, rule)[path.name],
-            }
-        )
-    return lines
-
-
-def _rate(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return trials per hour, from the first start of a trial to the last end; empty without trials.
-
-    Ray's start for each trial is inside, the start of Ray itself, the checks and the probe are not.
-    """
-    if not lines:
-        return {}
-    span = max(x["begun"] + x["seconds"] for x in lines) - min(x["begun"] for x in lines)
-    parts = {
-        part: round(mean(x[part] for x in lines), 1) for part in ("seconds", "start_s", "train_s", "after_s")
-    }
-    return {
-        "trials": len(lines),
-        "span_s": round(span, 1),
-        "trials_per_hour": 3600 * len(lines) / span,
-        **parts,
-    }
-
-
 def _compared(out: Path, chosen: Recipe, rule: DecisionRule) -> dict[str, Any]:
     """Return the accuracy of the trials that ran packed and another way, and how much seeds change it."""
-    points = {way: _points(read_study(out / way), rule) for way in WAYS if (out / way).exists()}
+    points = {way: points_of(read_study(out / way), rule) for way in WAYS if (out / way).exists()}
     packed = points["packed"]
     arms: dict[tuple[str, ...], list[float]] = {}
     for (arm, _), name in chosen.by_arm().items():
@@ -182,11 +113,6 @@ def _compared(out: Path, chosen: Recipe, rule: DecisionRule) -> dict[str, Any]:
         "largest_difference": max(ranges, default=None),
         "spread_between_seeds": mean(spreads) if spreads else None,
     }
-
-
-def _points(rows: Sequence[Row], rule: DecisionRule) -> dict[str, float]:
-    """Return trial -> metric in points."""
-    return {name: 100 * value for name, value in final_values(rows, rule.metric, rule.condition).items()}
 
 
 if __name__ == "__main__":

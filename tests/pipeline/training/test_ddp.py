@@ -1,4 +1,4 @@
-"""Two processes train what one trains on the joint batch: same plans, same gradients."""
+"""Several processes train what one trains on the joint batch: same plans, same gradients."""
 
 import itertools
 import json
@@ -85,10 +85,10 @@ def gradients(settings: TrialSettings, session: Rank, path: Path) -> None:
     save_file(found, path)
 
 
-def work(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> None:
+def work(rank: int, plain: Mapping[str, object], folder: Path, port: int, workers: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
     calls, exchange, trunk = [], dist.all_reduce, CmtDetector.run_trunk
 
     def spied_exchange(numbers: Tensor, **given: object) -> object:
@@ -101,7 +101,9 @@ def work(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> Non
 
     dist.all_reduce, CmtDetector.run_trunk = spied_exchange, spied_trunk  # type: ignore[assignment]
     gradients(
-        TrialSettings.from_dict(dict(plain)), Rank(folder / "two", rank, 2), folder / f"{rank}.safetensors"
+        TrialSettings.from_dict(dict(plain)),
+        Rank(folder / "several", rank, workers),
+        folder / f"{rank}.safetensors",
     )
     (folder / f"{rank}.json").write_text(json.dumps(calls))
     dist.destroy_process_group()
@@ -115,31 +117,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path, workers: int) -> None:
     def settings(batch_size: int) -> TrialSettings:
         made = trial(steps=1, batch_size=batch_size, warmup_steps=0, checkpoint_every=1)
         return TrialSettings.from_dict({**made.to_dict(), "overrides": [*made.overrides, *EXACT]})
 
     # a forked child has the mm libraries loaded; where CUDA is, autograd forbids forking
     method = "spawn" if torch.cuda.is_available() else "fork"
-    mp.start_processes(work, (settings(1).to_dict(), tmp_path, free_port()), nprocs=2, start_method=method)
-    gradients(settings(2), Rank(tmp_path / "one", 0, 1), tmp_path / "joint.safetensors")
-    joint, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("joint", "0", "1"))
-    assert set(joint) == set(first) == set(second)
-    for rank in (0, 1):  # once for both arms, and before the step's work
+    given = (settings(1).to_dict(), tmp_path, free_port(), workers)
+    mp.start_processes(work, given, nprocs=workers, start_method=method)
+    gradients(settings(workers), Rank(tmp_path / "one", 0, 1), tmp_path / "joint.safetensors")
+    joint = load_file(tmp_path / "joint.safetensors")
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(workers)]
+    for rank in range(workers):  # once for both arms, and before the step's work
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == ["divisors", "trunk"]
+    assert all(set(found) == set(joint) for found in ranks)
     for name, expected in joint.items():
-        assert torch.equal(first[name], second[name]), name
+        assert all(torch.equal(ranks[0][name], found[name]) for found in ranks), name
         # the same float32 sums in another order: a hundred roundings of 1e-7 of the largest entry
-        assert float((first[name] - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
+        assert float((ranks[0][name] - expected).abs().max()) <= 1e-5 * float(expected.abs().max()), name
     for arm in ("window", "none"):
         assert any(name.startswith(f"{arm}.") for name in joint)
-        one, two = (
-            {r.metric: r for r in read_rows(tmp_path / ranks / arm / "rows.jsonl")}
-            for ranks in ("one", "two")
+        one, several = (
+            {r.metric: r for r in read_rows(tmp_path / way / arm / "rows.jsonl")}
+            for way in ("one", "several")
         )
-        assert one["loss"].plan == two["loss"].plan
-        assert two["loss"].value == pytest.approx(one["loss"].value, rel=1e-5)  # float32 sums, as above
+        assert one["loss"].plan == several["loss"].plan
+        assert several["loss"].value == pytest.approx(one["loss"].value, rel=1e-5)  # float32 sums, as above
 
 
 def diverge(rank: int, plain: Mapping[str, object], folder: Path, port: int) -> None:
