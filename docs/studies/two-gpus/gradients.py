@@ -26,6 +26,7 @@ from pipeline.data.source import Source
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.runtime.collectives import broadcast
 from pipeline.runtime.determinism import seed_everything
+from pipeline.runtime.gradient_mean import GradientMean
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
 
@@ -145,13 +146,17 @@ def step(
         points.copy_(torch.nextafter(points, torch.ones_like(points)))
     cohort.training_data.source = OneBox(cohort.training_data.source)
     samples = next(cohort.batches(0, 1))
-    running.model.train()
+    model = running.model.train()
+    trained = [p for group in running.train_step.optimizer.param_groups for p in group["params"]]
+    mean = GradientMean(model, trained, model.trunk_modules) if session.world_size > 1 else None
     for _ in range(2):
         running.train_step.optimizer.zero_grad(set_to_none=True)
         seed_everything(settings.seed, 0, session.rank)
         (prepared,) = running.train_step.prepare(collate(samples))
         loss, _ = running.train_step.losses(prepared)
         torch.autograd.backward(loss)
+        if mean is not None:
+            mean.average()
     found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
     about = {
         "loss": float(loss.detach()),
