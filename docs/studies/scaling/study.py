@@ -3,7 +3,7 @@
 Runs the first trials of a recipe under Ray Tune and Ray Train, as `biaswise study run` does: n cohorts side
 by side with a GPU each, then one cohort on one GPU, of as many arms. Trials are short: few steps on eight
 generated frames, from fresh weights. ``summary.json`` and ``trials.csv`` say what their time went to; they
-are written after each way, and when ``--seconds`` are over. The same command goes on.
+are written after each way, and when ``--seconds`` are over. The same command begins a way that was cut anew.
 
     PYTHONPATH=$PWD python docs/studies/scaling/study.py --gpus 2 --out runs/scaling/study
 
@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder, write_json
-from experiments.study.preflight import check_data, check_models, make_datasets
+from experiments.study.preflight import check_data, make_datasets
 from pipeline.ray_train.local_cluster import prepare_ray
 
 SAME_DATA = "overfit_r50"
@@ -51,11 +52,14 @@ def main() -> None:
     try:
         make_datasets(chosen.datasets, console)
         check_data(chosen)
-        check_models(chosen)
         for gpus in (asked.gpus, 1):  # in this order: what is slow the first time counts against many GPUs
-            folder = StudyFolder((asked.out / way(gpus)).resolve())
-            run_first(chosen, folder, PackingRequest(gpus, asked.arms), gpus * asked.arms, console)
+            trials, folder = gpus * asked.arms, StudyFolder((asked.out / way(gpus)).resolve())
+            if len(ended_trials(folder.path, way(gpus), chosen.rule or DecisionRule())) < trials:
+                shutil.rmtree(folder.path, ignore_errors=True)  # with a stop in between its rate says nothing
+                run_first(chosen, folder, PackingRequest(gpus, asked.arms), trials, console)
             sum_up(asked, chosen)
+    except KeyboardInterrupt:
+        console.print(f"stopped after {asked.seconds} s; the same command goes on")
     finally:
         signal.alarm(0)
         console.print(json.dumps(sum_up(asked, chosen), indent=1), highlight=False)
@@ -89,7 +93,14 @@ def short(chosen: Recipe, steps: int) -> Recipe:
         replace(
             settings,
             data=few.trials[0].data,
-            train=replace(settings.train, steps=steps, warmup_steps=1, checkpoint_every=steps, log_every=5),
+            train=replace(
+                settings.train,
+                steps=steps,
+                warmup_steps=1,
+                lr_scale=1e-3,  # fresh weights need not learn, and must not diverge
+                checkpoint_every=steps,
+                log_every=5,
+            ),
             init_checkpoint="",
             conditions=("clean",),
         )
