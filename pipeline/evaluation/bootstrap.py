@@ -133,44 +133,90 @@ def match_split(truth: Any, detected: Any, config: Any, log_of: Mapping[str, str
         log_of: frame token -> log.
     """
     logs = {log: index for index, log in enumerate(sorted(set(log_of.values())))}
-    log_index = {token: logs[log] for token, log in log_of.items()}
+    frames: dict[str, list[_Frame]] = {name: [] for name in config.class_names}
+    for token in detected.sample_tokens:
+        found, true = _by_class(detected[token]), _by_class(truth[token])
+        for name, seen in frames.items():
+            seen.append(_Frame.of(found.get(name, []), true.get(name, []), logs[log_of[token]]))
     matches = {
-        (name, reach): _match(truth, detected, name, reach, reach == config.dist_th_tp, log_index)
-        for name in config.class_names
+        (name, reach): _match(seen, name, reach, reach == config.dist_th_tp, len(logs))
+        for name, seen in frames.items()
         for reach in config.dist_ths
     }
     return MatchedSplit(matches, config, len(logs))
 
 
-def _match(
-    truth: Any, detected: Any, name: str, reach: float, with_errors: bool, log_index: Mapping[str, int]
-) -> Matches:
+def _by_class(boxes: Sequence[Any]) -> dict[str, list[Any]]:
+    by_class: dict[str, list[Any]] = {}
+    for box in boxes:
+        by_class.setdefault(box.detection_name, []).append(box)
+    return by_class
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Detections and objects of one class in a frame, the same for every largest distance of a match.
+
+    Attributes:
+        found: the n detections.
+        true: the m objects.
+        order: of the detections, the most confident first.
+        distance: (n, m) from each detection to each object, seen from above, m.
+        log: index of the frame's log.
+    """
+
+    found: Sequence[Any]
+    true: Sequence[Any]
+    order: Sequence[int]
+    distance: Array
+    log: int
+
+    @classmethod
+    def of(cls, found: Sequence[Any], true: Sequence[Any], log: int) -> "_Frame":
+        # equal confidences: the later one first, as the devkit's sorting has it
+        order = sorted(range(len(found)), key=lambda i: (found[i].detection_score, i), reverse=True)
+        ends, starts = (
+            np.array([box.translation[:2] for box in boxes]).reshape(-1, 2) for boxes in (true, found)
+        )
+        return cls(found, true, order, np.linalg.norm(ends - starts[:, None], axis=2), log)
+
+    def partners(self, reach: float) -> dict[int, int]:
+        """Return detection -> the object that it finds: the nearest that is free, if within reach."""
+        partner: dict[int, int] = {}
+        if not self.true:
+            return partner
+        near = self.distance.min(axis=1) < reach  # the others are not within reach of any object
+        free = np.ones(len(self.true), dtype=bool)
+        for index in self.order:
+            if near[index]:
+                distance = np.where(free, self.distance[index], np.inf)
+                nearest = int(distance.argmin())
+                if distance[nearest] < reach:
+                    partner[index], free[nearest] = nearest, False
+        return partner
+
+
+def _match(frames: Sequence[_Frame], name: str, reach: float, with_errors: bool, num_logs: int) -> Matches:
     """Match the detections of a class to its objects, the most confident first, as ``accumulate`` does.
 
     Args:
-        truth: the objects.
-        detected: the detections.
+        frames: of the split, with what they hold of the class.
         name: the class.
         reach: largest distance of a match, m.
         with_errors: compute the true-positive errors of matches.
-        log_index: frame token -> index of its log.
+        num_logs: logs of the split.
     """
-    num_logs = 1 + max(log_index.values())
     objects = np.zeros(num_logs, dtype=np.int64)
     rows: list[tuple[float, int, int, bool, tuple[float, ...]]] = []
     place = 0
-    for token in detected.sample_tokens:
-        true = [box for box in truth[token] if box.detection_name == name]
-        found = [box for box in detected[token] if box.detection_name == name]
-        objects[log_index[token]] += len(true)
-        # equal confidences: the later one first, as the devkit's sorting has it
-        order = sorted(range(len(found)), key=lambda i: (found[i].detection_score, i), reverse=True)
-        partner = _greedy(found, true, order, reach)
-        for index, box in enumerate(found):
-            mate = partner[index]
-            errors = _errors(true[mate], box, name) if with_errors and mate is not None else ()
-            rows.append((box.detection_score, place + index, log_index[token], mate is not None, errors))
-        place += len(found)
+    for frame in frames:
+        objects[frame.log] += len(frame.true)
+        partner = frame.partners(reach)
+        for index, box in enumerate(frame.found):
+            mate = partner.get(index)
+            errors = _errors(frame.true[mate], box, name) if with_errors and mate is not None else ()
+            rows.append((box.detection_score, place + index, frame.log, mate is not None, errors))
+        place += len(frame.found)
     rows.sort(reverse=True)
     hit = np.array([row[3] for row in rows], dtype=bool)
     kinds = _error_kinds()
@@ -183,24 +229,6 @@ def _match(
         np.array([row[2] for row in rows], dtype=np.int64),
         objects,
     )
-
-
-def _greedy(
-    found: Sequence[Any], true: Sequence[Any], order: Sequence[int], reach: float
-) -> list[int | None]:
-    """Return the object that each detection finds: the nearest that is free, if within reach."""
-    partner: list[int | None] = [None] * len(found)
-    if not true:
-        return partner
-    places = np.array([box.translation[:2] for box in true])
-    free = np.ones(len(true), dtype=bool)
-    for index in order:
-        distance = np.linalg.norm(places - np.array(found[index].translation[:2]), axis=1)
-        distance[~free] = np.inf
-        nearest = int(distance.argmin())
-        if distance[nearest] < reach:
-            partner[index], free[nearest] = nearest, False
-    return partner
 
 
 def _error_kinds() -> tuple[str, ...]:

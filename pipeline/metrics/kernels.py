@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from pipeline.metrics.recorder import Measure
 
@@ -41,11 +41,11 @@ def kernels_per_site(step: Callable[[], object], cuda: bool) -> list[Measure]:
     Returns:
         Per site the ``LISTED`` slowest kernels and all whose name holds ``attention``, in milliseconds.
     """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as profiler:
+    # The profiler below ``torch.profiler.profile``, which would load the compiler: a second of CPU.
+    with profile(use_device="cuda" if cuda else None, use_kineto=True) as profiler:
         step()
     times: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for site, event in _events_of_sites(list(profiler.events() or [])):
+    for site, event in _events_of_sites(list(profiler.function_events or [])):
         for name, us in _work(event, cuda):
             times[site][name[:NAME_LENGTH]] += us / 1e3  # microseconds to milliseconds
     return [

@@ -1,4 +1,7 @@
-"""Runs a cohort of trials under Ray Train, on this machine or on a cluster; one trial is a cohort, too."""
+"""Runs a cohort of trials under Ray Train, on this machine or on a cluster; one trial is a cohort, too.
+
+Drivers import this file. Without torch they start seconds earlier, so what needs it is imported in functions.
+"""
 
 import os
 import sys
@@ -7,12 +10,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
-from ray.train.backend import BackendConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.settings import TrialSettings
@@ -24,9 +27,10 @@ from pipeline.ray_train.local_cluster import LOCAL_RAY, ray_session
 from pipeline.ray_train.ray_internals import (
     leave_out_idle_actors,
     original_error,
+    single_worker_trainer,
     worker_group_callback,
 )
-from pipeline.ray_train.worker import SingleProcessBackend, train_loop
+from pipeline.ray_train.worker import train_loop
 from pipeline.runtime.event_log import HUNG, read_events
 from pipeline.storage.remote import StorageError
 from pipeline.storage.trial_sessions import begin_session, end_session
@@ -131,10 +135,9 @@ def _fit(run: CohortRun) -> Finished:
     """Run Ray Train until the trials have ended or cannot go on."""
     place = run.folders[0]  # there Ray Train tries whether all workers see the storage
     began = time.time()
-    trainer = TorchTrainer(
+    trainer = _trainer(run.settings)(
         train_loop,
         train_loop_config={"run": run},
-        torch_config=_torch_config(run.settings),
         scaling_config=ScalingConfig(
             num_workers=run.settings.num_workers,
             use_gpu=run.settings.device == "cuda",
@@ -161,10 +164,14 @@ def _fit(run: CohortRun) -> Finished:
     return Finished(**refused) if refused else Finished()
 
 
-def _torch_config(settings: TrialSettings) -> BackendConfig:
+def _trainer(settings: TrialSettings) -> Callable[..., Any]:
+    """Return what makes the trainer; one worker gets no process group, and its driver needs no torch."""
     if settings.num_workers == 1:
-        return SingleProcessBackend()
-    return TorchConfig(backend="nccl" if settings.device == "cuda" else "gloo")
+        return single_worker_trainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    group = TorchConfig(backend="nccl" if settings.device == "cuda" else "gloo")
+    return partial(TorchTrainer, torch_config=group)
 
 
 def is_out_of_memory(error: TrainingFailedError) -> bool:

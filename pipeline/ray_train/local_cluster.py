@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.runtime.cores import available_cores
 from pipeline.storage.paths import DEFAULT_HOME, home
 from pipeline.storage.temporary import temporary_folder
 
@@ -46,6 +47,12 @@ LOCAL = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # On one machine a worker that cannot start now will not start later either.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    # Ray would start a Python process for each CPU in advance, and our actors, which have environment
+    # variables of their own, could use none of them.
+    "RAY_prestart_worker_first_driver": "0",
+    # As many processes may start at once as there are cores. By default it is the number of CPUs that Ray may
+    # give away, so that a single cohort's processes would wait for one another.
+    "RAY_worker_maximum_startup_concurrency": str(available_cores()),
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # this machine gets no notice of preemption; saves an actor
     # Listen on 127.0.0.1 only (a private meaning: ray_internals.LOOPBACK_VARIABLE has its test).
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -15,7 +15,7 @@ import ray
 
 if TYPE_CHECKING:
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 HEAD_RESOURCE = "node:__internal_head__"
 """Resource that every head node has (amount 1)."""
@@ -66,12 +66,24 @@ def worker_group_callback(watch: WorkerGroupWatch) -> Any:
     return Callback()
 
 
-def leave_out_idle_actors(trainer: "TorchTrainer", local: bool) -> None:
+def single_worker_trainer(*arguments: Any, **named: Any) -> "DataParallelTrainer":
+    """Return a trainer for one worker, which gets no process group; arguments as for ``TorchTrainer``.
+
+    So no store of torch listens on every network interface. The trainer is of the base class of
+    ``TorchTrainer``: the module of that one imports torch, which takes seconds.
+    """
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer(*arguments, **named)
+
+
+def leave_out_idle_actors(trainer: "DataParallelTrainer", local: bool) -> None:
     """Make a trainer start without actors that have nothing to do in our trials.
 
-    One hands out Ray Data sets, and our workers load data themselves. The other frees the workers' resources
-    after the controller has died. It asks Ray's dashboard whether the controller lives, and a local Ray has
-    none.
+    One hands out Ray Data sets, and our workers load data themselves. Two more have nothing to do on a local
+    Ray. One frees the workers' resources after the controller has died: it asks Ray's dashboard whether the
+    controller lives, and a local Ray has none. The other passes requests for machines to the autoscaler: a
+    local Ray has none, and the controller waits for the actor before it starts workers.
 
     Args:
         trainer: changed in place, before ``fit``.
@@ -81,12 +93,31 @@ def leave_out_idle_actors(trainer: "TorchTrainer", local: bool) -> None:
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     idle = (DatasetsCallback, PlacementGroupCleanerCallback) if local else (DatasetsCallback,)
-    make_callbacks = trainer._create_default_callbacks
+    make_callbacks, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
 
     def make_needed_callbacks() -> list[Any]:
         return [callback for callback in make_callbacks() if not isinstance(callback, idle)]
 
+    def run_without_requests(**arguments: Any) -> Any:
+        return run(**arguments | {"scaling_policy": _fixed_number_of_workers(trainer.scaling_config)})
+
     setattr(trainer, "_create_default_callbacks", make_needed_callbacks)  # noqa: B010 (mypy: a method)
+    if local:
+        setattr(trainer, "_initialize_and_run_controller", run_without_requests)  # noqa: B010
+
+
+def _fixed_number_of_workers(scaling_config: Any) -> Any:
+    """Return Ray Train's policy for a fixed number of workers, without its requests to an autoscaler."""
+    from ray.train.v2._internal.execution.scaling_policy.fixed import FixedScalingPolicy
+
+    class WithoutRequests(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            """Request nothing."""
+
+        def _maybe_send_resource_request(self) -> None:
+            """Request nothing."""
+
+    return WithoutRequests(scaling_config)
 
 
 def original_error(error: BaseException) -> BaseException:

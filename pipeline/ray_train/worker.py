@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
-from ray.train.backend import BackendConfig
 
 from pipeline.errors import TrialMemoryError, is_user_error
 from pipeline.metrics.run_place import label_number
@@ -30,12 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from pipeline.training.cohort import ArmEnd
-
-
-class SingleProcessBackend(BackendConfig):
-    """For one worker: no process group, so no store of torch that listens on every network interface."""
-
-    backend = "none"
 
 
 class RaySession:

@@ -23,7 +23,8 @@ def deterministic(device: torch.device, threads: int) -> None:
     """
     if device.type == "cpu":
         torch.set_num_threads(threads)  # how a sum is split over threads changes its last bits
-        torch.use_deterministic_algorithms(True)
+        # use_deterministic_algorithms(True) would do the same, and load the compiler: a second of CPU.
+        torch.set_deterministic_debug_mode("error")
         # Filling every new tensor with NaN helps to find bugs, but costs a pass over the tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError, TrialMemoryError
 
@@ -37,6 +35,8 @@ def is_full_disk(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error means that memory ran out."""
+    import torch  # here: drivers of trials import this file, and have no use for torch
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):

@@ -20,6 +20,7 @@ from pipeline.errors import DivergedError
 from pipeline.metrics.device_measure import DeviceMeasure, Transfer
 from pipeline.metrics.recorder import Measure
 from pipeline.runtime.gradient_mean import GradientMean
+from pipeline.runtime.without_dynamo import without_dynamo
 
 Prepared = dict[str, Any]
 """Arguments of the model: ``inputs`` with the features of the trunk, ``data_samples`` and ``divisors``."""
@@ -154,7 +155,7 @@ class TrainStep:
         if factor is not None:
             for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         losses, bias_numbers = self._backward(prepared)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         launched = Launched(Transfer([*losses, *bias_numbers, DeviceMeasure("grad_norm", "", norm)]))
@@ -162,8 +163,14 @@ class TrainStep:
             self.optimizer.found_inf = norm.isfinite().logical_not().float()  # type: ignore[attr-defined]
         else:
             launched.read()
-        self.optimizer.step()
+        with without_dynamo():
+            self.optimizer.step()
         return launched
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients, as the optimiser's ``zero_grad`` does, which would load TorchDynamo."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _backward(self, parts: Sequence[Prepared]) -> tuple[list[DeviceMeasure], list[DeviceMeasure]]:
         """Set the gradients of a step; return its losses, the total first, and its ``bias_numbers``."""
@@ -173,7 +180,8 @@ class TrainStep:
             total, logs = self.losses(part)
             share = total / len(parts) if len(parts) > 1 else total
             zero = share.detach() - share.detach()  # NaN if the loss is not finite: so are all gradients
-            torch.autograd.backward(share, zero + 1)
+            # A product and not a gradient to begin with: to check that one, autograd loads sympy.
+            torch.autograd.backward(share * (zero + 1))
             losses.append(torch.stack([value.detach() for value in logs.values()]))
             numbers.append(self.model.bias_numbers())
         if self._mean:

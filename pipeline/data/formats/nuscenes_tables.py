@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data import sensors
+from pipeline.data.formats.devkit import import_devkit
 from pipeline.data.formats.frame_record import FrameRecord, Sweep, all_sound
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError
@@ -103,7 +104,8 @@ def open_tables(root: Path, version: str) -> Any:
     Raises:
         DataError: the folder, a table, a map or a referenced record is missing or cannot be read.
     """
-    from nuscenes.nuscenes import NuScenes  # imported here, because it takes seconds
+    import_devkit()  # here, because it takes a second
+    from nuscenes.nuscenes import NuScenes
 
     folder = root / version
     if not folder.is_dir():
@@ -168,6 +170,7 @@ def count_frames(root: Path, version: str, split: str) -> int:
 
 def split_scenes(split: str) -> list[str]:
     """Return the scene names of a split of the official devkit; DataError if there is none."""
+    import_devkit()
     from nuscenes.utils.splits import create_splits_scenes
 
     splits: dict[str, list[str]] = create_splits_scenes()

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pipeline.runtime.without_dynamo import without_dynamo
+
 
 @contextmanager
 def meta_device() -> Iterator[None]:
     """Make the meta device the default, without loading TorchDynamo or sympy: two seconds of CPU."""
-    with _without_dynamo(), _without_sympy(), torch.device("meta"), _ValuesLeftOut():
+    with without_dynamo(), _without_sympy(), torch.device("meta"), _ValuesLeftOut():
         yield
 
 
@@ -70,34 +72,6 @@ _SHAPE_ALONE: dict[Callable[..., Any], Callable[..., Any]] = {
     nn.functional.interpolate: _resized,
 }
 """Function of PyTorch that is slow on meta tensors -> a form that computes the shape alone."""
-
-
-@contextmanager
-def _without_dynamo() -> Iterator[None]:
-    """Keep PyTorch from loading TorchDynamo.
-
-    Operations on meta tensors are Python functions that PyTorch marks for TorchDynamo at their first call. To
-    mark them it imports ``torch._dynamo``, which takes a second of CPU and does nothing where nothing is
-    compiled. Here the mark is left out, and is made by the first call elsewhere.
-    """
-    if "torch._dynamo" in sys.modules:
-        yield
-        return
-    stand_in, unmarked = ModuleType("torch._dynamo"), []
-
-    def disable(function: Callable[..., Any], recursive: bool, wrapping: bool) -> Callable[..., Any]:
-        unmarked.append(function)
-        return function
-
-    stand_in.disable = disable  # type: ignore[attr-defined]
-    sys.modules["torch._dynamo"] = stand_in
-    torch.__dict__["_dynamo"] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules["torch._dynamo"], torch.__dict__["_dynamo"]
-        for function in unmarked:
-            function.__dict__.pop("__dynamo_disable", None)
 
 
 _FORMULAS = "torch.fx.experimental.symbolic_shapes"

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.runtime.without_dynamo import without_dynamo
+
 
 class OptimError(ValueError):
     """An optimiser config cannot be read, or does not fit the model."""
@@ -82,7 +84,8 @@ def build_optimizer(
     if cls in FUSED and all(p.is_cuda for group in groups.values() for p in group):
         settings.setdefault("fused", True)  # otherwise the host counts the steps of every tensor
     try:
-        optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
+        with without_dynamo():
+            optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
     except TypeError as error:
         raise OptimError(f"optim_wrapper.optimizer: {error}") from error
     return optimizer

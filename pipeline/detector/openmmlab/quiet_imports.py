@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# mmdet tries to import sklearn for two classes that are not ours, mmengine torch.distributed.optim for one.
-# They do without if they cannot. Both are large: sklearn imports pandas and scipy.stats, the other FSDP and
-# sympy. Every process of a study starts with these imports.
-SPARED = ("sklearn", "torch.distributed.optim")
+# mmdet tries to import sklearn and skimage for three classes that are not ours, mmengine
+# torch.distributed.optim for one. They do without if they cannot. All are large: sklearn imports pandas and
+# scipy.stats, torch.distributed.optim imports FSDP and sympy. Every process of a study starts with these
+# imports.
+SPARED = ("sklearn", "skimage", "torch.distributed.optim")
 
 # (category, start of the message) of warnings during the import of these libraries, which we cannot fix.
 IMPORT_WARNINGS: tuple[tuple[type[Warning], str], ...] = (

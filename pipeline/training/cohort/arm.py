@@ -289,7 +289,7 @@ class ArmTrainer:
         seed_everything(self.settings.seed, 0, self.arm.session.rank)
         self.training_mode()
         self.evaluator.kernels(lambda: torch.autograd.backward(self.train_step.losses(prepared)[0]))
-        self.train_step.optimizer.zero_grad(set_to_none=True)
+        self.train_step.forget_gradients()
 
     def assess(self, detections: DetectionsByCondition, scored: ScoresByCondition) -> None:
         """Measure speed and accuracy of the trained model, and draw a scene; only rank 0 calls it.

@@ -46,9 +46,15 @@ def test_our_errors_are_refusals_and_others_are_bugs():
     assert not is_user_error(RuntimeError("x"))
 
 
-def test_controllers_need_not_import_torch():
-    """A controller imports the worker's module for the class of its backend."""
-    code = "import sys, pipeline.ray_train.worker; print({'torch', 'mmengine'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pipeline.ray_train.hang_detection",  # a controller
+        "experiments.study.tune_runner",  # a driver
+    ],
+)
+def test_controllers_and_drivers_need_not_import_torch(module):
+    code = f"import sys, {module}; print({{'torch', 'mmengine', 'scipy', 'mlflow'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

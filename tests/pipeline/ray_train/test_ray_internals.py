@@ -6,14 +6,17 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
+import psutil
 import pytest
 import ray
 import ray.train
 from ray import cloudpickle
+from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -109,6 +112,34 @@ def test_idle_actors_are_left_out(local):
     assert "self._create_default_callbacks()" in inspect.getsource(TorchTrainer.fit)
 
 
+def test_a_local_controller_asks_no_autoscaler():
+    """It would start an actor of its own for that, and wait for it before it starts workers."""
+    trainer, given = TorchTrainer(print, scaling_config=ray.train.ScalingConfig(num_workers=3)), {}
+    trainer._initialize_and_run_controller = lambda **arguments: given.update(arguments)
+    ray_internals.leave_out_idle_actors(trainer, local=False)
+    trainer._initialize_and_run_controller(scaling_policy="theirs", others=True)
+    assert given == {"scaling_policy": "theirs", "others": True}
+    ray_internals.leave_out_idle_actors(trainer, local=True)
+    trainer._initialize_and_run_controller(scaling_policy="theirs", others=True)
+    assert given["others"]
+    policy = cloudpickle.loads(cloudpickle.dumps(given["scaling_policy"]))
+    policy.after_controller_start(SimpleNamespace(run_id="any"))
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 3
+    assert type(policy.make_decision_for_running_worker_group(None, None)).__name__ == "NoopDecision"
+    policy.before_controller_abort()
+    assert policy._coordinator_client is None, "nothing was asked"
+    fit = inspect.getsource(TorchTrainer.fit)
+    assert "self._initialize_and_run_controller(" in fit
+    assert "scaling_policy=create_scaling_policy(self.scaling_config)" in fit
+
+
+def test_the_trainer_of_one_worker_is_torchs_without_a_process_group():
+    trainer = ray_internals.single_worker_trainer(print)
+    assert type(trainer) in TorchTrainer.__mro__
+    assert type(trainer.backend_config) is BackendConfig
+    assert trainer.backend_config.backend_cls is Backend
+
+
 def test_the_error_of_a_worker_is_unwrapped():
     from ray.train.v2._internal.util import construct_user_exception_with_traceback
 
@@ -131,6 +162,18 @@ def test_a_local_ray_listens_on_the_loopback_only(session):
     assert ray._private.ray_constants.ENABLE_RAY_CLUSTER is False
     assert ray.util.get_node_ip_address() == "127.0.0.1"
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+
+
+def test_a_local_ray_starts_no_process_in_advance(session):
+    """Ray itself has the names of these settings, and starts nothing before it is asked to."""
+    raylet = (Path(ray.__file__).parent / "core/src/ray/raylet/raylet").read_bytes()
+    names = [name for name in LOCAL if name.startswith("RAY_") and not name.isupper()]
+    assert len(names) == 2
+    assert all(name.encode() in raylet for name in names)
+    time.sleep(2)
+    words = [word for child in psutil.Process().children(recursive=True) for word in child.cmdline()]
+    assert any("default_worker.py" in word for word in words), "the raylet knows how to start one"
+    assert not [word for word in words if word.endswith("default_worker.py") or "ray::IDLE" in word]
 
 
 def test_the_head_node_has_its_resource(session):

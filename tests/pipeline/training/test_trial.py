@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -277,3 +279,28 @@ def test_a_broken_frame_is_skipped_counted_and_listed(
     assert [(row.value, row.unit) for row in select(rows, metric="broken_frames")] == [(1.0, "frames")]
     (listed,) = (tmp_path / "skips" / "broken_frames_0.jsonl").read_text().splitlines()
     assert json.loads(listed)["token"] == record.token
+
+
+LEAN = """
+import json, sys
+from pathlib import Path
+from pipeline.config.settings import TrialSettings
+from pipeline.evaluation import evaluator
+from pipeline.runtime.session import LocalSession
+from pipeline.training.trial import run_trial
+evaluator.CALLS = 1
+run_trial(TrialSettings.from_dict(json.loads(sys.argv[1])), LocalSession(Path(sys.argv[2])))
+assert (Path(sys.argv[2]) / "rows.jsonl").exists()
+unused = "torch._dynamo torch._inductor sympy sklearn skimage scipy.stats numba pandas ray mlflow"
+print(*({*unused.split()} & {*sys.modules}))
+"""
+
+
+def test_a_trial_imports_nothing_large_that_it_does_not_use(trial: Trial, tmp_path: Path) -> None:
+    """The compiler and scikit-learn alone take two seconds of CPU, which every trial would pay."""
+    settings = trial(conditions=("clean",))
+    short = replace(settings, train=replace(settings.train, steps=1, checkpoint_every=1))
+    run = [sys.executable, "-c", LEAN, json.dumps(short.to_dict()), str(tmp_path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
