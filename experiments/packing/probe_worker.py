@@ -91,7 +91,7 @@ class CohortProbe:
         for session in sessions:
             check(settings, session.folder, session.device)
         self._device = sessions[0].device
-        deterministic(self._device, settings.torch_threads)
+        deterministic(self._device, settings.torch_threads, settings.train.steps)
         self._cohort = Cohort([Arm(settings, session) for session in sessions])
         self._batches = enumerate(self._cohort.batches(0, ENDLESS))
         self._views = self._cohort.split.views()

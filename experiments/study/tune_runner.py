@@ -7,9 +7,10 @@ study that was killed at any moment is started again and goes on.
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import check_capacity, run_under_ray
 from pipeline.ray_train.local_cluster import ray_session
+from pipeline.runtime.cores import available_cores
 from pipeline.runtime.event_log import describe_restarts
 from pipeline.runtime.resource_errors import is_full_disk, no_room
 from pipeline.storage.sync import StudySync
@@ -161,6 +163,7 @@ def run_cohort_driver(config: dict[str, Any]) -> None:
                     running.hang_timeout_s,
                     running.study_sync,
                     slot,
+                    _cores(running.concurrent),
                 )
                 run_under_ray(
                     run,
@@ -173,6 +176,11 @@ def run_cohort_driver(config: dict[str, Any]) -> None:
                 raise
             left = no_room(folder.trial(names[0]))
     tune.report({"left": left})
+
+
+def _cores(concurrent: int) -> int:
+    """Return the cores of each of the groups of workers that run at once; on a cluster nobody knows."""
+    return 1 if os.environ.get("RAY_ADDRESS") else max(1, available_cores() // concurrent)
 
 
 def _tune(
@@ -201,7 +209,7 @@ def _tune(
                 "folder": str(folder.path.resolve()),
                 "recipe": recipe.digest,
                 "early_stopping": early_stopping,
-                "running": running,
+                "running": replace(running, concurrent=concurrent),
             },
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=concurrent,

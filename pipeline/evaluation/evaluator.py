@@ -1,7 +1,8 @@
 """Measures a detector: accuracy while it trains and after it, then speed, memory and kernels."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import TrialSettings
@@ -10,7 +11,7 @@ from pipeline.data.sample import Sample
 from pipeline.data.source import READ_ALL, Reading, Source
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor
 from pipeline.evaluation.nuscenes_metric import QUICK_METRICS, NuScenesMetric
-from pipeline.evaluation.scene_figure import capture_scene, save_scene_figure
+from pipeline.evaluation.scene_figure import SceneFigure, capture_scene, save_scene_figure
 from pipeline.evaluation.scoring import ScoresByCondition
 from pipeline.evaluation.submission import save_detections
 from pipeline.evaluation.views import EvaluationViews
@@ -139,11 +140,13 @@ class Evaluator:
         timed = latency(lambda i: detector.run(batches[i % len(batches)]), device, CALLS)
         self._add([*timed, peak_memory(device)])
 
-    def picture(self, model: Any) -> None:
-        """Draw ``scene.png``, the query weights of one frame, if the model has any; only rank 0 calls it."""
+    def drawing(self, model: Any) -> Callable[[], None]:
+        """Return what draws ``scene.png``, the query weights of one frame, if the model has any.
+
+        Another process can call it. Only rank 0 calls this.
+        """
         view = capture_scene(model, self._split.middle, self._settings.train.amp)
-        if view is not None:
-            save_scene_figure(view, self._session.folder / "scene.png")
+        return partial(_draw, view, self._session.folder / "scene.png")
 
     def kernels(self, step: Callable[[], object]) -> None:
         """Profile one training step; all ranks call it, because its losses are averaged over them."""
@@ -152,3 +155,8 @@ class Evaluator:
     def _add(self, measures: Sequence[Measure]) -> None:
         if self._recorder is not None:
             self._recorder.add(self._steps, measures)
+
+
+def _draw(view: SceneFigure | None, path: Path) -> None:
+    if view is not None:
+        save_scene_figure(view, path)

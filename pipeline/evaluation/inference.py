@@ -4,9 +4,9 @@ Conditions that give a branch the same input share its features: a dead LiDAR le
 The arms of a cohort share the features of the trunk, and the plans of one model those of both branches.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from pipeline.data.augmentation.transforms import resize_crop
 from pipeline.data.sample import Detections, Sample
 from pipeline.detector.openmmlab.data_samples import collate, to_detections
 from pipeline.detector.precision import attention_dtype, autocast
+from pipeline.evaluation.shared_features import FeatureCache, SharedFeatures
 from pipeline.evaluation.submission import FramePose
-from pipeline.evaluation.views import EMPTY, BranchInput, EvaluationViews, View, with_images
+from pipeline.evaluation.views import EvaluationViews, View, with_images
 from pipeline.runtime.session import Session
 
 DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
@@ -27,6 +28,10 @@ DetectionsByCondition = dict[str, tuple[list[FramePose], list[Detections]]]
 
 Features = tuple[Tensor, Tensor, list[Any]]
 """BEV features, image features, and the data samples of mmdet3d."""
+
+MOST_KEYS = 2**17
+"""Keys of frames that are decoded together on a GPU: those of 41 frames of the mini, or of 5 of the ResNet-50
+model. There the GPU bounds the decoder, and more frames would only take memory."""
 
 Progress = Callable[[int], None]
 """Gets how many of this rank's frames are done."""
@@ -102,58 +107,6 @@ class Predictor:
         return to_detections(self.model.add_pred_to_datasample(list(samples), boxes))
 
 
-class FeatureCache:
-    """Features of branches, each computed once per input; those of empty inputs are kept for good."""
-
-    def __init__(self) -> None:
-        self._of_frames: dict[tuple[str, tuple[BranchInput, ...]], Any] = {}
-        self._of_nothing: dict[tuple[str, int], Any] = {}
-
-    def forget_frames(self) -> None:
-        """Forget all features but those of empty inputs."""
-        self._of_frames.clear()
-
-    def once(self, branch: str, read: Sequence[BranchInput], run: Callable[[], Any]) -> Any:
-        """Run a branch, or a part of one, unless these frames were read before.
-
-        Args:
-            branch: ``images`` or ``points``.
-            read: what it reads of each frame.
-            run: runs it.
-        """
-        if all(one.content == EMPTY for one in read):
-            if (branch, len(read)) not in self._of_nothing:
-                self._of_nothing[branch, len(read)] = run()
-            return self._of_nothing[branch, len(read)]
-        key = (branch, tuple(read))
-        if key not in self._of_frames:
-            self._of_frames[key] = run()
-        return self._of_frames[key]
-
-
-class SharedFeatures:
-    """What detectors share: features of the trunk, and of both branches of each model.
-
-    The weights must stay as they are while it lives.
-    """
-
-    def __init__(self) -> None:
-        self.of_trunk = FeatureCache()
-        self._of_models: dict[int, FeatureCache] = {}
-
-    def of(self, model: Any) -> FeatureCache:
-        """Return those after the trunk of a model; those of other models are forgotten, to spare memory."""
-        for other, features in self._of_models.items():
-            if other != id(model):
-                features.forget_frames()
-        return self._of_models.setdefault(id(model), FeatureCache())
-
-    def forget_frames(self) -> None:
-        """Forget all features but those of empty inputs."""
-        for features in (self.of_trunk, *self._of_models.values()):
-            features.forget_frames()
-
-
 def compare(
     detectors: Sequence[Predictor],
     views: Mapping[str, Sequence[View]],
@@ -181,11 +134,47 @@ def compare(
             model, own = detector.model, shared.of(detector.model)
             found.append(
                 {
-                    name: detector.decode(*one.after_trunk(model, own), one.samples)
-                    for name, one in read.items()
+                    name: detections
+                    for group in _groups({name: one.after_trunk(model, own) for name, one in read.items()})
+                    for name, detections in _decode(detector, group, read)
                 }
             )
     return found
+
+
+BranchFeatures = dict[str, tuple[Tensor, Tensor]]
+"""View -> BEV features and image features of its frames."""
+
+
+def _groups(features: BranchFeatures) -> Iterator[BranchFeatures]:
+    """Yield the views in groups that are decoded together: each by itself on a CPU, whose bits stay.
+
+    On a GPU the host bounds the decoder of a small model: it launches as many kernels for one view as for
+    five. A group there has at most ``MOST_KEYS`` keys, or one view.
+    """
+    group: BranchFeatures = {}
+    keys = 0
+    for name, (points, images) in features.items():
+        more = sum(maps.numel() // maps.shape[1] for maps in (points, images) if maps.numel())
+        if group and (not points.is_cuda or keys + more > MOST_KEYS):
+            yield group
+            group, keys = {}, 0
+        group[name] = (points, images)
+        keys += more
+    yield group
+
+
+def _decode(
+    detector: Predictor, group: BranchFeatures, read: Mapping[str, "_Read"]
+) -> Iterator[tuple[str, list[Detections]]]:
+    """Yield the detections of each view of a group."""
+    samples = [sample for name in group for sample in read[name].samples]
+    points, images = (
+        parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*group.values(), strict=True)
+    )
+    decoded = iter(detector.decode(points, images, samples))
+    for name in group:
+        yield name, list(islice(decoded, len(read[name].samples)))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class CohortRun:
         hang_timeout_s: silence of all trials after which the workers count as hung; 0: never.
         study_sync: of the study, if it is also kept at a URI.
         slot: which of the concurrent places of the study runs the trials, from 0.
+        cores: of a machine that the workers may use for what can be done in several processes.
     """
 
     trials: Mapping[Path, TrialSettings]
@@ -36,6 +37,7 @@ class CohortRun:
     hang_timeout_s: float = HANG_TIMEOUT_S
     study_sync: StudySync | None = None
     slot: int = 0
+    cores: int = 1
 
     @property
     def settings(self) -> TrialSettings:

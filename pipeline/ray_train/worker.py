@@ -50,6 +50,7 @@ class RaySession:
         self.device: torch.device = get_device()
         self.folder = folder
         self.recipe = run.recipe
+        self.cores = run.cores
         self.slot = gpu_number() if self.device.type == "cuda" else run.slot
         self._heartbeat = Heartbeat(folder)
         self._study_sync = run.study_sync

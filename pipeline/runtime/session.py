@@ -24,6 +24,7 @@ class Session(Protocol):
         recipe: digest of the study's recipe, copied into every row; empty if there is no study.
         slot: which of the places that run trials at once runs this one: the number of the GPU, or on a CPU
             the index of the place, from 0.
+        cores: of its machine that the worker may use; trials that run at once share them.
     """
 
     rank: int
@@ -32,6 +33,7 @@ class Session(Protocol):
     folder: Path
     recipe: str
     slot: int
+    cores: int
 
     def latest_checkpoint(self) -> Path | None:
         """Return the newest complete state checkpoint (a folder) to resume from, if there is one."""
@@ -72,6 +74,7 @@ class LocalSession:
     rank = 0
     world_size = 1
     slot = 0
+    cores = 1
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu", quiet: bool = True) -> None:
         self.folder = folder

@@ -16,7 +16,12 @@ from experiments.storage.study_folder import StudyFolder
 from experiments.study.preflight import check_trials, digest_inputs
 from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.metrics.run_place import SLOT
+from pipeline.runtime.event_log import starts_of
 from pipeline.storage.trial_status import TrialState, read_status
+
+
+PARTS = ("seconds", "start_s", "train_s", "after_s", "set_up_s", "detect_s")
+"""Of a trial; see ``ended_trials``."""
 
 
 def run_first(
@@ -42,7 +47,9 @@ def ended_trials(study: Path, way: str, rule: DecisionRule) -> list[dict[str, An
 
     ``start_s``: Ray's processes, imports, data, model; ``train_s``: all steps, at the pace between the first
     and the last loss that were logged; ``after_s``: detection under all conditions, the official metric,
-    latency, profile, picture; ``rows``: how many it has; ``slot``: its GPU, or its place on a CPU.
+    latency, profile, picture; ``rows``: how many it has; ``slot``: its GPU, or its place on a CPU. Also two
+    parts of these: ``set_up_s``, of ``start_s`` what comes before the first step, whose slow ones (capture of
+    CUDA graphs) are the rest of it; ``detect_s``, of ``after_s`` the detections of the trial's whole cohort.
     """
     folder, lines = StudyFolder(study), []
     for path in sorted(study.glob("trials/*")):
@@ -54,6 +61,7 @@ def ended_trials(study: Path, way: str, rule: DecisionRule) -> list[dict[str, An
         train_s = (losses[last] - losses[first]) * last / max(last - first, 1)
         sessions = read_status(path).sessions
         begun, ended = sessions[0].start, sessions[-1].end or math.nan
+        profiled = min(row.time for row in select(rows, metric="kernel_ms"))  # after the detections
         lines.append(
             {
                 "way": way,
@@ -63,6 +71,8 @@ def ended_trials(study: Path, way: str, rule: DecisionRule) -> list[dict[str, An
                 "start_s": round(losses[last] - train_s - begun, 1),
                 "train_s": round(train_s, 1),
                 "after_s": round(ended - losses[last], 1),
+                "set_up_s": round(starts_of(path)[0].time - begun, 1),
+                "detect_s": round(profiled - losses[last], 1),
                 "rows": len(rows),
                 "slot": int([*select(rows, metric=SLOT)][-1].value),
                 f"{rule.metric} ({rule.condition})": points_of(rows, rule)[path.name],
@@ -79,9 +89,7 @@ def hourly(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     if not lines:
         return {}
     span = max(x["begun"] + x["seconds"] for x in lines) - min(x["begun"] for x in lines)
-    parts = {
-        part: round(mean(x[part] for x in lines), 1) for part in ("seconds", "start_s", "train_s", "after_s")
-    }
+    parts = {part: round(mean(x[part] for x in lines), 1) for part in PARTS}
     return {
         "trials": len(lines),
         "span_s": round(span, 1),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.settings import CLASSES
 from pipeline.data import sensors
-from pipeline.data.formats.devkit import import_devkit
+from pipeline.data.devkit import import_devkit
 from pipeline.data.formats.frame_record import FrameRecord, Sweep, all_sound
 from pipeline.data.safe_paths import inside
 from pipeline.data.sample import CAMERAS, MAX_SWEEPS, DataError

@@ -84,7 +84,7 @@ def train_cohort(
     for arm in arms:
         check(arm.settings, arm.session.folder, arm.session.device)
     first = arms[0]
-    deterministic(first.session.device, first.settings.torch_threads)
+    deterministic(first.session.device, first.settings.torch_threads, first.settings.train.steps)
     with explain_resource_errors(first.settings, first.session.folder), ExitStack() as locks:
         held: dict[int, ExitStack] = {}
 

@@ -4,7 +4,7 @@ What happens after a step (progress, rows, early stopping, checkpoints) is decid
 ``pipeline.training.components``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -291,13 +291,16 @@ class ArmTrainer:
         self.evaluator.kernels(lambda: torch.autograd.backward(self.train_step.losses(prepared)[0]))
         self.train_step.forget_gradients()
 
-    def assess(self, detections: DetectionsByCondition, scored: ScoresByCondition) -> None:
+    def assess(
+        self, detections: DetectionsByCondition, scored: ScoresByCondition, draw: Callable[[], object]
+    ) -> None:
         """Measure speed and accuracy of the trained model, and draw a scene; only rank 0 calls it.
 
         Args:
             detections: of all frames.
             scored: their scores.
+            draw: draws the scene, unless that is done.
         """
         self.evaluator.speed(self.detector)
-        self.evaluator.picture(self.model)
+        draw()
         self.evaluator.accuracy(detections, scored)

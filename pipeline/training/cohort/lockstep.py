@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -26,9 +27,10 @@ from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.precision import with_autocast
 from pipeline.errors import DivergedError, TrialMemoryError, is_user_error
 from pipeline.evaluation.evaluator import ValidationSplit
-from pipeline.evaluation.inference import predict_each
-from pipeline.evaluation.scoring import score_each
+from pipeline.evaluation.inference import DetectionsByCondition, predict_each
+from pipeline.evaluation.scoring import scores_of_each, scoring_tasks
 from pipeline.metrics.timing import Moment
+from pipeline.runtime.background import in_background
 from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.checkpoint import CheckpointError
 from pipeline.storage.paths import resolve_path
@@ -243,15 +245,28 @@ class Cohort:
                 self._tell(trainer, "evaluate", done, frames, left)
 
         found = predict_each([t.detector for t in trainers], self.split.views(), self.session, progress)
+        # Training has ended, so the cores of the loader processes and the others of this worker are free.
+        cores = max(self.settings.data.num_loader_workers, self.session.cores)
+        tasks = self._tasks(trainers, found) if self.session.rank == 0 else []
+        results = in_background(tasks, cores if cores > 1 else 0)
         self._profile()
-        # Last, because other ranks would wait for it. The loader processes have ended, their cores are free.
-        loaders = self.settings.data.num_loader_workers
-        scored = score_each(self.split.metric, found, loaders) if self.session.rank == 0 else []
+        made = iter(results())  # after what all ranks do, because the others would wait for it
+        scored = scores_of_each(found, made) if tasks else []
+        drawings = list(made)
         for place, trainer in enumerate(trainers):
             with own_errors(trainer.arm, self._leave):
                 if scored:
-                    trainer.assess(found[place], scored[place])
+                    trainer.assess(found[place], scored[place], drawings[place])
                 self._leave(trainer.arm, None)
+
+    def _tasks(
+        self, trainers: Sequence[ArmTrainer], found: Sequence[DetectionsByCondition]
+    ) -> list[Callable[[], Any]]:
+        """Return what other processes can do: score each arm under each condition, then draw each arm."""
+        return [
+            *scoring_tasks(self.split.metric, found),
+            *(trainer.evaluator.drawing(trainer.model) for trainer in trainers),
+        ]
 
     def _profile(self) -> None:
         """Let every arm record its kernels, on the first batch; all ranks share the losses."""

@@ -109,14 +109,16 @@ def test_a_driver_runs_what_has_not_ended_and_tells_it_its_place(study, monkeypa
     folder.finish(names[1], "it broke")
     given = []
     monkeypatch.setattr(tune_runner, "run_under_ray", lambda run, *_: given.append(run))
+    monkeypatch.setattr(tune_runner, "available_cores", lambda: 5)
     reported = []
     monkeypatch.setattr(tune_runner.tune, "report", reported.append)
     config = {"trials": names, "folder": str(folder.path), "recipe": recipe.digest}
-    config |= {"early_stopping": EarlyStopping(), "running": ExecutionOptions()}
+    config |= {"early_stopping": EarlyStopping(), "running": ExecutionOptions(concurrent=2)}
     with free_slot(folder.path):
         run_cohort_driver(config)
     (run,) = given
     assert run.slot == 1
+    assert run.cores == 2, "a half of this machine's"
     assert run.trials == {folder.trial(n): recipe.named_trials()[n] for n in (names[0], names[2])}
     run_cohort_driver(config | {"running": ExecutionOptions(gpu_hours=0.0)})
     assert len(given) == 1, "the study had no GPU hours left"

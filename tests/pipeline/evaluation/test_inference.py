@@ -1,6 +1,7 @@
 """Sharing features between conditions and plans changes no detection."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from pipeline.config.plan import Choice, Plan
 from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
+from pipeline.evaluation import inference
 from pipeline.evaluation.evaluator import FAILURE_SEED
 from pipeline.evaluation.inference import Predictor, compare, predict, predict_each
 from pipeline.evaluation.views import EvaluationViews
@@ -64,6 +66,55 @@ def test_shared_features_give_what_a_pass_per_condition_and_plan_gives(detector,
             assert same(detections, alone), (str(plan), condition)
     assert not same(found[0]["clean"], found[1]["clean"])
     assert not same(found[0]["clean"], found[0]["no_lidar"])
+
+
+def test_views_that_are_decoded_together_keep_their_own_detections(detector, views, monkeypatch):
+    """As on a GPU, where the order of sums may depend on how many there are."""
+    samples = next(views.chunks(0, 1))
+    shown = detector.resize(views.of(samples))
+    several = under(detector, plans(detector))
+    apart = compare(several, shown)
+    decoded = []
+    monkeypatch.setattr(inference, "_groups", lambda features: iter([features]))
+    monkeypatch.setattr(Predictor, "decode", watched(Predictor.decode, decoded))
+    together = compare(several, shown)
+    assert decoded == [len(CONDITIONS) * len(samples)] * len(several)
+    for one, other in zip(apart, together, strict=True):
+        assert list(one) == list(other)
+        for condition, detections in one.items():
+            for frame, same_frame in zip(detections, other[condition], strict=True):
+                assert np.array_equal(frame.labels, same_frame.labels)
+                assert np.allclose(frame.boxes, same_frame.boxes, rtol=1e-4, atol=1e-4)
+                assert np.allclose(frame.scores, same_frame.scores, rtol=1e-4, atol=1e-6)
+
+
+def watched(decode, decoded):
+    def watch(self, points, images, samples):
+        decoded.append(len(samples))
+        return decode(self, points, images, samples)
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "keys", "groups"),
+    [
+        (True, 100, [["a", "b", "c"]]),
+        (True, 40, [["a", "b"], ["c"]]),
+        (True, 1, [["a"], ["b"], ["c"]]),
+        (False, 100, [["a"], ["b"], ["c"]]),
+    ],
+)
+def test_views_are_decoded_together_on_a_gpu_within_a_number_of_keys(monkeypatch, on_gpu, keys, groups):
+    monkeypatch.setattr(inference, "MOST_KEYS", keys)
+
+    def maps(*shape):
+        empty = torch.empty(shape)
+        return SimpleNamespace(shape=empty.shape, numel=empty.numel, is_cuda=on_gpu)
+
+    view = maps(2, 8, 2, 3), maps(2 * 2, 8, 1, 2)  # 2 frames with 6 BEV cells and 2 cameras of 2 cells
+    found = list(inference._groups(dict.fromkeys("abc", view)))
+    assert [list(group) for group in found] == groups
 
 
 def test_each_branch_runs_once_per_input(detector, views):

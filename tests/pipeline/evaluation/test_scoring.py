@@ -9,8 +9,9 @@ import pytest
 from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import Detections
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
-from pipeline.evaluation.scoring import score_each
+from pipeline.evaluation.scoring import scores_of_each, scoring_tasks
 from pipeline.evaluation.submission import EvaluationError, FramePose
+from pipeline.runtime.background import in_background
 
 
 class Watched(NuScenesMetric):
@@ -39,7 +40,9 @@ def test_every_condition_of_every_detector_has_its_own_scores(small_dataset: Pat
         {"clean": (poses, broken), "no_lidar": (poses, found(0.6))},
     ]
     metric = Watched(small_dataset, "v1.0-mini", "mini_val")
-    one, two = score_each(metric, several, processes)
+    made = iter([*in_background(scoring_tasks(metric, several), processes)(), lambda: "what follows"])
+    one, two = scores_of_each(several, made)
+    assert next(made)() == "what follows"
     alone = NuScenesMetric(small_dataset, "v1.0-mini", "mini_val")
     for scored, share in ((one["clean"], 1), (one["no_lidar"], 0.3), (two["no_lidar"], 0.6)):
         assert scored()[0] == alone.score(poses, found(share))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from pipeline.data.formats.nuscenes_tables import read_frames
 from pipeline.data.sample import DataError
 from pipeline.errors import TrialError, TrialMemoryError
 from pipeline.evaluation import evaluator
+from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.submission import load_detections
 from pipeline.metrics.rows import read_rows, select
 from pipeline.metrics.timing import Moment
@@ -108,6 +110,28 @@ def test_arms_train_together_as_they_train_alone(trial: Trial, tmp_path: Path, a
     for metric in ("step_ms", "step_trunk_ms", "step_own_ms", "inference_latency_p50_ms"):
         (row,) = select(read_rows(tmp_path / "arm7" / "rows.jsonl"), metric=metric)
         assert row.value > 0
+
+
+def test_scores_and_pictures_of_other_processes_are_the_same(
+    trial: Trial, tmp_path: Path, alone: dict, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms, seen = arms_in(tmp_path, settings_of(trial), [7, 0, 1]), []
+    for arm in arms:
+        arm.session.cores = 2
+
+    def watched(self: NuScenesMetric, *given: Any) -> Any:
+        seen.append(os.getpid())
+        return scored(self, *given)
+
+    scored = NuScenesMetric.score_draws
+    monkeypatch.setattr(NuScenesMetric, "score_draws", watched)
+    assert not any(end.error for end in run_cohort(arms, RUNG))
+    assert seen == [], "no set of detections is scored in this process"
+    for number, expected in alone.items():
+        assert outcome(tmp_path / f"arm{number}") == expected
+    pictures = [folder / "arm7" / "scene.png" for folder in (tmp_path, place)]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert not (tmp_path / "arm0" / "scene.png").exists(), "nothing is biased there"
 
 
 def test_arms_share_the_trunk_and_nothing_else(trial: Trial, tmp_path: Path) -> None:
