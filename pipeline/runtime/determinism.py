@@ -5,7 +5,6 @@ import random
 import numpy as np
 import torch
 
-
 MANY_STEPS = 500
 """Steps of a training on a GPU from which on a search for the fastest convolutions pays off."""
 
@@ -33,6 +32,6 @@ def deterministic(device: torch.device, threads: int, steps: int | None = None) 
         # Filling every new tensor with NaN helps to find bugs, but costs a pass over the tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     else:
-        # Images and maps keep their sizes, so the search for the fastest kernels pays off, but not at once: it
-        # tries ten kernels, and loads each, for every convolution and every size.
+        # Images and maps keep their sizes, so the search for the fastest kernels pays off, but not at once:
+        # it tries ten kernels, and loads each, for every convolution and every size.
         torch.backends.cudnn.benchmark = steps is None or steps >= MANY_STEPS
