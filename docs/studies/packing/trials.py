@@ -19,7 +19,6 @@ from pipeline.metrics.run_place import SLOT
 from pipeline.runtime.event_log import starts_of
 from pipeline.storage.trial_status import TrialState, read_status
 
-
 PARTS = ("seconds", "start_s", "train_s", "after_s", "set_up_s", "detect_s")
 """Of a trial; see ``ended_trials``."""
 
