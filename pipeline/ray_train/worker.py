@@ -8,6 +8,8 @@ Drivers and controllers import this file, too, only for its names. So it imports
 libraries in functions, and those processes start seconds earlier.
 """
 
+import gc
+import importlib
 import time
 import traceback
 from pathlib import Path
@@ -127,6 +129,7 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         None if every trial has ended; if they were refused together, ``error``, ``details`` and
         ``out_of_memory``: whether fewer trials may fit.
     """
+    import_for_trials()
     run: CohortRun = config["run"]
     sessions = {folder: RaySession(folder, run) for folder in run.trials}
     first = next(iter(sessions.values()))
@@ -149,6 +152,21 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any] | None:
         no_memory = isinstance(error, TrialMemoryError)
         return {"error": str(error), "details": traceback.format_exc(), "out_of_memory": no_memory}
     return None
+
+
+def import_for_trials() -> None:
+    """Import what trials need, in a process that runs nothing else until its end.
+
+    Python's garbage collector walks through all objects now and then, of which imports make hundreds of
+    thousands. It pauses, and never looks at them again: a second of CPU in a trial of the demo. Processes
+    that are forked later also share their memory for longer.
+    """
+    gc.disable()
+    try:
+        importlib.import_module("pipeline.training.cohort")
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _run_together(run: CohortRun, sessions: dict[Path, RaySession]) -> None:
