@@ -88,6 +88,24 @@ def test_views_that_are_decoded_together_keep_their_own_detections(detector, vie
                 assert np.allclose(frame.scores, same_frame.scores, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_decodes_all_views_of_a_small_model_at_once(trial, views, monkeypatch):
+    settings, decoded = trial(), []
+    torch.manual_seed(0)
+    model = build_model(settings.config, settings.overrides, settings.plan, "cuda").to("cuda")
+    detector = Predictor(model, model.image_size)
+    samples = next(views.chunks(0, 1))
+    shown = detector.resize(views.of(samples))
+    alone = {name: detector.run(detector.prepare([v.sample for v in one])) for name, one in shown.items()}
+    monkeypatch.setattr(Predictor, "decode", watched(Predictor.decode, decoded))
+    (together,) = compare([detector], shown)
+    assert decoded == [len(CONDITIONS) * len(samples)]
+    for condition, frames in alone.items():
+        for frame, same_frame in zip(frames, together[condition], strict=True):
+            assert np.allclose(frame.scores, same_frame.scores, atol=1e-3), "sums in another order"
+
+
 def watched(decode, decoded):
     def watch(self, points, images, samples):
         decoded.append(len(samples))
