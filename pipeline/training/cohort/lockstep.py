@@ -249,7 +249,7 @@ class Cohort:
         cores = max(self.settings.data.num_loader_workers, self.session.cores)
         tasks = self._tasks(trainers, found) if self.session.rank == 0 else []
         results = in_background(tasks, cores if cores > 1 else 0)
-        self._profile()
+        self._profile()  # after all detections: its step moves the statistics of batch norms
         made = iter(results())  # after what all ranks do, because the others would wait for it
         scored = scores_of_each(found, made) if tasks else []
         drawings = list(made)
