@@ -39,8 +39,8 @@ class AqrEncoder(nn.Module):
         )
         self._large = [m for m in self.modules() if isinstance(m, SiteAttention | FFN)]
         self.post_norm = nn.LayerNorm(embed_dims)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("in_proj_weight"):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, keys: Tensor, memory: Tensor, query_pos: Tensor, mask: LocalMask) -> Tensor:

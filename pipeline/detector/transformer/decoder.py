@@ -16,6 +16,7 @@ from operators.forms import Bias
 from operators.spec import WEIGHTED_KINDS
 from pipeline.config.plan import Choice
 from pipeline.detector.acceleration.recompute import recomputed
+from pipeline.detector.transformer.initial_weights import pass_values
 from pipeline.detector.transformer.site_attention import SiteAttention, build_attention
 
 SELF_KINDS = ("none",)  # the keys are queries, which lie on no grid
@@ -200,6 +201,8 @@ class Decoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for site in self.cross_attentions:
+            pass_values(site.attn.in_proj_weight, site.attn.out_proj.weight)
         # The content of the queries is zero at first, so a first self-attention gives its bias alone. With a
         # bias of zero, the norm after it multiplies gradients by 1 / sqrt(1e-5) = 316.
         first = self.layers[0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from operators.grid import CAMERA, LIDAR, TokenGrid
+from pipeline.detector.transformer.initial_weights import bev_inputs, ray_inputs, whiten
 from pipeline.detector.transformer.position_encoding import (
     Cameras,
     Memory,
@@ -46,6 +47,14 @@ class Embedding(nn.Module):
         self.bev_embedding = PositionMlp(2 * dims, dims, dims)
         rays = PositionMlp(3 * self.depth_num, RAY_WIDTH * dims, dims) if CAMERA in self.SENSORS else None
         self.rv_embedding = rays
+
+    def whiten_positions(self) -> None:
+        """Draw the initial weights of both position embeddings, once ``point_range`` is there."""
+        if self.point_range.is_meta:
+            return
+        whiten(self.bev_embedding, bev_inputs(self.bev_embedding.first.in_features // 2))
+        if self.rv_embedding is not None:
+            whiten(self.rv_embedding, ray_inputs(self.depth_num, self.point_range))
 
     def make_memory(
         self, bev_feats: Tensor, img_feats: Tensor, lidar2img: Tensor | Cameras, pad_hw: tuple[int, int]

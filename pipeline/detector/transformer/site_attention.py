@@ -19,6 +19,7 @@ from operators.spec import BIAS_KINDS, WEIGHTED_KINDS, Request
 from operators.window_bias import LocalMask
 from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.acceleration.recompute import recomputed
+from pipeline.detector.transformer.initial_weights import align
 
 ATTENTION_TYPES = ("MultiheadAttention", "PETRMultiheadAttention", "PETRMultiheadFlashAttention")
 """``type=`` names in users' configs. All build a ``SiteAttention``; the other keys give its choice."""
@@ -104,6 +105,7 @@ class PackedProjections(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dims))
         self.out_proj = nn.Linear(embed_dims, embed_dims)
         nn.init.xavier_uniform_(self.in_proj_weight)  # CMT initialises the three as one matrix
+        align(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 

@@ -16,7 +16,7 @@ from pipeline.training.step import TrainStep, loss_of, lr_factor
 FRAME = Path(__file__).parents[4] / "shared/data/nuscenes_frame/n015-2018-07-24-11-22-45+0800.pkl"
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 EVERYTHING = (("optim_wrapper.paramwise_cfg.custom_keys", "{}"),)  # train the branches too
-STEPS = 12
+STEPS = 30
 
 
 @pytest.mark.skipif(not FRAME.exists(), reason=f"the real nuScenes frame is not at {FRAME}")
@@ -35,6 +35,5 @@ def test_the_mini_model_learns_the_real_frame() -> None:
         seed_everything(0, step)
         model.train()
         losses.append(loss_of(train_step.step(collate([sample]), lr_factor(step, STEPS, 3))))
-    # Boxes start at their reference points, so the first loss is 30 and not 240; untrained it stays 30.
-    assert losses[-1] < 0.85 * losses[0]
-    assert losses[-1] < 26
+    assert losses[0] < 30  # ordinary boxes at their reference points
+    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.detector.head.box_coder import HEADS
+from pipeline.detector.head.box_coder import HEADS, decode_boxes
 from pipeline.detector.head.task_head import GroupedLinear, SeparateTaskHead, tf32_products
 
 
@@ -33,9 +33,14 @@ def test_the_switch_comes_back() -> None:
     switch.allow_tf32 = False
 
 
-def test_boxes_start_at_their_reference_points() -> None:
+def test_every_query_starts_with_the_same_box_at_its_reference_point() -> None:
     torch.manual_seed(0)
     head = SeparateTaskHead(256, 10, 6, {name: (channels, 2) for name, channels in HEADS.items()})
     codes, logits = head(torch.randn(6, 1, 100, 256))
-    assert codes.std() * 108 / 4 < 0.2  # m: the range, and the steepest slope of the sigmoid
-    assert logits.std() > 0.1
+    boxes = decode_boxes(codes)
+    assert codes[..., :2].abs().max() * 108 / 4 < 1  # m: the range, and the steepest slope of the sigmoid
+    torch.testing.assert_close(
+        boxes[..., 2:6].mean(dim=(0, 1, 2)), torch.tensor([-0.8, 3.0, 1.5, 1.6]), atol=0.05, rtol=0.05
+    )
+    assert boxes[..., 2:6].std(dim=2).max() < 0.1
+    torch.testing.assert_close(logits, torch.full_like(logits, -2.19), atol=0.1, rtol=0)
