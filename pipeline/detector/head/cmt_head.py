@@ -25,7 +25,7 @@ from pipeline.detector.head.task_head import SeparateTaskHead, tf32_products
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
-from pipeline.detector.transformer.position_encoding import Cameras, inverse_sigmoid
+from pipeline.detector.transformer.position_encoding import Cameras, Memory, inverse_sigmoid
 from pipeline.detector.transformer.site_attention import SiteAttention
 
 
@@ -58,6 +58,8 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         bias_config: Mapping[str, Any] | None = None,
         weight_map_config: Mapping[str, Any] | None = None,
         default_bias: str | None = None,
+        token_loss_weight: float = 0.0,
+        query_losses: bool = True,
     ):
         """Build from a config. Keys marked "ours" are not in CMT.
 
@@ -81,6 +83,9 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
                 before it had a bias; deprecated; None: no maps.
             default_bias: ours: bias of cross-attentions whose config names none. None: the kind of
                 ``bias_config`` (``window`` by default), or ``none`` without AQR.
+            token_loss_weight: ours: factor on the losses of the keys (``SetCriterion.token_terms``), for
+                training from scratch; 0: none, as in CMT.
+            query_losses: ours: False trains the branches alone, by the losses of the keys.
 
         Raises:
             ValueError: parts of the config that do not go together.
@@ -97,7 +102,11 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
                 f"bbox_coder.num_classes is {self.bbox_coder.num_classes}"
             )
         self.register_buffer("point_range", torch.tensor(self.bbox_coder.pc_range), persistent=False)
+        self.whiten_positions()
         self.denoising = DenoisingSettings(**(denoising or {}))
+        self.token_loss_weight, self.query_losses = float(token_loss_weight), query_losses
+        if not (query_losses or token_loss_weight > 0):
+            raise ValueError("pts_bbox_head: query_losses=False needs a token_loss_weight above 0")
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
         kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
@@ -201,8 +210,8 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         if queries is not None:
             queries = queries.to(device)
             noised, group = queries.points, queries.membership(self.num_query)
-        inputs = (bev_feats, img_feats, cameras.lidar2img, cameras.inverse, noised, group)
-        codes, logits, *weights = self.compute(*inputs, pad_hw=pad_hw, last_only=last_only)
+        memory = self.make_memory(bev_feats, img_feats, cameras, pad_hw)
+        codes, logits, *weights = self.compute(memory, noised, group, last_only=last_only)
         sensor_weights = weights[0] if weights else None
         matching, denoising = split_slots(codes, logits, 0 if queries is None else queries.num_slots)
         noised_output = None if queries is None or denoising is None else (denoising, queries)
@@ -210,36 +219,26 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
 
     def compute(
         self,
-        bev_feats: Tensor,
-        img_feats: Tensor,
-        lidar2img: Tensor,
-        inverse: Tensor,
+        memory: Memory,
         noised: Tensor | None,
         group: Tensor | None,
         scales: Tensor | None = None,
-        *,
-        pad_hw: tuple[int, int],
         last_only: bool = False,
     ) -> tuple[Tensor, ...]:
         """Predict from tensors. The host needs only their shapes, so that a graph can capture it.
 
         Args:
-            bev_feats: see ``forward``.
-            img_feats: see ``forward``.
-            lidar2img: see ``Cameras``.
-            inverse: see ``Cameras``.
+            memory: what the decoder attends to.
             noised: (B, P, 3) reference points of the denoising slots, which come first; None: no denoising.
             group: see ``denoising.blocked``.
             scales: see ``AttentionBiasGenerator.forward``.
-            pad_hw: see ``forward``.
             last_only: see ``forward``.
 
         Returns:
             Codes and logits of all queries (``Predictions``), and the sensors' weights if there are any
             (``HeadOutput``).
         """
-        memory = self.make_memory(bev_feats, img_feats, Cameras(lidar2img, inverse), pad_hw)
-        points = self.reference_points.weight.expand(len(bev_feats), -1, -1)
+        points = self.reference_points.weight.expand(len(memory.tokens), -1, -1)
         if noised is not None:
             points = torch.cat([noised, points], dim=1)
         query_pos = self.embed_queries(points, memory)
@@ -247,10 +246,10 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         weights, biases, memory = self.weigh_sensors(choices, points, query_pos, memory, scales)
         mask = None if group is None else denoising_mask(group)
         states = self.transformer.decoder(memory.keys, memory.tokens, query_pos, mask, biases, last_only)
-        predictions = self._predictions(states, points)
+        predictions = self.predict_boxes(states, points)
         return (predictions.codes, predictions.logits, *([] if weights is None else [weights]))
 
-    def _predictions(self, states: Tensor, points: Tensor) -> Predictions:
+    def predict_boxes(self, states: Tensor, points: Tensor) -> Predictions:
         """Run the task heads on states (n, B, Q, C); x, y and log length are relative to the points.
 
         They keep single precision under autocast, because half precision resolves 108 m to half a metre. Only

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from pipeline.detector.acceleration.async_transfer import constant, upload
 from pipeline.detector.acceleration.training_graph import TrainGraphs
+from pipeline.detector.head.cell_targets import cell_targets
 from pipeline.detector.head.denoising import (
     DenoisingQueries,
     DenoisingSettings,
     make_denoising_queries,
     num_groups,
 )
-from pipeline.detector.head.losses import Predictions, SetCriterion, by_name
+from pipeline.detector.head.losses import TOKEN_TERMS, Predictions, SetCriterion, by_name
 from pipeline.detector.head.targets import Targets
 from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
-from pipeline.detector.transformer.position_encoding import Cameras
+from pipeline.detector.transformer.position_encoding import Cameras, Memory
 from pipeline.runtime.collectives import RankMean
 
 QUERY_MULTIPLE = 128
@@ -41,6 +42,8 @@ class HeadLosses(nn.Module):
         num_query: number of matching queries.
         num_classes: number of classes.
         denoising: settings of the noise.
+        token_loss_weight: factor on the losses of the keys (``SetCriterion.token_terms``); 0: none.
+        query_losses: whether the queries have losses; without, the decoder does not run in training.
         criterion: the losses; None for a head that only detects.
         train_graphs: CUDA graphs of a training step; None: kernel by kernel. See
             ``deployment.train_through_graphs``.
@@ -49,6 +52,9 @@ class HeadLosses(nn.Module):
     num_query: int
     num_classes: int
     denoising: DenoisingSettings
+    token_loss_weight: float
+    query_losses: bool
+    point_range: Tensor
     criterion: SetCriterion | None
     train_graphs: TrainGraphs | None
     bbox_coder: Any
@@ -57,7 +63,9 @@ class HeadLosses(nn.Module):
     aqr: Any
     weight_map: Any
     sites: Any
+    make_memory: Any
     compute: Any
+    predict_boxes: Any
 
     def noise(
         self, boxes: Sequence[Tensor], labels: Sequence[Tensor], rand01: Tensor | None = None
@@ -113,15 +121,20 @@ class HeadLosses(nn.Module):
         given = self._ground_truth(boxes, labels, device, padded=graphs is not None)
         truth = ((divisors or self.loss_divisors(data_samples)).read(), *given)
         if graphs is None:
-            loss_terms: Callable[..., tuple[Tensor]] = self.loss_terms
-            return by_name(loss_terms(*features, *truth, pad_hw=pad_hw)[0])
+            loss_terms: Callable[..., tuple[Tensor, ...]] = self.loss_terms
+            return self._named(loss_terms(*features, *truth, pad_hw=pad_hw))
         choices, scales = self.transformer.decoder.choices, None
         if self.bias_generator is not None and any(choice.bias != "none" for choice in choices):
             scales = self.bias_generator.watched_scales(len(choices))  # here, because a replay runs no hooks
         key = (pad_hw, tuple(site.choice for site in self.sites.values()))
-        return by_name(
-            graphs.run(key, partial(self.loss_terms, pad_hw=pad_hw), (*features, *truth, scales))[0]
-        )
+        loss_terms = partial(self.loss_terms, pad_hw=pad_hw)
+        return self._named(graphs.run(key, loss_terms, (*features, *truth, scales)))
+
+    def _named(self, terms: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Name the results of ``loss_terms``."""
+        of_queries = by_name(terms[0]) if self.query_losses else {}
+        of_tokens = zip(TOKEN_TERMS, terms[-1].unbind(), strict=True) if self.token_loss_weight else ()
+        return of_queries | dict(of_tokens)
 
     def _ground_truth(
         self, boxes: Sequence[Tensor], labels: Sequence[Tensor], device: torch.device, padded: bool
@@ -163,7 +176,7 @@ class HeadLosses(nn.Module):
         scales: Tensor | None = None,
         *,
         pad_hw: tuple[int, int],
-    ) -> tuple[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Predict and compute the losses, from tensors, so that a graph can capture it.
 
         Args:
@@ -182,17 +195,29 @@ class HeadLosses(nn.Module):
             pad_hw: see ``CmtAqrHead.forward``.
 
         Returns:
-            (4, L), see ``SetCriterion.terms``.
+            With ``query_losses`` (4, L), see ``SetCriterion.terms``; then with a ``token_loss_weight`` (2,),
+            see ``SetCriterion.token_terms``.
         """
         assert self.criterion is not None
-        codes, logits, *_ = self.compute(
-            bev_feats, img_feats, lidar2img, inverse, noised, group, scales, pad_hw=pad_hw
-        )
+        truth = Targets(boxes, labels)
+        memory = self.make_memory(bev_feats, img_feats, Cameras(lidar2img, inverse), pad_hw)
+        of_tokens = (self._token_terms(memory, truth, divisors[0]),) if self.token_loss_weight else ()
+        if not self.query_losses:
+            return of_tokens
+        codes, logits, *_ = self.compute(memory, noised, group, scales)
         matching, denoising = split_slots(codes, logits, 0 if noised is None else noised.shape[1])
         with_targets = None
         if denoising is not None and slot_boxes is not None and slot_labels is not None:
             with_targets = (denoising, Targets(slot_boxes, slot_labels))
-        return (self.criterion.terms(matching, Targets(boxes, labels), with_targets, divisors),)
+        return (self.criterion.terms(matching, truth, with_targets, divisors), *of_tokens)
+
+    def _token_terms(self, memory: Memory, truth: Targets, boxes: Tensor) -> Tensor:
+        """Return the losses (2,) of the keys, which the last layer's task heads read like its queries."""
+        assert self.criterion is not None
+        cells = cell_targets(memory, self.point_range, truth, self.num_classes)
+        states = self.transformer.decoder.post_norm(memory.tokens)
+        found = self.predict_boxes(states[None], cells.points.nan_to_num(0.5))
+        return self.token_loss_weight * self.criterion.token_terms(found, cells, truth, boxes)
 
     def _active_train_graphs(self) -> TrainGraphs | None:
         """Return the graphs of a training step; None if this step runs kernel by kernel."""

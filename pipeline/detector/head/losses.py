@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.detector.acceleration.async_transfer import constant, upload
 from pipeline.detector.head.box_coder import CODES, encode_boxes
+from pipeline.detector.head.cell_targets import CellTargets
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
 from pipeline.detector.head.matching import HungarianAssigner3D, read_cost
 from pipeline.detector.head.targets import NOTHING, Targets
@@ -23,6 +24,9 @@ NEGATIVE_SHARE = 0.1  # weight of a negative query in the divisor of the classif
 
 TERMS = ("loss_cls", "loss_bbox", "dn_loss_cls", "dn_loss_bbox")
 """Losses of one decoder layer, in the order of ``SetCriterion.terms``."""
+
+TOKEN_TERMS = ("token_loss_cls", "token_loss_bbox")
+"""Losses of the keys, in the order of ``SetCriterion.token_terms``."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,34 @@ class SetCriterion:
         cls, bbox = self._matching_losses(matching, targets, divisors)
         return torch.stack([cls, bbox, dn_cls, dn_bbox])
 
+    def token_terms(
+        self, predictions: Predictions, cells: CellTargets, truth: Targets, boxes: Tensor
+    ) -> Tensor:
+        """Compute the losses of the keys: the class of every cell, and the box of a BEV cell.
+
+        They are for training from scratch. The other losses reach the branches through attention alone,
+        which at first averages thousands of keys; CMT starts from branches that were trained before. Losses
+        on what a decoder attends to are the idea of Co-DETR (arXiv 2211.12860). Here they add no weights.
+
+        Args:
+            predictions: what the task heads read from the keys, one layer, K "queries".
+            cells: what the keys show.
+            truth: the ground truth.
+            boxes: () number of boxes of the batch; the mean over the ranks.
+
+        Returns:
+            (2,), ``TOKEN_TERMS``. All cells of a box count together as one query; a cell without a box counts
+            as a query without one.
+        """
+        logits, codes = predictions.logits[0].float(), predictions.codes[0].float()
+        cls = focal_loss(logits, cells.labels, self.alpha, self.gamma).sum(dim=-1)
+        cls = (cls * torch.where(cells.share > 0, cells.share, 1.0)).sum()
+        target = encode_boxes(truth.boxes).to(codes).take_along_dim(cells.box[..., None], dim=1)
+        share = cells.share * cells.points[:, 0].isfinite()
+        bbox = self._box_sum(codes[None], target[None], share[..., None]).sum()
+        weights = constant((self.cls_weight, self.bbox_weight), codes.device)
+        return torch.stack([cls, bbox]) * weights / boxes.clamp(min=1)
+
     def _matching_losses(
         self, predictions: Predictions, targets: Targets, divisors: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -252,12 +284,18 @@ class SetCriterion:
         bbox = self._box_sum(codes, encode_boxes(targets.boxes).to(codes)[None]) / count.clamp(min=1)
         return cls * self.cls_weight * self.dn_weight, bbox * self.bbox_weight * self.dn_weight
 
-    def _box_sum(self, codes: Tensor, target: Tensor) -> Tensor:
-        """Return the weighted L1 distance per layer, summed over the rows with a finite target: (L,)."""
+    def _box_sum(self, codes: Tensor, target: Tensor, share: Tensor | float = 1.0) -> Tensor:
+        """Return the weighted L1 distance per layer, summed over the rows with a finite target: (L,).
+
+        Args:
+            codes: (L, B, Q, 10).
+            target: likewise.
+            share: factor on each row, (B, Q, 1) or one for all.
+        """
         usable = target.isfinite().all(dim=-1, keepdim=True)
         weights = constant(self.code_weights, codes.device)
         distance = (codes - target.where(usable, codes.detach())).abs() * weights
-        return (distance * usable).flatten(1).sum(dim=1)
+        return (distance * usable * share).flatten(1).sum(dim=1)
 
 
 def check_finite(heads: Mapping[str, Predictions]) -> None:

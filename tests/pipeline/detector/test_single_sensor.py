@@ -117,7 +117,7 @@ def test_they_compute_what_the_fusion_model_computes_from_their_keys(
         of_bev, of_img = head.query_embeddings(points, memory)
         query_pos = of_bev if sensor == LIDAR else of_bev + of_img
         states = head.transformer.decoder(memory.keys[:, keys], memory.tokens[:, keys], query_pos)
-        expected = head._predictions(states, points)
+        expected = head.predict_boxes(states, points)
         if sensor == LIDAR:
             data["inputs"]["imgs"] = data["inputs"]["imgs"][..., :0, :0]
         found = single(*model.extract_feat(data["inputs"]), matrices, pad_hw).matching

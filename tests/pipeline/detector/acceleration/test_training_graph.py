@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_the_detector_trains_as_without(device: str, make_sample: Any, monkeypat
 def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any) -> None:
     half = device == "cuda"
     course, found = course_on(device, make_sample, half), []
-    for most in (0, 0, 24) if half else (0, 24):
+    for most in (0, 0, 0, 24) if half else (0, 24):
         model = built(course[0][1], device, dropout=True, half=half)
         graphs = model[0].pts_bbox_head.train_graphs = TrainGraphs(model[0].pts_bbox_head, most)
         # in bfloat16 sums in another order would be another training before long
@@ -313,8 +314,8 @@ def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any
     if not half:
         assert (losses, gradients) == (0, 0)
         return
-    # Atomic sums of a GPU have no fixed order. On an H200 they moved a gradient by 2.2e-2 of its norm.
-    _, apart = distances(found[1], found[0])
+    # Atomic sums of a GPU have no fixed order. On an H200 they moved a gradient by up to 3.7e-2 of its norm.
+    apart = max(distances(one, other)[1] for one, other in combinations(found[:-1], 2))
     assert losses <= LOSSES_HALF
     assert gradients <= min(MOST, max(GRADIENTS_HALF, SPREAD * apart))
 

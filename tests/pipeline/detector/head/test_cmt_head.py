@@ -286,13 +286,13 @@ def test_autocast_leaves_positions_and_task_heads_in_single_precision(head):
         rough = head.make_memory(*inputs)
         embedded = head.embed_queries(points, rough)
         states = torch.rand(LAYERS, 2, QUERIES, DIMS)
-        codes = head._predictions(states, points).codes
+        codes = head.predict_boxes(states, points).codes
     assert not torch.equal(
         rough.tokens, exact.tokens
     )  # the convolution is in half precision: autocast was on
     assert torch.equal(rough.position, exact.position)
     assert torch.equal(embedded, head.embed_queries(points, exact))
-    assert torch.equal(codes, head._predictions(states, points).codes)
+    assert torch.equal(codes, head.predict_boxes(states, points).codes)
 
 
 def test_the_whole_head_runs_under_autocast(head):
