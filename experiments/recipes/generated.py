@@ -1,8 +1,9 @@
 """The full-size studies on generated data: nuScenes' image size, point clouds and ten classes, no nuScenes.
 
-First ``pretrain_r50`` trains a detector from scratch, each step under another plan. ``r50_generated`` and
-``vov_generated`` fine-tune it with a window bias in some of its six layers. ``overfit_r50`` tells within a
-minute whether the model learns at all. One GPU runs them.
+First ``branches_r50`` trains the branches from scratch, without the decoder, then ``pretrain_r50`` the whole
+detector, each step under another plan. ``r50_generated`` fine-tunes it with a window bias in some of its six
+layers. ``vov`` likewise. ``overfit_r50`` tells within a minute whether the model learns at all. One GPU runs
+them.
 """
 
 import json
@@ -34,6 +35,7 @@ class Size:
         images: (height, width) that the model takes, pixels.
         zoom: range of the factor by which training resizes an image, as the config has it.
         batch: frames of a step of the study, as published.
+        reach: half the side of the range in m.
         normalises: overrides by which the image backbone learns from scratch.
     """
 
@@ -41,6 +43,7 @@ class Size:
     images: tuple[int, int]
     zoom: tuple[float, float]
     batch: int
+    reach: float
     normalises: tuple[tuple[str, str], ...]
 
     @property
@@ -53,9 +56,14 @@ _COUNTS = ("model.img_backbone.norm_eval", "false")
 """Published backbones keep the statistics of ImageNet. Without them nothing would normalise the features."""
 
 R50 = Size(
-    "voxel0100_r50_800x320", (320, 800), (0.47, 0.625), 4, (_COUNTS, ("model.img_backbone.with_cp", "false"))
+    "voxel0100_r50_800x320",
+    (320, 800),
+    (0.47, 0.625),
+    4,
+    51.2,  # published: 54, of which 1024 voxels reach 48.4; a cell lies up to 5.6 m from where it says
+    (_COUNTS, ("model.img_backbone.with_cp", "false")),
 )
-VOV = Size("voxel0075_vov_1600x640", (640, 1600), (0.94, 1.25), 2, (_COUNTS,))
+VOV = Size("voxel0075_vov_1600x640", (640, 1600), (0.94, 1.25), 2, 54.0, (_COUNTS,))
 
 TRAINING_DATA = SyntheticDataset(
     "data/full_pretrain", seed=201, frames_per_scene=8, scenes=(("train", 50),), rig="full"
@@ -70,8 +78,11 @@ FEW_DATA = SyntheticDataset(
 STUDY_DATA = SyntheticDataset("data/full_study", seed=301, frames_per_scene=20, rig="full")
 """160 frames to fine-tune on and 40 to evaluate; the pretraining sees none of them."""
 
-ALL_TRAINED = (("optim_wrapper.paramwise_cfg.custom_keys", "{}"),)
-"""Override of a config that freezes its branches: from scratch everything trains."""
+FROM_SCRATCH = (
+    ("optim_wrapper.paramwise_cfg.custom_keys", "{}"),
+    ("model.pts_bbox_head.token_loss_weight", "1.0"),
+)
+"""Overrides of a config that freezes its branches: all of it trains, and keys have losses of their own."""
 
 
 def _reading(size: Size) -> tuple[tuple[str, str], ...]:
@@ -80,7 +91,7 @@ def _reading(size: Size) -> tuple[tuple[str, str], ...]:
     They have no database of cut-out objects to paste, every class is in every scene, so nothing is resampled,
     and the settings say what is masked. All else is the config's own.
     """
-    limits = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+    limits = [-size.reach, -size.reach, -5.0, size.reach, size.reach, 3.0]
     load: list[dict[str, Any]] = [
         {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
         {"type": "LoadPointsFromMultiSweeps", "sweeps_num": SWEEPS, "load_dim": 5, "use_dim": 5},
@@ -114,6 +125,8 @@ def _reading(size: Size) -> tuple[tuple[str, str], ...]:
         ("train_dataloader.dataset", json.dumps(train)),
         ("val_dataloader.dataset.pipeline", json.dumps(load)),
         ("model.use_grid_mask", "false"),
+        ("model.pts_voxel_layer.point_cloud_range", json.dumps(limits)),
+        ("model.pts_bbox_head.bbox_coder.pc_range", json.dumps(limits)),
     )
 
 
@@ -122,15 +135,26 @@ def quarter() -> Design:
     return fraction([Factor(site) for site in SITES], halvings=2)
 
 
-def _pretraining(name: str, size: Size, train: TrainSettings) -> Recipe:
-    """Return one training of a whole model; no arm of the study that follows starts with an advantage."""
+def _pretraining(
+    name: str, size: Size, train: TrainSettings, init: str = "", branches: bool = False
+) -> Recipe:
+    """Return one training; no arm of the study that follows starts with an advantage.
+
+    Args:
+        name: of the recipe.
+        size: of the model.
+        train: how long and how fast.
+        init: weights to start from; empty: fresh ones.
+        branches: train the branches alone.
+    """
     design = quarter()
     plain, *others = (plan_of_arm(design, arm) for arm in design.arms)
+    alone = (("model.pts_bbox_head.query_losses", "false"),) if branches else ()
     settings = TrialSettings(
         study=name,
         config=size.path,
         plan=plain,
-        plan_mixture=tuple(others),
+        plan_mixture=() if branches else tuple(others),
         data=DataSettings(
             train=(TRAINING_DATA.root,),
             val=STUDY_DATA.root,
@@ -138,38 +162,58 @@ def _pretraining(name: str, size: Size, train: TrainSettings) -> Recipe:
             num_loader_workers=LOADERS,
         ),
         train=train,
-        conditions=CONDITIONS,
+        init_checkpoint=init,
+        conditions=("clean",) if branches else CONDITIONS,
         device="cuda",
-        overrides=(*ALL_TRAINED, *size.normalises, *_reading(size)),
+        overrides=(*FROM_SCRATCH, *alone, *size.normalises, *_reading(size)),
     )
+    what = "the branches alone" if branches else "the whole model"
     return Recipe(
         name=name,
         question="Which weights does the full-size study on generated data start from?",
-        cost="one training of the whole model, planned for 12 minutes of one H200 and 16 cores",
+        cost=f"one training of {what}; both together are planned for 12 minutes of one H200 and 16 cores",
         trials=(settings,),
         datasets=(TRAINING_DATA, STUDY_DATA),
     )
 
 
+_BRANCHES = TrainSettings(
+    steps=600,
+    batch_size=8,
+    warmup_steps=50,
+    lr_scale=4.0,  # 5.6e-4; CMT's cycle peaks at 8.4e-4 with 16 frames a step
+    camera_dropout_prob=0.1,
+    lidar_dropout_prob=0.1,
+    checkpoint_every=150,
+    log_every=20,
+    amp=True,
+    cuda_graphs=False,  # sixteen plans, each with some numbers of queries: few would come again in time
+)
+
+
+def branches_r50() -> Recipe:
+    """Return the training of the branches of the ResNet-50 model, by the losses of the keys alone.
+
+    While the keys say nothing about a frame, the decoder learns to read less and less of them, and it does
+    not come back for hundreds of steps (docs/log.md, 2026-11-30). So it begins when they do.
+    """
+    return _pretraining("branches_r50", R50, _BRANCHES, branches=True)
+
+
+def _weights_of(training: Recipe) -> str:
+    """Return where a recipe of one training leaves its weights."""
+    (name,) = training.named_trials()
+    return f"runs/{training.name}/trials/{name}/weights.safetensors"
+
+
 def pretrain_r50() -> Recipe:
-    """Return the training of the full-size ResNet-50 model from scratch.
+    """Return the training of the whole ResNet-50 model, after ``branches_r50``.
 
     Each sensor is taken from few samples. A sample without points teaches nothing before the image backbone
     sees, and in 8,512 samples, 40 % of them without points, it did not (docs/log.md, 2026-11-30).
     """
-    train = TrainSettings(
-        steps=2200,
-        batch_size=8,
-        warmup_steps=150,
-        lr_scale=4.0,  # 5.6e-4; CMT's cycle peaks at 8.4e-4 with 16 frames a step
-        camera_dropout_prob=0.1,
-        lidar_dropout_prob=0.1,
-        checkpoint_every=150,
-        log_every=20,
-        amp=True,
-        cuda_graphs=False,  # sixteen plans, each with some numbers of queries: few would come again in time
-    )
-    return _pretraining("pretrain_r50", R50, train)
+    train = replace(_BRANCHES, steps=1600)
+    return _pretraining("pretrain_r50", R50, train, init=_weights_of(branches_r50()))
 
 
 def overfit_r50() -> Recipe:
@@ -193,21 +237,35 @@ def overfit_r50() -> Recipe:
         name="overfit_r50",
         question="Does the full-size model learn eight frames by heart?",
         cost="planned for one minute of one H200",
-        trials=(replace(settings, study="overfit_r50", data=data, train=train, conditions=("clean",)),),
+        trials=(
+            replace(
+                settings,
+                study="overfit_r50",
+                data=data,
+                train=train,
+                init_checkpoint="",
+                conditions=("clean",),
+            ),
+        ),
         datasets=(FEW_DATA,),
     )
 
 
+def branches_vov() -> Recipe:
+    """Return the same of the VoVNet model's branches."""
+    train = replace(_BRANCHES, steps=500, batch_size=4, lr_scale=2.0)
+    return _pretraining("branches_vov", VOV, train, branches=True)
+
+
 def pretrain_vov() -> Recipe:
-    """Return the same of the VoVNet model, with as many samples as the same time allows."""
-    train = replace(pretrain_r50().trials[0].train, steps=1800, batch_size=4, lr_scale=2.0)
-    return _pretraining("pretrain_vov", VOV, train)
+    """Return the same of the whole VoVNet model, with as many samples as the same time allows."""
+    train = replace(_BRANCHES, steps=1300, batch_size=4, lr_scale=2.0)
+    return _pretraining("pretrain_vov", VOV, train, init=_weights_of(branches_vov()))
 
 
 def _study(name: str, size: Size, pretraining: Recipe, seeds: Sequence[int]) -> Recipe:
     """Return a sequential study that starts from a pretraining: 16 arms a seed."""
     design = quarter()
-    (first,) = pretraining.named_trials()
     base = TrialSettings(
         study=name,
         config=size.path,
@@ -216,7 +274,7 @@ def _study(name: str, size: Size, pretraining: Recipe, seeds: Sequence[int]) -> 
         train=TrainSettings(
             steps=80, batch_size=size.batch, warmup_steps=20, lr_scale=0.5, checkpoint_every=40, amp=True
         ),
-        init_checkpoint=f"runs/{pretraining.name}/trials/{first}/weights.safetensors",
+        init_checkpoint=_weights_of(pretraining),
         conditions=CONDITIONS,
         device="cuda",
         overrides=_reading(size),

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.recipes.generated import (
+    branches_r50,
+    branches_vov,
     overfit_r50,
     pretrain_r50,
     pretrain_vov,
@@ -36,7 +38,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "r50_screened": r50_screened,
     "vov_waves": vov_waves,
     "overfit_r50": overfit_r50,
+    "branches_r50": branches_r50,
     "pretrain_r50": pretrain_r50,
+    "branches_vov": branches_vov,
     "pretrain_vov": pretrain_vov,
     "r50_generated": r50_generated,
     "vov_generated": vov_generated,

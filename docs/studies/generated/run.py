@@ -1,6 +1,6 @@
 """Train a full-size detector on generated data and run its study, stage by stage, each with a time limit.
 
-    PYTHONPATH=$PWD python docs/studies/generated/run.py pretrain --seconds 590 --out runs/generated
+    PYTHONPATH=$PWD python docs/studies/generated/run.py branches pretrain --seconds 590 --out runs/generated
     PYTHONPATH=$PWD python docs/studies/generated/run.py study --seconds 590 --out runs/generated
 
 The same command goes on where the one before was stopped. A stage is one command of `biaswise`, which is
@@ -30,7 +30,7 @@ CLI = (sys.executable, "-m", "experiments.cli")
 NCCL = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
 """NVLink multicast stays off: on a shared host a program that dies while it uses it can take GPUs along."""
 
-FRAMES, LR_SCALE = 24, 5.0
+FRAMES, LR_SCALE = 24, 4.0
 """Frames of a step on several GPUs, of all together, and the factor on the config's learning rate then."""
 
 START_S = 45.0
@@ -157,6 +157,13 @@ def _is_kept(path: Path) -> bool:
     return path.is_file() and path.suffix in KEPT and not set(LEFT_OUT) & set(path.parts)
 
 
+def branches(runner: Runner, asked: argparse.Namespace) -> str:
+    """Train the branches of the detector, without its decoder."""
+    words = [*CLI, "train", asked.branches, "--runs-dir", str(asked.runs), *spread(asked)]
+    words += ["--set", f"train.steps={asked.branch_steps}", *together(asked), *asked.pretrain_set]
+    return runner.run(Stage("branches", words, asked.branch_seconds))
+
+
 def pretrain(runner: Runner, asked: argparse.Namespace) -> str:
     """Train the detector; take fewer steps from the start if they would not fit into the time."""
     plan = asked.runs / "pretrain.json"
@@ -181,16 +188,28 @@ def pretrain(runner: Runner, asked: argparse.Namespace) -> str:
 
 
 def pretrain_words(asked: argparse.Namespace, steps: int) -> list[str]:
-    """Return the command that trains the detector."""
-    words = [*CLI, "train", asked.pretraining, "--runs-dir", str(asked.runs)]
+    """Return the command that trains the detector, from the branches if they were trained."""
+    words = [*CLI, "train", asked.pretraining, "--runs-dir", str(asked.runs), *spread(asked)]
     words += ["--measure-every", str(max(1, steps // 5 + 1))]
-    settings = [f"train.steps={steps}", *asked.pretrain_set]
-    if asked.gpus > 1:
-        settings = [f"train.batch_size={FRAMES}", f"train.lr_scale={LR_SCALE}", *settings]
-        words += ["--gpus-per-trial", str(asked.gpus)]
-    else:
-        words += ["--local"]
-    return [*words, "--set", *settings]
+    trained = newest_weights(asked.runs, asked.branches)
+    words += ["--init", str(trained)] if trained is not None else []
+    return [*words, "--set", f"train.steps={steps}", *together(asked), *asked.pretrain_set]
+
+
+def spread(asked: argparse.Namespace) -> list[str]:
+    """Return the options of a training on all GPUs."""
+    return ["--gpus-per-trial", str(asked.gpus)] if asked.gpus > 1 else ["--local"]
+
+
+def together(asked: argparse.Namespace) -> list[str]:
+    """Return the settings of a training on all GPUs; on one they are the recipe's."""
+    return [f"train.batch_size={FRAMES}", f"train.lr_scale={LR_SCALE}"] if asked.gpus > 1 else []
+
+
+def newest_weights(runs: Path, recipe: str) -> Path | None:
+    """Return the newest weights that the trainings of a recipe have left; None: there are none."""
+    found = runs.glob(f"{recipe}/trials/*/weights.safetensors")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 class Fits:
@@ -247,11 +266,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def study(runner: Runner, asked: argparse.Namespace) -> str:
     """Run the study from the newest weights of the pretraining, then its report with pictures."""
-    weights = max(
-        asked.runs.glob(f"{asked.pretraining}/trials/*/weights.safetensors"),
-        key=lambda path: path.stat().st_mtime,
-        default=None,
-    )
+    weights = newest_weights(asked.runs, asked.pretraining)
     if weights is None:
         return "failed: the pretraining has left no weights"
     words = [*CLI, "study", "run", asked.study, "--runs-dir", str(asked.runs), "--init", str(weights)]
@@ -277,7 +292,7 @@ def scaling(runner: Runner, asked: argparse.Namespace) -> str:
     return "done" if set(states) == {"done"} else "; ".join(states)
 
 
-STAGES = {"pretrain": pretrain, "study": study, "scaling": scaling}
+STAGES = {"branches": branches, "pretrain": pretrain, "study": study, "scaling": scaling}
 
 
 def arguments() -> argparse.Namespace:
@@ -289,8 +304,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=("r50", "vov"), default="r50")
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=590.0, help="of this call (%(default)s)")
-    parser.add_argument("--steps", type=int, default=2200, help="of the pretraining (%(default)s)")
-    parser.add_argument("--pretrain-seconds", type=float, default=700.0, help="data included (%(default)s)")
+    parser.add_argument("--branch-steps", type=int, default=600, help="of the branches (%(default)s)")
+    parser.add_argument("--branch-seconds", type=float, default=300.0, help="data included (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1600, help="of the pretraining (%(default)s)")
+    parser.add_argument("--pretrain-seconds", type=float, default=500.0, help="data included (%(default)s)")
     parser.add_argument("--pretrain-set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--evaluation-seconds", type=float, default=40.0, help="kept free (%(default)s)")
     parser.add_argument("--study-seconds", type=float, default=590.0)
@@ -301,6 +318,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--tiny", action="store_true", help="the mini on a CPU, a few steps")
     asked = parser.parse_args()
+    asked.branches = "smoke_waves" if asked.tiny else f"branches_{asked.model}"
     asked.pretraining = "smoke" if asked.tiny else f"pretrain_{asked.model}"
     asked.study = "smoke_waves" if asked.tiny else f"{asked.model}_generated"
     asked.out, asked.runs = asked.out.resolve(), asked.runs.resolve()

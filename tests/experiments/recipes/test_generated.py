@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.recipes.generated import ALL_TRAINED, STUDY_DATA, SWEEPS, TRAINING_DATA
+from experiments.recipes.generated import FROM_SCRATCH, STUDY_DATA, SWEEPS, TRAINING_DATA
 from experiments.recipes.registry import recipe
 from experiments.study.preflight import make_datasets
 from pipeline.detector.build import load_config
@@ -40,11 +40,20 @@ def test_the_pretraining_trains_what_the_config_freezes():
     path = resolve_path(settings.config)
     frozen = load_config(path, ()).optim_wrapper.paramwise_cfg.custom_keys
     assert any(group.lr_mult == 0 for group in frozen.values())
-    assert not load_config(path, ALL_TRAINED).optim_wrapper.paramwise_cfg.custom_keys
+    assert not load_config(path, FROM_SCRATCH).optim_wrapper.paramwise_cfg.custom_keys
 
 
 @pytest.mark.parametrize(
-    "name", ["overfit_r50", "pretrain_r50", "r50_generated", "pretrain_vov", "vov_generated"]
+    "name",
+    [
+        "overfit_r50",
+        "branches_r50",
+        "pretrain_r50",
+        "r50_generated",
+        "branches_vov",
+        "pretrain_vov",
+        "vov_generated",
+    ],
 )
 def test_generated_frames_become_samples(name, tmp_path):
     """Nothing but the generated data is needed: no database of objects, no file of nuScenes."""
@@ -66,6 +75,26 @@ def test_generated_frames_become_samples(name, tmp_path):
     assert sample.images.shape == (6, *size, 3)
     assert training.val_reading.sweeps == SWEEPS
     assert len(np.unique(training.source[0].points[:, 4])) == SWEEPS + 1  # the age of a scan
+
+
+def test_the_decoder_begins_where_the_branches_ended():
+    (branches,), (whole,) = recipe("branches_r50").trials, recipe("pretrain_r50").trials
+    head = load_config(branches.config, branches.overrides).model.pts_bbox_head
+    assert (head.query_losses, head.token_loss_weight > 0) == (False, True)
+    assert "query_losses" not in load_config(whole.config, whole.overrides).model.pts_bbox_head
+    (name,) = recipe("branches_r50").named_trials()
+    assert whole.init_checkpoint == f"runs/branches_r50/trials/{name}/weights.safetensors"
+
+
+def test_the_voxels_of_a_range_are_those_of_the_sparse_grid():
+    """Otherwise a cell would lie elsewhere than its position embedding says."""
+    for name in ("pretrain_r50", "pretrain_vov"):
+        (settings,) = recipe(name).trials
+        model = load_config(settings.config, settings.overrides).model
+        low, high = model.pts_voxel_layer.point_cloud_range[0], model.pts_voxel_layer.point_cloud_range[3]
+        cells = (high - low) / model.pts_voxel_layer.voxel_size[0]
+        assert cells == pytest.approx(model.pts_middle_encoder.sparse_shape[2])
+        assert model.pts_bbox_head.bbox_coder.pc_range == model.pts_voxel_layer.point_cloud_range
 
 
 def test_from_scratch_batch_norms_learn_their_statistics():
