@@ -78,6 +78,7 @@ def test_refuses_unknown_shapes_and_a_cpu_for_real_ones(tmp_path):
             next(command.run_bench(arguments(tmp_path, "--shapes", "real")))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the benchmark takes the GPU, and gathered has none")
 def test_a_cpu_has_the_minis_keys_and_those_of_r50(tmp_path):
     options = ("--shapes", "cpu", "--kinds", "local", "--impls", "gathered")
     first = next(command.run_bench(arguments(tmp_path, *options)))
