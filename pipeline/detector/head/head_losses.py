@@ -221,7 +221,8 @@ class HeadLosses(nn.Module):
 
     def _active_train_graphs(self) -> TrainGraphs | None:
         """Return the graphs of a training step; None if this step runs kernel by kernel."""
-        if self.train_graphs is None or not (self.training and torch.is_grad_enabled()):
+        replays = self.training and torch.is_grad_enabled() and self.query_losses
+        if self.train_graphs is None or not replays:
             return None
         used = {site.choice.impl for site in self.sites.values()}
         parts = [self.transformer.decoder, *([] if self.aqr is None else [self.aqr.encoder])]

@@ -120,6 +120,8 @@ def test_a_model_trains_with_losses_of_its_keys(alone: bool, make_sample: Any) -
         )
     learns = model.pts_bbox_head.transformer.decoder.layers[0].ffns[0].layers[1].weight.grad
     assert (learns is None) == alone
+    model.pts_bbox_head.train_graphs = SimpleNamespace(admit=lambda used: True)
+    assert (model.pts_bbox_head._active_train_graphs() is None) == alone  # there is no decoder to capture
 
 
 def test_no_losses_at_all_are_refused() -> None:
