@@ -51,6 +51,14 @@ def test_a_box_covers_the_cells_whose_centres_lie_in_it() -> None:
     assert (share[expected == CLASSES] == 0).all()
 
 
+def test_a_box_turns_with_its_yaw() -> None:
+    """Along the diagonal towards x and y, it covers cells there, and none towards x and minus y."""
+    found = cell_targets(memory(), RANGE, truth([0, 0, 0, 10, 2, 1, math.pi / 4], labels=(7,)), CLASSES)
+    bev, _ = maps(found)
+    assert bev[12, 12] == bev[7, 7] == 7
+    assert bev[7, 12] == bev[12, 7] == CLASSES
+
+
 def test_the_smallest_box_has_a_cell() -> None:
     cells_of_80_cm = RANGE * 0.8
     for at in torch.rand(50, 2) * 14 - 7:
@@ -110,9 +118,11 @@ def test_a_model_trains_with_losses_of_its_keys(alone: bool, make_sample: Any) -
     overrides += (("optim_wrapper.paramwise_cfg.custom_keys", "{}"),)  # nothing is frozen
     model = build_model("experiments/configs/cmt_aqr_pillar_mini.py", overrides=overrides).train()
     data = collate([make_sample(0), make_sample(1)])
+    ran = []
+    model.pts_bbox_head.transformer.decoder.register_forward_hook(lambda *_: ran.append(True))
     losses = model(**model.data_preprocessor(data, training=True), mode="loss")
     assert {"token_loss_cls", "token_loss_bbox"} <= losses.keys()
-    assert ("loss_cls" in losses) == (not alone)
+    assert ("loss_cls" in losses) == bool(ran) == (not alone)
     sum(losses.values()).backward()
     for branch in ("img_backbone", "pts_branch"):
         assert any(

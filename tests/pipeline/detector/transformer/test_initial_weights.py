@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.detector.build import build_model
 from pipeline.detector.transformer.initial_weights import (
     POSITION_STD,
     align,
@@ -79,3 +80,18 @@ def test_what_is_read_arrives_as_it_is() -> None:
     value = torch.randn(1, 1, DIMS).expand(1, 50, DIMS)
     query, key = torch.randn(1, 3, DIMS), torch.randn(1, 50, DIMS)
     torch.testing.assert_close(site(query, key, value) - query, value[:, :3], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_fresh_head_has_them() -> None:
+    head = build_model("experiments/configs/cmt_aqr_pillar_mini.py").pts_bbox_head
+    for site in head.sites.values():
+        of_queries, of_keys, of_values = site.attn.in_proj_weight.chunk(3)
+        assert torch.equal(of_queries, of_keys)
+        passes = site.attn.out_proj.weight @ of_values
+        as_it_is = torch.allclose(passes, torch.eye(len(passes)), atol=1e-4)
+        assert as_it_is == (site.site.startswith("decoder.") and site.site.endswith(".cross"))
+    dims = head.bev_embedding.first.in_features // 2
+    assert float(head.bev_embedding(bev_inputs(dims)).std()) == pytest.approx(POSITION_STD, rel=0.01)
+    rays = ray_inputs(head.depth_num, head.point_range)
+    assert float(head.rv_embedding(rays).std()) == pytest.approx(POSITION_STD, rel=0.1)
