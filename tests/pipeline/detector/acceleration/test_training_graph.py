@@ -314,7 +314,8 @@ def test_dropout_falls_as_it_would_on_padded_slots(device: str, make_sample: Any
     if not half:
         assert (losses, gradients) == (0, 0)
         return
-    # Atomic sums of a GPU have no fixed order. On an H200 they moved a gradient by up to 3.7e-2 of its norm.
+    # Atomic sums of a GPU have no fixed order. On an H200 they moved a gradient by 2.2e-2 of its norm, and by
+    # 1.2e-2 another day: one pair of runs says little about their spread, so there are three.
     apart = max(distances(one, other)[1] for one, other in combinations(found[:-1], 2))
     assert losses <= LOSSES_HALF
     assert gradients <= min(MOST, max(GRADIENTS_HALF, SPREAD * apart))
