@@ -65,9 +65,14 @@ def plan_of_arm(design: Design, arm: Arm) -> Plan:
     return Plan.of(REST | {s: f"{level}/{IMPLS[level]}" for s, level in zip(design.sites, arm, strict=True)})
 
 
+def quarter() -> Design:
+    """Return the quarter fraction of the window bias over six layers (resolution IV): 16 arms."""
+    return fraction([Factor(site) for site in SITES], halvings=2)
+
+
 def _sequential(name: str, size: str, workers: int) -> Recipe:
-    """Return a sequential study: a quarter fraction of the window bias over six layers (resolution IV)."""
-    design, seeds = fraction([Factor(site) for site in SITES], halvings=2), (0, 1, 2, 3)
+    """Return a sequential study of the quarter fraction."""
+    design, seeds = quarter(), (0, 1, 2, 3)
     base = _base(name, size, workers)
     return layer_study(
         base,

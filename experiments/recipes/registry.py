@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.recipes.generated import (
+from experiments.recipes.generated.pretraining import (
     branches_r50,
     branches_vov,
-    overfit_r50,
     pretrain_r50,
     pretrain_vov,
-    r50_generated,
-    vov_generated,
 )
+from experiments.recipes.generated.study import r50_generated, vov_generated
 from experiments.recipes.mini import (
     demo,
     demo_gpu,
@@ -37,7 +35,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "r50_waves": r50_waves,
     "r50_screened": r50_screened,
     "vov_waves": vov_waves,
-    "overfit_r50": overfit_r50,
     "branches_r50": branches_r50,
     "pretrain_r50": pretrain_r50,
     "branches_vov": branches_vov,

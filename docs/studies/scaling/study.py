@@ -30,14 +30,16 @@ from trials import ended_trials, hourly, run_first  # the packing study's
 
 from experiments.packing.policy import PackingRequest
 from experiments.recipes.decision_rule import DecisionRule
-from experiments.recipes.recipe import Recipe
+from experiments.recipes.recipe import Recipe, SyntheticDataset
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder, write_json
 from experiments.study.preflight import check_data, make_datasets
 from pipeline.ray_train.local_cluster import prepare_ray
 
-SAME_DATA = "overfit_r50"
-"""Recipe with the eight frames that a study at full size trains on here."""
+FEW = SyntheticDataset(
+    "data/full_few", seed=401, frames_per_scene=2, scenes=(("train", 4), ("mini_val", 1)), rig="full"
+)
+"""Eight frames that a study at full size trains on here, and two to evaluate."""
 
 
 def main() -> None:
@@ -88,11 +90,11 @@ def short(chosen: Recipe, steps: int) -> Recipe:
     """Return a recipe for GPUs with few steps on few frames; one for CPUs is short as it is."""
     if chosen.trials[0].device == "cpu":
         return chosen
-    few = recipe(SAME_DATA)
+    split = FEW.scenes[0][0]
     trials = tuple(
         replace(
             settings,
-            data=few.trials[0].data,
+            data=replace(settings.data, train=(FEW.root,), val=FEW.root, train_split=split),
             train=replace(
                 settings.train,
                 steps=steps,
@@ -106,7 +108,7 @@ def short(chosen: Recipe, steps: int) -> Recipe:
         )
         for settings in chosen.trials
     )
-    return replace(chosen, trials=trials, datasets=few.datasets)
+    return replace(chosen, trials=trials, datasets=(FEW,))
 
 
 def way(gpus: int) -> str:

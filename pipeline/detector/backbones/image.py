@@ -1,9 +1,10 @@
 """CMT's image neck, and the grid mask before the backbone. The backbone is mmdet's or ``vovnet``."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -14,15 +15,26 @@ class ChannelError(ValueError):
 
 
 class _Conv(nn.Module):
-    """A convolution with the parameter name ``conv`` of the published state dicts."""
+    """A convolution and perhaps a norm, with the parameter names of mmcv's ``ConvModule``.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
+    As there, a convolution before a norm has no bias.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, norm_cfg: dict[str, Any] | None
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2)
+        bias = norm_cfg is None
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
+        self.norm = None
+        if norm_cfg is not None:
+            self.norm, norm = build_norm_layer(norm_cfg, out_channels)
+            self.add_module(self.norm, norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
-        return self.conv(x)
+        """Convolve, and normalise."""
+        x = self.conv(x)
+        return x if self.norm is None else cast(Tensor, self.get_submodule(self.norm)(x))
 
 
 @MODELS.register_module()
@@ -37,6 +49,7 @@ class CPFPN(BaseModule):
         in_channels: channels of each level, finest first.
         out_channels: channels of every output.
         num_outs: number of outputs; must be the number of levels.
+        norm_cfg: norm after every convolution, such as ``dict(type='BN')``; None: none, as published.
         init_cfg: see mmengine; Xavier-uniform by default, as published.
 
     Raises:
@@ -48,13 +61,14 @@ class CPFPN(BaseModule):
         in_channels: list[int],
         out_channels: int,
         num_outs: int | None = None,
+        norm_cfg: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg or {"type": "Xavier", "layer": "Conv2d", "distribution": "uniform"})
         if num_outs not in (None, len(in_channels)):
             raise ChannelError(f"CPFPN.num_outs: expected {len(in_channels)}, one per level, got {num_outs}")
-        self.lateral_convs = nn.ModuleList(_Conv(n, out_channels, 1) for n in in_channels)
-        self.fpn_convs = nn.ModuleList([_Conv(out_channels, out_channels, 3)])
+        self.lateral_convs = nn.ModuleList(_Conv(n, out_channels, 1, norm_cfg) for n in in_channels)
+        self.fpn_convs = nn.ModuleList([_Conv(out_channels, out_channels, 3, norm_cfg)])
 
     def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Merge maps (N, C_i, h_i, w_i), finest first, into as many maps (N, out_channels, h_i, w_i).

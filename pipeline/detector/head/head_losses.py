@@ -212,11 +212,17 @@ class HeadLosses(nn.Module):
         return (self.criterion.terms(matching, truth, with_targets, divisors), *of_tokens)
 
     def _token_terms(self, memory: Memory, truth: Targets, boxes: Tensor) -> Tensor:
-        """Return the losses (2,) of the keys, which the last layer's task heads read like its queries."""
+        """Return the losses (2,) of the keys, which task heads read like queries.
+
+        The heads of the last layer do; without ``query_losses`` those of every layer, so that each of them
+        understands what its queries will read of the keys.
+        """
         assert self.criterion is not None
         cells = cell_targets(memory, self.point_range, truth, self.num_classes)
-        states = self.transformer.decoder.post_norm(memory.tokens)
-        found = self.predict_boxes(states[None], cells.points.nan_to_num(0.5))
+        decoder = self.transformer.decoder
+        layers = 1 if self.query_losses else len(decoder.layers)
+        states = decoder.post_norm(memory.tokens).expand(layers, -1, -1, -1)
+        found = self.predict_boxes(states, cells.points.nan_to_num(0.5))
         return self.token_loss_weight * self.criterion.token_terms(found, cells, truth, boxes)
 
     def _active_train_graphs(self) -> TrainGraphs | None:

@@ -241,23 +241,23 @@ class SetCriterion:
         on what a decoder attends to are the idea of Co-DETR (arXiv 2211.12860). Here they add no weights.
 
         Args:
-            predictions: what the task heads read from the keys, one layer, K "queries".
+            predictions: what the task heads of one layer or more read from the keys, K "queries".
             cells: what the keys show.
             truth: the ground truth.
             boxes: () number of boxes of the batch; the mean over the ranks.
 
         Returns:
-            (2,), ``TOKEN_TERMS``. All cells of a box count together as one query; a cell without a box counts
-            as a query without one.
+            (2,), ``TOKEN_TERMS``, means over the layers. All cells of a box count together as one query; a
+            cell without a box counts as a query without one.
         """
-        logits, codes = predictions.logits[0].float(), predictions.codes[0].float()
+        logits, codes = predictions.logits.float(), predictions.codes.float()
         cls = focal_loss(logits, cells.labels, self.alpha, self.gamma).sum(dim=-1)
-        cls = (cls * torch.where(cells.share > 0, cells.share, 1.0)).sum()
+        cls = (cls * torch.where(cells.share > 0, cells.share, 1.0)).flatten(1).sum(dim=1)
         target = encode_boxes(truth.boxes).to(codes).take_along_dim(cells.box[..., None], dim=1)
         share = cells.share * cells.points[:, 0].isfinite()
-        bbox = self._box_sum(codes[None], target[None], share[..., None]).sum()
+        bbox = self._box_sum(codes, target[None], share[..., None])
         weights = constant((self.cls_weight, self.bbox_weight), codes.device)
-        return torch.stack([cls, bbox]) * weights / boxes.clamp(min=1)
+        return torch.stack([cls.mean(), bbox.mean()]) * weights / boxes.clamp(min=1)
 
     def _matching_losses(
         self, predictions: Predictions, targets: Targets, divisors: Tensor

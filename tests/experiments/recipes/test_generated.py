@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments.recipes.generated import FROM_SCRATCH, STUDY_DATA, SWEEPS, TRAINING_DATA
+from experiments.recipes.generated.datasets import STUDY_DATA, TRAINING_DATA
+from experiments.recipes.generated.model import SWEEPS
 from experiments.recipes.registry import recipe
 from experiments.study.preflight import make_datasets
 from pipeline.detector.build import load_config
-from pipeline.storage.paths import resolve_path
 from pipeline.training.dataset import TrainingData, database_paths
 
 
@@ -35,18 +35,33 @@ def test_the_study_has_frames_of_its_own():
     assert STUDY_DATA.seed != TRAINING_DATA.seed
 
 
-def test_the_pretraining_trains_what_the_config_freezes():
-    (settings,) = recipe("pretrain_r50").trials
-    path = resolve_path(settings.config)
-    frozen = load_config(path, ()).optim_wrapper.paramwise_cfg.custom_keys
-    assert any(group.lr_mult == 0 for group in frozen.values())
-    assert not load_config(path, FROM_SCRATCH).optim_wrapper.paramwise_cfg.custom_keys
+def frozen(settings):
+    keys = load_config(settings.config, settings.overrides).optim_wrapper.paramwise_cfg.custom_keys
+    return {part for part, factors in keys.items() if factors.lr_mult == 0}
+
+
+def test_the_branches_train_and_then_all_but_the_sparse_encoder():
+    of_study, of_branches, of_all = (
+        frozen(recipe(name).trials[0]) for name in ("r50_generated", "branches_r50", "pretrain_r50")
+    )
+    assert of_study == {"img_backbone", "pts_backbone", "pts_middle_encoder"}
+    assert of_branches == set()
+    assert of_all == {"pts_middle_encoder"}
+
+
+def test_position_embeddings_learn_slowly():
+    for name in ("branches_r50", "pretrain_r50"):
+        (settings,) = recipe(name).trials
+        keys = load_config(settings.config, settings.overrides).optim_wrapper.paramwise_cfg.custom_keys
+        assert {part for part, factors in keys.items() if 0 < factors.lr_mult <= 0.05} == {
+            "bev_embedding",
+            "rv_embedding",
+        }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "overfit_r50",
         "branches_r50",
         "pretrain_r50",
         "r50_generated",
@@ -81,7 +96,7 @@ def test_the_decoder_begins_where_the_branches_ended():
     (branches,), (whole,) = recipe("branches_r50").trials, recipe("pretrain_r50").trials
     head = load_config(branches.config, branches.overrides).model.pts_bbox_head
     assert (head.query_losses, head.token_loss_weight > 0) == (False, True)
-    assert "query_losses" not in load_config(whole.config, whole.overrides).model.pts_bbox_head
+    assert load_config(whole.config, whole.overrides).model.pts_bbox_head.query_losses
     (name,) = recipe("branches_r50").named_trials()
     assert whole.init_checkpoint == f"runs/branches_r50/trials/{name}/weights.safetensors"
 
@@ -102,6 +117,17 @@ def test_from_scratch_batch_norms_learn_their_statistics():
     for name, learns in (("pretrain_r50", True), ("r50_generated", False)):
         (settings, *_) = recipe(name).trials
         assert load_config(settings.config, settings.overrides).model.img_backbone.norm_eval != learns
+
+
+def test_a_study_has_the_model_of_its_pretraining():
+    """Its range and neck; the study starts from the weights."""
+    for name in ("r50", "vov"):
+        one, other = (
+            load_config(made.trials[0].config, made.trials[0].overrides).model
+            for made in (recipe(f"pretrain_{name}"), recipe(f"{name}_generated"))
+        )
+        for part in ("img_neck", "pts_voxel_layer", "pts_middle_encoder", "pts_neck"):
+            assert one[part] == other[part]
 
 
 def test_a_dataset_has_the_rig_that_it_names(tmp_path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 
 from pipeline.detector.backbones.image import CPFPN, ChannelError, GridMask
 
@@ -27,6 +28,16 @@ def test_cpfpn_has_the_published_keys(parity: Any) -> None:
         k.removeprefix("img_neck."): v for k, v in parity.keys("vov").items() if k.startswith("img_neck.")
     }
     assert {k: tuple(v.shape) for k, v in CPFPN([768, 1024], 256).state_dict().items()} == published
+
+
+def test_a_norm_follows_every_convolution_named_as_in_mmcv() -> None:
+    norm = {"type": "BN"}
+    neck, reference = CPFPN([4, 8], 6, norm_cfg=norm), ConvModule(4, 6, 1, norm_cfg=norm)
+    first = {k.removeprefix("lateral_convs.0.") for k in neck.state_dict() if "lateral_convs.0." in k}
+    assert first == set(reference.state_dict())
+    finest, _ = neck((100 * torch.randn(3, 4, 8, 8), torch.randn(3, 8, 4, 4)))
+    torch.testing.assert_close(finest.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(finest.std(dim=(0, 2, 3)), torch.ones(6), atol=1e-2, rtol=0)
 
 
 def test_another_number_of_levels_is_refused() -> None:

@@ -109,6 +109,11 @@ def test_perfect_predictions_cost_nothing_and_each_box_counts_once(make_sample: 
     moved[..., 0] += 1  # m, with a weight of 2 in the box loss of weight 0.25
     _, box = criterion.token_terms(Predictions(moved[None], logits[None]), cells, given, count)
     assert box == pytest.approx(2 * 0.25, rel=1e-5)
+    layers = Predictions(torch.stack([moved, codes]), torch.stack([logits, -logits]))
+    wrong, _ = criterion.token_terms(Predictions(codes[None], -logits[None]), cells, given, count)
+    torch.testing.assert_close(
+        criterion.token_terms(layers, cells, given, count), torch.stack([wrong / 2, box / 2])
+    )
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -130,6 +135,9 @@ def test_a_model_trains_with_losses_of_its_keys(alone: bool, make_sample: Any) -
         )
     learns = model.pts_bbox_head.transformer.decoder.layers[0].ffns[0].layers[1].weight.grad
     assert (learns is None) == alone
+    heads = model.pts_bbox_head.task_heads[0].cls_logits[-1].weight.grad
+    per_layer = heads.unflatten(0, (3, -1)).flatten(1).abs().amax(dim=1)
+    assert (per_layer > 0).all(), "the heads of every layer learn"
     model.pts_bbox_head.train_graphs = SimpleNamespace(admit=lambda used: True)
     assert (model.pts_bbox_head._active_train_graphs() is None) == alone  # there is no decoder to capture
 
