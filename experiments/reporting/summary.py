@@ -266,7 +266,9 @@ def environment_table(summary: Summary) -> Table:
 def _about_record(record: StudyRecord) -> tuple[str, ...]:
     """Return notes about what the command line overrode, and about each change of the rule."""
     words = shlex.join(record.overridden)
-    notes = [f"Overridden on the command line: {words}."] if words else []
+    notes = (
+        [f"Overridden on the command line: {words} (every command of this study takes it)."] if words else []
+    )
     latest = record.rule.to_dict() if record.rule else {}
     rules = [*(change.rule for change in record.rule_changes[1:]), latest]
     for change, now in zip(record.rule_changes, rules, strict=False):

@@ -7,7 +7,7 @@ is prepared as for deployment.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,9 @@ def timed_model_of(settings: TrialSettings, folder: Path, num_plans: int) -> Tim
     session = LocalSession(folder, settings.device)
     check(settings, folder, session.device)
     deterministic(session.device, threads=1)
-    cohort = Cohort([Arm(settings, session)])
+    # Loaders would be processes of a process of the stopwatch, which may have none; the batches are the same.
+    here = replace(settings, data=replace(settings.data, num_loader_workers=0))
+    cohort = Cohort([Arm(here, session)])
     (trainer,) = cohort.trainers
     batches = sorted((collate(samples) for samples in cohort.batches(0, BATCHES)), key=num_boxes)
     source = cohort.split.source

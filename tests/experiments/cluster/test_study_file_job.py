@@ -45,7 +45,7 @@ def test_the_file_goes_with_the_job_and_its_study_stays_when_ray_removes_the_cop
     assert all(folder.is_complete(name) for name in folder.trial_names())
     assert {row.study for row in read_study(folder.path)} == {"mine"}
     report = (folder.path / "report.md").read_text()
-    assert "Overridden on the command line: --set train.steps=2." in report
+    assert "Overridden on the command line: --set train.steps=2 (every command of this" in report
     assert "biaswise study run my_study.py --set train.steps=2" in report
 
     words = ("study", "submit", *study[3:], "--address", head.address)

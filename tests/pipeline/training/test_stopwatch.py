@@ -275,7 +275,9 @@ def test_a_round_in_which_a_weight_changed_is_not_kept(run: tuple[list[Row], Wat
 
 
 def test_as_many_processes_as_cores_share_the_rounds(small_settings: TrialSettings, tmp_path: Path) -> None:
-    trial = TimedTrial(small_settings, PLANS, tmp_path / "stopwatch", DIGEST)
+    """Also if trials have loader processes."""
+    settings = replace(small_settings, data=replace(small_settings.data, num_loader_workers=1))
+    trial = TimedTrial(settings, PLANS, tmp_path / "stopwatch", DIGEST)
     number, seen = min(available_cores(), MOST), {}
     with closing(rounds_of_processes(trial, Start(first=4))) as rounds:
         while len(set(seen.values())) < number:
