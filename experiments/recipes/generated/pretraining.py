@@ -19,7 +19,7 @@ KEPT = {"pts_middle_encoder": 0.0}
 """The sparse encoder, once the branches are trained: in single precision it takes half of a step."""
 
 _BRANCHES = TrainSettings(
-    steps=600,
+    steps=500,
     batch_size=8,
     warmup_steps=50,
     lr_scale=4.0,  # 5.6e-4; CMT's cycle peaks at 8.4e-4 with 16 frames a step
