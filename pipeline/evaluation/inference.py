@@ -5,6 +5,7 @@ The arms of a cohort share the features of the trunk, and the plans of one model
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -101,6 +102,11 @@ class Predictor:
         if self._plan is not None:
             self.model.apply_plan(self._plan, dtype=attention_dtype(self.amp))
 
+    def same_weights(self) -> AbstractContextManager[None]:
+        """Within it, what equal cameras decide is computed once; the views of a frame have the same."""
+        same: AbstractContextManager[None] = self.model.pts_bbox_head.same_weights()
+        return same
+
     def decode(self, points: Tensor, images: Tensor, samples: list[Any]) -> list[Detections]:
         """Return the detections of mmdet3d's data samples from BEV and image features."""
         boxes = self.model.pts_bbox_head.predict(points, images, samples)
@@ -131,19 +137,23 @@ def compare(
         for detector in detectors:
             detector.evaluating()
             detector.use_plan()
-            model, own = detector.model, shared.of(detector.model)
-            found.append(
-                {
-                    name: detections
-                    for group in _groups({name: one.after_trunk(model, own) for name, one in read.items()})
-                    for name, detections in _decode(detector, group, read)
-                }
-            )
+            with detector.same_weights():
+                found.append(_detect(detector, read, shared.of(detector.model)))
     return found
 
 
 BranchFeatures = dict[str, tuple[Tensor, Tensor]]
 """View -> BEV features and image features of its frames."""
+
+
+def _detect(
+    detector: Predictor, read: Mapping[str, "_Read"], own: FeatureCache
+) -> dict[str, list[Detections]]:
+    """Return the detections of a detector in each view, from the trunk's output."""
+    features = {name: one.after_trunk(detector.model, own) for name, one in read.items()}
+    return {
+        name: detections for group in _groups(features) for name, detections in _decode(detector, group, read)
+    }
 
 
 def _groups(features: BranchFeatures) -> Iterator[BranchFeatures]:

@@ -1,6 +1,9 @@
 """Keys and queries of the head with their position embeddings: the part before the decoder."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from pipeline.detector.transformer.position_encoding import (
     project,
     sine_embedding_2d,
 )
+
+Made = TypeVar("Made")
 
 RAY_WIDTH = 4  # hidden channels of the ray MLP per channel of the model (1024 for 256), as in CMT
 
@@ -37,6 +42,7 @@ class Embedding(nn.Module):
 
     point_range: Tensor
     SENSORS: tuple[int, ...] = (LIDAR, CAMERA)
+    _kept: dict[Hashable, tuple[Sequence[Tensor], Any]] | None = None
 
     def __init__(self, in_channels: int, dims: int, num_query: int, depth_num: int) -> None:
         super().__init__()
@@ -72,36 +78,72 @@ class Embedding(nn.Module):
         """
         given = lidar2img
         cameras = given if isinstance(given, Cameras) else Cameras.of(given, bev_feats.device)
-        tokens, position, maps = [], [], []
-        rays = None
+        tokens, maps = [], []
         if self.shared_conv is not None:
             bev = self.shared_conv(bev_feats)
             tokens.append(bev.flatten(2).mT)
             maps.append((*bev.shape[-2:], LIDAR))
-            with torch.autocast(bev.device.type, enabled=False):
-                of_bev = embed_bev_cells(self.bev_embedding, *bev.shape[-2:])
-                position.append(of_bev.expand(len(bev), -1, -1))
         if self.rv_embedding is not None:
             tokens.append(_image_tokens(img_feats, cameras, like=tokens[0] if tokens else img_feats))
-            rows, cols = img_feats.shape[-2:]
-            maps += [(rows, cols, CAMERA)] * cameras.lidar2img.shape[1]
-            with torch.autocast(img_feats.device.type, enabled=False):
-                rays = Rays(cameras.inverse, self.point_range, self.depth_num)
-                position.append(rays.embed_cells(self.rv_embedding, rows, cols, pad_hw))
-        return Memory(
-            torch.cat(tokens, dim=1),
-            torch.cat(position, dim=1),
-            TokenGrid.of(*maps),
-            rays,
-            cameras.lidar2img,
-            pad_hw,
+            maps += [(*img_feats.shape[-2:], CAMERA)] * cameras.lidar2img.shape[1]
+        grid = TokenGrid.of(*maps)
+        position, rays = self._once(
+            ("keys", grid, pad_hw), (cameras.inverse,), lambda: self._embed_keys(maps, cameras, pad_hw)
         )
+        return Memory(torch.cat(tokens, dim=1), position, grid, rays, cameras.lidar2img, pad_hw)
+
+    def _embed_keys(
+        self, maps: Sequence[tuple[int, int, int]], cameras: Cameras, pad_hw: tuple[int, int]
+    ) -> tuple[Tensor, Rays | None]:
+        """Return the position embedding (B, K, C) of all keys, and the rays of the cameras."""
+        position, rays = [], None
+        with torch.autocast(cameras.inverse.device.type, enabled=False):
+            if self.shared_conv is not None:
+                of_bev = embed_bev_cells(self.bev_embedding, *maps[0][:2])
+                position.append(of_bev.expand(len(cameras.inverse), -1, -1))
+            if self.rv_embedding is not None:
+                rays = Rays(cameras.inverse, self.point_range, self.depth_num)
+                position.append(rays.embed_cells(self.rv_embedding, *maps[-1][:2], pad_hw))
+        return torch.cat(position, dim=1), rays
+
+    @contextmanager
+    def same_weights(self) -> Iterator[None]:
+        """Within it, the position embeddings of equal cameras are computed once, on a CPU.
+
+        Weights must not change within it.
+        """
+        self._kept = {}
+        try:
+            yield
+        finally:
+            self._kept = None
+
+    def _once(self, key: Hashable, given: Sequence[Tensor], compute: Callable[[], Made]) -> Made:
+        """Return what ``compute`` returns, or within ``same_weights`` what it returned for equal input.
+
+        On a GPU the host would wait to compare.
+
+        Args:
+            key: names what is computed; one result of each is kept.
+            given: all that it depends on, beside weights and ``key``.
+            compute: computes it.
+        """
+        if self._kept is None or given[0].is_cuda:
+            return compute()
+        known = self._kept.get(key)
+        if known is None or not all(map(torch.equal, known[0], given)):
+            known = self._kept[key] = (given, compute())
+        return cast(Made, known[1])
 
     def embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
         """Return the position embedding (B, Q, C) of queries at normalised reference points (B, Q, 3).
 
         As in CMT it has a BEV part without a LiDAR too, and a camera part only with cameras.
         """
+        given = (points, memory.lidar2img)
+        return self._once(("queries", memory.pad_hw), given, lambda: self._embed_queries(points, memory))
+
+    def _embed_queries(self, points: Tensor, memory: Memory) -> Tensor:
         of_bev, of_img = self.query_embeddings(points, memory)
         return of_bev if of_img is None else of_bev + of_img
 

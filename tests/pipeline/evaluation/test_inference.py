@@ -11,6 +11,7 @@ from pipeline.config.plan import Choice, Plan
 from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.formats.open import open_source
 from pipeline.detector.build import build_model
+from pipeline.detector.head.cmt_head import CmtAqrHead
 from pipeline.evaluation import inference
 from pipeline.evaluation.evaluator import FAILURE_SEED
 from pipeline.evaluation.inference import Predictor, compare, predict, predict_each
@@ -86,6 +87,37 @@ def test_views_that_are_decoded_together_keep_their_own_detections(detector, vie
                 assert np.array_equal(frame.labels, same_frame.labels)
                 assert np.allclose(frame.boxes, same_frame.boxes, rtol=1e-4, atol=1e-4)
                 assert np.allclose(frame.scores, same_frame.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_what_cameras_and_weights_decide_is_computed_once_for_all_conditions(detector, views, monkeypatch):
+    calls = []
+    for name in ("_embed_keys", "_embed_queries"):
+        monkeypatch.setattr(CmtAqrHead, name, counted(getattr(CmtAqrHead, name), calls))
+    samples = next(views.chunks(0, 1))
+    compare([detector], detector.resize(views.of(samples)))
+    assert sorted(calls) == ["_embed_keys", "_embed_queries"]
+    compare([detector], detector.resize(views.of(samples)))
+    assert len(calls) == 4, "weights may have changed in between"
+    detector.run(detector.prepare(samples))
+    assert len(calls) == 6, "and after it"
+
+
+def test_other_cameras_have_position_embeddings_of_their_own(detector, views):
+    one = next(views.chunks(0, 1))[0]
+    other = replace(one, lidar2img=one.lidar2img * np.array([[1.1], [1], [1], [1]]))
+    alone = [detector.run(detector.prepare([frame])) for frame in (one, other)]
+    with detector.same_weights():
+        together = [detector.run(detector.prepare([frame])) for frame in (one, other)]
+    assert all(map(same, alone, together))
+    assert not same(*alone)
+
+
+def counted(method, calls):
+    def count(self, *given):
+        calls.append(method.__name__)
+        return method(self, *given)
+
+    return count
 
 
 @pytest.mark.gpu
