@@ -46,15 +46,22 @@ class ValidationSplit:
         self.source: Source = open_source(
             resolve_path(self._data.val), self._data.nuscenes_version, self._data.val_split, reading
         )
+        self._timed: list[dict[str, Any]] = []
 
     def views(self, *conditions: str) -> EvaluationViews:
         """Return every frame under the given conditions, or under every one of the settings."""
         return EvaluationViews(self.source, conditions or self._conditions, FAILURE_SEED)
 
-    @cached_property
-    def timed(self) -> list[Sample]:
-        """The frames that detections are timed on, read once for all arms."""
-        return [self.source[i] for i in range(min(FRAMES_TIMED, len(self.source)))]
+    def timed_batches(self, detector: Predictor) -> list[dict[str, Any]]:
+        """Return the frames that detections are timed on, each a batch, read and resized once for all arms.
+
+        Args:
+            detector: of any arm; all have images of one size.
+        """
+        if not self._timed:
+            frames = (self.source[i] for i in range(min(FRAMES_TIMED, len(self.source))))
+            self._timed = [detector.prepare([frame]) for frame in frames]
+        return self._timed
 
     @cached_property
     def middle(self) -> Sample:
@@ -135,7 +142,7 @@ class Evaluator:
 
     def speed(self, detector: Predictor) -> None:
         """Time inference at batch 1 and read the peak memory; only rank 0 calls it."""
-        batches = [detector.prepare([frame]) for frame in self._split.timed]
+        batches = self._split.timed_batches(detector)
         device = self._session.device
         timed = latency(lambda i: detector.run(batches[i % len(batches)]), device, CALLS)
         self._add([*timed, peak_memory(device)])
