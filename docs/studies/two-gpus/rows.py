@@ -1,0 +1,60 @@
+"""Do trials that two ranks trained score as those of one GPU?
+
+Pairs the trials of two study folders by plan and seed and compares their scores on clean frames. Two ranks
+share the batch:
+
+    biaswise study run r50_generated --runs-dir runs/one --init W --max-trials 32
+    biaswise study run r50_generated --runs-dir runs/two --init W --max-trials 32 --gpus-per-trial 2
+    PYTHONPATH=$PWD python docs/studies/two-gpus/rows.py runs/one/r50_generated runs/two/r50_generated
+"""
+
+import argparse
+import math
+import statistics
+from pathlib import Path
+
+from pipeline.metrics.rows import read_study
+
+METRICS = ("NDS", "mAP")
+Scores = dict[tuple[str, int], float]
+"""(plan, seed) -> a score in points."""
+
+
+def main() -> None:
+    """Print a table line for each metric."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("one", type=Path, help="study folder of trials on one GPU")
+    parser.add_argument("two", type=Path, help="study folder of the same trials on two")
+    asked = parser.parse_args()
+    print("| points, clean | pairs | one GPU | two GPUs | two - one | noise of one trial, from pairs |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for metric in METRICS:
+        one, two = scores(asked.one, metric), scores(asked.two, metric)
+        pairs = sorted(one.keys() & two.keys())
+        if len(pairs) < 2:
+            raise SystemExit(f"{metric}: {len(pairs)} trials are in both folders; expected two or more")
+        print(line(metric, [one[pair] for pair in pairs], [two[pair] for pair in pairs]))
+
+
+def scores(folder: Path, metric: str) -> Scores:
+    """Return the last score of every trial of a study."""
+    rows = [row for row in read_study(folder) if (row.metric, row.condition) == (metric, "clean")]
+    return {(row.plan, row.seed): 100 * row.value for row in rows if row.draw is None}
+
+
+def line(metric: str, one: list[float], two: list[float]) -> str:
+    """Return a line of the table; the noise of a difference is that of two trials."""
+    differences = [b - a for a, b in zip(one, two, strict=True)]
+    spread = statistics.stdev(differences)
+    error = spread / math.sqrt(len(differences))
+    mean = statistics.fmean(differences)
+    return (
+        f"| {metric} | {len(one)} | {statistics.fmean(one):.2f} | {statistics.fmean(two):.2f} "
+        f"| {mean:+.2f} ± {error:.2f} | {spread / math.sqrt(2):.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
