@@ -31,8 +31,8 @@ Features = tuple[Tensor, Tensor, list[Any]]
 """BEV features, image features, and the data samples of mmdet3d."""
 
 MOST_KEYS = 2**19
-"""Keys of frames that are decoded together on a GPU: those of 164 frames of the mini, or of 23 of the ResNet-50
-model, a few GB. With a quarter of it an H200 worked in 4 to 34 % of the time (docs/log.md, 2026-11-30)."""
+"""Keys of frames that are decoded together on a GPU: those of 164 frames of the mini, or of 23 of the
+ResNet-50 model. With a quarter of it an H200 worked in 4 to 34 % of the time (docs/log.md, 2026-11-30)."""
 
 Progress = Callable[[int], None]
 """Gets how many of this rank's frames are done."""
