@@ -6,7 +6,7 @@ from typing import Any
 
 SWEEPS = 3
 """Earlier scans that are read of a frame. nuScenes' nine make 84,000 voxels of 0.1 m of a generated frame,
-these 41,000, and the trained sparse encoder, in single precision, is the dearest part of a step."""
+these 41,000. The trained sparse encoder runs in single precision."""
 
 
 @dataclass(frozen=True)

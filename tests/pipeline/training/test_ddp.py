@@ -136,8 +136,8 @@ def test_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path, wor
     for name, expected in joint.items():
         assert all(torch.equal(ranks[0][name], found[name]) for found in ranks), name
         # The same float32 sums in another order: a hundred roundings of 1e-7 of the largest entry. The one
-        # entry of a scale is a sum over all queries, in which larger terms cancel.
-        most = 1e-5 if expected.numel() > 1 else 1e-4
+        # entry of a scale is a sum over all queries, a quarter of the sum of the terms' absolute values.
+        most = 1e-5 if expected.numel() > 1 else 4e-5
         assert float((ranks[0][name] - expected).abs().max()) <= most * float(expected.abs().max()), name
     for arm in ("window", "none"):
         assert any(name.startswith(f"{arm}.") for name in joint)
