@@ -99,7 +99,7 @@ def run_under_ray(
 def _run_part(run: CohortRun) -> tuple[tuple[Path, ...], Finished]:
     """Run trials together; return those that have not ended because memory ran out."""
     for folder in run.folders:
-        begin_session(folder, run.gpus / len(run.trials))
+        begin_session(folder, run.gpus, len(run.trials))
         _upload(run, folder)  # the workers may be elsewhere
     finished = _fit(run)
     left = _ended_elsewhere(run, finished)

@@ -27,19 +27,21 @@ def reopen(trial: Path) -> None:
     update_status(trial, _running)
 
 
-def begin_session(trial: Path, gpus: float) -> None:
+def begin_session(trial: Path, gpus: float, trials: int = 1) -> None:
     """Note that a trial starts, or is resumed. A session that was killed ends with its last sign of life.
 
     Args:
         trial: its folder; made if missing.
-        gpus: GPUs, or parts of one, that it has; 0 on a CPU. Of a cohort, an equal part for each trial.
+        gpus: GPUs, or parts of one, that its workers have; 0 on a CPU.
+        trials: of the cohort, itself included; each has an equal part of the workers.
     """
     trial.mkdir(parents=True, exist_ok=True)
     sign = last_sign_of_life(trial)
 
     def begun(status: TrialStatus) -> TrialStatus:
         earlier = tuple(_closed(session, sign) for session in status.sessions)
-        return replace(_running(status), sessions=(*earlier, TrialSession(time.time(), gpus)))
+        session = TrialSession(time.time(), gpus / trials, share=1 / trials)
+        return replace(_running(status), sessions=(*earlier, session))
 
     update_status(trial, begun)
 
@@ -51,8 +53,8 @@ def end_session(trial: Path, error: str = "", details: str = "", cohort: Sequenc
         trial: its folder; made if missing.
         error: why it failed, one sentence; empty if it is complete.
         details: traceback.
-        cohort: folders of the trials that shared its GPUs, itself included. Whenever one of them ends, the
-            others share what it had; so the GPU hours of all add up to those of the cohort.
+        cohort: folders of the trials that shared its workers, itself included. Whenever one of them ends, the
+            others share what it had; so the hours of all add up to those of the cohort.
     """
     trial.mkdir(parents=True, exist_ok=True)
     digest = rows_digest(trial / "rows.jsonl")
@@ -73,23 +75,23 @@ def end_session(trial: Path, error: str = "", details: str = "", cohort: Sequenc
 
 
 def _shared(session: TrialSession, ends: Sequence[float], now: float) -> TrialSession:
-    """Return an open session with the mean GPUs that it had, if other trials of its cohort ended before.
+    """Return an open session with the mean part that it had, if other trials of its cohort ended before.
 
     Args:
-        session: its ``gpus`` are an equal part of the cohort's.
+        session: its ``gpus`` and its ``share`` are an equal part of the cohort's.
         ends: when the other trials of the cohort ended, Unix time; infinity if they have not.
         now: its end, Unix time.
     """
     others = [end for end in ends if end > session.start]
     if session.end is not None or not others or now <= session.start:
         return session
-    whole, gpu_seconds, since = session.gpus * (len(others) + 1), 0.0, session.start
+    trials, parts, since = len(others) + 1, 0.0, session.start  # equal parts, times seconds
     for left, end in enumerate(sorted(others)):
         until = min(end, now)
-        gpu_seconds += whole / (len(others) + 1 - left) * (until - since)
+        parts += trials / (trials - left) * (until - since)
         since = until
-    gpu_seconds += whole * (now - since)
-    return replace(session, gpus=gpu_seconds / (now - session.start))
+    mean = (parts + trials * (now - since)) / (now - session.start)
+    return replace(session, gpus=session.gpus * mean, share=session.share * mean)
 
 
 def _end(trial: Path) -> float:

@@ -59,14 +59,16 @@ class TrialSession:
         start: Unix time, seconds.
         gpus: GPUs, or parts of one, that it had; 0 on a CPU.
         end: Unix time, seconds; None while it runs, and after it was killed.
+        share: part of its workers' time that was its own; below 1 in a cohort.
     """
 
     start: float
     gpus: float
     end: float | None = None
+    share: float = 1.0
 
     def hours(self, now: float) -> float:
-        """Return the hours it took, to ``now`` (Unix time) if it has no end."""
+        """Return the hours it took by the clock, to ``now`` (Unix time) if it has no end."""
         return max((now if self.end is None else self.end) - self.start, 0.0) / 3600
 
 

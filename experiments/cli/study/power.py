@@ -186,8 +186,6 @@ def _cost_per_trial(chosen: "Recipe", runs_dir: Path) -> _Cost:
         total = sum(one.gpu_hours if on_gpu else one.hours for one in used)
         unit = "GPU hours" if on_gpu else "trial hours"
         source = f"{unit[0].upper()}{unit[1:]}: by {len(used)} trials that have run."
-        if not on_gpu:
-            source += " They are by the clock: trials of a cohort run together, and each counts all of it."
         return _Cost(total / len(used), unit, source)
     from experiments.recipes.cost import hours_of_trial
 

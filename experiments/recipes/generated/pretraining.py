@@ -48,7 +48,7 @@ def pretrain_r50() -> Recipe:
     Each sensor is taken from few samples. A sample without points teaches nothing before the image backbone
     sees, and in 8,512 samples, 40 % of them without points, it did not (docs/log.md, 2026-11-30).
     """
-    train = replace(_BRANCHES, steps=1600)
+    train = replace(_BRANCHES, steps=1300)
     return _pretraining("pretrain_r50", R50, train, init=weights_of(branches_r50()))
 
 

@@ -88,13 +88,16 @@ def alias_table(evidence: Evidence) -> Table:
 
 
 def cost_table(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | None) -> Table:
-    """Return what the study cost and, if there are verdicts, what the full grid of its plans would have cost.
+    """Return what the study cost, and what it would have cost without cohorts, or as the full grid of plans.
 
     Args:
         parts: ``STUDY`` and whatever else ran -> trial -> what it used.
         evidence: says which trials ran to their end, and what the grid is.
     """
     lines = [_cost_line(name, list(trials.values())) for name, trials in parts.items() if trials]
+    if any(used.saved for used in parts[STUDY].values()):
+        alone = [_alone(used) for used in parts[STUDY].values()]
+        lines.append(_cost_line("its trials one at a time, at least", alone))
     if evidence is not None:
         table = evidence.table
         whole = [used for name, used in parts[STUDY].items() if name not in table.stopped]
@@ -103,7 +106,14 @@ def cost_table(parts: Mapping[str, Mapping[str, Used]], evidence: Evidence | Non
             size *= 1 + sum(s == site for s, _ in table.terms)
         mean = Used(_mean([u.hours for u in whole]), _mean([u.gpu_hours for u in whole]))
         lines.append(_cost_line(f"the full grid of plans, {len(table.seeds)} seeds", [mean] * size))
-    return Table("cost", "What it cost", ("what", "trials", "hours", "GPU hours"), tuple(lines))
+    heads = ("what", "trials", "hours", "GPU hours")
+    return Table("cost", "What it cost; trials of a cohort share its hours", heads, tuple(lines))
+
+
+def _alone(used: Used) -> Used:
+    """Return what a trial would have used at least without its cohort."""
+    hours = used.hours + used.saved
+    return Used(hours, used.gpu_hours * hours / used.hours if used.hours else 0.0)
 
 
 def _cost_line(name: str, trials: Sequence[Used]) -> tuple[str | float | int | None, ...]:

@@ -24,22 +24,27 @@ def gpu_seconds(trial):
     return sum(3600 * s.gpus * s.hours(0.0) for s in read_status(trial).sessions)
 
 
+def worker_seconds(trial):
+    return sum(3600 * s.share * s.hours(0.0) for s in read_status(trial).sessions)
+
+
 def test_whenever_a_trial_ends_the_others_share_its_gpus(tmp_path, clock):
     cohort = [tmp_path / name for name in "abc"]
     for trial in cohort:
-        begin_session(trial, 2.0 / 3)  # two GPUs
+        begin_session(trial, 2.0, len(cohort))  # two GPUs
     for trial, end in zip(cohort, (1030.0, 1050.0, 1060.0), strict=True):
         clock.now = end
         end_session(trial, cohort=cohort)
     used = [gpu_seconds(trial) for trial in cohort]
     assert used == pytest.approx([20.0, 20.0 + 20.0, 20.0 + 20.0 + 20.0])
     assert sum(used) == pytest.approx(2.0 * 60)
+    assert [worker_seconds(trial) for trial in cohort] == pytest.approx([10.0, 20.0, 30.0])
 
 
 def test_what_a_killed_cohort_used_stays_and_the_next_one_counts_anew(tmp_path, clock):
     cohort = [tmp_path / name for name in "ab"]
     for trial in cohort:
-        begin_session(trial, 0.5)
+        begin_session(trial, 1.0, len(cohort))
     clock.now = 1010.0
     end_session(cohort[0], cohort=cohort)  # and then the driver is killed
     clock.now = 2000.0
