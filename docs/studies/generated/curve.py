@@ -1,12 +1,21 @@
-"""The learning curve of a pretraining, as a table and a picture."""
+"""The learning curves of pretrainings, as tables and a picture.
 
+    PYTHONPATH=$PWD python docs/studies/generated/curve.py --out docs/studies/generated \\
+        first=runs/a/pretrain_r50 second=runs/b/pretrain_r50
+"""
+
+import argparse
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 LOSSES = ("loss_bbox", "dn_loss_bbox", "token_loss_bbox")
 """Box losses of the last layer's queries, of its denoising queries, and of BEV cells."""
+
+READ = "dn_loss_bbox"
+"""The loss that falls when the decoder begins to read its keys."""
 
 Curve = dict[int, dict[str, float]]
 """Step -> metric -> value."""
@@ -29,26 +38,49 @@ def scores(found: Curve) -> list[tuple[int, float]]:
     return [(step, values["mAP"]) for step, values in found.items() if "mAP" in values]
 
 
-def draw(found: Curve, out: Path) -> None:
-    """Write ``learning_curve.csv`` and ``learning_curve.svg``."""
-    from matplotlib.figure import Figure
-
-    with (out / "learning_curve.csv").open("w", newline="", encoding="utf-8") as file:
+def write(found: Curve, folder: Path) -> None:
+    """Write ``learning_curve.csv``."""
+    with (folder / "learning_curve.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, ("step", "mAP", *LOSSES))
         table.writeheader()
         table.writerows({"step": step} | values for step, values in found.items())
+
+
+def draw(curves: Mapping[str, Curve], folder: Path) -> None:
+    """Write ``learning_curve.svg``: mAP and the denoising queries' box loss, a line for each training."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(ncols=2)
-    left.plot(*zip(*scores(found), strict=True), "o-")
+    for name, found in curves.items():
+        left.plot(*zip(*scores(found), strict=True), "o-", label=name)
+        points = [(step, values[READ]) for step, values in found.items() if READ in values]
+        right.plot(*zip(*points, strict=True), label=name)
     left.set(xlabel="steps", ylabel="mAP, clean, 40 frames", xlim=0, ylim=0)
-    for name in LOSSES:
-        points = [(step, values[name]) for step, values in found.items() if name in values]
-        if points:
-            right.plot(*zip(*points, strict=True), label=name)
-    right.set(xlabel="steps", ylabel="loss", xlim=0, ylim=0)
+    right.set(xlabel="steps", ylabel=READ, xlim=0)
     right.legend()
-    figure.savefig(out / "learning_curve.svg")
+    figure.savefig(folder / "learning_curve.svg")
 
 
 def _is_score(row: dict[str, Any]) -> bool:
     return (row["metric"], row["condition"], row["draw"]) == ("mAP", "clean", None)
+
+
+def main() -> None:
+    """Write a table for each training, in a folder of its name, and one picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trainings", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    curves = {}
+    for name, _, folder in (word.partition("=") for word in asked.trainings):
+        curves[name] = learning_curve(Path(folder))
+        (asked.out / name).mkdir(parents=True, exist_ok=True)
+        write(curves[name], asked.out / name)
+    draw(curves, asked.out)
+
+
+if __name__ == "__main__":
+    main()

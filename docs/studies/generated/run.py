@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from curve import draw, learning_curve, scores
+from curve import draw, learning_curve, scores, write
 from stages import Runner, Stage
 
 CLI = (sys.executable, "-m", "experiments.cli")
@@ -59,7 +59,8 @@ def pretrain(runner: Runner, asked: argparse.Namespace) -> str:
         runner.say(f"pretrain: {fits.sentence}; it starts again with {steps} steps")
     found = learning_curve(asked.runs / asked.pretraining)
     if scores(found):
-        draw(found, asked.out)
+        write(found, asked.out)
+        draw({asked.pretraining: found}, asked.out)
         runner.say(f"learning curve, step: mAP: {', '.join(f'{s}: {m:.3f}' for s, m in scores(found))}")
     return state
 
@@ -183,7 +184,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=590.0, help="of this call (%(default)s)")
     parser.add_argument("--branch-steps", type=int, default=500, help="of the branches (%(default)s)")
     parser.add_argument("--branch-seconds", type=float, default=300.0, help="data included (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1600, help="of the pretraining (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1300, help="of the pretraining (%(default)s)")
     parser.add_argument("--pretrain-seconds", type=float, default=500.0, help="data included (%(default)s)")
     parser.add_argument("--pretrain-set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--evaluation-seconds", type=float, default=40.0, help="kept free (%(default)s)")
