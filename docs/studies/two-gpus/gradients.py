@@ -1,4 +1,4 @@
-"""Gradients of two ranks against one process on the doubled batch: same weights, same frames, one step.
+"""Gradients of a cohort on two ranks against one process on the doubled batch: same weights, same frames.
 
 What a joint batch and its halves do differently is taken out first (``EXACT``). What is left are the same
 float32 sums in another order, and whatever DDP or the losses do wrong. Used by ``measure.py``.
@@ -7,9 +7,10 @@ float32 sums in another order, and whatever DDP or the losses do wrong. Used by 
 import csv
 import json
 import os
+import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,19 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.sample import Sample
 from pipeline.data.source import Source
-from pipeline.detector.openmmlab.data_samples import collate
+from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.collectives import broadcast
-from pipeline.runtime.determinism import seed_everything
-from pipeline.runtime.gradient_mean import GradientMean
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
 
 _HEAD = "model.pts_bbox_head"
 _LR = "optim_wrapper.paramwise_cfg.custom_keys"
 EXACT = (
+    ("optim_wrapper.optimizer.lr", "0.0"),  # the second step has the weights of the first
     ("optim_wrapper.type", '"OptimWrapper"'),  # the config's autocast would round to 8 bits
     # Batch norm: each rank norms by its own frames, which is another function than one norm over both.
     # Frozen norms use their statistics. The backbones' are frozen in the config; this one is not.
@@ -53,6 +54,9 @@ LIMIT = 1e-3
 """Difference of an entry, over its tensor's largest, that counts as agreement. Two kernels that add in
 another order differ by some 1e-6 each; the rest is what a hundred layers make of it."""
 
+FOUND = "found.pt"
+"""File in the folder of each process's cohort."""
+
 KINKS, FLIP = 0.01, 0.1
 """Share of a tensor's entries that may differ by more, and by how much. A ReLU within a rounding of zero lets
 a gradient pass or does not, which shows where a tensor has entries for each query: 0.15 % by 0.02 were seen,
@@ -60,7 +64,7 @@ and moving the points by a rounding does it too. Without averaging, 97 % differ,
 
 
 class OneBox:
-    """Frames with their nearest box alone.
+    """Frames with their nearest box alone; ``seen`` lists the tokens of those that were read.
 
     An untrained model predicts nearly the same for all queries; with several boxes, matchings then cost the
     same to the last bit, and which one is found depends on rounding.
@@ -70,12 +74,14 @@ class OneBox:
         self._source = source
         self.tokens, self.scenes, self.labels = source.tokens, source.scenes, source.labels
         self.blocks = source.blocks
+        self.seen: list[str] = []
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._source[index]
+        self.seen.append(sample.token)
         nearest = np.hypot(*sample.boxes[:, :2].T).argsort()[:1]
         return replace(sample, boxes=sample.boxes[nearest], labels=sample.labels[nearest])
 
@@ -88,21 +94,22 @@ class Rank(LocalSession):
         self.rank, self.world_size = rank, world_size
 
 
-def compare(settings: Mapping[str, TrialSettings], out: Path) -> dict[str, Any]:
+def compare(settings: Mapping[str, TrialSettings], plans: Mapping[str, Plan], out: Path) -> dict[str, Any]:
     """Compare, config after config, in two processes; return what was found per config.
 
     Args:
         settings: config -> trial of one frame per rank, in float32.
+        plans: name -> plan of the arms of a cohort.
         out: folder for one table of tensors per config.
     """
     plain = {config: made.to_dict() for config, made in settings.items()}
     out.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(_work, (plain, out, _free_port()), nprocs=2, start_method="spawn")
+    mp.start_processes(_work, (plain, dict(plans), out, _free_port()), nprocs=2, start_method="spawn")
     asking = json.loads((out / "asking.json").read_text())
-    return {config: _judge(out, config) | asking for config in settings}
+    return {config: _judge(out, config, [*plans]) | asking for config in settings}
 
 
-def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
+def _work(rank: int, plain: Mapping[str, Any], plans: Mapping[str, Plan], out: Path, port: int) -> None:
     """Step as one of two ranks; then, on rank 0, alone: on both frames twice, moved a bit, and on one."""
     cuda = next(iter(plain.values()))["device"] == "cuda"
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
@@ -113,8 +120,8 @@ def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=2)
     for config, made in plain.items():
-        settings = TrialSettings.from_dict(made)
-        _save(out, f"{config}.rank{rank}", *step(settings, Rank(out, rank, 2, device)))
+        session = Rank(out / f"{config}.rank{rank}", rank, 2, device)
+        steps(TrialSettings.from_dict(made), session, plans)
     asking = _cost_of_asking(Rank(out, rank, 2, device))
     dist.destroy_process_group()
     if rank:
@@ -124,46 +131,44 @@ def _work(rank: int, plain: Mapping[str, Any], out: Path, port: int) -> None:
         half = TrialSettings.from_dict(made)
         joint = replace(half, train=replace(half.train, batch_size=2))
         for name, settings in (("joint", joint), ("again", joint), ("moved", joint), ("half", half)):
-            _save(out, f"{config}.{name}", *step(settings, Rank(out, 0, 1, device), moved=name == "moved"))
+            steps(settings, Rank(out / f"{config}.{name}", 0, 1, device), plans, moved=name == "moved")
 
 
-def step(
-    settings: TrialSettings, session: Rank, moved: bool = False
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Run forward and backward of a trial's first step; return gradients, and loss, plan and frames.
+def steps(settings: TrialSettings, session: Rank, plans: Mapping[str, Plan], moved: bool = False) -> None:
+    """Train a cohort for two steps at a rate of 0; leave the gradients of the second, losses and frames.
 
-    Twice: on a GPU the second time goes through CUDA graphs, as most steps of a training do.
+    On a GPU the second step goes through CUDA graphs, as most steps of a training do. ``FOUND`` in the
+    session's folder holds gradients of all arms (``arm.tensor``), their losses and the frames' tokens.
 
     Args:
         settings: the trial.
-        session: where it runs.
+        session: where it runs; its folder is made anew.
+        plans: name -> plan of the arms.
         moved: every coordinate of the reference points is the next number that float32 has.
     """
-    cohort = Cohort([Arm(settings, session)])
-    (running,) = cohort.trainers
-    if moved:
-        points = running.model.pts_bbox_head.reference_points.weight.data
+    shutil.rmtree(session.folder, ignore_errors=True)
+    arms = []
+    for name, plan in plans.items():
+        own = Rank(session.folder / name, session.rank, session.world_size, session.device)
+        arms.append(Arm(replace(settings, plan=plan), own))
+    cohort = Cohort(arms)
+    for trainer in cohort.trainers if moved else ():
+        points = trainer.model.pts_bbox_head.reference_points.weight.data
         points.copy_(torch.nextafter(points, torch.ones_like(points)))
-    cohort.training_data.source = OneBox(cohort.training_data.source)
-    samples = next(cohort.batches(0, 1))
-    model = running.model.train()
-    trained = [p for group in running.train_step.optimizer.param_groups for p in group["params"]]
-    mean = GradientMean(model, trained, model.trunk_modules) if session.world_size > 1 else None
-    for _ in range(2):
-        running.train_step.optimizer.zero_grad(set_to_none=True)
-        seed_everything(settings.seed, 0, session.rank)
-        (prepared,) = running.train_step.prepare(collate(samples))
-        loss, _ = running.train_step.losses(prepared)
-        torch.autograd.backward(loss)
-        if mean is not None:
-            mean.average()
-    found = {n: p.grad.cpu() for n, p in running.model.named_parameters() if p.grad is not None}
-    about = {
-        "loss": float(loss.detach()),
-        "plan": str(running.model.plan),
-        "frames": [s.token for s in samples],
+    frames = cohort.training_data.source = OneBox(cohort.training_data.source)
+    cohort.train()
+    gradients = {
+        f"{trainer.arm.session.folder.name}.{name}": weight.grad.cpu()
+        for trainer in cohort.trainers
+        for name, weight in trainer.model.named_parameters()
+        if weight.grad is not None
     }
-    return found, about
+    session.folder.mkdir(parents=True, exist_ok=True)  # ranks but the first write nothing else
+    losses = {}
+    for arm in arms if session.rank == 0 else ():
+        rows = [*select(read_rows(arm.session.folder / "rows.jsonl"), metric="loss")]
+        losses[arm.session.folder.name] = rows[-1].value  # the mean of all ranks
+    torch.save({"gradients": gradients, "losses": losses, "frames": frames.seen}, session.folder / FOUND)
 
 
 def _cost_of_asking(session: Rank) -> dict[str, float]:
@@ -177,16 +182,11 @@ def _cost_of_asking(session: Rank) -> dict[str, float]:
     return {"notice_check_us": 1e6 * float(median), "notice_check_p95_us": 1e6 * float(high)}
 
 
-def _save(out: Path, name: str, gradients: dict[str, Tensor], about: dict[str, Any]) -> None:
-    torch.save({"gradients": gradients, "about": about}, out / f"{name}.pt")
-
-
-def _judge(out: Path, config: str) -> dict[str, Any]:
+def _judge(out: Path, config: str, arms: Sequence[str]) -> dict[str, Any]:
     """Compare what the processes left; the tensors go into a table, worst first."""
     names = ("rank0", "rank1", "joint", "again", "moved", "half")
-    read = {name: torch.load(out / f"{config}.{name}.pt", weights_only=True) for name in names}
+    read = {name: torch.load(out / f"{config}.{name}" / FOUND, weights_only=True) for name in names}
     gradients = {name: held["gradients"] for name, held in read.items()}
-    about = {name: held["about"] for name, held in read.items()}
     joint = gradients["joint"]
     lines = [
         {"tensor": name, "largest_entry": float(joint[name].abs().max())}
@@ -200,11 +200,14 @@ def _judge(out: Path, config: str) -> dict[str, Any]:
         writer.writeheader()
         writer.writerows(lines)
     for name in names:
-        (out / f"{config}.{name}.pt").unlink()
+        shutil.rmtree(out / f"{config}.{name}")
     same = all(torch.equal(gradients["rank0"][name], gradients["rank1"][name]) for name in joint)
-    losses = [about[name]["loss"] for name in ("rank0", "rank1")]
+    losses, seen = read["joint"]["losses"], {name: sorted(held["frames"]) for name, held in read.items()}
     worst = lines[0]
     return {
+        "arms": {
+            arm: max(line["rank0"] for line in lines if line["tensor"].startswith(f"{arm}.")) for arm in arms
+        },
         "tensors": len(lines),
         "same_tensors": set(gradients["rank0"]) == set(gradients["rank1"]) == set(joint),
         "both_ranks_hold_the_same_bits": same,
@@ -215,10 +218,9 @@ def _judge(out: Path, config: str) -> dict[str, Any]:
         "worst_tensor": worst["tensor"],
         "share_of_its_entries_that_are_off": {who: worst[f"off_{who}"] for who in ("rank0", "moved", "half")},
         "agree": same and all(line["rank0"] <= FLIP and line["off_rank0"] <= KINKS for line in lines),
-        "loss_joint": about["joint"]["loss"],
-        "loss_mean_of_ranks": sum(losses) / 2,
-        "same_frames": about["rank0"]["frames"] + about["rank1"]["frames"] == about["joint"]["frames"],
-        "plans_equal": len({held["plan"] for held in about.values()}) == 1,
+        "losses_joint": losses,
+        "losses_of_ranks": read["rank0"]["losses"],
+        "same_frames": sorted(seen["rank0"] + seen["rank1"]) == seen["joint"],
     }
 
 

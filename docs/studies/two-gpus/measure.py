@@ -103,7 +103,7 @@ def main() -> None:
         if asked.only != "trials":
             with report.part("gradients"):
                 exact = {name: settings_of(asked, name, 1, exact=True) for name in asked.configs}
-                report.found["gradients"] = compare(exact, asked.out / "gradients")
+                report.found["gradients"] = compare(exact, plans(not asked.cpu), asked.out / "gradients")
     except Late:
         print(f"stopped after {asked.seconds} s; what is done is in {asked.out}")
     finally:
@@ -177,14 +177,14 @@ def settings_of(asked: argparse.Namespace, name: str, workers: int, exact: bool 
     return TrialSettings(
         study="two-gpus",
         config=(CONFIGS | MINI)[name],
-        plan=plan(cuda),
+        plan=plan(cuda, "window", "window"),
         data=DataSettings((root,), root, VERSION, "train", "val", 0 if exact else asked.loaders),
         train=TrainSettings(
-            steps=1 if exact else asked.steps,
+            steps=2 if exact else asked.steps,
             batch_size=1 if exact else asked.batch,
             augment=False,  # the config's would want an object database
             checkpoint_every=10_000,
-            log_every=10,
+            log_every=1 if exact else 10,
             amp=cuda and not exact,
         ),
         num_workers=workers,
@@ -194,15 +194,23 @@ def settings_of(asked: argparse.Namespace, name: str, workers: int, exact: bool 
     )
 
 
-def plan(cuda: bool) -> Plan:
-    """Return the window bias in every decoder layer; rects where there is a GPU, as the configs say."""
+def plan(cuda: bool, even: str, odd: str) -> Plan:
+    """Return a plan with a bias in decoder layers 0, 2, 4 and one in 1, 3, 5; rects where there is a GPU."""
     own, masked = ("sdpa_efficient", "rects") if cuda else ("sdpa_math", "sdpa_math")
     sites = {
         "aqr.*": f"local/{masked}",
         "decoder.*.self": f"none/{own}",
-        "decoder.*.cross": f"window/{masked}",
+        "decoder.[024].cross": f"{even}/{masked}",
+        "decoder.[135].cross": f"{odd}/{masked}",
     }
     return Plan.of(sites)
+
+
+def plans(cuda: bool) -> dict[str, Plan]:
+    """Return the plans of the cohort whose gradients are compared."""
+    biases = {"window": ("window", "window"), "none": ("none", "none")}
+    biases |= {"even": ("window", "none"), "odd": ("none", "window")}
+    return {name: plan(cuda, *both) for name, both in biases.items()}
 
 
 def run_trials(asked: argparse.Namespace, report: Report) -> None:
@@ -293,8 +301,8 @@ def show(found: dict[str, Any]) -> None:
             )
     for name, held in found.get("gradients", {}).items():
         print(
-            f"{name} gradients, relative per tensor: two ranks against joint batch at most "
-            f"{held['two_ranks_against_joint_batch']['max']:.1e} ({held['worst_tensor']}), "
+            f"{name} gradients of {len(held['arms'])} arms, relative per tensor: two ranks against joint "
+            f"batch at most {held['two_ranks_against_joint_batch']['max']:.1e} ({held['worst_tensor']}), "
             f"joint against itself {held['joint_batch_against_itself']['max']:.1e}, "
             f"half against joint (median) {held['one_half_against_joint_batch']['median']:.1e}; "
             f"agree: {held['agree']}; asking for a notice {held['notice_check_us']:.0f} us a step"
