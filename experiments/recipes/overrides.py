@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,22 @@ def _object_database(recipe: Recipe, root: str) -> list[tuple[str, Any]]:
     ]
 
 
-def with_init(recipe: Recipe, checkpoint: str) -> Recipe:
-    """Return a recipe whose trials start from another checkpoint."""
-    changed = with_settings(recipe, [("init_checkpoint", checkpoint)])
-    return replace(changed, overridden=(*recipe.overridden, "--init", checkpoint))
+def with_init(recipe: Recipe, checkpoints: Sequence[str]) -> Recipe:
+    """Return a recipe whose trials start from other checkpoints.
+
+    Seeds take turns with several: all arms of a seed start from the same, so that seeds stay blocks, and how
+    gains differ between checkpoints is part of how they differ between seeds.
+
+    Raises:
+        RecipeError: there are more checkpoints than seeds.
+    """
+    seeds = list(dict.fromkeys(settings.seed for settings in recipe.trials))
+    if len(checkpoints) > len(seeds):
+        raise RecipeError(
+            f"--init names {len(checkpoints)} checkpoints, and recipe {recipe.name} has {len(seeds)} "
+            f"seeds, which take turns with them; name at most {len(seeds)}"
+        )
+    turns = dict(zip(seeds, cycle(checkpoints), strict=False))
+    trials = tuple(replace(settings, init_checkpoint=turns[settings.seed]) for settings in recipe.trials)
+    words = [word for checkpoint in checkpoints for word in ("--init", checkpoint)]
+    return replace(recipe, trials=trials, overridden=(*recipe.overridden, *words))

@@ -222,6 +222,11 @@ class Recipe:
         """Return trial name -> settings, in order."""
         return {self.trial_name(settings): settings for settings in self.trials}
 
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """What trials start from, each once, in the order of seeds; empty text: the weights of the config."""
+        return tuple(dict.fromkeys(settings.init_checkpoint for settings in self.trials))
+
     def by_arm(self) -> dict[tuple[Arm, int], str]:
         """Return (levels of the factors, seed) -> trial name."""
         return {

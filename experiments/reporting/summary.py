@@ -76,6 +76,7 @@ class StudyRecord:
         file: the study file that it comes from; empty if the recipe ships with the project.
         overridden: words of the command line that changed the recipe.
         rule_changes: earlier rules.
+        weights: what its trials start from.
     """
 
     name: str
@@ -85,6 +86,7 @@ class StudyRecord:
     file: str = ""
     overridden: tuple[str, ...] = ()
     rule_changes: tuple[RuleChange, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,9 @@ def read_record(study_folder: Path) -> StudyRecord:
         raise ReportError(
             f"{path} is not JSON of a study ({error.reason}); restore it or run the study again"
         ) from error
+    inputs = plain.get("inputs", {})
+    if not isinstance(inputs, dict):
+        raise ReportError(f"{path} has inputs that cannot be read (they are no object)")
     if "rule" not in plain:
         raise ReportError(f"{path} has no rule, so nothing says what its verdicts would mean")
     if plain["rule"] is not None and not isinstance(plain["rule"], dict):
@@ -237,7 +242,9 @@ def read_record(study_folder: Path) -> StudyRecord:
     except (AnalysisError, TypeError) as error:
         raise ReportError(f"{path} has a rule that cannot be read ({error})") from error
     changes = tuple(RuleChange(**change) for change in lists["rule_changes"])
-    return StudyRecord(rule=rule, overridden=tuple(lists["overridden"]), rule_changes=changes, **texts)
+    weights = tuple(name for name in inputs if not name.endswith(".py"))  # the others are configs
+    overridden = tuple(lists["overridden"])
+    return StudyRecord(rule=rule, overridden=overridden, rule_changes=changes, weights=weights, **texts)
 
 
 def environment_table(summary: Summary) -> Table:
@@ -277,7 +284,23 @@ def _about_record(record: StudyRecord) -> tuple[str, ...]:
             f"The rule was changed after {change.rows} rows of {change.trials} trials ({'; '.join(fields)}); "
             f"the confidence is that of a rule that is fixed before the first row."
         )
-    return tuple(notes)
+    return (*notes, *_about_weights(record))
+
+
+def _about_weights(record: StudyRecord) -> list[str]:
+    """Return a note on which weights the verdicts hold for; two trainings of one recipe have answered
+    differently (docs/studies/generated)."""
+    if record.rule is None or not record.weights:
+        return []
+    if len(record.weights) == 1:
+        return [
+            f"The verdicts are about trainings that start from {record.weights[0]}; other weights may have "
+            f"others. With --init given more than once, seeds take turns."
+        ]
+    return [
+        f"Seeds take turns with {len(record.weights)} initial weights; how gains differ between these is in "
+        f"the intervals."
+    ]
 
 
 def _blame(study_folder: Path) -> str:

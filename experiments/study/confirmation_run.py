@@ -7,6 +7,7 @@ confirmation is a study of its own in the folder ``confirmation``.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from statistics import mean
 
 from rich.table import Table
@@ -115,8 +116,8 @@ def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:
         recipe,
         question=f"Does the recommendation of {recipe.name} hold with fresh seeds?",
         trials=tuple(
-            replace(recipe.trials[0], plan=plan, seed=seed)
-            for seed in recipe.confirmation_seeds
+            replace(recipe.trials[0], plan=plan, seed=seed, init_checkpoint=checkpoint)
+            for seed, checkpoint in zip(recipe.confirmation_seeds, cycle(recipe.checkpoints), strict=False)
             for plan in plans
         ),
         rule=None,

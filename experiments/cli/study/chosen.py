@@ -37,7 +37,12 @@ def add_overrides(parser: ArgumentParser) -> None:
         metavar="PLACE",
         help="nuScenes (the folder that holds v1.0-trainval), or an info file (.pkl) in it",
     )
-    parser.add_argument("--init", metavar="CHECKPOINT", help="weights from which all trials start")
+    parser.add_argument(
+        "--init",
+        action="append",
+        metavar="CHECKPOINT",
+        help="weights from which all trials start; given more than once: seeds take turns with them",
+    )
     parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
 
 
@@ -57,7 +62,7 @@ def chosen_study(arguments: Namespace) -> "Recipe":
     if arguments.data is not None:
         chosen = with_data(chosen, _given("--data", arguments.data))
     if arguments.init is not None:
-        chosen = with_init(chosen, _given("--init", arguments.init))
+        chosen = with_init(chosen, [_given("--init", checkpoint) for checkpoint in arguments.init])
     if pairs := read_assignments("--set", arguments.set, "train.steps=500"):
         chosen = with_settings(chosen, pairs)
     if arguments.gpus_per_trial is not None:

@@ -58,6 +58,6 @@ def run_words(arguments: Namespace) -> list[str]:
         value = getattr(arguments, name)
         if value != default:
             option = f"--{name.replace('_', '-')}"
-            given = value if isinstance(value, list) else [] if value is True else [value]
-            words += [option, *map(str, given)]
+            given = value if isinstance(value, list) else [value]
+            words += [option] if value is True else [w for one in given for w in (option, str(one))]
     return words

@@ -11,7 +11,8 @@ from experiments.cli.study.run import ResumeStudy, RunDemo, RunStudy
 from experiments.cli.study.run_options import run_words
 
 TYPED = [
-    "--set", "train.steps=3", "a=b", "--data", "d", "--init", "c.pth", "--gpus-per-trial", "2",
+    "--set", "train.steps=3", "--set", "a=b", "--data", "d", "--init", "c.pth", "--init", "d.pth",
+    "--gpus-per-trial", "2",
     "--storage", "s3://b", "--concurrent", "3", "--arms-per-worker", "4", "--auto-concurrency",
     "--max-trials", "0", "--gpu-hours", "1.5", "--hang-timeout", "0.0", "--skip-confirmation",
     "--underpowered", "--no-mlflow", "--no-register",

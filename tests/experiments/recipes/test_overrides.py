@@ -171,3 +171,24 @@ def test_study_json_holds_the_words_and_a_start_without_them_is_told(tmp_path):
 def test_settings_survive_a_change():
     assert with_settings(demo(), [("train.steps", 40)]).trials == demo().trials
     assert isinstance(with_settings(demo(), [("torch_threads", 2)]).trials[0], TrialSettings)
+
+
+def test_seeds_take_turns_with_several_checkpoints():
+    made = chosen("demo_waves", "--init", "a.pth", "--init", "b.pth")
+    used = {}
+    for settings in made.trials:
+        used.setdefault(settings.seed, set()).add(settings.init_checkpoint)
+    assert len(used) > 2
+    assert [used[seed] for seed in sorted(used)][:4] == [{"a.pth"}, {"b.pth"}, {"a.pth"}, {"b.pth"}]
+    assert made.checkpoints == ("a.pth", "b.pth")
+    assert made.overridden == ("--init", "a.pth", "--init", "b.pth")
+    assert made.digest != chosen("demo_waves", "--init", "a.pth").digest
+    one = chosen("demo_waves", "--init", demo_waves().trials[0].init_checkpoint)
+    assert (one.digest, one.named_trials()) == (demo_waves().digest, demo_waves().named_trials())
+
+
+def test_more_checkpoints_than_seeds_are_refused():
+    words = [word for name in "abcdefghi" for word in ("--init", f"{name}.pth")]
+    says = r"--init names 9 checkpoints, and recipe demo has 2 seeds, .* name at most 2"
+    with pytest.raises(RecipeError, match=says):
+        chosen("demo", *words)

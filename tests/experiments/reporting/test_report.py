@@ -251,6 +251,19 @@ def test_an_unknown_metric_is_refused(golden):
     assert "no row measures mIoU under the condition 'clean'; measured were" in summarize(golden).answer
 
 
+def test_a_report_says_for_which_weights_its_verdicts_hold(golden):
+    def notes_with(inputs):
+        plain = json.loads((golden / "study.json").read_text())
+        (golden / "study.json").write_text(json.dumps({**plain, "inputs": inputs}))
+        return " ".join(summarize(golden).notes)
+
+    assert "start from w/a.pth; other weights may have others" in notes_with({"c.py": "1", "w/a.pth": "2"})
+    assert "take turns with 2 initial weights" in notes_with({"c.py": "1", "a.pth": "2", "b.pth": "3"})
+    assert "weights" not in notes_with({"c.py": "1"})
+    with pytest.raises(ReportError, match="inputs that cannot be read"):
+        notes_with([1])
+
+
 def diverge(*trials):
     def change(rows):
         spoilt = [row.unit == "fraction" and (not trials or row.trial in trials) for row in rows]

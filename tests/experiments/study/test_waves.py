@@ -16,6 +16,7 @@ from experiments.packing.policy import FILE as PACKING
 from experiments.packing.policy import PackingRequest, packing_of, with_packing
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
+from experiments.recipes.overrides import with_init
 from experiments.storage.study_folder import StudyError, StudyFolder, write_json
 from experiments.storage.usage import used_by
 from experiments.study.confirmation_run import NEXT, NONE, RECOMMENDED, arms_of, confirmation, confirmed
@@ -201,6 +202,13 @@ def test_the_confirmation_trains_the_two_best_plans_and_reads_their_gains(recipe
     assert recommended.gains == pytest.approx((6.0, 6.0))
     assert second.gains == pytest.approx((0.0, 0.0))
     assert none.gains == (0.0, 0.0)
+
+
+def test_fresh_seeds_take_turns_with_the_checkpoints_of_the_study(recipe):
+    arms = arms_of(recipe, advised(recipe, CLEAR))
+    recipe = with_init(replace(recipe, confirmation_seeds=(7, 8, 9)), ["a.pth", "b.pth"])
+    started = {(s.seed, s.init_checkpoint) for s in confirmation(recipe, arms).trials}
+    assert started == {(7, "a.pth"), (8, "b.pth"), (9, "a.pth")}
 
 
 def test_all_layers_run_again_only_if_they_are_among_the_best(recipe):
