@@ -288,14 +288,16 @@ def _about_record(record: StudyRecord) -> tuple[str, ...]:
 
 
 def _about_weights(record: StudyRecord) -> list[str]:
-    """Return a note on which weights the verdicts hold for; two trainings of one recipe have answered
-    differently (docs/studies/generated)."""
+    """Return a note on the weights for which the verdicts hold.
+
+    The studies of two trainings of one recipe have answered differently (docs/studies/generated).
+    """
     if record.rule is None or not record.weights:
         return []
     if len(record.weights) == 1:
         return [
-            f"The verdicts are about trainings that start from {record.weights[0]}; other weights may have "
-            f"others. With --init given more than once, seeds take turns."
+            f"The verdicts hold for trainings that start from {record.weights[0]}; from other weights they "
+            f"may differ. With --init A --init B seeds take turns with two."
         ]
     return [
         f"Seeds take turns with {len(record.weights)} initial weights; how gains differ between these is in "
