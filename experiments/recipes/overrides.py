@@ -198,21 +198,21 @@ def _object_database(recipe: Recipe, root: str) -> list[tuple[str, Any]]:
 
 
 def with_init(recipe: Recipe, checkpoints: Sequence[str]) -> Recipe:
-    """Return a recipe whose trials start from other checkpoints.
+    """Return a recipe whose trials start from another checkpoint, or those of each seed from one of its own.
 
-    Seeds take turns with several: all arms of a seed start from the same, so that seeds stay blocks, and how
-    gains differ between checkpoints is part of how they differ between seeds.
+    All arms of a seed start from the same, so seeds stay blocks. How gains differ between checkpoints is then
+    part of how they differ between seeds. Two seeds of one checkpoint would hide it.
 
     Raises:
-        RecipeError: there are more checkpoints than seeds.
+        RecipeError: there is neither one checkpoint nor one for each seed.
     """
     seeds = list(dict.fromkeys(settings.seed for settings in recipe.trials))
-    if len(checkpoints) > len(seeds):
+    if len(checkpoints) not in (1, len(seeds)):
         raise RecipeError(
             f"--init names {len(checkpoints)} checkpoints, and recipe {recipe.name} has {len(seeds)} "
-            f"seeds, which take turns with them; name at most {len(seeds)}"
+            f"seeds; name one for all, or one for each seed"
         )
-    turns = dict(zip(seeds, cycle(checkpoints), strict=False))
-    trials = tuple(replace(settings, init_checkpoint=turns[settings.seed]) for settings in recipe.trials)
+    own = dict(zip(seeds, cycle(checkpoints), strict=False))
+    trials = tuple(replace(settings, init_checkpoint=own[settings.seed]) for settings in recipe.trials)
     words = [word for checkpoint in checkpoints for word in ("--init", checkpoint)]
     return replace(recipe, trials=trials, overridden=(*recipe.overridden, *words))

@@ -297,11 +297,11 @@ def _about_weights(record: StudyRecord) -> list[str]:
     if len(record.weights) == 1:
         return [
             f"The verdicts hold for trainings that start from {record.weights[0]}; from other weights they "
-            f"may differ. With --init A --init B seeds take turns with two."
+            f"may differ. --init, given once for each seed, gives each its own."
         ]
     return [
-        f"Seeds take turns with {len(record.weights)} initial weights; how gains differ between these is in "
-        f"the intervals."
+        f"Each seed starts from weights of its own, {len(record.weights)} in all; how gains differ between "
+        f"these is in the intervals."
     ]
 
 

@@ -41,7 +41,7 @@ def add_overrides(parser: ArgumentParser) -> None:
         "--init",
         action="append",
         metavar="CHECKPOINT",
-        help="weights from which all trials start; given more than once: seeds take turns with them",
+        help="weights from which all trials start; given once for each seed: each seed has its own",
     )
     parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
 

@@ -173,22 +173,25 @@ def test_settings_survive_a_change():
     assert isinstance(with_settings(demo(), [("torch_threads", 2)]).trials[0], TrialSettings)
 
 
-def test_seeds_take_turns_with_several_checkpoints():
-    made = chosen("demo_waves", "--init", "a.pth", "--init", "b.pth")
-    used = {}
-    for settings in made.trials:
-        used.setdefault(settings.seed, set()).add(settings.init_checkpoint)
-    assert len(used) > 2
-    assert [used[seed] for seed in sorted(used)][:4] == [{"a.pth"}, {"b.pth"}, {"a.pth"}, {"b.pth"}]
+def given(names):
+    return [word for name in names for word in ("--init", f"{name}.pth")]
+
+
+def test_each_seed_may_start_from_a_checkpoint_of_its_own():
+    made = chosen("demo", *given("ab"))
+    started = {(settings.seed, settings.init_checkpoint) for settings in made.trials}
+    assert started == {(0, "a.pth"), (1, "b.pth")}
     assert made.checkpoints == ("a.pth", "b.pth")
     assert made.overridden == ("--init", "a.pth", "--init", "b.pth")
-    assert made.digest != chosen("demo_waves", "--init", "a.pth").digest
-    one = chosen("demo_waves", "--init", demo_waves().trials[0].init_checkpoint)
-    assert (one.digest, one.named_trials()) == (demo_waves().digest, demo_waves().named_trials())
+    assert made.digest != chosen("demo", *given("a")).digest
+    one = chosen("demo", "--init", demo().trials[0].init_checkpoint)
+    assert (one.digest, one.named_trials()) == (demo().digest, demo().named_trials())
 
 
-def test_more_checkpoints_than_seeds_are_refused():
-    words = [word for name in "abcdefghi" for word in ("--init", f"{name}.pth")]
-    says = r"--init names 9 checkpoints, and recipe demo has 2 seeds, .* name at most 2"
+@pytest.mark.parametrize(("study", "names", "seeds"), [("demo", "abc", 2), ("demo_waves", "ab", 8)])
+def test_neither_one_checkpoint_nor_one_for_each_seed_is_refused(study, names, seeds):
+    says = (
+        f"--init names {len(names)} checkpoints, and recipe {study} has {seeds} seeds; name one for all, or"
+    )
     with pytest.raises(RecipeError, match=says):
-        chosen("demo", *words)
+        chosen(study, *given(names))

@@ -259,7 +259,7 @@ def test_a_report_says_for_which_weights_its_verdicts_hold(golden):
 
     one = "start from w/a.pth; from other weights they may differ"
     assert one in notes_with({"c.py": "1", "w/a.pth": "2"})
-    assert "take turns with 2 initial weights" in notes_with({"c.py": "1", "a.pth": "2", "b.pth": "3"})
+    assert "weights of its own, 2 in all" in notes_with({"c.py": "1", "a.pth": "2", "b.pth": "3"})
     assert "weights" not in notes_with({"c.py": "1"})
     with pytest.raises(ReportError, match="inputs that cannot be read"):
         notes_with([1])

@@ -206,9 +206,10 @@ def test_the_confirmation_trains_the_two_best_plans_and_reads_their_gains(recipe
 
 def test_fresh_seeds_take_turns_with_the_checkpoints_of_the_study(recipe):
     arms = arms_of(recipe, advised(recipe, CLEAR))
-    recipe = with_init(replace(recipe, confirmation_seeds=(7, 8, 9)), ["a.pth", "b.pth"])
-    started = {(s.seed, s.init_checkpoint) for s in confirmation(recipe, arms).trials}
-    assert started == {(7, "a.pth"), (8, "b.pth"), (9, "a.pth")}
+    names = [f"{seed}.pth" for seed in recipe.rule.seeds]
+    recipe = with_init(replace(recipe, confirmation_seeds=tuple(range(20, 21 + len(names)))), names)
+    started = dict(sorted((s.seed, s.init_checkpoint) for s in confirmation(recipe, arms).trials))
+    assert [*started.values()] == [*names, names[0]]
 
 
 def test_all_layers_run_again_only_if_they_are_among_the_best(recipe):
