@@ -190,8 +190,6 @@ def test_each_seed_may_start_from_a_checkpoint_of_its_own():
 
 @pytest.mark.parametrize(("study", "names", "seeds"), [("demo", "abc", 2), ("demo_waves", "ab", 8)])
 def test_neither_one_checkpoint_nor_one_for_each_seed_is_refused(study, names, seeds):
-    says = (
-        f"--init names {len(names)} checkpoints, and recipe {study} has {seeds} seeds; name one for all, or"
-    )
+    says = f"--init names {len(names)} checkpoints, and recipe {study} has {seeds} seeds; name one for all"
     with pytest.raises(RecipeError, match=says):
         chosen(study, *given(names))
