@@ -14,7 +14,8 @@ from experiments.reporting.figures.plans import accuracy_speed, learned_scale
 from experiments.reporting.figures.screening import screening_figure
 from experiments.reporting.figures.style import Drawing, to_png, to_svg
 from experiments.reporting.markdown import VERDICT_HEADS, commands, plan_lines, shown_tables, verdict_cells
-from experiments.reporting.summary import ReportError, Summary
+from experiments.reporting.study_record import ReportError
+from experiments.reporting.summary import Summary
 from experiments.reporting.tables.base import MINUS, Table, spell_levels
 from experiments.reporting.wording import reading
 from pipeline.storage.files import atomic_write

@@ -26,7 +26,8 @@ from experiments.reporting.figures.style import to_png
 from experiments.reporting.markdown import to_markdown
 from experiments.reporting.page import drawings, to_html
 from experiments.reporting.report import print_report, write_report
-from experiments.reporting.summary import ReportError, read_record, summarize
+from experiments.reporting.study_record import ReportError, read_record
+from experiments.reporting.summary import summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
 from experiments.reporting.wording import advise
 from experiments.study.final_report import verdicts_of, write_verdicts

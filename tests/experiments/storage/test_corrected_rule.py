@@ -8,7 +8,8 @@ import pytest
 from experiments.cli import main
 from experiments.cli.study.chosen import chosen_study
 from experiments.recipes.mini import smoke
-from experiments.reporting.summary import read_record, summarize
+from experiments.reporting.study_record import read_record
+from experiments.reporting.summary import summarize
 from experiments.storage.corrected_rule import as_begun
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.confirmation_run import confirmation

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.recipes.mini import smoke
-from experiments.reporting.summary import read_record
+from experiments.reporting.study_record import read_record
 from experiments.storage.study_folder import (
     StudyError,
     StudyFolder,
