@@ -14,6 +14,7 @@ import torch
 
 from experiments.recipes.recipe import Recipe, SyntheticDataset
 from experiments.storage.study_folder import StudyError, StudyFolder, digest_of
+from experiments.study.next_wave import Budget, next_wave
 from experiments.study.progress import task_bar
 from experiments.terminal import Terminal
 from pipeline.config.provenance import files_of
@@ -202,6 +203,16 @@ def check_rule(recipe: Recipe) -> None:
                 f"recipe {recipe.name}: its rule asks for the condition {rule.condition!r}, and trial {name} "
                 f"measures {', '.join(settings.conditions) or 'none'}"
             )
+
+
+def check_budget(recipe: Recipe, budget: Budget) -> None:
+    """Refuse a budget that does not reach the first look of a sequential study that has not begun.
+
+    Raises:
+        AnalysisError: there would be no verdict.
+    """
+    if recipe.design is not None and recipe.rule is not None:
+        next_wave((), recipe.rule, recipe.design, budget)
 
 
 def check_power(recipe: Recipe) -> None:

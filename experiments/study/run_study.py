@@ -13,6 +13,7 @@ from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.confirmation_run import run_confirmation
 from experiments.study.next_wave import Budget
 from experiments.study.preflight import (
+    check_budget,
     check_data,
     check_models,
     check_power,
@@ -100,7 +101,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
         raise StudyError(
             f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
         )
-    options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
+    budget = options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
     check_rule(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
@@ -109,8 +110,10 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
         f"{recipe.question}\n{takes(recipe)}; folder {folder.path}", highlight=False, soft_wrap=True
     )
     with folder.lock(), stored_study(options.storage, folder, console) as study_sync:
-        if not options.underpowered and not folder.has_begun:
-            check_power(recipe)
+        if not folder.has_begun:
+            check_budget(recipe, budget)
+            if not options.underpowered:
+                check_power(recipe)
         return _run_in_folder(recipe, folder, options, console, study_sync)
 
 
