@@ -11,7 +11,7 @@ endif
 
 .PHONY: demo help install test test-all lint docs bench ui clean
 
-demo: $(ENV)  ## generated data, 16 short trainings, verdicts, report.html (6 minutes on two CPU cores)
+demo: $(ENV)  ## generated data, 16 short trainings, verdicts, report.html (6 to 11 minutes on two CPU cores)
 	$(RUN)biaswise demo
 
 help:  ## this list
