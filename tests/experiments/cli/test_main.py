@@ -117,10 +117,6 @@ def test_wrong_words_are_wrong_usage(words, capsys):
             ["study", "run", "smoke", "--max-trials", "0"],
             "the budget is 0 trials; expected more",
         ),
-        (
-            ["study", "run", "smoke_waves", "--max-trials", "3"],
-            "look 1 needs 4 trials in all, and the budget is 3; without a first look there is no verdict",
-        ),
         (["study", "run", "smoke", "--gpu-hours", "-1"], "and -1 GPU hours; expected more than 0"),
         (["study", "run", "smoke", "--gpus-per-trial", "0"], "0 workers a trial: expected 1 or more"),
         (

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
-from experiments.recipes.mini import demo_waves, smoke
+from experiments.recipes.decision_rule import AnalysisError
+from experiments.recipes.mini import demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError
+from experiments.study import run_study
 from experiments.study.preflight import check_rule, refuse_missing
 
 
@@ -39,6 +42,13 @@ def test_a_rule_that_no_trial_could_answer_is_refused(made, changes, sentence):
 def test_a_class_is_a_metric():
     study = smoke()
     check_rule(replace(study, rule=replace(study.rule, metric="AP/car")))
+
+
+def test_a_budget_below_the_first_look_is_refused_before_data_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_study, "make_datasets", lambda *_: pytest.fail("data were made"))
+    options, console = run_study.RunOptions(tmp_path, max_trials=3), Console(quiet=True)
+    with pytest.raises(AnalysisError, match="look 1 needs 4 trials in all, and the budget is 3"):
+        run_study.run_study(smoke_waves(), options, console)
 
 
 def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
