@@ -29,6 +29,7 @@ from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.ray_train.hang_detection import HANG_TIMEOUT_S
 from pipeline.ray_train.launch import check_capacity, run_under_ray
 from pipeline.ray_train.local_cluster import ray_session
+from pipeline.ray_train.reservations import ReservationWatch, free_abandoned
 from pipeline.runtime.cores import available_cores
 from pipeline.runtime.event_log import describe_restarts
 from pipeline.runtime.resource_errors import is_full_disk, no_room
@@ -225,6 +226,7 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
             ),
         ).fit()
+        free_abandoned()
 
 
 class _Watcher(tune.Callback):
@@ -237,6 +239,7 @@ class _Watcher(tune.Callback):
         self._folder, self._progress, self._background_sync = folder, progress, background_sync
         self._running: list[str] = []
         self._looked_at = 0.0
+        self._reservations = ReservationWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to pickle: Tune saves its callbacks for a restore that files make needless."""
@@ -253,10 +256,12 @@ class _Watcher(tune.Callback):
                 self._background_sync.trial_started(name)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Show trials that have ended while others of their cohort go on."""
+        """Show trials that have ended while others of their cohort go on, and workers that wait for room."""
         if time.monotonic() - self._looked_at > LOOK_S:
             self._tell_ends(self._running)
             self._looked_at = time.monotonic()
+            if sentence := self._reservations.look():
+                self._progress.say(sentence)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

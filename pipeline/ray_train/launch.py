@@ -30,6 +30,7 @@ from pipeline.ray_train.ray_internals import (
     single_worker_trainer,
     worker_group_callback,
 )
+from pipeline.ray_train.reservations import free_abandoned
 from pipeline.ray_train.worker import train_loop
 from pipeline.runtime.event_log import HUNG, read_events
 from pipeline.storage.remote import StorageError
@@ -156,6 +157,7 @@ def _fit(run: CohortRun) -> Finished:
         ),
     )
     leave_out_idle_actors(trainer, local=LOCAL_RAY in os.environ)
+    free_abandoned()  # what earlier workers of these trials hold, if their controller was killed
     try:
         refused = trainer.fit().return_value
     except TrainingFailedError as error:

@@ -8,7 +8,8 @@ Functions import what they need. ``biaswise cluster check`` uses this file witho
 controller uses it without torch; importing either takes seconds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
@@ -133,6 +134,48 @@ def free_resources() -> dict[str, dict[str, float]]:
     The public ``ray.available_resources`` gives only the sum over all nodes.
     """
     return dict(ray._private.state.available_resources_per_node())
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The placement group of a trial's workers, which a controller of Ray Train has asked for.
+
+    Attributes:
+        group: the placement group's id, hex.
+        job: id of the Ray job that it belongs to, hex.
+        bundles: resource -> amount, for each worker.
+        pending: there is no room for it yet.
+        abandoned: its controller is dead, so that nobody will use it or give it back.
+    """
+
+    group: str
+    job: str
+    bundles: tuple[dict[str, float], ...]
+    pending: bool
+    abandoned: bool
+
+
+def reservations() -> Iterator[Reservation]:
+    """Yield what controllers of Ray Train, of whatever job, hold or wait for.
+
+    The public ``ray.util.placement_group_table`` does not say who has asked for a group.
+    """
+    from ray._private.state import actors, state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData as Group
+
+    for line in state._connect_and_get_accessor().get_placement_group_table():
+        group = Group.FromString(line)
+        if group.state == Group.REMOVED or not group.creator_actor_id:
+            continue
+        creator = actors(group.creator_actor_id.hex())
+        if creator.get("ActorClassName") == "TrainController":
+            yield Reservation(
+                group.placement_group_id.hex(),
+                group.creator_job_id.hex(),
+                tuple(dict(bundle.unit_resources) for bundle in group.bundles),
+                group.state == Group.PENDING,
+                creator["State"] == "DEAD",
+            )
 
 
 def cluster_status() -> "GetClusterStatusReply":

@@ -22,6 +22,9 @@ SHIM = Path(__file__).with_name("python_shim.py")
 PATIENCE_S = 300
 """The nursery imports for 15 s, on a machine that does much else for two minutes."""
 
+CPUS = 2
+"""Of the worker node."""
+
 SINGLE = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -151,7 +154,11 @@ class Cluster:
 
         with self._python():
             params = RayParams(
-                num_cpus=2, num_gpus=0, redis_address=self.address, gcs_address=self.address, **self._common()
+                num_cpus=CPUS,
+                num_gpus=0,
+                redis_address=self.address,
+                gcs_address=self.address,
+                **self._common(),
             )
             self._worker = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=True)
 
@@ -176,6 +183,19 @@ class Cluster:
             "node_manager_port": 0,
             "temp_dir": str(self._scratch),
         }
+
+    def free_cpus(self) -> float:
+        """Return the CPUs that nothing on the cluster holds."""
+        from ray._private.state import GlobalState
+        from ray._raylet import GcsClientOptions
+
+        state = GlobalState()
+        state._initialize_global_state(
+            GcsClientOptions.create(
+                self.address, None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=True
+            )
+        )
+        return state.available_resources().get("CPU", 0.0)
 
     def kill_worker_node(self) -> None:
         """SIGKILL the worker node's raylet; its workers end by themselves, as on a machine that goes away."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.runtime.event_log import starts_of
 from pipeline.storage.checkpoint import newest_checkpoint
 from tests.chaos.check import Result, Tally, tally
-from tests.chaos.cluster import ROOT, shim
+from tests.chaos.cluster import CPUS, ROOT, shim
 from tests.chaos.faults import FAULTS, LONELY, QUIET, TRACKED, Scene
 from tests.chaos.server import Server
 from tests.chaos.stage import Stage
@@ -23,6 +23,9 @@ LONGEST_S = 300
 
 DEAF_S = 60
 """A study driver whose head is gone is given so long to notice; it takes 10 s."""
+
+GIVEN_BACK_S = 30
+"""Within this time after the end of a study its workers have ended; it takes a second."""
 
 PATIENCE_S = 12
 """Of the watchdog: a step takes a tenth of a second."""
@@ -264,7 +267,16 @@ class _Run:
             odd.append("a traceback was printed")
         if mlflow is not None:
             odd += mlflow.oddities(self.folder.path)
-        return "; ".join(odd)
+        return "; ".join(odd + self._still_held())
+
+    def _still_held(self) -> list[str]:
+        """Say which CPUs of the cluster the study has not given back some time after its end."""
+        deadline = time.monotonic() + GIVEN_BACK_S
+        while (free := self.stage.cluster.free_cpus()) < CPUS:
+            if time.monotonic() > deadline:
+                return [f"the cluster still holds {CPUS - free:g} CPU"]
+            time.sleep(0.5)
+        return []
 
     def _hit(self, found: Tally) -> bool:
         noticed = found.restarts > 0 or self.codes != [0]

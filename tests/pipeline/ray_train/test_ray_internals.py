@@ -214,6 +214,39 @@ def test_a_pending_group_is_in_the_cluster_status_by_its_id(session):
         remove_placement_group(group)
 
 
+class TrainController:
+    """What the tests take for a controller of Ray Train; only the name of the class matters."""
+
+    def reserve(self, cpus):
+        return placement_group([{"CPU": cpus}])
+
+
+class OtherActor(TrainController):
+    """An actor that is none."""
+
+
+def test_reservations_are_the_groups_that_controllers_have_requested(session):
+    from ray.train.v2._internal.execution.controller import TrainController as Theirs
+
+    assert Theirs.__name__ == TrainController.__name__
+    controller, other = (ray.remote(num_cpus=0)(each).remote() for each in (TrainController, OtherActor))
+    fits, does_not = (ray.get(controller.reserve.remote(cpus)) for cpus in (1, 64))
+    groups = [fits, does_not, ray.get(other.reserve.remote(1)), placement_group([{"CPU": 0.5}])]
+    assert fits.wait(60)
+    job = ray.get_runtime_context().get_job_id()
+    found = {each.group: each for each in ray_internals.reservations()}
+    assert found == {
+        group.id.hex(): ray_internals.Reservation(group.id.hex(), job, ({"CPU": cpus},), pending, False)
+        for group, cpus, pending in ((fits, 1.0, False), (does_not, 64.0, True))
+    }
+    ray.kill(controller)
+    ray.kill(other)
+    assert {each.group: each.abandoned for each in ray_internals.reservations()} == dict.fromkeys(found, True)
+    for group in groups:
+        remove_placement_group(group)
+    assert list(ray_internals.reservations()) == []
+
+
 CLUSTER = {
     "cluster_name": "any",
     "max_workers": 1,
