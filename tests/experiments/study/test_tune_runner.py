@@ -4,7 +4,7 @@ import io
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 
 from experiments.storage.study_folder import StudyFolder
 from experiments.study.background_sync import BackgroundSync
@@ -13,6 +13,7 @@ from experiments.study.tune_runner import _Watcher
 from experiments.terminal import Terminal
 from pipeline.ray_train import reservations
 from pipeline.ray_train.local_cluster import ray_session
+from tests.stand_in_controller import reserve
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +23,14 @@ def session():
         yield resources
 
 
-class TrainController:
-    """Reserves room as a controller of Ray Train does, which is known by the name of its class."""
-
-    def reserve(self, cpus):
-        return placement_group([{"CPU": cpus}])
-
-
 def test_the_study_driver_tells_of_workers_that_wait(session, tmp_path, monkeypatch):
     monkeypatch.setattr(reservations, "LOOK_S", 0.0)
     monkeypatch.setattr(reservations, "FIRST_WORD_S", 0.0)
-    controller = ray.remote(num_cpus=0)(TrainController).remote()
-    group = ray.get(controller.reserve.remote(2))
+    controller, group = reserve(2)
     console = Terminal(file=io.StringIO(), width=200)
     with StudyProgress(console, total=1, done=0) as progress:
         sync = BackgroundSync(tmp_path, progress, None, enabled=False)
         _Watcher(StudyFolder(tmp_path), progress, sync).on_step_end(0, [])
     remove_placement_group(group)
+    ray.kill(controller)
     assert "for room: they need 1 worker with 2 CPU each; free now: 1 of 1 CPU" in console.file.getvalue()

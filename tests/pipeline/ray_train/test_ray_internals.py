@@ -23,6 +23,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from pipeline.errors import TrialMemoryError
 from pipeline.ray_train import ray_internals
 from pipeline.ray_train.local_cluster import LOCAL, ray_session
+from tests.stand_in_controller import TrainController, reserve
 
 ROOT = Path(__file__).parents[3]
 PRIVATE = re.compile(
@@ -214,13 +215,6 @@ def test_a_pending_group_is_in_the_cluster_status_by_its_id(session):
         remove_placement_group(group)
 
 
-class TrainController:
-    """What the tests take for a controller of Ray Train; only the name of the class matters."""
-
-    def reserve(self, cpus):
-        return placement_group([{"CPU": cpus}])
-
-
 class OtherActor(TrainController):
     """An actor that is none."""
 
@@ -229,9 +223,9 @@ def test_reservations_are_the_groups_that_controllers_have_requested(session):
     from ray.train.v2._internal.execution.controller import TrainController as Theirs
 
     assert Theirs.__name__ == TrainController.__name__
-    controller, other = (ray.remote(num_cpus=0)(each).remote() for each in (TrainController, OtherActor))
-    fits, does_not = (ray.get(controller.reserve.remote(cpus)) for cpus in (1, 64))
-    groups = [fits, does_not, ray.get(other.reserve.remote(1)), placement_group([{"CPU": 0.5}])]
+    (controller, fits), (other, others) = reserve(1), reserve(1, OtherActor)
+    does_not = ray.get(controller.reserve.remote(64))
+    groups = [fits, does_not, others, placement_group([{"CPU": 0.5}])]
     assert fits.wait(60)
     job = ray.get_runtime_context().get_job_id()
     found = {each.group: each for each in ray_internals.reservations()}

@@ -2,10 +2,11 @@
 
 import pytest
 import ray
-from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import placement_group_table, remove_placement_group
 
 from pipeline.ray_train.local_cluster import ray_session
 from pipeline.ray_train.reservations import FIRST_WORD_S, LOOK_S, ReservationWatch, free_abandoned
+from tests.stand_in_controller import TrainController, reserve
 
 
 @pytest.fixture(scope="module")
@@ -15,21 +16,8 @@ def session():
         yield resources
 
 
-class TrainController:
-    """Reserves room as a controller of Ray Train does, which is known by the name of its class."""
-
-    def reserve(self, cpus):
-        return placement_group([{"CPU": cpus}])
-
-
 class OtherActor(TrainController):
     """An actor whose groups are none of our business."""
-
-
-def reserve(kind, cpus):
-    """Let an actor reserve room; return it and the group."""
-    actor = ray.remote(num_cpus=0)(kind).remote()
-    return actor, ray.get(actor.reserve.remote(cpus))
 
 
 def state(group):
@@ -37,9 +25,9 @@ def state(group):
 
 
 def test_what_a_dead_controller_holds_is_freed_and_nothing_else(session):
-    dead, lost = reserve(TrainController, 1)
-    alive, kept = reserve(TrainController, 0.25)
-    stranger, theirs = reserve(OtherActor, 0.25)
+    dead, lost = reserve(1)
+    alive, kept = reserve(0.25)
+    stranger, theirs = reserve(0.25, OtherActor)
     assert all(group.wait(60) for group in (lost, kept, theirs))
     ray.kill(dead)
     ray.kill(stranger)
@@ -63,7 +51,7 @@ class Clock:
 
 
 def test_a_watch_frees_what_is_abandoned(session):
-    dead, lost = reserve(TrainController, 1)
+    dead, lost = reserve(1)
     assert lost.wait(60)
     ray.kill(dead)
     clock = Clock()
@@ -77,7 +65,7 @@ def test_a_watch_frees_what_is_abandoned(session):
 
 
 def test_workers_that_wait_are_told_of_now_and_then(session):
-    controller, group = reserve(TrainController, 64)
+    controller, group = reserve(64)
     clock = Clock()
     watch, said = ReservationWatch(clock), {}
     while clock.now < 5 * FIRST_WORD_S:
