@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.factorial import Design, Factor, full, plan_of
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, SyntheticDataset, trials_of
 from pipeline.config.plan import Plan
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -63,6 +64,7 @@ def _fine_tuning(study: str) -> TrialSettings:
         # 80 of the 160 frames, gently: at half the config's rate 40 steps lose 2 points of mAP
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
         init_checkpoint=MINI_CHECKPOINT,
+        overrides=(KEPT_STATISTICS,),
         conditions=CONDITIONS,
         torch_threads=1,  # two trials on two cores: their start-ups overlap, no thread waits for another
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from experiments.recipes.decision_rule import SCREENING, DecisionRule
 from experiments.recipes.factorial import Arm, Design, Factor, fraction, full
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.layer_study import layer_study
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
 from pipeline.config.plan import Plan
@@ -54,6 +55,7 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
             amp=True,
         ),
         init_checkpoint=f"checkpoints/cmt_{size}_cbgs.pth",
+        overrides=(KEPT_STATISTICS,),
         conditions=CONDITIONS,
         num_workers=workers,
         device="cuda",

@@ -46,6 +46,7 @@ class CmtDetector(Trunk, Base3DDetector):
         half_sparse_encoder: whether the middle encoder runs in half precision on a GPU, under autocast, while
             nothing in it learns.
         use_grid_mask: whether to mask a grid of rectangles of the images in training.
+        norm_eval: whether all batch norms keep their statistics in training, as those of frozen modules do.
         train_cfg: ``dict(pts=...)``, the head's ``train_cfg`` at the place where CMT's configs have it.
         data_preprocessor: ``Det3DDataPreprocessor``; the LiDAR branch voxelises by itself.
         init_cfg: see mmengine.
@@ -72,11 +73,13 @@ class CmtDetector(Trunk, Base3DDetector):
         pts_neck: dict[str, Any] | None = None,
         half_sparse_encoder: bool = True,
         use_grid_mask: bool = False,
+        norm_eval: bool = False,
         train_cfg: dict[str, Any] | None = None,
         data_preprocessor: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.norm_eval = norm_eval
         self.build_image_branch(image_size, img_backbone, img_neck, use_grid_mask)
         parts = {
             "pts_voxel_layer": pts_voxel_layer,
@@ -189,11 +192,12 @@ class CmtDetector(Trunk, Base3DDetector):
         ]
 
     def train(self, mode: bool = True) -> "CmtDetector":
-        """Set the mode; a batch norm with frozen parameters keeps its statistics in training too."""
+        """Set the mode. With ``norm_eval``, or with frozen parameters, a batch norm keeps its statistics."""
         super().train(mode)
         for module in self.modules():
             own = list(module.parameters(recurse=False))
-            if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+            frozen = own and not any(p.requires_grad for p in own)
+            if isinstance(module, _BatchNorm) and (self.norm_eval or frozen):
                 module.training = False
         return self
 

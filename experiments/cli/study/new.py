@@ -192,6 +192,7 @@ def _say(console: "Terminal", text: str) -> None:
 
 def _base(arguments: Namespace, others: tuple[str, ...]) -> tuple[TrialSettings, int]:
     """Return the settings of all trials, and the training frames."""
+    from experiments.recipes.fine_tuning import KEPT_STATISTICS
     from experiments.recipes.overrides import with_data
     from experiments.recipes.recipe import Recipe
     from pipeline.config.plan import Plan
@@ -210,6 +211,7 @@ def _base(arguments: Namespace, others: tuple[str, ...]) -> tuple[TrialSettings,
         data=data,
         train=TrainSettings(None, batch, amp=bool(arguments.gpus)),
         init_checkpoint=arguments.init,
+        overrides=(KEPT_STATISTICS,),
         conditions=CONDITIONS,
         num_workers=workers,
         device="cuda" if arguments.gpus else "cpu",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.recipes.decision_rule import DecisionRule
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.generated.datasets import LOADERS, STUDY_DATA
 from experiments.recipes.generated.model import R50, VOV, Size, shared_overrides
 from experiments.recipes.generated.pretraining import pretrain_r50, pretrain_vov, weights_of
@@ -26,7 +27,7 @@ def _study(name: str, size: Size, pretraining: Recipe, seeds: Sequence[int]) -> 
         init_checkpoint=weights_of(pretraining),
         conditions=CONDITIONS,
         device="cuda",
-        overrides=shared_overrides(size),
+        overrides=(KEPT_STATISTICS, *shared_overrides(size)),
     )
     plans = {arm: plan_of_arm(design, arm) for arm in design.arms}
     looks = tuple(range(2, len(seeds) + 1))

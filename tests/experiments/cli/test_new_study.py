@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.cli import main
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.mini import MINI_CHECKPOINT, MINI_CONFIG
 from experiments.recipes.registry import recipe
 from pipeline.config.plan import Choice
@@ -48,6 +49,7 @@ def test_the_file_is_a_study_of_the_users_config_data_and_checkpoint(here, capsy
         ("of-v1.0-mini",),
     )
     assert (first.train.steps, first.data.nuscenes_version) == (20, "v1.0-mini"), "an epoch of 40 frames"
+    assert first.overrides == (KEPT_STATISTICS,)
     assert first.plan["decoder.0.cross"] == Choice("none", "gathered")
     assert made.rule.treatments == ("window:5",)
     assert (len(made.trials), made.design.kind, made.confirmation_seeds) == (32, "full", (100, 101))
@@ -56,7 +58,7 @@ def test_the_file_is_a_study_of_the_users_config_data_and_checkpoint(here, capsy
     assert "32 trials (8 arms, 4 seeds) find a net gain of the margin" in said
     assert "Trial hours: computed" in said
     lines = (here / "my_study.py").read_text().splitlines()
-    assert len(lines) <= 48
+    assert len(lines) <= 51
     assert main(["study", "power", "my_study.py"]) == 0
 
 
@@ -103,6 +105,7 @@ def test_full_size_on_eight_gpus(here, capsys):
     assert (first.num_workers, first.train.batch_size, first.device, first.train.amp) == (8, 2, "cuda", True)
     assert first.plan["decoder.5.cross"] == Choice("none", "rects")
     assert {key.rpartition(".")[2]: json.loads(text) for key, text in first.overrides} == {
+        "norm_eval": True,
         "info_path": "of-v1.0-trainval/nuscenes_dbinfos_train.pkl",
         "data_root": "of-v1.0-trainval",
     }

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.mini import demo, demo_waves, smoke
 from experiments.recipes.nuscenes import r50_waves
 from experiments.recipes.overrides import known_keys, with_data, with_settings
@@ -32,7 +33,7 @@ def test_settings_of_all_trials_and_of_the_rule():
     made = chosen("demo_waves", "--set", "train.steps=60", "rule.confidence=0.9", "conditions=clean",
                   "config.optim_wrapper.optimizer.lr=1e-3", "early_stopping.steps=30")  # fmt: skip
     assert {(s.train.steps, s.conditions) for s in made.trials} == {(60, ("clean",))}
-    assert {s.overrides for s in made.trials} == {(("optim_wrapper.optimizer.lr", "0.001"),)}
+    assert {s.overrides for s in made.trials} == {(KEPT_STATISTICS, ("optim_wrapper.optimizer.lr", "0.001"))}
     assert made.rule == replace(demo_waves().rule, confidence=0.9)
     assert made.early_stopping.steps == (30,)
     assert made.digest != demo_waves().digest
@@ -64,7 +65,7 @@ def test_what_is_overridden_by_its_own_value_is_the_same_study():
 
 def test_a_key_of_the_config_that_is_set_twice_has_the_last_value():
     once = with_settings(demo(), [("config.a.b", 1)])
-    assert with_settings(once, [("config.a.b", 2)]).trials[0].overrides == (("a.b", "2"),)
+    assert with_settings(once, [("config.a.b", 2)]).trials[0].overrides == (KEPT_STATISTICS, ("a.b", "2"))
 
 
 def test_every_setting_but_those_of_the_design_is_a_key():
@@ -154,6 +155,7 @@ def test_the_database_of_objects_is_taken_from_the_dataset(tmp_path):
     assert sorted((key.rpartition(".")[2], json.loads(text)) for key, text in overrides) == [
         ("data_root", root),
         ("info_path", f"{root}/nuscenes_dbinfos_train.pkl"),
+        ("norm_eval", True),
     ]
 
 

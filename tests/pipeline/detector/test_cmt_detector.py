@@ -129,6 +129,16 @@ def test_frozen_branches_stay_bit_for_bit(model: CmtDetector, make_sample: MakeS
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in frozen.items())
 
 
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_norm_eval_keeps_the_statistics_of_norms_that_train(norm_eval: bool, make_sample: MakeSample) -> None:
+    model = build_model(MINI, [*SMALL, ("model.norm_eval", json.dumps(norm_eval))]).train()
+    norm = model.pts_bbox_head.shared_conv.bn
+    before = norm.running_mean.clone()
+    losses_of(model, [make_sample(0)])[0].backward()
+    assert torch.equal(norm.running_mean, before) == norm_eval
+    assert norm.weight.grad is not None, "its scale is learned all the same"
+
+
 def test_a_model_without_aqr_builds_and_refuses_a_bias(make_sample: MakeSample) -> None:
     head = "model.pts_bbox_head"
     layers = f"{head}.transformer.decoder.transformerlayers"
