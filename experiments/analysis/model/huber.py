@@ -39,14 +39,17 @@ class RobustFit:
 def fit_huber(matrix: Array, response: Array, rounds: NDArray[np.int64]) -> RobustFit:
     """Fit ``response ~ block per round + matrix``.
 
-    The scale is the median absolute residual, enlarged for the coefficients and blocks that were fitted.
+    The scale is the median absolute residual, enlarged for the coefficients and blocks that were fitted. If
+    these are half of the visits or more, the fit may go through most visits, and the median says nothing of
+    the others. Then no visit counts as an outlier, and the fit is that of least squares.
 
     Args:
         matrix: (visits, columns) of full rank within rounds.
         response: (visits,) what is explained.
         rounds: (visits,) index of the round, from 0 without gaps.
     """
-    num_free = len(matrix) - matrix.shape[1] - rounds.max() - 1
+    num_fitted = matrix.shape[1] + rounds.max() + 1
+    num_free = len(matrix) - num_fitted
     enlarged = math.sqrt(len(matrix) / max(num_free, 1)) / ndtri(0.75)
     weights = np.ones(len(matrix))
     effect = np.zeros(matrix.shape[1])
@@ -57,8 +60,8 @@ def fit_huber(matrix: Array, response: Array, rounds: NDArray[np.int64]) -> Robu
         effect = np.linalg.lstsq(inner * root[:, None], outer * root, rcond=None)[0]
         residuals = outer - inner @ effect
         scale = float(enlarged * np.median(np.abs(residuals)))
-        edge = TUNING * scale if scale > 0 else math.inf
-        if scale == 0 or np.abs(effect - before).max() < CONVERGED:
+        edge = TUNING * scale if scale > 0 and num_free > num_fitted else math.inf
+        if edge == math.inf or np.abs(effect - before).max() < CONVERGED:
             break
         weights = np.minimum(1.0, edge / np.maximum(np.abs(residuals), CONVERGED * edge))
     moved = _without_each_round(matrix, residuals, edge, rounds)
