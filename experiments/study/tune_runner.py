@@ -226,7 +226,7 @@ def _tune(
                 failure_config=tune.FailureConfig(max_failures=DRIVER_FAILURES),
             ),
         ).fit()
-        free_abandoned()
+        free_abandoned()  # of controllers that were killed since the last look
 
 
 class _Watcher(tune.Callback):
