@@ -57,7 +57,7 @@ class Train(Command):
         """Return 0."""
         overrides = read_cfg_options(arguments)
         from experiments.storage.study_folder import StudyFolder, write_json
-        from experiments.study.preflight import make_datasets
+        from experiments.study.preflight.datasets import make_datasets
         from experiments.terminal import Terminal
         from pipeline.detector.build import load_config
         from pipeline.redaction import refuse_secrets

@@ -12,18 +12,17 @@ from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.confirmation_run import run_confirmation
 from experiments.study.next_wave import Budget
-from experiments.study.preflight import (
+from experiments.study.preflight.checks import (
     check_budget,
     check_data,
-    check_models,
     check_power,
     check_rule,
     check_tracking,
     check_trials,
-    digest_inputs,
-    make_datasets,
-    refuse_missing,
 )
+from experiments.study.preflight.datasets import make_datasets
+from experiments.study.preflight.inputs import digest_inputs, refuse_missing
+from experiments.study.preflight.models import check_models
 from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
@@ -151,7 +150,7 @@ def _run_claimed(
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
         with console.status("checking data, plans and weights"):
             check_data(recipe)
-            check_models(recipe)
+            check_models(recipe, console)
         if options.tracking:
             check_tracking(console)
     recipe, running = _with_concurrency(recipe, folder, options, console)

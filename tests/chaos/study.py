@@ -19,7 +19,8 @@ from experiments.recipes.factorial import Factor, full, plan_of
 from experiments.recipes.mini import CROSS_SITES, IMPL, REST, smoke
 from experiments.recipes.recipe import Recipe, SyntheticDataset, trials_of
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import digest_inputs, make_datasets
+from experiments.study.preflight.datasets import make_datasets
+from experiments.study.preflight.inputs import digest_inputs
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.trial_status import TrialState

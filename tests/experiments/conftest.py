@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import SyntheticDataset
-from experiments.study.preflight import make_datasets
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.ray_train.local_cluster import LOCAL_RAY
 from pipeline.storage.temporary import temporary_folder
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import write_json
-from experiments.study.preflight import make_datasets
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.ray_train.local_cluster import prepare_ray, ray_session
 
 TEN_MINUTES_S = 600

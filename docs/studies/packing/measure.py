@@ -31,7 +31,9 @@ from experiments.packing.policy import PackingRequest
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder, read_json, write_json
-from experiments.study.preflight import check_data, check_models, make_datasets
+from experiments.study.preflight.checks import check_data
+from experiments.study.preflight.datasets import make_datasets
+from experiments.study.preflight.models import check_models
 from pipeline.metrics.rows import read_study
 from pipeline.ray_train.local_cluster import prepare_ray
 
@@ -57,7 +59,7 @@ def main() -> None:
     chosen, console = overridden_study(asked.recipe, words), Console(width=150)
     make_datasets(chosen.datasets, console)
     check_data(chosen)
-    check_models(chosen)
+    check_models(chosen, console)
     requests = {f"{COHORTS}{arms}": PackingRequest(-(-asked.packed // arms), arms) for arms in asked.arms}
     requests[PACKED] = PackingRequest(asked.concurrent, 1, probing=asked.concurrent is None)
     requests[ALONE] = PackingRequest(1, 1)

@@ -13,7 +13,8 @@ from experiments.packing.policy import PackingRequest, packing_of
 from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import check_trials, digest_inputs
+from experiments.study.preflight.checks import check_trials
+from experiments.study.preflight.inputs import digest_inputs
 from pipeline.metrics.rows import Row, read_rows, select
 from pipeline.metrics.run_place import SLOT
 from pipeline.runtime.event_log import starts_of

@@ -33,7 +33,8 @@ from experiments.recipes.decision_rule import DecisionRule
 from experiments.recipes.recipe import Recipe, SyntheticDataset
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder, write_json
-from experiments.study.preflight import check_data, make_datasets
+from experiments.study.preflight.checks import check_data
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.ray_train.local_cluster import prepare_ray
 
 FEW = SyntheticDataset(

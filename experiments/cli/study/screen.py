@@ -65,13 +65,10 @@ def _trained(
     """Train the trial of the screening, unless that is done; return its folder, or None if it failed."""
     from experiments.analysis.screening import FOLDER
     from experiments.storage.study_folder import StudyFolder
-    from experiments.study.preflight import (
-        check_data,
-        check_models,
-        check_trials,
-        digest_inputs,
-        make_datasets,
-    )
+    from experiments.study.preflight.checks import check_data, check_trials
+    from experiments.study.preflight.datasets import make_datasets
+    from experiments.study.preflight.inputs import digest_inputs
+    from experiments.study.preflight.models import check_models
     from experiments.study.tune_runner import ExecutionOptions, run_trials
 
     name = chosen.trial_name(settings)
@@ -85,7 +82,7 @@ def _trained(
         check_trials(alone, folder)
         if not folder.is_complete(name):
             check_data(alone)
-            check_models(alone)
+            check_models(alone, console)
         outcome = run_trials(alone, folder, console, ExecutionOptions(tracking=False))
     for reason in outcome.failed.values():
         console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True)

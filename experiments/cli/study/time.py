@@ -33,7 +33,9 @@ class TimeStudy(Command):
         """Return 0."""
         from experiments.packing.policy import with_packing
         from experiments.storage.study_folder import StudyFolder
-        from experiments.study.preflight import check_data, digest_inputs, make_datasets
+        from experiments.study.preflight.checks import check_data
+        from experiments.study.preflight.datasets import make_datasets
+        from experiments.study.preflight.inputs import digest_inputs
         from experiments.study.price_run import show_prices, time_study
         from experiments.terminal import Terminal
 

@@ -10,7 +10,7 @@ from experiments.calibration.planning.power import DEMO_NOISE, ErrorSources, Pow
 from experiments.calibration.planning.study_size import other_designs, other_seeds, size_of
 from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyError
-from experiments.study.preflight import check_power
+from experiments.study.preflight.checks import check_power
 from pipeline.storage.paths import ROOT
 
 DEMO = size_of(recipe("demo"))

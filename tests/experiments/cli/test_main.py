@@ -308,7 +308,7 @@ def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda datasets, console: None)
+    monkeypatch.setattr("experiments.study.preflight.datasets.make_datasets", lambda datasets, console: None)
     monkeypatch.setattr(
         "experiments.cli.trial._run_here",
         lambda settings, folder, measured: seen.append((settings, folder, measured)),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.cluster.preemption_watch import Cloud, watch
 from experiments.recipes.mini import smoke
-from experiments.study.preflight import make_datasets
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.ray_train.capacity import CapacityError
 from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check

@@ -15,7 +15,7 @@ from rich.console import Console
 from experiments.recipes.mini import smoke
 from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import make_datasets
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.runtime.event_log import starts_of
 from pipeline.storage.files import writer_lock
 from tests.experiments.cluster.hosted import PATIENCE_S, numbers, redone, settings_of

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments.recipes.generated.datasets import STUDY_DATA, TRAINING_DATA
 from experiments.recipes.generated.model import SWEEPS
 from experiments.recipes.registry import recipe
-from experiments.study.preflight import make_datasets
+from experiments.study.preflight.datasets import make_datasets
 from pipeline.detector.build import load_config
 from pipeline.training.dataset import TrainingData, database_paths
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.recipes.mini import cross_plan, smoke
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import digest_inputs
+from experiments.study.preflight.inputs import digest_inputs
 from experiments.study.tune_runner import ExecutionOptions, run_trials
 from pipeline.config.settings import TrainSettings
 from pipeline.metrics.rows import read_rows

@@ -1,6 +1,7 @@
 """Preflight of a study: a rule about what no trial will measure is refused before any of them runs."""
 
 import importlib.util
+import io
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 from rich.console import Console
 
 from experiments.recipes.decision_rule import AnalysisError
-from experiments.recipes.mini import demo_waves, smoke, smoke_waves
+from experiments.recipes.fine_tuning import KEPT_STATISTICS
+from experiments.recipes.mini import demo, demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError
 from experiments.study import run_study
-from experiments.study.preflight import check_rule, refuse_missing
+from experiments.study.preflight.checks import check_rule
+from experiments.study.preflight.inputs import refuse_missing
+from experiments.study.preflight.models import check_models
+from experiments.terminal import Terminal
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -49,6 +54,26 @@ def test_a_budget_below_the_first_look_is_refused_before_data_are_made(tmp_path,
     options, console = run_study.RunOptions(tmp_path, max_trials=3), Console(quiet=True)
     with pytest.raises(AnalysisError, match="look 1 needs 4 trials in all, and the budget is 3"):
         run_study.run_study(smoke_waves(), options, console)
+
+
+def test_a_study_is_warned_of_batch_norms_that_forget_their_weights():
+    """A rate of 0 costs the mini 5.8 points of NDS so (docs/log.md, 2026-11-30)."""
+
+    def said(study):
+        console = Terminal(file=io.StringIO(), width=200)
+        check_models(study, console)
+        return console.file.getvalue()
+
+    kept = replace(demo(), trials=demo().trials[:2])
+    assert KEPT_STATISTICS in kept.trials[0].overrides
+    without = tuple(pair for pair in kept.trials[0].overrides if pair != KEPT_STATISTICS)
+    forgetful = replace(kept, trials=tuple(replace(s, overrides=without) for s in kept.trials))
+    fresh = replace(forgetful, trials=tuple(replace(s, init_checkpoint="") for s in forgetful.trials))
+    assert said(kept) == said(fresh) == ""
+    warning = said(forgetful)
+    assert warning.count("warning:") == 1
+    assert "new statistics from batches of 2 (pts_bbox_head.shared_conv." in warning
+    assert "--set config.model.norm_eval=true" in warning
 
 
 def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):

@@ -16,8 +16,11 @@ from rich.console import Console
 
 from experiments.recipes.mini import cross_plan, smoke
 from experiments.storage.study_folder import StudyFolder
-from experiments.study.preflight import check_data, check_models, check_trials, digest_inputs
+from experiments.study.preflight.checks import check_data, check_trials
+from experiments.study.preflight.inputs import digest_inputs
+from experiments.study.preflight.models import check_models
 from experiments.study.tune_runner import ExecutionOptions, run_trials
+from experiments.terminal import Terminal
 from pipeline.config.settings import DataSettings, TrainSettings
 from pipeline.metrics.rows import read_rows, select
 from pipeline.runtime.event_log import starts_of
@@ -134,7 +137,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     folder.claim(recipe, digest_inputs(recipe))
     check_trials(recipe, folder)
     check_data(recipe)
-    check_models(recipe)
+    check_models(recipe, Terminal(quiet=True))
     killed, doubled, together = (folder.trial(name) for name in recipe.named_trials())
     earlier = offspring().keys()
     killer = Killer(killed, earlier)

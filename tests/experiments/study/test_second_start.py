@@ -44,7 +44,7 @@ def test_another_recipe(folder, tmp_path):
     ids=" ".join,
 )
 def test_a_command(words, folder, monkeypatch):
-    monkeypatch.setattr("experiments.study.preflight.make_datasets", lambda datasets, console: None)
+    monkeypatch.setattr("experiments.study.preflight.datasets.make_datasets", lambda datasets, console: None)
     before = content(folder)
     with folder.lock():
         assert main([*words, "--runs-dir", str(folder.path.parent)]) == 2
