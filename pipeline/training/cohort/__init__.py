@@ -1,7 +1,8 @@
 """Trains trials that differ in nothing but their plan together, in lock-step: a cohort. One trial is one too.
 
 Rows and checkpoints of a trial are those that it would have alone. ``lockstep`` has the training loop,
-``arm`` what each trial has to itself.
+``arm`` what each trial has to itself, ``shared`` what they have in common, ``leaving`` which errors concern
+one alone.
 """
 
 import traceback
@@ -16,8 +17,8 @@ from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.resource_errors import explain_resource_errors
 from pipeline.storage.files import exclusive_writer
 from pipeline.training.cohort.arm import Arm as Arm
+from pipeline.training.cohort.leaving import Left, own_errors, raise_error
 from pipeline.training.cohort.lockstep import Cohort as Cohort
-from pipeline.training.cohort.lockstep import Left, own_errors, raise_error
 from pipeline.training.preflight import check
 
 

@@ -10,19 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pipeline.config.early_stopping import EarlyStopping
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.data.loading.broken_frames import BrokenFrames
-from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.openmmlab.weight_average import WeightAverage
 from pipeline.detector.precision import attention_dtype
 from pipeline.detector.weights import save_weights
 from pipeline.errors import DivergedError, TrialError
-from pipeline.evaluation.evaluator import Evaluator, ValidationSplit
+from pipeline.evaluation.evaluator import Evaluator
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor
 from pipeline.evaluation.scoring import ScoresByCondition
 from pipeline.metrics.timing import Moment, StepTimes
@@ -30,11 +27,11 @@ from pipeline.runtime.determinism import seed_everything
 from pipeline.runtime.event_log import RESUMED, STARTED, append_event
 from pipeline.runtime.session import Session
 from pipeline.storage.checkpoint import Trained
+from pipeline.training.cohort.shared import SharedParts, SharedStep, StepInputs
 from pipeline.training.components.checkpointer import Checkpointer
 from pipeline.training.components.early_stopper import EarlyStopper
 from pipeline.training.components.metrics_logger import MetricsLogger, open_recorder
 from pipeline.training.components.progress import ProgressReporter
-from pipeline.training.resolve_config import ResolvedTraining
 from pipeline.training.setup import build_train_step
 from pipeline.training.step import Launched, Prepared, learning_rate, lr_factor, plan_of_step
 
@@ -45,61 +42,6 @@ class Arm:
 
     settings: TrialSettings
     session: Session
-
-
-@dataclass(frozen=True)
-class SharedParts:
-    """What the arms of a cohort have in common when they are set up.
-
-    Attributes:
-        training: settings and config put together; its plans are those of one of the arms.
-        optim_wrapper: of the config.
-        split: what the arms are measured on.
-        data: fingerprint of the data.
-        early_stopping: where they are measured before their ends.
-        recorders: of their CUDA graphs.
-    """
-
-    training: ResolvedTraining
-    optim_wrapper: Any
-    split: ValidationSplit
-    data: str
-    early_stopping: EarlyStopping
-    recorders: Recorders
-
-
-@dataclass(frozen=True)
-class SharedStep:
-    """What all arms have in common in a step.
-
-    Attributes:
-        index: of the step, from 0.
-        tokens: of its frames, on this rank.
-        wait_s: seconds until the loader gave the batch.
-        begun: before collation.
-        ended: after the trunk.
-    """
-
-    index: int
-    tokens: tuple[str, ...]
-    wait_s: float
-    begun: Moment
-    ended: Moment
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """What all arms read in a step.
-
-    Attributes:
-        step: which it is.
-        prepared: features of the trunk and ground truth, for each batch of the step.
-        random_state: of torch on the CPU after the trunk, in which images may have been masked.
-    """
-
-    step: SharedStep
-    prepared: list[Prepared]
-    random_state: Tensor
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ Batches are loaded, uploaded and preprocessed once, and the trunk of the model r
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from pipeline.config.early_stopping import EarlyStopping
-from pipeline.config.plan import PlanError
 from pipeline.data.formats.fingerprint import fingerprint
 from pipeline.data.loading.batches import training_batches
 from pipeline.data.loading.broken_frames import BrokenFrames
@@ -25,7 +24,6 @@ from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.detector.deployment import train_through_graphs
 from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.detector.precision import with_autocast
-from pipeline.errors import DivergedError, TrialMemoryError, is_user_error
 from pipeline.evaluation.evaluator import ValidationSplit
 from pipeline.evaluation.inference import DetectionsByCondition, predict_each
 from pipeline.evaluation.scoring import scores_of_each, scoring_tasks
@@ -34,41 +32,14 @@ from pipeline.runtime.background import in_background
 from pipeline.runtime.determinism import seed_everything
 from pipeline.storage.checkpoint import CheckpointError
 from pipeline.storage.paths import resolve_path
-from pipeline.training.cohort.arm import Arm, ArmTrainer, SharedParts, SharedStep, StepInputs
+from pipeline.training.cohort.arm import Arm, ArmTrainer
+from pipeline.training.cohort.leaving import Left, own_errors, raise_error
+from pipeline.training.cohort.shared import SharedParts, SharedStep, StepInputs
 from pipeline.training.dataset import TrainingData
 from pipeline.training.resolve_config import resolve_training
 from pipeline.training.setup import build_detector, put_plans
 
-ALIKE_ON_ALL_RANKS = (DivergedError, PlanError, CheckpointError)
-"""Errors of an arm that all ranks meet at the same point, so that the arm can leave a cohort of several."""
-
-Left = Callable[[Arm, Exception | None], None]
-"""Gets an arm that has left its cohort, and its error; None: it is done, or was stopped early."""
-
 _LOG = logging.getLogger(__name__)
-
-
-def raise_error(_: Arm, error: Exception | None) -> None:
-    """Raise the error of an arm, if it has one: what a trial that runs alone does."""
-    if error is not None:
-        raise error
-
-
-@contextmanager
-def own_errors(arm: Arm, left: Left) -> Iterator[None]:
-    """Let an arm leave if an error concerns it alone; any other error is raised.
-
-    Args:
-        arm: what runs inside.
-        left: told of the arm that leaves.
-    """
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        alone = is_user_error(error) and not isinstance(error, TrialMemoryError)
-        if not alone or (arm.session.world_size > 1 and not isinstance(error, ALIKE_ON_ALL_RANKS)):
-            raise
-        left(arm, error)
 
 
 class Cohort:

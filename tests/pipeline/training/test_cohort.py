@@ -33,8 +33,9 @@ from pipeline.metrics.timing import Moment
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.training.cohort import Arm, ArmEnd, Cohort, run_cohort
-from pipeline.training.cohort.arm import ArmTrainer, SharedStep, StepInputs
-from pipeline.training.cohort.lockstep import own_errors
+from pipeline.training.cohort.arm import ArmTrainer
+from pipeline.training.cohort.leaving import own_errors
+from pipeline.training.cohort.shared import SharedStep, StepInputs
 from pipeline.training.step import Prepared, TrainStep
 
 Trial = Callable[..., TrialSettings]

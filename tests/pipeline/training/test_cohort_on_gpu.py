@@ -21,7 +21,8 @@ from pipeline.detector.cmt_detector import CmtDetector
 from pipeline.errors import TrialMemoryError
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort, run_cohort
-from pipeline.training.cohort.arm import ArmTrainer, StepInputs
+from pipeline.training.cohort.arm import ArmTrainer
+from pipeline.training.cohort.shared import StepInputs
 from pipeline.training.step import TrainStep
 
 Trial = Callable[..., TrialSettings]
