@@ -17,7 +17,7 @@ from operators.grid import CAMERA, LIDAR
 from pipeline.config.plan import Choice, Plan, PlanError
 from pipeline.detector.acceleration.cuda_graph import Graphs
 from pipeline.detector.backbones.lidar_branch import BranchError
-from pipeline.detector.head.losses import HeadOutput
+from pipeline.detector.head.predictions import HeadOutput
 from pipeline.detector.openmmlab.data_samples import read_meta
 from pipeline.detector.transformer.site_attention import training_requests
 from pipeline.detector.trunk import Trunk

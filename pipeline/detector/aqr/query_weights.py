@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from operators.window_bias import LocalMask
 from pipeline.detector.aqr.projection import ProjectedQueries
-from pipeline.detector.transformer.decoder import FFN, DecoderLayer, layer_configs
+from pipeline.detector.transformer.decoder import DecoderLayer, layer_configs
+from pipeline.detector.transformer.ffn import FFN
 from pipeline.detector.transformer.site_attention import SiteAttention
 
 AQR_KINDS = ("local", "none")  # the encoder's attention has the local mask or none; it takes no other bias

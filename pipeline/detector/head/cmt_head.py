@@ -19,7 +19,8 @@ from pipeline.detector.acceleration.async_transfer import download
 from pipeline.detector.acceleration.cuda_graph import Graphs, replayed
 from pipeline.detector.head.denoising import DenoisingSettings, denoising_mask
 from pipeline.detector.head.head_losses import HeadLosses, split_slots
-from pipeline.detector.head.losses import HeadOutput, Predictions, SetCriterion
+from pipeline.detector.head.losses import SetCriterion
+from pipeline.detector.head.predictions import HeadOutput, Predictions
 from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
 from pipeline.detector.head.task_head import SeparateTaskHead, tf32_products
 from pipeline.detector.openmmlab.data_samples import read_meta

@@ -17,7 +17,8 @@ from pipeline.detector.head.denoising import (
     make_denoising_queries,
     num_groups,
 )
-from pipeline.detector.head.losses import TOKEN_TERMS, Predictions, SetCriterion, by_name
+from pipeline.detector.head.losses import TOKEN_TERMS, SetCriterion, by_name
+from pipeline.detector.head.predictions import Predictions
 from pipeline.detector.head.targets import Targets
 from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
 from pipeline.detector.transformer.position_encoding import Cameras, Memory

@@ -4,7 +4,6 @@ Every decoder layer is matched by itself and has its own losses, with equal weig
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from pipeline.detector.head.box_coder import CODES, encode_boxes
 from pipeline.detector.head.cell_targets import CellTargets
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
 from pipeline.detector.head.matching import HungarianAssigner3D, read_cost
+from pipeline.detector.head.predictions import Predictions, check_finite
 from pipeline.detector.head.targets import NOTHING, Targets
 from pipeline.runtime.collectives import RankMean
 
@@ -27,40 +27,6 @@ TERMS = ("loss_cls", "loss_bbox", "dn_loss_cls", "dn_loss_bbox")
 
 TOKEN_TERMS = ("token_loss_cls", "token_loss_bbox")
 """Losses of the keys, in the order of ``SetCriterion.token_terms``."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of the task heads: L decoder layers, B samples, Q queries.
-
-    Attributes:
-        codes: (L, B, Q, 10), see ``box_coder.CODES``.
-        logits: (L, B, Q, C), one sigmoid per class.
-    """
-
-    codes: Tensor
-    logits: Tensor
-
-    @property
-    def finite(self) -> Tensor:
-        """(L,) bool: whether a layer has neither NaN nor infinity."""
-        return torch.stack([t.isfinite().flatten(1).all(dim=1) for t in (self.codes, self.logits)]).all(dim=0)
-
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """Result of a forward pass of the head.
-
-    Attributes:
-        matching: predictions of the learned queries.
-        denoising: predictions of the denoising slots, and the queries; None without denoising.
-        weights: (B, P + Q, 2) LiDAR and camera weight per query, denoising slots first. None if no layer
-            has a bias.
-    """
-
-    matching: Predictions
-    denoising: tuple[Predictions, DenoisingQueries] | None
-    weights: Tensor | None
 
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -296,17 +262,6 @@ class SetCriterion:
         weights = constant(self.code_weights, codes.device)
         distance = (codes - target.where(usable, codes.detach())).abs() * weights
         return (distance * usable * share).flatten(1).sum(dim=1)
-
-
-def check_finite(heads: Mapping[str, Predictions]) -> None:
-    """Raise FloatingPointError if a prediction is NaN or infinite; ``heads`` are predictions by name."""
-    for name, head in heads.items():
-        layers = head.finite.tolist()
-        if not all(layers):
-            raise FloatingPointError(
-                f"{name}: decoder layer {layers.index(False)} predicts NaN or inf; inputs or weights are "
-                "not finite, or the learning rate is too high"
-            )
 
 
 def by_name(terms: Tensor) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from operators.grid import CAMERA, LIDAR, TokenGrid
 from pipeline.detector.build import build_model
 from pipeline.detector.head.box_coder import encode_boxes
 from pipeline.detector.head.cell_targets import CellTargets, cell_targets
-from pipeline.detector.head.losses import Predictions
+from pipeline.detector.head.predictions import Predictions
 from pipeline.detector.head.targets import Targets
 from pipeline.detector.openmmlab.data_samples import collate
 

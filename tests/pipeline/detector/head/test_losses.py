@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 
 from pipeline.detector.head.denoising import DenoisingQueries, DenoisingSettings
-from pipeline.detector.head.losses import Predictions, SetCriterion
+from pipeline.detector.head.losses import SetCriterion
 from pipeline.detector.head.matching import HungarianAssigner3D
+from pipeline.detector.head.predictions import Predictions
 
 LOSS = 1e-5  # relative; an independent fp64 recomputation came within 1e-6
 WEIGHTS = [2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2]

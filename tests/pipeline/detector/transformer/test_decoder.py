@@ -7,7 +7,8 @@ from torch import nn
 from operators import DenseBias, GlobalBias, LocalMask, TokenGrid
 from pipeline.config.plan import Choice, PlanError
 from pipeline.detector.aqr.query_weights import AQR_KINDS
-from pipeline.detector.transformer.decoder import FFN, CmtTransformer, Decoder
+from pipeline.detector.transformer.decoder import CmtTransformer, Decoder
+from pipeline.detector.transformer.ffn import FFN
 from pipeline.detector.transformer.site_attention import SiteAttention
 
 DIMS, HEADS = 16, 4
