@@ -30,6 +30,8 @@ from pipeline.metrics.rows import Row
 NONE, RECOMMENDED, NEXT = "none", "recommended", "next best"
 BIASED_PLANS = 2
 """Plans with a bias that are trained: the best ones."""
+MOST_ARMS = 1 + BIASED_PLANS
+"""Arms of a confirmation: these, and no bias."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from experiments.recipes.cost import takes
 from experiments.recipes.recipe import Recipe
 from experiments.storage.remote_study import copy_at, stored_study
 from experiments.storage.study_folder import StudyError, StudyFolder
-from experiments.study.confirmation_run import run_confirmation
+from experiments.study.confirmation_run import MOST_ARMS, run_confirmation
 from experiments.study.next_wave import Budget
 from experiments.study.preflight.checks import (
     check_budget,
@@ -158,12 +158,28 @@ def _run_claimed(
     if study_sync:
         study_sync.upload_study()
     outcome, reason = _run(recipe, folder, console, running, budget)
-    if outcome.complete and options.confirmation and recipe.confirmation_seeds:
+    if outcome.complete and _confirms(recipe, folder, options, console):
         left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
         outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
     _close(recipe, folder, outcome, reason, options, console)
     _print_end(outcome, reason, folder, console)
     return outcome
+
+
+def _confirms(recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal) -> bool:
+    """Return whether the confirmation may run; say so if --max-trials leaves no room for it."""
+    if not options.confirmation or not recipe.confirmation_seeds:
+        return False
+    done = sum(folder.is_complete(name) for name in recipe.named_trials())
+    more = MOST_ARMS * len(recipe.confirmation_seeds)
+    if options.max_trials is not None and done + more > options.max_trials:
+        console.print(
+            f"no confirmation: {done} trials have run, it takes up to {more} more, and --max-trials is "
+            f"{options.max_trials}",
+            soft_wrap=True,
+        )
+        return False
+    return True
 
 
 def _with_concurrency(

@@ -95,7 +95,7 @@ class ShowStatus(Command):
     """Show the state of every trial."""
 
     name = "status"
-    help = "show which trials are done, failed, partial or pending"
+    help = "show which trials are complete, failed, running, interrupted or pending"
     example = "study status demo"
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -111,18 +111,22 @@ class ShowStatus(Command):
         from experiments.storage.remote_study import download_study
         from experiments.storage.study_folder import StudyFolder, read_interim_analyses
         from experiments.terminal import Terminal
+        from pipeline.storage.trial_status import TrialState
+        from pipeline.tracking.study_reader import read_end
 
         chosen = chosen_study(arguments)
         folder = StudyFolder(Path(arguments.runs_dir) / chosen.name)
         if arguments.storage:  # not the URI that the folder remembers: it may come from somebody else
             download_study(arguments.storage, folder.path)
         table = Table("trial", "state", box=None)
+        broken_off = read_end(folder.path) is not None and not folder.runs_here()
         failed = 0
         for name in folder.trial_names() or chosen.named_trials():
             state = folder.state(name)
             reason = folder.failure(name)
             failed += bool(reason)
-            table.add_row(name, f"{state.lower()}: {reason}" if reason else state.lower())
+            word = "interrupted" if broken_off and state == TrialState.RUNNING else state.lower()
+            table.add_row(name, f"{word}: {reason}" if reason else word)
         console = Terminal()
         _say_where(folder, arguments.study, console)
         console.print(table)

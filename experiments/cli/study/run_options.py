@@ -19,7 +19,9 @@ def add_run_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="measure which packing of trials is the fastest",
     )
-    parser.add_argument("--max-trials", type=int, metavar="N", help="most trials that may run (all)")
+    parser.add_argument(
+        "--max-trials", type=int, metavar="N", help="most trials that may run, a confirmation included (all)"
+    )
     parser.add_argument(
         "--gpu-hours", type=float, metavar="H", help="most GPU hours of all trials (no limit)"
     )

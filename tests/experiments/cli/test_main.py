@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.storage.paths import JOB_HOME, default_runs_dir
+from pipeline.storage.trial_status import TrialState, update_status
 from pipeline.tracking.study_reader import StudyEnd, write_end
 from pipeline.yaml_files import parse_yaml
 
@@ -297,7 +299,12 @@ def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was
     with folder.lock():
         assert "A process of this machine runs it." in said()
     assert "it was killed, and MLflow shows it as running until then" in said()
+    update_status(folder.trial(first), lambda status: replace(status, state=TrialState.RUNNING))
+    assert [first, "running"] in map(str.split, said().splitlines())
     write_end(folder.path, StudyEnd("KILLED", "The run broke off: it was interrupted"))
+    lines = [line.split() for line in said().splitlines()]
+    assert [first, "interrupted"] in lines
+    assert [second, "pending"] in lines
     assert "goes on with it." in (interrupted := said())
     assert "MLflow shows it as running" not in interrupted
     write_end(folder.path, None)

@@ -12,7 +12,7 @@ from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.mini import demo, demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
-from experiments.storage.study_folder import StudyError
+from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study import run_study
 from experiments.study.preflight.checks import check_rule
 from experiments.study.preflight.inputs import refuse_missing
@@ -104,3 +104,22 @@ def test_on_a_cluster_its_machines_have_the_gpus(tmp_path, monkeypatch):
     with pytest.raises(StudyError, match="things are missing") as refusal:
         refuse_missing(recipe("r50_waves"))
     assert "GPU" not in str(refusal.value)
+
+
+def test_a_confirmation_counts_as_trials_of_the_study(tmp_path):
+    """Three arms with each fresh seed: a confirmation of two seeds takes up to six trials."""
+    study = replace(demo(), confirmation_seeds=(20, 21))
+    folder, names = StudyFolder(tmp_path / "demo"), list(study.named_trials())[:8]
+    folder.claim(study, {})
+    for name in names:
+        folder.finish(name)
+
+    def said(**options):
+        console = Terminal(file=io.StringIO(), width=200)
+        runs = run_study._confirms(study, folder, run_study.RunOptions(tmp_path, **options), console)
+        return runs, console.file.getvalue()
+
+    assert said() == said(max_trials=14) == (True, "")
+    assert said(confirmation=False) == (False, "")
+    refused = "no confirmation: 8 trials have run, it takes up to 6 more, and --max-trials is 13\n"
+    assert said(max_trials=13) == (False, refused)
