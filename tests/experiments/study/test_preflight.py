@@ -14,9 +14,9 @@ from experiments.recipes.mini import demo, demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study import run_study
-from experiments.study.preflight.checks import check_rule
 from experiments.study.preflight.inputs import refuse_missing
 from experiments.study.preflight.models import check_models
+from experiments.study.preflight.values import check_rule
 from experiments.terminal import Terminal
 
 
