@@ -14,7 +14,7 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
 from pipeline.errors import TrialError
 from pipeline.redaction import refuse_secrets
-from pipeline.storage.paths import resolve_path, split_name
+from pipeline.storage.paths import not_a_file, resolve_path, split_name
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ def check_config(settings: TrialSettings) -> None:
 
 def _check_files(settings: TrialSettings) -> None:
     for what, path in (("config", settings.config), ("init checkpoint", settings.init_checkpoint)):
-        if path and not split_name(resolve_path(path))[0].is_file():
-            raise TrialError(f"{what} {resolve_path(path)}: no such file")
+        if path and (problem := not_a_file(split_name(resolve_path(path))[0])):
+            raise TrialError(f"{what}: {problem}")
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
     for root in roots:
         if not resolve_path(root).exists():

@@ -468,14 +468,14 @@ SETTINGS = [
         "config",
         "missing",
         settings(lambda s: replace(s, config="none.py")),
-        "config …/none.py: no such file",
+        "config: there is no …/none.py",
     ),
     Bad(
         "settings",
         "init",
         "missing",
         settings(lambda s: replace(s, init_checkpoint="none.safetensors")),
-        "init checkpoint …/none.safetensors: no such file",
+        "init checkpoint: there is no …/none.safetensors",
     ),
     Bad(
         "settings",
@@ -562,7 +562,7 @@ CHECKPOINTS = [
         "file",
         "missing",
         checkpoint(lambda p: str(p.tmp / "none.safetensors")),
-        "init checkpoint …/none.safetensors: no such file",
+        "init checkpoint: there is no …/none.safetensors",
     ),
     Bad(
         "checkpoint",

@@ -93,6 +93,14 @@ def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
     assert "data synth" not in said, "nuScenes is not generated"
 
 
+def test_a_folder_is_no_weights(tmp_path):
+    study = demo()
+    trials = tuple(replace(settings, init_checkpoint=str(tmp_path)) for settings in study.trials)
+    with pytest.raises(StudyError) as refusal:
+        refuse_missing(replace(study, trials=trials))
+    assert f"weights: {tmp_path} is a folder, expected a file; name yours with --init" in str(refusal.value)
+
+
 def test_what_is_generated_is_not_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refuse_missing(smoke())
