@@ -245,7 +245,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: no such file") from None
     except JsonError as error:
         raise StudyError(
-            f"{path}: cannot be read as JSON ({error.reason}); delete it to start over"
+            f"{path}: cannot be read as JSON ({error.reason}); restore it, or delete it: `biaswise study "
+            f"run` writes it anew, and trials of the same recipe stay"
         ) from error
 
 
@@ -278,7 +279,9 @@ def read_interim_analyses(path: Path) -> dict[str, Any]:
     try:
         check_fields(InterimAnalyses, plain)
     except JsonError as error:
-        raise StudyError(f"{path}: not the waves of a study ({error}); delete it to start over") from error
+        raise StudyError(
+            f"{path}: not the waves of a study ({error}); delete it, and a run goes on by the rows"
+        ) from error
     return plain
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -101,8 +102,29 @@ def test_tampered_settings_are_refused(folder):
 def test_a_broken_study_file_is_refused_by_name(folder):
     begin(folder)
     (folder.path / "study.json").write_text("{")
-    with pytest.raises(StudyError, match=r"study\.json: cannot be read as JSON"):
+    with pytest.raises(
+        StudyError, match=r"study\.json: cannot be read as JSON .* writes it anew, and trials"
+    ):
         folder.claim(smoke(), INPUTS)
+
+
+def test_a_study_file_that_was_deleted_is_written_anew_and_trials_of_the_same_recipe_stay(folder):
+    begin(folder)
+    folder.finish(FIRST)
+    text = (folder.path / "study.json").read_text()
+    (folder.path / "study.json").unlink()
+    folder.claim(smoke(), INPUTS)
+    assert (folder.path / "study.json").read_text() == text
+    assert folder.is_complete(FIRST)
+
+
+def test_the_trial_of_a_removed_folder_runs_again_and_no_other(folder):
+    for name in (FIRST, SECOND):
+        folder.finish(name)
+    shutil.rmtree(folder.trial(FIRST))
+    folder.claim(smoke(), INPUTS)
+    assert folder.state(FIRST) == TrialState.PENDING
+    assert folder.is_complete(SECOND)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
