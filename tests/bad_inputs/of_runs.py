@@ -248,14 +248,14 @@ WORDS = [
         "--frames",
         "0",
         lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--frames", "0"],
-        "frames_per_scene and workers must be at least 1 and seed at least 0, got 0, 2 and 7",
+        "--frames 0: expected 1 or more",
     ),
     Bad(
         "data synth",
         "--processes",
         "0",
         lambda p: ["data", "synth", "--out", str(p.tmp / "d"), "--processes", "0"],
-        "frames_per_scene and workers must be at least 1 and seed at least 0, got 20, 0 and 7",
+        "--processes 0: expected 1 or more",
     ),
     Bad(
         "data synth",

@@ -21,6 +21,15 @@ def test_it_shows_gains_that_shrink_with_the_seeds(capsys, tmp_path):
     assert "Trial hours: computed, as no trial has run" in text
 
 
+@pytest.mark.parametrize("study", ["demo", "r50_waves"])
+def test_a_narrow_console_shows_every_number_whole(study, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["study", "power", study, "--runs-dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert "100 %" in said
+
+
 @pytest.mark.parametrize("option", ["--noise", "--price-noise", "--scene-noise"])
 def test_negative_noise_is_refused(option, capsys):
     assert main(["study", "power", "demo", option, "-1"]) == 2

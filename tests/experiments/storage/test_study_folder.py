@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.recipes.mini import smoke
+from experiments.recipes.overrides import with_settings
 from experiments.reporting.study_record import read_record
 from experiments.storage.study_folder import (
     StudyError,
@@ -65,8 +66,20 @@ def test_claiming_again_changes_nothing(folder):
 
 def test_other_settings_are_refused_once_a_trial_has_run(folder):
     begin(folder)
-    with pytest.raises(StudyError, match=r"since then changed: digest, trials; move .* away"):
+    with pytest.raises(
+        StudyError, match=r"since then changed: digest, trials \(torch_threads\); move .* away"
+    ):
         folder.claim(smoke().with_threads(5), INPUTS)
+
+
+def test_what_changed_is_spelled_as_the_command_line_spells_it(folder):
+    begin(folder)
+    longer = with_settings(smoke(), [("train.steps", 7), ("data.shuffle_buffer", 3)])
+    with pytest.raises(StudyError, match=r"trials \(data\.shuffle_buffer, train\.steps\); move"):
+        folder.claim(longer, INPUTS)
+    other = replace(smoke(), trials=tuple(replace(s, seed=5) for s in smoke().trials))
+    with pytest.raises(StudyError, match=r"trials \(seed\); move"):
+        folder.claim(other, INPUTS)
 
 
 def test_a_changed_config_is_refused_once_a_trial_has_run(folder):
