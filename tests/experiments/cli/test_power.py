@@ -21,7 +21,7 @@ def test_it_shows_gains_that_shrink_with_the_seeds(capsys, tmp_path):
     assert "Trial hours: computed, as no trial has run" in text
 
 
-@pytest.mark.parametrize("study", ["demo", "r50_waves"])
+@pytest.mark.parametrize("study", ["demo_waves", "r50_waves"])
 def test_a_narrow_console_shows_every_number_whole(study, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     main(["study", "power", study, "--runs-dir", str(tmp_path)])
