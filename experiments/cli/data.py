@@ -57,6 +57,13 @@ class SynthesizeData(Command):
         from pipeline.data.synthetic import generate
         from pipeline.data.synthetic.sensor_rig import RIGS
 
+        for option, value, least in (
+            ("--frames", arguments.frames, 1),
+            ("--processes", arguments.processes, 1),
+            ("--seed", arguments.seed, 0),
+        ):
+            if value < least:
+                raise OptionError(f"{option} {value}: expected {least} or more")
         console = Terminal()
         with task_bar(console, f"generating {arguments.out}") as advance:
             generate(

@@ -1,7 +1,7 @@
 """Lint one config: survey it, apply the rules, and find the line in the files where each key was written."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments.lint.attention_rules import check_site, handed_as, read_choice, received
@@ -45,12 +45,14 @@ class LintReport:
         findings: findings first, then notes. Each part begins with the config's own file. Within a file they
             are in the order of lines. Of a config of mmcv 1.x there is one, and notes about what would be
             lost.
+        maps: as in ``Survey``; empty for a config of mmcv 1.x.
     """
 
     config: Path
     device: str
     sites: tuple[SiteLine, ...]
     findings: tuple[Finding, ...]
+    maps: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
 
     @property
     def wrong(self) -> list[Finding]:
@@ -99,7 +101,7 @@ def lint(config: Path, device: str = "cuda") -> LintReport:
         )
         for site in surveyed.sites
     ]
-    return LintReport(config, device, tuple(lines), tuple(findings))
+    return LintReport(config, device, tuple(lines), tuple(findings), surveyed.maps)
 
 
 def _working_flags(

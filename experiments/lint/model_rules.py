@@ -137,7 +137,7 @@ def _image_size(model: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _windows(survey: Survey) -> Iterator[Finding]:
-    head, maps = survey.model["pts_bbox_head"], {"BEV": survey.bev, "camera": survey.camera}
+    head, maps = survey.model["pts_bbox_head"], survey.maps
     kinds = {read_choice(site)[0] for site in survey.sites if not site.cfg.get("window")}
     asked = [
         ((*HEAD, part, key), (head.get(part) or {}).get(key), which)
@@ -149,15 +149,25 @@ def _windows(survey: Survey) -> Iterator[Finding]:
     own = {(*site.key, "window"): site.cfg.get("window") for site in survey.sites}
     asked += [(key, window, which) for key, window in own.items() for which in maps]
     for key, window, which in asked:
-        size = maps[which]
-        if size is not None and isinstance(window, int) and window > min(size):
-            yield Finding(
-                "window-too-large",
-                key,
-                f"a window of {window} cells does not fit into the {which} map of {size[0]} x {size[1]}: "
-                "wherever it lies, part of it is cut off",
-                f"take at most {min(size)}, or the global bias (use_local_bias=False), which costs less",
-            )
+        if isinstance(window, int) and (told := too_large(window, which, maps[which])):
+            yield Finding("window-too-large", key, *told)
+
+
+def too_large(window: int, which: str, size: tuple[int, int] | None) -> tuple[str, str] | None:
+    """Return what is wrong with a window and what to do, if it does not fit into a map.
+
+    Args:
+        window: its edge, cells.
+        which: name of the map.
+        size: rows and columns of the map; None if they are not known: then every window fits.
+    """
+    if size is None or window <= min(size):
+        return None
+    return (
+        f"a window of {window} cells does not fit into the {which} map of {size[0]} x {size[1]}: "
+        "wherever it lies, part of it is cut off",
+        f"take at most {min(size)}, or the global bias (use_local_bias=False), which costs less",
+    )
 
 
 def _grid(model: Mapping[str, Any]) -> Iterator[Finding]:

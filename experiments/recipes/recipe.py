@@ -279,8 +279,10 @@ class Recipe:
     def _spread(self, settings: TrialSettings, workers: int) -> TrialSettings:
         together = settings.train.batch_size * settings.num_workers
         if together % workers:
+            fitting = ", ".join(str(n) for n in range(1, together + 1) if together % n == 0)
             raise RecipeError(
-                f"recipe {self.name}: a batch of {together} cannot be shared equally by {workers} workers"
+                f"recipe {self.name}: a batch of {together} cannot be shared equally by {workers} workers; "
+                f"expected one of {fitting} (--gpus-per-trial N), or another batch (--set train.batch_size=N)"
             )
         train = replace(settings.train, batch_size=together // workers)
         return replace(settings, num_workers=workers, train=train)

@@ -4,6 +4,9 @@ A study file is code. It is run as such, and only because the user names it (doc
 wrong in it is told in one sentence with its place.
 """
 
+import difflib
+import inspect
+import re
 import sys
 import traceback
 from collections.abc import Collection, Iterator
@@ -18,6 +21,9 @@ from pipeline.errors import is_user_error
 SUFFIX = ".py"
 RECIPE = "recipe"
 """The variable that a study file ends in."""
+UNEXPECTED = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+"""What Python says of a keyword that a class or a function does not have."""
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def load_study_file(path: Path, taken: Collection[str]) -> Recipe:
@@ -32,7 +38,10 @@ def load_study_file(path: Path, taken: Collection[str]) -> Recipe:
     """
     variables = _run(path, _compiled(path))
     if RECIPE not in variables:
-        raise RecipeError(f"{path}: it has no variable `{RECIPE}`; end it in `{RECIPE} = Recipe(...)`")
+        raise RecipeError(
+            f"{path}: it has no variable `{RECIPE}`; end it in `{RECIPE} = layer_study(...)`, as "
+            f"`biaswise study new` writes it, or in `{RECIPE} = Recipe(...)`"
+        )
     made = variables[RECIPE]
     if not isinstance(made, Recipe):
         hint = "; call it, and give the recipe that it returns" if callable(made) else ""
@@ -74,7 +83,7 @@ def _run(path: Path, code: Any) -> dict[str, Any]:
             f"`{RECIPE}`"
         ) from left
     except Exception as error:
-        what = str(error) if is_user_error(error) else f"{type(error).__name__}: {error}"
+        what = str(error) if is_user_error(error) else _unknown_name(error) or _python(error)
         raise RecipeError(f"{path}:{_line(error, path)}: {what}") from error
     return variables
 
@@ -89,6 +98,26 @@ def _importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path[:], sys.dont_write_bytecode = path, quiet
+
+
+def _python(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _unknown_name(error: Exception) -> str:
+    """Return which names a class or a function has, if the error is that it lacks one; else nothing."""
+    found = UNEXPECTED.match(str(error)) if isinstance(error, TypeError) else None
+    if found is None:
+        return ""
+    called, name = found.groups()
+    frames = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    made = next((scope[called] for scope in reversed(frames) if callable(scope.get(called))), None)
+    if made is None:
+        return ""
+    names = [p.name for p in inspect.signature(made).parameters.values() if p.kind in NAMED]
+    near = difflib.get_close_matches(name, names, 3)
+    advice = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names)}"
+    return f"{called} has no {name!r}; {advice}"
 
 
 def _line(error: BaseException, path: Path) -> int:

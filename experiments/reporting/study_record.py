@@ -64,7 +64,8 @@ def read_record(study_folder: Path) -> StudyRecord:
         raise ReportError(f"{study_folder} is not a study: it has no study.json") from None
     except JsonError as error:
         raise ReportError(
-            f"{path} is not JSON of a study ({error.reason}); restore it or run the study again"
+            f"{path} is not JSON of a study ({error.reason}); restore it, or delete it: `biaswise study run` "
+            f"writes it anew, and trials of the same recipe stay"
         ) from error
     inputs = plain.get("inputs", {})
     if not isinstance(inputs, dict):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.recipes.recipe import Recipe
 from experiments.storage import usage
+from experiments.storage.changed_settings import changed_keys, differences
 from experiments.storage.corrected_rule import RULE_CHANGES, STUDY, as_begun, note_rule
 from pipeline import json_files
 from pipeline.config.settings import TrialSettings
@@ -134,7 +135,7 @@ class StudyFolder:
             self._refuse_old_version()
             if not self._started():
                 self._forget()
-            self._agree(STUDY, wanted, RULE if recipe.begun_as else frozenset())
+            self._agree(STUDY, wanted, RULE if recipe.begun_as else frozenset(), recipe.trials)
             for name, settings in recipe.named_trials().items():
                 self.trial(name).mkdir(parents=True, exist_ok=True)
                 self._agree(f"trials/{name}/settings.json", settings.to_dict())
@@ -164,7 +165,13 @@ class StudyFolder:
             if not any(trial.iterdir()):
                 trial.rmdir()
 
-    def _agree(self, file: str, wanted: Mapping[str, Any], but: frozenset[str] = frozenset()) -> None:
+    def _agree(
+        self,
+        file: str,
+        wanted: Mapping[str, Any],
+        but: frozenset[str] = frozenset(),
+        trials: Sequence[TrialSettings] = (),
+    ) -> None:
         path = self.path / file
         if not path.exists():
             write_json(path, wanted)
@@ -172,13 +179,20 @@ class StudyFolder:
         found = read_json(path)
         plain = json.loads(json.dumps(wanted))
         spelled = SPELLINGS | but
-        odd = sorted(key for key in _differences(found, plain) if key.partition(":")[0] not in spelled)
+        odd = sorted(key for key in differences(found, plain) if key.partition(":")[0] not in spelled)
         if odd:
+            odd = [f"trials ({self._changed(trials)})" if key == "trials" else key for key in odd]
             raise StudyError(
                 f"{path}: trials have run already, and since then changed: {', '.join(odd)}; "
                 f"move {self.path} away or choose another --runs-dir, their results do not mix"
                 f"{self._begun_as()}"
             )
+
+    def _changed(self, trials: Sequence[TrialSettings]) -> str:
+        """Return what differs between the settings of these trials and of those in the folder."""
+        paths = [self.trial(name) / "settings.json" for name in self.trial_names()]
+        found = [read_json(path) for path in paths if path.exists()]
+        return ", ".join(changed_keys(found, trials)) or "their names or order"
 
     def _begun_as(self) -> str:
         """Return the words with which the study was begun, if it was begun with any."""
@@ -215,16 +229,6 @@ class StudyFolder:
             yield
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """Yield the dotted keys whose values differ."""
-    for key in found.keys() | wanted.keys():
-        old, new = found.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{at}{key}: ")
-        elif old != new:
-            yield f"{at}{key}"
-
-
 def settings_of(trial: Path) -> TrialSettings:
     """Read the settings of a trial's folder."""
     try:
@@ -245,7 +249,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StudyError(f"{path}: no such file") from None
     except JsonError as error:
         raise StudyError(
-            f"{path}: cannot be read as JSON ({error.reason}); delete it to start over"
+            f"{path}: cannot be read as JSON ({error.reason}); restore it, or delete it: `biaswise study "
+            f"run` writes it anew, and trials of the same recipe stay"
         ) from error
 
 
@@ -278,7 +283,9 @@ def read_interim_analyses(path: Path) -> dict[str, Any]:
     try:
         check_fields(InterimAnalyses, plain)
     except JsonError as error:
-        raise StudyError(f"{path}: not the waves of a study ({error}); delete it to start over") from error
+        raise StudyError(
+            f"{path}: not the waves of a study ({error}); delete it, and a run goes on by the rows"
+        ) from error
     return plain
 
 

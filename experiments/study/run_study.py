@@ -16,13 +16,13 @@ from experiments.study.preflight.checks import (
     check_budget,
     check_data,
     check_power,
-    check_rule,
     check_tracking,
     check_trials,
 )
 from experiments.study.preflight.datasets import make_datasets
 from experiments.study.preflight.inputs import digest_inputs, refuse_missing
 from experiments.study.preflight.models import check_models
+from experiments.study.preflight.values import check_values
 from experiments.study.price_run import time_if_needed
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.study.waves import run_waves
@@ -101,7 +101,7 @@ def run_study(recipe: Recipe, options: RunOptions, console: Terminal) -> Outcome
             f"--hang-timeout {options.hang_timeout_s:g}: expected seconds, or 0 to wait for ever"
         )
     budget = options.budget(recipe)  # refuses a budget that allows nothing, before anything is downloaded
-    check_rule(recipe)
+    check_values(recipe)
     folder = StudyFolder(options.runs_dir.resolve() / recipe.name)
     if any(not folder.is_complete(name) for name in recipe.named_trials()):
         refuse_missing(recipe, _about_storage(options.storage, folder))

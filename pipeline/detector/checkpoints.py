@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.detector.torch_files import TorchFile, TorchFileError
-from pipeline.storage.paths import STATE, split_name
+from pipeline.storage.paths import STATE, not_a_file, split_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing or damaged, or what should be a tensor is something else.
     """
     path, key = split_name(path)
-    if not path.is_file():
-        raise WeightsError(f"there is no checkpoint {path}")
+    if problem := not_a_file(path):
+        raise WeightsError(f"checkpoint: {problem}")
     if path.suffix != ".safetensors":
         return _read_torch(path, key)
     if key != STATE:

@@ -23,6 +23,10 @@ PEAKS = ("peak_allocated_gib", "peak_resident_gib")
 """Metrics of peak memory, on a GPU and on a CPU; ``train_`` or ``inference_`` may precede them."""
 
 
+ANEW = "; restore the file, or remove its folder and run again what wrote it"
+"""What to do about a damaged file of rows; a study runs the trial of a removed folder again, and no other."""
+
+
 class RowsError(ValueError):
     """A rows file that cannot be read."""
 
@@ -150,7 +154,7 @@ def read_rows(path: Path) -> list[Row]:
             if number > len(lines):
                 warnings.warn(f"{path}: the last line was cut short and is left out", stacklevel=2)
                 break
-            raise RowsError(f"{path}, line {number}: not a row ({error})") from error
+            raise RowsError(f"{path}, line {number}: not a row ({error}){ANEW}") from error
     return rows
 
 
@@ -180,7 +184,7 @@ def read_rows_from(path: Path, start: int, most: int | None = None) -> list[tupl
         except _OldVersionError:
             raise RowsError(written_by_old_version(str(path))) from None
         except ValueError as error:
-            raise RowsError(f"{path}, the line at byte {end}: not a row ({error})") from error
+            raise RowsError(f"{path}, the line at byte {end}: not a row ({error}){ANEW}") from error
         end += len(line) + 1
         rows.append((row, end))
     return rows

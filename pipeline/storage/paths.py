@@ -72,3 +72,10 @@ def split_name(path: Path) -> tuple[Path, str]:
     """Return the file and the key of ``epoch_20.pth#ema_state_dict``; without one, ``state_dict``."""
     name, mark, key = path.name.rpartition("#")
     return (path.with_name(name), key) if mark and not path.exists() else (path, STATE)
+
+
+def not_a_file(path: Path) -> str:
+    """Return a clause that says what is wrong with a path where a file is expected; empty if one is there."""
+    if path.is_file():
+        return ""
+    return f"{path} is a folder, expected a file" if path.is_dir() else f"there is no {path}"

@@ -1,10 +1,12 @@
-"""Everything about a trial that can be refused before anything is loaded or trained."""
+"""Everything about a trial that can be refused before anything is loaded or trained.
+
+It imports no torch before ``check``: ``biaswise study power`` asks for ``check_values``, too.
+"""
 
 import os
 import tempfile
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from pipeline.config.sections import refusals
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -12,10 +14,15 @@ from pipeline.data.corruptions import CONDITIONS
 from pipeline.data.source import is_remote
 from pipeline.errors import TrialError
 from pipeline.redaction import refuse_secrets
-from pipeline.storage.paths import resolve_path, split_name
+from pipeline.storage.paths import not_a_file, resolve_path, split_name
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("cpu", "cuda")
 
 
-def check(settings: TrialSettings, folder: Path, device: torch.device, here: bool = True) -> None:
+def check(settings: TrialSettings, folder: Path, device: "torch.device", here: bool = True) -> None:
     """Refuse a trial that cannot run.
 
     Args:
@@ -30,11 +37,21 @@ def check(settings: TrialSettings, folder: Path, device: torch.device, here: boo
     """
     refuse_secrets(settings.to_dict())
     _check_files(settings)
+    check_values(settings)
+    _check_device(settings, device, here)
+    _check_folder(folder)
+
+
+def check_values(settings: TrialSettings) -> None:
+    """Refuse values that no trial can have.
+
+    Raises:
+        TrialError: the first of them, in one sentence.
+    """
     _check_conditions(settings)
     _check_numbers(settings.train)
     _check_loading(settings.data)
-    _check_device(settings, device, here)
-    _check_folder(folder)
+    _check_machine(settings)
 
 
 def check_config(settings: TrialSettings) -> None:
@@ -53,16 +70,12 @@ def check_config(settings: TrialSettings) -> None:
 
 def _check_files(settings: TrialSettings) -> None:
     for what, path in (("config", settings.config), ("init checkpoint", settings.init_checkpoint)):
-        if path and not split_name(resolve_path(path))[0].is_file():
-            raise TrialError(f"{what} {resolve_path(path)}: no such file")
+        if path and (problem := not_a_file(split_name(resolve_path(path))[0])):
+            raise TrialError(f"{what}: {problem}")
     roots = [root for root in (*settings.data.train, settings.data.val) if not is_remote(root)]
     for root in roots:
         if not resolve_path(root).exists():
             raise TrialError(f"dataset {resolve_path(root)}: no such folder; name another with --data PLACE")
-    if not settings.data.train:
-        raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
-    if is_remote(settings.data.val):
-        raise TrialError(f"dataset {settings.data.val}: the official metric needs nuScenes tables on disk")
 
 
 def _check_conditions(settings: TrialSettings) -> None:
@@ -97,6 +110,10 @@ def _check_numbers(train: TrainSettings) -> None:
 
 
 def _check_loading(data: DataSettings) -> None:
+    if not data.train:
+        raise TrialError("settings.data.train is empty; name a dataset (its kernels are profiled on it too)")
+    if is_remote(data.val):
+        raise TrialError(f"dataset {data.val}: the official metric needs nuScenes tables on disk")
     for name in ("num_loader_workers", "shuffle_buffer", "max_broken_frames"):
         if getattr(data, name) < 0:
             raise TrialError(f"settings.data.{name} is {getattr(data, name)}; expected 0 or more")
@@ -106,13 +123,23 @@ def _check_loading(data: DataSettings) -> None:
         )
 
 
-def _check_device(settings: TrialSettings, device: torch.device, here: bool) -> None:
+def _check_machine(settings: TrialSettings) -> None:
+    if settings.device not in DEVICES:
+        raise TrialError(f"settings.device is {settings.device!r}; expected {' or '.join(DEVICES)}")
+    for name in ("num_workers", "torch_threads"):
+        if getattr(settings, name) < 1:
+            raise TrialError(f"settings.{name} is {getattr(settings, name)}; expected 1 or more")
+    if settings.train.amp and settings.device != "cuda":
+        raise TrialError("settings.train.amp (bfloat16 autocast) is for cuda; set amp=False on a CPU")
+
+
+def _check_device(settings: TrialSettings, device: "torch.device", here: bool) -> None:
+    import torch
+
     if device.type != settings.device:
         raise TrialError(f"the settings ask for {settings.device}, the session gives {device}")
     if here and device.type == "cuda" and not torch.cuda.is_available():
         raise TrialError("the settings ask for cuda, and torch sees no CUDA device; use device='cpu'")
-    if settings.train.amp and device.type != "cuda":
-        raise TrialError("settings.train.amp (bfloat16 autocast) is for cuda; set amp=False on a CPU")
 
 
 def _check_folder(folder: Path) -> None:

@@ -51,10 +51,12 @@ def chosen_study(arguments: Namespace) -> "Recipe":
 
     Raises:
         RecipeError: there is no such study, or it does not take what is overridden.
+        StudyError: ``study run`` would refuse its settings or its rule.
         OptionError: a word of ``--set`` is no ``KEY=VALUE``.
     """
     from experiments.recipes.overrides import with_data, with_init, with_settings
     from experiments.recipes.registry import recipe
+    from experiments.study.preflight.values import check_values
 
     chosen = recipe(arguments.study)
     if "set" not in arguments:
@@ -69,6 +71,7 @@ def chosen_study(arguments: Namespace) -> "Recipe":
         words = ("--gpus-per-trial", str(arguments.gpus_per_trial))
         spread = chosen.with_workers(arguments.gpus_per_trial)
         chosen = replace(spread, overridden=(*chosen.overridden, *words))
+    check_values(chosen)
     return chosen
 
 

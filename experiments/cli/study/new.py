@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import CONFIGS_ARE_CODE, Command, OptionError, add_runs_dir
+from experiments.cli.study.new_inputs import refuse_weights, refuse_windows, refuse_words, treatments_of
 from experiments.cli.study.power import add_noise, show_power
 from experiments.cli.study.template import Draft, write_draft
 from pipeline.config.settings import DataSettings, TrainSettings, TrialSettings
@@ -86,7 +87,7 @@ class NewStudy(Command):
         from experiments.terminal import Terminal
 
         console, file = Terminal(), Path(arguments.file)
-        _refuse(arguments, file)
+        refuse_words(arguments, file)
         known = _inspect(arguments, console)
         found = _plan(arguments, known)
         text = write_draft(_draft(arguments, file, known, found))
@@ -117,31 +118,11 @@ class Known:
     epoch: int
 
 
-def _refuse(arguments: Namespace, file: Path) -> None:
-    """Refuse what is wrong before the config is read."""
-    from experiments.recipes.recipe import NAME
-    from experiments.recipes.registry import RECIPES
-    from experiments.recipes.study_file import SUFFIX
-
-    if file.suffix != SUFFIX:
-        raise OptionError(f"{file}: a study file is a Python file; give it a name that ends in {SUFFIX}")
-    if file.exists():
-        raise OptionError(f"{file}: exists already; choose another name, or remove it")
-    if file.stem in RECIPES or not NAME.fullmatch(file.stem):
-        why = "is the name of a recipe that ships" if file.stem in RECIPES else "cannot name a study"
-        raise OptionError(f"{file}: {file.stem!r} {why}; choose another name")
-    if arguments.gpus < 0:
-        raise OptionError(f"--gpus {arguments.gpus}: expected the number of GPUs, or 0 for the CPU")
-    if arguments.hours is not None and not arguments.hours > 0:
-        raise OptionError(f"--hours {arguments.hours:g}: expected more than 0")
-
-
 def _inspect(arguments: Namespace, console: "Terminal") -> Known:
     """Read config and data; print what matters of them."""
     from experiments.lint.aqr import nearest
     from experiments.lint.check import lint
     from pipeline.detector.build import config_path, load_config
-    from pipeline.storage.paths import resolve_path, split_name
 
     path = config_path(arguments.config)
     with console.status("reading the config"):
@@ -151,9 +132,9 @@ def _inspect(arguments: Namespace, console: "Terminal") -> Known:
     sites = tuple(site for site in names if site.startswith("decoder.") and site.endswith(".cross"))
     if not sites or not any(site.startswith("aqr.") for site in names):
         raise OptionError(_no_bias_possible(arguments.config, nearest(config.model), bool(sites)))
-    checkpoint = split_name(resolve_path(arguments.init))[0]
-    if not checkpoint.is_file():
-        raise OptionError(f"--init {arguments.init}: there is no file {checkpoint}")
+    refuse_windows(treatments_of(arguments), report.maps)
+    with console.status("reading the weights"):
+        refuse_weights(arguments.init, path, builds=not arguments.gpus and not report.wrong)
     custom = (config.optim_wrapper.get("paramwise_cfg") or {}).get("custom_keys") or {}
     frozen = tuple(key for key, value in custom.items() if value.get("lr_mult") == 0)
     _print_report(report, sites, frozen, console)
@@ -246,8 +227,8 @@ def _plan(arguments: Namespace, known: Known) -> "Suggestion":
     from experiments.recipes.decision_rule import DecisionRule
     from experiments.recipes.factorial import Factor
 
-    levels = ("none", *(arguments.treatment or ("window",)))
-    rule = DecisionRule(treatments=levels[1:], baseline="none")  # refuses a kind that there is not
+    levels = ("none", *treatments_of(arguments))
+    rule = DecisionRule(treatments=levels[1:], baseline="none")
     return suggest([Factor(site, levels) for site in known.sites], rule, _most_trials(arguments, known))
 
 
@@ -274,7 +255,7 @@ def _most_trials(arguments: Namespace, known: Known) -> float:
 
 
 def _draft(arguments: Namespace, file: Path, known: Known, found: "Suggestion") -> Draft:
-    device, treatments = known.base.device, tuple(arguments.treatment or ("window",))
+    device, treatments = known.base.device, treatments_of(arguments)
     factors = f"[Factor(site, ({', '.join(map(json.dumps, ('none', *treatments)))})) for site in sites]"
     more = f", halvings={found.halvings}" if found.halvings else ""
     patterns = REST[device].items()

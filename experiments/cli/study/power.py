@@ -209,7 +209,8 @@ def _table(studies: "Sequence[Power]", cost: _Cost) -> "Table":
 
     table = Table(box=None, title=TITLE, title_justify="left")
     for head in ("arms", "seeds", "trials", cost.unit, "df", *(f"{p:.0%}" for p in POWERS), "none"):
-        table.add_column(head, no_wrap=True, justify="left" if head == "arms" else "right")
+        words = head == "arms"  # they may take two lines; a number stays whole, however narrow the console
+        table.add_column(head, no_wrap=not words, justify="left" if words else "right")
     for index, study in enumerate(studies):
         size = study.size
         spent = (

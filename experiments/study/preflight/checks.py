@@ -1,4 +1,4 @@
-"""Checks of a recipe's settings, rule, budget, power and data, and of MLflow, before a study starts."""
+"""Checks of a recipe's trials, budget, power and data, and of MLflow, before a study starts."""
 
 import os
 from pathlib import Path
@@ -18,36 +18,6 @@ def check_trials(recipe: Recipe, folder: StudyFolder) -> None:
     here = not os.environ.get("RAY_ADDRESS")
     for name, settings in recipe.named_trials().items():
         check(settings, folder.trial(name), torch.device(settings.device), here)
-
-
-def check_rule(recipe: Recipe) -> None:
-    """Refuse a rule about what the trials do not measure: else it would show after the last trial.
-
-    Raises:
-        StudyError: its metric or its sensor condition is none that every trial measures.
-    """
-    from pipeline.evaluation.nuscenes_metric import HIGHER_IS_BETTER, QUICK_METRICS
-
-    rule = recipe.rule
-    if rule is None:
-        return
-    known = HIGHER_IS_BETTER if recipe.early_stopping is None else QUICK_METRICS
-    if rule.metric not in known:
-        why = (
-            "more of it is better"
-            if recipe.early_stopping is None
-            else "it is measured where trials may stop"
-        )
-        raise StudyError(
-            f"recipe {recipe.name}: its rule asks for {rule.metric!r}; expected a metric of which {why}: "
-            f"{', '.join(known)}"
-        )
-    for name, settings in recipe.named_trials().items():
-        if rule.condition not in settings.conditions:
-            raise StudyError(
-                f"recipe {recipe.name}: its rule asks for the condition {rule.condition!r}, and trial {name} "
-                f"measures {', '.join(settings.conditions) or 'none'}"
-            )
 
 
 def check_budget(recipe: Recipe, budget: Budget) -> None:

@@ -11,7 +11,7 @@ from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, digest_of
 from pipeline.config.provenance import files_of
 from pipeline.data.source import is_remote
-from pipeline.storage.paths import resolve_path, split_name
+from pipeline.storage.paths import not_a_file, resolve_path, split_name
 from pipeline.training.dataset import database_paths
 
 
@@ -57,14 +57,11 @@ def _names_sparse_convolutions(recipe: Recipe) -> bool:
 def _missing_files(recipe: Recipe) -> Iterator[str]:
     """Yield configs and weights that are not there."""
     for settings in recipe.trials:
-        if not resolve_path(settings.config).is_file():
-            yield f"config: there is no {resolve_path(settings.config)}"
+        if problem := not_a_file(resolve_path(settings.config)):
+            yield f"config: {problem}"
         init = settings.init_checkpoint
-        if init and not split_name(resolve_path(init))[0].is_file():
-            yield (
-                f"weights: there is no {resolve_path(init)}; name yours with --init CHECKPOINT, or put them "
-                f"there"
-            )
+        if init and (problem := not_a_file(split_name(resolve_path(init))[0])):
+            yield f"weights: {problem}; name yours with --init CHECKPOINT, or put them there"
 
 
 def _missing_data(recipe: Recipe) -> Iterator[str]:
@@ -107,9 +104,8 @@ def digest_inputs(recipe: Recipe) -> dict[str, str]:
 
 def _digest(recipe: Recipe, path: str) -> str:
     file, _ = split_name(resolve_path(path))
-    if not file.is_file():
+    if problem := not_a_file(file):
         raise StudyError(
-            f"recipe {recipe.name}: there is no {resolve_path(path)}; put the config or the weights that "
-            f"it starts from there"
+            f"recipe {recipe.name}: {problem}; put the config or the weights that it starts from there"
         )
     return digest_of(file)

@@ -70,6 +70,11 @@ class Survey:
     parameters: list[str] = field(default_factory=list)
     custom_keys: list[str] = field(default_factory=list)
 
+    @property
+    def maps(self) -> dict[str, tuple[int, int] | None]:
+        """Name of each map that the head reads -> its rows and columns; None if they are not known."""
+        return {"BEV": self.bev, "camera": self.camera}
+
 
 def survey(config: Path) -> Survey:
     """Survey a config.

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from experiments.cli import main
 from experiments.recipes.fine_tuning import KEPT_STATISTICS
@@ -14,6 +15,7 @@ from pipeline.storage.paths import ROOT
 R50 = "experiments/configs/cmt_aqr_voxel0100_r50_800x320_cbgs.py"
 PLAIN = "experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
 OLD = ROOT / "tests/experiments/lint/previous/fusion.py"
+EXPECTED = "expected one of global, window, gaussian, or window:N or gaussian:N for a window of N cells, 1 or"
 VOV = "experiments/configs/cmt_voxel0075_vov_1600x640_cbgs.py"
 
 
@@ -28,7 +30,9 @@ def here(tmp_path, monkeypatch):
         table = [{"name": name, "nbr_samples": number} for name, number in scenes.items()]
         (tmp_path / f"of-{version}" / version / "scene.json").write_text(json.dumps(table))
         (tmp_path / f"of-{version}" / version / "sample.json").write_text("[]")
-    (tmp_path / "cmt.pth").touch()
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, tmp_path / "cmt.pth")
+    (tmp_path / "no_weights.pth").write_text("import torch\n")
+    (tmp_path / "folder.pth").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -130,11 +134,27 @@ def test_the_command_that_wrote_it_is_in_the_file(here):
         ([], {"file": "my study.py"}, "'my study' cannot name a study"),
         ([], {"gpus": "-1"}, "--gpus -1: expected the number of GPUs"),
         (["--hours", "0"], {}, "--hours 0: expected more than 0"),
-        ([], {"init": "no.pth"}, "--init no.pth: there is no file"),
+        ([], {"init": "no.pth"}, "--init no.pth: there is no "),
         ([], {"config": "no.py"}, "there is no config file"),
         ([], {"data": "nowhere"}, "--data nowhere: there is no"),
         ([], {"data": "."}, "no tables; expected a folder such as v1.0-trainval in it"),
-        (["--treatment", "magic"], {}, "the rule names the bias 'magic'"),
+        ([], {"init": "folder.pth"}, "folder.pth is a folder, expected a file"),
+        ([], {"init": "no_weights.pth"}, "no_weights.pth is not a whole checkpoint of PyTorch"),
+        ([], {"init": "no_weights.pth", "config": R50, "gpus": "8"}, "is not a whole checkpoint of PyTorch"),
+        ([], {"init": "cmt.pth"}, "--init cmt.pth: "),
+        (["--treatment", "magic"], {}, f"--treatment magic: {EXPECTED}"),
+        (["--treatment", "windw:5"], {}, f"--treatment windw:5: {EXPECTED}"),
+        (["--treatment", "window:-5"], {}, f"--treatment window:-5: {EXPECTED}"),
+        (["--treatment", "window:0"], {}, f"--treatment window:0: {EXPECTED}"),
+        (["--treatment", "window:"], {}, f"--treatment window:: {EXPECTED}"),
+        (["--treatment", "global:5"], {}, f"--treatment global:5: {EXPECTED}"),
+        (["--treatment", "none"], {}, f"--treatment none: {EXPECTED}"),
+        (["--treatment", "window", "--treatment", "window"], {}, "--treatment window: is given twice"),
+        (
+            ["--treatment", "window:5", "--treatment", "gaussian:500"],
+            {},
+            "--treatment gaussian:500: a window of 500 cells does not fit into the BEV map of ",
+        ),
         ([], {"config": PLAIN, "init": "no.pth"}, f"`biaswise plan {PLAIN} --aqr --out NEW.py` writes"),
         ([], {"config": VOV}, f"has AQR as {VOV.replace('cmt', 'cmt_aqr', 1)} has"),
     ],

@@ -94,7 +94,7 @@ def test_every_setting_but_those_of_the_design_is_a_key():
         (["--set", "concurrent_trials=x"], r"recipe\.concurrent_trials is 'x'"),
         (["--set", "train.steps"], r"--set train\.steps: expected KEY=VALUE"),
         (["--data", ""], r"--data: expected a path"),
-        (["--gpus-per-trial", "7"], r"a batch of 2 cannot be shared equally by 7 workers"),
+        (["--gpus-per-trial", "7"], r"equally by 7 workers; expected one of 1, 2 \(--gpus-per-trial N\)"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )  # fmt: skip

@@ -45,7 +45,11 @@ def test_a_study_file_imports_its_neighbours_and_leaves_nothing_behind(write, tm
 
 
 WRONG = {
-    "no recipe": ("x = 1\n", r"it has no variable `recipe`; end it in `recipe = Recipe\(\.\.\.\)`"),
+    "no recipe": (
+        "x = 1\n",
+        r"it has no variable `recipe`; end it in `recipe = layer_study\(\.\.\.\)`, as `biaswise study new` "
+        r"writes it, or in `recipe = Recipe",
+    ),
     "a function": (
         "from experiments.recipes.registry import recipe\n",
         r"`recipe` is of the type function; expected a Recipe \(.*\); call it, and give",
@@ -56,6 +60,19 @@ WRONG = {
     "no UTF-8": (b"a = '\xff'", r"my_study\.py.*: this is not Python \(.*"),
     "exit": ("import sys\nsys.exit(3)\n", r"my_study\.py:2: it ends the program \(exit 3\) instead of"),
     "exception": ("def f():\n    return 1 / 0\n\nf()\n", r"my_study\.py:2: ZeroDivisionError: division by"),
+    "a field with a typing error": (
+        "from experiments.recipes.decision_rule import DecisionRule\n\nDecisionRule(equivalence_margn=1)\n",
+        r"my_study\.py:3: DecisionRule has no 'equivalence_margn'; did you mean equivalence_margin\?",
+    ),
+    "a field of nothing": (
+        "from experiments.recipes.factorial import Factor\nFactor(qqq=1)\n",
+        r"my_study\.py:2: Factor has no 'qqq'; it has site, levels",
+    ),
+    "a field that a call inside lacks": (
+        GOOD + "from dataclasses import replace\nreplace(recipe, questoin='?')\n",
+        r"my_study\.py:5: Recipe has no 'questoin'; did you mean question\?",
+    ),
+    "a keyword of Python's own": ("int(bse=2)\n", r"my_study\.py:1: TypeError: .*bse"),
     "import": ("import no_such_thing\n", r"my_study\.py:1: ModuleNotFoundError: No module named 'no_such"),
     "our refusal": (
         GOOD + "recipe = recipe.with_workers(0)\n",

@@ -1,9 +1,11 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from experiments.recipes.mini import smoke
+from experiments.recipes.overrides import with_settings
 from experiments.reporting.study_record import read_record
 from experiments.storage.study_folder import (
     StudyError,
@@ -64,8 +66,20 @@ def test_claiming_again_changes_nothing(folder):
 
 def test_other_settings_are_refused_once_a_trial_has_run(folder):
     begin(folder)
-    with pytest.raises(StudyError, match=r"since then changed: digest, trials; move .* away"):
+    with pytest.raises(
+        StudyError, match=r"since then changed: digest, trials \(torch_threads\); move .* away"
+    ):
         folder.claim(smoke().with_threads(5), INPUTS)
+
+
+def test_what_changed_is_spelled_as_the_command_line_spells_it(folder):
+    begin(folder)
+    longer = with_settings(smoke(), [("train.steps", 7), ("data.shuffle_buffer", 3)])
+    with pytest.raises(StudyError, match=r"trials \(data\.shuffle_buffer, train\.steps\); move"):
+        folder.claim(longer, INPUTS)
+    other = replace(smoke(), trials=tuple(replace(s, seed=5) for s in smoke().trials))
+    with pytest.raises(StudyError, match=r"trials \(seed\); move"):
+        folder.claim(other, INPUTS)
 
 
 def test_a_changed_config_is_refused_once_a_trial_has_run(folder):
@@ -101,8 +115,29 @@ def test_tampered_settings_are_refused(folder):
 def test_a_broken_study_file_is_refused_by_name(folder):
     begin(folder)
     (folder.path / "study.json").write_text("{")
-    with pytest.raises(StudyError, match=r"study\.json: cannot be read as JSON"):
+    with pytest.raises(
+        StudyError, match=r"study\.json: cannot be read as JSON .* writes it anew, and trials"
+    ):
         folder.claim(smoke(), INPUTS)
+
+
+def test_a_study_file_that_was_deleted_is_written_anew_and_trials_of_the_same_recipe_stay(folder):
+    begin(folder)
+    folder.finish(FIRST)
+    text = (folder.path / "study.json").read_text()
+    (folder.path / "study.json").unlink()
+    folder.claim(smoke(), INPUTS)
+    assert (folder.path / "study.json").read_text() == text
+    assert folder.is_complete(FIRST)
+
+
+def test_the_trial_of_a_removed_folder_runs_again_and_no_other(folder):
+    for name in (FIRST, SECOND):
+        folder.finish(name)
+    shutil.rmtree(folder.trial(FIRST))
+    folder.claim(smoke(), INPUTS)
+    assert folder.state(FIRST) == TrialState.PENDING
+    assert folder.is_complete(SECOND)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

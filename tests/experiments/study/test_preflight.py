@@ -14,9 +14,9 @@ from experiments.recipes.mini import demo, demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study import run_study
-from experiments.study.preflight.checks import check_rule
 from experiments.study.preflight.inputs import refuse_missing
 from experiments.study.preflight.models import check_models
+from experiments.study.preflight.values import check_rule
 from experiments.terminal import Terminal
 
 
@@ -91,6 +91,14 @@ def test_all_that_is_missing_is_named_at_once(tmp_path, monkeypatch):
     assert [what for what in (*here, *lacking) if what not in said] == []
     assert f"ln -s /your/nuscenes {tmp_path / 'data/nuscenes'}" in said
     assert "data synth" not in said, "nuScenes is not generated"
+
+
+def test_a_folder_is_no_weights(tmp_path):
+    study = demo()
+    trials = tuple(replace(settings, init_checkpoint=str(tmp_path)) for settings in study.trials)
+    with pytest.raises(StudyError) as refusal:
+        refuse_missing(replace(study, trials=trials))
+    assert f"weights: {tmp_path} is a folder, expected a file; name yours with --init" in str(refusal.value)
 
 
 def test_what_is_generated_is_not_missing(tmp_path, monkeypatch):

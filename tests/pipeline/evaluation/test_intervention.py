@@ -44,7 +44,7 @@ def test_switching(trial, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("plan", "message"),
-    [("decoder.7.cross=none/sdpa_math", "matches no site"), (None, "there is no checkpoint")],
+    [("decoder.7.cross=none/sdpa_math", "matches no site"), (None, "checkpoint: there is no ")],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(trial, tmp_path, plan, message):
     settings = trial(steps=0)

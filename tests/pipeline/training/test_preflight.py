@@ -25,8 +25,9 @@ def test_good_settings_pass_and_leave_nothing_behind(trial: Trial, tmp_path: Pat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"config": "experiments/configs/none.py"}, r"config .*experiments/configs/none\.py: no such file"),
-        ({"init_checkpoint": "none.safetensors"}, r"init checkpoint .*none\.safetensors: no such file"),
+        ({"config": "experiments/configs/none.py"}, r"config: there is no .*experiments/configs/none\.py"),
+        ({"init_checkpoint": "none.safetensors"}, r"init checkpoint: there is no .*none\.safetensors"),
+        ({"init_checkpoint": "/tmp"}, "init checkpoint: /tmp is a folder, expected a file"),
         ({"conditions": ("clean", "fog")}, "unknown sensor condition 'fog'; expected clean, lidar_sector"),
         ({"conditions": ("clean", "clean")}, "named twice"),
         ({"steps": -2}, "steps is -2; expected 0 or more"),
