@@ -17,7 +17,7 @@ from experiments.cli.options import (
     complete_version,
     read_cfg_options,
 )
-from experiments.cli.study.chosen import add_overrides, add_study, chosen_study
+from experiments.cli.study.chosen import add_overrides, add_study, unchecked_study
 
 if TYPE_CHECKING:
     from experiments.recipes.recipe import Recipe
@@ -63,7 +63,7 @@ class Train(Command):
         from pipeline.redaction import refuse_secrets
 
         console = Terminal()
-        chosen = chosen_study(arguments)
+        chosen = unchecked_study(arguments)
         settings = _changed(_choose(chosen, arguments.trial), arguments, overrides)
         measured = _measured_every(settings, arguments.measure_every)
         refuse_secrets(settings.to_dict())

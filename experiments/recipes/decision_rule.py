@@ -64,8 +64,8 @@ class DecisionRule:
         price_points_per_percent: points of ``metric`` that one per cent of slow-down must earn.
         confidence: probability that all verdicts, over all sites and all looks, are right together.
         arms: what the design runs, each a tuple of levels (one per site); empty: all combinations.
-        equivalence_margin: smallest net gain that matters, points. A net gain that is certainly between
-            minus and plus this is NO DIFFERENCE.
+        equivalence_margin: a net gain that is certainly between minus and plus this, points, and may be
+            zero, is NO DIFFERENCE.
         interim_analyses: numbers of complete seeds after which the study is judged, increasing; empty:
             once, at the end. Rows of later seeds wait for the next number.
         alpha_spending: one of ``ALPHA_SPENDING``.
@@ -140,8 +140,8 @@ class DecisionRule:
             yield f"the rule's price is {self.price_points_per_percent} points; expected 0 or more"
         if not self.equivalence_margin > 0:
             yield (
-                f"the rule's equivalence_margin is {self.equivalence_margin} points; expected the smallest "
-                f"net gain that matters, above 0"
+                f"the rule's equivalence_margin is {self.equivalence_margin} points; expected "
+                f"above 0: a smaller net gain that may be zero makes no difference"
             )
 
     def _bad_interim_analyses(self) -> Iterator[str]:

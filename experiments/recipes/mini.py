@@ -61,7 +61,7 @@ def _fine_tuning(study: str) -> TrialSettings:
         config=MINI_CONFIG,
         plan=cross_plan(("none",) * 3),
         data=DataSettings(train=(MINI.root,), val=MINI.root),
-        # 80 of the 160 frames, gently: at half the config's rate 40 steps lose 2 points of mAP
+        # 80 of the 160 frames, gently: at half the config's rate 40 steps lose a point of mAP
         train=TrainSettings(steps=40, batch_size=2, warmup_steps=10, lr_scale=0.2),
         init_checkpoint=MINI_CHECKPOINT,
         overrides=(KEPT_STATISTICS,),

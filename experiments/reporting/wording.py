@@ -94,7 +94,8 @@ def _guess(advice: Recommendation, evidence: Evidence) -> str:
         f"Best guess: {spell_plan(best, evidence)}; net {signed(best.utility)} points to be expected "
         f"({signed(best.net)} as estimated)."
     )
-    return text + (f" Not settled in it: {listing(advice.open_sites)}." if advice.open_sites else "")
+    others = f" Of its layers, these do not PAY by themselves: {listing(advice.open_sites)}."
+    return text + (others if advice.open_sites else "")
 
 
 def _prediction(advice: Recommendation, evidence: Evidence) -> str:

@@ -1,7 +1,9 @@
 """The learning curves of pretrainings, as tables and a picture.
 
     PYTHONPATH=$PWD python docs/studies/generated/curve.py --out docs/studies/generated \\
-        first=runs/a/pretrain_r50 second=runs/b/pretrain_r50
+        first second third=runs/pretrain_r50
+
+A name without a folder stands for the table that an earlier run has left.
 """
 
 import argparse
@@ -31,6 +33,13 @@ def learning_curve(folder: Path) -> Curve:
         if row["metric"] in LOSSES or _is_score(row):
             found.setdefault(row["step"], {})[row["metric"]] = row["value"]
     return dict(sorted(found.items()))
+
+
+def read(folder: Path) -> Curve:
+    """Return what ``write`` has written."""
+    with (folder / "learning_curve.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return {int(line.pop("step")): {k: float(v) for k, v in line.items() if v} for line in lines}
 
 
 def scores(found: Curve) -> list[tuple[int, float]]:
@@ -71,14 +80,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("trainings", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("trainings", nargs="+", metavar="NAME[=FOLDER]")
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     curves = {}
     for name, _, folder in (word.partition("=") for word in asked.trainings):
-        curves[name] = learning_curve(Path(folder))
-        (asked.out / name).mkdir(parents=True, exist_ok=True)
-        write(curves[name], asked.out / name)
+        place = asked.out / name
+        if folder:
+            place.mkdir(parents=True, exist_ok=True)
+            write(learning_curve(Path(folder)), place)
+        curves[name] = read(place)
     draw(curves, asked.out)
 
 

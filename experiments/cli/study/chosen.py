@@ -54,9 +54,18 @@ def chosen_study(arguments: Namespace) -> "Recipe":
         StudyError: ``study run`` would refuse its settings or its rule.
         OptionError: a word of ``--set`` is no ``KEY=VALUE``.
     """
+    from experiments.study.preflight.values import check_values
+
+    chosen = unchecked_study(arguments)
+    if "set" in arguments:
+        check_values(chosen)
+    return chosen
+
+
+def unchecked_study(arguments: Namespace) -> "Recipe":
+    """Return the study of ``chosen_study``, for a command whose other options change its settings."""
     from experiments.recipes.overrides import with_data, with_init, with_settings
     from experiments.recipes.registry import recipe
-    from experiments.study.preflight.values import check_values
 
     chosen = recipe(arguments.study)
     if "set" not in arguments:
@@ -71,7 +80,6 @@ def chosen_study(arguments: Namespace) -> "Recipe":
         words = ("--gpus-per-trial", str(arguments.gpus_per_trial))
         spread = chosen.with_workers(arguments.gpus_per_trial)
         chosen = replace(spread, overridden=(*chosen.overridden, *words))
-    check_values(chosen)
     return chosen
 
 

@@ -165,7 +165,7 @@ def _sources(size: "StudySize", arguments: Namespace) -> "ErrorSources":
 
 def _assumed(sources: "ErrorSources", rule: "DecisionRule", arguments: Namespace) -> str:
     """Return what the table assumes of the study as it is, a sentence."""
-    measured = " (measured in docs/studies/demo)" if arguments.noise is None else ""
+    measured = " (that of the demo)" if arguments.noise is None else ""
     by = "asked of the stopwatch" if rule.priced_by == "stopwatch" else "by the trials' step times"
     expected = f" ({by})" if arguments.price_noise is None else ""
     return (

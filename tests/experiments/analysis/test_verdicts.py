@@ -136,7 +136,7 @@ def test_without_noise_verdicts_are_certain():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"equivalence_margin": 0.0}, "smallest net gain that matters, above 0"),
+        ({"equivalence_margin": 0.0}, "expected above 0: a smaller net gain"),
         ({"equivalence_margin": math.nan}, "above 0"),
         ({"price_points_per_percent": math.nan}, "0 or more"),
         ({"interim_analyses": (2, 1)}, "increasing numbers of seeds"),
