@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.analysis.decide import weigh
+from experiments.analysis.decide import Evidence, weigh
 from experiments.analysis.decision.levels import shares_spent
 from experiments.analysis.design_table import ended_trials
 from experiments.recipes.decision_rule import AnalysisError, DecisionRule, ScreeningMissing
@@ -99,13 +99,14 @@ def next_wave(
     taken = sum(look <= complete for look in looks)
     share = shares_spent(looks, taken, rule)
     judged = [row for row in rows if row.seed in rule.seeds[: looks[taken - 1]]]  # complete seeds alone
-    if taken and _settled(judged, rule, timed, last=taken == len(looks)):
+    evidence = _weighed(judged, rule, timed, last=taken == len(looks)) if taken else None
+    if evidence is not None and evidence.settled:
         reason = f"Every verdict is settled after {_seeds(looks[taken - 1])}."
         return Wave(taken, (), SETTLED, reason, share)
     if taken == len(looks):
         return Wave(taken, (), SPENT, f"All {_seeds(looks[-1])} that the rule allows have run.", share)
     todo = tuple((seed, lacking[seed]) for seed in rule.seeds[: looks[taken]] if lacking[seed])
-    wave = Wave(taken + 1, todo, CONTINUE, _why(taken, looks), share)
+    wave = Wave(taken + 1, todo, CONTINUE, _why(taken, looks, evidence), share)
     num_trials = len({row.trial for row in rows})
     refusal = _over(budget, num_trials, len(ended), wave, gpu_hours)
     if refusal and not taken:
@@ -113,21 +114,27 @@ def next_wave(
     return Wave(taken, (), SPENT, f"{refusal[0].upper()}{refusal[1:]}.", share) if refusal else wave
 
 
-def _settled(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row], last: bool) -> bool:
+def _weighed(rows: Sequence[Row], rule: DecisionRule, timed: Sequence[Row], last: bool) -> Evidence | None:
+    """Return the evidence; None if it is too early for any: a seed diverged, and the next look has more."""
     try:
-        return weigh(rows, rule, timed).settled
+        return weigh(rows, rule, timed)
     except ScreeningMissing:
         raise
     except AnalysisError:
         if last:
             raise
-        return False  # a seed may have diverged; the next look has more
+        return None
 
 
-def _why(taken: int, looks: Sequence[int]) -> str:
+def _why(taken: int, looks: Sequence[int], evidence: Evidence | None) -> str:
+    """Return why the study goes on; with one trial's noise, which was only assumed before the first look."""
     if not taken:
         return f"The first look comes after {_seeds(looks[0])}."
-    return f"Not all is settled after {_seeds(looks[taken - 1])}; the next look comes after {looks[taken]}."
+    noise = "" if evidence is None else f" (one trial's noise: {evidence.noise:.2f} points)"
+    return (
+        f"Not all is settled after {_seeds(looks[taken - 1])}{noise}; the next look comes after "
+        f"{looks[taken]}."
+    )
 
 
 def _seeds(number: int) -> str:

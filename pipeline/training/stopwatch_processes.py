@@ -11,6 +11,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
 from pipeline.errors import TrialError, is_user_error
+from pipeline.processes import leave_ctrl_c_to_parent
 from pipeline.runtime.cores import available_cores
 from pipeline.training.stopwatch_rounds import Rounds, Start, TimedTrial
 
@@ -78,6 +79,7 @@ def serve(trial: TimedTrial, start: Start, pipe: Connection) -> None:
         start: where this process begins.
         pipe: to the process that keeps the rows.
     """
+    leave_ctrl_c_to_parent()
     from pipeline.training.stopwatch import rounds_of_trial  # imports torch: seconds
 
     try:

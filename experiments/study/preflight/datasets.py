@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from threading import Event
 
 from experiments.recipes.recipe import SyntheticDataset
 from experiments.study.progress import task_bar
@@ -25,9 +26,12 @@ def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> 
     from pipeline.data.synthetic.sensor_rig import RIGS
 
     done: dict[str, tuple[int, int]] = {}
+    stopped = Event()
 
     def make(dataset: SyntheticDataset, advance: Callable[[int, int], None]) -> None:
         def progress(frames: int, total: int) -> None:
+            if stopped.is_set():
+                raise CancelledError
             done[dataset.root] = frames, total
             parts = list(done.values())
             advance(sum(part for part, _ in parts), sum(whole for _, whole in parts))
@@ -49,5 +53,9 @@ def make_datasets(datasets: tuple[SyntheticDataset, ...], console: Terminal) -> 
         task_bar(console, f"dataset{'s' * (len(datasets) > 1)} {roots}") as advance,
         ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
     ):
-        for made in [pool.submit(make, dataset, advance) for dataset in datasets]:
-            made.result()
+        running = [pool.submit(make, dataset, advance) for dataset in datasets]
+        try:
+            for made in running:
+                made.result()
+        finally:  # the others end with the scenes that they are at
+            stopped.set()

@@ -1,10 +1,9 @@
 """Generates a dataset in the layout of nuScenes v1.0-mini. The same seed gives the same bits."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from pipeline.data.formats.nuscenes_tables import split_scenes
@@ -14,6 +13,7 @@ from pipeline.data.synthetic.scene import SceneTask, make_scene
 from pipeline.data.synthetic.scene_log import SceneLog
 from pipeline.data.synthetic.sensor_rig import MINI, Rig
 from pipeline.json_files import JsonError, read_json
+from pipeline.processes import process_pool
 
 EDITION = 4
 """Edition of the generator. It is increased when a change of the code changes the data of a seed."""
@@ -138,8 +138,6 @@ def _work(tasks: list[SceneTask], workers: int) -> Iterator[SceneLog]:
     if min(workers, len(tasks)) == 1:
         yield from map(make_scene, tasks)
         return
-    # Spawned, not forked: a fork of a process that runs torch or OpenCV threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+    with process_pool(min(workers, len(tasks))) as pool:
         for done in as_completed([pool.submit(make_scene, task) for task in tasks]):
             yield done.result()

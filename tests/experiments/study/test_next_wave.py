@@ -44,6 +44,8 @@ def test_unsettled_studies_go_on_and_end_with_the_seeds():
     one = next_wave(study((0,) * 6, (0,)), RULE, DESIGN, PLENTY)
     assert (one.look, one.state, one.arms_by_seed) == (2, CONTINUE, ((1, DESIGN.arms),))
     assert 0 < one.spent < 0.05  # O'Brien-Fleming spends little at a third of the trials
+    noise = weigh(study((0,) * 6, (0,)), RULE).noise
+    assert one.reason.startswith(f"Not all is settled after 1 seed (one trial's noise: {noise:.2f} points);")
     narrow = replace(RULE, equivalence_margin=0.05)
     last = next_wave(study((0,) * 6, (0, 1, 2)), narrow, DESIGN, PLENTY)
     assert (last.look, last.state, last.arms_by_seed, last.spent) == (3, SPENT, (), 1.0)
