@@ -1,8 +1,9 @@
-"""The confirmation of a study: no bias and the two best plans, with fresh seeds.
+"""The confirmation of a study: no bias and two plans, with fresh seeds.
 
 The study's own trials chose the plans, so the gains that they measure are biased upwards. A gain on fresh
-seeds is not. The second best plan runs too, because the first may have been put first by chance. The
-confirmation is a study of its own in the folder ``confirmation``.
+seeds is not. The plans are the best guess and the settled one. If that is none or the same, the second best
+runs: the first may have been put first by chance. The confirmation is a study of its own in the folder
+``confirmation``.
 """
 
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ from experiments.study.waves import ended_rows
 from experiments.terminal import Terminal
 from pipeline.metrics.rows import Row
 
-NONE, RECOMMENDED, NEXT = "none", "recommended", "next best"
+NONE, RECOMMENDED, SETTLED_PLAN, NEXT = "none", "recommended", "settled", "next best"
 BIASED_PLANS = 2
-"""Plans with a bias that are trained: the best ones."""
+"""Plans with a bias that are trained."""
 MOST_ARMS = 1 + BIASED_PLANS
 """Arms of a confirmation: these, and no bias."""
 
@@ -39,7 +40,7 @@ class Confirmed:
     """What one arm measured with fresh seeds.
 
     Attributes:
-        arm: ``none``, ``recommended`` or ``next best`` (of several: ``next best 2``).
+        arm: ``none``, ``recommended``, ``settled`` or ``next best`` (of several: ``next best 2``).
         levels: of the factors.
         value: mean of the rule's metric, points.
         gains: over no bias with the same seed, points; one per seed that has both.
@@ -100,15 +101,20 @@ def _print_arms(
 
 
 def arms_of(recipe: Recipe, advice: Recommendation) -> dict[str, Arm]:
-    """Return name -> levels of the arms that are trained: none, and the best plans with a bias.
+    """Return name -> levels of the arms that are trained: none, and the plans with a bias.
 
     If no bias is recommended, it is listed under both names.
     """
-    none = (_rule(recipe).baseline,) * len(recipe.sites)
-    biased = [one.levels for one in advice.candidates if one.levels != none][:BIASED_PLANS]
-    others = [levels for levels in biased if levels != advice.best.levels]
+    none, best = (_rule(recipe).baseline,) * len(recipe.sites), advice.best.levels
+    settled = None if advice.settled is None else advice.settled.levels
+    ranked = [best, *([settled] if settled else []), *(one.levels for one in advice.candidates)]
+    biased = [levels for levels in dict.fromkeys(ranked) if levels != none][:BIASED_PLANS]
+    arms = {NONE: none, RECOMMENDED: best}
+    if settled in biased and settled != best:
+        arms[SETTLED_PLAN] = settled
+    others = [levels for levels in biased if levels not in arms.values()]
     names = [NEXT if place == 1 else f"{NEXT} {place}" for place in range(1, len(others) + 1)]
-    return {NONE: none, RECOMMENDED: advice.best.levels, **dict(zip(names, others, strict=True))}
+    return arms | dict(zip(names, others, strict=True))
 
 
 def confirmation(recipe: Recipe, arms: dict[str, Arm]) -> Recipe:

@@ -19,7 +19,15 @@ from experiments.recipes.mini import CROSS_SITES, demo, smoke_waves
 from experiments.recipes.overrides import with_init
 from experiments.storage.study_folder import StudyError, StudyFolder, write_json
 from experiments.storage.usage import used_by
-from experiments.study.confirmation_run import NEXT, NONE, RECOMMENDED, arms_of, confirmation, confirmed
+from experiments.study.confirmation_run import (
+    NEXT,
+    NONE,
+    RECOMMENDED,
+    SETTLED_PLAN,
+    arms_of,
+    confirmation,
+    confirmed,
+)
 from experiments.study.next_wave import SETTLED, SPENT, Budget, Wave
 from experiments.study.tune_runner import ExecutionOptions
 from experiments.study.waves import FILE, early_stopping_of, ended_rows, run_waves
@@ -202,6 +210,14 @@ def test_the_confirmation_trains_the_two_best_plans_and_reads_their_gains(recipe
     assert recommended.gains == pytest.approx((6.0, 6.0))
     assert second.gains == pytest.approx((0.0, 0.0))
     assert none.gains == (0.0, 0.0)
+
+
+def test_the_confirmation_trains_the_settled_plan_before_the_second_best(recipe):
+    advice = advised(recipe, CLEAR)
+    last = next(one for one in reversed(advice.candidates) if "window" in one.levels)
+    arms = arms_of(recipe, replace(advice, settled=last))
+    assert list(arms) == [NONE, RECOMMENDED, SETTLED_PLAN]
+    assert arms[SETTLED_PLAN] == last.levels != arms[RECOMMENDED] == advice.best.levels
 
 
 def test_fresh_seeds_take_turns_with_the_checkpoints_of_the_study(recipe):
