@@ -2,16 +2,12 @@
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.cli.options import Command, OptionError
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
-
     from experiments.calibration.findings import Findings
     from experiments.terminal import Terminal
 
@@ -62,22 +58,9 @@ class Calibrate(Command):
         return 0 if all(line.met for line in criteria(findings)) else 1
 
 
-@contextmanager
-def _killed_if_interrupted(pool: "ProcessPoolExecutor") -> Iterator[None]:
-    """Kill the workers if the block is left by an error; the pool would wait for all that is queued."""
-    try:
-        yield
-    except BaseException:
-        workers = list(pool._processes.values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.kill()
-        raise
-
-
 def _simulate(studies: int, workers: int, console: "Terminal") -> "Findings":
     """Judge all simulated studies, with a progress bar; a task is one planted truth, or one comparison."""
-    from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+    from concurrent.futures import Future, as_completed
 
     from rich.progress import Progress
 
@@ -86,13 +69,10 @@ def _simulate(studies: int, workers: int, console: "Terminal") -> "Findings":
     from experiments.calibration.findings import Findings
     from experiments.calibration.scenarios import scenarios
     from experiments.calibration.simulated_power import compare_power
+    from pipeline.processes import process_pool
 
     begun, planted = time.monotonic(), scenarios()
-    with (
-        Progress(console=console) as progress,
-        ProcessPoolExecutor(workers) as pool,
-        _killed_if_interrupted(pool),
-    ):
+    with Progress(console=console) as progress, process_pool(workers) as pool:
         truths = [pool.submit(calibrate_scenario, scenario, studies) for scenario in planted]
         compared = [
             pool.submit(design_efficiency, effects, confidence, studies)
