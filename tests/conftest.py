@@ -3,7 +3,6 @@
 import fcntl
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // WORKERS)))
 
 from pipeline.ray_train.local_cluster import prepare_ray  # noqa: E402  after the threads are set
+from tests.machine import unused_port  # noqa: E402
 
 prepare_ray()  # before a test imports Ray
 
@@ -156,9 +156,7 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = unused_port()
     words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120  # 5 s on a quiet machine

@@ -103,11 +103,12 @@ def _is_infeasible(request: Request, workers: int) -> bool:
                 return False
             status = cluster_status()
             autoscaler, state = status.autoscaling_state, status.cluster_resource_state
+            seen = autoscaler.last_seen_cluster_resource_state_version
             if not requested_at and _names(state.pending_gang_resource_requests, group):
                 requested_at = state.cluster_resource_state_version
             if _names(autoscaler.infeasible_gang_resource_requests, group):
-                rounds_against.add(autoscaler.autoscaler_state_version)
-            elif requested_at and autoscaler.last_seen_cluster_resource_state_version >= requested_at:
+                rounds_against.add(seen)  # new each round, unlike the version of the autoscaler's own state
+            elif requested_at and seen >= requested_at:
                 return False
             if len(rounds_against) == ROUNDS:
                 return True

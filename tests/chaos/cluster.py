@@ -7,13 +7,14 @@ known. Listens on 127.0.0.1 with a token.
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.machine import offspring, unused_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -227,27 +228,3 @@ class Cluster:
             process.kill()
         for process in processes:
             process.wait()
-
-
-def unused_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def offspring(pid: int) -> dict[int, str]:
-    """Living children of a process, and theirs: pid -> command line."""
-    parents, words = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(folder.name)] = int(parent)
-                words[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ").strip()
-        except OSError:  # it has just ended
-            continue
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return {child: words[child] for child in family - {pid}}

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.runtime.event_log import starts_of
-from tests.chaos.cluster import Cluster, offspring
+from tests.chaos.cluster import Cluster
+from tests.machine import offspring
 
 SPARE_BYTES = 2 * 2**20
 """What a process may still allocate after its memory was capped: less than a training step takes."""

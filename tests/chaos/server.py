@@ -10,7 +10,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from pipeline.tracking.mlflow_sync import sync
-from tests.chaos.cluster import offspring, shim, unused_port
+from tests.chaos.cluster import shim
+from tests.machine import offspring, unused_port
 
 PATIENCE_S = 300
 """It is up in 8 s, on a machine that does much else in two minutes."""

@@ -3,7 +3,6 @@
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from experiments.recipes.recipe import SyntheticDataset
 from experiments.study.preflight.datasets import make_datasets
 from pipeline.ray_train.local_cluster import LOCAL_RAY
 from pipeline.storage.temporary import temporary_folder
+from tests.machine import offspring, unused_port
 
 PATIENCE_S = 120
 """A head is up in 8 s, on a machine that does much else in 30."""
@@ -39,12 +39,13 @@ class Head:
     gcs: str
     environment: dict[str, str]
 
-
-def unused_port() -> int:
-    """A port that nobody listens on; Linux takes it from 32768 upwards, Ray's workers have 10002 to 19999."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    def last_words(self) -> str:
+        """Return the ends of its logs, for a test that fails."""
+        logs = Path(self.environment["RAY_TMPDIR"]) / "ray" / "session_latest" / "logs"
+        names = ("ray_process_exit.log", "gcs_server.out", "gcs_server.err", "monitor.log", "raylet.out")
+        return "\n".join(
+            f"{name}:\n{(logs / name).read_text()[-2000:]}" for name in names if (logs / name).is_file()
+        )
 
 
 @pytest.fixture(scope="session")
@@ -55,11 +56,6 @@ def smoke_world(made_once: Callable[..., Path]) -> SyntheticDataset:
         make_datasets((replace(smoke().datasets[0], root=str(root)),), Console(quiet=True))
 
     return replace(smoke().datasets[0], root=str(made_once("smoke", make)))
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    return unused_port
 
 
 @pytest.fixture
@@ -101,20 +97,6 @@ def start_head(tmp_path: Path) -> Iterator[Callable[..., Head]]:
             return Head(f"http://127.0.0.1:{server}", f"127.0.0.1:{gcs}", given)
 
         yield start
-
-
-def offspring(pid: int) -> set[int]:
-    """All descendants of a process, however deep."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has just ended
-            continue
-    family = {pid}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return family - {pid}
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -1,6 +1,7 @@
 """A cluster that grows and shrinks, on one machine: Ray's fake provider starts real nodes, a raylet each."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from rich.console import Console
 from experiments.cluster.preemption_watch import Cloud, watch
 from experiments.recipes.mini import smoke
 from experiments.study.preflight.datasets import make_datasets
+from pipeline.ray_train import capacity
 from pipeline.ray_train.capacity import CapacityError
 from pipeline.ray_train.launch import check_capacity
 from pipeline.training.preflight import check
 from tests.experiments.cluster.spot import server
+from tests.machine import unused_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=100)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow(seconds=45)]
 
 PATIENCE_S = 120
 HEAD_ID = "f" * 51 + "00000"
@@ -67,9 +70,9 @@ def config(gcs: int) -> dict[str, object]:
 
 
 @pytest.fixture
-def cluster(start_head, free_port, tmp_path, monkeypatch) -> str:
-    """Join a cluster that has no worker yet; its address."""
-    gcs = free_port()
+def cluster(start_head, tmp_path, monkeypatch):
+    """Join a cluster that has no worker yet; its head."""
+    gcs = unused_port()
     path = tmp_path / "cluster.json"
     path.write_text(json.dumps(config(gcs)))
     head = start_head(
@@ -87,7 +90,7 @@ def cluster(start_head, free_port, tmp_path, monkeypatch) -> str:
         if key.startswith("RAY_") and "OVERRIDE" not in key and "CLOUD" not in key:
             monkeypatch.setenv(key, value)
     monkeypatch.setenv("RAY_ADDRESS", head.gcs)
-    return head.gcs
+    return head
 
 
 def workers() -> list[dict]:
@@ -103,6 +106,7 @@ def wait(condition, what: str) -> None:
 
 def play() -> None:
     """Run by the test in a process of its own: Ray reads its token and settings once, when it is imported."""
+    capacity.AUTOSCALER_TIMEOUT_S = math.inf  # the autoscaler has to say it
     ray.init(log_to_driver=False, logging_level="ERROR")
     assert workers() == []
 
@@ -145,6 +149,7 @@ def play() -> None:
     assert said[1].startswith("notice: this machine ends in 2")
     metadata.shutdown()
     wait(lambda: lost in ray._private.state.state.get_draining_nodes(), "it drains")
+    check_capacity({"three": replace(gpu, num_workers=3)})
 
     # nothing waits any more: every worker goes
     remove_placement_group(trials)
@@ -155,8 +160,10 @@ def play() -> None:
 def test_workers_come_and_go_with_the_trials_that_wait(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("BIASWISE_HOME", str(tmp_path))
     code = f"import sys; sys.path[:0] = {sys.path!r}; import runpy; runpy.run_path({__file__!r})['play']()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = tmp_path / "said"
+    with said.open("w") as file:  # no pipe, which a process that outlives `play` would keep open
+        done = subprocess.run([sys.executable, "-c", code], stdout=file, stderr=file, timeout=500)
+    assert done.returncode == 0, f"{said.read_text()}\n{cluster.last_words()}"
 
 
 def test_a_machine_that_is_no_spot_machine_is_not_watched():

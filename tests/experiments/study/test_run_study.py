@@ -28,6 +28,7 @@ from pipeline.runtime.session import LocalSession
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
 from pipeline.training.trial import run_trial
+from tests.machine import offspring
 from tests.smallest import SMALLEST
 
 pytestmark = [
@@ -41,27 +42,6 @@ PATIENCE_S = 300
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::ffff:127.0.0.1 in /proc/net/tcp*
-
-
-def offspring(but: Set[int] = frozenset()) -> dict[int, str]:
-    """All living descendants of this process: pid -> command line.
-
-    Args:
-        but: those that other tests have left and use again.
-    """
-    parents, words = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(folder.name)] = int(parent)
-                words[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # it has just ended
-            continue
-    family = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= more
-    return {pid: words[pid] for pid in family - {os.getpid(), *but}}
 
 
 def listening_addresses(family) -> list[str]:
@@ -99,7 +79,7 @@ class Killer(threading.Thread):
             time.sleep(0.02)
         assert self.checkpoint is not None
         self.inode = (self.checkpoint / "state.json").stat().st_ino
-        family = offspring(self.but)
+        family = offspring(but=self.but)
         self.listening = listening_addresses(family)
         (worker,) = [pid for pid, words in family.items() if words.startswith("ray::RayTrainWorker")]
         os.kill(worker, signal.SIGKILL)
@@ -152,7 +132,7 @@ def test_a_study_survives_a_kill_and_is_skipped_when_done(recipe, tmp_path, monk
     # Ray listens on this machine alone, leaves no process, and no token in the home directory
     assert killer.listening
     assert set(killer.listening) <= LOOPBACK
-    assert not [words for words in offspring(earlier).values() if "ray" in words.replace(str(ROOT), "")]
+    assert not [words for words in offspring(but=earlier).values() if "ray" in words.replace(str(ROOT), "")]
     assert token_file.exists() == had_token
     # the checkpoint that was there at the kill was gone on from, not written again
     assert killer.checkpoint is not None

@@ -26,7 +26,7 @@ from pipeline.runtime.event_log import starts_of
 from pipeline.runtime.session import LocalSession
 from pipeline.storage.trial_status import TrialState, is_unchanged, read_status
 from pipeline.training.trial import run_trial
-from tests.chaos.cluster import offspring
+from tests.machine import offspring
 from tests.smallest import SMALLEST
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.runtime.gradient_mean import GradientMean
-from tests.pipeline.training.test_ddp import free_port
+from tests.machine import unused_port
 
 
 class Model(nn.Module):
@@ -33,7 +33,7 @@ def in_group(rank: int, work: Callable[[int], object], folder: Path, port: int) 
 
 
 def both(work: Callable[[int], object], folder: Path) -> list[object]:
-    mp.start_processes(in_group, (work, folder, free_port()), nprocs=2, start_method="spawn")
+    mp.start_processes(in_group, (work, folder, unused_port()), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.tracking.bounded_client import BoundedClient, NoAnswerError
 from pipeline.tracking.mlflow_store import ANSWER_S, prepare_store
+from tests.machine import unused_port
 
 pytestmark = pytest.mark.filterwarnings("ignore:::mlflow", "ignore:::sqlalchemy", "ignore:::alembic")
 
@@ -55,12 +56,6 @@ def in_silence(line):
     time.sleep(3600)
 
 
-def closed_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 PROGRAM = """
 import sys, time
 from pipeline.tracking.mlflow_store import prepare_store
@@ -87,7 +82,7 @@ def test_a_store_that_hangs_is_given_up_in_time_and_holds_no_process(scheme, ser
 
 def test_a_database_server_that_is_not_there_is_told_at_once():
     begun = time.monotonic()
-    warning = prepare_store(f"postgresql://me:planted@127.0.0.1:{closed_port()}/x")
+    warning = prepare_store(f"postgresql://me:planted@127.0.0.1:{unused_port()}/x")
     assert "Connection refused" in warning
     assert "planted" not in warning
     assert time.monotonic() - begun < MARGIN_S

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pipeline.storage.trial_status import TrialState
 from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
 from tests.experiments.reporting.browser import chromium
+from tests.machine import unused_port
 from tests.pipeline.tracking.test_mlflow_sync import SITES, make_study, runs_of
 from tests.statuses import write_status
 
@@ -48,9 +48,7 @@ def address(tmp_path):
     )
     sync(study, uri, verdicts=verdicts, progress={"trials_done": 3.0})
     _, (parent,), children = runs_of(uri, study)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = unused_port()
     words = [sys.executable, "-m", "experiments.cli", "ui", "--port", str(port)]
     said = tmp_path / "said"
     with said.open("w") as file:

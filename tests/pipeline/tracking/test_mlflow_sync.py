@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from pipeline.tracking.naming import metric_key, search_hint, trial_params
 from pipeline.tracking.study_sender import CURSOR
 from pipeline.tracking.study_verdicts import SiteVerdict, StudyVerdicts
 from tests.experiments.planted_rows import Truth, decorate, plant, plant_times, window_rule
+from tests.machine import unused_port
 from tests.statuses import write_status
 
 # MLflow and what it pulls in announce their own future changes; none of it is about our calls.
@@ -433,9 +433,7 @@ def test_the_picture_of_a_scene_is_a_trials_artifact(uri, study):
 
 def test_a_dead_server_leaves_a_warning_and_the_rows(uri, study, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{free.getsockname()[1]}"
+    dead = f"http://127.0.0.1:{unused_port()}"
     report = sync(study, dead)
     assert (report.sent, report.parent) == (0, "")
     assert report.unsent == sum(len(read_rows(path)) for path in study.glob("trials/*/rows.jsonl"))
@@ -494,9 +492,7 @@ def test_the_ui_needs_a_database_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_ui_answers_and_ends_when_interrupted(uri):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = unused_port()
     wanted = "start_ui('127.0.0.1', int(sys.argv[1]), sys.argv[2])"
     code = f"import sys; from pipeline.tracking.mlflow_server import start_ui; {wanted}"
     server = subprocess.Popen(

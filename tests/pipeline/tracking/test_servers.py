@@ -28,6 +28,7 @@ from pipeline.tracking.mlflow_sync import sync
 from pipeline.tracking.naming import metric_key
 from pipeline.tracking.study_reader import stored_trials
 from pipeline.tracking.study_sender import CURSOR
+from tests.machine import unused_port
 from tests.statuses import write_status
 
 pytestmark = [
@@ -39,12 +40,6 @@ PASSWORD = "planted-0b5d9f31"
 NEED_POSTGRES = "no PostgreSQL here; on Debian `apt-get install postgresql` brings it"
 PATIENCE_S = 300
 """A server starts in 4 s, on a machine that does much else in a minute."""
-
-
-def unused_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def postgres_binaries():

@@ -25,6 +25,7 @@ from pipeline.metrics.rows import read_rows
 from pipeline.runtime.session import LocalSession
 from pipeline.training.cohort import Arm, Cohort
 from pipeline.training.step import Prepared, TrainStep
+from tests.machine import unused_port
 
 Trial = Callable[..., TrialSettings]
 NO_BIAS = Plan.of({"aqr.0.cross": "local/sdpa_math", "decoder.*": "none/sdpa_math"})
@@ -109,14 +110,6 @@ def work(rank: int, plain: Mapping[str, object], folder: Path, port: int, worker
     dist.destroy_process_group()
 
 
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.parametrize("workers", [2, 4])
 def test_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path, workers: int) -> None:
     def settings(batch_size: int) -> TrialSettings:
@@ -125,7 +118,7 @@ def test_workers_average_to_the_joint_gradient(trial: Trial, tmp_path: Path, wor
 
     # a forked child has the mm libraries loaded; where CUDA is, autograd forbids forking
     method = "spawn" if torch.cuda.is_available() else "fork"
-    given = (settings(1).to_dict(), tmp_path, free_port(), workers)
+    given = (settings(1).to_dict(), tmp_path, unused_port(), workers)
     mp.start_processes(work, given, nprocs=workers, start_method=method)
     gradients(settings(workers), Rank(tmp_path / "one", 0, 1), tmp_path / "joint.safetensors")
     joint = load_file(tmp_path / "joint.safetensors")
@@ -192,7 +185,7 @@ def test_an_arm_that_diverges_on_one_worker_leaves_on_both(trial: Trial, tmp_pat
     fused = ("optim_wrapper.optimizer.fused", "true")  # a step is read after the next one has been launched
     settings = replace(made, overrides=(*made.overrides, fused))
     method = "spawn" if torch.cuda.is_available() else "fork"
-    mp.start_processes(diverge, (settings.to_dict(), tmp_path, free_port()), nprocs=2, start_method=method)
+    mp.start_processes(diverge, (settings.to_dict(), tmp_path, unused_port()), nprocs=2, start_method=method)
     for rank in (0, 1):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert list(told) == ["window"]

@@ -5,7 +5,6 @@ On a CPU the two passes run anew instead of being captured: everything but the c
 
 import logging
 import os
-import socket
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
@@ -29,6 +28,7 @@ from pipeline.detector.openmmlab.data_samples import collate
 from pipeline.runtime.determinism import seed_everything
 from pipeline.training.benchmark import named_plans
 from pipeline.training.step import TrainStep
+from tests.machine import unused_port
 
 CONFIG = "experiments/configs/cmt_aqr_pillar_mini.py"
 
@@ -362,7 +362,7 @@ class Through(nn.Module):
 
 def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
     method = "spawn" if torch.cuda.is_available() else "fork"
-    mp.start_processes(work, (tmp_path, free_port()), nprocs=2, start_method=method)
+    mp.start_processes(work, (tmp_path, unused_port()), nprocs=2, start_method=method)
     names = ("0False", "1False", "0True")
     first, second, expected = (load_file(tmp_path / f"{name}.safetensors") for name in names)
     trained = ("linear.weight", "linear.bias", "norm.weight", "norm.bias")
@@ -370,12 +370,6 @@ def test_two_workers_average_their_gradients(tmp_path: Path) -> None:
     for name, grad in expected.items():
         assert torch.equal(first[name], second[name])
         assert torch.equal(first[name], grad)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_head_says_what_keeps_it_from_graphs(caplog: pytest.LogCaptureFixture) -> None:
