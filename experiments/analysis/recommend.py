@@ -106,11 +106,6 @@ class Recommendation:
     open_sites: tuple[str, ...]
     candidates: tuple[Candidate, ...]
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is certain that some plan, or none, is worth its price."""
-        return self.settled is not None or self.no_bias_wins
-
 
 def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
     """Choose the plan with the largest expected net gain; of equals the one with the fewest treated sites.

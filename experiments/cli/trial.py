@@ -176,7 +176,7 @@ def _run_under_ray(
     from pipeline.ray_train.launch import train_one
 
     with StudyProgress(console, total=1, done=0) as progress:
-        progress.started({folder.name: folder}, len(settings.conditions))
+        progress.started({folder.name: folder})
         train_one(settings, folder, measured)
         progress.ended(folder.name)
 
@@ -217,7 +217,7 @@ def _print_scores(folder: Path, console: "Terminal") -> None:
     scores: dict[str, dict[str, float]] = {}
     rows = read_rows(folder / "rows.jsonl")
     for metric in ("mAP", "NDS"):
-        for row in select(rows, metric=metric):
+        for row in select(rows, metric=metric, site="", scene="", draw=None):
             scores.setdefault(row.condition, {})[metric] = row.value
     for condition, score in scores.items():
         table.add_row(condition, *(f"{100 * score[m]:.2f} %" if m in score else "" for m in ("mAP", "NDS")))

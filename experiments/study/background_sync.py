@@ -95,14 +95,14 @@ class BackgroundSync:
         from pipeline.tracking.mlflow_sync import sync  # costs seconds: not before a trial has rows
 
         # The copy first: elsewhere, the study goes on from the copy and sends again what comes after it.
-        if self._study_sync is not None and not self._copied(self._study_sync):
-            return
-        report = sync(self._study_folder, trials=set(trials), progress=self._numbers())
-        if not report.warning:
-            unsent.clear()
-        elif report.warning != self._last_warning:
-            self._progress.say(f"warning: {report.warning}")
-        self._last_warning = report.warning
+        warning = self._copy()
+        if not warning:
+            warning = sync(self._study_folder, trials=set(trials), progress=self._numbers()).warning
+            if not warning:
+                unsent.clear()
+        if warning and warning != self._last_warning:
+            self._progress.say(f"warning: {warning}")
+        self._last_warning = warning
 
     def _numbers(self) -> Mapping[str, float]:
         """Return how far the study is, as its run in MLflow shows it."""
@@ -114,11 +114,11 @@ class BackgroundSync:
             **self._progress.numbers(),
         }
 
-    def _copied(self, study_sync: StudySync) -> bool:
-        """Copy the study to its URI; return whether that worked."""
+    def _copy(self) -> str:
+        """Copy the study to its URI, if it has one; return why that failed, empty if it did not."""
         try:
-            study_sync.upload_study()
+            if self._study_sync is not None:
+                self._study_sync.upload_study()
         except StorageError as error:
-            self._progress.say(f"warning: {error}")
-            return False
-        return True
+            return str(error)
+        return ""

@@ -147,7 +147,8 @@ def _over(budget: Budget, begun: int, ended: int, wave: Wave, gpu_hours: float) 
     trials = begun + wave.num_trials - again
     if trials > budget.trials:
         return f"look {wave.look} needs {trials} trials in all, and the budget is {budget.trials}"
-    hours = gpu_hours * (1 + wave.num_trials / max(begun, 1))
+    # With no trial that has rows, the hours were lost with killed ones, and say nothing of the next.
+    hours = gpu_hours * (1 + wave.num_trials / begun) if begun else gpu_hours
     if hours > budget.gpu_hours:
         return (
             f"look {wave.look} needs about {hours:.1f} GPU hours in all, the budget is {budget.gpu_hours:g}"

@@ -15,9 +15,10 @@ from experiments.terminal import Terminal
 from pipeline.errors import is_user_error
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.ray_train.local_cluster import ray_session
+from pipeline.runtime.resource_errors import explain_resource_errors
 from pipeline.storage.temporary import temporary_folder
 from pipeline.training.stopwatch import rounds_of_trial
-from pipeline.training.stopwatch_rounds import Start, keep_rounds
+from pipeline.training.stopwatch_rounds import Start, complete_rounds, keep_rounds
 
 
 def time_on_cluster(request: Request, console: Terminal) -> str:
@@ -31,7 +32,7 @@ def time_on_cluster(request: Request, console: Terminal) -> str:
         StudyError: the stopwatch refused, or its machine went away.
     """
     path = request.trial.folder / ROWS
-    before = read_rows(path) if path.exists() else []
+    before = complete_rounds(path)
     gpus = int(request.trial.settings.device == "cuda")
     what = f"stopwatch, {len(request.trial.plans)} plans, on the cluster"
     with ray_session(cpus=1, gpus=gpus), console.status(what):
@@ -59,9 +60,10 @@ def time_in_task(request: Request, before: list[Row]) -> tuple[list[Row], str, s
             append_rows(place / ROWS, before)
         trial = replace(request.trial, folder=place)
         try:
-            reason = keep_rounds(
-                lambda rows: rounds_of_trial(trial, Start.after(rows)), place / ROWS, until(request)
-            )
+            with explain_resource_errors(trial.settings, place):
+                reason = keep_rounds(
+                    lambda rows: rounds_of_trial(trial, Start.after(rows)), place / ROWS, until(request)
+                )
         except (ValueError, RuntimeError) as error:
             if not is_user_error(error):
                 raise

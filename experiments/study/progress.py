@@ -29,22 +29,17 @@ class _Running:
     """A trial that runs; ``cohort`` is the name of the first trial of those that run together."""
 
     folder: Path
-    conditions: int
     cohort: str
     started: float = field(default_factory=time.monotonic)
     stage: str = "start-up"
     done: int = 0
     total: int = 0
-    passes: int = 0
 
     def update(self) -> None:
         """Read the trial's heartbeat."""
         heartbeat = read_heartbeat(self.folder)
-        if heartbeat is None:
-            return
-        if heartbeat.stage == self.stage == "evaluate" and heartbeat.done < self.done:
-            self.passes += 1  # the next sensor condition
-        self.stage, self.done, self.total = heartbeat.stage, heartbeat.done, heartbeat.total
+        if heartbeat is not None:
+            self.stage, self.done, self.total = heartbeat.stage, heartbeat.done, heartbeat.total
 
     @property
     def fraction(self) -> float:
@@ -53,8 +48,7 @@ class _Running:
         if self.stage == "train":
             return TRAINING_SHARE * part
         if self.stage == "evaluate":
-            passes = min(self.passes + part, self.conditions)
-            return TRAINING_SHARE + (1 - TRAINING_SHARE) * passes / self.conditions
+            return TRAINING_SHARE + (1 - TRAINING_SHARE) * part
         return 0.0
 
     def __str__(self) -> str:
@@ -113,18 +107,13 @@ class StudyProgress:
             f"{elapsed // 60:02d}:{elapsed % 60:02d}  {text}", highlight=False, soft_wrap=True
         )
 
-    def started(self, folders: Mapping[str, Path], conditions: int) -> None:
-        """Note that trials start together.
-
-        Args:
-            folders: trial -> its folder.
-            conditions: sensor conditions under which each is evaluated.
-        """
+    def started(self, folders: Mapping[str, Path]) -> None:
+        """Note that trials start together; ``folders`` has the folder of each."""
         first = next(iter(folders))
         for name, folder in folders.items():
             clear_heartbeat(folder)
             with self._lock:
-                self._running[name] = _Running(folder, max(conditions, 1), first)
+                self._running[name] = _Running(folder, first)
         if self._live is None:
             self.say(f"{spell_trials(list(folders))} started")
 

@@ -158,7 +158,7 @@ def _run_claimed(
     if study_sync:
         study_sync.upload_study()
     outcome, reason = _run(recipe, folder, console, running, budget)
-    if outcome.complete and _confirms(recipe, folder, options, console):
+    if outcome.complete and _confirms(recipe, folder, options, budget, console):
         left = replace(running, gpu_hours=budget.gpu_hours - folder.gpu_hours())
         outcome = _joined(outcome, run_confirmation(recipe, folder, console, left))
     _close(recipe, folder, outcome, reason, options, console)
@@ -166,9 +166,14 @@ def _run_claimed(
     return outcome
 
 
-def _confirms(recipe: Recipe, folder: StudyFolder, options: RunOptions, console: Terminal) -> bool:
-    """Return whether the confirmation may run; say so if --max-trials leaves no room for it."""
+def _confirms(
+    recipe: Recipe, folder: StudyFolder, options: RunOptions, budget: Budget, console: Terminal
+) -> bool:
+    """Return whether the confirmation may run; say so if the budget leaves no room for it."""
     if not options.confirmation or not recipe.confirmation_seeds:
+        return False
+    if (used := folder.gpu_hours()) >= budget.gpu_hours:
+        console.print(f"no confirmation: the study has used {used:.2g} of {budget.gpu_hours:g} GPU hours")
         return False
     done = sum(folder.is_complete(name) for name in recipe.named_trials())
     more = MOST_ARMS * len(recipe.confirmation_seeds)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import tune
 
-from experiments.storage.study_folder import StudyFolder, settings_of
+from experiments.storage.study_folder import StudyFolder
 from experiments.study.background_sync import BackgroundSync
 from experiments.study.progress import StudyProgress, spell_trials
 from pipeline.ray_train.reservations import ReservationWatch
@@ -39,8 +39,7 @@ class StudyWatcher(tune.Callback):
         """Show trials that start, and send their rows from now on."""
         names = [name for name in trial.config["trials"] if not self._folder.state(name).has_ended]
         if names:
-            conditions = len(settings_of(self._folder.trial(names[0])).conditions)
-            self._progress.started({name: self._folder.trial(name) for name in names}, conditions)
+            self._progress.started({name: self._folder.trial(name) for name in names})
             self._running += [name for name in names if name not in self._running]
             for name in names:
                 self._background_sync.trial_started(name)

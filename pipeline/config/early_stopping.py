@@ -5,9 +5,7 @@ trial starts, from trials that had ended by then. So the rows of a trial do not 
 happened to be faster, and a study that was killed and resumed gives the rows of an unbroken one.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 STOPPED = "stopped_at_step"
 """Metric of the row of a trial that was stopped early: its value is the step, its unit ``steps``."""
@@ -36,14 +34,3 @@ class EarlyStopping:
         """Return whether a trial that has this value, a fraction, after this step is stopped."""
         floor = dict(self.thresholds).get(step)
         return floor is not None and value < floor
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values; ``from_dict`` reads them back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "EarlyStopping":
-        """Rebuild rungs from ``to_dict``."""
-        return cls(
-            plain["metric"], plain["condition"], tuple((at, floor) for at, floor in plain["thresholds"])
-        )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.data.sample import MAX_SWEEPS, Sample
+from pipeline.storage.paths import resolve_path
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,8 @@ class JoinedSource:
 def is_remote(root: str | Path) -> bool:
     """Whether a dataset is named by a URI (shards in an object store) and not by a path."""
     return "://" in str(root)
+
+
+def place_of(root: str | Path) -> str | Path:
+    """Return where a dataset of the settings is, wherever a worker runs: its URI, or an absolute path."""
+    return root if is_remote(root) else resolve_path(root)

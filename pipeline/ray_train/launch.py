@@ -120,8 +120,9 @@ def _ended_elsewhere(run: CohortRun, finished: Finished) -> tuple[Path, ...]:
         assert sync is not None
         try:
             sync.download(folder.relative_to(sync.folder).as_posix(), heavy=False)
-        except StorageError as error:
-            end_session(folder, finished.error or str(error), finished.details, run.folders)
+        except StorageError as error:  # what is known here stands; trials that are to be halved go on
+            if not read_status(folder).state.has_ended and not finished.out_of_memory:
+                end_session(folder, finished.error or str(error), finished.details, run.folders)
     return run.unfinished()
 
 
@@ -162,7 +163,8 @@ def _fit(run: CohortRun) -> Finished:
         refused = trainer.fit().return_value
     except TrainingFailedError as error:
         sentence, details = explain(error)
-        return Finished(_hangs(run.unfinished(), began) or sentence, details, is_out_of_memory(error))
+        hung = "" if _raised(error) else _hangs(run.unfinished(), began)
+        return Finished(hung or sentence, details, is_out_of_memory(error))
     return Finished(**refused) if refused else Finished()
 
 
@@ -185,6 +187,12 @@ def is_out_of_memory(error: TrainingFailedError) -> bool:
     )
 
 
+def _raised(error: TrainingFailedError) -> bool:
+    """Return whether workers ended by an error of their own; those that hung were killed."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    return any(original_error(cause) is not cause for cause in failures)
+
+
 def explain(error: TrainingFailedError) -> tuple[str, str]:
     """Return one sentence and the traceback of the first worker that failed."""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
@@ -204,7 +212,8 @@ def _hangs(unfinished: Sequence[Path], since: float) -> str:
     """Return how often trials have hung since a time (seconds of the epoch); empty if they have not."""
     events = read_events(unfinished[0]) if unfinished else []  # those of the others say the same
     reasons = [event.why for event in events if event.what == HUNG and event.time >= since]
-    return f"it hung {len(reasons)} times; at last there was {reasons[-1]}" if reasons else ""
+    times = f" {len(reasons)} times" if len(reasons) > 1 else ""
+    return f"it hung{times}; at last there was {reasons[-1]}" if reasons else ""
 
 
 def check_capacity(trials: Mapping[str, TrialSettings], gpu_share: float = 1.0) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from pipeline.storage.trial_status import (
 
 def last_sign_of_life(trial: Path) -> float:
     """Return when a trial last wrote rows or a checkpoint, Unix time; 0 if it never did."""
-    signs = [trial / "rows.jsonl", *trial.glob("checkpoints/step_*")]
-    return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
+    times = [0.0]
+    for sign in (trial / "rows.jsonl", *trial.glob("checkpoints/step_*")):
+        with suppress(FileNotFoundError):  # a worker may have just removed an old checkpoint
+            times.append(sign.stat().st_mtime)
+    return max(times)
 
 
 def reopen(trial: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.data.augmentation.transforms import augment, filter_range, mask_mo
 from pipeline.data.formats.open import open_source
 from pipeline.data.loading.class_balance import BalancedSource
 from pipeline.data.sample import EpochTransform, Sample, Transform
-from pipeline.data.source import READ_ALL, JoinedSource, Reading, Source, is_remote
+from pipeline.data.source import READ_ALL, JoinedSource, Reading, Source, place_of
 from pipeline.detector.backbones.image_branch import NO_IMAGE
 from pipeline.detector.build import load_config
 from pipeline.errors import TrialError
@@ -81,8 +81,7 @@ class TrainingData:
 
 
 def _open(root: str, settings: TrialSettings, reading: Reading) -> Source:
-    place = root if is_remote(root) else resolve_path(root)
-    return open_source(place, settings.data.nuscenes_version, settings.data.train_split, reading)
+    return open_source(place_of(root), settings.data.nuscenes_version, settings.data.train_split, reading)
 
 
 def database_paths(config: str, overrides: tuple[tuple[str, str], ...]) -> dict[str, str]:

@@ -80,11 +80,13 @@ def serve(trial: TimedTrial, start: Start, pipe: Connection) -> None:
         pipe: to the process that keeps the rows.
     """
     leave_ctrl_c_to_parent()
+    from pipeline.runtime.resource_errors import explain_resource_errors
     from pipeline.training.stopwatch import rounds_of_trial  # imports torch: seconds
 
     try:
-        for rows in rounds_of_trial(trial, start):
-            pipe.send(rows)
+        with explain_resource_errors(trial.settings, trial.folder):
+            for rows in rounds_of_trial(trial, start):
+                pipe.send(rows)
     except (ValueError, RuntimeError) as error:
         if not is_user_error(error):
             raise

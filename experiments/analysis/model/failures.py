@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
-from scipy.special import betaincinv
-
 from experiments.analysis.design_table import DesignTable
-
-CONFIDENCE = 0.95
-"""Of the bound on the rate of failures."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +20,6 @@ class Failures:
         failed_with, trials_with: with the treatment at the site.
         failed_without, trials_without: with the baseline there.
         p_value: Fisher's exact test, two-sided, that both fail equally often.
-        highest_rate: with the treatment, more than this share fails with at most 5 % confidence (Clopper
-            and Pearson, one-sided). Of eight trainings without a failure, up to 31 % may fail.
     """
 
     site: str
@@ -36,7 +29,6 @@ class Failures:
     failed_without: int
     trials_without: int
     p_value: float
-    highest_rate: float
 
     @property
     def more_with(self) -> bool:
@@ -57,12 +49,8 @@ def count_failures(table: DesignTable, collapsed: Sequence[str]) -> tuple[Failur
         index = table.sites.index(site)
         with_it = [t.name in failed for t in table.trials if t.levels[index] == treatment]
         without = [t.name in failed for t in table.trials if t.levels[index] == table.baseline]
-        bad, good = sum(with_it), len(with_it) - sum(with_it)
-        highest = float(betaincinv(bad + 1, good, CONFIDENCE)) if good else 1.0
-        p_value = fisher(bad, len(with_it), sum(without), len(without))
-        counted.append(
-            Failures(site, treatment, bad, len(with_it), sum(without), len(without), p_value, highest)
-        )
+        counts = sum(with_it), len(with_it), sum(without), len(without)
+        counted.append(Failures(site, treatment, *counts, fisher(*counts)))
     return tuple(counted)
 
 

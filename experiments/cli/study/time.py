@@ -43,10 +43,9 @@ class TimeStudy(Command):
             raise OptionError(f"--seconds {arguments.seconds:g}: expected more than 0")
         console, chosen = Terminal(), chosen_study(arguments)
         folder = StudyFolder(Path(arguments.runs_dir).resolve() / chosen.name)
-        chosen = with_packing(chosen, folder)
-        chosen = folder.claim(chosen, digest_inputs(chosen))
-        make_datasets(chosen.datasets, console)
         with folder.lock():
+            chosen = folder.claim(with_packing(chosen, folder), digest_inputs(chosen))
+            make_datasets(chosen.datasets, console)
             check_data(chosen)
             rows = time_study(chosen, folder, console, arguments.seconds, arguments.again)
         show_prices(rows, chosen, console)

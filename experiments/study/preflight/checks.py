@@ -1,7 +1,6 @@
 """Checks of a recipe's trials, budget, power and data, and of MLflow, before a study starts."""
 
 import os
-from pathlib import Path
 
 import torch
 
@@ -9,7 +8,6 @@ from experiments.recipes.recipe import Recipe
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study.next_wave import Budget, next_wave
 from experiments.terminal import Terminal
-from pipeline.storage.paths import resolve_path
 from pipeline.training.preflight import check
 
 
@@ -53,7 +51,7 @@ def check_power(recipe: Recipe) -> None:
 def check_data(recipe: Recipe) -> None:
     """Open every dataset of the recipe, and refuse one that lacks files of its frames."""
     from pipeline.data.formats.open import open_source
-    from pipeline.data.source import Reading
+    from pipeline.data.source import Reading, place_of
 
     wanted = {
         (root, settings.data.nuscenes_version, split, settings.data.missing_cameras)
@@ -64,7 +62,7 @@ def check_data(recipe: Recipe) -> None:
         )
     }
     for root, version, split, missing in sorted(wanted):
-        open_source(Path(resolve_path(root)), version, split, Reading(missing_cameras=missing))
+        open_source(place_of(root), version, split, Reading(missing_cameras=missing))
 
 
 def check_tracking(console: Terminal) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pipeline.config.settings import DataSettings
 from pipeline.data.safe_paths import read_bytes
-from pipeline.data.source import is_remote
-from pipeline.storage.paths import resolve_path
+from pipeline.data.source import is_remote, place_of
 
 
 def fingerprint(data: DataSettings) -> str:
@@ -30,7 +29,7 @@ def fingerprint(data: DataSettings) -> str:
 
 
 def _contents(root: str, version: str, split: str) -> Iterator[bytes]:
-    place = Path(root) if is_remote(root) else resolve_path(root)
+    place = Path(place_of(root))
     if place.suffix == ".pkl":
         yield read_bytes(place)
     elif not is_remote(root) and (place / version).is_dir():
@@ -41,4 +40,4 @@ def _contents(root: str, version: str, split: str) -> Iterator[bytes]:
     else:
         from pipeline.data.formats.shard_manifest import read_manifest  # pyarrow only for those who shard
 
-        yield json.dumps(read_manifest(root if is_remote(root) else place, split), sort_keys=True).encode()
+        yield json.dumps(read_manifest(place_of(root), split), sort_keys=True).encode()

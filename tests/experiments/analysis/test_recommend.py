@@ -179,7 +179,8 @@ def test_the_demo_no_longer_recommends_a_plan_that_loses_by_its_own_rule():
     advice, evidence = advise(list(demo()))
     assert evidence.price.percent[0] == pytest.approx(30, abs=1)
     assert advice.best.levels == ("none",) * 3
-    assert not advice.is_settled
+    assert advice.settled is None
+    assert not advice.no_bias_wins
     layer = next(c for c in advice.candidates if c.levels == ("none", "none", "window"))
     assert layer.net < -1
 

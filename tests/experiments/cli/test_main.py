@@ -1,4 +1,5 @@
 import argparse
+import io
 import json
 import os
 import signal
@@ -13,9 +14,11 @@ import pytest
 from experiments.cli import main
 from experiments.cli.main import build_parser
 from experiments.cli.options import Command
+from experiments.cli.trial import _print_scores
 from experiments.recipes.mini import smoke
 from experiments.recipes.registry import RECIPES
 from experiments.storage.study_folder import StudyFolder
+from experiments.terminal import Terminal
 from pipeline.metrics.rows import Row, append_rows
 from pipeline.storage.paths import JOB_HOME, default_runs_dir
 from pipeline.storage.trial_status import TrialState, update_status
@@ -311,6 +314,16 @@ def test_status_tells_whether_a_study_runs_and_what_mlflow_shows_of_one_that_was
     folder.finish(first)
     folder.finish(second)
     assert "It is finished." in said()
+
+
+def test_scores_are_those_of_the_whole_split(tmp_path):
+    """Rows of the bootstrap and of scenes have the same metric, and come later."""
+    score = Row("s", "t", "p", "NDS", "fraction", 0.6, condition="clean")
+    rows = [score, replace(score, value=0.1, draw=0), replace(score, value=0.2, scene="scene-1")]
+    append_rows(tmp_path / "rows.jsonl", [*rows, replace(score, metric="mAP", value=0.5)])
+    console = Terminal(file=io.StringIO(), width=80)
+    _print_scores(tmp_path, console)
+    assert console.file.getvalue().split() == ["condition", "mAP", "NDS", "clean", "50.00", "%", "60.00", "%"]
 
 
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):

@@ -86,6 +86,10 @@ def test_budgets():
     over = next_wave(rows, RULE, DESIGN, Budget(100, gpu_hours=7), gpu_hours=4.0)
     assert over.state == SPENT
     assert "8.0 GPU hours" in over.reason
+    # a first wave that was killed before any trial had rows
+    assert next_wave([], RULE, DESIGN, Budget(100, gpu_hours=7), gpu_hours=1.0).state == CONTINUE
+    with pytest.raises(AnalysisError, match=r"needs about 8\.0 GPU hours"):
+        next_wave([], RULE, DESIGN, Budget(100, gpu_hours=7), gpu_hours=8.0)
     for trials, hours in ((0, 1.0), (5, 0.0), (5, math.nan)):
         with pytest.raises(AnalysisError, match="expected more than 0"):
             Budget(trials, hours)

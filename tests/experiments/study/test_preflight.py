@@ -14,10 +14,13 @@ from experiments.recipes.mini import demo, demo_waves, smoke, smoke_waves
 from experiments.recipes.registry import RECIPES, recipe
 from experiments.storage.study_folder import StudyError, StudyFolder
 from experiments.study import run_study
+from experiments.study.preflight.checks import check_data
 from experiments.study.preflight.inputs import refuse_missing
 from experiments.study.preflight.models import check_models
 from experiments.study.preflight.values import check_rule
 from experiments.terminal import Terminal
+from pipeline.data.formats.shard_writer import write_shards
+from pipeline.data.sample import DataError
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -114,7 +117,7 @@ def test_on_a_cluster_its_machines_have_the_gpus(tmp_path, monkeypatch):
     assert "GPU" not in str(refusal.value)
 
 
-def test_a_confirmation_counts_as_trials_of_the_study(tmp_path):
+def test_a_confirmation_counts_as_trials_of_the_study(tmp_path, monkeypatch):
     """Three arms with each fresh seed: a confirmation of two seeds takes up to six trials."""
     study = replace(demo(), confirmation_seeds=(20, 21))
     folder, names = StudyFolder(tmp_path / "demo"), list(study.named_trials())[:8]
@@ -122,12 +125,29 @@ def test_a_confirmation_counts_as_trials_of_the_study(tmp_path):
     for name in names:
         folder.finish(name)
 
-    def said(**options):
-        console = Terminal(file=io.StringIO(), width=200)
-        runs = run_study._confirms(study, folder, run_study.RunOptions(tmp_path, **options), console)
+    def said(**given):
+        console, options = Terminal(file=io.StringIO(), width=200), run_study.RunOptions(tmp_path, **given)
+        runs = run_study._confirms(study, folder, options, options.budget(study), console)
         return runs, console.file.getvalue()
 
     assert said() == said(max_trials=14) == (True, "")
     assert said(confirmation=False) == (False, "")
     refused = "no confirmation: 8 trials have run, it takes up to 6 more, and --max-trials is 13\n"
     assert said(max_trials=13) == (False, refused)
+    monkeypatch.setattr(StudyFolder, "gpu_hours", lambda _: 2.04)
+    assert said(max_gpu_hours=3.0) == (True, "")
+    assert said(max_gpu_hours=2.0) == (False, "no confirmation: the study has used 2 of 2 GPU hours\n")
+
+
+def test_shards_in_a_store_are_data(smoke_world, tmp_path):
+    """Shards are named by a URI, here one of the file system."""
+    study, shards = smoke(), (tmp_path / "shards").as_uri()
+    write_shards(smoke_world.root, "v1.0-mini", "mini_train", shards)
+
+    def check_with(train):
+        data = replace(study.trials[0].data, train=(train,), val=smoke_world.root)
+        check_data(replace(study, trials=tuple(replace(one, data=data) for one in study.trials)))
+
+    check_with(shards)
+    with pytest.raises(DataError, match=r"^/nowhere/shards/mini_train\.json: no finished shards"):
+        check_with("file:///nowhere/shards")

@@ -20,9 +20,9 @@ def text(console):
 
 def test_one_plain_line_per_event_without_a_terminal(console, tmp_path):
     with StudyProgress(console, total=3, done=1) as progress:
-        progress.started({"a": tmp_path}, 1)
+        progress.started({"a": tmp_path})
         progress.ended("a")
-        progress.started({"b": tmp_path}, 1)
+        progress.started({"b": tmp_path})
         progress.ended("b", "it broke")
     lines = text(console).splitlines()
     assert [re.sub(r"^\d\d:\d\d  ", "", line) for line in lines] == [
@@ -42,7 +42,7 @@ def test_a_trial_that_died_before_it_started_is_told(console):
 def test_live_bar_shows_the_stage_of_each_trial(tmp_path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True)
     with StudyProgress(console, total=2, done=0) as progress:
-        progress.started({"window-none_s0_abc": tmp_path}, 2)
+        progress.started({"window-none_s0_abc": tmp_path})
         Heartbeat(tmp_path).write("train", 30, 60, 12.0)
         deadline = time.monotonic() + 10
         while "window-none train 30/60" not in text(console) and time.monotonic() < deadline:
@@ -57,7 +57,7 @@ def test_a_cohort_is_a_line_at_its_start_and_a_line_for_every_end(console, tmp_p
     for folder in folders.values():
         folder.mkdir()
     with StudyProgress(console, total=2, done=0) as progress:
-        progress.started(folders, 1)
+        progress.started(folders)
         for name in folders:
             progress.ended(name)
     lines = [re.sub(r"^\d\d:\d\d  ", "", line) for line in text(console).splitlines()]
@@ -71,8 +71,8 @@ def test_live_bar_shows_a_cohort_by_its_slowest_trial(tmp_path):
     with StudyProgress(console, total=3, done=0) as progress:
         for folder in folders.values():
             folder.mkdir()
-        progress.started({name: folders[name] for name in "ab"}, 1)
-        progress.started({"c": folders["c"]}, 1)
+        progress.started({name: folders[name] for name in "ab"})
+        progress.started({"c": folders["c"]})
         for name, done in (("a", 20), ("b", 10), ("c", 30)):
             Heartbeat(folders[name]).write("train", done, 60, 12.0)
         deadline = time.monotonic() + 10
@@ -81,25 +81,18 @@ def test_live_bar_shows_a_cohort_by_its_slowest_trial(tmp_path):
     assert "2 trials train 10/60, c train 30/60" in text(console)
 
 
-def test_conditions_add_up_to_a_whole_trial(console, tmp_path):
+def test_training_and_evaluation_add_up_to_a_whole_trial(console, tmp_path):
     heartbeat = Heartbeat(tmp_path)
     with StudyProgress(console, total=1, done=0) as progress:
-        progress.started({"a": tmp_path}, 2)
+        progress.started({"a": tmp_path})
         trial = progress._running["a"]
         seen = []
-        for stage, done in (
-            ("train", 0),
-            ("train", 4),
-            ("evaluate", 2),
-            ("evaluate", 4),
-            ("evaluate", 2),
-            ("evaluate", 4),
-        ):
+        for stage, done in (("train", 0), ("train", 4), ("evaluate", 2), ("evaluate", 4)):
             heartbeat._written_at = float("-inf")
             heartbeat.write(stage, done, 4, float("nan"))
             trial.update()
             seen.append(trial.fraction)
-        assert seen == [0.0, 0.5, 0.625, 0.75, 0.875, 1.0]
+        assert seen == [0.0, 0.5, 0.75, 1.0]
         progress.ended("a")
 
 
@@ -118,7 +111,7 @@ def test_a_trial_that_has_not_begun_has_no_heartbeat_and_an_old_one_is_removed(t
     assert read_heartbeat(tmp_path) is None
     Heartbeat(tmp_path).write("train", 1, 2, 0.0)
     with StudyProgress(console, 1, 0) as progress:
-        progress.started({"a": tmp_path}, 1)
+        progress.started({"a": tmp_path})
     assert not (tmp_path / FILE).exists()
 
 

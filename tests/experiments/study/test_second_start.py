@@ -38,6 +38,7 @@ def test_another_recipe(folder, tmp_path):
     "words",
     [
         ["study", "run", "smoke", "--concurrent", "1"],
+        ["study", "time", "smoke", "--seconds", "1", "--set", "train.steps=4"],
         ["train", "smoke", "--local", "--seed", "0"],
         ["train", "smoke", "--local", "--steps", "3"],
     ],

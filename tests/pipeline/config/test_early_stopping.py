@@ -62,8 +62,7 @@ def test_a_killed_trial_stops_where_the_unbroken_one_stopped(trial, tmp_path):
         assert numbers(tmp_path / "killed") == numbers(tmp_path / "unbroken")
 
 
-def test_rungs_survive_the_way_to_a_worker():
+def test_where_a_trial_is_measured_and_below_what_it_stops():
     rungs = EarlyStopping("mAP", "no_lidar", ((10, None), (20, 0.25)))
-    assert EarlyStopping.from_dict(rungs.to_dict()) == rungs
     assert (rungs.has(10), rungs.has(15)) == (True, False)
     assert (rungs.stops(10, -1.0), rungs.stops(20, 0.24), rungs.stops(20, 0.25)) == (False, True, False)

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from pipeline.config.plan import PlanError
 from pipeline.data.sample import DataError
@@ -14,7 +16,9 @@ from pipeline.errors import TrialMemoryError, is_user_error
 from pipeline.ray_train import launch
 from pipeline.ray_train.cohort_run import CohortRun
 from pipeline.ray_train.launch import Finished, _worker_resources, explain, is_out_of_memory, run_under_ray
-from pipeline.storage.trial_sessions import end_session
+from pipeline.runtime.event_log import HUNG, append_event
+from pipeline.storage.sync import StorageError
+from pipeline.storage.trial_sessions import begin_session, end_session
 from pipeline.storage.trial_status import TrialState, read_status
 
 ROOT = Path(__file__).parents[3]
@@ -27,11 +31,53 @@ def settings():
     return smoke().trials[0]
 
 
+@pytest.fixture
+def cohort(settings, tmp_path):
+    return CohortRun({tmp_path / name: settings for name in "abcde"})
+
+
 def test_a_failed_worker_is_explained_by_its_last_words():
     error = WorkerGroupError("two workers failed", {1: ValueError("later"), 0: DataError("no such file x")})
     sentence, details = explain(error)
     assert sentence == "worker 0: no such file x"
     assert "DataError" in details
+
+
+def test_an_error_of_a_worker_is_told_apart_from_a_kill_after_a_hang(monkeypatch, tmp_path, settings):
+    """A trial that hung once, and whose data went away later, failed for its data."""
+    folder = tmp_path / "trial"
+    monkeypatch.setattr(launch, "free_abandoned", lambda: None)
+    monkeypatch.setattr(launch, "leave_out_idle_actors", lambda trainer, local: None)
+
+    def ends_by(cause):
+        def fit():
+            append_event(folder, HUNG, why="no sign of life for 9 s")
+            raise WorkerGroupError("a worker failed", {0: cause})
+
+        monkeypatch.setattr(launch, "_trainer", lambda settings: lambda *given, **named: Mock(fit=fit))
+        return launch._fit(CohortRun({folder: settings})).error
+
+    raised = UserExceptionWithTraceback(
+        DataError("no such file x"), "Traceback ...\nDataError: no such file x"
+    )
+    assert "no such file x" in ends_by(raised)
+    killed = RuntimeError("the actor died unexpectedly")
+    assert ends_by(killed) == "it hung; at last there was no sign of life for 9 s"
+
+
+def test_a_copy_that_cannot_be_fetched_changes_no_end(cohort, monkeypatch, tmp_path):
+    """Workers on this machine have marked how trials ended, whatever the store answers."""
+    folders = cohort.folders
+    for folder in folders:
+        begin_session(folder, 0)
+    end_session(folders[0])
+    sync = Mock(folder=tmp_path, download=Mock(side_effect=StorageError("the store is away")))
+    run = replace(cohort, study_sync=sync)
+    launch._ended_elsewhere(run, Finished("out of memory", "", out_of_memory=True))
+    assert [read_status(folder).state for folder in folders[1:]] == [TrialState.RUNNING] * len(folders[1:])
+    launch._ended_elsewhere(run, Finished())
+    assert read_status(folders[0]).state == TrialState.COMPLETE
+    assert {read_status(folder).error for folder in folders[1:]} == {"the store is away"}
 
 
 def test_a_worker_reserves_a_cpu_per_thread_and_its_share_of_a_gpu(settings):
@@ -57,11 +103,6 @@ def test_controllers_and_drivers_need_not_import_torch(module):
     code = f"import sys, {module}; print({{'torch', 'mmengine', 'scipy', 'mlflow'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-@pytest.fixture
-def cohort(settings, tmp_path):
-    return CohortRun({tmp_path / name: settings for name in "abcde"})
 
 
 def outcomes(cohort):
