@@ -1,7 +1,7 @@
 """The times of a stopwatch run: rows in, complete rounds out.
 
-A stopwatch visits plans in rounds, in one process: ``step`` of a row is the round, ``draw`` the place of the
-visit in it. A round visits every plan once, and the baseline twice.
+A stopwatch visits plans in rounds, each in one process: ``step`` of a row is the round, ``draw`` the place
+of the visit in it. A round visits every plan once, and the baseline twice.
 """
 
 import math

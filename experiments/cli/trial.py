@@ -42,7 +42,9 @@ class Train(Command):
         parser.add_argument("--seed", type=int, help="another seed")
         parser.add_argument("--steps", type=int, help="another number of optimiser steps")
         parser.add_argument("--device", choices=("cpu", "cuda"), help="another device")
-        parser.add_argument("--num-workers", type=int, metavar="N", help="DDP workers")
+        parser.add_argument(
+            "--num-workers", type=int, metavar="N", help="workers, whose gradients are averaged"
+        )
         add_cfg_options(parser)
         add_runs_dir(parser)
         parser.add_argument("--local", action="store_true", help="in this process, without Ray")

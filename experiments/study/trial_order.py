@@ -1,8 +1,8 @@
 """In which order the trials of a study run, which run together, and which of the concurrent places has them.
 
-In standard order a drift of the machine is aliased with the layers: over the trials of a full factorial it
-is a weighted sum of their columns. Likewise two places that are served in turn are the last layer. So the
-order within a seed is random. Seeds stay in sequence: they are the blocks, and waves end with them.
+In standard order a steady slow-down of the machine cannot be told from the layers' effects. If two GPUs take
+trials in turn, their difference in speed cannot be told from the last layer's effect. So the order within a
+seed is random. Seeds stay in sequence: they are the blocks, and waves end with them.
 
 Trials of a seed may run together as a cohort, in one group of workers. That is a way to run trials and no
 part of what they are: it is in no digest, and a study that goes on may group what is left in another way.

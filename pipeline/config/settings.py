@@ -119,7 +119,7 @@ class TrialSettings:
         seed: seeds weights, data order, augmentation and denoising.
         init_checkpoint: checkpoint (safetensors) to start from; empty starts from the seed.
         conditions: sensor conditions to evaluate.
-        num_workers: Ray Train workers (DDP ranks).
+        num_workers: Ray Train workers, whose gradients are averaged.
         torch_threads: torch threads per worker on a CPU.
         device: ``cpu`` or ``cuda``.
         overrides: dotted config key -> JSON text of its value.

@@ -72,7 +72,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers. The file is replaced atomically.
 
     Args:
-        model: the detector, or DDP around it.
+        model: the detector, or a wrapper that has it as ``module``.
         path: file to write, usually ``*.safetensors``.
     """
     model = getattr(model, "module", model)
@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, path: Path, fresh: Iterable[str] = ()) -> Loa
     """Load weights into a model. If they do not fit, the model does not change.
 
     Args:
-        model: the detector, or DDP around it.
+        model: the detector, or a wrapper that has it as ``module``.
         path: file of ``save_weights``, or a checkpoint of CMT or MoME (``.pth``).
         fresh: names in ``FRESH_PARTS``. These parts may be missing from the file, each as a whole, and then
             keep their initial values.

@@ -30,7 +30,7 @@ class Trained:
     """What a checkpoint holds.
 
     Attributes:
-        model: the model itself, not its DDP wrapper.
+        model: the model.
         optimizer: the model's optimiser.
         average: the averages of weights by name, which are filled in place; empty: weights are not averaged.
     """

@@ -1,4 +1,4 @@
-"""The stopwatch: what a plan costs in time, measured in one process, with one model, step by step.
+"""The stopwatch: what a plan costs in time, step by step, each round in one process, with one model.
 
 A round visits every plan once, in an order drawn anew, and the baseline twice: two equal visits must not
 differ (an A/A test). All visits of a round have the same batch and the same random state. What a machine does

@@ -1,6 +1,6 @@
 """How much faster are 2, 4 and 8 GPUs: for one trial, for a cohort, and for cohorts side by side?
 
-Every way has processes of its own that keep their models: a trial over n ranks (DDP), a cohort of ``--arms``
+Every way has processes of its own that keep their models: a trial over n ranks, a cohort of ``--arms``
 over n ranks, and n such cohorts with a GPU each. In each round the ways run in turn, in an order drawn anew.
 Frames are made up, so that nothing waits for a disk; what loading costs is measured by itself. A way that
 fails or is late is named in the summary, and the others are kept. The same command goes on: a way that has

@@ -1,7 +1,8 @@
 """Gradients of a cohort on two ranks against one process on the doubled batch: same weights, same frames.
 
 What a joint batch and its halves do differently is taken out first (``EXACT``). What is left are the same
-float32 sums in another order, and whatever DDP or the losses do wrong. Used by ``measure.py``.
+float32 sums in another order, and whatever the mean of the gradients or the losses do wrong.
+Used by ``measure.py``.
 """
 
 import csv

@@ -43,7 +43,9 @@ def add_overrides(parser: ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="weights from which all trials start; given once for each seed: each seed has its own",
     )
-    parser.add_argument("--gpus-per-trial", type=int, metavar="N", help="DDP workers of each trial")
+    parser.add_argument(
+        "--gpus-per-trial", type=int, metavar="N", help="workers of each trial; their gradients are averaged"
+    )
 
 
 def chosen_study(arguments: Namespace) -> "Recipe":

@@ -55,7 +55,7 @@ class Passes:
             None if own is None or x is None else own.detach().requires_grad_(x.requires_grad)
             for own, x in zip(self.inputs, inputs, strict=True)
         ]
-        # Aliases, because a gradient of a parameter itself would run DDP's hooks.
+        # Aliases, because a gradient of a parameter itself would run the hooks on it.
         self._aliases = {name: p.detach().requires_grad_(p.requires_grad) for name, p in parameters.items()}
         self._results: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, ...] = ()

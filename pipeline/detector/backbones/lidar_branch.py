@@ -144,7 +144,7 @@ class LidarBranch(nn.Module):
             return encode(self.pts_middle_encoder, features, coords, batch)
         if not len(features):
             # Encode one voxel and multiply by 0: the map of an empty cloud is 0 everywhere, and every
-            # parameter gets a gradient, for which DDP waits.
+            # parameter gets a gradient, because all workers must have gradients of the same parameters.
             one = features.new_zeros(1, features.shape[1])
             return 0 * self._encode_sparsely(one, coords.new_zeros(1, 4), batch)
         self.pts_middle_encoder.eval()  # batch norm cannot compute statistics of one value

@@ -145,8 +145,8 @@ class PillarBranch(BaseModule):
     def _no_features(self, points: Tensor) -> Tensor:
         """Return the features of zero pillars, (0, C), because batch norm refuses an empty batch.
 
-        They depend on every parameter of the encoder. So the parameters get gradients of zero, for which DDP
-        waits.
+        They depend on every parameter of the encoder. So the parameters get gradients of zero, because all
+        workers must have gradients of the same parameters.
         """
         anchor = torch.stack([p.sum() for p in self.voxel_encoder.parameters()]).sum() * 0.0
         return points.new_zeros(0, self.middle_encoder.in_channels) + anchor

@@ -124,7 +124,7 @@ def _leave_out_zero_optimizer() -> None:
 
 
 def _checkpoint_without_reentry() -> None:
-    """Let mmdet's ResNet use non-reentrant checkpointing (``with_cp``), which DDP supports."""
+    """Let mmdet's ResNet use non-reentrant checkpointing (``with_cp``), as PyTorch recommends."""
     resnet = importlib.import_module("mmdet.models.backbones.resnet")
     resnet.cp = SimpleNamespace(checkpoint=partial(checkpoint, use_reentrant=False))  # type: ignore[attr-defined]
 

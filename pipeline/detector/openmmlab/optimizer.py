@@ -42,7 +42,7 @@ def build_optimizer(
     """Build the optimiser of a model; call ``freeze`` on the model before.
 
     Args:
-        model: the detector, or DDP around it.
+        model: the detector, or a wrapper that has it as ``module``.
         optim_wrapper: ``dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=...), paramwise_cfg=
             dict(custom_keys={part of a name: dict(lr_mult=, decay_mult=)}), clip_grad=...)``. As in mmengine,
             the longest custom key in a parameter's name gives its multipliers.
