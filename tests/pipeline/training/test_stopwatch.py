@@ -1,6 +1,8 @@
 """The stopwatch on the smallest model: rows as promised, equal steps in a round, weights that stay."""
 
 import math
+import multiprocessing
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,7 +22,7 @@ from pipeline.metrics.recorder import Measure
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.metrics.versions import commit
 from pipeline.runtime.cores import available_cores
-from pipeline.training import stopwatch
+from pipeline.training import stopwatch, stopwatch_processes
 from pipeline.training.step import loss_of
 from pipeline.training.stopwatch import draw_order, rounds_of, rounds_of_trial
 from pipeline.training.stopwatch_processes import MOST, rounds_of_processes
@@ -300,3 +302,18 @@ def test_the_batch_is_one_of_the_trainings_with_a_median_number_of_boxes(
     timed = timed_model_of(small_settings, tmp_path / "stopwatch", 1)
     assert num_boxes(timed.batch) > 0
     assert len(timed.batch["data_samples"]) == small_settings.train.batch_size
+
+
+def test_a_process_that_runs_out_of_memory_says_what_to_lower(
+    small_settings: TrialSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(trial: TimedTrial, start: Start) -> Rounds:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(stopwatch, "rounds_of_trial", no_room)
+    monkeypatch.setattr(stopwatch_processes, "leave_ctrl_c_to_parent", lambda: None)
+    ours, theirs = multiprocessing.Pipe()
+    with closing(ours), closing(theirs):
+        stopwatch_processes.serve(TimedTrial(small_settings, (plan("none"),), tmp_path, ""), Start(), theirs)
+        assert ours.poll()
+        assert re.match(r"out of memory on the cpu \(CUDA out of memory.*lower train.batch_size", ours.recv())
