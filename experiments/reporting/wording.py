@@ -94,8 +94,9 @@ def _guess(advice: Recommendation, evidence: Evidence) -> str:
         f"Best guess: {spell_plan(best, evidence)}; net {signed(best.utility)} points to be expected "
         f"({signed(best.net)} as estimated)."
     )
-    others = f" Of its layers, these do not PAY by themselves: {listing(advice.open_sites)}."
-    return text + (others if advice.open_sites else "")
+    if not advice.open_sites:
+        return text
+    return f"{text} Of its layers, these do not PAY by themselves: {listing(advice.open_sites)}."
 
 
 def _prediction(advice: Recommendation, evidence: Evidence) -> str:
@@ -227,8 +228,8 @@ def about_failures(evidence: Evidence) -> tuple[str, ...]:
 
 
 def listing(words: Sequence[str]) -> str:
-    """Join words for a sentence: ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    """Join words for a sentence: ``a, b and c``; nothing for no words."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _sentence(text: str) -> str:

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -484,6 +485,20 @@ def test_where_no_bias_wins_the_report_says_what_it_would_have_to_cost(golden):
     )
     assert verdicts_of(summary).tags()["verdict.plan"] == "no bias"
     assert verdicts_of(summary).metrics()["fixed_price_percent/training"] == pytest.approx(59, abs=1)
+
+
+def test_every_answer_about_plans_has_words():
+    """Settled or not, with any best guess, and any of its layers that do not PAY by themselves."""
+    summary = summarize(GOLDEN)
+    advice, sites = summary.advice, summary.evidence.table.sites
+    for best, settled, count in product(advice.candidates, (None, *advice.candidates), range(len(sites) + 1)):
+        treated = sites[:count]
+        changed = replace(advice, best=best, settled=settled, no_bias_wins=False, open_sites=treated)
+        text = to_markdown(replace(summary, advice=changed))
+        assert ("Settled plan: " in text) == (settled is not None)
+        guessed = settled is None or settled.levels != best.levels
+        named = guessed and treated != () and set(best.levels) != {"none"}
+        assert ("do not PAY by themselves" in text) == named
 
 
 def test_a_layer_whose_trainings_fail_does_not_simply_pay(golden):
