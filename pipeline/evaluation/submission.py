@@ -68,34 +68,42 @@ def submission_boxes(pose: FramePose, detections: Detections) -> list[dict[str, 
         One record per box in the global frame, highest score first, at most ``MAX_BOXES``.
 
     Raises:
-        EvaluationError: a box or score is not finite (a diverged model).
+        EvaluationError: a box or score is not finite (a diverged model), or the pose is not.
     """
     if not (np.isfinite(detections.boxes).all() and np.isfinite(detections.scores).all()):
         raise EvaluationError(
             f"frame {pose.token}: detections hold numbers that are not finite; the weights have diverged"
         )
+    if not np.isfinite(pose.lidar2global).all():
+        raise EvaluationError(
+            f"frame {pose.token}: its pose holds numbers that are not finite; check the dataset's tables "
+            "ego_pose and calibrated_sensor"
+        )
     best = np.argsort(-detections.scores, kind="stable")[:MAX_BOXES]
     boxes = detections.boxes[best].astype(np.float64)
     scores, labels = detections.scores[best], detections.labels[best]
-    rotation, translation = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
-    centres = boxes[:, :3] @ rotation.T + translation
+    turn, translation = pose.lidar2global[:3, :3], pose.lidar2global[:3, 3]
+    centres = boxes[:, :3] @ turn.T + translation
     sizes = boxes[:, [4, 3, 5]]  # the order of the devkit: width, length, height
-    rotations = Rotation.from_matrix(rotation) * Rotation.from_euler("z", boxes[:, 6:7])
+    rotations = Rotation.from_matrix(turn) * Rotation.from_euler("z", boxes[:, 6:7])
     quaternions = np.roll(rotations.as_quat().reshape(-1, 4), 1, axis=1)  # scipy has w last, the devkit first
-    velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ rotation.T)[:, :2]
+    velocities = (np.pad(boxes[:, 7:9], ((0, 0), (0, 1))) @ turn.T)[:, :2]
     moving = np.linalg.norm(velocities, axis=1) > MOVING_M_PER_S
+    columns = (centres, sizes, quaternions, velocities, labels, scores, moving)
     return [
         {
             "sample_token": pose.token,
-            "translation": centres[i].tolist(),
-            "size": sizes[i].tolist(),
-            "rotation": quaternions[i].tolist(),
-            "velocity": velocities[i].tolist(),
-            "detection_name": CLASSES[labels[i]],
-            "detection_score": float(scores[i]),
-            "attribute_name": ATTRIBUTES[CLASSES[labels[i]]][int(moving[i])],
+            "translation": centre,
+            "size": size,
+            "rotation": rotation,
+            "velocity": velocity,
+            "detection_name": CLASSES[label],
+            "detection_score": float(score),
+            "attribute_name": ATTRIBUTES[CLASSES[label]][int(moves)],
         }
-        for i in range(len(boxes))
+        for centre, size, rotation, velocity, label, score, moves in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
     ]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
@@ -15,7 +17,7 @@ from pipeline.config.settings import CLASSES
 from pipeline.data.formats.frame_record import FrameRecord
 from pipeline.data.formats.nuscenes_tables import open_tables, read_frames
 from pipeline.data.sample import DataError, Detections
-from pipeline.evaluation.nuscenes_metric import ERRORS, NuScenesMetric
+from pipeline.evaluation.nuscenes_metric import ERRORS, NuScenesMetric, devkit_boxes
 from pipeline.evaluation.submission import (
     EvaluationError,
     FramePose,
@@ -167,6 +169,20 @@ def test_detections_that_are_not_finite_are_refused() -> None:
     found = Detections(np.full((1, 9), np.nan, np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
     with pytest.raises(EvaluationError, match="frame t: detections hold numbers that are not finite"):
         submission_boxes(FramePose("t", np.eye(4)), found)
+
+
+def test_a_pose_that_is_not_finite_is_refused() -> None:
+    found = Detections(np.ones((1, 9), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    with pytest.raises(EvaluationError, match=r"frame t: its pose holds numbers .* check the dataset's"):
+        submission_boxes(FramePose("t", np.full((4, 4), np.nan)), found)
+
+
+def test_boxes_are_those_that_the_devkit_makes(frames: list[FrameRecord]) -> None:
+    poses, found = truth(frames)
+    made = {pose.token: submission_boxes(pose, one) for pose, one in zip(poses, found, strict=True)}
+    ours, theirs = devkit_boxes(made), EvalBoxes.deserialize(made, DetectionBox)
+    assert ours.sample_tokens == theirs.sample_tokens
+    assert [vars(box) for box in ours.all] == [vars(box) for box in theirs.all] != []
 
 
 def test_missing_frames_are_refused(metric: NuScenesMetric, frames: list[FrameRecord]) -> None:
