@@ -42,11 +42,15 @@ ui: $(ENV)  ## MLflow on http://127.0.0.1:5000
 clean:  ## removes .venv and site
 	rm -rf .venv site
 
-# torch comes through pip, which may find a CPU build on this machine; uv installs the rest in a fifth of pip's time, and compiles
-# it, torch too: a study starts many Python processes, and each would do it anew where PYTHONDONTWRITEBYTECODE is set.
+# pip fetches torch, because it may find a CPU build on this machine; uv installs it with the rest in a fifth of pip's time, and
+# compiles all: a study starts many Python processes, and each would do it anew where PYTHONDONTWRITEBYTECODE is set.
+WHEELS := .venv/wheels
+UV := VIRTUAL_ENV=$(CURDIR)/.venv .venv/bin/uv pip install -q --compile-bytecode
 $(ENV): pyproject.toml constraints.txt requirements-nodeps.txt
 	$(PYTHON) -m venv .venv
-	$(RUN)pip install -q -c constraints.txt torch uv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode -c constraints.txt -e '.[dev]'
-	VIRTUAL_ENV=$(CURDIR)/.venv $(RUN)uv pip install -q --compile-bytecode --no-deps -r requirements-nodeps.txt
+	$(RUN)pip install -q -c constraints.txt uv
+	$(RUN)pip download -q --no-deps -c constraints.txt -d $(WHEELS) torch
+	$(UV) -c constraints.txt $(WHEELS)/*.whl -e '.[dev]'
+	$(UV) --no-deps -r requirements-nodeps.txt
+	rm -r $(WHEELS)
 	echo $(CURDIR) > $@
