@@ -158,6 +158,21 @@ def study(runner: Runner, asked: argparse.Namespace) -> str:
     return state
 
 
+def ranks(runner: Runner, asked: argparse.Namespace) -> str:
+    """Run trials of the study over all GPUs as ranks of one trial; compare those with the study's own."""
+    weights = newest_weights(asked.runs, asked.pretraining)
+    if weights is None:
+        return "failed: the pretraining has left no weights"
+    spread_out = asked.runs / f"over_{asked.gpus}"
+    words = [*CLI, "study", "run", asked.study, "--runs-dir", str(spread_out), "--init", str(weights)]
+    words += ["--gpus-per-trial", str(asked.gpus), "--concurrent", "1", *asked.study_options]
+    state = runner.run(Stage("ranks", words, asked.ranks_seconds))
+    script = str(Path(__file__).resolve().parents[1] / "two-gpus" / "rows.py")
+    pair = [str(folder / asked.study) for folder in (asked.runs, spread_out)]
+    compared = runner.run(Stage("rows", [sys.executable, script, *pair], 60))
+    return state if compared == "done" else f"{state}; rows: {compared}"
+
+
 def scaling(runner: Runner, asked: argparse.Namespace) -> str:
     """Measure how a trial and cohorts scale over the GPUs of this machine, r50 and then vov."""
     script = str(Path(__file__).resolve().parents[1] / "scaling" / "measure.py")
@@ -170,7 +185,7 @@ def scaling(runner: Runner, asked: argparse.Namespace) -> str:
     return "done" if set(states) == {"done"} else "; ".join(states)
 
 
-STAGES = {"branches": branches, "pretrain": pretrain, "study": study, "scaling": scaling}
+STAGES = {"branches": branches, "pretrain": pretrain, "study": study, "ranks": ranks, "scaling": scaling}
 
 
 def arguments() -> argparse.Namespace:
@@ -190,6 +205,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation-seconds", type=float, default=40.0, help="kept free (%(default)s)")
     parser.add_argument("--study-seconds", type=float, default=590.0)
     parser.add_argument("--study-options", nargs=argparse.REMAINDER, default=[], help="of study run; last")
+    parser.add_argument("--ranks-seconds", type=float, default=420.0, help="(%(default)s)")
     parser.add_argument("--scaling-seconds", type=float, default=110.0, help="of each model (%(default)s)")
     parser.add_argument("--scaling-options", nargs="*", default=[])
     parser.add_argument("--out", type=Path, default=Path("runs/generated"))

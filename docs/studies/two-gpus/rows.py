@@ -1,7 +1,7 @@
 """Do trials that two ranks trained score as those of one GPU?
 
-Pairs the trials of two study folders by plan and seed and compares their scores on clean frames. Two ranks
-share the batch:
+Pairs the trials of two study folders by plan and seed. Compares their scores on clean frames, and the samples
+per second that they trained. Two ranks share the batch:
 
     biaswise study run r50_generated --runs-dir runs/one --init W --max-trials 32
     biaswise study run r50_generated --runs-dir runs/two --init W --max-trials 32 --gpus-per-trial 2
@@ -13,11 +13,11 @@ import math
 import statistics
 from pathlib import Path
 
-from pipeline.metrics.rows import read_study
+from pipeline.metrics.rows import read_study, select
 
-METRICS = ("NDS", "mAP")
+METRICS, RATE = ("NDS", "mAP"), "train_samples_per_s"
 Scores = dict[tuple[str, int], float]
-"""(plan, seed) -> a score in points."""
+"""(plan, seed) -> a score in points, or samples/s."""
 
 
 def main() -> None:
@@ -36,12 +36,15 @@ def main() -> None:
         if len(pairs) < 2:
             raise SystemExit(f"{metric}: {len(pairs)} trials are in both folders; expected two or more")
         print(line(metric, [one[pair] for pair in pairs], [two[pair] for pair in pairs]))
+    one, two = (statistics.median(scores(folder, RATE).values()) for folder in (asked.one, asked.two))
+    print(f"\n{RATE}, medians: {one:.3g} and {two:.3g} samples/s, {two / one:.2f} times")
 
 
 def scores(folder: Path, metric: str) -> Scores:
-    """Return the last score of every trial of a study."""
-    rows = [row for row in read_study(folder) if (row.metric, row.condition) == (metric, "clean")]
-    return {(row.plan, row.seed): 100 * row.value for row in rows if row.draw is None}
+    """Return a score of clean frames, or the rate of training, of every trial of a study."""
+    rate = metric == RATE
+    rows = select(read_study(folder), metric=metric, condition="" if rate else "clean", scene="", draw=None)
+    return {(row.plan, row.seed): row.value * (1 if rate else 100) for row in rows}
 
 
 def line(metric: str, one: list[float], two: list[float]) -> str:
