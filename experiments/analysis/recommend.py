@@ -134,7 +134,7 @@ def recommend(rows: Sequence[Row], evidence: Evidence) -> Recommendation:
         no_bias_wins=no_bias_wins(nets, table, evidence.rule),
         plan=_whole_plan(best.levels, table, rows),
         accuracy=accuracy + best.gain,
-        samples_per_s=speed / (1 + _training_growth([best.levels], evidence)[0]),
+        samples_per_s=speed / (1 + training_growth([best.levels], evidence)[0]),
         measured=measured.get(best.levels),
         baseline=measured.get((table.baseline,) * len(table.sites)),
         open_sites=tuple(site for site, level in treated if (site, level) not in alone),
@@ -230,7 +230,7 @@ def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tupl
     if not arms:
         return math.nan, math.nan
     gains = _nets(arms, evidence).gain
-    growths = _training_growth(arms, evidence)
+    growths = training_growth(arms, evidence)
     weights = [m.seeds for m in measured.values()]
     accuracy = sum(
         w * (m.accuracy - gain) for w, m, gain in zip(weights, measured.values(), gains, strict=True)
@@ -244,7 +244,7 @@ def _levels_of_trials(measured: dict[Arm, Measured], evidence: Evidence) -> tupl
     return float(accuracy), speed
 
 
-def _training_growth(plans: Sequence[Arm], evidence: Evidence) -> list[float]:
+def training_growth(plans: Sequence[Arm], evidence: Evidence) -> list[float]:
     """Return the growth of a training step's time under each plan, a fraction."""
     price = evidence.price_by_step.get("training") or free_of_charge(evidence.table)
     nets = predict_plans(plans, evidence.table, evidence.gain, price, evidence.rule)

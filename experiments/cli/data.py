@@ -28,6 +28,7 @@ class SynthesizeData(Command):
     name = "synth"
     help = "generate a dataset in nuScenes layout"
     example = "data synth --out data/mini --seed 7"
+    goes_on = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -159,6 +160,7 @@ class CheckData(Command):
     name = "check"
     help = "verify a dataset, an info file or shards, file by file"
     example = "data check data/mini"
+    goes_on = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -188,6 +190,7 @@ class WriteInfos(Command):
     name = "infos"
     help = "write an info file of format 1.1, for mmdet3d's own NuScenesDataset"
     example = "data infos data/mini --out data/mini/nuscenes_infos_train.pkl"
+    goes_on = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -214,6 +217,7 @@ class CutObjects(Command):
     name = "objects"
     help = "cut the objects of a split out, for GT sampling"
     example = "data objects data/full --out data/full/database"
+    goes_on = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -247,6 +251,7 @@ class ShowData(Command):
     name = "show"
     help = "draw augmented training samples with their boxes"
     example = "data show data/full --config experiments/configs/cmt_voxel0100_r50_800x320_cbgs.py"
+    goes_on = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Declare the options."""
@@ -272,8 +277,9 @@ class ShowData(Command):
         from pipeline.data.formats.open import open_source
         from pipeline.data.source import READ_ALL
 
-        if arguments.frames < 1:
-            raise OptionError(f"--frames {arguments.frames}: expected 1 or more")
+        for option, least in (("frames", 1), ("epoch", 0), ("seed", 0)):
+            if (given := getattr(arguments, option)) < least:
+                raise OptionError(f"--{option} {given}: expected {least} or more")
         pipeline = _read_pipeline(arguments)
         complete_version(arguments, Path(arguments.root))
         reading = replace(
@@ -289,7 +295,8 @@ class ShowData(Command):
                 rng = np.random.default_rng((arguments.seed, arguments.epoch, frame, 1))  # as in training
                 sample = pipeline.at(arguments.epoch)(sample, rng)
             path = out / f"{arguments.split}_{frame:05d}.jpg"
-            cv2.imwrite(str(path), draw_sample(sample))
+            if not cv2.imwrite(str(path), draw_sample(sample)):
+                raise OptionError(f"--out {out}: {path.name} cannot be written there; name another folder")
             console.print(f"{path}: {len(sample.points)} points, {len(sample.boxes)} boxes", highlight=False)
         return 0
 

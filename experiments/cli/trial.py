@@ -1,5 +1,6 @@
 """``biaswise train`` and ``biaswise evaluate``: one trial, one checkpoint."""
 
+import hashlib
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -135,11 +136,22 @@ class Evaluate(Command):
             device=arguments.device,
             overrides=overrides,
         )
-        name = f"{Path(arguments.checkpoint).stem}_{settings.digest}"
-        folder = StudyFolder(Path(arguments.runs_dir).resolve() / "evaluate").trial(name)
+        folder = StudyFolder(Path(arguments.runs_dir).resolve() / "evaluate").trial(_evaluation(settings))
         _run_here(settings, folder)
         _print_scores(folder, Terminal())
         return 0
+
+
+def _evaluation(settings: "TrialSettings") -> str:
+    """Return the name of an evaluation; new weights, or data, at the same path have another."""
+    from experiments.storage.study_folder import digest_of
+    from pipeline.data.formats.fingerprint import fingerprint
+    from pipeline.storage.paths import not_a_file, split_name
+
+    file, _ = split_name(Path(settings.init_checkpoint))
+    weights = "" if not_a_file(file) else digest_of(file)  # the trial says what is wrong with it
+    content = hashlib.sha256(f"{weights} {fingerprint(settings.data)}".encode()).hexdigest()[:8]
+    return f"{file.stem}_{settings.digest}_{content}"
 
 
 def _measured_every(settings: "TrialSettings", steps: int | None) -> "EarlyStopping | None":

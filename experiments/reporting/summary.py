@@ -190,8 +190,11 @@ def environment_table(summary: Summary) -> Table:
             datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(times), max(times))
         )
         facts["measured (UTC)"] = f"{first} to {last}"
-    for versions in sorted({row.versions for row in rows if row.versions}):
-        facts |= dict(pair.split("=", 1) for pair in versions.split(";") if "=" in pair)
+    found: dict[str, set[str]] = {}
+    for versions in sorted({row.versions for row in rows}):
+        for name, version in (pair.split("=", 1) for pair in versions.split(";") if "=" in pair):
+            found.setdefault(name, set()).add(version)
+    facts |= {name: listing(sorted(values)) for name, values in found.items()}
     return Table("environment", "Environment", ("what", "value"), tuple(facts.items()))
 
 

@@ -77,7 +77,12 @@ def plan_answer(advice: Recommendation, evidence: Evidence) -> str:
         return f"No plan is settled: none certainly nets more, or less, than {baseline} everywhere."
     one = max((c for c in advice.candidates if num_treated(c.levels, evidence.table)), key=lambda c: c.net)
     rate = evidence.rule.price_points_per_percent
-    affordable = max(one.gain, 0.0) / rate if rate else math.inf
+    if not rate:
+        return (
+            f"By the rule no bias wins: speed has no price, and every plan loses points. The least bad, "
+            f"{spell_plan(one, evidence)}, gains {signed(one.gain)} ± {one.half_width:.2f} points."
+        )
+    affordable = max(one.gain, 0.0) / rate
     return (
         f"By the rule no bias wins: every plan costs more than it gains. The least costly, "
         f"{spell_plan(one, evidence)}, gains {signed(one.gain)} ± {one.half_width:.2f} points and costs "

@@ -25,12 +25,12 @@ from pipeline.evaluation.evaluator import FAILURE_SEED
 from pipeline.evaluation.inference import DetectionsByCondition, Predictor, predict_each
 from pipeline.evaluation.nuscenes_metric import NuScenesMetric
 from pipeline.evaluation.views import EvaluationViews
-from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.metrics.timing import device_name
 from pipeline.metrics.versions import commit, versions
 from pipeline.runtime.determinism import deterministic
 from pipeline.runtime.session import LocalSession
+from pipeline.storage.files import cut_partial_line
 from pipeline.storage.paths import resolve_path
 
 INTERVENTION = "intervention/"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.storage.files import cut_partial_line
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,3 @@ class RowRecorder:
 
 def _key(row: Row) -> tuple[str, str, str, str, str, int | None, int]:
     return row.metric, row.site, row.kernel, row.condition, row.scene, row.draw, row.step
-
-
-def cut_partial_line(path: Path) -> None:
-    """Remove a last line that a crash cut short; appending to it would spoil the next row too."""
-    content = path.read_bytes() if path.exists() else b""
-    if content and not content.endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)

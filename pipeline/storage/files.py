@@ -140,3 +140,11 @@ def exclusive_writer(folder: Path, timeout_s: float = WRITER_TIMEOUT_S) -> Itera
 def writer_lock(folder: Path) -> Path:
     """Return the lock file of a trial's writer; it exists where a worker of the trial has run."""
     return folder / LOCKS / "writer"
+
+
+def cut_partial_line(path: Path) -> None:
+    """Remove a last line that a crash cut short; appending to it would spoil the next line too."""
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

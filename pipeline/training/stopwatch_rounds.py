@@ -14,8 +14,8 @@ from pathlib import Path
 from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import TrialError
-from pipeline.metrics.recorder import cut_partial_line
 from pipeline.metrics.rows import Row, append_rows, read_rows
+from pipeline.storage.files import cut_partial_line
 
 TRAINING, INFERENCE = "stopwatch/training_own", "stopwatch/inference_own"
 """Metrics: one visit's time by the primary clock, in ms: what follows the trunk in a step."""

@@ -1,10 +1,12 @@
 """What ``biaswise study new`` refuses: words, windows and weights with which its study could not run."""
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.cli.options import OptionError
+from experiments.cli.study.power import refuse_noise
 
 
 def refuse_words(arguments: Namespace, file: Path) -> None:
@@ -22,8 +24,9 @@ def refuse_words(arguments: Namespace, file: Path) -> None:
         raise OptionError(f"{file}: {file.stem!r} {why}; choose another name")
     if arguments.gpus < 0:
         raise OptionError(f"--gpus {arguments.gpus}: expected the number of GPUs, or 0 for the CPU")
-    if arguments.hours is not None and not arguments.hours > 0:
-        raise OptionError(f"--hours {arguments.hours:g}: expected more than 0")
+    if arguments.hours is not None and not 0 < arguments.hours < math.inf:
+        raise OptionError(f"--hours {arguments.hours:g}: expected a number above 0")
+    refuse_noise(arguments)
     _refuse_treatments(treatments_of(arguments))
 
 

@@ -149,17 +149,29 @@ class _Cost:
     source: str
 
 
-def _sources(size: "StudySize", arguments: Namespace) -> "ErrorSources":
-    """Return the noise of a study: as told by the options, else what it has to expect."""
-    from experiments.calibration.planning.power import expected_sources
+def refuse_noise(arguments: Namespace) -> None:
+    """Refuse what `add_noise` takes and no study has.
 
-    given = {"trial": arguments.noise, "scenes": arguments.scene_noise, "price": arguments.price_noise}
-    for option, value in zip(OPTIONS, given.values(), strict=True):
+    Raises:
+        OptionError: the first such option.
+    """
+    for option, value in zip(OPTIONS, _given(arguments).values(), strict=True):
         if value is not None and not (0 <= value < math.inf):
             raise OptionError(f"{option} {value:g}: expected points, 0 or more")
     if arguments.noise == 0:
         raise OptionError("--noise 0: trainings without noise need no study; expected points above 0")
-    told = {name: value for name, value in given.items() if value is not None}
+
+
+def _given(arguments: Namespace) -> dict[str, float | None]:
+    return {"trial": arguments.noise, "scenes": arguments.scene_noise, "price": arguments.price_noise}
+
+
+def _sources(size: "StudySize", arguments: Namespace) -> "ErrorSources":
+    """Return the noise of a study: as told by the options, else what it has to expect."""
+    from experiments.calibration.planning.power import expected_sources
+
+    refuse_noise(arguments)
+    told = {name: value for name, value in _given(arguments).items() if value is not None}
     return replace(expected_sources(size), **told)
 
 

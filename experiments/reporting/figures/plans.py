@@ -85,7 +85,7 @@ def _paint_speed(
         axes.scatter(*mean, s=46, zorder=3, color=fill, edgecolors=edge)
     if best in means:
         axes.scatter(*means[best], s=170, zorder=3, color="none", edgecolors=palette.pays, linewidths=1.8)
-    if rule.baseline in means:
+    if rule.baseline in means and rule.price_of == "training":  # the axis of speeds is that of trainings
         _price_line(axes, means[rule.baseline], rule, palette)
     axes.set_xlabel("training, samples per second")
     axes.set_ylabel(f"{rule.metric}, points ({rule.condition})")

@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 
 from experiments.analysis.confirmation import Confirmed
 from experiments.analysis.decide import Evidence
-from experiments.analysis.recommend import Recommendation, measured_arms, pareto_front, predict
+from experiments.analysis.recommend import (
+    Recommendation,
+    measured_arms,
+    pareto_front,
+    predict,
+    training_growth,
+)
 from experiments.reporting.tables.base import Table, short_names, spell_levels
 from experiments.storage.usage import Used
 from pipeline.metrics.rows import Row
@@ -24,11 +30,12 @@ def plan_table(rows: Sequence[Row], evidence: Evidence, advice: Recommendation) 
     points = {spell_levels(a, table.sites, rule): (m.samples_per_s, m.accuracy) for a, m in measured.items()}
     front = pareto_front({name: point for name, point in points.items() if point[0] > 0})
     level = advice.accuracy - advice.best.gain
-    speed = advice.samples_per_s * (1 + advice.best.slowdown_percent / 100)
+    growths = training_growth([c.levels for c in (advice.best, *advice.candidates)], evidence)
+    speed = advice.samples_per_s * (1 + growths[0])
     lines = []
-    for c in advice.candidates:
+    for c, growth in zip(advice.candidates, growths[1:], strict=True):
         name, m = spell_levels(c.levels, table.sites, rule), measured.get(c.levels)
-        predicted = (c.utility, level + c.gain, _known(speed / (1 + c.slowdown_percent / 100)))
+        predicted = (c.utility, level + c.gain, _known(speed / (1 + growth)))
         measurement = (m.accuracy, _known(m.samples_per_s), m.seeds) if m else (None, None, 0)
         lines.append((name, *predicted, *measurement, FRONT if name in front else ""))
     heads = (

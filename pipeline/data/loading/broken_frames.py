@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pipeline.data.sample import DataError
 from pipeline.json_files import MAX_BYTES, JsonError, check_fields, parse_json, read_bytes
+from pipeline.storage.files import cut_partial_line
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class BrokenFrames:
         self._path = path
         self._why: dict[str, str] = {}
         if path is not None and path.exists():
+            cut_partial_line(path)
             self._why = _read(path)
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.config.settings import CLASSES
-from pipeline.data.sample import Sample
+from pipeline.data.sample import DataError, Sample
 from pipeline.data.source import Source
 
 STREAM = 2
@@ -28,6 +28,11 @@ class BalancedSource:
     def __init__(self, source: Source, seed: int) -> None:
         self._source = source
         self.frames = resample(source.labels, seed)
+        if not self.frames:
+            raise DataError(
+                f"none of the {len(source)} training frames has a valid box of the ten classes, so there is "
+                "nothing for CBGSDataset to draw; train on another split, or without CBGSDataset"
+            )
         self.tokens = [source.tokens[i] for i in self.frames]
         self.scenes = [source.scenes[i] for i in self.frames]
         self.blocks: Sequence[int] = ()

@@ -5,6 +5,7 @@ no deadlock for any size. Each counter has one writer, so no lock is needed, whi
 hold.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +36,10 @@ class PrefetchBudget:
 
     def wait_and_add(self, worker: int, number: int, size: int) -> None:
         """Wait until batch ``number`` of a loader process fits in the limit, then add its size in bytes."""
+        trainer = multiprocessing.parent_process()
         while sum(self._made) - self._used[0] + size > self.limit and number > self._used[1]:
+            if trainer is not None and not trainer.is_alive():  # killed: nobody will use a batch any more
+                os._exit(1)
             time.sleep(POLL_INTERVAL_S)
         self._made[worker] += size
 

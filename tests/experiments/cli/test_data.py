@@ -86,3 +86,24 @@ def test_evaluate_needs_no_other_split(tmp_path):
     assert main([*words, "--runs-dir", str(tmp_path / "runs")]) == 0
     (rows,) = (tmp_path / "runs").glob("evaluate/trials/*/rows.jsonl")
     assert '"NDS"' in rows.read_text()
+
+
+def test_other_weights_at_the_same_path_are_another_evaluation(tmp_path, monkeypatch):
+    """Rows of an evaluation that has run are kept, so a folder of the same name would show old scores."""
+    folders = []
+    monkeypatch.setattr("experiments.cli.trial._run_here", lambda settings, folder: folders.append(folder))
+    monkeypatch.setattr("experiments.cli.trial._print_scores", lambda folder, console: None)
+    monkeypatch.setattr("pipeline.data.formats.fingerprint.fingerprint", lambda data: "data")
+    weights = tmp_path / "model.safetensors"
+    for content in ("one", "two", "one"):
+        weights.write_text(content)
+        words = ["evaluate", str(weights), "--data", str(tmp_path), "--runs-dir", str(tmp_path)]
+        assert main([*words, "--version", "v1.0-mini"]) == 0
+    assert folders[0] == folders[2] != folders[1]
+    assert all(folder.name.startswith("model_") for folder in folders)
+
+
+@pytest.mark.parametrize(("option", "least"), [("frames", 1), ("epoch", 0), ("seed", 0)])
+def test_numbers_of_pictures_that_cannot_be_are_refused(option, least, tmp_path, capsys):
+    assert main(["data", "show", str(tmp_path), f"--{option}", "-3"]) == 2
+    assert f"--{option} -3: expected {least} or more" in capsys.readouterr().err

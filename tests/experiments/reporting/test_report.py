@@ -28,9 +28,9 @@ from experiments.reporting.markdown import to_markdown
 from experiments.reporting.page import drawings, to_html
 from experiments.reporting.report import print_report, write_report
 from experiments.reporting.study_record import ReportError, read_record
-from experiments.reporting.summary import summarize
+from experiments.reporting.summary import environment_table, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
-from experiments.reporting.wording import advise
+from experiments.reporting.wording import advise, plan_answer
 from experiments.study.final_report import verdicts_of, write_verdicts
 from pipeline.config.plan import Plan, PlanError
 from pipeline.metrics.rows import Row, append_rows, read_rows, read_study
@@ -485,6 +485,20 @@ def test_where_no_bias_wins_the_report_says_what_it_would_have_to_cost(golden):
     )
     assert verdicts_of(summary).tags()["verdict.plan"] == "no bias"
     assert verdicts_of(summary).metrics()["fixed_price_percent/training"] == pytest.approx(59, abs=1)
+
+
+def test_a_rule_without_a_price_names_none():
+    summary = summarize(GOLDEN)
+    free = replace(summary.evidence, rule=replace(summary.evidence.rule, price_points_per_percent=0.0))
+    text = plan_answer(replace(summary.advice, settled=None, no_bias_wins=True), free)
+    assert text.startswith("By the rule no bias wins: speed has no price, and every plan loses points.")
+    assert "%" not in text
+
+
+def test_the_environment_names_every_version_of_rows_that_differ(golden):
+    rewrite(golden, lambda rows: [replace(r, versions=f"torch={2 + r.seed};ray=9") for r in rows])
+    lines = dict(environment_table(summarize(golden)).lines)
+    assert (lines["torch"], lines["ray"]) == ("2 and 3", "9")
 
 
 def test_every_answer_about_plans_has_words():

@@ -1,5 +1,7 @@
 """Writes info files of format 1.1, for mmdet3d's own NuScenesDataset and tools."""
 
+import errno
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from pipeline.data.formats.infos.parts import MICROSECONDS
 from pipeline.data.formats.infos.version_1_1 import MMDET3D_CLASSES
 from pipeline.data.sample import CAMERAS, DataError
 from pipeline.data.sensors import COLUMNS
+from pipeline.storage.files import atomic_file
 
 
 def write_infos(records: Sequence[FrameRecord], path: Path, version: str) -> None:
@@ -36,7 +39,9 @@ def write_infos(records: Sequence[FrameRecord], path: Path, version: str) -> Non
         "data_list": [_info(record, index) for index, record in enumerate(records)],
     }
     try:
-        with path.open("xb") as file:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        with atomic_file(path) as file:
             pickle.dump(content, file)
     except OSError as problem:
         raise DataError(f"{path}: cannot be written ({problem.strerror}); choose another file") from problem

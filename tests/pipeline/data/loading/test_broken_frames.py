@@ -13,7 +13,10 @@ def test_a_line_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
     BrokenFrames(5, path).note("a", "cut short", 3)
     with path.open("a") as file:
         file.write('{"token": "b", "st')
-    assert len(BrokenFrames(5, path)) == 1
+    again = BrokenFrames(5, path)
+    assert len(again) == 1
+    again.note("c", "cut short", 4)
+    assert len(BrokenFrames(5, path)) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config.settings import CLASSES
 from pipeline.data.loading.class_balance import BalancedSource, resample
+from pipeline.data.sample import DataError
 
 
 class Frames:
@@ -67,6 +68,11 @@ def test_drawn_from_the_seed_alone(frames):
 def test_a_class_that_no_frame_holds_draws_nothing():
     drawn = resample([frozenset({0}), frozenset({0, 8})] * 20, 0)
     assert len(drawn) == 2 * int(60 / 10)
+
+
+def test_frames_without_any_box_are_refused():
+    with pytest.raises(DataError, match="none of the 7 training frames has a valid box of the ten classes"):
+        BalancedSource(Frames([()] * 7), 0)
 
 
 def test_a_balanced_source_names_what_it_gives(frames):
