@@ -30,6 +30,7 @@ from experiments.reporting.report import print_report, write_report
 from experiments.reporting.study_record import ReportError, read_record
 from experiments.reporting.summary import environment_table, summarize
 from experiments.reporting.tables.base import arm_label, settling, short_names, signed
+from experiments.reporting.tables.design import plan_table
 from experiments.reporting.wording import advise, plan_answer
 from experiments.study.final_report import verdicts_of, write_verdicts
 from pipeline.config.plan import Plan, PlanError
@@ -485,6 +486,15 @@ def test_where_no_bias_wins_the_report_says_what_it_would_have_to_cost(golden):
     )
     assert verdicts_of(summary).tags()["verdict.plan"] == "no bias"
     assert verdicts_of(summary).metrics()["fixed_price_percent/training"] == pytest.approx(59, abs=1)
+
+
+def test_speeds_of_training_are_predicted_from_training_whatever_is_priced():
+    """A candidate's slow-down is that of what the rule prices, which may be a detection."""
+    summary = summarize(GOLDEN)
+    rows, evidence, advice = summary.rows, summary.evidence, summary.advice
+    priced = [replace(c, slowdown_percent=99.0) for c in (advice.best, *advice.candidates)]
+    other = replace(advice, best=priced[0], candidates=tuple(priced[1:]))
+    assert plan_table(rows, evidence, other).lines == plan_table(rows, evidence, advice).lines
 
 
 def test_a_rule_without_a_price_names_none():
