@@ -35,7 +35,7 @@ class SubmitStudy(Command):
 
         words = ["study", "run", Path(chosen.word).name, *run_words(arguments)]
         address = arguments.address or default_address()
-        with upload(arguments.study, arguments.home) as environment:
+        with upload(chosen, arguments.home) as environment:
             job = send(words, address, environment)
         _write(f"job {job.name} at {address}: `ray job logs -f {job.name}`, `ray job stop {job.name}`\n")
         if arguments.no_wait:

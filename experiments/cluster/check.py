@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema
 
 from experiments.cluster.kuberay_rules import check_ray_job, derive_config
-from experiments.cluster.ray_rules import check_ray_up
+from experiments.cluster.ray_rules import check_ray_up, run_rules
 from pipeline.json_files import JsonError, read_bytes
 from pipeline.redaction import find_secret
 from pipeline.yaml_files import parse_yaml
@@ -59,7 +59,8 @@ def check_cluster(path: Path) -> list[str]:
     rays_errors = list(_validate(config))
     if rays_errors:  # our rules need the structure that Ray's schema ensures
         return errors + rays_errors
-    return errors + list(check_ray_job(config) if "kind" in config else check_ray_up(config, path.parent))
+    ours = check_ray_job(config) if "kind" in config else check_ray_up(config, path.parent)
+    return errors + list(dict.fromkeys(run_rules([("the file", ours)])))  # two rules may miss the same part
 
 
 def _secrets(text: str) -> Iterator[str]:

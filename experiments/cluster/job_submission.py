@@ -18,7 +18,7 @@ from typing import Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from experiments.recipes.registry import is_study_file, recipe
+from experiments.recipes.recipe import Recipe
 from pipeline.config.provenance import files_of
 from pipeline.errors import PACKAGES
 from pipeline.metrics.versions import commit
@@ -85,7 +85,7 @@ def runtime_env(place: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def upload(study: str, place: str = "") -> Iterator[dict[str, Any]]:
+def upload(study: Recipe, place: str = "") -> Iterator[dict[str, Any]]:
     """Yield the runtime environment of a job that runs a study.
 
     A study file goes with the job, together with the Python files beside it, the configs that it names
@@ -93,22 +93,23 @@ def upload(study: str, place: str = "") -> Iterator[dict[str, Any]]:
     folder of its own.
 
     Args:
-        study: name of a recipe, or a study file.
+        study: the study as the command line chose it, so that a config of ``--set`` goes with it.
         place: as in ``runtime_env``.
 
     Raises:
-        SubmitError: a config lies outside the current folder, so that the job would not find it.
+        SubmitError: a config cannot be read, or lies outside the current folder, so that the job would not
+            find it.
     """
     made = runtime_env(place)
-    if not is_study_file(study) and (ROOT / "pyproject.toml").exists():
+    if not study.file and (ROOT / "pyproject.toml").exists():
         yield made
         return
     with temporary_folder("upload") as folder:
         for package in PACKAGES:
             leave = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / package, folder / package, ignore=leave)
-        if is_study_file(study):
-            for file in {Path(study), *Path(study).parent.glob("*.py")}:
+        if study.file:
+            for file in {Path(study.file), *Path(study.file).parent.glob("*.py")}:
                 shutil.copy(file, folder / file.name)
             for file in _configs(study):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -116,18 +117,25 @@ def upload(study: str, place: str = "") -> Iterator[dict[str, Any]]:
         yield {**made, "working_dir": str(folder)}
 
 
-def _configs(study: str) -> set[Path]:
+def _configs(study: Recipe) -> set[Path]:
     """Return the configs of a study file that come neither with the code nor from an absolute path."""
     here = Path.cwd()
-    named = {settings.config for settings in recipe(study).trials}
-    own = [
-        resolve_path(name) for name in named if not Path(name).is_absolute() and not (ROOT / name).is_file()
-    ]
-    files = {file for config in own for file in files_of(config.resolve())}
+    named = sorted({settings.config for settings in study.trials})
+    shipped = [name for name in named if (ROOT / name).is_file() and Path(name).parts[0] in PACKAGES]
+    own = [name for name in named if not Path(name).is_absolute() and name not in shipped]
+    files: set[Path] = set()
+    for config in own:
+        try:
+            files |= files_of(resolve_path(config).resolve(strict=True))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SubmitError(
+                f"{study.word}: its config {config} cannot be read ({error}); correct it, or its _base_, or "
+                "name another"
+            ) from error
     if outside := sorted(str(file) for file in files if not file.is_relative_to(here)):
         raise SubmitError(
-            f"{study}: its config reads {outside[0]}, which is not below {here}, so a job does not have it; "
-            f"name the config by an absolute path that the cluster has, too"
+            f"{study.word}: its config reads {outside[0]}, which is not below {here}, so a job does not have "
+            f"it; name the config by an absolute path that the cluster has, too"
         )
     return {file.relative_to(here) for file in files}
 

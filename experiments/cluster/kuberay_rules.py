@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from experiments.cluster.ray_rules import LOOPBACK, Config, words, wrong_version
+from experiments.cluster.ray_rules import LOOPBACK, Config, run_rules, words, wrong_version
 from pipeline.json_files import JsonError, parse_json
 from pipeline.yaml_files import parse_yaml
 
@@ -48,18 +48,22 @@ def check_ray_job(job: Config) -> Iterator[str]:
     cluster = spec["rayClusterSpec"]
     if job.get("apiVersion") != "ray.io/v1":
         yield f"apiVersion is {job.get('apiVersion')}; expected ray.io/v1"
-    yield from _unknown("spec", spec, JOB)
-    yield from _unknown("spec.rayClusterSpec", cluster, CLUSTER)
-    yield from _unknown("headGroupSpec", cluster["headGroupSpec"], HEAD)
-    yield from _job(spec)
-    yield from _cluster(cluster)
-    yield from _head(cluster["headGroupSpec"])
-    for group in cluster["workerGroupSpecs"]:
-        yield from _unknown(f"workerGroupSpecs.{group['groupName']}", group, WORKER)
-        yield from _group(group)
-    yield from _market(cluster["workerGroupSpecs"])
-    for at, pod in _pods(cluster):
-        yield from _pod(at, pod)
+    head, groups = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    places = [(f"workerGroupSpecs.{group['groupName']}", group) for group in groups]
+    yield from run_rules(
+        [
+            ("spec", _unknown("spec", spec, JOB)),
+            ("spec.rayClusterSpec", _unknown("spec.rayClusterSpec", cluster, CLUSTER)),
+            ("headGroupSpec", _unknown("headGroupSpec", head, HEAD)),
+            ("spec", _job(spec)),
+            ("spec.rayClusterSpec", _cluster(cluster)),
+            ("headGroupSpec", _head(head)),
+            *((at, _unknown(at, group, WORKER)) for at, group in places),
+            *((at, _group(at, group)) for at, group in places),
+            ("workerGroupSpecs", _market(groups)),
+            *((at, _pod(at, part)) for at, part in [("headGroupSpec", head), *places]),
+        ]
+    )
 
 
 def _unknown(at: str, given: Config, known: frozenset[str]) -> Iterator[str]:
@@ -109,19 +113,21 @@ def _head(head: Config) -> Iterator[str]:
         yield "headGroupSpec: its service is open to the outside; expected ClusterIP and port-forward"
 
 
-def _group(group: Config) -> Iterator[str]:
-    at = f"workerGroupSpecs.{group['groupName']}"
+def _group(at: str, group: Config) -> Iterator[str]:
     low, now, high = (group.get(k, 0) for k in ("minReplicas", "replicas", "maxReplicas"))
     if low or now:
         yield f"{at}: minReplicas {low}, replicas {now}; expected 0: billed while no trial runs"
     if high < 1:
         yield f"{at}.maxReplicas is {high}; expected at least 1"
-    limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    container = group["template"]["spec"]["containers"][0]
+    limits = container.get("resources", {}).get("limits", {})
     if not int(limits.get("nvidia.com/gpu", 0)):
         yield f"{at}: no nvidia.com/gpu in the limits of its first container; trials need a GPU"
     seconds = group["template"]["spec"].get("terminationGracePeriodSeconds", 30)  # Kubernetes' default
-    drain = int(_variables(group["template"]["spec"]["containers"][0]).get(DRAIN_S, 0))
-    if not 0 < drain < seconds:
+    drain = str(_variables(container).get(DRAIN_S, "0"))
+    if not drain.isdecimal():
+        yield f'{at}: {DRAIN_S} is {drain!r}; expected whole seconds without a unit, such as "100"'
+    elif not 0 < int(drain) < seconds:
         yield (
             f"{at}: {DRAIN_S} is {drain}, terminationGracePeriodSeconds {seconds}; expected above 0 and "
             "below the second: a pod that must go drains first, so that its trial moves in time"
@@ -141,21 +147,16 @@ def _market(groups: list[Config]) -> Iterator[str]:
         yield "workerGroupSpecs: all workers are spot; a study waits for ever when there is none to be had"
 
 
-def _pods(cluster: Config) -> Iterator[tuple[str, Config]]:
-    yield "headGroupSpec", cluster["headGroupSpec"]["template"]["spec"]
-    for group in cluster["workerGroupSpecs"]:
-        yield f"workerGroupSpecs.{group['groupName']}", group["template"]["spec"]
-
-
 def _variables(container: Config) -> dict[str, str]:
-    return {entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry}
+    return {entry["name"]: entry["value"] for entry in container.get("env") or [] if "value" in entry}
 
 
-def _pod(at: str, pod: Config) -> Iterator[str]:
-    claims = {v["name"] for v in pod.get("volumes", []) if "persistentVolumeClaim" in v}
+def _pod(at: str, group: Config) -> Iterator[str]:
+    pod = group["template"]["spec"]
+    claims = {v["name"] for v in pod.get("volumes") or [] if "persistentVolumeClaim" in v}
     ray = pod["containers"][0]
     home = _variables(ray).get("BIASWISE_HOME", "")
-    lasting = {m["mountPath"] for m in ray.get("volumeMounts", []) if m["name"] in claims}
+    lasting = {m["mountPath"] for m in ray.get("volumeMounts") or [] if m["name"] in claims}
     if home not in lasting:
         yield f"{at}: BIASWISE_HOME is {home!r}; expected a persistent claim mounted there"
     for container in pod["containers"]:

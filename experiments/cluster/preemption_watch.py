@@ -4,12 +4,12 @@ Ray itself does not ask the cloud. A drained node gets no new work, and Ray Trai
 machine ends. Without a drain the end is a crash, and a crash counts as a failure of the trial.
 """
 
+import http.client
 import json
 import os
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,12 +73,12 @@ class Cloud:
 
 
 def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
-    """Return the server's answer; empty if there is no server or no such entry."""
+    """Return the server's answer; empty if there is no server, no such entry or no whole answer."""
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode())
-    except (urllib.error.URLError, TimeoutError):
+    except (OSError, http.client.HTTPException):
         return ""
 
 

@@ -2,8 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ def words(text: str) -> frozenset[str]:
     """Return the words of a text."""
     return frozenset(text.split())
 
+
+OPERATORS = ";&|\n"
+"""Characters with which a shell ends a command."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -59,15 +63,35 @@ def check_ray_up(config: Config, folder: Path) -> Iterator[str]:
         config: the file's content.
         folder: of the file; ``ray up`` is run there.
     """
-    yield from _keys(config)
-    yield from _limits(config)
-    yield from _machines(config)
-    yield from _market(config)
-    yield from _head(config)
-    yield from _workers(config)
-    yield from _servers(config)
-    yield from _network(config)
-    yield from _mounts(config, folder)
+    yield from run_rules(
+        [
+            ("provider or available_node_types", _keys(config)),
+            ("max_workers, min_workers or idle_timeout_minutes", _limits(config)),
+            ("available_node_types", _machines(config)),
+            ("available_node_types", _market(config)),
+            ("the head's type or head_start_ray_commands", _head(config)),
+            ("worker_start_ray_commands", _workers(config)),
+            ("one of the lists of commands", _servers(config)),
+            ("provider.security_group", _network(config)),
+            ("file_mounts or docker", _mounts(config, folder)),
+        ]
+    )
+
+
+def run_rules(rules: Iterable[tuple[str, Iterator[str]]]) -> Iterator[str]:
+    """Yield the errors that rules find, and one for each rule that cannot read its part of the file.
+
+    Args:
+        rules: pairs of the part of the file, and the errors that a rule finds there.
+    """
+    for at, errors in rules:
+        try:
+            yield from errors
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            yield (
+                f"{at} cannot be read: {type(error).__name__} {error}; a part is missing or "
+                "has the wrong type"
+            )
 
 
 def _types(config: Config) -> dict[str, Config]:
@@ -168,9 +192,21 @@ def _start(commands: list[str], role: str) -> tuple[str, dict[str, str]]:
     for command in commands:
         match = re.search(r"\bray start\b(.*)", command, re.DOTALL)
         if match:
-            words = shlex.split(re.split(r"[;&|\n]", match[1])[0])
-            return command, dict(word.removeprefix("--").partition("=")[::2] for word in words)
+            return command, _options(match[1])
     return "", {"missing": role}
+
+
+def _options(text: str) -> dict[str, str]:
+    """Return the options of a command up to the shell's next operator; a value follows "=" or a space."""
+    lexer = shlex.shlex(text.replace("\\\n", ""), posix=True, punctuation_chars=OPERATORS)
+    lexer.whitespace_split, lexer.whitespace, lexer.commenters = True, " \t\r", ""
+    options, last = {}, ""
+    for word in takewhile(lambda word: not word or word.strip(OPERATORS), lexer):
+        if word.startswith("-"):
+            last, _, options[last] = word.removeprefix("--").partition("=")
+        elif last and not options[last]:
+            options[last] = word
+    return options
 
 
 def _head(config: Config) -> Iterator[str]:

@@ -197,8 +197,7 @@ def without_effect(config: Mapping[str, Any]) -> dict[str, str]:
         for name, value in config.items()
         if name in SECTIONS and SECTIONS[name].fate == NO_EFFECT and value not in (None, {}, [], False)
     }
-    for hook in config.get("custom_hooks") or ():
-        name = str(hook.get("type")) if isinstance(hook, Mapping) else ""
-        if name in HOOKS and HOOKS[name].fate == NO_EFFECT:
+    for key, name, _ in hooks_of(config):
+        if key[0] == "custom_hooks" and name in HOOKS and HOOKS[name].fate == NO_EFFECT:
             found[name] = HOOKS[name].why
     return found

@@ -4,6 +4,7 @@ mmengine's own constructor makes one group per parameter, which is slow, and log
 group per pair of multipliers, with the same learning rates and decays. A multiplier of 0 freezes a parameter.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,8 @@ def build_optimizer(
         The optimiser. The key ``name`` of its groups holds their multiplier.
 
     Raises:
-        OptimError: an unknown key, an unknown optimiser, a custom key that matches no parameter, or no
-            parameter that trains.
+        OptimError: an unknown key, an unknown optimiser, a value that the optimiser does not take, a custom
+            key that matches no parameter, or no parameter that trains.
     """
     settings = dict(read_wrapper(optim_wrapper)["optimizer"])
     kind = settings.pop("type", None)
@@ -86,7 +87,7 @@ def build_optimizer(
     try:
         with without_dynamo():
             optimizer: torch.optim.Optimizer = cls(made, lr=base_lr, **settings)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise OptimError(f"optim_wrapper.optimizer: {error}") from error
     return optimizer
 
@@ -113,7 +114,7 @@ def multipliers(model: nn.Module, optim_wrapper: Mapping[str, Any]) -> dict[str,
     Raises:
         OptimError: an unknown key, or a custom key that matches no parameter.
     """
-    custom = read_wrapper(optim_wrapper).get("paramwise_cfg", {}).get("custom_keys", {})
+    custom = (read_wrapper(optim_wrapper).get("paramwise_cfg") or {}).get("custom_keys") or {}
     keys = sorted(sorted(custom), key=len, reverse=True)  # mmengine: longest first, then by alphabet
     names = [name for name, _ in model.named_parameters()]
     for key in keys:
@@ -128,7 +129,7 @@ def _multipliers_of(custom: Mapping[str, float]) -> Multipliers:
 
 
 def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the keys of ``optim_wrapper`` and return it as a dict. OptimError names an unknown key."""
+    """Check the keys and rates of ``optim_wrapper`` and return it as a dict; OptimError names a wrong one."""
     wrapper = dict(optim_wrapper)
     paramwise = wrapper.get("paramwise_cfg") or {}
     custom = paramwise.get("custom_keys") or {}
@@ -157,8 +158,11 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
             f"optim_wrapper.dtype: expected {AMP_DTYPE!r}, which needs no loss scale, "
             f"got {wrapper.get('dtype')!r}"
         )
-    if "lr" not in wrapper.get("optimizer", {}):
+    optimizer = wrapper.get("optimizer") or {}
+    if "lr" not in optimizer:
         raise OptimError("optim_wrapper.optimizer: expected a learning rate 'lr', got none")
+    _check_number("lr", optimizer["lr"], "above 0")
+    _check_number("weight_decay", optimizer.get("weight_decay", 0), "0 or more")
     count = wrapper.get("accumulative_counts", 1)
     if type(count) is not int or count < 1:
         raise OptimError(
@@ -166,6 +170,14 @@ def read_wrapper(optim_wrapper: Mapping[str, Any]) -> dict[str, Any]:
             f"got {count!r}"
         )
     return wrapper
+
+
+def _check_number(key: str, value: object, least: str) -> None:
+    """Refuse what is no finite number, or less than ``least``: "above 0" or "0 or more"."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and least == "above 0"):
+        hint = "; YAML reads 1e-4 as text, write 1.0e-4" if isinstance(value, str) else ""
+        raise OptimError(f"optim_wrapper.optimizer.{key}: expected a number, {least}, got {value!r}{hint}")
 
 
 def is_amp(optim_wrapper: Mapping[str, Any]) -> bool:
@@ -183,7 +195,7 @@ def clip_norm(optim_wrapper: Mapping[str, Any]) -> float | None:
     clip = read_wrapper(optim_wrapper).get("clip_grad")
     if not clip:
         return None
-    if set(clip) - {"max_norm", "norm_type"} or clip.get("norm_type", 2) != 2:
+    if "max_norm" not in clip or set(clip) - {"max_norm", "norm_type"} or clip.get("norm_type", 2) != 2:
         raise OptimError(
             f"optim_wrapper.clip_grad: expected dict(max_norm=...) and the L2 norm, got {dict(clip)}"
         )

@@ -11,7 +11,8 @@ import yaml
 
 from experiments.cli import main
 from experiments.cluster.check import ClusterError, check_cluster
-from experiments.cluster.ray_rules import AWS_GPUS
+from experiments.cluster.kuberay_rules import DRAIN_S
+from experiments.cluster.ray_rules import AWS_GPUS, _start
 from pipeline.storage.paths import ROOT
 
 FILES = {
@@ -151,6 +152,14 @@ RAY_UP = {
         swap(HEAD_START, "--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0"),
         r"--dashboard-host=0\.0\.0\.0 opens the job server to the network",
     ),
+    "quote without end": (
+        swap(HEAD_START, "--num-cpus=0", "--num-cpus='0"),
+        "head_start_ray_commands cannot be read: ValueError No closing quotation; ",
+    ),
+    "rule of ports that is text": (
+        put("provider", "security_group", {"IpPermissions": ["ssh"]}),
+        r"provider\.security_group cannot be read: AttributeError .*has the wrong type$",
+    ),
     "no autoscaler": (
         swap(HEAD_START, "--autoscaling-config=~/ray_bootstrap_config.yaml", ""),
         "no --autoscaling-config=..., so no worker ever starts",
@@ -273,6 +282,24 @@ RAY_JOB = {
         put(*POD, "terminationGracePeriodSeconds", 30),
         "DRAIN_TIMEOUT_S is 100, termination",
     ),
+    "time to drain with a unit": (
+        put(*POD, "containers", 0, "env", [{"name": DRAIN_S, "value": "90s"}]),
+        rf"workerGroupSpecs\.gpu-spot: {DRAIN_S} is '90s'; expected whole seconds without a unit",
+    ),
+    "no variables": (
+        put(*POD, "containers", 0, "env", None),
+        r"workerGroupSpecs\.gpu-spot: BIASWISE_HOME is ''; expected a persistent claim",
+    ),
+    "no volumes": (put(*POD, "volumes", None), "BIASWISE_HOME is '/srv/bias"),
+    "no mounts": (put(*POD, "containers", 0, "volumeMounts", None), "BIASWISE_HOME is '/srv/bias"),
+    "variables that are a number": (
+        put(*POD, "containers", 0, "env", 3),
+        r"workerGroupSpecs\.gpu-spot cannot be read: TypeError .*; a part is missing or has the wrong type",
+    ),
+    "container without a name": (
+        drop(*KUBE_HEAD, "template", "spec", "containers", 1, "name"),
+        "headGroupSpec cannot be read: KeyError 'name'; a part is missing",
+    ),
     "spot not preferred": (put(*GROUP, "priority", 0), "spot is preferred only if its priority is above"),
     "spot alone": (drop(*CLUSTER, "workerGroupSpecs", 1), "all workers are spot"),
     "runs die with pods": (
@@ -310,6 +337,32 @@ def test_every_damage_is_refused_with_its_sentence(name, damage, sentence, tmp_p
     assert not any("EXAMPLE" in line or "hunter2" in line or "a1B2" in line for line in found), (
         "shows the secret"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ('ray start --labels="a=1;b=2" --num-cpus=0; x --y=1', {"labels": "a=1;b=2", "num-cpus": "0"}),
+        ("ray start --head --num-cpus 0 --port=6379&& x", {"head": "", "num-cpus": "0", "port": "6379"}),
+        ("ray start --resources='{\"a\": 1}' --block\nx --y", {"resources": '{"a": 1}', "block": ""}),
+        ("ray start --head \\\n  --num-cpus=0 | tee log", {"head": "", "num-cpus": "0"}),
+        ("ray start --labels '' --num-cpus 0", {"labels": "", "num-cpus": "0"}),
+        ("ray start --address=$RAY_HEAD_IP:6379", {"address": "$RAY_HEAD_IP:6379"}),
+    ],
+)
+def test_a_command_s_options_end_where_the_shell_ends_it(command, options):
+    assert _start(["ray stop", command], "head") == (command, options)
+
+
+def test_a_rule_that_cannot_read_its_part_does_not_hide_the_others(tmp_path):
+    config = filled("ray-job.yaml")
+    put(*POD, "containers", 0, "env", 3)(config)
+    put(*GROUP, "maxReplicas", 0)(config)
+    put(*KUBE_HEAD, "serviceType", "LoadBalancer")(config)
+    found = " ".join(check_cluster(write(tmp_path, "ray-job.yaml", config)))
+    assert "maxReplicas is 0" in found
+    assert "its service is open" in found
+    assert found.count("workerGroupSpecs.gpu-spot cannot be read") == 1
 
 
 def test_no_file_no_yaml_no_cluster(tmp_path):

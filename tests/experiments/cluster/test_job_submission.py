@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -23,7 +24,9 @@ from experiments.cli import main
 from experiments.cluster import job_submission
 from experiments.cluster.job_submission import Job, SubmitError, follow, runtime_env, send, upload
 from experiments.recipes.mini import smoke
+from experiments.recipes.registry import recipe
 from experiments.storage.study_folder import StudyFolder
+from pipeline.errors import PACKAGES
 from pipeline.metrics.rows import read_rows
 from pipeline.storage.checkpoint import newest_checkpoint
 from pipeline.storage.paths import ROOT
@@ -150,7 +153,7 @@ def test_a_study_file_goes_with_the_job_and_so_does_what_it_reads(job_server, tm
     (tmp_path / "beside.py").write_text("NAME = 'mine'\n")
     (tmp_path / "large.bin").write_bytes(b"0")
     far = r"its config reads .*cmt_aqr_pillar_mini\.py, which is not below"
-    with pytest.raises(SubmitError, match=far), upload("my_study.py"):
+    with pytest.raises(SubmitError, match=far), upload(recipe("my_study.py")):
         pass
     (tmp_path / "configs/base.py").write_text("")
     words = ["study", "submit", "my_study.py", "--set", "train.steps=4", "--address", job_server.address]
@@ -163,6 +166,46 @@ def test_a_study_file_goes_with_the_job_and_so_does_what_it_reads(job_server, tm
     (job,) = job_server.jobs
     assert job["entrypoint"] == "exec biaswise study run my_study.py --set train.steps=4"
     assert job["runtime_env"]["env_vars"]["BIASWISE_HOME"] == "/shared"
+
+
+def test_the_config_that_the_command_line_names_goes_with_the_job(job_server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/other.py").write_text("")
+    (tmp_path / "my_study.py").write_text(
+        "from experiments.recipes.mini import smoke\n\nrecipe = smoke().renamed('mine')\n"
+    )
+    words = ["study", "submit", "my_study.py", "--address", job_server.address, "--no-wait", "--set"]
+    assert main([*words, "config=configs/other.py"]) == 0
+    with zipfile.ZipFile(io.BytesIO(job_server.uploads[0])) as file:
+        assert "configs/other.py" in file.namelist()
+    for name, why in (
+        ("gone.py", "No such file"),
+        ("gone.yaml", "No such file"),
+        ("bad.py", "bad.py, line 1"),
+    ):
+        (tmp_path / "configs/bad.py").write_text("model = (")
+        assert main([*words, f"config=configs/{name}"]) == 2
+        said = capsys.readouterr().err
+        assert f"my_study.py: its config configs/{name} cannot be read (" in said
+        assert why in said
+        assert "Traceback" not in said
+    assert len(job_server.jobs) == 1
+
+
+def test_a_config_of_the_checkout_that_is_in_no_package_goes_with_the_job(tmp_path, monkeypatch):
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.py").write_text("")
+    (tmp_path / "mine/my_study.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job_submission, "ROOT", tmp_path)
+    monkeypatch.setattr("pipeline.storage.paths.ROOT", tmp_path)
+    trials = tuple(replace(settings, config="mine/config.py") for settings in smoke().trials)
+    with upload(replace(smoke(), trials=trials, file="mine/my_study.py")) as made:
+        assert (Path(made["working_dir"]) / "mine/config.py").is_file()
 
 
 def test_a_job_stops_in_a_way_that_lets_a_study_end(job_server, small):

@@ -72,6 +72,7 @@ def test_harmless_values_are_admitted() -> None:
         "custom_hooks": [
             {"type": "mmdet3d.DisableObjectSampleHook"},
             {"type": "EmptyCacheHook"},
+            {"type": "mmdet.CheckInvalidLossHook"},
             {"type": "EMAHook", "ema_type": "mmdet.ExpMomentumEMA", "momentum": 2e-4, "gamma": 2000},
         ],
     }
@@ -80,6 +81,7 @@ def test_harmless_values_are_admitted() -> None:
         "auto_scale_lr": SECTIONS["auto_scale_lr"].why,
         "default_hooks": SECTIONS["default_hooks"].why,
         "EmptyCacheHook": HOOKS["EmptyCacheHook"].why,
+        "CheckInvalidLossHook": HOOKS["CheckInvalidLossHook"].why,
     }
 
 

@@ -85,6 +85,22 @@ def test_a_multiplier_of_zero_freezes_and_another_frees_again() -> None:
             "unexpected keyword argument 'betta'",
         ),
         (wrapper({}, optimizer={"type": "AdamW"}), "expected a learning rate"),
+        (
+            wrapper({}, optimizer={"type": "AdamW", "lr": "1e-4"}),
+            r"^optim_wrapper\.optimizer\.lr: expected a number, above 0, got '1e-4'; YAML .* write 1\.0e-4$",
+        ),
+        (wrapper({}, optimizer={"type": "AdamW", "lr": -1.0}), r"lr: expected a number, above 0, got -1\.0$"),
+        (wrapper({}, optimizer={"type": "AdamW", "lr": float("inf")}), "lr: expected .* got inf"),
+        (wrapper({}, optimizer={"type": "AdamW", "lr": None}), "lr: expected .* got None"),
+        (
+            wrapper({}, optimizer={"type": "AdamW", "lr": 1.0, "weight_decay": "1e-2"}),
+            r"optimizer\.weight_decay: expected a number, 0 or more, got '1e-2'",
+        ),
+        (
+            wrapper({}, optimizer={"type": "AdamW", "lr": 1.0, "betas": (2.0, 0.9)}),
+            r"^optim_wrapper\.optimizer: Invalid beta",
+        ),
+        (wrapper({}, optimizer=None), "expected a learning rate"),
         (wrapper({}, type="ApexOptimWrapper"), "expected 'OptimWrapper' or 'AmpOptimWrapper'"),
         (wrapper({}, type="AmpOptimWrapper", dtype="float16"), "expected 'bfloat16'.*got 'float16'"),
         (wrapper({}, dtype="bfloat16"), "unknown keys dtype"),
@@ -93,6 +109,14 @@ def test_a_multiplier_of_zero_freezes_and_another_frees_again() -> None:
 def test_what_cannot_be_read_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(OptimError, match=message):
         build_optimizer(Toy(), config)
+
+
+@pytest.mark.parametrize("paramwise", [None, {"custom_keys": None}])
+def test_none_stands_for_no_multipliers_as_in_mmengine(paramwise: dict[str, Any] | None) -> None:
+    model = Toy()
+    config = {**wrapper({}), "paramwise_cfg": paramwise}
+    assert freeze(model, config) == []
+    assert set(rates(build_optimizer(model, config), model).values()) == {(0.2, 0.01)}
 
 
 def test_nothing_left_to_train_is_refused() -> None:
@@ -106,5 +130,6 @@ def test_nothing_left_to_train_is_refused() -> None:
 def test_clip_norm_reads_the_l2_norm_alone() -> None:
     assert clip_norm(wrapper({})) is None
     assert clip_norm(wrapper({}, clip_grad={"max_norm": 35, "norm_type": 2})) == 35.0
-    with pytest.raises(OptimError, match="L2 norm"):
-        clip_norm(wrapper({}, clip_grad={"max_norm": 1, "norm_type": 1}))
+    for clip in ({"max_norm": 1, "norm_type": 1}, {"norm_type": 2}):
+        with pytest.raises(OptimError, match=r"expected dict\(max_norm=...\) and the L2 norm, got"):
+            clip_norm(wrapper({}, clip_grad=clip))
