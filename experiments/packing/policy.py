@@ -15,13 +15,17 @@ from pipeline.json_files import JsonError
 FILE = "concurrency.json"
 """File of a study with the packing that a probe chose; a resumed study uses it again."""
 
+PROBED = "recipe"
+"""Key of that file: digest of the recipe that was probed. One that was given up before its first trial leaves
+the file to another."""
+
 LIMIT_FILE = "cohort_limit.json"
 """File of a study of which a cohort did not fit into memory: how many trials of one do."""
 
 
 def with_packing(recipe: Recipe, folder: StudyFolder) -> Recipe:
     """Return the recipe with the torch threads that a probe chose when the study began, if one did."""
-    kept = _kept(folder)
+    kept = _kept(recipe, folder)
     return recipe.with_threads(kept.threads) if kept and kept.threads else recipe
 
 
@@ -78,22 +82,31 @@ def packing_of(recipe: Recipe, folder: StudyFolder, asked: PackingRequest, conso
         concurrent = recipe.concurrent_trials
     if concurrent is not None:
         return replace(_shared(recipe, concurrent), arms_per_worker=asked.arms_per_worker)
-    packing = _kept(folder)
+    packing = _kept(recipe, folder)
     if packing is None:
         packing = _probed(recipe, asked, console)
-        write_json(folder.path / FILE, packing.to_dict())
+        write_json(folder.path / FILE, {**packing.to_dict(), PROBED: _but_threads(recipe)})
     console.print(packing.reason, highlight=False, soft_wrap=True)
     if asked.arms_per_worker is None:
         return packing
     return replace(packing, arms_per_worker=asked.arms_per_worker)
 
 
-def _kept(folder: StudyFolder) -> PackingPlan | None:
+def _but_threads(recipe: Recipe) -> str:
+    """Return the digest of a recipe, whatever number of threads a probe has given it."""
+    return recipe.with_threads(1).digest
+
+
+def _kept(recipe: Recipe, folder: StudyFolder) -> PackingPlan | None:
+    """Return what a probe chose for this recipe; a study whose trials have started keeps its threads."""
     path = folder.path / FILE
     if not path.exists():
         return None
+    plain = read_json(path)
+    if plain.pop(PROBED, _but_threads(recipe)) != _but_threads(recipe) and not folder.has_started:
+        return None
     try:
-        return PackingPlan.from_dict(read_json(path))
+        return PackingPlan.from_dict(plain)
     except JsonError as error:
         raise StudyError(f"{path}: not a packing ({error}); delete it to probe again") from error
 

@@ -117,7 +117,7 @@ class StudyFolder:
         """
         for settings in recipe.trials:
             refuse_secrets(settings.to_dict())
-        recipe = (as_begun(self.path, recipe) if self._started() else None) or recipe
+        recipe = (as_begun(self.path, recipe) if self.has_started else None) or recipe
         wanted = {
             "name": recipe.name,
             "question": recipe.question,
@@ -133,7 +133,7 @@ class StudyFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_old_version()
-            if not self._started():
+            if not self.has_started:
                 self._forget()
             self._agree(STUDY, wanted, RULE if recipe.begun_as else frozenset(), recipe.trials)
             for name, settings in recipe.named_trials().items():
@@ -154,7 +154,9 @@ class StudyFolder:
         if path.exists() and FIELDS_OF_OLD_VERSION & set(read_json(path)):
             raise StudyError(written_by_old_version(str(path)))
 
-    def _started(self) -> bool:
+    @property
+    def has_started(self) -> bool:
+        """Whether a trial has started."""
         return any(self.state(trial.name) != TrialState.PENDING for trial in self.path.glob("trials/*"))
 
     def _forget(self) -> None:

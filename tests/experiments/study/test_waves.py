@@ -255,6 +255,23 @@ def test_a_study_keeps_the_packing_it_began_with(folder, console):
     )
 
 
+def test_a_packing_is_of_the_recipe_that_was_probed(tmp_path, console, monkeypatch):
+    """One that was given up before its first trial leaves its packing behind."""
+    probed = [PackingPlan(2, threads=3), PackingPlan(4, threads=1)]
+    monkeypatch.setattr("experiments.packing.policy._probed", lambda recipe, asked, console: probed.pop())
+    first = demo()
+    other = replace(first, trials=tuple(replace(one, init_checkpoint="") for one in first.trials))
+    folder, asked = StudyFolder(tmp_path), PackingRequest(probing=True)
+    assert packing_of(first, folder, asked, console).concurrent == 4
+    begun = with_packing(first, folder)
+    assert packing_of(begun, folder, asked, console).concurrent == 4  # probed once
+    assert with_packing(other, folder) == other
+    assert packing_of(other, folder, asked, console).concurrent == 2
+    assert with_packing(first, folder) == first
+    begin_session(folder.trial("a"), 0)  # a rule may be corrected later; threads decide bits, and stay
+    assert {one.torch_threads for one in with_packing(first, folder).trials} == {3}
+
+
 def test_a_packing_that_cannot_be_read_is_refused(folder, console):
     write_json(folder.path / PACKING, {"concurrent": 2, "machine": 3})
     with pytest.raises(
