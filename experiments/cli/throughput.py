@@ -119,7 +119,9 @@ class Throughput(Command):
             overrides=overrides,
             seed=arguments.seed,
         )
-        if cuda and arguments.memory_gib:
+        if arguments.memory_gib is not None:
+            if not cuda or not arguments.memory_gib > 0:
+                raise OptionError(f"--memory-gib {arguments.memory_gib:g}: expected GiB of a GPU, above 0")
             total = torch.cuda.get_device_properties(0).total_memory / 2**30
             torch.cuda.set_per_process_memory_fraction(min(1.0, arguments.memory_gib / total))
         plans = read_plans(arguments.plans, named_plans(cuda))
@@ -141,7 +143,7 @@ def read_plans(words: Sequence[str], named: "Mapping[str, Plan]") -> "dict[str, 
     """Read ``--plans``: names, ``config`` for what the config says, or ``NAME:pattern=bias/impl;...``.
 
     Raises:
-        OptionError: a name that no plan has.
+        OptionError: a name that no plan has, or two have.
         PlanError: a plan that cannot be read.
     """
     from pipeline.config.plan import Plan
@@ -149,6 +151,8 @@ def read_plans(words: Sequence[str], named: "Mapping[str, Plan]") -> "dict[str, 
     plans: dict[str, Plan | None] = {}
     for word in words:
         name, colon, text = word.partition(":")
+        if name in plans:
+            raise OptionError(f"--plans {word}: the name {name} is given twice")
         if colon:
             plans[name] = Plan.parse(text)
         elif name == "config":

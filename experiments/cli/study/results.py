@@ -44,7 +44,7 @@ class ReportStudy(Command):
 
         runs = Path(arguments.runs_dir)
         name = name_of(arguments.study)
-        _download(arguments.storage, runs / name)
+        _download(arguments.storage, _place(name, runs))
         folder, console = _find_study(name, runs, "report", arguments.study), Terminal()
         if name != arguments.study:
             _judge_by(arguments.study, folder, console)
@@ -74,7 +74,7 @@ class SyncStudies(Command):
             raise OptionError("sync --storage: name the studies; a bucket is not searched for them")
         names = {name_of(study): study for study in arguments.study}
         for name in names:
-            _download(arguments.storage, runs / name)
+            _download(arguments.storage, _place(name, runs))
         names = names or {path.parent.name: path.parent.name for path in sorted(runs.glob("*/study.json"))}
         if not names:
             raise OptionError(f"{runs}: no study here; run one, or name --runs-dir")
@@ -118,10 +118,15 @@ def _download(storage: str, folder: Path) -> None:
         download_study(storage, folder)
 
 
+def _place(name: str, runs: Path) -> Path:
+    """Return the folder of a study that is given by its name or its folder; it need not be there yet."""
+    places = (runs / name, Path(name))
+    return next((place for place in places if (place / "study.json").exists()), places[0])
+
+
 def _find_study(name: str, runs: Path, command: str, study: str) -> Path:
     """Return the folder of a study, given by its name or its folder; ``command study`` is what was typed."""
-    for folder in (runs / name, Path(name)):
-        if (folder / "study.json").exists():
-            return folder
+    if ((folder := _place(name, runs)) / "study.json").exists():
+        return folder
     advice = kept_by_jobs(command, study, runs / name) or "`biaswise study run` makes one"
     raise OptionError(f"no study {name!r}: neither {runs / name} nor {name} holds a study.json; {advice}")

@@ -326,6 +326,20 @@ def test_scores_are_those_of_the_whole_split(tmp_path):
     assert console.file.getvalue().split() == ["condition", "mAP", "NDS", "clean", "50.00", "%", "60.00", "%"]
 
 
+def test_a_study_named_by_its_folder_is_brought_up_to_date_there(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(
+        "experiments.storage.remote_study.download_study", lambda uri, folder: places.append(folder)
+    )
+    there = tmp_path / "elsewhere" / "demo"
+    there.mkdir(parents=True)
+    (there / "study.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    words = ["study", "report", "elsewhere/demo", "--storage", "s3://bucket/demo", "--runs-dir", "runs"]
+    assert main(words) == 2  # it has no rows
+    assert places == [Path("elsewhere/demo")]
+
+
 def test_train_applies_what_the_command_line_says(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("experiments.study.preflight.datasets.make_datasets", lambda datasets, console: None)
