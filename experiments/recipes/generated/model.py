@@ -18,6 +18,7 @@ class Size:
         images: (height, width) that the model takes, pixels.
         zoom: range of the factor by which training resizes an image, as the config has it.
         batch: frames of a step of the study, as published.
+        rate: factor on the config's rate in the study.
         reach: half the side of the range in m.
         normalises: overrides by which the image backbone learns from scratch.
     """
@@ -26,6 +27,7 @@ class Size:
     images: tuple[int, int]
     zoom: tuple[float, float]
     batch: int
+    rate: float
     reach: float
     normalises: tuple[tuple[str, str], ...]
 
@@ -43,10 +45,19 @@ R50 = Size(
     (320, 800),
     (0.47, 0.625),
     4,
+    0.5,  # 7e-5
     51.2,  # published: 54, of which 1024 voxels reach 48.4; a cell lies up to 5.6 m from where it says
     (_COUNTS, ("model.img_backbone.with_cp", "false")),
 )
-VOV = Size("voxel0075_vov_1600x640", (640, 1600), (0.94, 1.25), 2, 54.0, (_COUNTS,))
+VOV = Size(
+    "voxel0075_vov_1600x640",
+    (640, 1600),
+    (0.94, 1.25),
+    2,
+    0.25,  # 5e-5: half as many frames in a step, so 7e-5 over the root of two
+    54.0,
+    (_COUNTS,),
+)
 
 NECK_NORMS = (("model.img_neck.norm_cfg", '{"type": "BN"}'),)
 """Without them image features grow in training, and fresh attention sees the strongest features alone."""

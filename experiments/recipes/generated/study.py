@@ -22,7 +22,12 @@ def _study(name: str, size: Size, pretraining: Recipe, seeds: Sequence[int]) -> 
         plan=Plan.of(REST),
         data=DataSettings(train=(STUDY_DATA.root,), val=STUDY_DATA.root, num_loader_workers=LOADERS),
         train=TrainSettings(
-            steps=80, batch_size=size.batch, warmup_steps=20, lr_scale=0.5, checkpoint_every=40, amp=True
+            steps=80,
+            batch_size=size.batch,
+            warmup_steps=20,
+            lr_scale=size.rate,
+            checkpoint_every=40,
+            amp=True,
         ),
         init_checkpoint=weights_of(pretraining),
         conditions=CONDITIONS,
