@@ -55,10 +55,10 @@ COMPUTED = """Computed from steps on one H200 and one CPU core, from the first l
 
 H200 = "one H200 (docs/models.md) and one core for each loader (docs/data.md)"
 SPEEDS = (
-    Speed("voxel0100_r50_800x320", "cuda", 35.0, 0.0536, 4, 0.2, 0.043, 0.68, H200),
-    Speed("voxel0075_vov_1600x640", "cuda", 35.0, 0.0728, 2, 0.3, 0.055, 1.22, H200),
-    Speed("pillar_mini", "cuda", 25.0, 0.06, 4, 0.01, 0.02, 0.03, H200),
-    Speed("pillar_mini", "cpu", 25.0, 0.26, 2, 0.01, 0.06, 0.03, "one CPU core (docs/studies/demo)"),
+    Speed("voxel0100_r50_800x320", "cuda", 35.0, 0.0536, 4, 0.2, 0.043, 0.44, H200),
+    Speed("voxel0075_vov_1600x640", "cuda", 35.0, 0.0728, 2, 0.3, 0.055, 0.61, H200),
+    Speed("pillar_mini", "cuda", 25.0, 0.06, 4, 0.01, 0.02, 0.023, H200),
+    Speed("pillar_mini", "cpu", 25.0, 0.26, 2, 0.01, 0.06, 0.023, "one CPU core (docs/studies/demo)"),
 )
 """Detections of the two large models are those without CUDA graphs, as a trial evaluates."""
 

@@ -97,7 +97,7 @@ class ArmTrainer:
         self.logger = MetricsLogger(recorder, session, self.settings, self.steps, self.times, self.broken)
         self.early_stopper = EarlyStopper(shared.early_stopping, session, self.logger)
         self.average = WeightAverage(model, self.train_step.optimizer, training.average)
-        trained = Trained(model, self.train_step.optimizer, self.average.tensors)
+        trained = Trained(model, self.train_step.optimizer, self.average.tensors, shared.frozen)
         self._checkpointer = Checkpointer(session, self.settings, self.steps, trained)
         self.done = 0
         self._pending: _Pending | None = None

@@ -30,7 +30,7 @@ from pipeline.evaluation.scoring import scores_of_each, scoring_tasks
 from pipeline.metrics.timing import Moment
 from pipeline.runtime.background import in_background
 from pipeline.runtime.determinism import seed_everything
-from pipeline.storage.checkpoint import CheckpointError
+from pipeline.storage.checkpoint import FrozenPart
 from pipeline.storage.paths import resolve_path
 from pipeline.training.cohort.arm import Arm, ArmTrainer
 from pipeline.training.cohort.leaving import Left, own_errors, raise_error
@@ -79,7 +79,13 @@ class Cohort:
         self.split = ValidationSplit(settings, self.training_data.val_reading)
         config = load_config(resolve_path(settings.config), settings.overrides)
         shared = SharedParts(
-            resolved, config.optim_wrapper, self.split, fingerprint(settings.data), self._rule, Recorders()
+            resolved,
+            config.optim_wrapper,
+            self.split,
+            fingerprint(settings.data),
+            self._rule,
+            Recorders(),
+            FrozenPart.of(model, model.trunk_modules),
         )
         self.trainers = [ArmTrainer(arm, model, shared) for arm, model in models]
 
@@ -106,23 +112,10 @@ class Cohort:
         """Train all arms to their last step, each from its newest checkpoint, if there is one."""
         for trainer in [*self.trainers]:
             with own_errors(trainer.arm, self._leave):
-                self._restore(trainer)
+                trainer.restore()
                 trainer.started()
         while behind := [trainer.done for trainer in self.trainers if trainer.done < self.steps]:
             self._train_from(min(behind))
-
-    def _restore(self, trainer: ArmTrainer) -> None:
-        """Continue an arm from its newest checkpoint, which must hold the trunk that all arms share."""
-        trunk = [tensor for module in trainer.model.trunk_modules for tensor in module.state_dict().values()]
-        before = [tensor.clone() for tensor in trunk] if len(self.trainers) > 1 else []
-        trainer.restore()
-        if not all(torch.equal(now, then) for now, then in zip(trunk, before, strict=False)):
-            for now, then in zip(trunk, before, strict=True):
-                now.copy_(then)
-            raise CheckpointError(
-                f"{trainer.arm.session.folder}: the frozen part in its checkpoint is not that of its cohort, "
-                "as if the init checkpoint had been changed; continue this trial alone"
-            )
 
     def _train_from(self, first: int) -> None:
         """Train from a step on, until all arms are done or none is at the step that comes next.

@@ -9,6 +9,7 @@ from pipeline.config.early_stopping import EarlyStopping
 from pipeline.detector.acceleration.captured_passes import Recorders
 from pipeline.evaluation.evaluator import ValidationSplit
 from pipeline.metrics.timing import Moment
+from pipeline.storage.checkpoint import FrozenPart
 from pipeline.training.resolve_config import ResolvedTraining
 from pipeline.training.step import Prepared
 
@@ -24,6 +25,7 @@ class SharedParts:
         data: fingerprint of the data.
         early_stopping: where they are measured before their ends.
         recorders: of their CUDA graphs.
+        frozen: the trunk, which their checkpoints leave out.
     """
 
     training: ResolvedTraining
@@ -32,6 +34,7 @@ class SharedParts:
     data: str
     early_stopping: EarlyStopping
     recorders: Recorders
+    frozen: FrozenPart
 
 
 @dataclass(frozen=True)

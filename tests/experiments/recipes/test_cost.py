@@ -17,7 +17,7 @@ def test_the_demo_by_hand():
     assert cost.hours == (cost.hours[0],) * 2
     assert cost.hours[0] == pytest.approx((16 * trial_s / 2 + 100) / 3600)  # two at once; the stopwatch
     assert (cost.trials, cost.gpu_hours, cost.gpus) == ((16, 16), (0, 0), 0)
-    assert takes(demo()) == f"16 trials, {cost.hours[0]:.2g} h, 0.48 GB, 2 CPU cores"
+    assert takes(demo()) == f"16 trials, {cost.hours[0]:.2g} h, 0.37 GB, 2 CPU cores"
 
 
 def test_waves_cost_from_their_first_look_to_their_last():

@@ -1,15 +1,18 @@
 """State checkpoints: whole or absent, exact, and refused where they do not belong."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.storage.checkpoint import (
     CheckpointError,
+    FrozenPart,
     Trained,
     load_checkpoint,
     newest_checkpoint,
@@ -42,6 +45,44 @@ def test_a_restored_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     states = (one.model.state_dict() for one in (first, second))
     for (name, one), two in zip(next(states).items(), next(states).values(), strict=True):
         assert torch.equal(one, two), name
+
+
+def freeze(parts: Trained) -> Trained:
+    """The last layer, which never trains, is the frozen part; the batch norm, which does, is not."""
+    return replace(parts, frozen=FrozenPart.of(parts.model, [parts.model[3]]))
+
+
+def test_frozen_weights_are_left_out_and_stay(tmp_path: Path) -> None:
+    first, second = freeze(trained(3)), freeze(trained(1))
+    path = save_checkpoint(tmp_path, 3, "d", first)
+    names = {key for key in load_file(path / "tensors.safetensors") if key.startswith("model/")}
+    assert names == {f"model/{name}" for name in first.model.state_dict()} - {
+        "model/3.weight",
+        "model/3.bias",
+    }
+    assert load_checkpoint(path, "d", second) == 3
+    for (name, one), two in zip(
+        first.model.state_dict().items(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), name
+
+
+@pytest.mark.parametrize("change", [lambda weight: weight[0, 0].add_(1e-6), lambda weight: weight.t_()])
+def test_other_frozen_weights_are_refused(tmp_path: Path, change: Callable[[torch.Tensor], object]) -> None:
+    path = save_checkpoint(tmp_path, 3, "d", freeze(trained(3)))
+    other = trained(1)
+    with torch.no_grad():
+        change(other.model[3].weight)
+    before = {name: value.clone() for name, value in other.model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="frozen weights are others than when it was written; put back"):
+        load_checkpoint(path, "d", freeze(other))
+    assert all(torch.equal(before[name], value) for name, value in other.model.state_dict().items())
+
+
+def test_a_checkpoint_with_all_weights_is_refused_where_some_are_frozen(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 3, "d", trained(3))
+    with pytest.raises(CheckpointError, match="frozen weights are others"):
+        load_checkpoint(path, "d", freeze(trained(1)))
 
 
 def test_moments_that_the_checkpoint_lacks_are_forgotten(tmp_path: Path) -> None:
@@ -126,7 +167,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read state\.json"):
         load_checkpoint(path, "d", trained(0))
     (path / "state.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(CheckpointError, match="state format 0, this code reads 1"):
+    with pytest.raises(CheckpointError, match="state format 0, this code reads 2; delete"):
         load_checkpoint(path, "d", trained(0))
 
 
