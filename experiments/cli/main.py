@@ -18,7 +18,8 @@ from typing import TextIO
 
 from experiments.cli.calibrate import Calibrate
 from experiments.cli.cluster import CheckCluster, ShowRuntimeEnv, SubmitStudy, WatchCluster
-from experiments.cli.data import CheckData, CutObjects, ShowData, SynthesizeData, WriteInfos, WriteShards
+from experiments.cli.data.datasets import CheckData, SynthesizeData, WriteInfos, WriteShards
+from experiments.cli.data.samples import CutObjects, ShowData
 from experiments.cli.lint import Lint
 from experiments.cli.operators import BenchOperators, ListOperators
 from experiments.cli.options import Command, Group

@@ -14,8 +14,9 @@ from typing import Any
 
 import jsonschema
 
+from experiments.cluster.file_rules import run_rules
 from experiments.cluster.kuberay_rules import check_ray_job, derive_config
-from experiments.cluster.ray_rules import check_ray_up, run_rules
+from experiments.cluster.ray_rules import check_ray_up
 from pipeline.json_files import JsonError, read_bytes
 from pipeline.redaction import find_secret
 from pipeline.yaml_files import parse_yaml

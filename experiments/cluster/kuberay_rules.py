@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from experiments.cluster.ray_rules import LOOPBACK, Config, run_rules, words, wrong_version
+from experiments.cluster.file_rules import LOOPBACK, Config, run_rules, words, wrong_version
 from pipeline.json_files import JsonError, parse_json
 from pipeline.yaml_files import parse_yaml
 

@@ -2,27 +2,17 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
+from experiments.cluster.file_rules import LOOPBACK, Config, run_rules, words, wrong_version
 from pipeline.json_files import JsonError
 from pipeline.yaml_files import parse_yaml
 
-Config = Mapping[str, Any]
-
-
-def words(text: str) -> frozenset[str]:
-    """Return the words of a text."""
-    return frozenset(text.split())
-
-
 OPERATORS = ";&|\n"
 """Characters with which a shell ends a command."""
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 DROPPED = ("min_workers", "initial_workers", "autoscaling_mode", "target_utilization_fraction")
 """Top-level keys of old versions; Ray ignores some of them without an error."""
@@ -76,22 +66,6 @@ def check_ray_up(config: Config, folder: Path) -> Iterator[str]:
             ("file_mounts or docker", _mounts(config, folder)),
         ]
     )
-
-
-def run_rules(rules: Iterable[tuple[str, Iterator[str]]]) -> Iterator[str]:
-    """Yield the errors that rules find, and one for each rule that cannot read its part of the file.
-
-    Args:
-        rules: pairs of the part of the file, and the errors that a rule finds there.
-    """
-    for at, errors in rules:
-        try:
-            yield from errors
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            yield (
-                f"{at} cannot be read: {type(error).__name__} {error}; a part is missing or "
-                "has the wrong type"
-            )
 
 
 def _types(config: Config) -> dict[str, Config]:
@@ -306,12 +280,3 @@ def _mounts(config: Config, folder: Path) -> Iterator[str]:
         yield "file_mounts: no ~/.ray/auth_token; with RAY_AUTH_MODE=token Ray does not start without it"
     image = (config.get("docker") or {}).get("image", "")
     yield from wrong_version("docker.image", image)
-
-
-def wrong_version(at: str, image: str) -> Iterator[str]:
-    """Yield a sentence if an image of Ray has another version than the pinned one, or no fixed version."""
-    from ray import __version__ as ours
-
-    match = re.search(r"rayproject/ray(?:-\w+)?(?::(\S+))?$", image)
-    if match and not (match[1] or "").startswith(ours):
-        yield f"{at} is {image}; expected rayproject/ray:{ours}-..., the version that the project pins"

@@ -21,7 +21,7 @@ from experiments.storage.corrected_rule import RULE_CHANGES, STUDY, as_begun, no
 from pipeline import json_files
 from pipeline.config.settings import TrialSettings
 from pipeline.errors import written_by_old_version
-from pipeline.json_files import JsonError, check_fields
+from pipeline.json_files import JsonError
 from pipeline.redaction import refuse_secrets
 from pipeline.storage import trial_sessions
 from pipeline.storage.files import LOCKS, atomic_write, file_lock
@@ -254,41 +254,6 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read as JSON ({error.reason}); restore it, or delete it: `biaswise study "
             f"run` writes it anew, and trials of the same recipe stay"
         ) from error
-
-
-@dataclass(frozen=True)
-class InterimAnalysis:
-    """One wave of a sequential study, or its end, as ``interim_analyses.json`` holds it."""
-
-    look: int
-    state: str
-    reason: str
-    alpha_spent: float
-    trials: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InterimAnalyses:
-    """The content of ``interim_analyses.json``."""
-
-    waves: tuple[InterimAnalysis, ...]
-    ended: InterimAnalysis | None = None
-
-
-def read_interim_analyses(path: Path) -> dict[str, Any]:
-    """Read ``interim_analyses.json``: the fields of ``InterimAnalyses``, plain.
-
-    Raises:
-        StudyError: it is missing, or holds something else.
-    """
-    plain = read_json(path)
-    try:
-        check_fields(InterimAnalyses, plain)
-    except JsonError as error:
-        raise StudyError(
-            f"{path}: not the waves of a study ({error}); delete it, and a run goes on by the rows"
-        ) from error
-    return plain
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ from experiments.analysis.row_checks import step_values
 from experiments.analysis.screening import rule_in_force
 from experiments.recipes.decision_rule import AnalysisError
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe
-from experiments.storage.study_folder import StudyFolder, read_interim_analyses, write_json
+from experiments.storage.interim_analyses import read_interim_analyses
+from experiments.storage.study_folder import StudyFolder, write_json
 from experiments.study.next_wave import Budget, Wave, next_wave
 from experiments.study.tune_runner import ExecutionOptions, Outcome, run_trials
 from experiments.terminal import Terminal

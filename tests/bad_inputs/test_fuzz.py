@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from experiments.cli import main
 from experiments.recipes.mini import smoke
 from experiments.reporting.study_record import read_record
-from experiments.storage.study_folder import read_interim_analyses, settings_of
+from experiments.storage.interim_analyses import read_interim_analyses
+from experiments.storage.study_folder import settings_of
 from pipeline.config.plan import Plan
 from pipeline.metrics.rows import Row, append_rows, read_rows
 from pipeline.storage.trial_status import read_status

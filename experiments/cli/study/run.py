@@ -108,8 +108,9 @@ class ShowStatus(Command):
         """Return 1 if a trial failed."""
         from rich.table import Table
 
+        from experiments.storage.interim_analyses import read_interim_analyses
         from experiments.storage.remote_study import download_study
-        from experiments.storage.study_folder import StudyFolder, read_interim_analyses
+        from experiments.storage.study_folder import StudyFolder
         from experiments.terminal import Terminal
         from pipeline.storage.trial_status import TrialState
         from pipeline.tracking.study_reader import read_end

@@ -1,0 +1,1 @@
+"""``biaswise data ...``: make, convert, verify and look at datasets."""
