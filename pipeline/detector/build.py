@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.detector.openmmlab.config_files import ConfigError as ConfigError
 from pipeline.detector.openmmlab.config_files import read_config, refuse_image_size, refuse_unregistered
 from pipeline.detector.openmmlab.lr_schedule import read_length, read_schedule
 from pipeline.detector.openmmlab.optimizer import AMP_WRAPPER, freeze, read_wrapper
+from pipeline.errors import is_user_error
 from pipeline.json_files import parse_json
 from pipeline.redaction import refuse_secrets
 from pipeline.storage.paths import resolve_path
@@ -55,7 +57,7 @@ def build_model(
         trunk found.
 
     Raises:
-        ConfigError: no such file, or an unknown key.
+        ConfigError: no such file, an unknown key, or a value that a part of the model refuses.
         pipeline.config.plan.PlanError: the plan does not fit, or an implementation cannot serve a bias.
         pipeline.detector.openmmlab.optimizer.OptimError: ``optim_wrapper`` cannot be read.
     """
@@ -63,20 +65,44 @@ def build_model(
     # mmengine's logger would print every initialisation; problems are raised as errors.
     MMLogger.get_current_instance().setLevel(logging.WARNING)
     init_default_scope("mmdet3d")  # where unprefixed type names of configs are looked up
-    try:
+    with refused_values(cfg, config):
         model = MODELS.build(cfg.model)
-    except TypeError as error:
-        raise _unread_key(error, cfg) from error
-    except KeyError as error:
-        raise ConfigError(
-            f"{config}: no class of that name can be built ({error.args[0]}); correct its type"
-        ) from error
     model.init_weights()
     model.eval()
     model.apply_plan(plan or model.plan, device, dtype)
     freeze(model, cfg.optim_wrapper)
     model.find_trunk()
     return model
+
+
+@contextmanager
+def refused_values(cfg: Config, config: str | Path) -> Iterator[None]:
+    """Turn what the parts of a model raise about values of its config into one sentence.
+
+    Args:
+        cfg: the config.
+        config: its file.
+
+    Raises:
+        ConfigError: a part was refused; errors that are a sentence already stay what they are.
+    """
+    try:
+        yield
+    except (TypeError, KeyError, ValueError, AssertionError) as error:
+        if is_user_error(error):
+            raise
+        raise _config_error(error, cfg, config) from error
+
+
+def _config_error(error: Exception, cfg: Config, config: str | Path) -> ConfigError:
+    if isinstance(error, TypeError):
+        return _unread_key(error, cfg)
+    if not isinstance(error, KeyError):
+        return ConfigError(f"{config}: the model cannot be built: {error}")
+    what = str(error.args[0])
+    if "registry" in what:  # mmengine's sentence
+        return ConfigError(f"{config}: no class of that name can be built ({what}); correct its type")
+    return ConfigError(f"{config}: a part of the model lacks the key {what!r}; add it")
 
 
 def load_config(config: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> Config:

@@ -89,7 +89,7 @@ class CmtDetector(Trunk, Base3DDetector):
             "pts_neck": pts_neck,
         }
         self.build_lidar_branch(pts_branch, parts, half_sparse_encoder)
-        self.pts_bbox_head = MODELS.build(_with_train_cfg(pts_bbox_head, train_cfg))
+        self.pts_bbox_head = MODELS.build(with_train_cfg(pts_bbox_head, train_cfg))
         self._check_branches(pts_bbox_head)
         self.graphs: Graphs | None = None  # see ``deployment.use_graphs``
 
@@ -239,7 +239,7 @@ class CmtDetector(Trunk, Base3DDetector):
         return self.pts_bbox_head(*self.extract_feat(batch_inputs), *read_meta(batch_data_samples), **kwargs)
 
 
-def _with_train_cfg(head: dict[str, Any], train_cfg: dict[str, Any] | None) -> dict[str, Any]:
+def with_train_cfg(head: dict[str, Any], train_cfg: dict[str, Any] | None) -> dict[str, Any]:
     """Return the head's config with ``model.train_cfg.pts`` in it, as mmdet3d's detectors do."""
     if train_cfg is None:
         return head

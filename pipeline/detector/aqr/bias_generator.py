@@ -23,6 +23,7 @@ from operators.forms import Bias
 from operators.spec import WEIGHTED_KINDS, WINDOWED_KINDS
 from operators.window_bias import FALL_OFFS, WindowBias
 from pipeline.detector.aqr.projection import ProjectedQueries
+from pipeline.detector.transformer.config_keys import whole_number
 
 SATURATION = 5.0  # logits: a larger shift hardly changes a softmax (the published code clamps here, too)
 
@@ -119,7 +120,10 @@ class AttentionBiasGenerator(BaseModule):
                 f"expected fall_off {known} and num_scales >= 1, got "
                 f"fall_off={fall_off!r}, num_scales={num_scales}"
             )
-        self.window_sizes = (window_lidar, window_camera)
+        self.window_sizes = (
+            whole_number("bias_config.window_lidar", window_lidar),
+            whole_number("bias_config.window_camera", window_camera),
+        )
         self.default_kind = "global" if not use_local_bias else kind_of(fall_off)
         self.sigma = sigma
         self.scale_range = (float(low), float(high))

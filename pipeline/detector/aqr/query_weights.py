@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from operators.window_bias import LocalMask
 from pipeline.detector.aqr.projection import ProjectedQueries
+from pipeline.detector.transformer.config_keys import whole_number
 from pipeline.detector.transformer.decoder import DecoderLayer, layer_configs
 from pipeline.detector.transformer.ffn import FFN
 from pipeline.detector.transformer.site_attention import SiteAttention
@@ -77,7 +78,10 @@ class AqrWeightGenerator(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.window_sizes = (window_lidar, window_camera)
+        self.window_sizes = (
+            whole_number("aqr_config.window_lidar", window_lidar),
+            whole_number("aqr_config.window_camera", window_camera),
+        )
         self.encoder = AqrEncoder(embed_dims, **encoder_config)
         self.weight_head = nn.Linear(embed_dims, 2)
         nn.init.constant_(self.weight_head.bias, INITIAL_LOGIT)

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmcv.cnn.bricks import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -45,10 +46,11 @@ _COPIES: WeakKeyDictionary[nn.Module, _Folded] = WeakKeyDictionary()
 def is_frozen(part: nn.Module) -> bool:
     """Say whether a module computes the same function in this step as in evaluation, without gradients.
 
-    That is so if nothing in it takes a gradient now, and no batch norm or dropout in it is in training mode.
+    That is so if nothing in it takes a gradient now, and no batch norm, dropout or
+    drop path in it is in training mode.
     """
     trains = torch.is_grad_enabled() and any(p.requires_grad for p in part.parameters())
-    draws = (_BatchNorm, _DropoutNd)
+    draws = (_BatchNorm, _DropoutNd, DropPath)
     return not trains and not any(m.training for m in part.modules() if isinstance(m, draws))
 
 

@@ -19,6 +19,10 @@ MOST_COUNTED = torch.iinfo(torch.int16).max
 """The largest grid whose cells, and one number for "outside", are 16-bit numbers. Those sort fastest."""
 
 
+DEFAULT_COLUMNS = 4
+"""Columns of points that mmdet3d's pillar encoders read unless their config says so."""
+
+
 class SizeError(ValueError):
     """The sizes in a config contradict each other."""
 
@@ -114,6 +118,7 @@ class PillarBranch(BaseModule):
             )
         self.grid_shape = (rows, cols)
         self.max_points = max_points
+        self.point_columns = int(voxel_encoder.get("in_channels", DEFAULT_COLUMNS))
         self.register_buffer("point_range", torch.tensor(point_cloud_range), persistent=False)
         size = [(high[0] - low[0]) / cols, (high[1] - low[1]) / rows, high[2] - low[2]]
         encoder = {**voxel_encoder, "voxel_size": size, "point_cloud_range": list(point_cloud_range)}
@@ -123,7 +128,17 @@ class PillarBranch(BaseModule):
         self.neck = MODELS.build(neck)
 
     def forward(self, clouds: list[Tensor]) -> Tensor:
-        """Encode point clouds, each (N, C) float with N >= 0, as a BEV map (B, C', H, W)."""
+        """Encode point clouds, each (N, C) float with N >= 0, as a BEV map (B, C', H, W).
+
+        Raises:
+            SizeError: another number of columns than the encoder's ``in_channels``.
+        """
+        for cloud in clouds:
+            if cloud.shape[1] != self.point_columns:
+                raise SizeError(
+                    f"points have {cloud.shape[1]} columns, pts_branch.voxel_encoder.in_channels is "
+                    f"{self.point_columns}; load as many columns (use_dim), or correct the config"
+                )
         pillars = pillars_of(clouds, self.point_range, self.grid_shape, self.max_points)
         if self._encodes_by_one_product(pillars.points):
             with torch.no_grad():

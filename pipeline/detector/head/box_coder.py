@@ -112,7 +112,9 @@ class MultiTaskBBoxCoder:
         best, index = scores.topk(min(self.max_num, scores.shape[1]))
         boxes = decode_boxes(codes.take_along_dim((index // self.num_classes)[..., None], dim=1))
         limits = constant(self.post_center_range, boxes.device, boxes.dtype)
-        inside = ((boxes[..., :3] >= limits[:3]) & (boxes[..., :3] <= limits[3:])).all(dim=-1)
+        centres = boxes[..., :3]
+        # A centre that is not a number stays, so that whoever writes detections can refuse it.
+        inside = ~((centres < limits[:3]) | (centres > limits[3:])).any(dim=-1)
         return boxes, best, index % self.num_classes, inside
 
     def keep(self, boxes: Tensor, scores: Tensor, labels: Tensor, inside: Tensor) -> list[DecodedBoxes]:

@@ -24,6 +24,7 @@ from pipeline.detector.head.predictions import HeadOutput, Predictions
 from pipeline.detector.head.sensor_weighting import SensorWeighting, check_head_parts
 from pipeline.detector.head.task_head import SeparateTaskHead, tf32_products
 from pipeline.detector.openmmlab.data_samples import read_meta
+from pipeline.detector.transformer.config_keys import without_type
 from pipeline.detector.transformer.decoder import CmtTransformer
 from pipeline.detector.transformer.embedding import Embedding
 from pipeline.detector.transformer.position_encoding import Cameras, Memory, inverse_sigmoid
@@ -38,7 +39,10 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         transformer: the decoder; its sites hold their choices of bias and implementation.
         graphs: CUDA graphs for ``predict``; None: kernel by kernel. See ``deployment.use_graphs``.
         train_graphs: the same for training; see ``deployment.train_through_graphs``.
+        TRANSFORMERS: types that ``transformer`` may have; CMT has one for each set of sensors.
     """
+
+    TRANSFORMERS: tuple[str, ...] = ("CmtTransformer",)
 
     def __init__(
         self,
@@ -111,9 +115,9 @@ class CmtAqrHead(HeadLosses, SensorWeighting, Embedding):
         self.bias_generator = MODELS.build(bias_config) if bias_config is not None else None
         self.weight_map = MODELS.build(weight_map_config) if weight_map_config is not None else None
         kind = default_bias or ("none" if self.bias_generator is None else self.bias_generator.default_kind)
-        settings = {key: value for key, value in transformer.items() if key != "type"}
+        settings = without_type(transformer, "pts_bbox_head.transformer", *self.TRANSFORMERS)
         self.transformer = CmtTransformer(**settings, default_bias=kind)
-        heads = {key: value for key, value in (separate_head or {}).items() if key != "type"}
+        heads = without_type(separate_head or {}, "pts_bbox_head.separate_head", "SeparateTaskHead")
         num_layers = len(self.transformer.decoder.layers)
         self.task_heads = nn.ModuleList(
             [SeparateTaskHead(hidden_dim, self.num_classes, num_layers, common_heads, **heads)]
@@ -271,6 +275,7 @@ class CmtImageHead(CmtAqrHead):
     """The head of CMT's camera-only model: the keys are camera cells; ``in_channels`` has no effect."""
 
     SENSORS = (CAMERA,)
+    TRANSFORMERS = ("CmtImageTransformer", "CmtTransformer")
 
 
 @MODELS.register_module()
@@ -278,3 +283,4 @@ class CmtLidarHead(CmtAqrHead):
     """The head of CMT's LiDAR-only model: the keys are BEV cells."""
 
     SENSORS = (LIDAR,)
+    TRANSFORMERS = ("CmtLidarTransformer", "CmtTransformer")

@@ -20,7 +20,7 @@ from pipeline.detector.head.denoising import (
 from pipeline.detector.head.losses import TOKEN_TERMS, SetCriterion, by_name
 from pipeline.detector.head.predictions import Predictions
 from pipeline.detector.head.targets import Targets
-from pipeline.detector.openmmlab.data_samples import read_ground_truth, read_meta
+from pipeline.detector.openmmlab.data_samples import num_boxes, read_ground_truth, read_meta
 from pipeline.detector.transformer.position_encoding import Cameras, Memory
 from pipeline.runtime.collectives import RankMean
 
@@ -83,7 +83,7 @@ class HeadLosses(nn.Module):
         Args:
             data_samples: see ``loss``; only how many boxes they have is read.
         """
-        counts = [len(sample.gt_instances_3d.labels_3d) for sample in data_samples]
+        counts = num_boxes(data_samples)
         slots = num_groups(counts, self.num_query, self.denoising) * sum(counts)
         device = next(self.parameters()).device
         return SetCriterion.divisors(counts, self.num_query, slots, device)
@@ -109,11 +109,12 @@ class HeadLosses(nn.Module):
 
         Raises:
             ValueError: the head was built without ``train_cfg``.
+            DataError: see ``read_ground_truth``.
         """
         if self.criterion is None:
             raise ValueError("this head was built without train_cfg and has no losses")
         device = bev_feats.device
-        boxes, labels = read_ground_truth(data_samples, HOST)
+        boxes, labels = read_ground_truth(data_samples, HOST, self.num_classes)
         matrices, pad_hw = read_meta(data_samples)
         cameras = Cameras.of(matrices, device)
         most = max(len(label) for label in labels)

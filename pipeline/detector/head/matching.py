@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from pipeline.detector.acceleration.async_transfer import constant, download, upload
-from pipeline.detector.head.box_coder import encode_boxes
+from pipeline.detector.head.box_coder import CODES, encode_boxes
 from pipeline.detector.head.targets import Targets
 
 FOCAL_EPS = 1e-12  # added inside the logarithms of the focal cost, as in mmdet
@@ -56,7 +56,7 @@ class HungarianAssigner3D:
             iou_cost: published configs have one with weight 0; another weight is refused.
 
         Raises:
-            ValueError: a cost that is not CMT's, or an unknown key.
+            ValueError: a cost that is not CMT's, an unknown key, or another number of factors.
         """
         if iou_cost is not None and iou_cost.get("weight", 1.0) != 0:
             raise ValueError(
@@ -67,6 +67,11 @@ class HungarianAssigner3D:
         )
         self.cls_weight, self.alpha, self.gamma = focal["weight"], focal["alpha"], focal["gamma"]
         self.reg_weight = read_cost("assigner.reg_cost", reg_cost, "BBox3DL1Cost", {"weight": 1.0})["weight"]
+        if len(code_weights) != len(CODES):
+            raise ValueError(
+                f"assigner.code_weights: expected {len(CODES)} numbers ({', '.join(CODES)}), got "
+                f"{code_weights}"
+            )
         self.code_weights = tuple(float(w) for w in code_weights)
 
     def costs(self, codes: Tensor, logits: Tensor, target: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

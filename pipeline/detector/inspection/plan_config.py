@@ -45,7 +45,7 @@ def plan_of(
     """
     cfg = build.load_config(config, overrides)
     init_default_scope("mmdet3d")
-    with meta_device():
+    with meta_device(), build.refused_values(cfg, config):
         head = MODELS.build(cfg.model.pts_bbox_head)
     sites = head.sites
     for site, choice in (changes or Plan(())).overlaid(sites).items():

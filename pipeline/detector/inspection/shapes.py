@@ -5,11 +5,13 @@ not run: the shape of its output follows from ``sparse_shape`` by the arithmetic
     ``SparseEncoder``.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from pipeline.detector.inspection.meta_device import meta_device
@@ -154,9 +156,14 @@ def _canvas(middle: Mapping[str, Any], branch: Mapping[str, Any]) -> Canvas | No
         return Canvas(int(middle.get("in_channels", 0)), tuple(middle["output_shape"]))
     if "sparse_shape" not in middle:
         return None
+    made = MODELS.get(str(middle.get("type")))
+    parameters = inspect.signature(made.__init__).parameters if made is not None else {}
+    middle = {**{name: one.default for name, one in parameters.items()}, **middle}
     levels, rows, cols = middle["sparse_shape"]
-    for stage in list(middle.get("encoder_paddings", ()))[:-1]:
-        down = stage[-1] if isinstance(stage, Sequence) else stage
+    paddings = middle.get("encoder_paddings", ())
+    stages = [stage if isinstance(stage, Sequence) else (stage,) for stage in paddings]
+    at_end = middle.get("block_type") == "basicblock"  # else each stage but the first begins with a stride
+    for down in [stage[-1] for stage in stages[:-1]] if at_end else [stage[0] for stage in stages[1:]]:
         pad_z, pad_y, pad_x = down if isinstance(down, Sequence) else (down,) * 3
         levels, rows, cols = (_strided(n, pad) for n, pad in ((levels, pad_z), (rows, pad_y), (cols, pad_x)))
     return Canvas(int(middle.get("output_channels", 128)) * _strided(levels, 0), (rows, cols))

@@ -23,6 +23,7 @@ from torch import nn
 
 from pipeline.config.sections import SECTIONS
 from pipeline.detector import build
+from pipeline.detector.cmt_detector import with_train_cfg
 from pipeline.detector.inspection import shapes
 from pipeline.detector.inspection.meta_device import meta_device
 from pipeline.detector.inspection.shapes import Join
@@ -129,16 +130,28 @@ def _build_parts(facts: Survey) -> dict[str, nn.Module]:
     if detector is None:
         facts.failed.append((("model", "type"), f"no model is registered as {facts.model.get('type')!r}"))
     else:
-        known = {"type", "train_cfg", "test_cfg", *inspect.signature(detector.__init__).parameters}
+        known = {"type", "train_cfg", *inspect.signature(detector.__init__).parameters}
         unread = [key for key in facts.model if key not in known]
         facts.unread += [(detector.__name__, ("model", key)) for key in unread]
     modules = {}
     for part, cfg in facts.model.items():
-        if isinstance(cfg, Mapping) and "type" in cfg and part not in ("train_cfg", "test_cfg"):
-            module = _build_part(copy.deepcopy(dict(cfg)), ("model", part), facts)
+        if isinstance(cfg, Mapping) and "type" in cfg and part != "train_cfg":
+            given = copy.deepcopy(dict(cfg))
+            if ("model", part) == HEAD:
+                given = _with_train_cfg(given, facts)
+            module = _build_part(given, ("model", part), facts)
             if module is not None:
                 modules[part] = module
     return modules
+
+
+def _with_train_cfg(head: dict[str, Any], facts: Survey) -> dict[str, Any]:
+    """Return the head's config with ``model.train_cfg``, as the detector builds it; note what is wrong."""
+    try:
+        return with_train_cfg(head, facts.model.get("train_cfg"))
+    except ValueError as error:
+        facts.failed.append((("model", "train_cfg"), str(error)))
+        return head
 
 
 def _build_part(cfg: dict[str, Any], key: Key, facts: Survey) -> nn.Module | None:

@@ -135,13 +135,34 @@ def read_meta(data_samples: Sequence[Any]) -> tuple[Tensor, tuple[int, int]]:
     return matrices, (int(height), int(width))
 
 
-def read_ground_truth(data_samples: Sequence[Any], device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-    """Return boxes and labels of data samples on a device.
+def num_boxes(data_samples: Sequence[Any]) -> list[int]:
+    """Return how many boxes of each sample count; mmdet3d labels those that do not with -1."""
+    return [int((sample.gt_instances_3d.labels_3d >= 0).sum()) for sample in data_samples]
+
+
+def read_ground_truth(
+    data_samples: Sequence[Any], device: torch.device, num_classes: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return boxes and labels of data samples on a device, without those that do not count (``num_boxes``).
 
     Returns:
         Per sample, boxes (M, 9) float32 with z at the box centre, and labels (M,).
+
+    Raises:
+        DataError: a label that the head does not have, or boxes without velocities.
     """
     instances = [sample.gt_instances_3d for sample in data_samples]
+    for found in instances:
+        if (dims := found.bboxes_3d.box_dim) != BOX_COLUMNS:
+            raise DataError(
+                f"boxes have {dims} numbers, expected {BOX_COLUMNS} with the velocity; set with_velocity=True"
+            )
+        if len(found.labels_3d) and (label := int(found.labels_3d.max())) >= num_classes:
+            raise DataError(
+                f"a box has the label {label}, the head has {num_classes} classes (tasks, num_class); let "
+                "both be of the same classes"
+            )
+    instances = [g if bool((g.labels_3d >= 0).all()) else g[g.labels_3d >= 0] for g in instances]
     boxes = [torch.cat([g.bboxes_3d.gravity_center, g.bboxes_3d.tensor[:, 3:]], dim=1) for g in instances]
     labels = [g.labels_3d.to(device) for g in instances]
     return [b.to(device=device, dtype=torch.float32) for b in boxes], labels

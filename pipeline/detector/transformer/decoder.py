@@ -15,6 +15,7 @@ from operators.bias import DenseBias
 from operators.forms import Bias
 from operators.spec import WEIGHTED_KINDS
 from pipeline.config.plan import Choice
+from pipeline.detector.transformer.config_keys import whole_number, without_type
 from pipeline.detector.transformer.ffn import FFN
 from pipeline.detector.transformer.initial_weights import pass_values
 from pipeline.detector.transformer.site_attention import SiteAttention, build_attention
@@ -68,6 +69,8 @@ class DecoderLayer(nn.Module):
             raise ValueError(
                 f"{path}: operation_order has {names}, attn_cfgs has {len(attn_cfgs)} entries; one each"
             )
+        if "cross" not in names:
+            raise ValueError(f"{path}.operation_order: expected a cross_attn, got {order}")
         self.order, self.with_cp = order, with_cp
         self.attentions = nn.ModuleList(
             build_attention(
@@ -77,7 +80,7 @@ class DecoderLayer(nn.Module):
             )
             for cfg, name in zip(attn_cfgs, names, strict=True)
         )
-        ffn = {key: value for key, value in ffn_cfgs.items() if key != "type"}
+        ffn = without_type(ffn_cfgs, f"{path}.ffn_cfgs", "FFN")
         dims = int(ffn["embed_dims"])
         self.ffns = nn.ModuleList(FFN(**ffn) for op in order if op == "ffn")
         self.norms = nn.ModuleList(nn.LayerNorm(dims) for op in order if op == "norm")
@@ -219,10 +222,7 @@ class CmtTransformer(nn.Module):
     def __init__(self, decoder: Mapping[str, Any], default_bias: str = "none"):
         """Build from ``transformer`` without its ``type``."""
         super().__init__()
-        cfg = dict(decoder)
-        kind = cfg.pop("type", "PETRTransformerDecoder")
-        if kind != "PETRTransformerDecoder":
-            raise ValueError(f"transformer.decoder: expected type 'PETRTransformerDecoder', got {kind!r}")
+        cfg = without_type(decoder, "transformer.decoder", "PETRTransformerDecoder")
         self.decoder = Decoder(**cfg, default_bias=default_bias)
 
 
@@ -239,6 +239,7 @@ def layer_configs(
     Returns:
         (path such as ``decoder.3``, arguments of ``DecoderLayer``) per layer.
     """
+    whole_number(f"{part}.num_layers", num_layers)
     if isinstance(transformerlayers, Mapping):
         per_layer: list[Mapping[str, Any]] = [transformerlayers] * num_layers
     else:
@@ -250,10 +251,13 @@ def layer_configs(
 
 def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Read an entry of ``transformerlayers``; drop ``type``, and the hidden width if it is given twice."""
-    given = dict(cfg)
-    kind = given.pop("type", "PETRTransformerDecoderLayer")
-    if kind != "PETRTransformerDecoderLayer":
-        raise ValueError(f"{path}: expected type 'PETRTransformerDecoderLayer', got {kind!r}")
+    given = without_type(cfg, path, "PETRTransformerDecoderLayer")
+    attentions, ffn = given.get("attn_cfgs"), given.get("ffn_cfgs", {})
+    if not isinstance(attentions, list | tuple) or not isinstance(ffn, Mapping):
+        raise ValueError(f"{path}: expected a list as attn_cfgs, one entry each, and a dict as ffn_cfgs")
+    for i, attention in enumerate(attentions):
+        if not {"type", "embed_dims", "num_heads"} <= set(attention):
+            raise ValueError(f"{path}.attn_cfgs.{i}: expected the keys type, embed_dims and num_heads")
     hidden = given.pop("feedforward_channels", None)
     if "ffn_cfgs" not in given:
         dims = given["attn_cfgs"][0]["embed_dims"]
@@ -261,7 +265,9 @@ def read_layer(cfg: Mapping[str, Any], path: str) -> dict[str, Any]:
             "embed_dims": dims,
             "feedforward_channels": hidden or 4 * dims,
         }  # 1024 for 256, as in CMT
-    width = given["ffn_cfgs"]["feedforward_channels"]
+    width = given["ffn_cfgs"].get("feedforward_channels")
+    if width is None or "embed_dims" not in given["ffn_cfgs"]:
+        raise ValueError(f"{path}.ffn_cfgs: expected the keys embed_dims and feedforward_channels")
     if hidden not in (None, width):
         raise ValueError(f"{path}: feedforward_channels={hidden}, but ffn_cfgs.feedforward_channels={width}")
     return given

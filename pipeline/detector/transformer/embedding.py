@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from operators.grid import CAMERA, LIDAR, TokenGrid
+from pipeline.detector.transformer.config_keys import whole_number
 from pipeline.detector.transformer.initial_weights import bev_inputs, ray_inputs, whiten
 from pipeline.detector.transformer.position_encoding import (
     Cameras,
@@ -35,6 +36,9 @@ class Embedding(nn.Module):
         num_query: number of learned queries.
         depth_num: number of depth samples of a viewing ray.
 
+    Raises:
+        ValueError: one of the numbers is not a whole one of at least 1.
+
     Attributes:
         point_range: (6,) x, y, z minima and maxima in m; a subclass registers it.
         SENSORS: modalities of the memory. The features of another one are an empty tensor.
@@ -46,7 +50,8 @@ class Embedding(nn.Module):
 
     def __init__(self, in_channels: int, dims: int, num_query: int, depth_num: int) -> None:
         super().__init__()
-        self.num_query, self.depth_num = num_query, depth_num
+        self.num_query = whole_number("pts_bbox_head.num_query", num_query)
+        self.depth_num = whole_number("pts_bbox_head.depth_num", depth_num)
         self.shared_conv = _shared_conv(in_channels, dims) if LIDAR in self.SENSORS else None
         self.reference_points = nn.Embedding(self.num_query, 3)
         nn.init.uniform_(self.reference_points.weight)

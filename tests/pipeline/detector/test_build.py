@@ -9,8 +9,10 @@ import pytest
 from pipeline.config.plan import Plan, PlanError
 from pipeline.detector.build import ConfigError, build_model, load_config
 from pipeline.detector.cmt_detector import CmtDetector
+from pipeline.detector.inspection.plan_config import plan_of
 from pipeline.detector.openmmlab.optimizer import OptimError
 from pipeline.detector.weights import load_weights
+from pipeline.errors import is_user_error
 from pipeline.storage.paths import ROOT
 
 MINI = "experiments/configs/cmt_aqr_pillar_mini.py"
@@ -191,3 +193,42 @@ def test_sections_of_mmengine_s_runner_may_stand_in_a_config(tmp_path: Path) -> 
     path = tmp_path / "runner.py"
     path.write_text((ROOT / MINI).read_text() + "\ntrain_cfg = dict(by_epoch=True, max_epochs=1)\n")
     assert load_config(path).train_cfg.max_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (f"{HEAD}.transformer.type", "CmtLidarTransformer", "expected type 'CmtTransformer'"),
+        (f"{HEAD}.separate_head.type", "DCNSeparateHead", "expected type 'SeparateTaskHead'"),
+        (f"{LAYERS}.ffn_cfgs.type", "SwiGLUFFN", "expected type 'FFN'"),
+        (f"{LAYERS}.ffn_cfgs", [], "a dict as ffn_cfgs"),
+        (f"{LAYERS}.ffn_cfgs", {"type": "FFN", "embed_dims": 64}, "keys embed_dims and feedforward_channels"),
+        (f"{LAYERS}.attn_cfgs", {"type": "MultiheadAttention"}, "a list as attn_cfgs"),
+        (f"{LAYERS}.attn_cfgs.0", {"embed_dims": 64, "num_heads": 4}, "expected the keys type, embed_dims"),
+        (f"{LAYERS}.operation_order", ["norm", "self_attn"], "post-norm"),
+        (f"{HEAD}.transformer.decoder.num_layers", 0, "decoder.num_layers: expected a whole number"),
+        (f"{HEAD}.num_query", 0, "num_query: expected a whole number of at least 1, got 0"),
+        (f"{HEAD}.depth_num", 2.5, "depth_num: expected a whole number of at least 1, got 2.5"),
+        (f"{HEAD}.aqr_config.window_lidar", 0, "aqr_config.window_lidar: expected a whole number"),
+        (f"{HEAD}.bias_config.window_camera", 2.5, "bias_config.window_camera: expected a whole number"),
+        (f"{HEAD}.train_cfg.assigner.code_weights", [1, 1, 1], "assigner.code_weights: expected 10 numbers"),
+        (f"{HEAD}.tasks", [{"num_class": 5}, {"num_class": 5}], "expected one group with all classes"),
+        (f"{HEAD}.hidden_dim", "many", "."),
+    ],
+)
+def test_values_that_a_part_refuses_are_sentences(key: str, value: Any, message: str) -> None:
+    """Both commands that build say it, and neither with a traceback."""
+    for build in (build_model, lambda config, changes: plan_of(config, None, changes)):
+        with pytest.raises(ValueError, match=message) as caught:
+            build(MINI, [(key, json.dumps(value))])
+        assert is_user_error(caught.value), caught.value
+
+
+def test_a_layer_without_cross_attention_is_refused() -> None:
+    layer = load_config(MINI).model.pts_bbox_head.transformer.decoder.transformerlayers
+    changes = {
+        "operation_order": ["self_attn", "norm", "ffn", "norm"],
+        "attn_cfgs": [dict(layer.attn_cfgs[0])],
+    }
+    with pytest.raises(ConfigError, match="operation_order: expected a cross_attn"):
+        build_model(MINI, [(f"{LAYERS}.{key}", json.dumps(value)) for key, value in changes.items()])

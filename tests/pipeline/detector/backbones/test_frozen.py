@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmdet3d.models.backbones import SECOND
 from torch import Tensor, nn
 
@@ -94,3 +95,10 @@ def test_hooks_of_the_part_run(maps: Tensor) -> None:
     run_part(part, maps)
     assert seen == [part]
     assert "forward" not in part.__dict__
+
+
+@pytest.mark.parametrize("draws", [nn.Dropout(0.5), DropPath(0.5)])
+def test_what_draws_in_training_mode_is_not_frozen(draws: nn.Module) -> None:
+    part = nn.Sequential(nn.Conv2d(3, 3, 1), draws).requires_grad_(False)
+    assert not is_frozen(part.train())
+    assert is_frozen(part.eval())

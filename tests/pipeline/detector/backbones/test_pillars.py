@@ -102,6 +102,12 @@ def test_an_empty_cloud_gives_a_finite_map_and_gradients(training: bool) -> None
     assert all(p.grad is not None for p in branch.parameters()), "all workers must have the same ones"
 
 
+def test_points_of_other_columns_are_refused() -> None:
+    branch = PillarBranch(**branch_config())
+    with pytest.raises(SizeError, match=r"points have 4 columns, pts_branch.voxel_encoder.in_channels is 5"):
+        branch([torch.zeros(3, 5), torch.zeros(3, 4)])
+
+
 def test_a_sample_does_not_depend_on_its_neighbours() -> None:
     branch = PillarBranch(**branch_config()).eval()
     clouds = [torch.rand(n, 5) * 60 - 30 for n in (500, 0, 300)]

@@ -41,6 +41,16 @@ def test_fewer_queries_than_max_num_are_all_kept():
     assert (found.scores.diff() <= 0).all()
 
 
+def test_a_box_that_is_no_number_is_not_hidden():
+    """Without it a model that has diverged would detect nothing, and nobody would say so."""
+    coder, codes = MultiTaskBBoxCoder(RANGE, KEPT, 300, 10), torch.zeros(1, 4, 10)
+    codes[0, 1, 0] = torch.nan
+    codes[0, 2, 0] = torch.inf
+    (found,) = coder.decode(codes, torch.randn(1, 4, 10))
+    assert len(found.boxes) == 30
+    assert int(found.boxes.isnan().any(dim=1).sum()) == 10
+
+
 def test_a_range_upside_down_is_refused():
     with pytest.raises(ValueError, match=r"bbox_coder\.pc_range"):
         MultiTaskBBoxCoder(RANGE[3:] + RANGE[:3], KEPT, 300, 10)

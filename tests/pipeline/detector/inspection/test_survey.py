@@ -90,3 +90,35 @@ def test_what_is_no_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.py").write_text("model = 1\n")
     with pytest.raises(ConfigError, match="expected a model with a pts_bbox_head, found none"):
         survey(tmp_path / "config.py")
+
+
+@pytest.mark.parametrize(
+    ("block", "paddings"),
+    [
+        ("", ""),
+        ("", "encoder_paddings=((1,), (1, 1, 1), (1, 1, 1), ([0, 1, 1], 1, 1)),"),
+        ("block_type='basicblock',", "encoder_paddings=((0, 0, 1), (0, 0, 1), (0, 0, [0, 1, 1]), (0, 0)),"),
+    ],
+)
+def test_the_sparse_encoder_shrinks_where_its_kind_of_block_does(
+    tmp_path: Path, block: str, paddings: str
+) -> None:
+    """mmdet3d's defaults count where the config says nothing: 41 levels become 2, of 128 channels each."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"_base_ = ['{CONFIGS}/cmt_aqr_voxel0100_r50_800x320_cbgs.py']\n"
+        "model = dict(pts_middle_encoder=dict(_delete_=True, type='SparseEncoder', in_channels=5,\n"
+        f"    sparse_shape=[41, 1024, 1024], {block} {paddings} order=('conv', 'norm', 'act')))\n"
+    )
+    (join,) = [one for one in survey(path).joins if one.key == ("model", "pts_backbone", "in_channels")]
+    assert (join.takes, join.gives) == (256, 256)
+
+
+def test_what_the_detector_refuses_the_survey_reports(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"_base_ = ['{MINI}']\nmodel = dict(test_cfg=dict(pts=None), train_cfg=dict(pts=dict(grid_size=1)))\n"
+    )
+    found = survey(path)
+    assert ("CmtDetector", ("model", "test_cfg")) in found.unread
+    assert [key for key, _ in found.failed] == [("model", "train_cfg")]

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
 from pipeline.data.sample import DataError, Sample
-from pipeline.detector.openmmlab.data_samples import collate, preprocess, to_detections
+from pipeline.detector.openmmlab.data_samples import (
+    collate,
+    num_boxes,
+    preprocess,
+    read_ground_truth,
+    to_detections,
+)
 
 MakeSample = Callable[..., Sample]
 
@@ -74,3 +82,35 @@ def test_images_of_two_sizes_and_no_sample_are_refused(make_sample: MakeSample) 
         collate([make_sample(0), make_sample(1, size=(48, 120))])
     with pytest.raises(DataError, match="got none"):
         collate([])
+
+
+def truth_of(make_sample: MakeSample, labels: list[int]) -> list[Any]:
+    """A data sample whose boxes are told apart by their lengths 1, 2, ..."""
+    boxes = np.ones((len(labels), 9), np.float32)
+    boxes[:, 3] = np.arange(1, len(labels) + 1)
+    sample = replace(make_sample(0), boxes=boxes, labels=np.asarray(labels, np.int64))
+    return list(collate([sample])["data_samples"])
+
+
+def test_boxes_that_do_not_count_are_left_out(make_sample: MakeSample) -> None:
+    """mmdet3d labels objects of no class with -1."""
+    samples = truth_of(make_sample, [-1, 2, 5, -1])
+    (boxes,), (labels,) = read_ground_truth(samples, torch.device("cpu"), 10)
+    assert labels.tolist() == [2, 5]
+    assert boxes[:, 3].tolist() == [2.0, 3.0]
+    assert num_boxes(samples) == [2]
+
+
+def test_labels_that_the_head_does_not_have_are_refused(make_sample: MakeSample) -> None:
+    samples = truth_of(make_sample, [0, 3])
+    with pytest.raises(DataError, match="the label 3, the head has 3 classes"):
+        read_ground_truth(samples, torch.device("cpu"), 3)
+    assert read_ground_truth(samples, torch.device("cpu"), 4)[1][0].tolist() == [0, 3]
+
+
+def test_boxes_without_velocity_are_refused(make_sample: MakeSample) -> None:
+    (sample,) = truth_of(make_sample, [0])
+    boxes = LiDARInstance3DBoxes(torch.ones(1, 7), box_dim=7)
+    sample.gt_instances_3d = InstanceData(bboxes_3d=boxes, labels_3d=torch.tensor([0]))
+    with pytest.raises(DataError, match="boxes have 7 numbers, expected 9 with the velocity"):
+        read_ground_truth([sample], torch.device("cpu"), 10)
