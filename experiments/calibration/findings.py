@@ -180,12 +180,13 @@ def _judge(
         beyond: how far a rate is beyond the target; negative within.
     """
     rates = sorted(((rate(tally), scenario) for scenario, tally in group), key=lambda one: -beyond(one[0][0]))
-    missed = [one for one in rates if beyond(one[0][0]) > 0]
+    missed = [one for one in rates if not beyond(one[0][0]) <= 0]  # a rate of nothing is no number: missed
     shown = missed[:MOST_NAMED] or rates[:1]
     names = "; ".join(f"{scenario.label} {spell(found)}" for found, scenario in shown)
     names += "; ..." if len(missed) > MOST_NAMED else ""
     kept = f"{len(rates) - len(missed)} of {len(rates)}"
-    return Criterion(what, asked, f"{kept}; {'missed' if missed else 'nearest'}: {names}", not missed)
+    met = bool(rates) and not missed
+    return Criterion(what, asked, f"{kept}; {'missed' if missed else 'nearest'}: {names}", met)
 
 
 def spell(rate: Rate) -> str:

@@ -70,7 +70,7 @@ class Cost:
     Attributes:
         trials: numbers of trials, confirmation included.
         hours: by the clock.
-        gpu_hours: hours times GPUs; 0 on a CPU.
+        gpu_hours: of its trials, which the stopwatch is not; 0 on a CPU.
         gb: disk.
         gpus: GPUs that are busy at once.
         source: of the step time.

@@ -126,11 +126,13 @@ def fraction(factors: Sequence[Factor], halvings: int) -> Design:
         raise DesignError(
             f"{', '.join(others)} has more than two levels; a fraction takes two, use a full design or a list"
         )
-    base = len(factors) - halvings
+    base, most = len(factors) - halvings, _most_halvings(len(factors))
+    if not most:
+        raise DesignError(f"{len(factors)} factors have no fraction of resolution IV; use a full design")
     if halvings < 1 or base < 1 or len(factors) > 2 ** (base - 1):
         raise DesignError(
-            f"no fraction of {len(factors)} factors in 2^{base} arms has resolution IV; "
-            f"expected 1 to {_most_halvings(len(factors))} halvings, got {halvings}"
+            f"no fraction of {len(factors)} factors is so small and has resolution IV; expected 1 to {most} "
+            f"halvings, got {halvings}"
         )
     words = _best_words(base, halvings)
     bits = [
@@ -173,19 +175,32 @@ def listed(factors: Sequence[Factor], arms: Iterable[Arm]) -> Design:
     return Design("list", tuple(factors), tuple(arms))
 
 
-def plan_of(design: Design, arm: Arm, rest: Mapping[str, str], impl: str = "sdpa_math") -> Plan:
+def plan_of(
+    design: Design, arm: Arm, rest: Mapping[str, str], impls: str | Mapping[str, str] = "sdpa_math"
+) -> Plan:
     """Return the plan of an arm.
 
     Args:
         design: the design.
         arm: one of its arms.
         rest: choice of every other site pattern, as ``Plan.of`` takes it.
-        impl: implementation of a level that names none.
+        impls: implementation of levels that name none, or that of each level.
+
+    Raises:
+        DesignError: a level has no implementation.
     """
     choices: dict[str, Choice | str] = dict(rest)
     for site, level in zip(design.sites, arm, strict=True):
-        choices[site] = level if "/" in level else f"{level}/{impl}"
+        choices[site] = level if "/" in level else f"{level}/{_impl_of(level, impls)}"
     return Plan.of(choices)
+
+
+def _impl_of(level: str, impls: str | Mapping[str, str]) -> str:
+    if isinstance(impls, str):
+        return impls
+    if level not in impls:
+        raise DesignError(f"the level {level!r} has no implementation; name it in impls ({', '.join(impls)})")
+    return impls[level]
 
 
 def level_of(choice: Choice) -> str:

@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.recipes.decision_rule import DecisionRule
-from experiments.recipes.factorial import Design
+from experiments.recipes.factorial import Design, plan_of
 from experiments.recipes.recipe import Recipe, trials_of
-from pipeline.config.plan import Plan
 from pipeline.config.settings import TrialSettings
 
 
@@ -26,16 +25,17 @@ def layer_study(
     Args:
         base: settings of all trials; its ``study`` is the name of the study, its plan does not count.
         design: arms.
-        impls: level -> the implementation that computes it at the design's sites.
+        impls: level -> the implementation that computes it at the design's sites; a level such as
+            ``window/lowrank@16`` names its own.
         rest: pattern of the other sites -> their choice.
         seeds: the blocks, in the order in which they run.
         rule: its sites, seeds, arms and looks are filled in, where it names none.
         fields: further fields of ``Recipe``, such as ``confirmation_seeds`` and ``early_stopping``.
+
+    Raises:
+        DesignError: a level has no implementation.
     """
-    plans = {}
-    for arm in design.arms:
-        sites = zip(design.sites, arm, strict=True)
-        plans[arm] = Plan.of({**rest, **{site: f"{level}/{impls[level]}" for site, level in sites}})
+    plans = {arm: plan_of(design, arm, rest, impls) for arm in design.arms}
     levels = dict.fromkeys(level for factor in design.factors for level in factor.levels)
     _, *treatments = levels
     made = Recipe(

@@ -7,7 +7,7 @@ arm with a bias starts at a disadvantage. A trial therefore takes a whole epoch.
 from dataclasses import replace
 
 from experiments.recipes.decision_rule import SCREENING, DecisionRule
-from experiments.recipes.factorial import Arm, Design, Factor, fraction, full
+from experiments.recipes.factorial import Arm, Design, Factor, fraction, full, plan_of
 from experiments.recipes.fine_tuning import KEPT_STATISTICS
 from experiments.recipes.layer_study import layer_study
 from experiments.recipes.recipe import EarlyStoppingRule, Recipe, trials_of
@@ -64,7 +64,7 @@ def _base(study: str, size: str, workers: int) -> TrialSettings:
 
 def plan_of_arm(design: Design, arm: Arm) -> Plan:
     """Return the plan of an arm of a full-size model, each bias with its implementation."""
-    return Plan.of(REST | {s: f"{level}/{IMPLS[level]}" for s, level in zip(design.sites, arm, strict=True)})
+    return plan_of(design, arm, REST, IMPLS)
 
 
 def quarter() -> Design:

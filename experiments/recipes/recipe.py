@@ -131,11 +131,22 @@ class Recipe:
             self._refuse_bad_design(self.design)
         if self.early_stopping is not None:
             self._refuse_bad_early_stopping(self.early_stopping)
+        self._refuse_bad_numbers()
         used = {settings.seed for settings in self.trials} & set(self.confirmation_seeds)
         if used:
             raise RecipeError(f"recipe {self.name}: confirmation needs fresh seeds, and {min(used)} is used")
         if self.confirmation_seeds and self.rule is None:
             raise RecipeError(f"recipe {self.name}: without a rule there is nothing to confirm")
+
+    def _refuse_bad_numbers(self) -> None:
+        for field in ("concurrent_trials", "arms_per_worker"):
+            number = getattr(self, field)
+            if number is not None and number < 1:
+                raise RecipeError(f"recipe {self.name}: {field} is {number}; expected 1 or more, or None")
+        if len(set(self.confirmation_seeds)) < len(self.confirmation_seeds):
+            raise RecipeError(
+                f"recipe {self.name}: confirmation_seeds names a seed twice: {list(self.confirmation_seeds)}"
+            )
 
     def _refuse_bad_names(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):

@@ -158,7 +158,8 @@ def _read_header(path: Path, digest: str, frozen: FrozenPart) -> int:
         raise CheckpointError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: state format {header.get('format')}, this code reads {FORMAT}; delete this checkpoint"
+            f"{path}: state format {header.get('format')}, this code reads {FORMAT}; delete this checkpoint, "
+            "and its copy if the study has a --storage"
         )
     if header.get("settings") != digest:
         raise CheckpointError(
@@ -168,7 +169,8 @@ def _read_header(path: Path, digest: str, frozen: FrozenPart) -> int:
     if header.get("frozen") != frozen.digest:
         raise CheckpointError(
             f"{path}: the frozen weights are others than when it was written; put back the weights that the "
-            "trial began with, or start it in a new folder"
+            "trial began with (without any: use the kind of machine that it began on), or start it in a new "
+            "folder"
         )
     return int(header["step"])
 

@@ -12,15 +12,15 @@ from experiments.recipes.recipe import Recipe
 from pipeline.config.settings import TrialSettings
 
 ARMS = 16
-"""Trials of a cohort; two or more need no more memory than an H200 has (docs/studies/cohort)."""
+"""Most trials of a cohort; two or more need no more memory than an H200 has (docs/studies/cohort)."""
 
 PARTS = {"voxel0100_r50_800x320": (0.0169, 0.0378), "voxel0075_vov_1600x640": (0.0367, 0.0369)}
 """Part of a config's name -> seconds of the frozen trunk and of an arm's own part of a step, on one H200 at
 ``Speed.batch`` samples (docs/studies/step)."""
 
-COHORT_STEP_S = {"voxel0100_r50_800x320": (16, 0.590)}
+COHORT_STEP_S = {"voxel0100_r50_800x320": (16, 0.590), "voxel0075_vov_1600x640": (16, 0.587)}
 """Part of a config's name -> arms of a cohort, and seconds of a step of all of them, on one H200
-(docs/studies/cohort); without one it is trunk + arms x own part."""
+(docs/studies/cohort, docs/studies/generated); without one it is trunk + arms x own part."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class MachineCost:
     Attributes:
         machine: see there.
         alone: hours if its trials run one after the other, each on all GPUs.
-        in_cohorts: hours if they run in cohorts of ``ARMS``.
+        in_cohorts: hours if they run in cohorts of ``arms``.
+        arms: trials of a cohort: those of a seed, at most ``ARMS``.
     """
 
     machine: Machine
     alone: tuple[float, float]
     in_cohorts: tuple[float, float]
+    arms: int
 
     def dollars(self, hours: tuple[float, float], per_gpu_hour: float) -> tuple[float, float]:
         """Return what hours of the machine cost."""
@@ -67,7 +69,10 @@ class MachineCost:
 
 
 def machine_costs(recipe: Recipe) -> list[MachineCost]:
-    """Return what a study takes on each of ``MACHINES``; nothing if its model was not measured on a GPU."""
+    """Return what a study takes on each of ``MACHINES`` whose GPUs divide the frames of a step.
+
+    Nothing if its model was not measured on a GPU.
+    """
     first, cost, frames = recipe.trials[0], cost_of(recipe), evaluated_frames(recipe)
     speed = speed_of(first)
     if speed is None or cost is None or frames is None or first.device != "cuda":
@@ -75,16 +80,19 @@ def machine_costs(recipe: Recipe) -> list[MachineCost]:
     if speed.config not in PARTS:
         return []
     found = []
+    of_a_seed = min(ARMS, sum(settings.seed == first.seed for settings in recipe.trials))
     for machine in MACHINES:
+        if first.train.batch_size * first.num_workers % machine.gpus:
+            continue  # no trial can have a part of a frame on a GPU
         spread = _spread(first, machine.gpus)
         alone, shared = (
             tuple(
                 trials * trial_hours(spread, speed, frames, arms, slower)
                 for trials, slower in zip(cost.trials, machine.slower, strict=True)
             )
-            for arms in (1, ARMS)
+            for arms in (1, of_a_seed)
         )
-        found.append(MachineCost(machine, (alone[0], alone[1]), (shared[0], shared[1])))
+        found.append(MachineCost(machine, (alone[0], alone[1]), (shared[0], shared[1]), of_a_seed))
     return found
 
 
@@ -119,5 +127,5 @@ def _cohort_step(config: str, arms: int) -> float:
 def _spread(settings: TrialSettings, gpus: int) -> TrialSettings:
     """Return a trial on so many GPUs, with as many frames a step of all together as before."""
     together = settings.train.batch_size * settings.num_workers
-    train = replace(settings.train, batch_size=max(1, together // gpus))
+    train = replace(settings.train, batch_size=together // gpus)
     return replace(settings, num_workers=gpus, train=train)

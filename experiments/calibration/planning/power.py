@@ -112,6 +112,8 @@ class Power:
         margin = f"{self.size.rule.equivalence_margin:g} points"
         seeds = f"{self.size.seeds} seed{'s' if self.size.seeds > 1 else ''}"
         trials = f"{self.size.trials} trials ({len(self.size.arms)} arms, {seeds})"
+        if not self.size.tells_sites_apart:
+            return f"the arms of {trials} cannot tell the sites apart: the study decides nothing."
         if not self.is_judged:
             return (
                 f"{trials} leave no degree of freedom to estimate the noise from: the study decides nothing."

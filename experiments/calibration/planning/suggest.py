@@ -55,8 +55,9 @@ def suggest(factors: list[Factor], rule: DecisionRule, most_trials: float) -> Su
     if not allowed:
         least = min((made.trials for made in judged), default=0)
         needs = f"the smallest that can takes {least}" if least else f"none of {MOST_SEEDS} seeds can"
+        allowance = "" if math.isinf(most_trials) else f" in {most_trials:.0f} trials"
         raise AnalysisError(
-            f"a study of {len(factors)} sites in {most_trials:.0f} trials can decide nothing at a margin of "
+            f"a study of {len(factors)} sites{allowance} can decide nothing at a margin of "
             f"{rule.equivalence_margin:g} points; {needs}"
         )
     margin = rule.equivalence_margin
@@ -81,7 +82,7 @@ def _rule_of(design: Design, rule: DecisionRule) -> DecisionRule:
 
 
 def _designs(factors: list[Factor]) -> Iterator[tuple[Design, int]]:
-    """Yield designs with at most ``MOST_ARMS`` arms."""
+    """Yield designs: the full one and fractions with at most ``MOST_ARMS`` arms, one at a time with any."""
     several = max(len(factor.levels) for factor in factors) > 2
     if math.prod(len(factor.levels) for factor in factors) <= MOST_ARMS:
         yield full(factors), 0

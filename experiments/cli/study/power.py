@@ -114,7 +114,7 @@ def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Termin
     """
     from rich.table import Table
 
-    from experiments.calibration.planning.machine_cost import ARMS, machine_costs
+    from experiments.calibration.planning.machine_cost import machine_costs
     from experiments.recipes.cost import span
 
     costs = machine_costs(chosen)
@@ -127,7 +127,7 @@ def show_machines(chosen: "Recipe", per_gpu_hour: float | None, console: "Termin
         )
     if not costs:
         return
-    ways = ("one at a time", f"in cohorts of {ARMS}")
+    ways = ("one at a time", f"in cohorts of {costs[0].arms}")
     table = Table(
         "machine", *(f"{way}, h" for way in ways), box=None, title="Computed:", title_justify="left"
     )

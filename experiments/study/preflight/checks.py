@@ -42,9 +42,12 @@ def check_power(recipe: Recipe) -> None:
     size = size_of(recipe)
     planned = Power(size, expected_sources(size))
     if not planned.can_decide:
+        more = f"more seeds (`biaswise study power {recipe.word}` shows how many)"
+        if not size.tells_sites_apart:
+            more = "arms in which the sites vary by themselves"
         raise StudyError(
-            f"recipe {recipe.name}: {planned.in_words()} Give it more seeds (`biaswise study power "
-            f"{recipe.word}` shows how many), or run it all the same with --underpowered"
+            f"recipe {recipe.name}: {planned.in_words()} Give it {more}, or run it all the same with "
+            "--underpowered"
         )
 
 

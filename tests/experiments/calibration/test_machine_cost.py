@@ -1,5 +1,7 @@
 """What a study takes on other machines, added up by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.calibration.planning import machine_cost
@@ -7,6 +9,7 @@ from experiments.calibration.planning.machine_cost import ARMS, PARTS, machine_c
 from experiments.recipes.cost import cost_of, speed_of
 from experiments.recipes.mini import demo
 from experiments.recipes.nuscenes import r50_waves
+from experiments.recipes.registry import recipe
 
 FRAMES, STEPS, LOADERS = 6019 * 5, 1758, 6
 
@@ -52,3 +55,17 @@ def test_a_measured_cohort_counts(monkeypatch):
 
 def test_nothing_is_said_of_a_study_on_a_cpu():
     assert machine_costs(demo()) == []
+
+
+def test_a_machine_whose_gpus_do_not_divide_the_frames_of_a_step_is_left_out():
+    """A step of this study has four frames, which eight GPUs cannot share."""
+    assert [cost.machine.name for cost in machine_costs(recipe("r50_generated"))] == ["1 x H200"]
+
+
+def test_a_cohort_holds_the_trials_of_one_seed_alone():
+    made = r50_waves()
+    few = replace(
+        made, trials=made.trials[:7], design=None, rule=None, confirmation_seeds=(), early_stopping=None
+    )
+    assert [cost.arms for cost in machine_costs(few)] == [7, 7, 7]
+    assert [cost.arms for cost in machine_costs(made)] == [ARMS] * 3

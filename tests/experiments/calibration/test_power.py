@@ -73,6 +73,18 @@ def test_a_study_that_decides_nothing_is_refused_unless_told_to():
         check_power(single)
 
 
+def test_arms_that_cannot_tell_sites_apart_are_refused_for_that():
+    """More seeds would not help: both sites always change together."""
+    made = recipe("demo_waves")
+    together = [one for one in made.trials if len({str(one.plan[site]) for site in made.sites}) == 1]
+    rule = replace(made.rule, arms=())
+    made = replace(made, trials=tuple(together), design=None, rule=rule, early_stopping=None)
+    with pytest.raises(
+        StudyError, match=r"cannot tell the sites apart.*Give it arms in which"
+    ):
+        check_power(made)
+
+
 def test_the_assumed_noise_is_that_of_the_demo():
     report = (ROOT / "docs/studies/demo/version_0.1/report.md").read_text(encoding="utf-8")
     measured = re.search(r"One trial's noise is ([\d.]+) points", report)

@@ -57,6 +57,21 @@ def test_a_fraction_below_resolution_four_is_refused():
         fraction(factors(6), 3)
 
 
+def test_few_factors_have_no_fraction():
+    with pytest.raises(DesignError, match="3 factors have no fraction of resolution IV; use a full design"):
+        fraction(factors(3), 1)
+
+
+def test_a_level_has_the_implementation_that_it_names_or_its_own():
+    levels = ("none", "window", "window/lowrank@16")
+    design = listed([Factor("decoder.0.cross", levels)], [(level,) for level in levels])
+    impls = {"none": "sdpa_flash", "window": "rects"}
+    plans = [str(plan_of(design, arm, {}, impls)).partition("=")[2] for arm in design.arms]
+    assert plans == ["none/sdpa_flash", "window/rects", "window/lowrank@16"]
+    with pytest.raises(DesignError, match="the level 'window' has no implementation; name it in impls"):
+        plan_of(design, ("window",), {}, {"none": "sdpa_flash"})
+
+
 def test_a_fraction_takes_two_levels():
     with pytest.raises(DesignError, match="more than two levels"):
         fraction([*factors(5), Factor("x", ("none", "window", "global"))], 2)
@@ -98,6 +113,6 @@ def test_an_arm_becomes_a_plan_and_a_plan_its_levels():
     levels = ("none", "window", "window/lowrank@16")
     design = full([Factor("a", levels), Factor("b", levels)])
     for arm in design.arms:
-        plan = plan_of(design, arm, {"c": "local/sdpa_math"}, impl="rects")
+        plan = plan_of(design, arm, {"c": "local/sdpa_math"}, impls="rects")
         assert (level_of(plan["a"]), level_of(plan["b"])) == arm
     assert level_of(Choice("global", "lowrank")) == "global"  # exact: an implementation, no level

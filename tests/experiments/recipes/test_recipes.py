@@ -118,6 +118,19 @@ def test_two_equal_trials_are_refused():
         replace(demo(), trials=(demo().trials[0],) * 2)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"concurrent_trials": 0}, "concurrent_trials is 0; expected 1 or more"),
+        ({"arms_per_worker": -1}, "arms_per_worker is -1; expected 1 or more"),
+        ({"confirmation_seeds": (100, 101, 100)}, "names a seed twice"),
+    ],
+)
+def test_numbers_that_a_study_would_trip_over_later_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        replace(demo_waves(), **changes)
+
+
 def test_a_factor_that_no_plan_names_is_refused():
     with pytest.raises(PlanError, match=r"no site 'decoder\.7\.cross'"):
         replace(demo(), sites=("decoder.7.cross",))
