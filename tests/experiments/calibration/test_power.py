@@ -79,9 +79,7 @@ def test_arms_that_cannot_tell_sites_apart_are_refused_for_that():
     together = [one for one in made.trials if len({str(one.plan[site]) for site in made.sites}) == 1]
     rule = replace(made.rule, arms=())
     made = replace(made, trials=tuple(together), design=None, rule=rule, early_stopping=None)
-    with pytest.raises(
-        StudyError, match=r"cannot tell the sites apart.*Give it arms in which"
-    ):
+    with pytest.raises(StudyError, match=r"cannot tell the sites apart.*Give it arms in which"):
         check_power(made)
 
 
