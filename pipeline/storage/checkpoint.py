@@ -158,8 +158,7 @@ def _read_header(path: Path, digest: str, frozen: FrozenPart) -> int:
         raise CheckpointError(f"{path}: cannot read state.json ({error}); delete this checkpoint") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: state format {header.get('format')}, this code reads {FORMAT}; delete this checkpoint, "
-            "and its copy if the study has a --storage"
+            f"{path}: state format {header.get('format')}, this code reads {FORMAT}; delete this checkpoint"
         )
     if header.get("settings") != digest:
         raise CheckpointError(

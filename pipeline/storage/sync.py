@@ -209,6 +209,11 @@ class StudySync:
             if PurePosixPath(name).parent.name == steps[-1]:
                 self.store.download(name, partial / PurePosixPath(name).name)
         partial.rename(place / steps[-1])
+        here = self.folder / unit
+        fetched = {path.relative_to(here).as_posix(): stamp(path) for path in (place / steps[-1]).iterdir()}
+        write_sync_state(
+            here, read_sync_state(here) | fetched
+        )  # the copy has it, and loses it with the folder
 
     def _make_way(self, unit: str) -> None:
         """Clear the folder of a trial that was resumed elsewhere; put aside rows that only it has."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,25 @@ def test_cut_off_anywhere_the_copy_can_be_gone_on_with(s3, here, tmp_path):
             assert {path.name for path in state.iterdir()} == {"tensors.safetensors", "state.json"}
             assert (there / TRIAL / "rows.jsonl").read_bytes() == (here / TRIAL / "rows.jsonl").read_bytes()
         assert (there / TRIAL / "status.json").exists() == (cut == len(names))
+
+
+def test_a_fetched_checkpoint_is_not_sent_back_and_leaves_the_bucket_with_its_folder(s3, here, there):
+    """Who is told to delete a checkpoint can: otherwise it would come down again."""
+    fill(here)
+    StudySync(f"{s3.uri}/study", here).upload_study()
+    other = StudySync(f"{s3.uri}/study", there)
+    other.download_study()
+    other.download(TRIAL)
+    sent = []
+    upload = other.store.upload
+    object.__setattr__(other.store, "upload", lambda source, path: (sent.append(path), upload(source, path)))
+    other.upload_study()
+    assert sent == []
+    shutil.rmtree(there / TRIAL / "checkpoints/step_00000010")
+    other.upload_study()
+    other.download(TRIAL)
+    assert newest_checkpoint(there / TRIAL / "checkpoints") is None
+    assert not [name for name in s3.objects() if "checkpoints" in name]
 
 
 def test_old_checkpoints_leave_the_bucket_and_nothing_else_does(s3, here):
