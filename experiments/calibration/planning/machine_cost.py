@@ -18,9 +18,9 @@ PARTS = {"voxel0100_r50_800x320": (0.0169, 0.0378), "voxel0075_vov_1600x640": (0
 """Part of a config's name -> seconds of the frozen trunk and of an arm's own part of a step, on one H200 at
 ``Speed.batch`` samples (docs/studies/step)."""
 
-COHORT_STEP_S = {"voxel0100_r50_800x320": (16, 0.590), "voxel0075_vov_1600x640": (16, 0.587)}
+COHORT_STEP_S = {"voxel0100_r50_800x320": (16, 0.590)}
 """Part of a config's name -> arms of a cohort, and seconds of a step of all of them, on one H200
-(docs/studies/cohort, docs/studies/generated); without one it is trunk + arms x own part."""
+(docs/studies/cohort); without one it is trunk + arms x own part."""
 
 
 @dataclass(frozen=True)

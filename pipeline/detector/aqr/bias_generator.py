@@ -23,7 +23,6 @@ from operators.forms import Bias
 from operators.spec import WEIGHTED_KINDS, WINDOWED_KINDS
 from operators.window_bias import FALL_OFFS, WindowBias
 from pipeline.detector.aqr.projection import ProjectedQueries
-from pipeline.detector.transformer.config_keys import whole_number
 
 SATURATION = 5.0  # logits: a larger shift hardly changes a softmax (the published code clamps here, too)
 
@@ -108,10 +107,11 @@ class AttentionBiasGenerator(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         low, high = scale_range
-        if min(window_lidar, window_camera) < 1 or min(sigma, max_bias) <= 0 or not 0 < low <= scale <= high:
+        whole = all(isinstance(size, int) and size >= 1 for size in (window_lidar, window_camera))
+        if not whole or min(sigma, max_bias) <= 0 or not 0 < low <= scale <= high:
             raise BiasConfigError(
-                "expected windows >= 1 cell, sigma and max_bias > 0, and 0 < low <= scale <= high, got "
-                f"windows {window_lidar} and {window_camera}, sigma={sigma}, max_bias={max_bias}, "
+                "expected windows >= 1 cell in whole numbers, sigma and max_bias > 0, and 0 < low <= scale <= "
+                f"high, got windows {window_lidar} and {window_camera}, sigma={sigma}, max_bias={max_bias}, "
                 f"scale={scale} in {scale_range}"
             )
         if fall_off not in (UNIFORM, *FALL_OFFS) or num_scales < 1:
@@ -120,10 +120,7 @@ class AttentionBiasGenerator(BaseModule):
                 f"expected fall_off {known} and num_scales >= 1, got "
                 f"fall_off={fall_off!r}, num_scales={num_scales}"
             )
-        self.window_sizes = (
-            whole_number("bias_config.window_lidar", window_lidar),
-            whole_number("bias_config.window_camera", window_camera),
-        )
+        self.window_sizes = (window_lidar, window_camera)
         self.default_kind = "global" if not use_local_bias else kind_of(fall_off)
         self.sigma = sigma
         self.scale_range = (float(low), float(high))

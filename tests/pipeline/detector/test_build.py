@@ -210,7 +210,7 @@ def test_sections_of_mmengine_s_runner_may_stand_in_a_config(tmp_path: Path) -> 
         (f"{HEAD}.num_query", 0, "num_query: expected a whole number of at least 1, got 0"),
         (f"{HEAD}.depth_num", 2.5, "depth_num: expected a whole number of at least 1, got 2.5"),
         (f"{HEAD}.aqr_config.window_lidar", 0, "aqr_config.window_lidar: expected a whole number"),
-        (f"{HEAD}.bias_config.window_camera", 2.5, "bias_config.window_camera: expected a whole number"),
+        (f"{HEAD}.bias_config.window_camera", 2.5, "expected windows >= 1 cell in whole numbers"),
         (f"{HEAD}.train_cfg.assigner.code_weights", [1, 1, 1], "assigner.code_weights: expected 10 numbers"),
         (f"{HEAD}.tasks", [{"num_class": 5}, {"num_class": 5}], "expected one group with all classes"),
         (f"{HEAD}.hidden_dim", "many", "."),
