@@ -111,8 +111,8 @@ class AttentionBiasGenerator(BaseModule):
         if not whole or min(sigma, max_bias) <= 0 or not 0 < low <= scale <= high:
             raise BiasConfigError(
                 "expected windows >= 1 cell in whole numbers, sigma and max_bias > 0, and 0 < low <= scale "
-                f"<= high, got windows {window_lidar} and {window_camera}, sigma={sigma}, max_bias={max_bias}, "
-                f"scale={scale} in {scale_range}"
+                f"<= high, got windows {window_lidar} and {window_camera}, sigma={sigma}, "
+                f"max_bias={max_bias}, scale={scale} in {scale_range}"
             )
         if fall_off not in (UNIFORM, *FALL_OFFS) or num_scales < 1:
             known = " or ".join(map(repr, (UNIFORM, *FALL_OFFS)))
